@@ -1,0 +1,216 @@
+"""The command line: parse, resolve, call one function, print its result.
+
+Exit status: 0 fine, 2 the user's input or settings (one clear line), 143 stopped on request after saving, 1 a fault
+of ours (with a traceback). Frameworks are imported only by the verb that needs them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seqmodels import __version__
+from seqmodels.core import terminal
+from seqmodels.core.errors import InterruptedRunError, SeqmodelsError
+from seqmodels.registry.rooms import ROOMS
+
+STOPPED = 143  # 128 + SIGTERM, as a shell reports it
+
+
+class _Parser(argparse.ArgumentParser):
+    """Report a wrong command line in one line, like every other fault of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser: one sub-command for each verb."""
+    top = _Parser(prog="seqmodels", description="Train, track, version and serve sequencing models.")
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    _add_data(verbs)
+    _add_room_verbs(verbs)
+    _add_registry_verbs(verbs)
+    _add_use_verbs(verbs)
+    return top
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str, *, room: bool = True) -> Any:
+    made = verbs.add_parser(name, help=text, description=text)
+    made.set_defaults(run=run)
+    if room:
+        made.add_argument("room", metavar="ROOM", help=f"one of: {', '.join(ROOMS)}")
+    return made
+
+
+def _path(text: str) -> Path | None:
+    """Read an optional path; MLproject hands over an empty text for "not given"."""
+    return Path(text) if text else None
+
+
+def _add_data(verbs: Any) -> None:
+    data = _verb(verbs, "data", _data, "make data/ from params/, or compare it with data.dvc", room=False)
+    data.add_argument("action", choices=("build", "check"))
+    data.add_argument("room", nargs="?", default="", metavar="ROOM", help="one room only (build)")
+    data.add_argument("--update", action="store_true", help="build, and pin what was built in data.dvc")
+
+
+def _add_room_verbs(verbs: Any) -> None:
+    simulate = _verb(verbs, "simulate", _simulate, "write data with known truth")
+    simulate.add_argument("--transcriptome", default="", metavar="FASTA", help="cDNA from here (reads)")
+    train = _verb(verbs, "train", _train, "train a model as one tracked run")
+    for made in (simulate, train):
+        made.add_argument("--params", type=Path, required=True, help="settings file")
+        made.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
+    simulate.add_argument("--out", type=Path, required=True, help="folder to write")
+    train.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
+    train.add_argument("--out", type=_path, default=None, help="folder to write (default: build/ROOM/runs/RUN_ID)")
+    train.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    train.add_argument("--resume", default="", metavar="RUN_ID", help="continue this run from its last checkpoint")
+    train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
+    train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
+    evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on data it was not trained on")
+    evaluate.add_argument("--model", required=True, help="folder, models:/NAME@ALIAS or run id")
+    evaluate.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def _add_registry_verbs(verbs: Any) -> None:
+    register = _verb(verbs, "register", _register, "make a finished run's model a version, alias candidate")
+    register.add_argument("--run", required=True, dest="run_id", help="run id, or a folder with run.json")
+    promote = _verb(verbs, "promote", _promote, "make the candidate the champion, if it passes its gates", room=False)
+    promote.add_argument("name", help="registered model")
+    promote.add_argument("--version", default="", help="another version than the candidate")
+    promote.add_argument("--force", action="store_true", help="promote whatever the gates say; recorded as a tag")
+    models = _verb(verbs, "models", _models, "list registered models, or the columns of one", room=False)
+    models.add_argument("uri", nargs="?", default="", metavar="URI")
+    export = _verb(verbs, "export", _export, "write a registered model as a self-contained folder", room=False)
+    export.add_argument("uri", metavar="URI")
+    export.add_argument("folder", type=Path, metavar="DIR")
+
+
+def _add_use_verbs(verbs: Any) -> None:
+    annotate = _verb(verbs, "annotate", _annotate, "add a model's columns to the user's data")
+    annotate.add_argument("input", type=Path, metavar="INPUT", help="reads: FASTQ or FASTA, plain or gzip, or a folder")
+    annotate.add_argument("--model", required=True, help="folder, models:/NAME@ALIAS or run id")
+    annotate.add_argument("--out", type=Path, required=True, help="folder to write")
+    annotate.add_argument(
+        "--whitelist", type=_path, default=None, metavar="FILE", help="barcodes that may occur (reads)"
+    )
+    annotate.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
+    main = _verb(verbs, "main", _main, "every step of every room, from data to first annotations", room=False)
+    main.add_argument("--profile", default="demo", help="settings: params/ROOM/PROFILE.yaml")
+
+
+def _data(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import dataset
+
+    return dataset.check() if args.action == "check" else dataset.build(args.room or None, update=args.update)
+
+
+def _simulate(args: argparse.Namespace) -> Any:
+    from seqmodels.core.data import folder_written_whole
+    from seqmodels.registry import rooms
+
+    rooms.check(args.room, "simulate")
+    overrides = args.overrides
+    if args.transcriptome:
+        overrides += f" 'simulate.transcriptome={args.transcriptome}'"
+    config = rooms.settings(args.room, args.params, overrides)
+    with folder_written_whole(args.out) as folder:
+        return rooms.part(args.room, "simulate").simulate(config, folder)
+
+
+def _train(args: argparse.Namespace) -> Any:
+    from seqmodels.core.loop import TrainOptions
+    from seqmodels.registry import dataset, rooms
+
+    rooms.check(args.room, "train")
+    config = rooms.settings(args.room, args.params, args.overrides)
+    data = dataset.ensure(args.room, args.data)
+    options = TrainOptions(args.device, args.resume or None, not args.no_track, args.overwrite)
+    return rooms.part(args.room, "train").train(config, data, args.out, options)
+
+
+def _evaluate(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import dataset, promotion, rooms
+
+    rooms.check(args.room, "evaluate")
+    return promotion.evaluate(args.room, args.model, dataset.ensure(args.room, args.data), args.out)
+
+
+def _register(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import store
+
+    return store.register(args.room, store.run_id_of(args.run_id))
+
+
+def _promote(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import promotion
+
+    return promotion.promote(args.name, version=args.version or None, force=args.force)
+
+
+def _models(args: argparse.Namespace) -> Any:
+    from seqmodels.core.report import text_table
+    from seqmodels.registry import store
+
+    if args.uri:
+        sides = store.columns(args.uri)
+        return text_table(["side", "column", "type"], [[side, *column] for side in sides for column in sides[side]])
+    rows = store.models()
+    return text_table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "no registered models"
+
+
+def _export(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import store
+
+    store.export(args.uri, args.folder)
+    return str(args.folder)
+
+
+def _annotate(args: argparse.Namespace) -> Any:
+    from seqmodels.apply import annotate
+    from seqmodels.registry import rooms
+
+    rooms.check(args.room, "annotate")
+    return annotate.annotate(
+        args.room, args.input, model=args.model, out=args.out, whitelist=args.whitelist, overwrite=args.overwrite
+    )
+
+
+def _main(args: argparse.Namespace) -> Any:
+    from seqmodels.apply import pipeline
+
+    return pipeline.run_all(args.profile)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status."""
+    args = parser().parse_args(argv)
+    terminal.set_up_logging()
+    try:
+        result = args.run(args)
+    except InterruptedRunError as error:
+        print(f"seqmodels: {error}", file=sys.stderr)
+        return STOPPED
+    except SeqmodelsError as error:
+        print(f"seqmodels: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("seqmodels: stopped", file=sys.stderr)
+        return 130
+    print(result if isinstance(result, str) else json.dumps(result, indent=1))
+    return 0
+
+
+def entry() -> NoReturn:
+    """Run as the console command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

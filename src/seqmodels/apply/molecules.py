@@ -1,0 +1,113 @@
+"""From a model's answer to molecules: one row for every molecule found in a read, with the columns users know.
+
+A valid read is one molecule. A read of several is split: each becomes a row ``<ReadName>__frag<k>`` with its own part
+of the read, and the whole read stays among the invalid ones. Positions are 0-based, half-open, within ``read``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seqmodels.apply.demultiplex import oriented
+from seqmodels.core.dna import reverse_complement_text
+
+WINDOW = 3  # bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or two
+
+
+@dataclass(frozen=True, slots=True)
+class Molecule:
+    """One molecule: its row of the table, and what demultiplexing needs of it."""
+
+    row: dict[str, Any]
+    windows: dict[str, str]
+    cdna: tuple[str, str | None]
+    umi: str
+    parent: int
+
+
+def split(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int) -> list[Molecule]:
+    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules; none if nothing valid is in it."""
+    fragments = answer["fragments"]
+    is_valid = answer["architecture"] == "valid"
+    found = []
+    for number, fragment in enumerate(fragments, start=1):
+        start, end = (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
+        inside = [s for s in answer["segments"] if s["start"] >= start and s["end"] <= end]
+        name = record.name if is_valid else f"{record.name}__frag{number}"
+        reason = "valid" if is_valid else f"split from concatenated (frag {number}/{len(fragments)})"
+        qualities = record.qualities
+        piece = (record.sequence[start:end], qualities[start:end] if qualities is not None else None)
+        shifted = [{**s, "start": s["start"] - start, "end": s["end"] - start} for s in inside]
+        span = (fragment["start"] - start, fragment["end"] - start)
+        row = {"ReadName": name, "read_length": end - start, "read": piece[0], "base_qualities": piece[1]}
+        row |= segment_columns(shifted, served, span, fragment["orientation"])
+        row |= {"architecture": "valid", "reason": reason, "orientation": fragment["orientation"]}
+        row |= {"parent": record.name, "parent_start": start}
+        found.append(_molecule(row, piece, (shifted, span), served, parent))
+    return found
+
+
+def _molecule(
+    row: dict[str, Any],
+    piece: tuple[str, str | None],
+    places: tuple[list[dict[str, Any]], tuple[int, int]],
+    served: Mapping[str, Any],
+    parent: int,
+) -> Molecule:
+    """Cut barcode windows, cDNA and UMI out of a molecule, all in the orientation in which they are used."""
+    (sequence, qualities), (segments, span), turn = piece, places, row["orientation"]
+    within = [s for s in segments if s["start"] >= span[0] and s["end"] <= span[1]]
+    windows = {}
+    for name in served["barcodes"]:
+        first = next((s for s in within if s["label"] == name), None)
+        if first is None:
+            windows[name] = ""
+            continue
+        row[f"{name}_Sequences"] = sequence[first["start"] : first["end"]]
+        window = sequence[max(0, first["start"] - WINDOW) : first["end"] + WINDOW]
+        windows[name] = reverse_complement_text(window) if turn == "-" else window
+    inserts = [s for s in within if s["label"] == served["insert"]]
+    start, end = (inserts[0]["start"], inserts[-1]["end"]) if inserts else (0, 0)
+    cdna = oriented(
+        sequence[start:end],
+        qualities[start:end] if qualities is not None else None,
+        orientation=turn,
+        strand=served["strand"],
+    )
+    umis = [sequence[s["start"] : s["end"]] for s in within if s["label"] in served["umis"]]
+    umi = "".join(oriented(one, None, orientation=turn, strand=served["strand"])[0] for one in umis)
+    return Molecule(row, windows, cdna, umi, parent)
+
+
+def segment_columns(
+    segments: Sequence[Mapping[str, Any]], served: Mapping[str, Any], span: tuple[int, int], orientation: str
+) -> dict[str, Any]:
+    """Write segments as ``<label>_Starts``, ``_Ends`` (joined by ", ") and ``_Confidence`` (the least of them).
+
+    cDNA outside ``span``, the molecule's own part, is a random end: ``random_s`` where the molecule begins in the
+    orientation of the read, ``random_e`` where it ends.
+    """
+    before, after = ("random_s", "random_e") if orientation != "-" else ("random_e", "random_s")
+    grouped: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*served["labels"], before, after)}
+    for segment in segments:
+        name = segment["label"]
+        if name == served["insert"] and segment["end"] <= span[0]:
+            name = before
+        elif name == served["insert"] and segment["start"] >= span[1]:
+            name = after
+        grouped[name].append(segment)
+    columns: dict[str, Any] = {}
+    for name in (*served["labels"], "random_s", "random_e"):
+        found = grouped[name]
+        columns[f"{name}_Starts"] = ", ".join(str(s["start"]) for s in found)
+        columns[f"{name}_Ends"] = ", ".join(str(s["end"]) for s in found)
+        columns[f"{name}_Confidence"] = min((s["confidence"] for s in found), default=None)
+    return columns
+
+
+def invalid_row(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the row of a read that is not one valid molecule."""
+    row = {"ReadName": record.name, "read_length": len(record.sequence), "read": record.sequence}
+    row["base_qualities"] = record.qualities
+    row |= segment_columns(answer["segments"], served, (0, len(record.sequence)), "+")
+    return row | {"architecture": "invalid", "reason": answer["reason"], "orientation": ""}

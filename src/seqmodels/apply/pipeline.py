@@ -1,0 +1,109 @@
+"""Every step of every room in order: data, training, evaluation, registration, promotion, first annotations.
+
+Each step is a command of its own, so that a process holds one framework; training runs are children of one parent
+run. A room that fails leaves the others to finish, and the exit status tells.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqmodels.core import provenance, tracking
+from seqmodels.core.errors import SeqmodelsError
+from seqmodels.core.report import text_table
+from seqmodels.registry import rooms, store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One command of the pipeline."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def run_all(profile: str) -> str:
+    """Go the whole way for every room with ``params/<room>/<profile>.yaml`` and return the table of results.
+
+    Raises
+    ------
+    SeqmodelsError
+        After everything else is done, if a room failed.
+    """
+    root = provenance.project_root()
+    opened = tracking.client()
+    parent = tracking.open_parent(opened, f"main-{profile}")
+    os.environ["SEQMODELS_PARENT_RUN_ID"] = parent
+    os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: the steps must not write into it
+    rows, failed = [], []
+    for room in rooms.ROOMS:
+        start = time.monotonic()
+        if _run_room(root, room, profile):
+            rows.append([room, *_result(root, room), round(time.monotonic() - start), f"build/{room}"])
+        else:
+            failed.append(room)
+    tracking.close_parent(opened, parent, failed=bool(failed))
+    table = text_table(["room", "model", "version", "headline", "seconds", "results"], rows)
+    if failed:
+        raise SeqmodelsError(f"main: every room must finish, got a fault in {', '.join(failed)}\n{table}")
+    return table
+
+
+def _run_room(root: Path, room: str, profile: str) -> bool:
+    """Run one room's steps until one fails."""
+    steps = _steps(root, room, profile)
+    for number, step in enumerate(steps, start=1):
+        log.info("%s: step %d of %d, %s", room, number, len(steps), step.name)
+        words = [word.replace("{name}", _registered_name(root, room)) for word in step.words]
+        done = subprocess.run([sys.executable, "-m", "seqmodels", *words], cwd=root, check=False, stdout=sys.stderr)
+        if done.returncode != 0:
+            log.error("%s: %s ended with status %d", room, step.name, done.returncode)
+            return False
+    return True
+
+
+def _steps(root: Path, room: str, profile: str) -> list[_Step]:
+    """List a room's steps; ``{name}`` stands for its registered model, which training tells."""
+    build, data = f"build/{room}", f"data/{room}"
+    steps = [
+        _Step("data", ("data", "build", room)),
+        _Step(
+            "train",
+            ("train", room, "--params", f"params/{room}/{profile}.yaml", "--data", data, "--out", f"{build}/train",
+             "--overwrite"),
+        ),
+        _Step(
+            "evaluate",
+            ("evaluate", room, "--model", f"{build}/train", "--data", data, "--out", f"{build}/evaluate"),
+        ),
+        _Step("register", ("register", room, "--run", f"{build}/train")),
+        _Step("promote", ("promote", "{name}")),
+    ]  # fmt: skip
+    if "annotate" in rooms.ROOMS[room]:
+        example = f"{data}/example"
+        words = ("annotate", room, f"{example}/reads.fastq", "--model", "models:/{name}@champion", "--out",
+                 f"{build}/annotate", "--whitelist", f"{example}/whitelist.tsv", "--overwrite")  # fmt: skip
+        steps.append(_Step("annotate", words))
+    return steps
+
+
+def _registered_name(root: Path, room: str) -> str:
+    """Name of the room's model in the registry, once it is trained."""
+    folder = root / "build" / room / "train" / "model"
+    return str(store.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+
+
+def _result(root: Path, room: str) -> tuple[Any, Any, Any]:
+    """Model, version and headline metric of a room's champion."""
+    name = _registered_name(root, room)
+    for row in store.models():
+        if row["model"] == name and "champion" in row["aliases"]:
+            return name, row["version"], row["headline"]
+    return name, None, None

@@ -1,0 +1,40 @@
+"""Errors raised on purpose: the command line prints their message and exits 2, without a traceback.
+
+A message has the form *where: what must hold, got what*, so that it helps without the code at hand.
+"""
+
+
+class SeqmodelsError(Exception):
+    """Base of every error that the user's input, settings or surroundings can cause."""
+
+
+class InputError(SeqmodelsError, ValueError):
+    """Data handed in do not have the promised form."""
+
+
+class ConfigError(SeqmodelsError, ValueError):
+    """A settings file or an override is not legal."""
+
+
+class MissingError(SeqmodelsError, LookupError):
+    """A model, alias, run, room or file that was named does not exist."""
+
+
+class ModelError(SeqmodelsError, ValueError):
+    """A model folder is damaged, incomplete, of another room or of an unknown format."""
+
+
+class OutputError(SeqmodelsError, OSError):
+    """Results cannot be written where they were asked for."""
+
+
+class TrackingError(SeqmodelsError, ConnectionError):
+    """The tracking store cannot be reached or refuses the request."""
+
+
+class GateError(SeqmodelsError, ValueError):
+    """A model does not pass the gates of its own settings, or is worse than the champion."""
+
+
+class InterruptedRunError(SeqmodelsError, RuntimeError):
+    """The process was asked to stop; what was done so far has been saved."""

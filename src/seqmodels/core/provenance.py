@@ -1,0 +1,87 @@
+"""Where a result comes from: project root, git commit, versions, machine."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import warnings
+from functools import cache
+from pathlib import Path
+
+import seqmodels
+from seqmodels.core.errors import MissingError
+
+_PROJECT = Path(seqmodels.__file__).resolve().parents[2]  # src/seqmodels/__init__.py -> the checkout, if it is one
+
+
+def project_root() -> Path:
+    """Folder of the project: the nearest one above the working directory, or else above this file, with an MLproject.
+
+    Raises
+    ------
+    MissingError
+        If neither is inside a checkout of the project (settings and data live there, not in the package).
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents, _PROJECT):
+        if (folder / "MLproject").is_file() and (folder / "params").is_dir():
+            return folder
+    raise MissingError(f"{here}: must be inside a checkout of the project (with MLproject and params/), got neither")
+
+
+def within_project(path: Path) -> str:
+    """Write a path relative to the project where it lies inside, so that records do not depend on the machine."""
+    try:
+        return path.resolve().relative_to(project_root().resolve()).as_posix()
+    except (ValueError, MissingError):
+        return str(path)
+
+
+@cache
+def git_state() -> dict[str, str]:
+    """Commit and cleanliness of the checkout: ``git.commit`` (empty without git) and ``git.dirty`` (true or false)."""
+    try:
+        root = project_root()
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError, MissingError):
+        return {"git.commit": "", "git.dirty": "true"}
+    return {"git.commit": commit, "git.dirty": str(dirty).lower()}
+
+
+def _git(root: Path, *words: str) -> str:
+    answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return answer.stdout.strip()
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that name this very process, so that a later one can tell whether it still lives."""
+    return {"host": platform.node(), "pid": str(os.getpid()), "pid.started": process_start(os.getpid())}
+
+
+def process_start(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, empty when there is no such process.
+
+    Together with the number it tells a process from a later one that got the same number.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return status.rpartition(")")[2].split()[19]
+
+
+def version_tags() -> dict[str, str]:
+    """Tags for versions: package, Python, git."""
+    return {"package.version": seqmodels.__version__, "python.version": platform.python_version(), **git_state()}
+
+
+def pinned(*names: str) -> list[str]:
+    """Write pip requirements for installed packages at their exact versions, without local parts such as ``+cpu``."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def warn_version(what: Path, version: str) -> None:
+    """Warn that ``what`` was written by another version of the package than reads it."""
+    if version != seqmodels.__version__:
+        warnings.warn(f"{what}: written by seqmodels {version}, read by {seqmodels.__version__}", stacklevel=3)

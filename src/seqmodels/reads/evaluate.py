@@ -1,0 +1,99 @@
+"""Measure a model on reads it was not trained on, through ``serve.predict``: the figures describe what is served."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seqmodels.core import data as files
+from seqmodels.core import plots
+from seqmodels.core.dna import decode
+from seqmodels.core.errors import InputError
+from seqmodels.core.report import Cell, Report
+from seqmodels.reads import quality, serve
+from seqmodels.reads.data import Reads, read_reads
+
+_CHUNK = 2000  # reads predicted at a time, so that memory does not grow with the test set
+
+
+def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Measure the model folder ``model`` on the test reads of ``data`` and write the report to ``out``.
+
+    Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/`` and ``read_views.pdf``, all or nothing;
+    earlier results in ``out`` are replaced. Returns the metrics, named ``test.*``.
+
+    Raises
+    ------
+    ModelError
+        If the model is damaged.
+    InputError
+        If the test reads have other labels than the model.
+    """
+    loaded = serve.load(model)
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    if tuple(manifest["labels"]) != loaded.protocol.labels:
+        raise InputError(
+            f"{data}: must have the labels of the model, {list(loaded.protocol.labels)}, got {manifest['labels']}"
+        )
+    truth = read_reads(data, "test")
+    predicted, confidence = _predict(loaded, truth)
+    measured = quality.compare(truth, predicted, loaded.protocol, manifest["structures"]["test"])
+    metrics = measured.metrics("test")
+    with files.folder_written_whole(out, replace=True) as folder:
+        _write(folder, loaded, measured, (truth, predicted, confidence))
+        files.write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _predict(model: serve.ReadModel, reads: Reads) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Labels and confidences of every base, flat like the reads, from the segments that are served."""
+    number = {name: index for index, name in enumerate(model.protocol.labels)}
+    labels, confidence = np.empty(len(reads.bases), np.uint8), np.empty(len(reads.bases), np.float32)
+    for first in range(0, len(reads), _CHUNK):
+        chosen = range(first, min(first + _CHUNK, len(reads)))
+        answer = serve.predict(model, pd.DataFrame({"sequence": [decode(reads.read(i)[0]) for i in chosen]}))
+        segments = [segment for row in answer["segments"] for segment in row]
+        lengths = [segment["end"] - segment["start"] for segment in segments]
+        window = slice(int(reads.offsets[chosen.start]), int(reads.offsets[chosen.stop]))
+        labels[window] = np.repeat([number[segment["label"]] for segment in segments], lengths)
+        confidence[window] = np.repeat([segment["confidence"] for segment in segments], lengths)
+    return labels, confidence
+
+
+def _write(
+    folder: Path,
+    model: serve.ReadModel,
+    measured: quality.Quality,
+    reads: tuple[Reads, NDArray[np.uint8], NDArray[np.float32]],
+) -> None:
+    """Write text, plots and the HTML report."""
+    truth, predicted, confidence = reads
+    title = f"reads-{model.protocol.model}, test reads"
+    text = quality.evaluation_text(measured, title)
+    files.write_text(folder / "evaluation.txt", text)
+    drawn = folder / "plots"
+    plots.confusion(drawn / "confusion.png", measured.confusion, measured.names)
+    plots.bars_with_intervals(
+        drawn / "structures.png", list(measured.by_structure.items()), "All molecules of a read found", "share of reads"
+    )
+    plots.bars_with_intervals(drawn / "reads.png", list(measured.proportions.items()), "Reads and segments", "share")
+    plots.calibration(drawn / "calibration.png", confidence, predicted == truth.labels)
+    views = quality.read_views(truth, predicted, model.protocol, count=20)
+    plots.read_views(folder / "read_views.pdf", views, quality.colours(model.protocol))
+    report = Report(title, f"{measured.n_reads:,} simulated reads, library {model.protocol.library}")
+    rows: list[list[Cell]] = [[*row] for row in measured.report]
+    report.table("Bases", ["label", "precision", "recall", "F1", "bases"], rows)
+    shares: list[list[Cell]] = [[key, share] for key, share in measured.proportions.items()]
+    report.table("Reads and segments", ["figure", "share, 95 % interval"], shares)
+    for key, meaning in quality.DEFINITIONS.items():
+        report.paragraph(f"{key}: {meaning}.")
+    for caption, file in (
+        ("Architecture by structure", "structures.png"),
+        ("Confusion of labels", "confusion.png"),
+        ("Calibration of segment confidence", "calibration.png"),
+    ):
+        report.figure(caption, drawn / file)
+    report.write(folder / "report.html")

@@ -1,0 +1,395 @@
+"""Networks that score every base of a read for every label, their losses, steps and state (TensorFlow, Keras 3).
+
+Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are logits
+``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every convolution, masked in batch
+statistics, recurrences and attention, zero in the logits and absent from losses (in the reference it is trained as
+the first label). Every network owns the scores of a label chain (``seqmodels.reads.crf``), trained with the CRF loss
+or, without it, counted from labels by ``set_transitions_from_counts``.
+"""
+
+import functools
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqmodels.core.errors import InputError, ModelError
+from seqmodels.core.terminal import silenced
+from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork
+from seqmodels.reads.crf import Crf, negative_log_likelihood_and_gradients
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import h5py
+
+with silenced():
+    import keras
+    import tensorflow as tf
+
+Array = NDArray[Any]
+CrfLoss = Callable[[Any, Any, Any, Crf], Any]
+
+N_BASES = 4  # one-hot channels; N is zero in all of them
+RESIDUAL_MOMENTUM = 0.95  # of moving averages: Keras' .99 needs more steps than a short training has
+CLIP_NORM = 1.0  # of all gradients together; the reference clips at 1, each array by itself
+TRANSITION_EPSILON = 1e-6  # added to counted transition probabilities, so that an unseen one costs about 14
+
+
+class Annotator(keras.Model):
+    """What both networks share: the label chain, and zeros at padding.
+
+    A subclass turns codes, their mask ``(n, length)`` and the same as numbers ``(n, length, 1)`` into scores.
+    """
+
+    def __init__(self, n_labels: int, crf_layer: bool, name: str) -> None:
+        super().__init__(name=name)
+        self.n_labels, self.crf_layer = n_labels, crf_layer
+        initial = keras.initializers.Orthogonal() if crf_layer else "zeros"
+        for part, shape in zip(Crf._fields, ((n_labels, n_labels), (n_labels,), (n_labels,)), strict=True):
+            start = initial if part == "transitions" else "zeros"
+            setattr(self, part, self.add_weight(shape=shape, initializer=start, trainable=crf_layer, name=part))
+
+    def call(self, codes: Any, training: bool = False) -> Any:
+        """Return logits ``(n, length, n_labels)``, zero at padding."""
+        mask = codes > 0
+        present = tf.cast(mask, tf.float32)[..., None]
+        return self.scores(codes, mask, present, training) * present
+
+    def crf(self) -> Crf:
+        """Return the chain's scores as arrays, as ``crf.viterbi`` takes them."""
+        return Crf(*(np.asarray(getattr(self, part)) for part in Crf._fields))
+
+
+class MaskedBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation whose statistics leave out padding; Keras' own does so too, at 1.4 times the step's time."""
+
+    def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
+        """Return normalised inputs ``(n, length, channels)``, with anything at padding."""
+        if not training:
+            return super().call(inputs, training=False)
+        weights = tf.reshape(tf.cast(mask, tf.float32), (1, -1))
+        n_bases = tf.maximum(tf.reduce_sum(weights), 1)
+        flat = tf.reshape(inputs, (-1, inputs.shape[-1]))
+        mean = tf.matmul(weights, flat)[0] / n_bases
+        centre = tf.stop_gradient(mean)  # the variance does not change with it, to first order
+        variance = tf.matmul(weights, tf.square(flat - centre))[0] / n_bases
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + value * (1 - self.momentum))
+        scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
+        return inputs * scale + (self.beta - mean * scale)
+
+
+class ConvAnnotator(Annotator):
+    """The reference's network: embedding, convolutions, (Bi)LSTM, attention, dense, and the dense layer of its CRF.
+
+    A code outside the vocabulary (N, where ``vocab_size`` is 5) is a base with a zero vector: the reference stops
+    there on a CPU and does this on a GPU.
+    """
+
+    def __init__(self, network: ConvNetwork, n_labels: int) -> None:
+        super().__init__(n_labels, network.crf_layer, "conv")
+        layers, penalty = keras.layers, keras.regularizers.L2(network.regularization)
+        rate = network.dropout_rate
+        self.vocab_size = network.vocab_size
+        self.embedding = layers.Embedding(network.vocab_size, network.embedding_dim, name="embedding")
+        convolution = functools.partial(layers.Conv1D, padding="same", activation="relu", kernel_regularizer=penalty)
+        shapes = zip(network.conv_filters, network.conv_kernel_sizes, network.dilation_rates, strict=True)
+        self.convolutions = [
+            convolution(filters, kernel, dilation_rate=dilation, name=f"conv_{i}")
+            for i, (filters, kernel, dilation) in enumerate(shapes)
+        ]
+        self.norms = [MaskedBatchNormalization(name=f"norm_{i}") for i in range(network.conv_layers)]
+        self.dropouts = [layers.Dropout(rate, name=f"conv_dropout_{i}") for i in range(network.conv_layers)]
+        recurrence = functools.partial(
+            layers.LSTM, return_sequences=True, kernel_regularizer=penalty, recurrent_regularizer=penalty
+        )
+        lstms = [recurrence(units, name=f"lstm_{i}") for i, units in enumerate(network.lstm_units)]
+        bidirectional = [layers.Bidirectional(lstm, name=f"bi{lstm.name}") for lstm in lstms]
+        self.recurrences = bidirectional if network.bidirectional else lstms
+        self.recurrence_dropouts = [layers.Dropout(rate, name=f"{lstm.name}_dropout") for lstm in lstms]
+        self.attention = None
+        if network.attention_heads:
+            width = (*network.conv_filters, *network.lstm_units)[-1]
+            self.attention = layers.MultiHeadAttention(network.attention_heads, width, dropout=rate, name="attention")
+            self.attention_dropout = layers.Dropout(rate, name="attention_dropout")
+        self.dense = layers.Dense(n_labels, kernel_regularizer=penalty, name="dense")
+        self.crf_dense = layers.Dense(n_labels, name="crf_dense") if network.crf_layer else None
+
+    def scores(self, codes: Any, mask: Any, present: Any, training: bool) -> Any:
+        """Return scores, with anything at padding."""
+        known = tf.logical_and(mask, codes < self.vocab_size)
+        x = self.embedding(tf.where(known, codes, 0)) * tf.cast(known, tf.float32)[..., None]
+        for convolution, norm, dropout in zip(self.convolutions, self.norms, self.dropouts, strict=True):
+            x = dropout(norm(convolution(x), training=training, mask=mask), training=training) * present
+        for recurrence, dropout in zip(self.recurrences, self.recurrence_dropouts, strict=True):
+            x = dropout(recurrence(x, training=training, mask=mask), training=training) * present
+        if self.attention is not None:
+            attended = self.attention(x, x, training=training, attention_mask=mask[:, None, :])
+            x = self.attention_dropout(x + attended, training=training) * present
+        x = self.dense(x)
+        return x if self.crf_dense is None else self.crf_dense(x)
+
+
+class ResidualAnnotator(Annotator):
+    """One-hot bases (N is zero), a stem, pre-activation residual blocks of growing dilation, dense.
+
+    References
+    ----------
+    He et al. (2016), Identity mappings in deep residual networks, ECCV:630-645.
+    """
+
+    def __init__(self, network: ResidualNetwork, n_labels: int) -> None:
+        super().__init__(n_labels, network.crf_layer, "residual")
+        convolution = functools.partial(keras.layers.Conv1D, network.channels, padding="same")
+        normalise = functools.partial(MaskedBatchNormalization, momentum=RESIDUAL_MOMENTUM)
+        self.stem = convolution(network.stem_kernel, name="stem")
+        self.norms = [normalise(name=f"norm_{i}") for i in range(len(network.dilation_rates))]
+        self.convolutions = [
+            convolution(network.kernel, dilation_rate=dilation, name=f"conv_{i}")
+            for i, dilation in enumerate(network.dilation_rates)
+        ]
+        self.norm = normalise(name="norm")
+        self.dense = keras.layers.Dense(n_labels, name="dense")
+
+    def scores(self, codes: Any, mask: Any, present: Any, training: bool) -> Any:
+        """Return scores, with anything at padding."""
+        x = self.stem(tf.one_hot(codes - 1, N_BASES)) * present
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            activation = tf.nn.relu(norm(x, training=training, mask=mask)) * present
+            x += convolution(activation) * present
+        return self.dense(tf.nn.relu(self.norm(x, training=training, mask=mask)))
+
+
+def build(network: NetworkBase, n_labels: int, *, seed: int) -> Annotator:
+    """Return a network with all its weights; the seed fixes them and its dropout, whatever was built before."""
+    kinds: dict[type[NetworkBase], Any] = {ConvNetwork: ConvAnnotator, ResidualNetwork: ResidualAnnotator}
+    before = random.getstate()
+    random.seed(seed)  # Keras draws the seeds of initializers and dropout from here
+    try:
+        model: Annotator = kinds[type(network)](network, n_labels)
+        model(tf.zeros((1, 8), tf.int32))  # makes the weights
+    finally:
+        random.setstate(before)
+    return model
+
+
+def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
+    """Set the chain's transitions to the log probabilities of counted ones ``(n_labels, n_labels)``, row = from.
+
+    Probabilities get ``TRANSITION_EPSILON`` before they are normalised; a label never seen goes anywhere alike.
+
+    Raises
+    ------
+    InputError
+        If counts have another shape, or one is negative.
+    """
+    shape = (model.n_labels, model.n_labels)
+    if counts.shape != shape or (counts < 0).any():
+        raise InputError(f"transition counts: must be {shape} and not negative, got {counts.shape}, {counts.min()}")
+    totals = counts.sum(axis=1, keepdims=True)
+    probability = np.where(totals > 0, counts / np.maximum(totals, 1), 1 / model.n_labels) + TRANSITION_EPSILON
+    model.transitions.assign(np.log(probability / probability.sum(axis=1, keepdims=True)))
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, scalar tensors; ``objective`` is what training minimises."""
+
+    objective: Any  # mean over bases of the negative log-likelihood, plus penalty
+    negative_log_likelihood: Any  # sum over bases
+    penalty: Any  # of the L2 terms
+    n_bases: Any  # without padding
+    n_correct: Any  # bases where the largest logit is that of the label
+
+
+def _numpy_crf_loss(logits: Array, labels: Array, lengths: Array, *crf: Array) -> list[Any]:
+    nll, *gradients = negative_log_likelihood_and_gradients(logits, labels, lengths, Crf(*crf))
+    return [np.float32(nll.sum()), *(gradient.astype(np.float32, copy=False) for gradient in gradients)]
+
+
+@tf.custom_gradient
+def _fused(logits: Any, labels: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> Any:
+    inputs = (logits, labels, lengths, transitions, start, end)
+    total, *gradients = tf.numpy_function(_numpy_crf_loss, inputs, [tf.float32] * 5, stateful=False)
+    total.set_shape(())
+    for gradient, tensor in zip(gradients, (logits, transitions, start, end), strict=True):
+        gradient.set_shape(tensor.shape)
+
+    def backward(upstream: Any) -> Any:
+        by_logits, *by_crf = (upstream * gradient for gradient in gradients)
+        return by_logits, None, None, *by_crf
+
+    return total, backward
+
+
+def crf_loss_fused(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
+    """Return the summed negative log-likelihood of a batch, its gradients from the compiled forward-backward."""
+    return _fused(logits, labels, lengths, *(tf.convert_to_tensor(part) for part in crf))
+
+
+def crf_loss_scan(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
+    """Return what ``crf_loss_fused`` returns, in TensorFlow operations only (many times slower on a CPU).
+
+    Where no Python can be called (XLA, some accelerators), and as a reference for tests.
+    """
+    transitions, start, end = (tf.convert_to_tensor(part) for part in crf)
+    mask = tf.sequence_mask(lengths, tf.shape(logits)[1])
+
+    def step(alpha: Any, at: tuple[Any, Any]) -> Any:
+        emission, is_real = at
+        moved = tf.reduce_logsumexp(alpha[:, :, None] + transitions, axis=1) + emission
+        return tf.where(is_real[:, None], moved, alpha)
+
+    emissions, real = tf.transpose(logits, (1, 0, 2)), tf.transpose(mask)
+    first = start + emissions[0]
+    alphas = tf.scan(step, (emissions[1:], real[1:]), initializer=first)
+    alpha = tf.concat((first[None], alphas), axis=0)[-1]
+    observed = tf.one_hot(tf.where(mask, labels, -1), transitions.shape[0])  # zero at padding
+    last = tf.gather(observed, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
+    path = (
+        tf.reduce_sum(observed * logits, (1, 2)) + tf.linalg.matvec(observed[:, 0], start) + tf.linalg.matvec(last, end)
+    )
+    path += tf.einsum("nti,ij,ntj->n", observed[:, :-1], transitions, observed[:, 1:])
+    return tf.reduce_sum(tf.where(lengths > 0, tf.reduce_logsumexp(alpha + end, axis=1) - path, 0.0))
+
+
+def loss(model: Annotator, codes: Any, labels: Any, *, training: bool, crf_loss: CrfLoss = crf_loss_fused) -> Loss:
+    """Return the loss of a batch: of the chain where the network has a CRF layer, else softmax cross-entropy.
+
+    Both are divided by the number of bases, so that neither length nor padding scales them (the reference's grows
+    with length). Labels ``(n, length)`` int32 may be anything at padding.
+    """
+    logits, mask = model(codes, training=training), codes > 0
+    labels = tf.where(mask, labels, 0)
+    if model.crf_layer:
+        lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+        nll = crf_loss(logits, labels, lengths, Crf(model.transitions, model.start, model.end))
+    else:
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        nll = tf.reduce_sum(tf.where(mask, each, 0.0))
+    n_bases = tf.math.count_nonzero(mask, dtype=tf.int32)
+    hits = tf.logical_and(mask, tf.argmax(logits, axis=-1, output_type=tf.int32) == labels)
+    penalty = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
+    objective = nll / tf.cast(tf.maximum(n_bases, 1), tf.float32) + penalty
+    return Loss(objective, nll, penalty, n_bases, tf.math.count_nonzero(hits, dtype=tf.int32))
+
+
+_BATCH = tf.TensorSpec((None, None), tf.int32)  # of any shape, so that no new shape is traced again
+
+
+def make_optimizer(model: Annotator) -> Any:
+    """Return Adam with all its slots; the learning rate is given with every step."""
+    optimizer = keras.optimizers.Adam(learning_rate=0.0, name="adam")
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def make_train_step(
+    model: Annotator, optimizer: Any, crf_loss: CrfLoss = crf_loss_fused
+) -> Callable[[Array, Array, float], Loss]:
+    """Return a compiled step: ``(codes, labels, learning_rate)`` to the ``Loss`` before the weights were changed."""
+
+    @tf.function(input_signature=(_BATCH, _BATCH, tf.TensorSpec((), tf.float32)))
+    def step(codes: Any, labels: Any, learning_rate: Any) -> Loss:
+        variables = [variable.value for variable in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            parts = loss(model, codes, labels, training=True, crf_loss=crf_loss)
+        gradients, _ = tf.clip_by_global_norm(tape.gradient(parts.objective, variables), CLIP_NORM)
+        optimizer.learning_rate = learning_rate
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return parts
+
+    return step  # type: ignore[no-any-return]
+
+
+def make_valid_step(model: Annotator) -> Callable[[Array, Array], Loss]:
+    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout, which changes nothing in the network."""
+
+    @tf.function(input_signature=(_BATCH, _BATCH))
+    def step(codes: Any, labels: Any) -> Loss:
+        return loss(model, codes, labels, training=False)
+
+    return step  # type: ignore[no-any-return]
+
+
+def make_predict(model: Annotator) -> Callable[[Array], Any]:
+    """Return a compiled ``codes`` to logits ``(n, length, n_labels)`` without dropout; needs at least one base."""
+
+    @tf.function(input_signature=(_BATCH,))
+    def predict(codes: Any) -> Any:
+        return model(codes, training=False)
+
+    return predict  # type: ignore[no-any-return]
+
+
+def _variables(model: Annotator, optimizer: Any) -> dict[str, Any]:
+    """All variables by names that do not depend on what else was built in the process."""
+    named = {f"model/{variable.path}": variable for variable in model.weights}
+    weights = {id(variable) for variable in model.weights}
+    seeds = [variable for variable in model.variables if id(variable) not in weights]
+    named |= {f"seed/{number}": variable for number, variable in enumerate(seeds)}
+    named |= {f"optimizer/{variable.path}": variable for variable in optimizer.variables}
+    if len(named) != len(model.variables) + len(optimizer.variables):
+        raise AssertionError("two variables have the same name")
+    return named
+
+
+def state(model: Annotator, optimizer: Any) -> dict[str, Array]:
+    """Return copies of all that training changes: weights, moving averages, dropout seeds, optimizer, by name."""
+    return {name: np.array(variable.numpy()) for name, variable in _variables(model, optimizer).items()}
+
+
+def load_state(model: Annotator, optimizer: Any, arrays: Mapping[str, Array]) -> None:
+    """Set all that ``state`` returned, so that training goes on as if it had not stopped.
+
+    Raises
+    ------
+    ModelError
+        If an array is missing, unknown or of another shape; nothing is changed then.
+    """
+    variables = _variables(model, optimizer)
+    for name in sorted(variables.keys() ^ arrays.keys()):
+        raise ModelError(f"state: array {name!r} {'is missing' if name in variables else 'belongs to another network'}")
+    for name, variable in variables.items():
+        if arrays[name].shape != tuple(variable.shape):
+            raise ModelError(f"state: array {name!r} must be {tuple(variable.shape)}, got {arrays[name].shape}")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def save_weights(model: Annotator, path: Path) -> None:
+    """Write all weights as Keras HDF5, whole or not at all, whatever the name (Keras insists on ``.weights.h5``)."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.weights.h5")
+    try:
+        model.save_weights(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_weights(model: Annotator, path: Path) -> None:
+    """Read all weights that ``save_weights`` wrote.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or of another network; the network is useless then.
+    """
+    shapes: list[tuple[int, ...]] = []
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(lambda _, item: shapes.append(item.shape) if isinstance(item, h5py.Dataset) else None)
+        if sorted(shapes) != sorted(tuple(variable.shape) for variable in model.weights):
+            raise ValueError(f"{len(shapes)} arrays of other shapes than the {len(model.weights)} of this network")
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it finds no weights for
+            link = Path(folder, "model.weights.h5")
+            link.symlink_to(path.resolve())
+            model.load_weights(link)
+    except (OSError, ValueError, LookupError, RuntimeError, UserWarning) as error:
+        raise ModelError(f"{path}: must be Keras weights of this network, got {error}") from error

@@ -1,0 +1,210 @@
+"""How well labels of bases agree with the truth: per base, per read architecture, per segment boundary.
+
+Every read counts, not only those that were called valid: a read whose architecture was missed is a miss in each
+proportion of truly valid reads, and reads that are not valid measure how often one is taken for valid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqmodels.core.dna import decode
+from seqmodels.core.metrics import (
+    MACRO,
+    Counts,
+    Proportion,
+    ReportRow,
+    classification_report,
+    confusion_matrix,
+    proportion,
+)
+from seqmodels.core.plots import GREY, PALETTE, ReadView
+from seqmodels.core.report import Cell, text_table
+from seqmodels.reads.data import Reads
+from seqmodels.reads.protocol import Protocol
+from seqmodels.reads.structure import Architecture, Fragment, Grammar, Runs, architectures, collapse
+
+TAIL_COLOUR = PALETTE[5]
+SLACK = 2  # bases that a boundary may be off in "within"
+
+DEFINITIONS = {
+    "valid_recall": "truly valid reads that are called valid in the right orientation",
+    "false_valid": "reads that are not valid (concatenates, hairpins, damaged) but are called valid",
+    "fragment_recovery": "molecules of concatenated reads found in the right orientation and over half their length",
+    "exact": "truly valid reads in which both ends of the segment are exact",
+    "within": f"truly valid reads in which both ends of the segment are at most {SLACK} bases off",
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Counts of one comparison; ``proportions`` and ``by_structure`` carry their 95 % intervals."""
+
+    names: tuple[str, ...]
+    confusion: Counts
+    proportions: Mapping[str, Proportion]
+    by_structure: Mapping[str, Proportion]
+    n_reads: int
+
+    @property
+    def report(self) -> list[ReportRow]:
+        """Precision, recall and F1 of each label, then their averages."""
+        return classification_report(self.confusion, self.names)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Flat metrics: ``<prefix>.macro_f1``, ``.base_accuracy``, ``.f1.<label>`` and every proportion with bounds."""
+        total = int(self.confusion.sum())
+        flat = {
+            f"{prefix}.reads": float(self.n_reads),
+            f"{prefix}.bases": float(total),
+            f"{prefix}.base_accuracy": float(np.trace(self.confusion)) / total if total else float("nan"),
+        }
+        for row in self.report:
+            if row.label == MACRO:
+                flat[f"{prefix}.macro_f1"] = row.f1
+            elif row.label in self.names:
+                flat[f"{prefix}.f1.{row.label}"] = row.f1
+        for name, share in self.proportions.items():
+            flat[f"{prefix}.{name}"] = share.value
+            flat[f"{prefix}.{name}.low"], flat[f"{prefix}.{name}.high"] = share.low, share.high
+        return flat
+
+
+def compare(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, structures: Sequence[str]) -> Quality:
+    """Compare one predicted label per base with the truth.
+
+    Parameters
+    ----------
+    predicted
+        Flat labels of shape ``(n_bases,)``, reads in the order of ``truth``.
+    structures
+        Names of the structures that ``truth.structures`` counts.
+    """
+    grammar = Grammar(protocol)
+    true_runs, called_runs = collapse(truth.labels, truth.offsets), collapse(predicted, truth.offsets)
+    true, called = architectures(true_runs, grammar), architectures(called_runs, grammar)
+    is_valid = np.array([one.is_valid for one in true], dtype=bool)
+    called_valid = np.array([one.is_valid for one in called], dtype=bool)
+    agrees = np.array([a.orientation == b.orientation for a, b in zip(true, called, strict=True)], dtype=bool)
+    right = is_valid & called_valid & agrees
+    found, expected = _fragments(true, called, true_runs, called_runs)
+    several = expected > 1
+    shares = {
+        "valid_recall": proportion(int(right.sum()), int(is_valid.sum())),
+        "false_valid": proportion(int((called_valid & ~is_valid).sum()), int((~is_valid).sum())),
+        "fragment_recovery": proportion(int(found[several].sum()), int(expected[several].sum())),
+    }
+    for name in (*protocol.barcodes, *protocol.umis):
+        offsets = _boundary_errors(true, called, true_runs, called_runs, right, protocol.labels.index(name))
+        for what, slack in (("exact", 0), ("within", SLACK)):
+            hits = int((np.abs(offsets).max(axis=1) <= slack).sum()) if len(offsets) else 0
+            shares[f"{what}.{name}"] = proportion(hits, int(is_valid.sum()))
+    by_structure = {}
+    n_called = np.array([len(one.fragments) for one in called], dtype=np.int64)
+    complete = np.where(is_valid, right, (found == expected) & (n_called == expected) & ~called_valid)
+    for number, name in enumerate(structures):
+        chosen = truth.structures == number
+        by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
+    confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
+    return Quality(protocol.labels, confusion, shares, by_structure, len(truth))
+
+
+def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
+    """Start and end of a fragment in its read."""
+    first = int(runs.offsets[read])
+    return int(runs.starts[first + fragment.first]), int(runs.ends[first + fragment.last])
+
+
+def _fragments(
+    true: Sequence[Architecture], called: Sequence[Architecture], true_runs: Runs, called_runs: Runs
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count for each read the true molecules that were found, and the true molecules."""
+    found = np.zeros(len(true), dtype=np.int64)
+    for read, (want, got) in enumerate(zip(true, called, strict=True)):
+        spans = [(*_span(called_runs, read, fragment), fragment.orientation) for fragment in got.fragments]
+        for fragment in want.fragments:
+            start, end = _span(true_runs, read, fragment)
+            half = (end - start) / 2
+            found[read] += any(
+                orientation == fragment.orientation and min(end, b) - max(start, a) > half
+                for a, b, orientation in spans
+            )
+    return found, np.array([len(one.fragments) for one in true], dtype=np.int64)
+
+
+def _boundary_errors(
+    true: Sequence[Architecture],
+    called: Sequence[Architecture],
+    true_runs: Runs,
+    called_runs: Runs,
+    right: NDArray[np.bool_],
+    label: int,
+) -> NDArray[np.int64]:
+    """Errors of start and end of one segment, called minus true, shape ``(n, 2)``, over reads judged right."""
+    errors = []
+    for read in np.flatnonzero(right).tolist():
+        ends = []
+        for runs, architecture in ((true_runs, true[read]), (called_runs, called[read])):
+            fragment, first = architecture.fragments[0], int(runs.offsets[read])
+            inside = range(first + fragment.first, first + fragment.last + 1)
+            ends.append(next(((runs.starts[i], runs.ends[i]) for i in inside if runs.labels[i] == label), None))
+        if ends[0] is not None and ends[1] is not None:
+            errors.append((ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]))
+    return np.array(errors, dtype=np.int64).reshape(-1, 2)
+
+
+def evaluation_text(measured: Quality, title: str) -> str:
+    """Write a comparison for a person: counts, every figure with its interval, and what each one means."""
+    rows: list[list[Cell]] = [[*row] for row in measured.report]
+    total = int(measured.confusion.sum())
+    hits = int(np.trace(measured.confusion))
+    return "\n".join(
+        [
+            title,
+            "=" * len(title),
+            "",
+            f"{measured.n_reads:,} reads, {total:,} bases, {hits:,} of them labelled right.",
+            "Intervals are 95 % (Wilson 1927).",
+            "",
+            "Bases",
+            "-----",
+            text_table(["label", "precision", "recall", "F1", "bases"], rows, digits=4),
+            "",
+            "Reads",
+            "-----",
+            *(f"{name:20} {share}" for name, share in measured.proportions.items()),
+            "",
+            "Structures: all molecules of the read found, and no others",
+            "----------------------------------------------------------",
+            *(f"{name:20} {share}" for name, share in measured.by_structure.items()),
+            "",
+            "Definitions",
+            "-----------",
+            *(f"{name:20} {text}" for name, text in DEFINITIONS.items()),
+            "",
+        ]
+    )
+
+
+def read_views(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, *, count: int) -> list[ReadView]:
+    """Prepare the first ``count`` reads for drawing, predicted labels beside true ones."""
+    names = np.array(protocol.labels)
+    grammar = Grammar(protocol)
+    found = architectures(collapse(predicted, truth.offsets), grammar)
+    views = []
+    for read in range(min(count, len(truth))):
+        bases, labels = truth.read(read)
+        called = predicted[int(truth.offsets[read]) : int(truth.offsets[read + 1])]
+        title = f"read {read}: {found[read].reason} {found[read].orientation}"
+        views.append(ReadView(title, decode(bases), names[called], names[labels]))
+    return views
+
+
+def colours(protocol: Protocol) -> dict[str, str]:
+    """Give every label its colour: cDNA grey, tails orange, the others in turn, as the reference draws them."""
+    kinds = {segment.name: segment.kind for segment in protocol.segments}
+    others = iter(color for color in PALETTE * len(kinds) if color != TAIL_COLOUR)
+    fixed = {"insert": GREY, "tail": TAIL_COLOUR}
+    return {name: fixed.get(kinds[name]) or next(others) for name in protocol.labels}

@@ -1,0 +1,226 @@
+"""The served model: its files, and bases in, segments out.
+
+A model folder holds ``served.json`` (what the registry and ``apply`` must know), ``model.json`` (network and
+protocol) and ``weights.h5``. No pickle.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import seqmodels
+from seqmodels.core import data as files
+from seqmodels.core import dna
+from seqmodels.core.config import build_plain, dump_yaml, to_dict
+from seqmodels.core.dna import Codes, Offsets
+from seqmodels.core.errors import ModelError
+from seqmodels.core.provenance import pinned, warn_version
+from seqmodels.reads import data as batches
+from seqmodels.reads import model as networks
+from seqmodels.reads.config import ConvNetwork, ResidualNetwork, build_network
+from seqmodels.reads.crf import marginals, viterbi
+from seqmodels.reads.protocol import CDNA, Protocol
+from seqmodels.reads.structure import Architecture, Grammar, Runs, architectures, collapse
+
+FORMAT_VERSION = 1
+_BATCH_TOKENS = 32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU
+
+# a full-length read of the 10x 3' protocol; any DNA is legal
+EXAMPLE = pd.DataFrame(
+    {
+        "sequence": [
+            "CTACACGACGCTCTTCCGATCTTTTATGCAGACTAGATACGTACGTACGTTTTTTTTTTTTTTTTTTTTTTTTT"
+            "GATTACAGATTACACCGGATCGATTTAGCGCGCTATATCCCATGTACTCTGCGTTGATACCACTGCTT"
+        ]
+    }
+)
+# the form of an answer, for the signature: a poor model may find no molecule in the example
+ANSWER = pd.DataFrame(
+    {
+        "read_length": [142],
+        "architecture": ["valid"],
+        "reason": ["valid"],
+        "orientation": ["+"],
+        "segments": [[{"label": "5p", "start": 0, "end": 22, "confidence": 0.99}]],
+        "fragments": [[{"start": 0, "end": 142, "orientation": "+"}]],
+    }
+)
+REQUIREMENTS = pinned("h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow")
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A network ready to answer, with the protocol it was trained for."""
+
+    network: Any
+    config: ConvNetwork | ResidualNetwork
+    protocol: Protocol
+    grammar: Grammar
+    logits: Any
+
+    @classmethod
+    def of(cls, network: Any, config: ConvNetwork | ResidualNetwork, protocol: Protocol) -> "ReadModel":
+        """Make a network answer for a protocol."""
+        return cls(network, config, protocol, Grammar(protocol), networks.make_predict(network))
+
+
+def save(model: ReadModel, config: Any, folder: Path) -> None:
+    """Write a model folder; ``config`` is the room's ``Config``, whose model names it in the registry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    protocol = model.protocol
+    served = {
+        "format_version": FORMAT_VERSION,
+        "room": "reads",
+        "package_version": seqmodels.__version__,
+        "registered_name": f"reads-{config.model}",
+        "about": f"Labels every base of a long RNA-seq read of the library {protocol.library} "
+        f"({', '.join(segment.name for segment in protocol.segments)}) and finds the molecules in it.",
+        "limits": [
+            "Trained on simulated reads only: shares on real reads are to be checked on your own.",
+            "Segment ends are uncertain by a base or two where insertions and deletions are possible.",
+            "Reads of another library are labelled too, and wrongly; most of them come out as invalid.",
+        ],
+        "input_columns": list(EXAMPLE.columns),
+        "labels": list(protocol.labels),
+        "barcodes": list(protocol.barcodes),
+        "umis": list(protocol.umis),
+        "insert": CDNA,
+        "strand": protocol.strand,
+        "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
+    }
+    files.write_json(folder / "served.json", served)
+    files.write_json(folder / "model.json", {"network": asdict(model.config), "protocol": asdict(protocol)})
+    networks.save_weights(model.network, folder / "weights.h5")
+
+
+def save_mission_files(model: ReadModel, name: str, folder: Path) -> None:
+    """Write the files that the reference's tools take: weights, label binarizer, network parameters.
+
+    The binarizer is a pickle because those tools read one; nothing of ours ever does.
+    """
+    import pickle
+
+    from sklearn.preprocessing import LabelBinarizer
+
+    networks.save_weights(model.network, folder / f"{name}.h5")
+    with files.written_whole(folder / f"{name}_lbl_bin.pkl") as temporary:
+        temporary.write_bytes(pickle.dumps(LabelBinarizer().fit(list(model.protocol.labels))))
+    files.write_text(folder / f"{name}_params.yaml", dump_yaml(to_dict(model.config)))
+
+
+def load(folder: Path) -> ReadModel:
+    """Rebuild what ``save`` wrote.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, of another room, or of a format that this version cannot read.
+    """
+    try:
+        served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
+        shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        room, version = served["room"], served["format_version"]
+        network_values, protocol_values = shape["network"], shape["protocol"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: must be a whole model folder of the room reads, got: {error}") from None
+    if room != "reads":
+        raise ModelError(f"{folder}: must be a model of the room reads, got one of {room}")
+    if version != FORMAT_VERSION:
+        raise ModelError(f"{folder}: format_version must be {FORMAT_VERSION}, got {version}; update seqmodels")
+    warn_version(folder, served["package_version"])
+    where = str(folder / "model.json")
+    config = build_network(network_values, where)
+    protocol = build_plain(protocol_values, Protocol, origin=lambda _: where)
+    network = networks.build(config, len(protocol.labels), seed=0)
+    networks.load_weights(network, folder / "weights.h5")
+    return ReadModel.of(network, config, protocol)
+
+
+def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
+    """Find the segments and molecules of every ``sequence``; new columns only, same index, same order.
+
+    Returns
+    -------
+    ``read_length``; ``architecture`` (valid or invalid), ``reason`` and ``orientation`` (+, -, empty); ``segments``:
+    a list of ``label``, ``start``, ``end`` (0-based, half-open) and ``confidence`` (mean posterior probability of the
+    label), which tile the read; ``fragments``: a list of ``start``, ``end``, ``orientation`` of its molecules.
+
+    Raises
+    ------
+    InputError
+        If a sequence has a letter that is not IUPAC.
+    """
+    codes, offsets = dna.encode(frame["sequence"].tolist())
+    labels, confidence = label_bases(model, codes, offsets)
+    runs = collapse(labels, offsets)
+    found = architectures(runs, model.grammar)
+    return pd.DataFrame(
+        {
+            "read_length": np.diff(offsets),
+            "architecture": ["valid" if one.is_valid else "invalid" for one in found],
+            "reason": [one.reason for one in found],
+            "orientation": [one.orientation for one in found],
+            "segments": _segments(runs, offsets, confidence, model.protocol.labels),
+            "fragments": _fragments(runs, found),
+        },
+        index=frame.index,
+    )
+
+
+def label_bases(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the most likely label of every base and its posterior probability, flat like ``codes``."""
+    labels = np.zeros(len(codes), dtype=np.uint8)
+    confidence = np.zeros(len(codes), dtype=np.float32)
+    lengths = np.diff(offsets)
+    crf = model.network.crf()
+    for reads in batches.plan(lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None):
+        padded, widths = batches.padded_codes(codes, offsets, reads)
+        logits = np.asarray(model.logits(padded))
+        paths = viterbi(logits, widths, crf)
+        posterior = np.take_along_axis(marginals(logits, widths, crf), paths[..., None].astype(np.int64), axis=2)[
+            ..., 0
+        ]
+        columns = np.arange(padded.shape[1])
+        real = columns < widths[:, None]
+        places = (offsets[reads][:, None] + columns)[real]
+        labels[places], confidence[places] = paths[real], posterior[real]
+    return labels, confidence
+
+
+def _segments(
+    runs: Runs, offsets: Offsets, confidence: NDArray[np.float32], names: Sequence[str]
+) -> list[list[dict[str, Any]]]:
+    """Write the runs of every read as segments, with the mean confidence of their bases."""
+    first = np.repeat(offsets[:-1], np.diff(runs.offsets)) + runs.starts
+    means = np.add.reduceat(confidence, first) / (runs.ends - runs.starts) if len(first) else np.zeros(0)
+    rows = [
+        {"label": names[label], "start": start, "end": end, "confidence": mean}
+        for label, start, end, mean in zip(
+            runs.labels.tolist(), runs.starts.tolist(), runs.ends.tolist(), means.tolist(), strict=True
+        )
+    ]
+    return [rows[runs.of(read)] for read in range(len(offsets) - 1)]
+
+
+def _fragments(runs: Runs, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
+    """Write the molecules of every read with their places in it."""
+    answer = []
+    for read, architecture in enumerate(found):
+        base = int(runs.offsets[read])
+        answer.append(
+            [
+                {
+                    "start": int(runs.starts[base + fragment.first]),
+                    "end": int(runs.ends[base + fragment.last]),
+                    "orientation": fragment.orientation,
+                }
+                for fragment in architecture.fragments
+            ]
+        )
+    return answer

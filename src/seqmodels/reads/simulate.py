@@ -1,0 +1,383 @@
+"""Reads with known labels: molecules of a protocol, their reverse complements, and sequencing errors in both.
+
+The same settings give the same bytes on every machine: streams are PCG64 seeded by ``[seed, split, shard]``, draws are
+whole numbers or one comparison of a uniform number with a rate, and files are plain text or ``.npy``.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqmodels.core.data import write_json
+from seqmodels.core.dna import Codes, Offsets, decode
+from seqmodels.core.errors import ConfigError, OutputError
+from seqmodels.reads.config import Config, SimulateConfig
+from seqmodels.reads.data import Reads, concatenate, write_reads
+from seqmodels.reads.molecules import (
+    TAIL,
+    Integers,
+    Layout,
+    Molecules,
+    Sources,
+    Transcripts,
+    bases_with_mates,
+    draw_molecules,
+    random_bases,
+    ranges,
+    read_transcripts,
+    with_mates,
+)
+from seqmodels.reads.protocol import CDNA, Protocol, Structure, read_protocol
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+# the second number of a stream's seed; never renumber, or the same seed gives other data
+_STREAMS = {"train": 0, "valid": 1, "test": 2, "example": 3, "whitelist": 4, "transcripts": 5}
+_CHUNK = 2048  # molecules at a time, so that memory stays flat; part of the stream, as _STREAMS
+_CLEAN, _ADAPTER, _HOMOPOLYMER = range(3)  # classes of error rates
+_SUBSTITUTION, _INSERTION, _DELETION = range(3)
+_LOWEST_QUALITY, _HIGHEST_QUALITY = 5, 35  # Phred; in the example only, where qualities mean nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a molecule is; barcodes and UMIs of its copies in molecule order."""
+
+    structure: str
+    barcodes: tuple[str, ...]
+    umis: tuple[str, ...]
+    expected_fragments: int
+
+
+def draw(
+    protocol: Protocol,
+    structures: tuple[Structure, ...],
+    n_molecules: int,
+    config: SimulateConfig,
+    generator: np.random.Generator,
+    transcripts: Transcripts | None = None,
+) -> Reads:
+    """Draw labelled reads of random molecules.
+
+    Returns
+    -------
+    ``n_molecules`` reads, or with ``config.rc`` twice as many: every molecule is followed by its reverse complement,
+    which has errors of its own and the same label names.
+    """
+    layout, sources = Layout.build(protocol, structures), Sources(transcripts)
+    return concatenate([reads for reads, _ in _chunks(layout, n_molecules, config, sources, generator)])
+
+
+def draw_example(
+    protocol: Protocol,
+    structures: tuple[Structure, ...],
+    n_molecules: int,
+    config: SimulateConfig,
+    generator: np.random.Generator,
+    sources: Sources,
+) -> tuple[Reads, list[Truth]]:
+    """Draw labelled reads as ``draw`` does, from the given sources, and tell what each molecule is.
+
+    Returns
+    -------
+    Reads, and one ``Truth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i + 1``.
+    """
+    layout = Layout.build(protocol, structures)
+    parts, truths = [], []
+    for reads, molecules in _chunks(layout, n_molecules, config, sources, generator):
+        parts.append(reads)
+        texts = zip(
+            molecules.structures, molecules.texts(protocol.barcodes), molecules.texts(protocol.umis), strict=True
+        )
+        for number, barcodes, umis in texts:
+            structure = structures[number]
+            truths.append(Truth(structure.name, tuple(barcodes), tuple(umis), structure.repeat))
+    return concatenate(parts), truths
+
+
+def _chunks(
+    layout: Layout, n_molecules: int, config: SimulateConfig, sources: Sources, generator: np.random.Generator
+) -> Iterator[tuple[Reads, Molecules]]:
+    for start in range(0, n_molecules, _CHUNK):
+        molecules = draw_molecules(layout, min(_CHUNK, n_molecules - start), config, sources, generator)
+        yield sequence(molecules, config, generator), molecules
+
+
+def sequence(molecules: Molecules, config: SimulateConfig, generator: np.random.Generator) -> Reads:
+    """Turn molecules into reads: truncation, the reverse complement next to each, errors.
+
+    Truncation differs from the reference, where it hardly ever acted because it left ends with a flank alone: an end
+    loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with cDNA stay as they are.
+    """
+    slots = molecules.layout.slots
+    rates = _rate_classes(molecules.layout, config)[molecules.slot]
+    labels = slots["label"][molecules.slot].astype(np.uint8)
+    bases, offsets, first = molecules.bases, molecules.offsets, molecules.first
+    if config.max_trunc_5p or config.max_trunc_3p:
+        bases, offsets = _truncate(molecules, config, generator)
+    reverse = np.zeros(molecules.structures.size, dtype=np.bool_)
+    structures = molecules.structures
+    if config.rc:
+        elements = with_mates(first)
+        labels, rates = labels[elements], rates[elements]
+        bases = bases_with_mates(bases, offsets[first])
+        offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[elements])])
+        first = np.concatenate([[0], np.cumsum(np.repeat(np.diff(first), 2))])
+        reverse = np.tile([False, True], structures.size)
+        structures = np.repeat(structures, 2)
+    bases, offsets = add_errors(bases, offsets, rates, config, generator)
+    return Reads(bases, np.repeat(labels, np.diff(offsets)), offsets[first], structures, reverse)
+
+
+def _rate_classes(layout: Layout, config: SimulateConfig) -> NDArray[np.uint8]:
+    """Class of error rates of each slot; flanks and spacers are as cDNA, whose label they have."""
+    is_cdna = layout.slots["label"] == layout.protocol.labels.index(CDNA)
+    cdna = _ADAPTER if config.cdna_errors else _CLEAN
+    classes = np.where(is_cdna, cdna, np.where(layout.slots["fill"] == TAIL, _HOMOPOLYMER, _ADAPTER))
+    return classes.astype(np.uint8)
+
+
+def _truncate(molecules: Molecules, config: SimulateConfig, generator: np.random.Generator) -> tuple[Codes, Offsets]:
+    """Cut both ends; at least one base of a molecule stays."""
+    offsets, first = molecules.offsets, molecules.first
+    labels = molecules.of_slots("label")
+    cdna = molecules.layout.protocol.labels.index(CDNA)
+    begin, end = offsets[first[:-1] + 1], offsets[first[1:] - 1]  # without flanks
+    lost_5p = generator.integers(0, config.max_trunc_5p + 1, size=begin.size)
+    lost_3p = generator.integers(0, config.max_trunc_3p + 1, size=begin.size)
+    lost_5p[labels[first[:-1] + 1] == cdna] = 0
+    lost_3p[labels[first[1:] - 2] == cdna] = 0
+    low = np.where(lost_5p > 0, np.minimum(begin + lost_5p, np.maximum(end - 1, begin)), offsets[first[:-1]])
+    high = np.where(lost_3p > 0, np.maximum(end - lost_3p, np.maximum(low, begin) + 1), offsets[first[1:]])
+    high = np.minimum(high, offsets[first[1:]])
+    per_element = np.diff(first)
+    low_of, high_of = np.repeat(low, per_element), np.repeat(high, per_element)
+    starts = np.clip(offsets[:-1], low_of, high_of)
+    lengths = np.clip(offsets[1:], low_of, high_of) - starts
+    return molecules.bases[ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)])
+
+
+def add_errors(
+    bases: Codes, offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
+) -> tuple[Codes, Offsets]:
+    """Add substitutions, insertions and deletions.
+
+    Every base gets one uniform number r, and with mismatch, insertion and deletion rates m, i, d of its class it is
+    replaced by one of the other three if r < m; else followed by random bases, one and another with probability i each
+    up to ``max_insertions`` (0: none), if r < m + i; else dropped if r < m + i + d.
+
+    Parameters
+    ----------
+    bases, offsets
+        Flat elements.
+    classes
+        Per element: 0 free of errors, 1 the global rates, 2 the rate of tails three times.
+
+    Returns
+    -------
+    New bases, and the new offsets of the same elements: what is inserted belongs to the element of its base.
+    """
+    places, kinds, rates = _draw_events(offsets, classes, config, generator)
+    of_insertion = np.flatnonzero(kinds == _INSERTION)
+    inserted = places[of_insertion]
+    deleted = places[np.flatnonzero(kinds == _DELETION)]
+    substituted = places[np.flatnonzero(kinds == _SUBSTITUTION)]
+    bases = bases.copy()
+    bases[substituted] = (bases[substituted] + generator.integers(1, 4, substituted.size, dtype=np.uint8)) & 3
+    extra = _extra_bases(rates[of_insertion], config, generator)
+    deleted_before = np.searchsorted(deleted, offsets)
+    inserted_before = np.concatenate([[0], np.cumsum(extra)])
+    moved = offsets - deleted_before + inserted_before[np.searchsorted(inserted, offsets)]
+    is_kept = np.ones(bases.size, dtype=np.bool_)
+    is_kept[deleted] = False
+    gained = inserted + 1 - np.cumsum(kinds == _DELETION)[of_insertion] + inserted_before[:-1]
+    is_inserted = np.zeros(int(moved[-1]), dtype=np.bool_)
+    is_inserted[ranges(gained, extra)] = True
+    noisy = np.empty(is_inserted.size, dtype=np.uint8)
+    noisy[~is_inserted] = bases[is_kept]
+    noisy[is_inserted] = random_bases(int(inserted_before[-1]), generator)
+    return noisy, moved
+
+
+def _draw_events(
+    offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
+) -> tuple[Integers, NDArray[np.uint8], NDArray[np.float64]]:
+    """Draw places where errors may be, what happens there, and the insertion rate there.
+
+    The first 16 bits of r are drawn for every base; only where they leave an error open, the other 53 are.
+    """
+    lengths = np.diff(offsets)
+    noisy = np.flatnonzero(classes != _CLEAN)
+    ends = np.cumsum(lengths[noisy])
+    n_bases = int(ends[-1]) if ends.size else 0
+    per_class = np.zeros((3, 3))
+    per_class[_ADAPTER] = config.mismatch_rate, config.insertion_rate, config.deletion_rate
+    per_class[_HOMOPOLYMER] = config.polyt_error_rate
+    limits = np.cumsum(per_class, axis=1)
+    words = np.atleast_1d(generator.bit_generator.random_raw(-(-n_bases // 4))).astype("<u8", copy=False)
+    leading = words.view("<u2")[:n_bases]
+    candidates = np.flatnonzero(leading <= np.uint16(limits.max() * 65536))
+    r = (leading[candidates] + generator.random(candidates.size)) / 65536
+    per_element = np.diff(np.searchsorted(candidates, ends), prepend=0)
+    element = np.repeat(np.arange(noisy.size), per_element)
+    rate_class = classes[noisy[element]]
+    places = candidates + (offsets[noisy] - ends + lengths[noisy])[element]
+    # 0, 1, 2 or 3 limits passed: substitution, insertion, deletion, nothing
+    passed = [(r >= limits[:, j][rate_class]).view(np.uint8) for j in range(3)]
+    kinds: NDArray[np.uint8] = passed[0] + passed[1] + passed[2]
+    return places, kinds, per_class[rate_class, 1]
+
+
+def _extra_bases(rates: NDArray[np.float64], config: SimulateConfig, generator: np.random.Generator) -> Integers:
+    """How many bases each insertion has."""
+    extra = np.full(rates.size, min(1, config.max_insertions), dtype=np.int64)
+    growing = np.flatnonzero(extra)
+    for _ in range(1, config.max_insertions):
+        growing = growing[generator.random(growing.size) < rates[growing]]
+        if not growing.size:
+            break
+        extra[growing] += 1
+    return extra
+
+
+def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
+    """Write a data set with known truth for the model that the settings name; see ``write_data_set``."""
+    return write_data_set(config, read_protocol(Path(config.seq_orders), config.model), out)
+
+
+def write_data_set(config: Config, protocol: Protocol, out: Path) -> dict[str, int | float | str]:
+    """Write three splits, an example as a user would bring it, and last a manifest.
+
+    ``train`` and ``valid`` have the training structures, ``test`` and the example the assessment structures. Shards
+    have ``shard_reads`` molecules and a stream each, so they depend neither on their number nor on who draws them.
+
+    Returns
+    -------
+    Reads and bases of every split and of the example.
+
+    Raises
+    ------
+    MissingError, InputError
+        If the transcriptome cannot be used.
+    ConfigError
+        If the whitelist asks for more cells than there are barcodes.
+    OutputError
+        If ``out`` is neither new nor empty, or cannot be written.
+    """
+    settings, transcripts = config.simulate, None
+    if settings.transcriptome:
+        transcripts = read_transcripts(Path(settings.transcriptome), _generator(config.seed, "transcripts", 0))
+    whitelist = _draw_whitelist(protocol, settings.whitelist_size, _generator(config.seed, "whitelist", 0))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: must be a new or empty folder, got one with content")
+    try:
+        (out / "example").mkdir(parents=True)
+        counts = _write_splits(config, protocol, transcripts, out)
+        counts["example"] = _write_example(config, protocol, Sources(transcripts, whitelist), out / "example")
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{out}: must be a folder that can be written, got {error}") from error
+    _write_manifest(config, protocol, counts, out / "manifest.json")
+    return {f"{split}_{unit}": number for split, numbers in counts.items() for unit, number in numbers.items()}
+
+
+def _generator(seed: int, stream: str, shard: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _STREAMS[stream], shard])))
+
+
+def _shards(n_molecules: int, shard_reads: int) -> Iterator[tuple[int, int]]:
+    """Yield number and size of each shard."""
+    for shard, start in enumerate(range(0, n_molecules, shard_reads)):
+        yield shard, min(shard_reads, n_molecules - start)
+
+
+def _draw_whitelist(protocol: Protocol, n_cells: int, generator: np.random.Generator) -> dict[str, Codes]:
+    """Draw cells that differ in at least one base; per barcode segment codes of shape ``(n_cells, length)``."""
+    if not protocol.barcodes:
+        return {}
+    length_of = {segment.name: segment.length or 0 for segment in protocol.segments}
+    lengths = [length_of[name] for name in protocol.barcodes]
+    width = sum(lengths)
+    if n_cells > 4**width:
+        raise ConfigError(f"simulate.whitelist_size: must be at most {4**width} (4^{width}), got {n_cells}")
+    cells = np.zeros((0, width), dtype=np.uint8)
+    while len(cells) < n_cells:
+        drawn = np.concatenate([cells, random_bases(n_cells * width, generator).reshape(n_cells, width)])
+        cells = drawn[np.sort(np.unique(drawn, axis=0, return_index=True)[1])][:n_cells]
+    return dict(zip(protocol.barcodes, np.split(cells, np.cumsum(lengths)[:-1], axis=1), strict=True))
+
+
+def _write_splits(
+    config: Config, protocol: Protocol, transcripts: Transcripts | None, folder: Path
+) -> dict[str, dict[str, int]]:
+    settings = config.simulate
+    splits = {
+        "train": (protocol.training_structures, settings.train_reads),
+        "valid": (protocol.training_structures, settings.valid_reads),
+        "test": (protocol.assessment_structures, settings.test_reads),
+    }
+    counts = {split: {"reads": 0, "bases": 0} for split in splits}
+    for split, (structures, n_molecules) in splits.items():
+        for shard, size in _shards(n_molecules, settings.shard_reads):
+            generator = _generator(config.seed, split, shard)
+            reads = draw(protocol, structures, size, settings, generator, transcripts)
+            write_reads(reads, folder, split, shard)
+            counts[split]["reads"] += len(reads)
+            counts[split]["bases"] += reads.bases.size
+        logger.info("%s: %d reads, %d bases", split, counts[split]["reads"], counts[split]["bases"])
+    return counts
+
+
+def _write_example(config: Config, protocol: Protocol, sources: Sources, folder: Path) -> dict[str, int]:
+    """Write FASTQ, whitelist (where the library has barcodes) and truth."""
+    settings, structures = config.simulate, protocol.assessment_structures
+    counts = {"reads": 0, "bases": 0}
+    with _text(folder / "reads.fastq") as fastq, _text(folder / "truth.tsv") as table:
+        table.write("ReadName\tstructure\treverse\tbarcode\tumi\texpected_fragments\n")
+        for shard, size in _shards(settings.example_reads, settings.shard_reads):
+            generator = _generator(config.seed, "example", shard)
+            reads, truths = draw_example(protocol, structures, size, settings, generator, sources)
+            qualities = generator.integers(_LOWEST_QUALITY, _HIGHEST_QUALITY + 1, reads.bases.size, dtype=np.uint8)
+            bases, phred = decode(reads.bases), (qualities + 33).tobytes().decode("ascii")
+            for i, (start, end) in enumerate(pairwise(reads.offsets.tolist())):
+                name, truth = f"sim_{counts['reads'] + i:06d}", truths[i * len(truths) // len(reads)]
+                fastq.write(f"@{name}\n{bases[start:end]}\n+\n{phred[start:end]}\n")
+                texts = ",".join(truth.barcodes), ",".join(truth.umis), str(truth.expected_fragments)
+                table.write("\t".join((name, truth.structure, str(int(reads.reverse[i])), *texts)) + "\n")
+            counts["reads"] += len(reads)
+            counts["bases"] += reads.bases.size
+    if sources.whitelist:
+        columns = [[decode(codes) for codes in matrix] for matrix in sources.whitelist.values()]
+        with _text(folder / "whitelist.tsv") as table:
+            table.writelines("\t".join(row) + "\n" for row in (tuple(sources.whitelist), *zip(*columns, strict=True)))
+    return counts
+
+
+def _write_manifest(config: Config, protocol: Protocol, counts: dict[str, dict[str, int]], path: Path) -> None:
+    settings = asdict(config.simulate)
+    settings["transcriptome"] = Path(settings["transcriptome"]).name  # a folder is of one machine
+    training = [structure.name for structure in protocol.training_structures]
+    assessment = [structure.name for structure in protocol.assessment_structures]
+    content = {
+        "format_version": FORMAT_VERSION,
+        "model": protocol.model,
+        "library": protocol.library,
+        "labels": protocol.labels,
+        "structures": {"train": training, "valid": training, "test": assessment, "example": assessment},
+        "counts": counts,
+        "seed": config.seed,
+        "simulate": settings,
+    }
+    write_json(path, content)
+
+
+def _text(path: Path) -> TextIO:
+    return path.open("w", encoding="utf-8", newline="\n")

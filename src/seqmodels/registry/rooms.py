@@ -1,0 +1,51 @@
+"""The only list of rooms. Nothing of a room is imported until it is asked for."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from seqmodels.core import provenance
+from seqmodels.core.errors import InputError, MissingError
+
+# room -> verbs of the command line that it supports
+ROOMS: dict[str, tuple[str, ...]] = {
+    "reads": ("simulate", "train", "evaluate", "annotate"),
+}
+
+
+def check(room: str, verb: str | None = None) -> str:
+    """Return ``room`` if there is one of that name, and it supports ``verb``.
+
+    Raises
+    ------
+    MissingError
+        If there is none; the message lists those that exist.
+    InputError
+        If it has no such verb.
+    """
+    if room not in ROOMS:
+        raise MissingError(f"room: must be one of {', '.join(ROOMS)}, got {room!r}")
+    if verb is not None and verb not in ROOMS[room]:
+        raise InputError(f"{verb} {room}: the room must support the verb, got one that has {', '.join(ROOMS[room])}")
+    return room
+
+
+def part(room: str, name: str) -> ModuleType:
+    """Import one module of a room, such as ``serve``; only this brings in the room's framework."""
+    return importlib.import_module(f"seqmodels.{check(room)}.{name}")
+
+
+def settings(room: str, path: Path, overrides: str = "") -> Any:
+    """Read a settings file of a room into the room's own ``Config``.
+
+    Raises
+    ------
+    ConfigError, MissingError
+        If anything in it is not legal; the message names file and key.
+    """
+    from seqmodels.core import config
+
+    cls = part(room, "config").Config
+    full = provenance.project_root() / "params" / room / "full.yaml"
+    return config.build(config.resolve(path, cls, full=full, overrides=overrides), cls)

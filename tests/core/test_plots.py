@@ -1,0 +1,178 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+from functools import partial
+
+import matplotlib
+import numpy as np
+import pytest
+
+from seqmodels.core import plots
+from seqmodels.core.errors import InputError, OutputError
+from seqmodels.core.metrics import proportion
+from seqmodels.core.plots import ReadView
+
+NAMES = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT"]
+HISTORY = [
+    {"epoch": 1, "train.loss": 1.0, "valid.loss": None},
+    {"epoch": 2, "train.loss": 0.5, "valid.loss": 0.8},
+    {"epoch": 3, "train.loss": float("nan"), "valid.loss": 0.7},
+]
+SERIES = {"loss (nats)": ["train.loss", "valid.loss"], "nothing known": ["train.loss"]}
+
+
+def read(length, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = ["5p"] * 22 + ["CBC"] * 16 + ["UMI"] * 12 + ["cDNA"] * (length - 50)
+    predicted = labels.copy()
+    predicted[36:40] = ["UMI"] * 4
+    return ReadView(f"read_{seed} $x$", "".join(rng.choice(list("ACGT"), length)), predicted, labels)
+
+
+RATES = [("single_fwd", proportion(98, 100)), ("never there", proportion(0, 0)), ("all", proportion(5, 5))]
+MATRIX = np.diag([9, 8, 7, 6, 5, 0]) + 1
+TOY = {
+    "learning_curves": partial(plots.learning_curves, rows=HISTORY, series=SERIES),
+    "bars": partial(plots.bars_with_intervals, rows=RATES, title="Accuracy $5", axis_label="share of reads"),
+    "confusion": partial(plots.confusion, matrix=MATRIX, names=NAMES),
+    "confusion-empty-row": partial(plots.confusion, matrix=np.diag([3, 0]), names=["a", "b"]),
+    "confusion-many": partial(plots.confusion, matrix=np.eye(30, dtype=int), names=[f"label {k}" for k in range(30)]),
+    "histogram": partial(plots.histogram, values=[1, 2, 2, np.nan], bins=4, label="offset (bases)", log=False),
+    "histogram-log": partial(plots.histogram, values=[0, 90, 800, 900], bins=9, label="length (bases)", log=True),
+    "histogram-constant": partial(plots.histogram, values=[850] * 3, bins=9, label="length (bases)", log=True),
+    "calibration": partial(plots.calibration, confidence=[0.2, 0.9, 0.95, 1.0], correct=[False, True, True, False]),
+    "reads": partial(plots.read_views, views=[read(450)], colours={"cDNA": "#dddddd"}),
+}
+EMPTY = {
+    "learning_curves": partial(plots.learning_curves, rows=[], series=SERIES),
+    "learning_curves-none": partial(plots.learning_curves, rows=HISTORY, series={}),
+    "bars": partial(plots.bars_with_intervals, rows=[], title="Accuracy", axis_label="share of reads"),
+    "confusion": partial(plots.confusion, matrix=np.zeros((6, 6)), names=NAMES),
+    "confusion-no-names": partial(plots.confusion, matrix=np.zeros((0, 0)), names=[]),
+    "histogram": partial(plots.histogram, values=[], bins=4, label="offset (bases)", log=False),
+    "histogram-log": partial(plots.histogram, values=[0, -1], bins=4, label="offset (bases)", log=True),
+    "calibration": partial(plots.calibration, confidence=[], correct=[]),
+    "reads": partial(plots.read_views, views=[], colours={}),
+}
+
+
+def pdf_text(content):
+    """Letters of all text in a PDF of ours (two bytes a letter, escaped), in the order they are drawn."""
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    drawn = b""
+    for stream in streams:
+        try:
+            page = zlib.decompress(stream)
+        except zlib.error:
+            continue
+        drawn += b"\n".join(re.findall(rb"BT\n.*?ET", page, re.DOTALL))
+    return "".join(re.findall(r"\(\x00?(.)\)", drawn.decode("latin-1")))
+
+
+def test_module_needs_no_display_and_no_pyplot():
+    code = "import sys, json, seqmodels.core.plots; print(json.dumps('matplotlib.pyplot' in sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert json.loads(found.stdout) is False
+
+
+@pytest.mark.parametrize("name", TOY)
+def test_toy_data_gives_the_same_bytes_twice(tmp_path, name):
+    suffix = ".pdf" if name == "reads" else ".png"
+    first, second = tmp_path / f"first{suffix}", tmp_path / "sub" / f"second{suffix}"
+    TOY[name](first)
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": True}):  # a user's own style changes nothing
+        TOY[name](second)
+        assert matplotlib.rcParams["font.size"] == 20
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(b"%PDF" if name == "reads" else b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, "sub"]
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_data_say_so(tmp_path, name):
+    EMPTY[name](tmp_path / "plot.pdf")
+    assert "nodata" in pdf_text((tmp_path / "plot.pdf").read_bytes()).replace(" ", "")
+
+
+def test_pdf_has_no_date(tmp_path):
+    TOY["confusion"](tmp_path / "plot.pdf")
+    assert b"CreationDate" not in (tmp_path / "plot.pdf").read_bytes()
+    TOY["reads"](tmp_path / "reads.pdf")
+    assert b"CreationDate" not in (tmp_path / "reads.pdf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        pytest.param(partial(plots.confusion, matrix=MATRIX, names=["a"]), "must be 1 by 1", id="confusion"),
+        pytest.param(partial(plots.calibration, confidence=[0.5], correct=[]), "one shape", id="calibration-shapes"),
+        pytest.param(partial(plots.calibration, confidence=[1.5], correct=[True]), "from 0 to 1", id="no-probability"),
+        pytest.param(partial(plots.calibration, confidence=[0.5], correct=[2]), "true or false", id="no-truth"),
+        pytest.param(partial(plots.histogram, values=[1], bins=0, label="x", log=False), "at least 1", id="no-bins"),
+        pytest.param(
+            partial(plots.learning_curves, rows=HISTORY, series={"loss": ["test.loss"]}),
+            "row 0: must have the column 'test.loss'",
+            id="no-column",
+        ),
+        pytest.param(partial(plots.read_views, views=[], colours={}), r"must end in \.pdf", id="reads-as-png"),
+    ],
+)
+def test_wrong_input_is_refused_and_nothing_written(tmp_path, draw, message):
+    with pytest.raises(InputError, match=message):
+        draw(tmp_path / "plot.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_formats_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"must end in \.png or \.pdf, got '\.svg'"):
+        TOY["histogram"](tmp_path / "plot.svg")
+
+
+def test_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"plot\.png: must be writable"):
+        TOY["histogram"](tmp_path / "file" / "plot.png")
+
+
+def test_read_view_needs_one_label_per_base():
+    with pytest.raises(InputError, match=r"read r1: must have one predicted label per base \(4\), got 3"):
+        ReadView("r1", "ACGT", ["a"] * 3)
+    with pytest.raises(InputError, match=r"read r1: must have one true label per base \(4\), got 5"):
+        ReadView("r1", "ACGT", ["a"] * 4, ["a"] * 5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n_pages"),
+    [
+        pytest.param([450] * 4, 1, id="four-on-a-page"),
+        pytest.param([450] * 5, 2, id="the-fifth-is-not-broken"),
+        pytest.param([6000], 3, id="long-read-is-broken"),
+        pytest.param([2500, 2000], 2, id="no-header-alone-at-the-bottom"),
+    ],
+)
+def test_read_views_fill_pages(tmp_path, lengths, n_pages):
+    views = [read(length, seed) for seed, length in enumerate(lengths)]
+    plots.read_views(tmp_path / "reads.pdf", views, {})
+    content = (tmp_path / "reads.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", content)) == n_pages
+
+
+def test_read_views_hold_every_base(tmp_path):
+    views = [read(450, 1), read(1300, 2)]
+    plots.read_views(tmp_path / "reads.pdf", views, {})
+    text = pdf_text((tmp_path / "reads.pdf").read_bytes())
+    for view in views:
+        for start in range(0, len(view.sequence), 100):
+            assert view.sequence[start : start + 100] in text
+
+
+def test_read_views_take_arrays_unknown_truth_and_odd_reads(tmp_path):
+    labels = np.asarray(NAMES)[np.arange(150) % 6]
+    many = [f"label {k}" for k in range(40)]
+    views = [ReadView("no truth", "A" * 150, labels), ReadView("", "", [], []), ReadView("x" * 200, "N" * 40, many)]
+    plots.read_views(tmp_path / "reads.pdf", views, {"unused": "red", "3p": "#ffffff"})
+    assert (tmp_path / "reads.pdf").stat().st_size > 1000
