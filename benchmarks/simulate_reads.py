@@ -46,6 +46,7 @@ SETTINGS = SimulateConfig(
     max_spacer=50,
     max_trunc_5p=0,
     max_trunc_3p=0,
+    broken_share=0.0,
     rc=True,
     transcriptome="",
 )

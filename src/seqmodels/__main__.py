@@ -6,6 +6,7 @@ of ours (with a traceback). Frameworks are imported only by the verb that needs 
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,18 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], Any], text:
     return made
 
 
+def _text(text: str) -> str:
+    """Read a text that must not be empty, as an unset parameter of MLproject or a shell variable would make it."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _required(text: str) -> Path:
+    """Read a path that must not be empty: Python would take that for the working directory."""
+    return Path(_text(text))
+
+
 def _path(text: str) -> Path | None:
     """Read an optional path; MLproject hands over an empty text for "not given"."""
     return Path(text) if text else None
@@ -63,9 +76,9 @@ def _add_room_verbs(verbs: Any) -> None:
     simulate.add_argument("--transcriptome", default="", metavar="FASTA", help="cDNA from here (reads)")
     train = _verb(verbs, "train", _train, "train a model as one tracked run")
     for made in (simulate, train):
-        made.add_argument("--params", type=Path, required=True, help="settings file")
+        made.add_argument("--params", type=_required, required=True, help="settings file")
         made.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
-    simulate.add_argument("--out", type=Path, required=True, help="folder to write")
+    simulate.add_argument("--out", type=_required, required=True, help="folder to write")
     train.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
     train.add_argument("--out", type=_path, default=None, help="folder to write (default: build/ROOM/runs/RUN_ID)")
     train.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
@@ -73,30 +86,32 @@ def _add_room_verbs(verbs: Any) -> None:
     train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
     train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
     evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on data it was not trained on")
-    evaluate.add_argument("--model", required=True, help="folder, models:/NAME@ALIAS or run id")
+    evaluate.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     evaluate.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
-    evaluate.add_argument("--out", type=Path, required=True, help="folder to write")
+    evaluate.add_argument("--out", type=_required, required=True, help="folder to write")
 
 
 def _add_registry_verbs(verbs: Any) -> None:
     register = _verb(verbs, "register", _register, "make a finished run's model a version, alias candidate")
-    register.add_argument("--run", required=True, dest="run_id", help="run id, or a folder with run.json")
+    register.add_argument("--run", type=_text, required=True, dest="run_id", help="run id, or a folder with run.json")
     promote = _verb(verbs, "promote", _promote, "make the candidate the champion, if it passes its gates", room=False)
-    promote.add_argument("name", help="registered model")
+    promote.add_argument("name", type=_text, help="registered model")
     promote.add_argument("--version", default="", help="another version than the candidate")
     promote.add_argument("--force", action="store_true", help="promote whatever the gates say; recorded as a tag")
     models = _verb(verbs, "models", _models, "list registered models, or the columns of one", room=False)
     models.add_argument("uri", nargs="?", default="", metavar="URI")
     export = _verb(verbs, "export", _export, "write a registered model as a self-contained folder", room=False)
-    export.add_argument("uri", metavar="URI")
-    export.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("uri", type=_text, metavar="URI")
+    export.add_argument("folder", type=_required, metavar="DIR")
 
 
 def _add_use_verbs(verbs: Any) -> None:
     annotate = _verb(verbs, "annotate", _annotate, "add a model's columns to the user's data")
-    annotate.add_argument("input", type=Path, metavar="INPUT", help="reads: FASTQ or FASTA, plain or gzip, or a folder")
-    annotate.add_argument("--model", required=True, help="folder, models:/NAME@ALIAS or run id")
-    annotate.add_argument("--out", type=Path, required=True, help="folder to write")
+    annotate.add_argument(
+        "input", type=_required, metavar="INPUT", help="reads: FASTQ or FASTA, plain or gzip, or a folder"
+    )
+    annotate.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
+    annotate.add_argument("--out", type=_required, required=True, help="folder to write")
     annotate.add_argument(
         "--whitelist", type=_path, default=None, metavar="FILE", help="barcodes that may occur (reads)"
     )
@@ -106,9 +121,14 @@ def _add_use_verbs(verbs: Any) -> None:
 
 
 def _data(args: argparse.Namespace) -> Any:
+    from seqmodels.core.errors import InputError
     from seqmodels.registry import dataset
 
-    return dataset.check() if args.action == "check" else dataset.build(args.room or None, update=args.update)
+    if args.action == "build":
+        return dataset.build(args.room or None, update=args.update)
+    if args.room or args.update:
+        raise InputError(f"data check: must stand alone, got {args.room or '--update'}; it compares all of data/")
+    return dataset.check()
 
 
 def _simulate(args: argparse.Namespace) -> Any:
@@ -118,7 +138,10 @@ def _simulate(args: argparse.Namespace) -> Any:
     rooms.check(args.room, "simulate")
     overrides = args.overrides
     if args.transcriptome:
-        overrides += f" 'simulate.transcriptome={args.transcriptome}'"
+        path = json.dumps(
+            str(Path(args.transcriptome).resolve()), ensure_ascii=False
+        )  # quoted for YAML, then the shell
+        overrides += " " + shlex.quote(f"simulate.transcriptome={path}")
     config = rooms.settings(args.room, args.params, overrides)
     with folder_written_whole(args.out) as folder:
         return rooms.part(args.room, "simulate").simulate(config, folder)
@@ -156,12 +179,12 @@ def _promote(args: argparse.Namespace) -> Any:
 
 def _models(args: argparse.Namespace) -> Any:
     from seqmodels.core.report import text_table
-    from seqmodels.registry import store
+    from seqmodels.registry import catalogue
 
     if args.uri:
-        sides = store.columns(args.uri)
+        sides = catalogue.columns(args.uri)
         return text_table(["side", "column", "type"], [[side, *column] for side in sides for column in sides[side]])
-    rows = store.models()
+    rows = catalogue.models()
     return text_table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "no registered models"
 
 

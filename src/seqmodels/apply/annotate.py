@@ -1,6 +1,7 @@
 """``annotate``: the user's data in, a model's columns out. For reads: FASTQ -> Parquet, fates, demultiplexed FASTQ."""
 
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from seqmodels.apply.fastq import FastqWriter, read_chunks
 from seqmodels.apply.molecules import Molecule
 from seqmodels.apply.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
 from seqmodels.core import data as files
-from seqmodels.core.errors import InputError
+from seqmodels.core.errors import InputError, OutputError
 from seqmodels.registry import store
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,14 @@ def annotate(
     ModelError
         If the model is damaged or of another room.
     OutputError
-        If ``out`` is not empty (unless ``overwrite``) or cannot be written.
+        If ``out`` is not empty (unless ``overwrite`` and it is an earlier annotation), holds the input, or cannot be
+        written.
     """
     chunks = read_chunks(source, size=_CHUNK)
+    _check_out(out, [source] if whitelist is None else [source, whitelist], overwrite=overwrite)
     loaded = store.load(room, model)
     served = loaded.served
-    cells = read_whitelist(whitelist, served["barcodes"]) if whitelist is not None else None
+    cells = _read_cells(whitelist, served) if whitelist is not None else None
     with files.folder_written_whole(out, replace=overwrite) as folder:
         with _Writers(folder, served, cells is not None) as writers:
             for records in chunks:
@@ -65,6 +68,31 @@ def annotate(
                 _write_chunk(writers, records, answer, cells)
                 log.info("%d reads annotated", writers.counts["reads"])
         return _summary(folder, writers, loaded)
+
+
+def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse an output folder before any work, above all one whose content would be lost and is not ours."""
+    for path in inputs:
+        if out.resolve() in (path.resolve(), *path.resolve().parents) and out.is_dir():
+            raise OutputError(f"{out}: must be another folder than that of the input, got the one that holds {path}")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"{out}: must be a new or empty folder, got one with content; choose another or --overwrite")
+    if not (out / "read_fates.tsv").is_file():
+        raise OutputError(f"{out}: must be an earlier annotation to be overwritten, got a folder with other files")
+
+
+def _read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
+    """Read the list of cells and compare its barcodes with those that the model finds."""
+    if not served["barcodes"]:
+        raise InputError(f"{path}: must not be given for {served['registered_name']}, whose reads have no barcode")
+    cells = read_whitelist(path, served["barcodes"])
+    for name, length in served.get("barcode_lengths", {}).items():
+        got = cells.columns[name].length
+        if got != length:
+            raise InputError(f"{path}: {name} must have {length} bases as in the model's library, got {got}")
+    return cells
 
 
 @dataclass
@@ -77,7 +105,7 @@ class _Writers:
     counts: Counter[str] = field(default_factory=Counter)
     match_types: Counter[str] = field(default_factory=Counter)
     cells: Counter[int] = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(default_factory=lambda: {"read": [], "cDNA": []})
+    lengths: "dict[str, array[int]]" = field(default_factory=lambda: {"read": array("q"), "cDNA": array("q")})
     parquet: dict[str, Any] = field(default_factory=dict)
     fastq: dict[str, FastqWriter] = field(default_factory=dict)
 
@@ -94,7 +122,7 @@ class _Writers:
         for writer in self.parquet.values():
             writer.close()
         for opened in self.fastq.values():
-            opened.__exit__(None, None, None)
+            opened.close()
 
     def rows(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to one of the two tables."""
@@ -104,10 +132,10 @@ class _Writers:
 
     def read(self, kind: str, name: str, sequence: str, qualities: str | None) -> None:
         """Append a read to ``<kind>.fastq.gz``, or ``.fasta.gz`` where the input has no qualities."""
-        suffix = "fastq" if qualities is not None else "fasta"
-        if kind not in self.fastq:
-            self.fastq[kind] = FastqWriter(self.folder / f"{kind}.{suffix}.gz").__enter__()
-        self.fastq[kind].write(name, sequence, qualities)
+        file = f"{kind}.fasta.gz" if qualities is None else f"{kind}.fastq.gz"
+        if file not in self.fastq:
+            self.fastq[file] = FastqWriter(self.folder / file)
+        self.fastq[file].write(name, sequence, qualities)
 
 
 def _schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
@@ -156,13 +184,12 @@ def _write_chunk(writers: _Writers, records: Sequence[Any], answer: pd.DataFrame
 def _assign(
     writers: _Writers, found: Sequence[Molecule], cells: Whitelist | None
 ) -> list[tuple[str, int, dict[str, str]]]:
-    """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read."""
-    names = writers.served["barcodes"]
-    seen = [{name: molecule.row.get(f"{name}_Sequences", "") for name in names} for molecule in found]
+    """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read but turned."""
     if cells is None or not found:
-        return [("valid", 0, barcodes) for barcodes in seen]
+        return [("valid", 0, molecule.barcodes) for molecule in found]
     matches = {
-        name: cells.match([m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE) for name in names
+        name: cells.match([m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE)
+        for name in writers.served["barcodes"]
     }
     ids, types = cells.assign(matches)
     assigned = []
@@ -172,7 +199,7 @@ def _assign(
         if cell:
             writers.cells[cell] += 1
         fate = {AMBIGUOUS: "ambiguous", NO_MATCH: "no match"}.get(kind, "assigned")
-        assigned.append((fate, cell, cells.cell(cell) if cell else seen[number]))
+        assigned.append((fate, cell, cells.cell(cell) if cell else molecule.barcodes))
     return assigned
 
 
@@ -197,6 +224,7 @@ def _write_fates(
 ) -> None:
     """Write one line per read of the input, so that reads in are reads out."""
     of_read: dict[int, list[str]] = {}
+    lines = []
     for molecule, fate in found:
         of_read.setdefault(molecule.parent, []).append(fate)
     for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
@@ -204,12 +232,13 @@ def _write_fates(
         valid = answer["architecture"] == "valid"
         fate = fates[0] if valid else "split" if fates else "invalid"
         length, assigned = len(record.sequence or ""), fates.count("assigned")
-        writers.counts.update(["reads", fate])
+        writers.counts["reads"] += 1
+        writers.counts[fate] += 1
         writers.counts["molecules"] += len(fates)
         writers.counts["molecules assigned"] += assigned
         writers.lengths["read"].append(length)
-        line = (record.name, length, fate, len(fates), assigned, answer["reason"])
-        writers.fates.write("\t".join(map(str, line)) + "\n")
+        lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
+    writers.fates.writelines(lines)
 
 
 def _summary(folder: Path, writers: _Writers, loaded: store.Loaded) -> dict[str, Any]:
@@ -227,7 +256,7 @@ def _summary(folder: Path, writers: _Writers, loaded: store.Loaded) -> dict[str,
     rows = [(name, proportion(count, total)) for name, count in fates.items()]
     plots.bars_with_intervals(folder / "plots" / "read_fates.png", rows, "What became of the reads", "share of reads")
     for what, label in (("read", "read length (bases)"), ("cDNA", "cDNA length (bases)")):
-        values = np.asarray(writers.lengths[what])
+        values = np.asarray(writers.lengths[what])  # a view of 8 bytes per read
         plots.histogram(folder / "plots" / f"{what}_lengths.png", values, bins=50, label=label, log=True)
     summary = {
         "model": loaded.reference,

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from seqmodels.apply.demultiplex import oriented
-from seqmodels.core.dna import reverse_complement_text
 
 WINDOW = 3  # bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or two
 
 
 @dataclass(frozen=True, slots=True)
 class Molecule:
-    """One molecule: its row of the table, and what demultiplexing needs of it."""
+    """One molecule: its row of the table, and what demultiplexing needs of it.
+
+    Barcodes, and the windows around them, lie in the orientation of a list of cells; cDNA and UMI in the sense of the
+    transcript.
+    """
 
     row: dict[str, Any]
+    barcodes: dict[str, str]
     windows: dict[str, str]
     cdna: tuple[str, str | None]
     umi: str
@@ -34,7 +38,8 @@ def split(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], par
         start, end = (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
         inside = [s for s in answer["segments"] if s["start"] >= start and s["end"] <= end]
         name = record.name if is_valid else f"{record.name}__frag{number}"
-        reason = "valid" if is_valid else f"split from concatenated (frag {number}/{len(fragments)})"
+        parent_kind = "concatenated" if len(fragments) > 1 else "a read with extra segments"
+        reason = "valid" if is_valid else f"split from {parent_kind} (frag {number}/{len(fragments)})"
         qualities = record.qualities
         piece = (record.sequence[start:end], qualities[start:end] if qualities is not None else None)
         shifted = [{**s, "start": s["start"] - start, "end": s["end"] - start} for s in inside]
@@ -57,15 +62,17 @@ def _molecule(
     """Cut barcode windows, cDNA and UMI out of a molecule, all in the orientation in which they are used."""
     (sequence, qualities), (segments, span), turn = piece, places, row["orientation"]
     within = [s for s in segments if s["start"] >= span[0] and s["end"] <= span[1]]
-    windows = {}
+    barcodes, windows = {}, {}
     for name in served["barcodes"]:
         first = next((s for s in within if s["label"] == name), None)
         if first is None:
-            windows[name] = ""
+            barcodes[name] = windows[name] = ""
             continue
-        row[f"{name}_Sequences"] = sequence[first["start"] : first["end"]]
+        seen = sequence[first["start"] : first["end"]]
         window = sequence[max(0, first["start"] - WINDOW) : first["end"] + WINDOW]
-        windows[name] = reverse_complement_text(window) if turn == "-" else window
+        row[f"{name}_Sequences"] = seen  # as it stands in the read
+        barcodes[name] = oriented(seen, None, orientation=turn, strand="fwd")[0]
+        windows[name] = oriented(window, None, orientation=turn, strand="fwd")[0]
     inserts = [s for s in within if s["label"] == served["insert"]]
     start, end = (inserts[0]["start"], inserts[-1]["end"]) if inserts else (0, 0)
     cdna = oriented(
@@ -74,9 +81,10 @@ def _molecule(
         orientation=turn,
         strand=served["strand"],
     )
-    umis = [sequence[s["start"] : s["end"]] for s in within if s["label"] in served["umis"]]
-    umi = "".join(oriented(one, None, orientation=turn, strand=served["strand"])[0] for one in umis)
-    return Molecule(row, windows, cdna, umi, parent)
+    umis = "".join(sequence[s["start"] : s["end"]] for s in within if s["label"] in served["umis"])
+    # joined before they are turned, since that changes their order
+    umi, _ = oriented(umis, None, orientation=turn, strand=served["strand"])
+    return Molecule(row, barcodes, windows, cdna, umi, parent)
 
 
 def segment_columns(
@@ -88,20 +96,20 @@ def segment_columns(
     orientation of the read, ``random_e`` where it ends.
     """
     before, after = ("random_s", "random_e") if orientation != "-" else ("random_e", "random_s")
-    grouped: dict[str, list[Mapping[str, Any]]] = {name: [] for name in (*served["labels"], before, after)}
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
     for segment in segments:
         name = segment["label"]
         if name == served["insert"] and segment["end"] <= span[0]:
             name = before
         elif name == served["insert"] and segment["start"] >= span[1]:
             name = after
-        grouped[name].append(segment)
+        grouped.setdefault(name, []).append(segment)
     columns: dict[str, Any] = {}
     for name in (*served["labels"], "random_s", "random_e"):
-        found = grouped[name]
-        columns[f"{name}_Starts"] = ", ".join(str(s["start"]) for s in found)
-        columns[f"{name}_Ends"] = ", ".join(str(s["end"]) for s in found)
-        columns[f"{name}_Confidence"] = min((s["confidence"] for s in found), default=None)
+        found = grouped.get(name, [])
+        columns[f"{name}_Starts"] = ", ".join([str(s["start"]) for s in found])
+        columns[f"{name}_Ends"] = ", ".join([str(s["end"]) for s in found])
+        columns[f"{name}_Confidence"] = min([s["confidence"] for s in found], default=None)
     return columns
 
 

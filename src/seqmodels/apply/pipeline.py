@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from seqmodels.core import provenance, tracking
-from seqmodels.core.errors import SeqmodelsError
+from seqmodels.core.errors import MissingError, SeqmodelsError
 from seqmodels.core.report import text_table
-from seqmodels.registry import rooms, store
+from seqmodels.registry import catalogue, rooms, store
 
 log = logging.getLogger(__name__)
 
@@ -34,25 +34,36 @@ def run_all(profile: str) -> str:
 
     Raises
     ------
+    MissingError
+        Before anything is done, if a room has no such settings.
     SeqmodelsError
         After everything else is done, if a room failed.
     """
     root = provenance.project_root()
+    for room in rooms.ROOMS:
+        path = root / "params" / room / f"{profile}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            raise MissingError(f"--profile {profile}: must name settings of the room {room}, got none; files: {known}")
     opened = tracking.client()
     parent = tracking.open_parent(opened, f"main-{profile}")
     os.environ["SEQMODELS_PARENT_RUN_ID"] = parent
     os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: the steps must not write into it
-    rows, failed = [], []
-    for room in rooms.ROOMS:
-        start = time.monotonic()
-        if _run_room(root, room, profile):
-            rows.append([room, *_result(root, room), round(time.monotonic() - start), f"build/{room}"])
-        else:
-            failed.append(room)
-    tracking.close_parent(opened, parent, failed=bool(failed))
+    rows: list[list[Any]] = []
+    failed = list(rooms.ROOMS)
+    try:
+        for room in rooms.ROOMS:
+            start = time.monotonic()
+            if _run_room(root, room, profile):
+                rows.append([room, *_result(root, room), round(time.monotonic() - start), f"build/{room}"])
+                failed.remove(room)
+    finally:
+        tracking.close_parent(opened, parent, failed=bool(failed))
     table = text_table(["room", "model", "version", "headline", "seconds", "results"], rows)
     if failed:
-        raise SeqmodelsError(f"main: every room must finish, got a fault in {', '.join(failed)}\n{table}")
+        if rows:
+            log.info("%s", table)
+        raise SeqmodelsError(f"main: every room must finish, got a fault in {', '.join(failed)} (its message is above)")
     return table
 
 
@@ -103,7 +114,7 @@ def _registered_name(root: Path, room: str) -> str:
 def _result(root: Path, room: str) -> tuple[Any, Any, Any]:
     """Model, version and headline metric of a room's champion."""
     name = _registered_name(root, room)
-    for row in store.models():
-        if row["model"] == name and "champion" in row["aliases"]:
+    for row in catalogue.models():
+        if row["model"] == name and "champion" in row["aliases"].split(", "):
             return name, row["version"], row["headline"]
     return name, None, None

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -32,7 +32,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if (self.min is None) == (self.max is None):
-            raise ValueError("a gate must have either min or max")
+            raise ValueError("must have either min or max, got " + ("neither" if self.min is None else "both"))
 
     def passes(self, value: float) -> bool:
         """Tell whether ``value`` is good enough."""
@@ -54,6 +54,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is not a word", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
@@ -62,19 +64,37 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 (other readers) or 1.2 (``1e-4`` as text) would take for something else."""
+
+
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         "float",
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         "-+0123456789.",
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+    for _cls in (_Loader, _Dumper):
+        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 # PyYAML reads 010 as octal and 1:30 as sexagesimal; YAML 1.2 does neither
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
+)
+
+
+# what PyYAML raises for tags at odds with their values (!!int x), numbers without end and nesting without end
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
+def _load(text: str) -> Any:
+    content = yaml.load(text, _Loader)
+    json.dumps(content, default=str)  # a ValueError here: an alias that holds itself
+    return content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -94,12 +114,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: must be UTF-8 text, got other bytes") from None
     try:
-        content = yaml.load(text, _Loader)
+        content = _load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise ConfigError(f"{where}: must be valid YAML, got: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}, line {line}: must be valid YAML, got a character {error.character!r}") from None
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: must be valid YAML, got: {error}") from None
     if content is None:
         return {}
@@ -125,6 +148,16 @@ class Settings:
             key = key.rpartition(".")[0]
         return self.where
 
+    def blame(self, key: str, message: str) -> str:
+        """Name the source, of all that set what a fault of the mapping ``key`` is about, that had the last word."""
+        named = {word.rstrip(".") for word in re.findall(r"[\w.]+", message)}
+        named |= {f"{key}.{word}" for word in named}
+        about = [name for name in self.origins if name in named] or [
+            name for name in self.origins if name == key or name.startswith(f"{key}.")
+        ]
+        order = ["--set", *map(str, self.files)]
+        return min((self.origins[name] for name in about), key=order.index, default=self.where)
+
 
 def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settings:
     """Merge ``path``, its bases and ``overrides`` (``"k=v a.b=w"``, split as a shell would) into plain settings.
@@ -137,7 +170,8 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
     paths = set(_path_keys(cls))
     for file, values in reversed(chain):
         _merge(settings, _absolute(values, paths, file.resolve().parent), str(file))
-    _merge(settings, _absolute(parse_overrides(overrides), paths, Path.cwd()), "--set")
+    given = _rejoin(parse_overrides(overrides), settings.values)
+    _merge(settings, _absolute(given, paths, Path.cwd()), "--set")
     return settings
 
 
@@ -181,8 +215,8 @@ def parse_overrides(text: str) -> dict[str, Any]:
         if not equals or not key or "" in key.split("."):
             raise ConfigError(f"--set: must be key=value with a dotted key, got {word!r}")
         try:
-            parsed = yaml.load(value, _Loader)
-        except yaml.YAMLError:
+            parsed = _load(value)
+        except _NOT_YAML:
             raise ConfigError(f"--set: the value of {key} must be YAML, got {value!r}") from None
         level = nested
         *parents, last = key.split(".")
@@ -190,8 +224,24 @@ def parse_overrides(text: str) -> dict[str, Any]:
             level = level.setdefault(name, {})
             if not isinstance(level, dict):
                 raise ConfigError(f"--set: {key} must not lie below a value, got both in {text!r}")
+        if isinstance(level.get(last), dict):
+            raise ConfigError(f"--set: {key} must not stand beside keys below it, got both in {text!r}")
         level[last] = parsed
     return nested
+
+
+def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Put keys that were split at their dots together again where ``known`` has such a key (``test.macro_f1``)."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            made[key] = value
+        elif key not in known and any(str(name).startswith(f"{key}.") for name in known):
+            made.update(_rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known))
+        else:
+            below = known.get(key)
+            made[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
+    return made
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
@@ -247,11 +297,15 @@ def build(settings: Settings, cls: type[T]) -> T:
     ConfigError
         One line per fault: file, dotted key, what must hold, what was found; legal keys for an unknown one.
     """
-    return build_plain(settings.values, cls, origin=settings.origin)
+    return _build(settings.values, cls, settings.origin, settings.blame)
 
 
 def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Any) -> T:
     """Do what ``build`` does for a plain dictionary; ``origin(key)`` names the source of a dotted key."""
+    return _build(values, cls, origin, lambda key, _: str(origin(key)))
+
+
+def _build(values: Mapping[str, Any], cls: type[T], origin: Any, blame: Callable[[str, str], str]) -> T:
     try:
         text = json.dumps(values, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -261,10 +315,10 @@ def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Any) -> T:
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        raise ConfigError("\n".join(dict.fromkeys(_fault(e, cls, origin) for e in faults))) from None
+        raise ConfigError("\n".join(dict.fromkeys(_fault(e, cls, origin, blame) for e in faults))) from None
 
 
-def _fault(error: Any, cls: type, origin: Any) -> str:
+def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str]) -> str:
     """Write one pydantic error as *where: what must hold, got what*."""
     location = [part for part in error["loc"] if not str(part).startswith(("function-", "dataclass"))]
     key = ".".join(str(part) for part in location)
@@ -277,7 +331,8 @@ def _fault(error: Any, cls: type, origin: Any) -> str:
         return f"{where}: {key} must be given, got nothing"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{where}: {message}"
+        where = blame(key, message)
+        return f"{where}: {message}" if message.startswith(key) else f"{where}: {key}: {message}"
     message = re.sub(r"^Input should be", "must be", message)
     return f"{where}: {key} {message}, got {found!r}"
 
@@ -324,5 +379,5 @@ def digest(values: Mapping[str, Any]) -> str:
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write settings as YAML, keys in their own order."""
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import math
+import numbers
 import os
 import shutil
 import tempfile
@@ -23,11 +24,20 @@ _BLOCK = 1 << 20
 
 
 def md5(path: Path) -> str:
-    """Hash one file (MD5, as DVC does; a checksum, not a defence)."""
+    """Hash one file (MD5, as DVC does; a checksum, not a defence).
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     total = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            total.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: must be a readable file, got: {error.strerror}") from None
     return total.hexdigest()
 
 
@@ -58,22 +68,40 @@ def digest(folder: Path) -> str:
 
 
 def read_pin(root: Path) -> dict[str, Any]:
-    """Read ``data.dvc``: the digest of ``data/`` as ``md5`` and that of each room's part under ``rooms``."""
+    """Read ``data.dvc``: the digest of ``data/`` as ``md5`` and that of each room's part under ``rooms``.
+
+    Raises
+    ------
+    MissingError
+        If there is no such file.
+    InputError
+        If it is not one that DVC wrote, or its ``meta.rooms`` is not ours.
+    """
     path = root / "data.dvc"
+    content = _read_dvc_file(path)
+    meta = content.get("meta") or {}
+    rooms = (meta.get("rooms") or {}) if isinstance(meta, dict) else meta
+    if not isinstance(rooms, dict):
+        raise InputError(f"{path}: meta.rooms must give each room's digest, got {rooms!r}")
+    return {"md5": str(content["outs"][0]["md5"]), "rooms": rooms}
+
+
+def _read_dvc_file(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        pin = content["outs"][0]
-        return {"md5": str(pin["md5"]), "rooms": dict((content.get("meta") or {}).get("rooms") or {})}
+        if isinstance(content, dict) and content["outs"][0]["md5"]:
+            return content
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist; make it with: seqmodels data build --update") from None
-    except (KeyError, IndexError, TypeError, yaml.YAMLError):
-        raise InputError(f"{path}: must be a DVC file with outs[0].md5, got something else") from None
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        pass
+    raise InputError(f"{path}: must be a DVC file with outs[0].md5, got something else")
 
 
 def write_pin_rooms(root: Path, rooms: Mapping[str, str]) -> None:
     """Record each room's digest in ``data.dvc`` under ``meta``, which DVC keeps when it rewrites the file."""
     path = root / "data.dvc"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = _read_dvc_file(path)
     content["meta"] = {"rooms": dict(sorted(rooms.items()))}
     write_text(path, yaml.safe_dump(content, sort_keys=False))
 
@@ -96,7 +124,7 @@ def check_manifest(path: Path, folder: Path) -> str:
     """
     found = digest(folder)
     if path.is_file():
-        wanted = json.loads(path.read_text(encoding="utf-8"))["digest"]
+        wanted = read_json(path).get("digest")
         if wanted != found:
             raise InputError(
                 f"{folder}: must be the data of {path}, digest {wanted}, got {found}; "
@@ -107,14 +135,19 @@ def check_manifest(path: Path, folder: Path) -> str:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+    """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made or locked.
+    """
+    with contextlib.ExitStack() as stack:
+        with _as_output_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))  # closing it ends the lock
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
@@ -149,7 +182,9 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
         If ``path`` exists and is not empty (unless ``replace``), cannot be written, or the disk is full.
     """
     with _as_output_error(path):
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not replace):
+        if path.is_file():
+            raise OutputError(f"{path}: must be a new or empty folder, got a file")
+        if path.is_dir() and any(path.iterdir()) and not replace:
             raise OutputError(f"{path}: must be a new or empty folder, got one with content")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -159,8 +194,12 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
             if path.is_dir():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
                 path.replace(old)
-                temporary.replace(path)
-                shutil.rmtree(old)
+                try:
+                    temporary.replace(path)
+                except OSError:
+                    old.replace(path)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 temporary.replace(path)
         finally:
@@ -181,19 +220,30 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{folder}: must be a writable folder, got: {error.strerror}") from None
-    record = folder / "run.json"
-    owner = json.loads(record.read_text(encoding="utf-8")).get("run_id") if record.is_file() else None
+    owner = run_in(folder).get("run_id")
     if owner == run_id or not any(folder.iterdir()):
         return
     if owner is None:
         raise OutputError(f"{folder}: must be a new or empty folder, got one with other files")
     if not overwrite:
+        wanted = f"be empty or hold run {run_id}" if run_id else "be empty"
         raise OutputError(
-            f"{folder}: must be empty or hold run {run_id}, got the results of run {owner}; "
-            "choose another --out, or --overwrite"
+            f"{folder}: must {wanted}, got the results of run {owner}; choose another --out, or --overwrite"
         )
-    shutil.rmtree(folder)
-    folder.mkdir()
+    with _as_output_error(folder):
+        for entry in folder.iterdir():  # the folder itself stays: it may be a link or a mount
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def run_in(folder: Path) -> dict[str, Any]:
+    """Record of the run whose results a folder holds (``run.json``); empty where there is none, or a damaged one."""
+    try:
+        return read_json(folder / "run.json")
+    except (InputError, MissingError):
+        return {}
 
 
 @contextlib.contextmanager
@@ -204,7 +254,9 @@ def _as_output_error(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno is None:  # a library's own exception, not the operating system's
+        named, own = (Path(os.path.realpath(str(name))) for name in (error.filename or path, path))
+        ours = named == own or own.parent in named.parents or named in own.parents
+        if error.errno is None or not ours:  # a library's own exception, or about something else, such as an input
             raise
         raise OutputError(f"{path}: must be writable, got: {error.strerror} ({error.filename or path})") from error
 
@@ -213,6 +265,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises
+    ------
+    MissingError
+        If it cannot be read.
+    InputError
+        If it is not such a file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingError(f"{path}: must be a readable file, got: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: must be whole JSON, got: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -232,6 +305,10 @@ def _finite(content: Any) -> Any:
         return {str(key): _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
+    if content is None or isinstance(content, bool | int | str):
+        return content
+    if isinstance(content, numbers.Integral):  # NumPy's integers are none of Python's
+        return int(content)
+    if isinstance(content, numbers.Real):
+        return float(content) if math.isfinite(content) else None
     return content

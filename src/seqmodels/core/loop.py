@@ -1,9 +1,14 @@
 """What the training loops of all frameworks share."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +50,29 @@ def stalled(scores: Sequence[float], *, patience: int) -> bool:
     """
     best = min(range(len(scores)), key=lambda i: (math.isnan(scores[i]), scores[i]), default=0)
     return len(scores) - 1 - best >= patience
+
+
+@contextlib.contextmanager
+def stopping_on_signals(ask: Callable[[], None]) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C call ``ask``, so that training stops at the next safe point; the second stops at once.
+
+    Only the main thread may watch signals; in another one nothing changes.
+    """
+    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, _: Any) -> None:
+        ask()
+        signal.signal(number, previous[signal.Signals(number)])
+        log.warning("%s: stopping after the current step, with a checkpoint", signal.Signals(number).name)
+
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+    except ValueError:
+        log.debug("signals are not watched outside the main thread")
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

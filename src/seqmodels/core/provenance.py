@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -56,11 +57,34 @@ def _git(root: Path, *words: str) -> str:
 
 def process_tags() -> dict[str, str]:
     """Tags that name this very process, so that a later one can tell whether it still lives."""
-    return {"host": platform.node(), "pid": str(os.getpid()), "pid.started": process_start(os.getpid())}
+    pid = os.getpid()
+    return {
+        "host": platform.node(),
+        "pid": str(pid),
+        "pid.started": process_start(pid),
+        "pid.namespace": _pid_namespace(),
+    }
+
+
+def _pid_namespace() -> str:
+    """Tell the process numbers of one container from those of another that has the same host name."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def lives(tags: Mapping[str, str]) -> bool | None:
+    """Tell whether the process that left these ``process_tags`` is alive; None where that cannot be known from here."""
+    here = process_tags()
+    started, pid = tags.get("pid.started"), tags.get("pid", "")
+    if any(tags.get(key) != here[key] for key in ("host", "pid.namespace")) or not (started and pid.isdigit()):
+        return None
+    return process_start(int(pid)) == started
 
 
 def process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, empty when there is no such process.
+    """Start time of a process in clock ticks since boot, empty when there is no such process or it is dead already.
 
     Together with the number it tells a process from a later one that got the same number.
     """
@@ -68,7 +92,8 @@ def process_start(pid: int) -> str:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return status.rpartition(")")[2].split()[19]
+    fields = status.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]  # a zombie: dead, and its parent has not asked how
 
 
 def version_tags() -> dict[str, str]:

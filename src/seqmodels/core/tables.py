@@ -1,6 +1,8 @@
 """Small tables and the files every training run leaves."""
 
 import math
+import numbers
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     data.write_text(path, "\n".join(lines) + "\n")
 
 
+_BREAKS = re.compile(r"\r\n|[\t\r\n]")
+
+
 def _field(value: Any) -> str:
     """Write one field; tabs and line ends inside text would break the table and become blanks."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
         return ""
     if isinstance(value, float):
         return repr(float(value))
-    return " ".join(str(value).split()) if isinstance(value, str) else str(value)
+    return _BREAKS.sub(" ", str(value))
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

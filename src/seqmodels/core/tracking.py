@@ -2,21 +2,20 @@
 
 Files first: a trainer writes everything to its output folder, and the tracking store gets copies. A store that is
 down at the start is an error; one that goes down later costs nothing but the copies, which ``--resume`` brings up.
-MLflow is imported inside functions: two seconds that a trainer pays and ``--help`` does not.
+MLflow is imported inside functions: ``--help`` must not pay for it.
 """
 
 import contextlib
-import json
+import http.client
 import logging
 import math
 import os
-import signal
 import time
 import urllib.error
 import urllib.request
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,24 @@ from typing import Any
 from seqmodels.core import config as settings_module
 from seqmodels.core import data as files
 from seqmodels.core import provenance
-from seqmodels.core.errors import (
-    ConfigError,
-    InterruptedRunError,
-    MissingError,
-    SeqmodelsError,
-    TrackingError,
-)
-from seqmodels.core.loop import TrainOptions
+from seqmodels.core.errors import ConfigError, InterruptedRunError, MissingError, SeqmodelsError, TrackingError
+from seqmodels.core.loop import TrainOptions, stopping_on_signals
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "seqmodels"
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block a trainer for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 _FLUSH_SECONDS = 5.0
+_PATIENCE = 20.0  # after a failed flush, train this many times as long as it took: a dead store costs 5 % at most
 _UPLOAD_TRIES = 3
 _CHECKPOINT_SECONDS = 300.0  # a checkpoint leaves this machine at most this often
 _BATCH = 1000  # metrics per call that the REST interface takes; parameters and tags: 100
+_STORE_LIBRARIES = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "google"})
 _LONGEST_VALUE = 6000  # characters of a parameter that the store keeps
 
 
@@ -51,20 +52,14 @@ def store_uri() -> str:
 def client() -> Any:
     """Open the tracking store, making it where it is embedded and absent.
 
-    Four processes that start at once on a fresh machine would each migrate the empty database and three would
-    fail, so it is opened under a lock the first time.
+    Of four processes that migrate an empty database at once three fail, so it is opened under a lock.
 
     Raises
     ------
     TrackingError
-        If a server does not answer.
+        If a server does not answer, or a database cannot be opened.
     """
-    for name, value in (
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),  # MLflow's 7 block a trainer for minutes
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
-    ):
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     uri = store_uri()
     if uri.startswith(("http://", "https://")):
@@ -75,51 +70,45 @@ def client() -> Any:
     with as_tracking_error(uri):
         if not uri.startswith("sqlite:///"):
             return mlflow.MlflowClient(tracking_uri=uri)
-        database = Path(uri.removeprefix("sqlite:///"))
+        database = Path(uri.removeprefix("sqlite:///")).resolve()
         with files.lock(database.with_name(database.name + ".lock")):
             opened = mlflow.MlflowClient(tracking_uri=uri)
-            if opened.get_experiment_by_name(EXPERIMENT) is None:
-                opened.create_experiment(EXPERIMENT, artifact_location=str(database.parent / "mlruns"))
+            _experiment_id(opened, artifacts=str(database.parent / "mlruns"))
         return opened
 
 
 def _check_server(uri: str) -> None:
     """Ask a server whether it lives; any HTTP answer, a refusal too, says yes."""
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
-            return
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise TrackingError(
-            f"tracking server {uri}: must answer, got: {reason}; "
-            "start it, change MLFLOW_TRACKING_URI, or use --no-track"
-        ) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or use --no-track"
+        raise TrackingError(f"tracking server {uri}: must answer, got: {reason}") from None
 
 
 @contextlib.contextmanager
 def as_tracking_error(where: str) -> Iterator[None]:
-    """Turn what MLflow and its database raise into a ``TrackingError`` that names the store."""
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
+    """Turn what MLflow, its database and its artifact store raise into a ``TrackingError`` that names the store."""
     try:
         yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError) as error:
-        raise TrackingError(f"tracking store {where}: must do what was asked, got: {error}") from error
+    except Exception as error:  # artifact stores raise what their client libraries raise
+        theirs = type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
+        if theirs or (isinstance(error, OSError | ImportError) and not isinstance(error, SeqmodelsError)):
+            raise TrackingError(f"tracking store {where}: must do what was asked, got: {error}") from error
+        raise
 
 
-def _experiment_id(opened: Any) -> str:
+def _experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
     """Id of the project's experiment, made on a server that has none; another process may make it first."""
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
-        found = opened.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
+        if found := opened.get_experiment_by_name(EXPERIMENT):
             return str(found.experiment_id)
         with contextlib.suppress(MlflowException):
-            return str(opened.create_experiment(EXPERIMENT))
+            return str(opened.create_experiment(EXPERIMENT, artifact_location=artifacts))
     raise TrackingError(f"tracking store {store_uri()}: must hold the experiment {EXPERIMENT}, got none")
 
 
@@ -133,26 +122,25 @@ class Run:
     client: Any = None
     stop_requested: bool = False
     _metrics: list[Any] = field(default_factory=list)
-    _flushed: float = field(default_factory=time.monotonic)
+    _flush_at: float = field(default_factory=lambda: time.monotonic() + _FLUSH_SECONDS)
     _uploaded: float = field(default_factory=time.monotonic)
 
     def metrics(self, values: Mapping[str, float | None], *, step: int = 0) -> None:
         """Record metrics; sent in batches every few seconds. Undefined values (None, NaN) are left out."""
         if self.client is None:
             return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        for key, value in values.items():
-            if value is not None and math.isfinite(value):
-                self._metrics.append(Metric(key, float(value), now, step))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            with contextlib.suppress(TrackingError):  # kept, and tried again with the next
+        self._metrics += _entities(values, step)
+        start = time.monotonic()
+        try:
+            if start >= self._flush_at:
                 self.flush()
+        except TrackingError as error:
+            log.warning("metrics not sent, kept for later: %s", error)
+            self._flush_at += max(0.0, _PATIENCE * (time.monotonic() - start))
 
     def flush(self) -> None:
         """Send the metrics that wait."""
-        self._flushed = time.monotonic()
+        self._flush_at = time.monotonic() + _FLUSH_SECONDS
         while self.client is not None and self._metrics:
             with as_tracking_error(store_uri()):
                 self.client.log_batch(self.id, metrics=self._metrics[:_BATCH])
@@ -162,12 +150,24 @@ class Run:
         """Copy a checkpoint folder to the store, if the last copy is old enough to be worth it."""
         if self.client is None or time.monotonic() - self._uploaded < _CHECKPOINT_SECONDS:
             return
-        self._uploaded = time.monotonic()
         try:
             with as_tracking_error(store_uri()):
                 self.client.log_artifacts(self.id, str(folder), folder.name)
         except TrackingError as error:
             log.warning("checkpoint not uploaded, training goes on: %s", error)
+        self._uploaded = time.monotonic()
+
+    def request_stop(self) -> None:
+        """Ask the trainer to stop at the next safe point."""
+        self.stop_requested = True
+
+    def end_after(self, error: BaseException) -> None:
+        """End a run that ``error`` broke off: KILLED if asked for, else FAILED; a fault in doing so is only told."""
+        status = "KILLED" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "FAILED"
+        try:
+            self.finish(status)
+        except SeqmodelsError as fault:
+            log.warning("run not ended as %s: %s", status, fault)
 
     def finish(self, status: str) -> None:
         """Send everything that waits and all files of the run, and end it; three tries.
@@ -183,8 +183,10 @@ class Run:
             try:
                 self.flush()
                 with as_tracking_error(store_uri()):
-                    self.client.log_artifacts(self.id, str(self.out))
+                    if files.run_in(self.out).get("run_id") == self.id:  # else broken off before the folder was ours
+                        self.client.log_artifacts(self.id, str(self.out))
                     self.client.set_terminated(self.id, status=status)
+                return
             except TrackingError as error:
                 if number == _UPLOAD_TRIES:
                     raise TrackingError(
@@ -192,8 +194,14 @@ class Run:
                         f"send them with the same train command and --resume {self.id} --out {self.out}"
                     ) from error
                 time.sleep(2.0**number)
-            else:
-                return
+
+
+def _entities(values: Mapping[str, float | None], step: int) -> list[Any]:
+    """Write metrics as MLflow wants them, without those that are undefined or infinite."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(k, float(v), now, step) for k, v in values.items() if v is not None and math.isfinite(v)]
 
 
 @contextlib.contextmanager
@@ -202,71 +210,72 @@ def run(
 ) -> Iterator[Run]:
     """Open a run, yield it, and end it as FINISHED, FAILED or (asked to stop) KILLED.
 
-    The run is the one that ``mlflow run`` made where there is one, else a new one, else ``options.resume``, which
-    must have had the same settings and data. ``out`` (by default ``build/<room>/runs/<id>``) gets ``run.json``,
-    ``params.yaml``, and at the end is copied to the store as it stands.
+    The run is ``options.resume``, which must have had the same settings and data, else the one that ``mlflow run``
+    made, else a new one. ``out`` (by default the folder of the resumed run, or ``build/<room>/runs/<id>``) gets
+    ``run.json``, ``params.yaml``, and at the end is copied to the store as it stands.
 
     Raises
     ------
-    TrackingError, MissingError
-        If the store does not answer, or has no such run.
-    ConfigError
-        If a resumed run had other settings or data.
-    OutputError
-        If ``out`` cannot be written or holds another run's results.
+    TrackingError, MissingError, ConfigError, OutputError
+        If the store does not answer or has no such run, the resumed run had other settings or data or goes on still,
+        ``out`` cannot be written or holds another run's results.
     """
-    data_md5 = files.digest(data) if data is not None else ""
-    tags = {"room": room, "data.md5": data_md5, "settings.sha256": settings_module.digest(settings)}
+    tags = {"room": room, "data.md5": files.digest(data) if data else ""}
+    tags["settings.sha256"] = settings_module.digest(settings)
     opened = client() if options.track else None
     if opened is not None:
         close_stale_runs(opened)
-    previous = _find(opened, options, out, tags)
-    run_id = previous or _new_id(opened, room)
-    folder = out or provenance.project_root() / "build" / room / "runs" / run_id
-    files.claim_folder(folder, run_id, overwrite=options.overwrite)
-    handle = Run(run_id, folder, resumed=previous is not None, client=opened)
-    if previous is not None and opened is not None:
-        _fetch_checkpoints(opened, run_id, folder)
-    files.write_json(
-        folder / "run.json", {"run_id": run_id, "tracked": options.track, **tags, **provenance.version_tags()}
-    )
-    files.write_text(folder / "params.yaml", settings_module.dump_yaml(settings))
-    if opened is not None:
-        with as_tracking_error(store_uri()):
-            _describe(opened, handle, settings, tags, data)
-    restore = _watch_signals(handle)
-    try:
-        yield handle
-    except InterruptedRunError:
-        handle.finish("KILLED")
-        raise
-    except BaseException:
-        with contextlib.suppress(SeqmodelsError):
-            handle.finish("FAILED")
-        raise
-    else:
+    inherited = opened and os.environ.pop("MLFLOW_RUN_ID", None)  # popped: a child of ours must not write into it
+    previous, known_out = _find(opened, options, out, tags)
+    out = out or known_out
+    if out is not None:  # refused before a run is made
+        files.claim_folder(out, previous or inherited or "", overwrite=options.overwrite)
+    handle = Run(previous or inherited or _new_id(opened, room), Path(), resumed=previous is not None, client=opened)
+    handle.out = out or provenance.project_root() / "build" / room / "runs" / handle.id
+    with stopping_on_signals(handle.request_stop):
+        try:
+            files.claim_folder(handle.out, handle.id, overwrite=options.overwrite)
+            _begin(handle, settings, tags, data)
+            yield handle
+        except BaseException as error:
+            handle.end_after(error)
+            raise
         handle.finish("FINISHED")
-    finally:
-        restore()
 
 
-def _find(opened: Any, options: TrainOptions, out: Path | None, tags: Mapping[str, str]) -> str | None:
-    """Check the run that is to be resumed, from the store or, untracked, from its folder; None for a new run."""
+def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None) -> None:
+    """Write what a run's folder has from the start, and describe the run in the store."""
+    record = {"run_id": handle.id, "tracked": handle.client is not None, **tags, **provenance.version_tags()}
+    files.write_json(handle.out / "run.json", record)
+    files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
+    if handle.client is not None:
+        with as_tracking_error(store_uri()):
+            _describe(handle, settings, tags, data)
+            if handle.resumed:
+                _fetch_checkpoints(handle)
+
+
+def _find(
+    opened: Any, options: TrainOptions, out: Path | None, tags: Mapping[str, str]
+) -> tuple[str | None, Path | None]:
+    """Check the run to be resumed, from the store or, untracked, from its folder; its id and where its files lie."""
     if options.resume is None:
-        return None
+        return None, None
+    where = f"--resume {options.resume}"
     if opened is None:
-        record = out / "run.json" if out is not None else None
-        known = json.loads(record.read_text(encoding="utf-8")) if record is not None and record.is_file() else {}
+        known = files.run_in(out) if out is not None else {}
         if known.get("run_id") != options.resume:
-            raise MissingError(f"--resume {options.resume}: with --no-track, --out must hold this run, got {out}")
+            raise MissingError(f"{where}: with --no-track, --out must be the folder of this run, got {out or 'none'}")
     else:
-        known = get_run(options.resume, opened).data.tags
+        found = get_run(options.resume, opened)
+        known = found.data.tags
+        if found.info.status == "RUNNING" and provenance.lives(known) and known["pid"] != str(os.getpid()):
+            raise ConfigError(f"{where}: must be a run that has ended, got one that process {known['pid']} works on")
     for tag, what in (("room", "room"), ("settings.sha256", "settings"), ("data.md5", "data")):
         if known.get(tag) != tags[tag]:
-            raise ConfigError(
-                f"--resume {options.resume}: must have the {what} of that run ({tag} {known.get(tag)}), got {tags[tag]}"
-            )
-    return options.resume
+            raise ConfigError(f"{where}: must have the {what} of that run ({tag} {known.get(tag)}), got {tags[tag]}")
+    last = Path(known.get("out", ""))
+    return options.resume, last if files.run_in(last).get("run_id") == options.resume else None
 
 
 def get_run(run_id: str, opened: Any = None) -> Any:
@@ -274,50 +283,45 @@ def get_run(run_id: str, opened: Any = None) -> Any:
 
     Raises
     ------
-    MissingError
-        If there is none of this id.
+    MissingError, TrackingError
+        If there is none of this id, the store does not answer.
     """
     from mlflow.exceptions import MlflowException
 
     opened = opened or client()
-    try:
-        return opened.get_run(run_id)
-    except MlflowException as error:
-        raise MissingError(f"run {run_id}: must exist in {store_uri()}, got: {error.message}") from None
+    with as_tracking_error(store_uri()):
+        try:
+            return opened.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise MissingError(f"run {run_id}: must exist in {store_uri()}, got: {error.message}") from None
 
 
 def _new_id(opened: Any, room: str) -> str:
-    """Take over the run that ``mlflow run`` made for this process, or make one; untracked: a random id."""
+    """Make a run, marked as this process's from the start; untracked: a random id."""
     if opened is None:
         return uuid.uuid4().hex
     with as_tracking_error(store_uri()):
-        # popped: a child of this process must not write into its parent's run
-        inherited = os.environ.pop("MLFLOW_RUN_ID", None)
-        if inherited:
-            return inherited
-        tags = {"mlflow.source.name": "seqmodels", "mlflow.source.type": "LOCAL"}
-        parent = os.environ.get("SEQMODELS_PARENT_RUN_ID")
-        if parent:
+        tags = {"mlflow.source.name": "seqmodels", "mlflow.source.type": "LOCAL", **provenance.process_tags()}
+        if parent := os.environ.get("SEQMODELS_PARENT_RUN_ID"):
             tags["mlflow.parentRunId"] = parent
-        made = opened.create_run(_experiment_id(opened), run_name=f"train-{room}", tags=tags)
-        return str(made.info.run_id)
+        return str(opened.create_run(_experiment_id(opened), run_name=f"train-{room}", tags=tags).info.run_id)
 
 
-def _fetch_checkpoints(opened: Any, run_id: str, folder: Path) -> None:
+def _fetch_checkpoints(handle: Run) -> None:
     """Bring the checkpoints of a resumed run from the store, unless the folder still has them."""
-    if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+    if any((handle.out / "checkpoints").glob("*")):
         return
-    with as_tracking_error(store_uri()):
-        if any(entry.path == "checkpoints" for entry in opened.list_artifacts(run_id)):
-            opened.download_artifacts(run_id, "checkpoints", str(folder))
+    if any(entry.path == "checkpoints" for entry in handle.client.list_artifacts(handle.id)):
+        handle.client.download_artifacts(handle.id, "checkpoints", str(handle.out))
 
 
-def _describe(
-    opened: Any, handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None
-) -> None:
+def _describe(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None) -> None:
     """Log settings under ``cfg.``, tags, and the data as the run's input; what stands there already is left alone."""
     from mlflow.entities import Param, RunTag
 
+    opened = handle.client
     opened.update_run(handle.id, status="RUNNING")
     known = opened.get_run(handle.id).data.params
     values = {f"cfg.{key}": str(value)[:_LONGEST_VALUE] for key, value in settings_module.flatten(settings).items()}
@@ -344,37 +348,15 @@ def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
     opened.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
 
 
-def _watch_signals(handle: Run) -> Callable[[], None]:
-    """Let SIGTERM and Ctrl-C ask the run to stop at the next safe point; the second one stops at once."""
-    previous: dict[int, Any] = {}
-
-    def ask(number: int, _: Any) -> None:
-        handle.stop_requested = True
-        log.warning("%s: stopping after the current step, with a checkpoint", signal.Signals(number).name)
-        signal.signal(number, previous[number])
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, ask)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        log.debug("signals are not watched outside the main thread")
-    return restore
-
-
 def close_stale_runs(opened: Any) -> list[str]:
     """End runs that say RUNNING although their process on this machine is gone (killed, out of memory)."""
-    here = provenance.process_tags()["host"]
+    here = f"tags.host = '{provenance.process_tags()['host']}'"
     with as_tracking_error(store_uri()):
         experiments = [entry.experiment_id for entry in opened.search_experiments()]
-        running = opened.search_runs(experiments, f"attributes.status = 'RUNNING' and tags.host = '{here}'")
+        running = opened.search_runs(experiments, f"attributes.status = 'RUNNING' and {here}")
         closed = []
         for found in running:
-            started = found.data.tags.get("pid.started", "")
-            if provenance.process_start(int(found.data.tags.get("pid", 0))) != started:
+            if provenance.lives(found.data.tags) is False:
                 opened.set_tag(found.info.run_id, "stale", "its process was gone")
                 opened.set_terminated(found.info.run_id, status="KILLED")
                 closed.append(str(found.info.run_id))
@@ -386,17 +368,15 @@ def close_stale_runs(opened: Any) -> list[str]:
 def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], folder: Path | None) -> bool:
     """Add metrics, tags and a folder of files to a run that has ended; False where the store does not know the run."""
     opened = client()
+    from mlflow.entities import RunTag
+
     try:
         get_run(run_id, opened)
     except MissingError:
         return False
-    from mlflow.entities import Metric, RunTag
-
-    now = int(time.time() * 1000)
-    sent = [Metric(key, float(value), now, 0) for key, value in metrics.items() if value is not None]
+    handle = Run(run_id, Path(), resumed=True, client=opened, _metrics=_entities(metrics, 0))
+    handle.flush()
     with as_tracking_error(store_uri()):
-        for start in range(0, len(sent), _BATCH):
-            opened.log_batch(run_id, metrics=sent[start : start + _BATCH])
         opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if folder is not None:
             opened.log_artifacts(run_id, str(folder), folder.name)
@@ -405,13 +385,11 @@ def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[st
 
 def open_parent(opened: Any, name: str) -> str:
     """Start the run whose children the steps of ``main`` are: the one of ``mlflow run``, or a new one."""
-    from mlflow.entities import RunTag
-
     with as_tracking_error(store_uri()):
-        inherited = os.environ.get("MLFLOW_RUN_ID")
-        run_id = inherited or str(opened.create_run(_experiment_id(opened), run_name=name).info.run_id)
-        tags = {**provenance.version_tags(), **provenance.process_tags()}
-        opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        run_id = run_id or str(opened.create_run(_experiment_id(opened), run_name=name).info.run_id)
+        for key, value in (provenance.version_tags() | provenance.process_tags()).items():
+            opened.set_tag(run_id, key, value)
     return run_id
 
 

@@ -20,7 +20,7 @@ class SimulateConfig:
 
     ``*_reads`` count molecules; with ``rc`` each gives two reads, the second its reverse complement with errors of
     its own, always in the same split. ``example_reads`` go to a FASTQ file with barcodes from a whitelist of
-    ``whitelist_size``. ``transcriptome`` is a FASTA file (empty: random transcripts). Ranges include both ends,
+    ``whitelist_size``. A share ``broken_share`` of the molecules ends early. ``transcriptome`` is a FASTA file (empty: random transcripts). Ranges include both ends,
     except ``max_cdna``, which is excluded as in the reference.
     """
 
@@ -46,6 +46,7 @@ class SimulateConfig:
     max_spacer: Count
     max_trunc_5p: Count
     max_trunc_3p: Count
+    broken_share: Annotated[float, Field(ge=0, le=1)]
     rc: bool
     transcriptome: Annotated[str, PATH]
 
@@ -82,6 +83,22 @@ class TrainConfig:
     patience: Positive
     deterministic: bool
     views: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """How labels are read out of scores.
+
+    ``penalty`` (nats) is the price of leaving or entering a molecule in its middle. Lengths that a segment may have
+    are a range of shares of its pattern's length (``literal_range``, ``random_range``); cDNA inside a molecule has at
+    least ``min_insert`` bases. With ``grammar`` false the most likely path of the label chain is taken as it is.
+    """
+
+    grammar: bool
+    penalty: Annotated[float, Field(ge=0)]
+    literal_range: tuple[float, float]
+    random_range: tuple[float, float]
+    min_insert: Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,7 @@ class _Expected(NamedTuple):
     transitions: Array  # (n, K, K)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile without the interpreter lock; cache on disk where some folder can be written."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -97,7 +97,7 @@ def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> ND
     logits, lengths, scores = _checked(logits, lengths, crf)
     labels = _checked_labels(labels, logits, lengths)
     out = np.zeros(len(logits))
-    _over_reads(_log_likelihood_reads, lengths, logits, labels, lengths, scores, out)
+    over_reads(_log_likelihood_reads, lengths, logits, labels, lengths, scores, out)
     return out
 
 
@@ -112,7 +112,7 @@ def negative_log_likelihood_and_gradients(logits: Array, labels: Array, lengths:
     n, _, n_labels = logits.shape
     expected = _Expected(np.zeros(n), np.zeros_like(logits), np.zeros((n, n_labels, n_labels)))
     nll = np.zeros(n)
-    _over_reads(_gradient_reads, lengths, logits, labels, lengths, scores, expected, nll)
+    over_reads(_gradient_reads, lengths, logits, labels, lengths, scores, expected, nll)
     real = np.flatnonzero(lengths)
     return Gradients(
         nll,
@@ -131,7 +131,7 @@ def marginals(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.float32]:
     logits, lengths, scores = _checked(logits, lengths, crf)
     n, _, n_labels = logits.shape
     expected = _Expected(np.zeros(n), np.zeros(logits.shape, np.float32), np.zeros((n, n_labels, n_labels)))
-    _over_reads(_marginal_reads, lengths, logits, lengths, scores, expected)
+    over_reads(_marginal_reads, lengths, logits, lengths, scores, expected)
     return expected.posterior
 
 
@@ -142,7 +142,7 @@ def viterbi(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.uint8]:
     """
     logits, lengths, scores = _checked(logits, lengths, crf)
     paths = np.zeros(logits.shape[:2], dtype=np.uint8)
-    _over_reads(_viterbi_reads, lengths, logits, lengths, scores, paths)
+    over_reads(_viterbi_reads, lengths, logits, lengths, scores, paths)
     return paths
 
 
@@ -187,7 +187,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
-def _over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *arguments: Any) -> None:
+def over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *arguments: Any) -> None:
     """Call ``kernel(first, last, *arguments)`` on runs of reads, in threads where there is enough work.
 
     Own threads, as Numba's may abort the process when two threads (of a server, say) come at the same time.
@@ -206,7 +206,7 @@ def _over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *argume
         task.result()
 
 
-@_compiled
+@compiled
 def _log_sum_exp(values: Array, more: Array) -> float:
     """log(sum(exp(values + more))), -inf when all are forbidden."""
     peak = -np.inf
@@ -220,7 +220,7 @@ def _log_sum_exp(values: Array, more: Array) -> float:
     return float(peak + np.log(total))
 
 
-@_compiled
+@compiled
 def _weights(values: Array, weights: Array) -> float:
     """Fill weights with exp(values - peak) and return the peak."""
     peak = values[0]
@@ -231,7 +231,7 @@ def _weights(values: Array, weights: Array) -> float:
     return float(peak)
 
 
-@_compiled
+@compiled
 def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float:
     """Fill alpha[t, j], the log of the summed paths that end in j at t; return the log of the sum of all paths.
 
@@ -256,7 +256,7 @@ def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float
     return _log_sum_exp(alpha[length - 1], scores.end)  # type: ignore[no-any-return]
 
 
-@_compiled
+@compiled
 def _exact_posterior(
     alpha: Array, beta: Array, after: Array, transitions: Array, posterior: Array, pairs: Array
 ) -> None:
@@ -268,7 +268,7 @@ def _exact_posterior(
             pairs[i, j] += np.exp(alpha[i] + transitions[i, j] + after[j] - partition)
 
 
-@_compiled
+@compiled
 def _backward(logits: Array, length: int, scores: _Scores, alpha: Array, posterior: Array, pairs: Array) -> None:
     """Fill posterior[t, i], and add the expected number of transitions from i to j to pairs[i, j]."""
     n_labels = scores.start.size
@@ -300,7 +300,7 @@ def _backward(logits: Array, length: int, scores: _Scores, alpha: Array, posteri
                     pairs[i, j] += share * scores.factors[i, j] * right[j]
 
 
-@_compiled
+@compiled
 def _path_score(logits: Array, labels: Array, length: int, scores: _Scores) -> float:
     score = scores.start[labels[0]] + scores.end[labels[length - 1]] + logits[0, labels[0]]
     for t in range(1, length):
@@ -308,7 +308,7 @@ def _path_score(logits: Array, labels: Array, length: int, scores: _Scores) -> f
     return float(score)
 
 
-@_compiled
+@compiled
 def _log_likelihood_reads(
     first: int, last: int, logits: Array, labels: Array, lengths: Array, scores: _Scores, out: Array
 ) -> None:
@@ -320,7 +320,7 @@ def _log_likelihood_reads(
             out[read] = _path_score(logits[read], labels[read], length, scores) - partition
 
 
-@_compiled
+@compiled
 def _marginal_reads(first: int, last: int, logits: Array, lengths: Array, scores: _Scores, expected: _Expected) -> None:
     alpha = np.empty(logits.shape[1:])
     for read in range(first, last):
@@ -330,7 +330,7 @@ def _marginal_reads(first: int, last: int, logits: Array, lengths: Array, scores
             _backward(logits[read], length, scores, alpha, expected.posterior[read], expected.transitions[read])
 
 
-@_compiled
+@compiled
 def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
     first: int,
     last: int,
@@ -354,7 +354,7 @@ def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
                 expected.transitions[read, path[t - 1], path[t]] -= 1.0
 
 
-@_compiled
+@compiled
 def _best_origins(score: Array, transitions: Array, best: Array, origin: Array) -> None:
     """Fill best[j], the best score that arrives at j, and origin[j], the lowest label that gives it."""
     best[:] = score[0] + transitions[0]
@@ -366,7 +366,7 @@ def _best_origins(score: Array, transitions: Array, best: Array, origin: Array) 
                 best[j], origin[j] = candidate, i
 
 
-@_compiled
+@compiled
 def _viterbi_reads(first: int, last: int, logits: Array, lengths: Array, scores: _Scores, paths: Array) -> None:
     n_labels = scores.start.size
     origin = np.empty((logits.shape[1], n_labels), dtype=np.uint8)

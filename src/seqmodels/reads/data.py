@@ -144,6 +144,8 @@ def epoch_reads(n_reads: int, *, size: int, epoch: int, seed: int) -> Indices:
     The reads go by in the order of one permutation after another, each a function of seed and pass alone, and epoch
     ``epoch`` (from 0) takes the next ``size``; so a resumed training sees what an uninterrupted one does.
     """
+    if n_reads == 0:
+        return np.zeros(0, dtype=np.int64)
     size = size or n_reads
     first, last = epoch * size, (epoch + 1) * size
     passes = range(first // n_reads, (last - 1) // n_reads + 1)
@@ -162,8 +164,9 @@ def plan(lengths: Offsets, reads: Indices, *, tokens: int, generator: np.random.
     padded = -(-lengths[ordered] // _MULTIPLE) * _MULTIPLE
     batches, first = [], 0
     while first < len(ordered):
-        # lengths rise, so the widest read of a batch is its last
-        sizes = padded[first:] * np.arange(1, len(ordered) - first + 1)
+        # lengths rise, so the widest read of a batch is its last, and no batch holds more than its first would allow
+        widths = padded[first : first + max(1, tokens // int(padded[first]))]
+        sizes = widths * np.arange(1, len(widths) + 1)
         count = max(1, int(np.searchsorted(sizes, tokens, side="right")))
         batches.append(ordered[first : first + count])
         first += count

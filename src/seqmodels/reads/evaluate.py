@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from seqmodels.core import data as files
 from seqmodels.core import plots
 from seqmodels.core.dna import decode
-from seqmodels.core.errors import InputError
+from seqmodels.core.errors import InputError, OutputError
 from seqmodels.core.report import Cell, Report
 from seqmodels.reads import quality, serve
 from seqmodels.reads.data import Reads, read_reads
@@ -23,29 +23,42 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure the model folder ``model`` on the test reads of ``data`` and write the report to ``out``.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/`` and ``read_views.pdf``, all or nothing;
-    earlier results in ``out`` are replaced. Returns the metrics, named ``test.*``.
+    an earlier evaluation in ``out`` is replaced. Returns the metrics, named ``test.*``.
 
     Raises
     ------
     ModelError
         If the model is damaged.
     InputError
-        If the test reads have other labels than the model.
+        If the test reads have other labels than the model, or there are none.
+    OutputError
+        If ``out`` holds anything but an earlier evaluation, or cannot be written.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "report.html").is_file():
+        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got a folder with other files")
     loaded = serve.load(model)
-    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    if tuple(manifest["labels"]) != loaded.protocol.labels:
-        raise InputError(
-            f"{data}: must have the labels of the model, {list(loaded.protocol.labels)}, got {manifest['labels']}"
-        )
+    labels, structures = _manifest(data / "manifest.json")
+    if tuple(labels) != loaded.protocol.labels:
+        raise InputError(f"{data}: must have the labels of the model, {list(loaded.protocol.labels)}, got {labels}")
     truth = read_reads(data, "test")
+    if len(truth) == 0:
+        raise InputError(f"{data}: must have reads in the split test, got none")
     predicted, confidence = _predict(loaded, truth)
-    measured = quality.compare(truth, predicted, loaded.protocol, manifest["structures"]["test"])
+    measured = quality.compare(truth, predicted, loaded.protocol, structures)
     metrics = measured.metrics("test")
     with files.folder_written_whole(out, replace=True) as folder:
         _write(folder, loaded, measured, (truth, predicted, confidence))
         files.write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _manifest(path: Path) -> tuple[list[str], list[str]]:
+    """Read the labels of simulated reads and the structures of the test split."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["labels"]), list(content["structures"]["test"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
 
 
 def _predict(model: serve.ReadModel, reads: Reads) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -56,7 +69,7 @@ def _predict(model: serve.ReadModel, reads: Reads) -> tuple[NDArray[np.uint8], N
         chosen = range(first, min(first + _CHUNK, len(reads)))
         answer = serve.predict(model, pd.DataFrame({"sequence": [decode(reads.read(i)[0]) for i in chosen]}))
         segments = [segment for row in answer["segments"] for segment in row]
-        lengths = [segment["end"] - segment["start"] for segment in segments]
+        lengths = np.array([segment["end"] - segment["start"] for segment in segments], dtype=np.int64)
         window = slice(int(reads.offsets[chosen.start]), int(reads.offsets[chosen.stop]))
         labels[window] = np.repeat([number[segment["label"]] for segment in segments], lengths)
         confidence[window] = np.repeat([segment["confidence"] for segment in segments], lengths)

@@ -32,9 +32,10 @@ SLACK = 2  # bases that a boundary may be off in "within"
 DEFINITIONS = {
     "valid_recall": "truly valid reads that are called valid in the right orientation",
     "false_valid": "reads that are not valid (concatenates, hairpins, damaged) but are called valid",
-    "fragment_recovery": "molecules of concatenated reads found in the right orientation and over half their length",
-    "exact": "truly valid reads in which both ends of the segment are exact",
-    "within": f"truly valid reads in which both ends of the segment are at most {SLACK} bases off",
+    "fragment_recovery": "molecules of concatenated reads found, each by a molecule of its own in the right "
+    "orientation that covers more than half of it",
+    "exact": "truly valid reads with the segment that are called so, both ends of the segment exact",
+    "within": f"truly valid reads with the segment that are called so, both its ends at most {SLACK} bases off",
 }
 
 
@@ -97,10 +98,12 @@ def compare(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, stru
         "fragment_recovery": proportion(int(found[several].sum()), int(expected[several].sum())),
     }
     for name in (*protocol.barcodes, *protocol.umis):
-        offsets = _boundary_errors(true, called, true_runs, called_runs, right, protocol.labels.index(name))
+        label = protocol.labels.index(name)
+        offsets = _boundary_errors(true, called, true_runs, called_runs, right, label)
+        total = int((is_valid & _has(true_runs, label)).sum())
         for what, slack in (("exact", 0), ("within", SLACK)):
             hits = int((np.abs(offsets).max(axis=1) <= slack).sum()) if len(offsets) else 0
-            shares[f"{what}.{name}"] = proportion(hits, int(is_valid.sum()))
+            shares[f"{what}.{name}"] = proportion(hits, total)
     by_structure = {}
     n_called = np.array([len(one.fragments) for one in called], dtype=np.int64)
     complete = np.where(is_valid, right, (found == expected) & (n_called == expected) & ~called_valid)
@@ -109,6 +112,12 @@ def compare(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, stru
         by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
     confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
     return Quality(protocol.labels, confusion, shares, by_structure, len(truth))
+
+
+def _has(runs: Runs, label: int) -> NDArray[np.bool_]:
+    """Tell which reads have a label, shape ``(n_reads,)``."""
+    owner = np.repeat(np.arange(len(runs.offsets) - 1), np.diff(runs.offsets))
+    return np.bincount(owner[runs.labels == label], minlength=len(runs.offsets) - 1) > 0
 
 
 def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
@@ -120,17 +129,21 @@ def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
 def _fragments(
     true: Sequence[Architecture], called: Sequence[Architecture], true_runs: Runs, called_runs: Runs
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count for each read the true molecules that were found, and the true molecules."""
+    """Count for each read the true molecules that were found, and the true molecules.
+
+    One called molecule finds one true one, so two that were taken for one long molecule are not both found.
+    """
     found = np.zeros(len(true), dtype=np.int64)
     for read, (want, got) in enumerate(zip(true, called, strict=True)):
         spans = [(*_span(called_runs, read, fragment), fragment.orientation) for fragment in got.fragments]
         for fragment in want.fragments:
             start, end = _span(true_runs, read, fragment)
             half = (end - start) / 2
-            found[read] += any(
-                orientation == fragment.orientation and min(end, b) - max(start, a) > half
-                for a, b, orientation in spans
-            )
+            for number, (a, b, orientation) in enumerate(spans):
+                if orientation == fragment.orientation and min(end, b) - max(start, a) > half:
+                    found[read] += 1
+                    del spans[number]
+                    break
     return found, np.array([len(one.fragments) for one in true], dtype=np.int64)
 
 

@@ -19,7 +19,7 @@ from seqmodels.core import data as files
 from seqmodels.core import dna
 from seqmodels.core.config import build_plain, dump_yaml, to_dict
 from seqmodels.core.dna import Codes, Offsets
-from seqmodels.core.errors import ModelError
+from seqmodels.core.errors import ConfigError, InputError, ModelError
 from seqmodels.core.provenance import pinned, warn_version
 from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
@@ -89,6 +89,7 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
         "input_columns": list(EXAMPLE.columns),
         "labels": list(protocol.labels),
         "barcodes": list(protocol.barcodes),
+        "barcode_lengths": {one.name: one.length for one in protocol.segments if one.name in protocol.barcodes},
         "umis": list(protocol.umis),
         "insert": CDNA,
         "strand": protocol.strand,
@@ -125,7 +126,7 @@ def load(folder: Path) -> ReadModel:
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        room, version = served["room"], served["format_version"]
+        room, version, package = served["room"], served["format_version"], served["package_version"]
         network_values, protocol_values = shape["network"], shape["protocol"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: must be a whole model folder of the room reads, got: {error}") from None
@@ -133,10 +134,15 @@ def load(folder: Path) -> ReadModel:
         raise ModelError(f"{folder}: must be a model of the room reads, got one of {room}")
     if version != FORMAT_VERSION:
         raise ModelError(f"{folder}: format_version must be {FORMAT_VERSION}, got {version}; update seqmodels")
-    warn_version(folder, served["package_version"])
+    warn_version(folder, package)
     where = str(folder / "model.json")
-    config = build_network(network_values, where)
-    protocol = build_plain(protocol_values, Protocol, origin=lambda _: where)
+    if not isinstance(network_values, dict):
+        raise ModelError(f"{where}: network must be a mapping, got {network_values!r}")
+    try:
+        config = build_network(network_values, where)
+        protocol = build_plain(protocol_values, Protocol, origin=lambda _: where)
+    except ConfigError as error:  # nobody's settings here, but a file of ours that is damaged
+        raise ModelError(str(error)) from None
     network = networks.build(config, len(protocol.labels), seed=0)
     networks.load_weights(network, folder / "weights.h5")
     return ReadModel.of(network, config, protocol)
@@ -154,23 +160,39 @@ def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a sequence has a letter that is not IUPAC.
+        If there is no column ``sequence``, or a value in it is no text or has a letter that is not IUPAC; rows are
+        counted from 0.
     """
-    codes, offsets = dna.encode(frame["sequence"].tolist())
+    codes, offsets = dna.encode(_sequences(frame))
     labels, confidence = label_bases(model, codes, offsets)
     runs = collapse(labels, offsets)
     found = architectures(runs, model.grammar)
     return pd.DataFrame(
         {
             "read_length": np.diff(offsets),
-            "architecture": ["valid" if one.is_valid else "invalid" for one in found],
-            "reason": [one.reason for one in found],
-            "orientation": [one.orientation for one in found],
-            "segments": _segments(runs, offsets, confidence, model.protocol.labels),
-            "fragments": _fragments(runs, found),
-        },
-        index=frame.index,
-    )
+            "architecture": _column(["valid" if one.is_valid else "invalid" for one in found], "str"),
+            "reason": _column([one.reason for one in found], "str"),
+            "orientation": _column([one.orientation for one in found], "str"),
+            "segments": _column(_segments(runs, offsets, confidence, model.protocol.labels), object),
+            "fragments": _column(_fragments(runs, found), object),
+        }
+    ).set_axis(frame.index)
+
+
+def _sequences(frame: pd.DataFrame) -> list[str]:
+    if "sequence" not in frame:
+        raise InputError(f"reads: must have the column sequence, got {list(frame.columns)}")
+    sequences: list[str] = frame["sequence"].tolist()
+    for number, sequence in enumerate(sequences):
+        if not isinstance(sequence, str):
+            raise InputError(f"sequence {number}: must be text, got {sequence!r}")
+    return sequences
+
+
+def _column(values: Sequence[Any], dtype: Any) -> pd.Series:
+    """Make a column whose type is the same without rows."""
+    column: pd.Series = pd.Series(values, dtype=dtype)
+    return column
 
 
 def label_bases(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -198,7 +220,9 @@ def _segments(
 ) -> list[list[dict[str, Any]]]:
     """Write the runs of every read as segments, with the mean confidence of their bases."""
     first = np.repeat(offsets[:-1], np.diff(runs.offsets)) + runs.starts
-    means = np.add.reduceat(confidence, first) / (runs.ends - runs.starts) if len(first) else np.zeros(0)
+    # in double precision: a cDNA of a hundred thousand bases would lose the fourth digit
+    sums = np.add.reduceat(confidence, first, dtype=np.float64) if len(first) else np.zeros(0)
+    means = sums / (runs.ends - runs.starts)
     rows = [
         {"label": names[label], "start": start, "end": end, "confidence": mean}
         for label, start, end, mean in zip(

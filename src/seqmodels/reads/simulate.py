@@ -41,6 +41,7 @@ FORMAT_VERSION = 1
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 _STREAMS = {"train": 0, "valid": 1, "test": 2, "example": 3, "whitelist": 4, "transcripts": 5}
 _CHUNK = 2048  # molecules at a time, so that memory stays flat; part of the stream, as _STREAMS
+_LEAST_WHOLE = 30  # percent of a broken molecule that is left, as in the reference
 _CLEAN, _ADAPTER, _HOMOPOLYMER = range(3)  # classes of error rates
 _SUBSTITUTION, _INSERTION, _DELETION = range(3)
 _LOWEST_QUALITY, _HIGHEST_QUALITY = 5, 35  # Phred; in the example only, where qualities mean nothing
@@ -114,13 +115,14 @@ def sequence(molecules: Molecules, config: SimulateConfig, generator: np.random.
     """Turn molecules into reads: truncation, the reverse complement next to each, errors.
 
     Truncation differs from the reference, where it hardly ever acted because it left ends with a flank alone: an end
-    loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with cDNA stay as they are.
+    loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with cDNA stay as they are. A
+    share of the molecules, ``broken_share``, is broken off anywhere, at either end with equal probability.
     """
     slots = molecules.layout.slots
     rates = _rate_classes(molecules.layout, config)[molecules.slot]
     labels = slots["label"][molecules.slot].astype(np.uint8)
     bases, offsets, first = molecules.bases, molecules.offsets, molecules.first
-    if config.max_trunc_5p or config.max_trunc_3p:
+    if config.max_trunc_5p or config.max_trunc_3p or config.broken_share:
         bases, offsets = _truncate(molecules, config, generator)
     reverse = np.zeros(molecules.structures.size, dtype=np.bool_)
     structures = molecules.structures
@@ -157,11 +159,21 @@ def _truncate(molecules: Molecules, config: SimulateConfig, generator: np.random
     low = np.where(lost_5p > 0, np.minimum(begin + lost_5p, np.maximum(end - 1, begin)), offsets[first[:-1]])
     high = np.where(lost_3p > 0, np.maximum(end - lost_3p, np.maximum(low, begin) + 1), offsets[first[1:]])
     high = np.minimum(high, offsets[first[1:]])
+    if config.broken_share:
+        low, high = _break(low, high, config, generator)
     per_element = np.diff(first)
     low_of, high_of = np.repeat(low, per_element), np.repeat(high, per_element)
     starts = np.clip(offsets[:-1], low_of, high_of)
     lengths = np.clip(offsets[1:], low_of, high_of) - starts
     return molecules.bases[ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _break(low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator) -> tuple[Offsets, ...]:
+    """Break some molecules off at a uniform place that leaves at least ``_LEAST_WHOLE`` of them."""
+    broken = generator.random(low.size) < config.broken_share
+    at_5p = generator.integers(0, 2, size=low.size).astype(np.bool_)
+    lost = generator.integers(0, (high - low) * (100 - _LEAST_WHOLE) // 100 + 1)
+    return low + np.where(broken & at_5p, lost, 0), high - np.where(broken & ~at_5p, lost, 0)
 
 
 def add_errors(

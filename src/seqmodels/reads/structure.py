@@ -1,8 +1,9 @@
 """Labels of bases -> segments -> architecture of a read: valid, invalid, or several molecules in one.
 
 A read's labels collapse to runs. Every valid structure of the protocol is looked for in both orientations as an exact,
-contiguous series of runs (cDNA at the ends apart), longest first, without overlap except for one shared end, where two
-adapters of neighbouring molecules have grown together. One match and nothing left over is a valid read.
+contiguous series of runs (cDNA at the ends apart), longest first, of equal ones from the left, without overlap except
+for one shared end, where two adapters of neighbouring molecules have grown together. One match and nothing left over is
+a valid read.
 
 Unlike the reference, a full match with a stray segment is called what it is, not "concatenated reads x1".
 """
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.core.dna import Offsets
+from seqmodels.core.errors import ConfigError
 from seqmodels.reads.protocol import CDNA, Protocol
 
 FORWARD, REVERSE = "+", "-"
@@ -79,20 +81,41 @@ class Architecture:
         return self.fragments[0].orientation if self.is_valid else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """Labels of a structure without cDNA at its ends, and whether there was any: it then belongs to the molecule."""
+
+    codes: tuple[int, ...]
+    orientation: str
+    begins_in_cdna: bool
+    ends_in_cdna: bool
+
+
 class Grammar:
-    """Recognises the valid structures of one protocol in the runs of a read; remembers every series it has seen."""
+    """Recognises the valid structures of one protocol in the runs of a read; remembers what it has seen last.
+
+    Raises
+    ------
+    ConfigError
+        If a valid structure is nothing but cDNA, which every read would have.
+    """
 
     def __init__(self, protocol: Protocol) -> None:
         self.names = protocol.labels
         number = {name: index for index, name in enumerate(self.names)}
         self._cdna = number.get(CDNA, -1)
-        patterns = []
+        patterns: dict[tuple[int, ...], _Pattern] = {}
         for structure in protocol.valid_structures:
-            codes = self._strip(tuple(number[name] for name in structure))
-            patterns += [(codes, FORWARD), (codes[::-1], REVERSE)]
-        # longest first; of equal ones the first named, so that a structure that is its own reverse counts as forward
-        self._patterns = sorted(dict.fromkeys(patterns), key=lambda pattern: -len(pattern[0]))
-        self.recognise = lru_cache(maxsize=100_000)(self._recognise)
+            # equal neighbours are one run in a read
+            whole = tuple(code for code, _ in itertools.groupby(number[name] for name in structure))
+            codes, begins, ends = self._strip(whole), whole[0] == self._cdna, whole[-1] == self._cdna
+            if not codes:
+                raise ConfigError(f"{protocol.model}: valid_structures must have a segment beside {CDNA}, got none")
+            # of equal ones the first counts, so a structure that is its own reverse is forward
+            patterns.setdefault(codes, _Pattern(codes, FORWARD, begins, ends))
+            patterns.setdefault(codes[::-1], _Pattern(codes[::-1], REVERSE, ends, begins))
+        self._patterns = list(patterns.values())
+        self.recognise = lru_cache(maxsize=10_000)(self._recognise)
 
     def _strip(self, codes: tuple[int, ...]) -> tuple[int, ...]:
         """Cut cDNA from both ends; a structure may end in cDNA, and flanks are cDNA too."""
@@ -122,14 +145,29 @@ class Grammar:
         return Architecture(False, what + rest, tuple(found))
 
     def _matches(self, runs: tuple[int, ...]) -> list[Fragment]:
-        """Choose matches greedily, longest pattern first, then from the left; neighbours may share one end."""
-        chosen: list[Fragment] = []
-        for codes, orientation in self._patterns:
-            for first in range(len(runs) - len(codes) + 1):
-                last = first + len(codes) - 1
-                if runs[first : last + 1] == codes and all(first >= c.last or last <= c.first for c in chosen):
-                    chosen.append(Fragment(first, last, orientation))
-        return sorted(chosen, key=lambda match: match.first)
+        """Choose matches greedily, longest first, then from the left; neighbours may share one end."""
+        candidates = [
+            (-len(pattern.codes), first, rank)
+            for rank, pattern in enumerate(self._patterns)
+            for first in range(len(runs) - len(pattern.codes) + 1)
+            if runs[first : first + len(pattern.codes)] == pattern.codes
+        ]
+        chosen: list[tuple[int, int, int]] = []
+        for negative, first, rank in sorted(candidates):
+            last = first - negative - 1
+            # a match of one run has no end to share: it would lie within its neighbour
+            if all(
+                first > b or last < a or (first < last and a < b and (first == b or last == a)) for a, b, _ in chosen
+            ):
+                chosen.append((first, last, rank))
+        return [self._fragment(runs, *match) for match in sorted(chosen)]
+
+    def _fragment(self, runs: tuple[int, ...], first: int, last: int, rank: int) -> Fragment:
+        """Add the cDNA beside a match where its structure begins or ends in cDNA."""
+        pattern = self._patterns[rank]
+        first -= pattern.begins_in_cdna and first > 0 and runs[first - 1] == self._cdna
+        last += pattern.ends_in_cdna and last + 1 < len(runs) and runs[last + 1] == self._cdna
+        return Fragment(first, last, pattern.orientation)
 
 
 def architectures(runs: Runs, grammar: Grammar) -> list[Architecture]:

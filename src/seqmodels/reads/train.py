@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,9 +75,6 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
         try:
             for epoch in fit(task, progress, lambda: run.stop_requested):
                 _record(run, task, progress, epoch)
-                if stalled([row["valid.loss"] for row in progress.history], patience=config.train.patience):
-                    log.info("validation loss has not fallen for %d epochs: stopping", config.train.patience)
-                    break
         except InterruptedRunError:
             _save(task, progress, checkpoints / "last.npz")
             raise InterruptedRunError(
@@ -123,7 +121,7 @@ def _check_labels(data: Path, protocol: Protocol) -> None:
     path = data / "manifest.json"
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
     if tuple(labels) != protocol.labels:
         raise ConfigError(f"{data}: must have the labels of {protocol.model}, {list(protocol.labels)}, got {labels}")
@@ -136,8 +134,8 @@ def _task(config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protoc
     if limit:
         splits = [_first(reads, limit) for reads in splits]
     for split, reads in zip(("train", "valid"), splits, strict=True):
-        if len(reads) == 0:
-            raise InputError(f"{data}: must have reads in the split {split}, got none")
+        if len(reads.bases) == 0:
+            raise InputError(f"{data}: must have reads with bases in the split {split}, got none")
     if not shape.crf_layer:  # the chain is then counted, not learned
         networks.set_transitions_from_counts(network, _transition_counts(splits[0], len(protocol.labels)))
     model = serve.ReadModel.of(network, shape, protocol)
@@ -182,15 +180,20 @@ def learning_rate(shape: ConvNetwork | ResidualNetwork, step: int, total: int) -
 def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iterator[Epoch]:
     """Improve the network in place, one epoch per item; ``progress`` is kept up to date after every step.
 
+    Ends after the network's epochs, or when the validation loss has not fallen for ``patience`` of them.
+
     Raises
     ------
     InterruptedRunError
         Between two steps, when ``should_stop`` says so.
+    InputError
+        If the loss is no number any more; a lower learning rate helps.
     """
     config, lengths = task.config, np.diff(task.train.offsets)
     train_step = networks.make_train_step(task.model.network, task.optimizer)
     valid_step = networks.make_valid_step(task.model.network)
-    while progress.epoch < task.model.config.epochs:
+    losses = [row["valid.loss"] for row in progress.history]
+    while progress.epoch < task.model.config.epochs and not stalled(losses, patience=config.train.patience):
         start, n_steps = time.perf_counter(), progress.step
         reads = batches.epoch_reads(
             len(task.train), size=config.train.epoch_reads, epoch=progress.epoch, seed=config.seed * 8 + _PERMUTATION
@@ -213,10 +216,10 @@ def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iter
         progress.history.append(row)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums = dict.fromkeys(progress.sums, 0.0)
-        losses = [one["valid.loss"] for one in progress.history]
-        yield Epoch(
-            progress.epoch, row, is_best=min(losses) == losses[-1] and losses.index(losses[-1]) == len(losses) - 1
-        )
+        losses.append(row["valid.loss"])
+        if math.isnan(row["valid.loss"]):
+            raise InputError(f"epoch {progress.epoch}: the loss must be a number, got NaN; lower the learning rate")
+        yield Epoch(progress.epoch, row, is_best=min(losses[:-1], default=math.inf) > losses[-1])
 
 
 def _batch(reads: Reads, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -256,10 +259,9 @@ def _record(run: tracking.Run, task: Task, progress: Progress, epoch: Epoch) -> 
     )
     run.metrics(row, step=epoch.number)
     checkpoints = run.out / "checkpoints"
+    if epoch.is_best:  # before the last: a run killed between the two does this epoch again
+        _save(task, progress, checkpoints / "best.npz")
     _save(task, progress, checkpoints / "last.npz")
-    if epoch.is_best:
-        shutil.copyfile(checkpoints / "last.npz", checkpoints / ".best.npz")
-        (checkpoints / ".best.npz").replace(checkpoints / "best.npz")
     write_history(run.out / "history.tsv", _history(progress))
     run.checkpoint(checkpoints)
 
@@ -302,10 +304,10 @@ def _restore(task: Task, checkpoints: Path) -> Progress:
 
 def _load(task: Task, path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         place: dict[str, Any] = json.loads(arrays.pop("progress").tobytes())
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
     networks.load_state(task.model.network, task.optimizer, arrays)
     return place

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from seqmodels.core import data as files
 from seqmodels.core import provenance
-from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.errors import InputError, MissingError, OutputError
 from seqmodels.registry import rooms
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def build(room: str | None = None, *, update: bool = False) -> dict[str, str]:
     Raises
     ------
     InputError
-        If what was built is not what ``data.dvc`` pins, and ``update`` is not given.
+        If what was built is not what ``data.dvc`` pins, and ``update`` is not given; what was there before stays.
     """
     root = provenance.project_root()
     pinned = {} if update else files.read_pin(root)["rooms"]
@@ -49,18 +49,23 @@ def build(room: str | None = None, *, update: bool = False) -> dict[str, str]:
             config = rooms.settings(name, root / "params" / name / "demo.yaml")
             with files.folder_written_whole(folder, replace=True) as temporary:
                 rooms.part(name, "simulate").simulate(config, temporary)
+                if not update:
+                    _check_pinned(folder, files.digest(temporary), pinned.get(name))
             log.info("data/%s built", name)
         made[name] = files.write_manifest(manifest_path(name), folder)
-        if not update and made[name] != pinned.get(name):
-            raise InputError(
-                f"{folder}: must have the digest that data.dvc pins, {pinned.get(name)}, got {made[name]}; "
-                "if the change is meant: seqmodels data build --update, and commit data.dvc"
-            )
     if update:
         _renew_pin(root)
     elif files.digest(root / "data") == files.read_pin(root)["md5"]:
         _dvc(root, "commit", "-q", "data.dvc")
     return made
+
+
+def _check_pinned(folder: Path, found: str, wanted: str | None) -> None:
+    if found != wanted:
+        raise InputError(
+            f"{folder}: must have the digest that data.dvc pins, {wanted or '(none)'}, got {found} from params/; "
+            "if the change is meant: seqmodels data build --update, and commit data.dvc"
+        )
 
 
 def check() -> dict[str, str]:
@@ -113,14 +118,21 @@ def ensure(room: str, folder: Path | None) -> Path:
 def _renew_pin(root: Path) -> None:
     """Let DVC hash and store ``data/``, and record each room's digest beside the whole."""
     digests = {room: files.digest(folder_of(room)) for room in rooms.ROOMS}
-    _dvc(root, "add", "-q", "data")
+    if not _dvc(root, "add", "-q", "data"):
+        raise OutputError(f"{root / 'data.dvc'}: must be renewed by dvc add data, got what dvc said above")
     files.write_pin_rooms(root, digests)
 
 
-def _dvc(root: Path, *words: str) -> None:
-    """Run DVC in the project; without it (or without its folder) the data are as good, only not cached."""
+def _dvc(root: Path, *words: str) -> bool:
+    """Run DVC in the project and tell whether it did it; for a build, data that are not cached are as good."""
     answer = subprocess.run(
-        [sys.executable, "-m", "dvc", *words], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", *words],
+        cwd=root,
+        stdin=subprocess.DEVNULL,  # a question would wait for ever
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if answer.returncode != 0:
         log.warning("dvc %s: %s", " ".join(words), answer.stderr.strip() or answer.stdout.strip())
+    return answer.returncode == 0

@@ -1,42 +1,77 @@
 """Measuring a model on data and deciding whether it becomes the champion."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from seqmodels.core import data as files
 from seqmodels.core import tracking
-from seqmodels.core.config import Gate
-from seqmodels.core.errors import GateError, MissingError, ModelError
-from seqmodels.registry import card, rooms, store
+from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError
+from seqmodels.registry import card, catalogue, rooms, store
 
 CHAMPION, PREVIOUS = "champion", "previous"
+FORCED = "promotion.forced"
+_LONGEST_TAG = 5000  # characters that the store keeps
 
 
 def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]:
     """Measure a model (folder, URI or run) on the test data of ``data`` and write the room's report to ``out``.
 
     Its ``test.*`` metrics also go to the training run, where the store knows it. Returns the metrics.
+
+    Raises
+    ------
+    MissingError, ModelError
+        If there is no such model, or it is damaged or of another room.
+    OutputError
+        If ``out`` cannot be written, or holds anything but an earlier evaluation, which is replaced.
     """
+    check_out(out)
     with store.model_folder(reference) as folder:
-        if store.read_served(folder)["room"] != room:
-            raise ModelError(f"{reference}: must be a model of the room {room}, got another room's")
+        found = store.read_served(folder)["room"]
+        if found != room:
+            raise ModelError(f"{reference}: must be a model of the room {room}, got one of {found}")
+        run_id = _run_of(folder)
         measured_on = files.digest(data)
         metrics: dict[str, Any] = rooms.part(room, "evaluate").evaluate(folder, data, out)
-        run_id = _run_of(folder)
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     tags = {"test.data.md5": measured_on, "test.data.path": str(data.resolve())}
     if run_id is not None:
-        tracking.record(run_id, metrics=numbers, tags=tags, folder=out)
+        with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
+            link = Path(temporary, "evaluate")  # its name in the run: that of ``out`` could be ``model``
+            link.symlink_to(out.resolve())
+            tracking.record(run_id, metrics=numbers, tags=tags, folder=link)
     return metrics
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before anything is measured, a folder that an evaluation must not replace."""
+    if out.is_file():
+        raise OutputError(f"{out}: must be a folder, got a file")
+    if (out / "run.json").is_file():
+        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got the results of a training run")
+    entries = list(out.iterdir()) if out.is_dir() else []
+    # DVC removes the files that it tracks before a stage runs, and leaves the rest
+    is_leftover = (out / "plots").is_dir() and all(one.name == "plots" or one.suffix == ".pdf" for one in entries)
+    if entries and not is_leftover and not (out / "evaluation.txt").is_file():
+        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got other files")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: must be writable, got {nearest}, which is not")
 
 
 def _run_of(folder: Path) -> str | None:
     """Id of the tracked run that made a model folder; None for one made with ``--no-track``."""
     record = folder / "run.json"
-    content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return str(content["run_id"]) if content.get("tracked") else None
+    if not record.is_file():
+        return None
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        return str(content["run_id"]) if content["tracked"] else None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{record}: must name the run of the model, got: {error}") from None
 
 
 def promote(name: str, *, version: str | None = None, force: bool = False) -> str:
@@ -47,30 +82,33 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
     MissingError
         If there is no such model, version or candidate.
     GateError
-        If it was not evaluated, misses a gate of its own settings, or is worse than the champion in the headline
-        metric on the same data. ``force`` promotes all the same and leaves the tag ``promotion.forced``.
+        If it was not evaluated, misses a gate of its own settings, is worse than the champion in the headline metric
+        on the same data, or the champion cannot be measured there. ``force`` promotes all the same and leaves the tag
+        ``promotion.forced``.
     """
     opened = store.connect()
     chosen = _version(opened, name, version)
-    run = tracking.get_run(chosen.run_id, opened)
+    run = tracking.get_run(chosen.run_id or "", opened)
     champion = _alias(opened, name, CHAMPION)
-    if champion is not None and champion.version == chosen.version:
-        return f"models:/{name}/{chosen.version}"
+    uri = f"models:/{name}/{chosen.version}"
+    if champion is not None and str(champion.version) == str(chosen.version):
+        return uri
+    with store.model_folder(uri) as folder:
+        served = store.read_served(folder)
     faults = _gate_faults(run)
     if champion is not None and not faults:
         faults = _champion_faults(opened, run, champion)
     if faults and not force:
         raise GateError(f"{name} version {chosen.version}: " + "; ".join(faults))
-    if faults:
-        opened.set_model_version_tag(name, str(chosen.version), "promotion.forced", "; ".join(faults))
-    if champion is not None:
-        opened.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-    opened.set_registered_model_alias(name, CHAMPION, str(chosen.version))
-    with store.model_folder(f"models:/{name}/{chosen.version}") as folder:
-        served = store.read_served(folder)
-    text = card.describe(run, served, name, str(chosen.version))
-    opened.update_model_version(name, str(chosen.version), description=text)
-    return f"models:/{name}/{chosen.version}"
+    with tracking.as_tracking_error(tracking.store_uri()):
+        if faults:
+            opened.set_model_version_tag(name, str(chosen.version), FORCED, "; ".join(faults)[:_LONGEST_TAG])
+        text = card.describe(run, served, name, str(chosen.version))
+        opened.update_model_version(name, str(chosen.version), description=text)
+        if champion is not None:
+            opened.set_registered_model_alias(name, PREVIOUS, str(champion.version))
+        opened.set_registered_model_alias(name, CHAMPION, str(chosen.version))  # last: all else is in place
+    return uri
 
 
 def _version(opened: Any, name: str, version: str | None) -> Any:
@@ -78,17 +116,20 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
-        if version is not None:
-            return opened.get_model_version(name, version)
         opened.get_registered_model(name)
     except MlflowException:
-        known = ", ".join(sorted(model.name for model in opened.search_registered_models())) or "none"
-        what = f"version {version} of {name}" if version is not None else name
-        raise MissingError(f"{what}: must be a registered model, got none of this name; there are: {known}") from None
-    candidate = _alias(opened, name, store.CANDIDATE)
-    if candidate is None:
-        raise MissingError(f"{name}: must have a version with the alias {store.CANDIDATE}, got none")
-    return candidate
+        known = ", ".join(sorted({row["model"] for row in catalogue.models()})) or "none"
+        raise MissingError(f"{name}: must be a registered model, got none of this name; there are: {known}") from None
+    if version is None:
+        candidate = _alias(opened, name, store.CANDIDATE)
+        if candidate is None:
+            raise MissingError(f"{name}: must have a version with the alias {store.CANDIDATE}, got none")
+        return candidate
+    try:
+        return opened.get_model_version(name, version)
+    except MlflowException:
+        known = ", ".join(sorted((row["version"] for row in catalogue.models() if row["model"] == name), key=int))
+        raise MissingError(f"{name}: must have a version {version}, got none; there are: {known or 'none'}") from None
 
 
 def _alias(opened: Any, name: str, alias: str) -> Any:
@@ -108,26 +149,47 @@ def _gate_faults(run: Any) -> list[str]:
         value = run.data.metrics.get(metric)
         if value is None:
             faults.append(f"{metric} must be {gate}, got nothing (run: seqmodels evaluate)")
-        elif not gate.passes(value):
+        elif not gate.passes(value):  # so is NaN
             faults.append(f"{metric} must be {gate}, got {value:.6g}")
     return faults
 
 
 def _champion_faults(opened: Any, run: Any, champion: Any) -> list[str]:
     """Compare the headline metric with the champion's on the same data, measuring the champion there if need be."""
-    other = tracking.get_run(champion.run_id, opened)
-    digest, path = run.data.tags.get("test.data.md5", ""), Path(run.data.tags.get("test.data.path", ""))
-    if other.data.tags.get("test.data.md5") != digest:
-        if not path.is_dir() or files.digest(path) != digest:
-            return [f"the champion must be measured on the same data, got none with digest {digest} at {path}"]
-        with tempfile.TemporaryDirectory(prefix="seqmodels-") as out:
-            evaluate(run.data.tags["room"], f"models:/{champion.name}/{champion.version}", path, Path(out) / "evaluate")
-        other = tracking.get_run(champion.run_id, opened)
     headline = run.data.params.get("cfg.headline", "")
-    gate: Gate | None = card.gates(run).get(headline)
-    new, old = run.data.metrics.get(headline), other.data.metrics.get(headline)
-    if gate is None or new is None or old is None or gate.no_worse(new, old):
+    gate = card.gates(run).get(headline)
+    new = run.data.metrics.get(headline)
+    if gate is None or new is None:
+        return [f"the headline metric {headline!r} must be measured and have a gate, got {new}"]
+    try:
+        old = _champion_value(opened, run, champion, headline)
+    except SeqmodelsError as error:
+        return [f"the champion (version {champion.version}) must be measured on the same data, got: {error}"]
+    if old is None or gate.no_worse(new, old):
         return []
     return [
         f"{headline} must not be worse than that of the champion (version {champion.version}, {old:.6g}), got {new:.6g}"
     ]
+
+
+def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> float | None:
+    """Metric of the champion on the data that ``run`` was evaluated on; None where it is undefined.
+
+    Raises
+    ------
+    SeqmodelsError
+        If those data are no longer there, or the champion cannot be measured.
+    """
+    other = tracking.get_run(champion.run_id or "", opened)
+    tags = run.data.tags
+    digest, path = tags.get("test.data.md5", ""), Path(tags.get("test.data.path") or "(unknown)")
+    if digest and other.data.tags.get("test.data.md5") == digest:
+        value: float | None = other.data.metrics.get(headline)
+        return value
+    found = files.digest(path)
+    if found != digest:
+        raise InputError(f"{path}: must have the digest {digest or '(unknown)'}, got {found}")
+    with tempfile.TemporaryDirectory(prefix="seqmodels-") as out:
+        reference = f"models:/{champion.name}/{champion.version}"
+        measured = evaluate(tags["room"], reference, path, Path(out) / "evaluate").get(headline)
+    return None if measured is None else float(measured)

@@ -32,8 +32,19 @@ def check(room: str, verb: str | None = None) -> str:
 
 
 def part(room: str, name: str) -> ModuleType:
-    """Import one module of a room, such as ``serve``; only this brings in the room's framework."""
-    return importlib.import_module(f"seqmodels.{check(room)}.{name}")
+    """Import one module of a room, such as ``serve``; only this brings in the room's framework.
+
+    Raises
+    ------
+    MissingError
+        If there is no such room, or a package that it needs is not installed.
+    """
+    try:
+        return importlib.import_module(f"seqmodels.{check(room)}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "seqmodels":
+            raise
+        raise MissingError(f"room {room}: needs the package {error.name}, got none; install seqmodels whole") from None
 
 
 def settings(room: str, path: Path, overrides: str = "") -> Any:

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ import pandas as pd
 import seqmodels
 from seqmodels.core import data as files
 from seqmodels.core import tracking
-from seqmodels.core.errors import InputError, MissingError, ModelError
+from seqmodels.core.errors import InputError, MissingError, ModelError, SeqmodelsError
 from seqmodels.registry import card, rooms
 
 CANDIDATE = "candidate"
+SUMS = "SHA256SUMS"
+_FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"
 _SOURCE = Path(seqmodels.__file__).resolve().parent
 _SERVED = Path(__file__).with_name("served.py")
 
@@ -44,38 +48,54 @@ def model_folder(reference: str) -> Iterator[Path]:
     ModelError
         If what is found holds no model of ours.
     """
-    with _fetched(reference) as folder:
-        for inside in (folder, folder / "artifacts" / "model", folder / "model"):
-            if (inside / "served.json").is_file():
-                yield inside
-                return
-        raise ModelError(f"{reference}: must be a model folder with served.json, got a folder without")
+    with fetch(reference) as folder:
+        yield _inside(folder, reference)
+
+
+def _inside(folder: Path, reference: str) -> Path:
+    """Find the room's ``model/`` folder in one of a registered model, an exported one, a run, or itself."""
+    for inside in (folder, folder / "artifacts" / "model", folder / "model"):
+        if (inside / "served.json").is_file():
+            return inside
+    raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
 
 
 @contextlib.contextmanager
-def _fetched(reference: str) -> Iterator[Path]:
+def fetch(reference: str) -> Iterator[Path]:
     """Bring what a reference names to this machine; a temporary copy goes when the block ends."""
     path = Path(reference)
-    if path.exists():
+    if reference and path.exists():
         yield path
         return
-    if "/" in reference and not reference.startswith("models:/"):
-        raise MissingError(f"{reference}: must be a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id")
+    if not reference or ("/" in reference and not reference.startswith("models:/")):
+        raise MissingError(f"{reference or '(empty)'}: must be {_FORMS}, got nothing of this name")
     connect()
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    target = {"artifact_uri": reference}
+    if not reference.startswith("models:/"):
+        tracking.get_run(reference)
+        target = {"run_id": reference, "artifact_path": "model"}
     with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
-        if not reference.startswith("models:/"):
-            tracking.get_run(reference)
-            target: dict[str, str] = {"run_id": reference, "artifact_path": "model"}
-        else:
-            target = {"artifact_uri": reference}
         try:
             fetched = mlflow.artifacts.download_artifacts(**target, dst_path=temporary)
         except (MlflowException, OSError) as error:
-            raise MissingError(f"{reference}: must be a model of {tracking.store_uri()}, got: {error}") from None
-        yield Path(fetched)
+            raise MissingError(
+                f"{reference}: must be a model of {tracking.store_uri()}, got: {one_line(error)}"
+            ) from None
+        try:
+            yield Path(fetched)
+        except ModelError as error:  # the temporary name says nothing to anybody
+            raise ModelError(str(error).replace(str(Path(fetched)), reference)) from None
+
+
+def one_line(error: Exception) -> str:
+    """Write another library's message in one line."""
+    return " ".join(str(error).split())
+
+
+_KEYS = ("room", "registered_name", "about", "limits", "input_columns")
 
 
 def read_served(folder: Path) -> dict[str, Any]:
@@ -89,8 +109,11 @@ def read_served(folder: Path) -> dict[str, Any]:
     try:
         served: dict[str, Any] = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         rooms.check(served["room"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        missing = [key for key in _KEYS if key not in served]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{folder / 'served.json'}: must describe a model of a known room, got: {error}") from None
+    if missing:
+        raise ModelError(f"{folder / 'served.json'}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
     return served
 
 
@@ -115,6 +138,8 @@ def register(room: str, run_id: str) -> str:
         raise InputError(f"run {run_id}: must be finished, got {found.info.status}; continue it with --resume {run_id}")
     with model_folder(run_id) as folder:
         served = read_served(folder)
+        if served["room"] != room:
+            raise ModelError(f"run {run_id}: must hold a model of the room {room}, got one of {served['room']}")
         serve = rooms.part(room, "serve")
         answer = serve.predict(serve.load(folder), serve.EXAMPLE)  # fails here, before anything is packaged
         version = _package(found, folder, served, answer)
@@ -128,48 +153,97 @@ def register(room: str, run_id: str) -> str:
 
 
 def run_id_of(text: str) -> str:
-    """Return a run id: ``text`` itself, or the one in ``run.json`` of the folder that it names."""
-    record = Path(text) / "run.json"
-    if not record.is_file():
+    """Return a run id: ``text`` itself, or the one in ``run.json`` of the folder that it names.
+
+    Raises
+    ------
+    MissingError
+        If the folder holds no run, or one that was not tracked.
+    """
+    folder = Path(text)
+    if not text or not folder.is_dir():
         return text
-    return str(json.loads(record.read_text(encoding="utf-8"))["run_id"])
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run_id, tracked = str(record["run_id"]), record.get("tracked", True)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise MissingError(f"{folder}: must be the folder of a run, with run.json, got: {error}") from None
+    if not tracked:
+        raise MissingError(f"{folder}: must hold a tracked run, got one made with --no-track")
+    return run_id
 
 
 def _package(found: Any, folder: Path, served: dict[str, Any], answer: pd.DataFrame) -> str:
-    """Log the model with its run, load it back, compare its answer, and only then create a version."""
+    """Log the model beside its run, load it back, compare its answer, and only then create a version.
+
+    The run itself is not opened again: its status and end stay what they were, whatever happens here.
+    """
     import mlflow
-    from mlflow.models import infer_signature
+
+    client, name, run = mlflow.MlflowClient(), served["registered_name"], found.info
+    logged = client.create_logged_model(
+        run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)
+    )
+    try:
+        with _loading():
+            _log(logged.model_id, run.run_id, folder, served)
+            again = mlflow.pyfunc.load_model(logged.model_uri).predict(rooms.part(served["room"], "serve").EXAMPLE)
+        _compare(answer, again, run.run_id)
+    except BaseException:
+        client.delete_logged_model(logged.model_id)
+        raise
+    with contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
+        return str(mlflow.register_model(logged.model_uri, name).version)
+
+
+def _log(model_id: str, run_id: str, folder: Path, served: dict[str, Any]) -> None:
+    """Write the packaged model into the store."""
+    import mlflow
+    from mlflow.models import Model, infer_signature
 
     serve = rooms.part(served["room"], "serve")
-    os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run -e register`, which is not the run of the model
-    with _quiet(), mlflow.start_run(run_id=found.info.run_id):
-        info = mlflow.pyfunc.log_model(
-            name=served["registered_name"],
-            python_model=str(_SERVED),
-            model_config={"room": served["room"]},
-            artifacts={"model": str(folder)},
-            code_paths=[str(_SOURCE)],
-            signature=infer_signature(serve.EXAMPLE, serve.ANSWER),
-            input_example=serve.EXAMPLE,
-            pip_requirements=serve.REQUIREMENTS,
-        )
-    again = mlflow.pyfunc.load_model(info.model_uri).predict(serve.EXAMPLE)
+    Model.log(
+        artifact_path=None,
+        name=served["registered_name"],
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
+        model_id=model_id,
+        python_model=str(_SERVED),
+        model_config={"room": served["room"]},
+        artifacts={"model": str(folder)},
+        code_paths=[str(_SOURCE)],
+        signature=infer_signature(serve.EXAMPLE, serve.ANSWER),
+        input_example=serve.EXAMPLE,
+        pip_requirements=serve.REQUIREMENTS,
+    )
+
+
+def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
+    """Refuse a packaged model that does not answer as the run's own does."""
     try:
         pd.testing.assert_frame_equal(answer, again, rtol=1e-5, atol=1e-5)
     except AssertionError as error:
-        raise ModelError(f"run {found.info.run_id}: the packaged model must answer as before, got: {error}") from None
-    made = mlflow.register_model(info.model_uri, served["registered_name"])
-    return str(made.version)
+        raise ModelError(
+            f"run {run_id}: the packaged model must answer as before, got another answer: {one_line(error)}"
+        ) from None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MLflow's advice about type hints and examples out of the user's terminal."""
+def _loading() -> Iterator[None]:
+    """Keep MLflow's advice off the terminal, and its copies of our source off the path of this process.
+
+    What ``load`` of a room says of another version of the package is heard all the same.
+    """
     import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    path = list(sys.path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", message=".*written by seqmodels")
+            yield
+    finally:
+        sys.path[:] = path
 
 
 @dataclass(frozen=True)
@@ -209,17 +283,32 @@ def load(room: str, reference: str) -> Loaded:
         If it is damaged or of another room.
     """
     rooms.check(room)
-    with _fetched(reference) as fetched, model_folder(str(fetched)) as folder:
+    with fetch(reference) as fetched:
+        folder = _inside(fetched, reference)
         served = read_served(folder)
         if served["room"] != room:
             raise ModelError(f"{reference}: must be a model of the room {room}, got one of {served['room']}")
         if not (fetched / "MLmodel").is_file():
             return Loaded(_Local(room, folder), served, reference)
-        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-        import mlflow
+        if (fetched / SUMS).is_file():
+            _check_sums(fetched)
+        return Loaded(_load_packaged(fetched), served, reference)
 
-        with _quiet():
-            return Loaded(mlflow.pyfunc.load_model(str(fetched)), served, reference)
+
+def _load_packaged(folder: Path) -> Any:
+    """Load a packaged model through MLflow, without unpickling."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    import mlflow
+    import yaml
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _loading():
+            return mlflow.pyfunc.load_model(str(folder))
+    except SeqmodelsError:
+        raise
+    except (MlflowException, OSError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise ModelError(f"{folder}: must be a whole packaged model, got: {one_line(error)}") from error
 
 
 def export(reference: str, folder: Path) -> None:
@@ -236,49 +325,28 @@ def export(reference: str, folder: Path) -> None:
 
     if not reference.startswith("models:/"):
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    with _fetched(reference) as fetched, files.folder_written_whole(folder) as made:
+    with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
         shutil.copytree(fetched, made, dirs_exist_ok=True)
-        listed = sorted(path for path in made.rglob("*") if path.is_file())
-        sums = [
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(made).as_posix()}" for path in listed
-        ]
-        (made / "SHA256SUMS").write_text("\n".join(sums) + "\n", encoding="utf-8")
+        listed = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
+        (made / SUMS).write_text("".join(f"{_sha256(made / name)}  {name}\n" for name in listed), encoding="utf-8")
 
 
-def models() -> list[dict[str, str]]:
-    """List every version of every registered model with its aliases, run and headline metric, newest first."""
-    opened = connect()
-    rows = []
-    with tracking.as_tracking_error(tracking.store_uri()):
-        for model in opened.search_registered_models():
-            aliases: dict[str, list[str]] = {}
-            for alias, version in model.aliases.items():
-                aliases.setdefault(str(version), []).append(alias)
-            for version in opened.search_model_versions(f"name='{model.name}'"):
-                run = tracking.get_run(version.run_id, opened)
-                headline = run.data.params.get("cfg.headline", "")
-                value = run.data.metrics.get(headline)
-                rows.append(
-                    {
-                        "model": model.name,
-                        "version": str(version.version),
-                        "aliases": ", ".join(sorted(aliases.get(str(version.version), []))),
-                        "headline": f"{headline} {value:.4f}" if value is not None else "",
-                        "run": version.run_id,
-                    }
-                )
-    return sorted(rows, key=lambda row: (row["model"], -int(row["version"])))
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
-    """Input and output columns of a registered model: name and type."""
-    with _fetched(reference) as fetched:
-        from mlflow.models import Model
+def _check_sums(folder: Path) -> None:
+    """Refuse an exported model of which a file is not the one that was exported.
 
-        if not (fetched / "MLmodel").is_file():
-            raise ModelError(f"{reference}: must be a registered or exported model (with MLmodel), got another folder")
-        signature = Model.load(str(fetched)).signature
-        return {
-            side: [(column.name, str(column.type)) for column in schema.inputs]
-            for side, schema in (("input", signature.inputs), ("output", signature.outputs))
-        }
+    Raises
+    ------
+    ModelError
+        Naming the first file that is absent or differs.
+    """
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        wanted, _, name = line.partition("  ")
+        path = folder / name
+        found = _sha256(path) if path.is_file() else "no such file"
+        if found != wanted:
+            raise ModelError(f"{path}: must have the SHA-256 {wanted} ({SUMS}), got {found}")

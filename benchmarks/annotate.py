@@ -1,0 +1,175 @@
+"""Rate of `annotate`: FASTQ in, Parquet and demultiplexed FASTQ out, one JSON line with a model and one without.
+
+Reads of one molecule, about 450 bases, half of them reverse, with barcodes of a list of 200 cells. What is written is
+always the true answer, a molecule for every read, so the work does not depend on how good the model is:
+`annotate/without_model` has it ready, which is the share of Python, compression and files, and `annotate/whole` lets
+the model answer too. The baseline of `whole` is `without_model`, and `ratio` tells how many times longer the whole
+takes; the first line has neither. Argument: a model folder (default build/reads/train).
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from seqmodels.apply.annotate import annotate
+from seqmodels.core.config import build_plain, read_yaml
+from seqmodels.core.dna import decode
+from seqmodels.reads.config import SimulateConfig
+from seqmodels.reads.data import Reads
+from seqmodels.reads.molecules import Sources
+from seqmodels.reads.protocol import Protocol, read_protocol
+from seqmodels.reads.simulate import Truth, draw_example
+from seqmodels.reads.structure import Grammar, architectures, collapse
+from seqmodels.registry import store
+
+ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params" / "reads"
+PROTOCOL = read_protocol(PARAMS / "seq_orders.yaml", "10x3p_sc_ont_016")
+N_READS, N_CELLS, REPEATS, SEED = 8192, 200, 5, 1
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def settings(**changes: Any) -> SimulateConfig:
+    """Simulator settings of the room's full.yaml, changed."""
+    values = read_yaml(PARAMS / "full.yaml")["simulate"] | changes
+    return build_plain(values, SimulateConfig, origin=lambda _: "full.yaml")
+
+
+def simulated(
+    n_molecules: int, structures: tuple[str, ...], *, seed: int, protocol: Protocol = PROTOCOL, **changes: Any
+) -> tuple[Reads, list[Truth], list[str]]:
+    """Reads of the named assessment structures, what they are, and the list of cells (one barcode)."""
+    generator = np.random.default_rng(seed)
+    cells = np.unique(generator.integers(0, 4, (N_CELLS, 16), dtype=np.uint8), axis=0)
+    chosen = tuple(one for one in protocol.assessment_structures if one.name in structures)
+    sources = Sources(None, {protocol.barcodes[0]: cells})
+    reads, truths = draw_example(protocol, chosen, n_molecules, settings(**changes), generator, sources)
+    return reads, truths, [decode(cell) for cell in cells]
+
+
+def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
+    """Answer as a model would that is always right and sure."""
+    runs = collapse(reads.labels, reads.offsets)
+    found = architectures(runs, Grammar(protocol))
+    segments, fragments = [], []
+    for read, one in enumerate(found):
+        own = runs.of(read)
+        columns = (runs.labels[own].tolist(), runs.starts[own].tolist(), runs.ends[own].tolist())
+        rows = [
+            {"label": protocol.labels[label], "start": start, "end": end, "confidence": 1.0}
+            for label, start, end in zip(*columns, strict=True)
+        ]
+        segments.append(rows)
+        spans = [(rows[f.first]["start"], rows[f.last]["end"], f.orientation) for f in one.fragments]
+        fragments.append([dict(zip(("start", "end", "orientation"), span, strict=True)) for span in spans])
+    return pd.DataFrame(
+        {
+            "read_length": np.diff(reads.offsets),
+            "architecture": ["valid" if one.is_valid else "invalid" for one in found],
+            "reason": [one.reason for one in found],
+            "orientation": [one.orientation for one in found],
+            "segments": segments,
+            "fragments": fragments,
+        }
+    )
+
+
+def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
+    """What a model folder says of itself, as far as annotation asks."""
+    return {
+        "room": "reads",
+        "registered_name": f"reads-{protocol.model}",
+        "labels": list(protocol.labels),
+        "barcodes": list(protocol.barcodes),
+        "barcode_lengths": {s.name: s.length for s in protocol.segments if s.name in protocol.barcodes},
+        "umis": list(protocol.umis),
+        "insert": "cDNA",
+        "strand": protocol.strand,
+        "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
+    }
+
+
+class Replay:
+    """A model that gives the answers it was made with, chunk by chunk; another one may do its work besides."""
+
+    def __init__(self, answers: pd.DataFrame, worker: store.Loaded | None = None) -> None:
+        self.answers, self.at, self.worker = answers, 0, worker
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if self.worker is not None:
+            self.worker.predict(frame)
+        part = self.answers.iloc[self.at : self.at + len(frame)].reset_index(drop=True)
+        self.at += len(frame)
+        return part
+
+
+def write_fastq(reads: Reads, path: Path, *, seed: int) -> list[tuple[str, str, str]]:
+    """Write reads as FASTQ (FASTA by its name) with random qualities; return what was written."""
+    generator = np.random.default_rng(seed)
+    records = []
+    for i in range(len(reads)):
+        sequence = decode(reads.read(i)[0])
+        qualities = generator.integers(38, 73, len(sequence), dtype=np.uint8).tobytes().decode("ascii")
+        records.append((f"read_{i}", sequence, qualities))
+    forms = "@{}\n{}\n+\n{}\n" if path.name.endswith("q") else ">{}\n{}\n"
+    path.write_text("".join(forms.format(*record) for record in records))
+    return records
+
+
+def timed(source: Path, cells: Path, model: str, folder: Path) -> float:
+    start = time.perf_counter()
+    annotate("reads", source, model=model, out=folder / "out", whitelist=cells, overwrite=True)
+    return time.perf_counter() - start
+
+
+def line(name: str, seconds: list[float], baseline: float | None) -> str:
+    median = statistics.median(seconds)
+    result = {
+        "name": name,
+        "n": N_READS,
+        "unit": "seconds per read",
+        "median": median / N_READS,
+        "min": min(seconds) / N_READS,
+        "repeats": len(seconds),
+        "baseline": None if baseline is None else baseline / N_READS,
+        "ratio": None if baseline is None else median / baseline,
+        "machine": MACHINE,
+    }
+    return json.dumps(result)
+
+
+def main(model: str) -> None:
+    reads, _, listed = simulated(N_READS // 2, ("single_fwd", "single_rev"), seed=SEED)
+    loaded = store.load("reads", model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source, cells = folder / "reads.fastq", folder / "cells.txt"
+        write_fastq(reads, source, seed=SEED)
+        cells.write_text("\n".join(listed) + "\n")
+        answers = truth_answer(reads)
+        ours: dict[str, list[float]] = {"without_model": [], "whole": []}
+        genuine = store.load
+        for repeat in range(REPEATS + 1):
+            for name, seconds in ours.items():
+                replay = Replay(answers, loaded if name == "whole" else None)
+                one = store.Loaded(replay, loaded.served, model)
+                store.load = lambda _room, _reference, one=one: one  # type: ignore[assignment]  # loading is no work
+                took = timed(source, cells, model, folder)
+                if repeat:  # the first one compiles
+                    seconds.append(took)
+        store.load = genuine
+    print(line("annotate/without_model", ours["without_model"], None), flush=True)
+    print(line("annotate/whole", ours["whole"], statistics.median(ours["without_model"])), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "build" / "reads" / "train"))

@@ -1,0 +1,122 @@
+"""``data/``: built, compared with its pin, refused when it differs; nothing half-made."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from seqmodels.core import data as files
+from seqmodels.core import provenance
+from seqmodels.core.errors import InputError, MissingError, OutputError
+from seqmodels.registry import dataset, rooms
+
+
+class Project:
+    """A project of one room whose simulator writes ``content``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.content = root, "ACGT\n"
+        self.folder = root / "data" / "reads"
+        self.manifest = root / "build" / "manifest" / "reads.json"
+
+    def simulate(self, config: Any, folder: Path) -> None:
+        (folder / "reads.txt").write_text(self.content)
+
+    def pin(self) -> None:
+        """Pin what the simulator writes now."""
+        made = self.root / "pinned"
+        (made / "reads").mkdir(parents=True)
+        self.simulate(None, made / "reads")
+        pin = {"outs": [{"md5": files.digest(made)}], "meta": {"rooms": {"reads": files.digest(made / "reads")}}}
+        (self.root / "data.dvc").write_text(yaml.safe_dump(pin))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    made = Project(tmp_path / "project")
+    made.root.mkdir()
+    made.pin()
+    monkeypatch.setattr(provenance, "project_root", lambda: made.root)
+    monkeypatch.setattr(rooms, "settings", lambda room, path: None)
+    monkeypatch.setattr(rooms, "part", lambda room, name: SimpleNamespace(simulate=made.simulate))
+    monkeypatch.setattr(dataset, "_dvc", lambda root, *words: False)
+    return made
+
+
+def test_built_once_and_as_pinned(project: Project) -> None:
+    made = dataset.build()
+    assert made == {"reads": files.digest(project.folder)}
+    assert json.loads(project.manifest.read_text())["digest"] == made["reads"]
+    assert dataset.check() == {**made, "data": files.digest(project.root / "data")}
+    before = (project.folder / "reads.txt").stat().st_mtime_ns
+    assert dataset.build("reads") == made
+    assert (project.folder / "reads.txt").stat().st_mtime_ns == before
+
+
+def test_what_differs_from_the_pin_replaces_nothing(project: Project) -> None:
+    dataset.build()
+    manifest = project.manifest.read_text()
+    project.content = "TTTT\n"
+    (project.folder / "reads.txt").write_text("edited by hand\n")
+    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqmodels data build"):
+        dataset.build()
+    assert (project.folder / "reads.txt").read_text() == "edited by hand\n"
+    assert project.manifest.read_text() == manifest
+    with pytest.raises(InputError, match=r"data/reads: must have the digest .* \(data\.dvc\), got "):
+        dataset.check()
+    with pytest.raises(InputError, match="make it again with: seqmodels data build reads"):
+        dataset.ensure("reads", None)
+
+
+def test_a_pin_is_not_renewed_by_halves(project: Project) -> None:
+    before = (project.root / "data.dvc").read_text()
+    project.content = "TTTT\n"
+    with pytest.raises(OutputError, match=r"data\.dvc: must be renewed by dvc add data"):
+        dataset.build(update=True)
+    assert (project.root / "data.dvc").read_text() == before
+
+
+def test_the_rest_of_data_is_compared_too(project: Project) -> None:
+    dataset.build()
+    (project.root / "data" / "stray.txt").write_text("x")
+    with pytest.raises(InputError, match=r"project/data: must have the digest .* \(data\.dvc\), got "):
+        dataset.check()
+
+
+def test_what_is_absent(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="data/reads: must be a folder with data, got none"):
+        dataset.check()
+    with pytest.raises(MissingError, match="room: must be one of reads, got 'nope'"):
+        dataset.build("nope")
+    with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got none"):
+        dataset.ensure("reads", tmp_path / "nope")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got an empty one"):
+        dataset.ensure("reads", tmp_path / "empty")
+    (project.root / "data.dvc").unlink()
+    with pytest.raises(MissingError, match=r"data\.dvc: must exist; make it with: seqmodels data build --update"):
+        dataset.build()
+
+
+def test_own_data_are_built_on_demand_and_named_ones_taken_as_they_are(project: Project, tmp_path: Path) -> None:
+    assert dataset.ensure("reads", None) == project.folder
+    assert dataset.ensure("reads", project.folder) == project.folder
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").write_text("x")
+    assert dataset.ensure("reads", tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_a_room_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    missing = "tensorflow.python"
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(MissingError, match=r"room reads: needs the package tensorflow\.python, got none"):
+        rooms.part("reads", "serve")
+    missing = "seqmodels.reads.nope"
+    with pytest.raises(ModuleNotFoundError):
+        rooms.part("reads", "nope")
