@@ -24,11 +24,11 @@ from seqmodels.apply.annotate import annotate
 from seqmodels.core.config import build_plain, read_yaml
 from seqmodels.core.dna import decode
 from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.data import Reads
+from seqmodels.reads.data import Reads, collapse
 from seqmodels.reads.molecules import Sources
 from seqmodels.reads.protocol import Protocol, read_protocol
 from seqmodels.reads.simulate import Truth, draw_example
-from seqmodels.reads.structure import Grammar, architectures, collapse
+from seqmodels.reads.structure import Grammar, architectures
 from seqmodels.registry import store
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def simulated(
 def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     """Answer as a model would that is always right and sure."""
     runs = collapse(reads.labels, reads.offsets)
-    found = architectures(runs, Grammar(protocol))
+    found = architectures(runs, reads.bases, reads.offsets, Grammar(protocol, 1.0))
     segments, fragments = [], []
     for read, one in enumerate(found):
         own = runs.of(read)

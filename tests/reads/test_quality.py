@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 
-from seqmodels.reads.data import Reads
+from seqmodels.reads.data import Reads, collapse
 from seqmodels.reads.protocol import read_protocol
 from seqmodels.reads.quality import DEFINITIONS, Quality, colours, compare, evaluation_text, read_views
+from seqmodels.reads.structure import Grammar
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
+GRAMMAR = Grammar(P3, 100.0)  # adapters may be anything
 STRUCTURES = ["single", "concatenate", "hairpin"]
 SINGLE = [("cDNA", 5), ("5p", 22), ("CBC", 16), ("UMI", 12), ("polyT", 9), ("cDNA", 60), ("3p", 30), ("cDNA", 4)]
 CONCATENATE = [*SINGLE[:-1], *SINGLE]
@@ -33,7 +35,8 @@ def truth(reads: list[Read], structures: list[int] | None = None) -> Reads:
 
 
 def measure(true: list[Read], called: list[Read], structures: list[int] | None = None) -> Quality:
-    return compare(truth(true, structures), flat(called), P3, STRUCTURES)
+    reads = truth(true, structures)
+    return compare(reads, collapse(flat(called), reads.offsets), GRAMMAR, STRUCTURES)
 
 
 def counts(measured: Quality) -> dict[str, tuple[int, int]]:
@@ -151,7 +154,7 @@ def test_per_base_figures_are_those_of_scikit_learn(seed: int) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     true, called = rng.integers(0, len(P3.labels), (2, offsets[-1]), dtype=np.uint8)
     reads = Reads(np.zeros(len(true), np.uint8), true, offsets, np.zeros(12, np.uint8), np.zeros(12, np.bool_))
-    measured = compare(reads, called, P3, STRUCTURES)
+    measured = compare(reads, collapse(called, offsets), GRAMMAR, STRUCTURES)
     wanted = classification_report(true, called, target_names=P3.labels, output_dict=True)
     for row in measured.report:
         if row.label in P3.labels:
@@ -177,12 +180,12 @@ def test_the_text_tells_counts_and_what_figures_mean() -> None:
 
 def test_views_and_colours() -> None:
     reads = truth([SINGLE, HAIRPIN])
-    views = read_views(reads, reads.labels, P3, count=5)
+    views = read_views(reads, collapse(reads.labels, reads.offsets), GRAMMAR, count=5)
     assert [view.title.rstrip() for view in views] == [
         "read 0: valid +",
         "read 1: Unexpected pattern: [cDNA_5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]",
     ]
-    assert read_views(reads, reads.labels, P3, count=0) == []
+    assert read_views(reads, collapse(reads.labels, reads.offsets), GRAMMAR, count=0) == []
     drawn = colours(P3)
     assert tuple(drawn) == P3.labels
     assert len(set(drawn.values())) == len(drawn)

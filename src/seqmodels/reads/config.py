@@ -20,8 +20,9 @@ class SimulateConfig:
 
     ``*_reads`` count molecules; with ``rc`` each gives two reads, the second its reverse complement with errors of
     its own, always in the same split. ``example_reads`` go to a FASTQ file with barcodes from a whitelist of
-    ``whitelist_size``. A share ``broken_share`` of the molecules ends early. ``transcriptome`` is a FASTA file (empty: random transcripts). Ranges include both ends,
-    except ``max_cdna``, which is excluded as in the reference.
+    ``whitelist_size``. A share ``broken_share`` of the training and validation molecules is broken off anywhere.
+    ``transcriptome`` is a FASTA file (empty: random transcripts). Ranges include both ends, except ``max_cdna``, which
+    is excluded as in the reference.
     """
 
     train_reads: Positive
@@ -92,6 +93,7 @@ class DecodeConfig:
     ``penalty`` (nats) is the price of leaving or entering a molecule in its middle. Lengths that a segment may have
     are a range of shares of its pattern's length (``literal_range``, ``random_range``); cDNA inside a molecule has at
     least ``min_insert`` bases. With ``grammar`` false the most likely path of the label chain is taken as it is.
+    A molecule in which an adapter is further from its pattern than ``adapter_distance`` edits per base is not whole.
     """
 
     grammar: bool
@@ -99,6 +101,7 @@ class DecodeConfig:
     literal_range: tuple[float, float]
     random_range: tuple[float, float]
     min_insert: Positive
+    adapter_distance: Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,7 @@ class Config:
     seed: Count
     simulate: SimulateConfig
     train: TrainConfig
+    decode: DecodeConfig
     gates: dict[str, Gate]
     headline: str
 

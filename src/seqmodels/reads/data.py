@@ -1,4 +1,4 @@
-"""Labelled reads as flat arrays, in memory, on disk, and in batches of about equal length.
+"""Labelled reads and their segments as flat arrays, in memory, on disk, and in batches of about equal length.
 
 A split is kept in shards ``<split>-000.bases.npy``, ``.labels.npy``, ``.offsets.npy``, ``.structures.npy`` and
 ``.reverse.npy``: plain NumPy files, nothing pickled, nothing compressed, so that the same reads are the same bytes.
@@ -81,6 +81,50 @@ class Reads:
             raise InputError(f"reads: number must be from 0 to {self.n_reads - 1}, got {i}")
         window = slice(int(self.offsets[i]), int(self.offsets[i + 1]))
         return self.bases[window], self.labels[window]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Stretches of equal label in a flat batch, in read order; ``offsets[i]:offsets[i + 1]`` are the runs of read i.
+
+    ``starts`` and ``ends`` are 0-based, half-open positions within the read.
+    """
+
+    labels: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    offsets: Offsets
+
+    def per_base(self) -> NDArray[np.uint8]:
+        """Write the runs out as one label per base, flat: what ``collapse`` was given."""
+        return np.repeat(self.labels, self.ends - self.starts)
+
+    def of(self, read: int) -> slice:
+        """Slice of the runs of one read."""
+        return slice(int(self.offsets[read]), int(self.offsets[read + 1]))
+
+
+def collapse(labels: NDArray[np.uint8], offsets: Offsets, begins: NDArray[np.bool_] | None = None) -> Runs:
+    """Find the runs of equal label; they tile every read without gap or overlap. An empty read has none.
+
+    ``begins`` marks bases at which a new run begins although its neighbour has the same label.
+
+    Examples
+    --------
+    >>> runs = collapse(np.array([1, 1, 2, 2, 1], dtype=np.uint8), np.array([0, 3, 3, 5]))
+    >>> runs.labels.tolist(), runs.starts.tolist(), runs.ends.tolist(), runs.offsets.tolist()
+    ([1, 2, 2, 1], [0, 2, 0, 1], [2, 3, 1, 2], [0, 2, 2, 4])
+    """
+    first = np.ones(len(labels), dtype=bool)
+    first[1:] = labels[1:] != labels[:-1]
+    if begins is not None:
+        first |= begins
+    first[offsets[:-1][offsets[:-1] < len(labels)]] = True
+    starts = np.flatnonzero(first)
+    stops = np.append(starts[1:], len(labels)) if len(labels) else starts
+    run_offsets = np.searchsorted(starts, offsets)
+    base = np.repeat(offsets[:-1], np.diff(run_offsets))
+    return Runs(labels[starts], starts - base, stops - base, run_offsets)
 
 
 def concatenate(parts: Sequence[Reads]) -> Reads:

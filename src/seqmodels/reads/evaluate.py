@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from seqmodels.core import data as files
 from seqmodels.core import plots
 from seqmodels.core.dna import decode
-from seqmodels.core.errors import InputError, OutputError
+from seqmodels.core.errors import InputError
 from seqmodels.core.report import Cell, Report
 from seqmodels.reads import quality, serve
-from seqmodels.reads.data import Reads, read_reads
+from seqmodels.reads.data import Reads, Runs, read_reads
 
 _CHUNK = 2000  # reads predicted at a time, so that memory does not grow with the test set
 
@@ -34,8 +34,6 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     OutputError
         If ``out`` holds anything but an earlier evaluation, or cannot be written.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / "report.html").is_file():
-        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got a folder with other files")
     loaded = serve.load(model)
     labels, structures = _manifest(data / "manifest.json")
     if tuple(labels) != loaded.protocol.labels:
@@ -43,11 +41,19 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     truth = read_reads(data, "test")
     if len(truth) == 0:
         raise InputError(f"{data}: must have reads in the split test, got none")
-    predicted, confidence = _predict(loaded, truth)
-    measured = quality.compare(truth, predicted, loaded.protocol, structures)
+    runs, confidence = _predict(loaded, truth)
+    measured = quality.compare(truth, runs, loaded.grammar, structures)
+    for segment in loaded.protocol.segments:
+        if segment.kind == "literal":
+            for how, half in (("no", False), ("half", True)):
+                broken = quality.damaged(truth, loaded.grammar, segment.name, half=half)
+                called, _ = _predict(loaded, broken)
+                measured.proportions[f"{how}_{segment.name}_valid"] = quality.share_valid(
+                    broken, called, loaded.grammar
+                )
     metrics = measured.metrics("test")
     with files.folder_written_whole(out, replace=True) as folder:
-        _write(folder, loaded, measured, (truth, predicted, confidence))
+        _write(folder, loaded, measured, (truth, runs, confidence))
         files.write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -61,29 +67,30 @@ def _manifest(path: Path) -> tuple[list[str], list[str]]:
         raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
 
 
-def _predict(model: serve.ReadModel, reads: Reads) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Labels and confidences of every base, flat like the reads, from the segments that are served."""
+def _predict(model: serve.ReadModel, reads: Reads) -> tuple[Runs, NDArray[np.float32]]:
+    """Segments as they are served, and the confidence of every base's segment, flat like the reads."""
     number = {name: index for index, name in enumerate(model.protocol.labels)}
-    labels, confidence = np.empty(len(reads.bases), np.uint8), np.empty(len(reads.bases), np.float32)
+    rows: list[list[dict[str, Any]]] = []
     for first in range(0, len(reads), _CHUNK):
         chosen = range(first, min(first + _CHUNK, len(reads)))
         answer = serve.predict(model, pd.DataFrame({"sequence": [decode(reads.read(i)[0]) for i in chosen]}))
-        segments = [segment for row in answer["segments"] for segment in row]
-        lengths = np.array([segment["end"] - segment["start"] for segment in segments], dtype=np.int64)
-        window = slice(int(reads.offsets[chosen.start]), int(reads.offsets[chosen.stop]))
-        labels[window] = np.repeat([number[segment["label"]] for segment in segments], lengths)
-        confidence[window] = np.repeat([segment["confidence"] for segment in segments], lengths)
-    return labels, confidence
+        rows += answer["segments"].tolist()
+    segments = [segment for row in rows for segment in row]
+    labels = np.array([number[segment["label"]] for segment in segments], dtype=np.uint8)
+    starts, ends = (np.array([segment[key] for segment in segments], dtype=np.int64) for key in ("start", "end"))
+    confidence = np.array([segment["confidence"] for segment in segments], dtype=np.float32)
+    offsets = np.cumsum([0, *(len(row) for row in rows)])
+    return Runs(labels, starts, ends, offsets), np.repeat(confidence, ends - starts)
 
 
 def _write(
     folder: Path,
     model: serve.ReadModel,
     measured: quality.Quality,
-    reads: tuple[Reads, NDArray[np.uint8], NDArray[np.float32]],
+    reads: tuple[Reads, Runs, NDArray[np.float32]],
 ) -> None:
     """Write text, plots and the HTML report."""
-    truth, predicted, confidence = reads
+    truth, runs, confidence = reads
     title = f"reads-{model.protocol.model}, test reads"
     text = quality.evaluation_text(measured, title)
     files.write_text(folder / "evaluation.txt", text)
@@ -93,8 +100,8 @@ def _write(
         drawn / "structures.png", list(measured.by_structure.items()), "All molecules of a read found", "share of reads"
     )
     plots.bars_with_intervals(drawn / "reads.png", list(measured.proportions.items()), "Reads and segments", "share")
-    plots.calibration(drawn / "calibration.png", confidence, predicted == truth.labels)
-    views = quality.read_views(truth, predicted, model.protocol, count=20)
+    plots.calibration(drawn / "calibration.png", confidence, runs.per_base() == truth.labels)
+    views = quality.read_views(truth, runs, model.grammar, count=20)
     plots.read_views(folder / "read_views.pdf", views, quality.colours(model.protocol))
     report = Report(title, f"{measured.n_reads:,} simulated reads, library {model.protocol.library}")
     rows: list[list[Cell]] = [[*row] for row in measured.report]

@@ -22,9 +22,9 @@ from seqmodels.core.metrics import (
 )
 from seqmodels.core.plots import GREY, PALETTE, ReadView
 from seqmodels.core.report import Cell, text_table
-from seqmodels.reads.data import Reads
+from seqmodels.reads.data import Reads, Runs, collapse
 from seqmodels.reads.protocol import Protocol
-from seqmodels.reads.structure import Architecture, Fragment, Grammar, Runs, architectures, collapse
+from seqmodels.reads.structure import Architecture, Fragment, Grammar, architectures
 
 TAIL_COLOUR = PALETTE[5]
 SLACK = 2  # bases that a boundary may be off in "within"
@@ -34,6 +34,8 @@ DEFINITIONS = {
     "false_valid": "reads that are not valid (concatenates, hairpins, damaged) but are called valid",
     "fragment_recovery": "molecules of concatenated reads found, each by a molecule of its own in the right "
     "orientation that covers more than half of it",
+    "no_<adapter>_valid": "valid reads broken off before the adapter that are still called valid",
+    "half_<adapter>_valid": "valid reads broken off in the middle of the adapter that are still called valid",
     "exact": "truly valid reads with the segment that are called so, both ends of the segment exact",
     "within": f"truly valid reads with the segment that are called so, both its ends at most {SLACK} bases off",
 }
@@ -45,7 +47,7 @@ class Quality:
 
     names: tuple[str, ...]
     confusion: Counts
-    proportions: Mapping[str, Proportion]
+    proportions: dict[str, Proportion]
     by_structure: Mapping[str, Proportion]
     n_reads: int
 
@@ -73,19 +75,18 @@ class Quality:
         return flat
 
 
-def compare(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, structures: Sequence[str]) -> Quality:
-    """Compare one predicted label per base with the truth.
+def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Sequence[str]) -> Quality:
+    """Compare called segments with the truth, reads in the same order.
 
     Parameters
     ----------
-    predicted
-        Flat labels of shape ``(n_bases,)``, reads in the order of ``truth``.
+    grammar
+        What makes a read valid, in truth and as called.
     structures
         Names of the structures that ``truth.structures`` counts.
     """
-    grammar = Grammar(protocol)
-    true_runs, called_runs = collapse(truth.labels, truth.offsets), collapse(predicted, truth.offsets)
-    true, called = architectures(true_runs, grammar), architectures(called_runs, grammar)
+    protocol, true_runs = grammar.protocol, collapse(truth.labels, truth.offsets)
+    true, called = (architectures(runs, truth.bases, truth.offsets, grammar) for runs in (true_runs, called_runs))
     is_valid = np.array([one.is_valid for one in true], dtype=bool)
     called_valid = np.array([one.is_valid for one in called], dtype=bool)
     agrees = np.array([a.orientation == b.orientation for a, b in zip(true, called, strict=True)], dtype=bool)
@@ -110,8 +111,39 @@ def compare(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, stru
     for number, name in enumerate(structures):
         chosen = truth.structures == number
         by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
-    confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
+    confusion = confusion_matrix(truth.labels, called_runs.per_base(), len(protocol.labels))
     return Quality(protocol.labels, confusion, shares, by_structure, len(truth))
+
+
+def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Reads:
+    """Break the valid reads of ``truth`` off at an adapter: before it, or with ``half`` in its middle.
+
+    Everything from there to the nearer end of the read is lost; labels follow. Reads that are not valid, or do not have
+    the segment, are left out.
+    """
+    runs, label = collapse(truth.labels, truth.offsets), grammar.names.index(segment)
+    found = architectures(runs, truth.bases, truth.offsets, grammar)
+    keep = np.zeros(len(truth.bases), dtype=np.bool_)
+    chosen = []
+    for read, architecture in enumerate(found):
+        here = [run for run in range(runs.offsets[read], runs.offsets[read + 1]) if runs.labels[run] == label]
+        if not architecture.is_valid or len(here) != 1:
+            continue
+        start, end = int(runs.starts[here[0]]), int(runs.ends[here[0]])
+        begin, length = int(truth.offsets[read]), int(truth.offsets[read + 1] - truth.offsets[read])
+        at_end = start + end > length
+        cut = (start + end) // 2 if half else start if at_end else end
+        keep[slice(begin, begin + cut) if at_end else slice(begin + cut, begin + length)] = True
+        chosen.append(read)
+    lengths = np.add.reduceat(keep, truth.offsets[:-1], dtype=np.int64)[chosen] if chosen else np.zeros(0, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Reads(truth.bases[keep], truth.labels[keep], offsets, truth.structures[chosen], truth.reverse[chosen])
+
+
+def share_valid(reads: Reads, called: Runs, grammar: Grammar) -> Proportion:
+    """Share of reads that are called valid."""
+    found = architectures(called, reads.bases, reads.offsets, grammar)
+    return proportion(sum(one.is_valid for one in found), len(found))
 
 
 def _has(runs: Runs, label: int) -> NDArray[np.bool_]:
@@ -201,11 +233,10 @@ def evaluation_text(measured: Quality, title: str) -> str:
     )
 
 
-def read_views(truth: Reads, predicted: NDArray[np.uint8], protocol: Protocol, *, count: int) -> list[ReadView]:
-    """Prepare the first ``count`` reads for drawing, predicted labels beside true ones."""
-    names = np.array(protocol.labels)
-    grammar = Grammar(protocol)
-    found = architectures(collapse(predicted, truth.offsets), grammar)
+def read_views(truth: Reads, called_runs: Runs, grammar: Grammar, *, count: int) -> list[ReadView]:
+    """Prepare the first ``count`` reads for drawing, called labels beside true ones."""
+    names, predicted = np.array(grammar.names), called_runs.per_base()
+    found = architectures(called_runs, truth.bases, truth.offsets, grammar)
     views = []
     for read in range(min(count, len(truth))):
         bases, labels = truth.read(read)

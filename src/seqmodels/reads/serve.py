@@ -23,10 +23,11 @@ from seqmodels.core.errors import ConfigError, InputError, ModelError
 from seqmodels.core.provenance import pinned, warn_version
 from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
-from seqmodels.reads.config import ConvNetwork, ResidualNetwork, build_network
+from seqmodels.reads.config import ConvNetwork, DecodeConfig, ResidualNetwork, build_network
 from seqmodels.reads.crf import marginals, viterbi
+from seqmodels.reads.data import Runs, collapse
 from seqmodels.reads.protocol import CDNA, Protocol
-from seqmodels.reads.structure import Architecture, Grammar, Runs, architectures, collapse
+from seqmodels.reads.structure import Architecture, Grammar, Graph, architectures, build_graph, parse
 
 FORMAT_VERSION = 1
 _BATCH_TOKENS = 32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU
@@ -51,7 +52,7 @@ ANSWER = pd.DataFrame(
         "fragments": [[{"start": 0, "end": 142, "orientation": "+"}]],
     }
 )
-REQUIREMENTS = pinned("h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow")
+REQUIREMENTS = pinned("edlib", "h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow")
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,19 @@ class ReadModel:
     network: Any
     config: ConvNetwork | ResidualNetwork
     protocol: Protocol
+    decode: DecodeConfig
     grammar: Grammar
+    graph: Graph | None
     logits: Any
 
     @classmethod
-    def of(cls, network: Any, config: ConvNetwork | ResidualNetwork, protocol: Protocol) -> "ReadModel":
+    def of(
+        cls, network: Any, config: ConvNetwork | ResidualNetwork, protocol: Protocol, decode: DecodeConfig
+    ) -> "ReadModel":
         """Make a network answer for a protocol."""
-        return cls(network, config, protocol, Grammar(protocol), networks.make_predict(network))
+        graph = build_graph(protocol, decode) if decode.grammar else None
+        grammar = Grammar(protocol, decode.adapter_distance)
+        return cls(network, config, protocol, decode, grammar, graph, networks.make_predict(network))
 
 
 def save(model: ReadModel, config: Any, folder: Path) -> None:
@@ -96,8 +103,9 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
         "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
     }
     files.write_json(folder / "served.json", served)
-    files.write_json(folder / "model.json", {"network": asdict(model.config), "protocol": asdict(protocol)})
     networks.save_weights(model.network, folder / "weights.h5")
+    shape = {"network": asdict(model.config), "protocol": asdict(protocol), "decode": asdict(model.decode)}
+    files.write_json(folder / "model.json", {**shape, "weights_md5": files.md5(folder / "weights.h5")})
 
 
 def save_mission_files(model: ReadModel, name: str, folder: Path) -> None:
@@ -127,7 +135,8 @@ def load(folder: Path) -> ReadModel:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         room, version, package = served["room"], served["format_version"], served["package_version"]
-        network_values, protocol_values = shape["network"], shape["protocol"]
+        network_values, protocol_values, decode_values = shape["network"], shape["protocol"], shape["decode"]
+        weights_md5 = shape["weights_md5"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: must be a whole model folder of the room reads, got: {error}") from None
     if room != "reads":
@@ -141,11 +150,15 @@ def load(folder: Path) -> ReadModel:
     try:
         config = build_network(network_values, where)
         protocol = build_plain(protocol_values, Protocol, origin=lambda _: where)
+        decode = build_plain(decode_values, DecodeConfig, origin=lambda _: where)
     except ConfigError as error:  # nobody's settings here, but a file of ours that is damaged
         raise ModelError(str(error)) from None
     network = networks.build(config, len(protocol.labels), seed=0)
-    networks.load_weights(network, folder / "weights.h5")
-    return ReadModel.of(network, config, protocol)
+    weights = folder / "weights.h5"
+    networks.load_weights(network, weights)  # refuses what is no such file; a flipped bit shows in the checksum only
+    if files.md5(weights) != weights_md5:
+        raise ModelError(f"{weights}: must have the checksum {weights_md5} of model.json, got {files.md5(weights)}")
+    return ReadModel.of(network, config, protocol, decode)
 
 
 def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
@@ -164,9 +177,8 @@ def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
         counted from 0.
     """
     codes, offsets = dna.encode(_sequences(frame))
-    labels, confidence = label_bases(model, codes, offsets)
-    runs = collapse(labels, offsets)
-    found = architectures(runs, model.grammar)
+    runs, confidence = read_runs(model, codes, offsets)
+    found = architectures(runs, codes, offsets, model.grammar)
     return pd.DataFrame(
         {
             "read_length": np.diff(offsets),
@@ -195,24 +207,33 @@ def _column(values: Sequence[Any], dtype: Any) -> pd.Series:
     return column
 
 
-def label_bases(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the most likely label of every base and its posterior probability, flat like ``codes``."""
+def read_runs(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[Runs, NDArray[np.float32]]:
+    """Return the segments of flat reads, and for each base the posterior probability of its label."""
     labels = np.zeros(len(codes), dtype=np.uint8)
     confidence = np.zeros(len(codes), dtype=np.float32)
+    begins = np.zeros(len(codes), dtype=np.bool_)  # of segments; two neighbours may have the same label
     lengths = np.diff(offsets)
     crf = model.network.crf()
     for reads in batches.plan(lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None):
         padded, widths = batches.padded_codes(codes, offsets, reads)
         logits = np.asarray(model.logits(padded))
-        paths = viterbi(logits, widths, crf)
-        posterior = np.take_along_axis(marginals(logits, widths, crf), paths[..., None].astype(np.int64), axis=2)[
-            ..., 0
-        ]
         columns = np.arange(padded.shape[1])
         real = columns < widths[:, None]
         places = (offsets[reads][:, None] + columns)[real]
-        labels[places], confidence[places] = paths[real], posterior[real]
-    return labels, confidence
+        if model.graph is None:
+            labels[places] = viterbi(logits, widths, crf)[real]
+        else:
+            found = parse(logits, widths, model.graph, crf)
+            firsts = np.concatenate([[0], found.ends[:-1]])
+            firsts[found.offsets[:-1]] = 0
+            owners = np.repeat(reads, np.diff(found.offsets))
+            parts = model.graph.labels[found.nodes]
+            labels[places] = np.repeat(parts, found.ends - firsts)
+            is_insert = parts == model.protocol.labels.index(CDNA)  # a random end and an insert are one stretch
+            begins[(offsets[owners] + firsts)[~is_insert]] = True
+        posterior = marginals(logits, widths, crf)[real]
+        confidence[places] = posterior[np.arange(len(places)), labels[places]]
+    return collapse(labels, offsets, begins), confidence
 
 
 def _segments(

@@ -6,7 +6,7 @@ whole numbers or one comparison of a uniform number with a rate, and files are p
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
@@ -330,14 +330,14 @@ def _draw_whitelist(protocol: Protocol, n_cells: int, generator: np.random.Gener
 def _write_splits(
     config: Config, protocol: Protocol, transcripts: Transcripts | None, folder: Path
 ) -> dict[str, dict[str, int]]:
-    settings = config.simulate
+    broken, whole = config.simulate, replace(config.simulate, broken_share=0.0)
     splits = {
-        "train": (protocol.training_structures, settings.train_reads),
-        "valid": (protocol.training_structures, settings.valid_reads),
-        "test": (protocol.assessment_structures, settings.test_reads),
+        "train": (protocol.training_structures, broken.train_reads, broken),
+        "valid": (protocol.training_structures, broken.valid_reads, broken),
+        "test": (protocol.assessment_structures, broken.test_reads, whole),
     }
     counts = {split: {"reads": 0, "bases": 0} for split in splits}
-    for split, (structures, n_molecules) in splits.items():
+    for split, (structures, n_molecules, settings) in splits.items():
         for shard, size in _shards(n_molecules, settings.shard_reads):
             generator = _generator(config.seed, split, shard)
             reads = draw(protocol, structures, size, settings, generator, transcripts)
@@ -350,7 +350,7 @@ def _write_splits(
 
 def _write_example(config: Config, protocol: Protocol, sources: Sources, folder: Path) -> dict[str, int]:
     """Write FASTQ, whitelist (where the library has barcodes) and truth."""
-    settings, structures = config.simulate, protocol.assessment_structures
+    settings, structures = replace(config.simulate, broken_share=0.0), protocol.assessment_structures
     counts = {"reads": 0, "bases": 0}
     with _text(folder / "reads.fastq") as fastq, _text(folder / "truth.tsv") as table:
         table.write("ReadName\tstructure\treverse\tbarcode\tumi\texpected_fragments\n")

@@ -25,7 +25,7 @@ from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
 from seqmodels.reads import quality, serve
 from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, read_network
-from seqmodels.reads.data import Reads, read_reads
+from seqmodels.reads.data import Reads, Runs, read_reads
 from seqmodels.reads.protocol import Protocol, read_protocol
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _task(config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protoc
             raise InputError(f"{data}: must have reads with bases in the split {split}, got none")
     if not shape.crf_layer:  # the chain is then counted, not learned
         networks.set_transitions_from_counts(network, _transition_counts(splits[0], len(protocol.labels)))
-    model = serve.ReadModel.of(network, shape, protocol)
+    model = serve.ReadModel.of(network, shape, protocol, config.decode)
     return Task(model, networks.make_optimizer(network), config, splits[0], splits[1])
 
 
@@ -234,8 +234,8 @@ def _validate(task: Task, valid_step: Any) -> dict[str, float]:
     everything = np.arange(len(task.valid))
     for chosen in batches.plan(lengths, everything, tokens=task.config.train.batch_tokens, generator=None):
         total += float(valid_step(*_batch(task.valid, chosen)).negative_log_likelihood)
-    labels, _ = serve.label_bases(task.model, task.valid.bases, task.valid.offsets)
-    measured = quality.compare(task.valid, labels, task.model.protocol, []).metrics("valid")
+    runs, _ = serve.read_runs(task.model, task.valid.bases, task.valid.offsets)
+    measured = quality.compare(task.valid, runs, task.model.grammar, []).metrics("valid")
     shown = {name: measured[f"valid.{name}"] for name in ("base_accuracy", "macro_f1", "valid_recall")}
     return {"valid.loss": total / len(task.valid.bases), **{f"valid.{name}": value for name, value in shown.items()}}
 
@@ -319,9 +319,9 @@ def _finish(out: Path, task: Task, progress: Progress) -> dict[str, float]:
     model = task.model
     serve.save(model, task.config, out / "model")
     shutil.copyfile(out / "run.json", out / "model" / "run.json")
-    labels, _ = serve.label_bases(model, task.valid.bases, task.valid.offsets)
+    runs, _ = serve.read_runs(model, task.valid.bases, task.valid.offsets)
     structures = [structure.name for structure in model.protocol.training_structures]
-    measured = quality.compare(task.valid, labels, model.protocol, structures)
+    measured = quality.compare(task.valid, runs, model.grammar, structures)
     best = min(progress.history, key=lambda row: row["valid.loss"])
     metrics = {
         **measured.metrics("valid"),
@@ -330,7 +330,7 @@ def _finish(out: Path, task: Task, progress: Progress) -> dict[str, float]:
         "train.seconds": sum(row["seconds"] for row in progress.history),
         "train.epochs": float(progress.epoch),
     }
-    _write_results(out, task, model, measured, labels, progress)
+    _write_results(out, task, model, measured, runs, progress)
     files.write_json(out / "metrics.json", metrics)
     return metrics
 
@@ -340,7 +340,7 @@ def _write_results(
     task: Task,
     model: serve.ReadModel,
     measured: quality.Quality,
-    labels: NDArray[np.uint8],
+    runs: Runs,
     progress: Progress,
 ) -> None:
     """Write what a person reads, the plots, and the files under the names that the mission gives them."""
@@ -357,5 +357,5 @@ def _write_results(
     plots.confusion(out / "plots" / "confusion.png", measured.confusion, measured.names)
     serve.save_mission_files(model, config.model, out)
     write_history(out / f"{config.model}_history.tsv", history)
-    views = quality.read_views(task.valid, labels, model.protocol, count=config.train.views)
+    views = quality.read_views(task.valid, runs, model.grammar, count=config.train.views)
     plots.read_views(out / f"{config.model}_val_viz.pdf", views, quality.colours(model.protocol))

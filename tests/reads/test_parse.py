@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from seqmodels.reads.config import DecodeConfig
 from seqmodels.reads.crf import Crf, viterbi
-from seqmodels.reads.grammar import HUB, Graph, Parses, build_graph
-from seqmodels.reads.grammar import parse as parse_batch
 from seqmodels.reads.protocol import read_protocol
+from seqmodels.reads.structure import HUB, Graph, Parses, build_graph
+from seqmodels.reads.structure import parse as parse_batch
 
 SEQ_ORDERS = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
-PLAIN = {"grammar": True, "literal_range": (0.6, 1.4), "random_range": (0.75, 1.25), "min_insert": 20}
+LENGTHS = {"literal_range": (0.6, 1.4), "random_range": (0.75, 1.25), "min_insert": 20}
+PLAIN = {"grammar": True, "adapter_distance": 0.37, **LENGTHS}
 
 
 def parse(logits: Any, graph: Graph, crf: Crf) -> tuple[Any, Any]:
