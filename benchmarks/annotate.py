@@ -59,7 +59,7 @@ def simulated(
 def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     """Answer as a model would that is always right and sure."""
     runs = collapse(reads.labels, reads.offsets)
-    found = architectures(runs, reads.bases, reads.offsets, Grammar(protocol, 1.0))
+    found = architectures(runs, reads.bases, reads.offsets, Grammar(protocol, 1.0, 0))
     segments, fragments = [], []
     for read, one in enumerate(found):
         own = runs.of(read)

@@ -17,7 +17,7 @@ from seqmodels.reads.structure import parse as parse_batch
 
 SEQ_ORDERS = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 LENGTHS = {"literal_range": (0.6, 1.4), "random_range": (0.75, 1.25), "min_insert": 20}
-PLAIN = {"grammar": True, "adapter_distance": 0.37, **LENGTHS}
+PLAIN = {"grammar": True, "adapter_distance": 0.34, "adapter_slack": 3, **LENGTHS}
 
 
 def parse(logits: Any, graph: Graph, crf: Crf) -> tuple[Any, Any]:

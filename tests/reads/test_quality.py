@@ -14,7 +14,7 @@ from seqmodels.reads.structure import Grammar
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
-GRAMMAR = Grammar(P3, 100.0)  # adapters may be anything
+GRAMMAR = Grammar(P3, 100.0, 0)  # adapters may be anything
 STRUCTURES = ["single", "concatenate", "hairpin"]
 SINGLE = [("cDNA", 5), ("5p", 22), ("CBC", 16), ("UMI", 12), ("polyT", 9), ("cDNA", 60), ("3p", 30), ("cDNA", 4)]
 CONCATENATE = [*SINGLE[:-1], *SINGLE]

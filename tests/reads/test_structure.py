@@ -19,7 +19,7 @@ P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
 P5 = read_protocol(SHIPPED, "10x5p_sc_ont_010")
 ANY = 100.0  # edits per base: adapters may be anything
 NOTHING = np.zeros(0, np.uint8)
-GRAMMAR = Grammar(P3, ANY)
+GRAMMAR = Grammar(P3, ANY, 0)
 FULL = "5p CBC UMI polyT cDNA 3p"
 BACK = "3p cDNA polyT UMI CBC 5p"
 TWO = "concatenated reads x2"
@@ -126,7 +126,7 @@ def test_architectures_judge_reads_of_a_batch_in_order() -> None:
 
 
 def test_structures_that_end_in_cdna_own_it() -> None:
-    grammar = Grammar(with_structures("5p CBC UMI polyT cDNA"), ANY)
+    grammar = Grammar(with_structures("5p CBC UMI polyT cDNA"), ANY, 0)
     assert spans(numbers("cDNA 5p CBC UMI polyT cDNA"), grammar) == [(1, 5, "+")]
     assert spans(numbers("cDNA polyT UMI CBC 5p cDNA"), grammar) == [(0, 4, "-")]
     assert spans(numbers("5p CBC UMI polyT"), grammar) == [(0, 3, "+")]
@@ -134,28 +134,28 @@ def test_structures_that_end_in_cdna_own_it() -> None:
 
 
 def test_equal_neighbours_of_a_structure_are_one_run() -> None:
-    assert Grammar(with_structures("5p CBC CBC cDNA 3p"), ANY).recognise(numbers("5p CBC cDNA 3p")).is_valid
+    assert Grammar(with_structures("5p CBC CBC cDNA 3p"), ANY, 0).recognise(numbers("5p CBC cDNA 3p")).is_valid
 
 
 def test_a_structure_that_is_its_own_reverse_counts_once_and_forward() -> None:
-    assert spans(numbers("5p CBC 5p"), Grammar(with_structures("5p CBC 5p"), ANY)) == [(0, 2, "+")]
-    assert spans(numbers("cDNA 5p"), Grammar(with_structures("5p"), ANY)) == [(1, 1, "+")]
+    assert spans(numbers("5p CBC 5p"), Grammar(with_structures("5p CBC 5p"), ANY, 0)) == [(0, 2, "+")]
+    assert spans(numbers("cDNA 5p"), Grammar(with_structures("5p"), ANY, 0)) == [(1, 1, "+")]
     # and a match of one run does not hide in the end of a longer one
-    assert spans(numbers("3p cDNA 5p"), Grammar(with_structures("5p", "3p cDNA 5p"), ANY)) == [(0, 2, "+")]
+    assert spans(numbers("3p cDNA 5p"), Grammar(with_structures("5p", "3p cDNA 5p"), ANY, 0)) == [(0, 2, "+")]
 
 
 def test_of_equal_lengths_the_left_one_comes_first() -> None:
-    grammar = Grammar(with_structures("5p CBC UMI", "CBC UMI polyT", "polyT CBC 5p"), ANY)
+    grammar = Grammar(with_structures("5p CBC UMI", "CBC UMI polyT", "polyT CBC 5p"), ANY, 0)
     # the leftmost wins although its pattern is named last; the next begins where it ends
     assert spans(numbers("3p 5p CBC polyT UMI CBC"), grammar) == [(1, 3, "-"), (3, 5, "-")]
     assert spans(numbers("polyT UMI CBC UMI polyT"), grammar) == [(0, 2, "-"), (2, 4, "+")]
-    grammar = Grammar(with_structures("CBC UMI polyT", "5p CBC UMI"), ANY)
+    grammar = Grammar(with_structures("CBC UMI polyT", "5p CBC UMI"), ANY, 0)
     assert spans(numbers("5p CBC UMI polyT"), grammar) == [(0, 2, "+")]
 
 
 def test_a_structure_of_cdna_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="valid_structures must have a segment beside cDNA"):
-        Grammar(with_structures("cDNA"), ANY)
+        Grammar(with_structures("cDNA"), ANY, 0)
 
 
 # ------------------------------------------------------------------------------------------------------ properties
@@ -167,7 +167,7 @@ def test_reversing_a_valid_read_flips_its_orientation(protocol: Protocol, data: 
     runs = numbers(" ".join(structure), protocol)
     flank = numbers("cDNA", protocol)
     runs = data.draw(st.sampled_from([(), flank])) + runs + data.draw(st.sampled_from([(), flank]))
-    grammar = Grammar(protocol, ANY)
+    grammar = Grammar(protocol, ANY, 0)
     there, back = grammar.recognise(runs), grammar.recognise(runs[::-1])
     assert there.is_valid
     assert back.is_valid
@@ -224,7 +224,7 @@ def test_matches_are_those_of_brute_force(structures: list[list[int]], runs: lis
     cdna = 99  # none of the four is cDNA
     assert "cDNA" not in names
     runs = [code for code, _ in itertools.groupby(runs)]
-    grammar = Grammar(with_structures(*(" ".join(names[code] for code in one) for one in structures)), ANY)
+    grammar = Grammar(with_structures(*(" ".join(names[code] for code in one) for one in structures)), ANY, 0)
     assert spans(tuple(runs), grammar) == brute_force(runs, structures, cdna)
 
 

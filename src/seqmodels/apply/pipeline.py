@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from seqmodels.core import provenance, tracking
-from seqmodels.core.errors import MissingError, SeqmodelsError
+from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError
+from seqmodels.core.loop import stopping_on_signals
 from seqmodels.core.report import text_table
 from seqmodels.registry import catalogue, rooms, store
 
@@ -73,11 +74,37 @@ def _run_room(root: Path, room: str, profile: str) -> bool:
     for number, step in enumerate(steps, start=1):
         log.info("%s: step %d of %d, %s", room, number, len(steps), step.name)
         words = [word.replace("{name}", _registered_name(root, room)) for word in step.words]
-        done = subprocess.run([sys.executable, "-m", "seqmodels", *words], cwd=root, check=False, stdout=sys.stderr)
-        if done.returncode != 0:
-            log.error("%s: %s ended with status %d", room, step.name, done.returncode)
-            return False
+        status = _run_step(root, words)
+        if status == 0:
+            continue
+        if step.name == "promote" and _result(root, room)[1] is not None:
+            log.warning("%s: the new version was not promoted, the champion stays", room)
+            continue
+        log.error("%s: %s ended with status %d", room, step.name, status)
+        return False
     return True
+
+
+def _run_step(root: Path, words: list[str]) -> int:
+    """Run one command and return its status; a request to stop is passed on to it, and ends the pipeline after it.
+
+    Raises
+    ------
+    InterruptedRunError
+        If this process was asked to stop.
+    """
+    asked = []
+    with subprocess.Popen([sys.executable, "-m", "seqmodels", *words], cwd=root, stdout=sys.stderr) as child:
+
+        def ask() -> None:
+            asked.append(True)
+            child.terminate()
+
+        with stopping_on_signals(ask):
+            status = child.wait()
+    if asked:
+        raise InterruptedRunError("main: stopped on request; what the steps say above tells how to go on")
+    return status
 
 
 def _steps(root: Path, room: str, profile: str) -> list[_Step]:

@@ -103,7 +103,15 @@ def version_tags() -> dict[str, str]:
 
 def pinned(*names: str) -> list[str]:
     """Write pip requirements for installed packages at their exact versions, without local parts such as ``+cpu``."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+    return [f"{name}=={_version(name).partition('+')[0]}" for name in names]
+
+
+def _version(name: str) -> str:
+    """Version of an installed package; TensorFlow for CPUs alone has another name and the same version."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(f"{name}-cpu")
 
 
 def warn_version(what: Path, version: str) -> None:

@@ -93,7 +93,8 @@ class DecodeConfig:
     ``penalty`` (nats) is the price of leaving or entering a molecule in its middle. Lengths that a segment may have
     are a range of shares of its pattern's length (``literal_range``, ``random_range``); cDNA inside a molecule has at
     least ``min_insert`` bases. With ``grammar`` false the most likely path of the label chain is taken as it is.
-    A molecule in which an adapter is further from its pattern than ``adapter_distance`` edits per base is not whole.
+    A molecule is not whole if the pattern of an adapter is more than ``adapter_distance`` edits per base from anything
+    in its segment and ``adapter_slack`` bases around it.
     """
 
     grammar: bool
@@ -102,6 +103,7 @@ class DecodeConfig:
     random_range: tuple[float, float]
     min_insert: Positive
     adapter_distance: Annotated[float, Field(ge=0, le=1)]
+    adapter_slack: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,13 @@ from seqmodels.core.metrics import (
 )
 from seqmodels.core.plots import GREY, PALETTE, ReadView
 from seqmodels.core.report import Cell, text_table
+from seqmodels.core.report import number as written
 from seqmodels.reads.data import Reads, Runs, collapse
 from seqmodels.reads.protocol import Protocol
 from seqmodels.reads.structure import Architecture, Fragment, Grammar, architectures
 
 TAIL_COLOUR = PALETTE[5]
+_BOOTSTRAPS = 200
 SLACK = 2  # bases that a boundary may be off in "within"
 
 DEFINITIONS = {
@@ -50,6 +52,7 @@ class Quality:
     proportions: dict[str, Proportion]
     by_structure: Mapping[str, Proportion]
     n_reads: int
+    macro_f1_bounds: tuple[float, float]
 
     @property
     def report(self) -> list[ReportRow]:
@@ -67,6 +70,7 @@ class Quality:
         for row in self.report:
             if row.label == MACRO:
                 flat[f"{prefix}.macro_f1"] = row.f1
+                flat[f"{prefix}.macro_f1.low"], flat[f"{prefix}.macro_f1.high"] = self.macro_f1_bounds
             elif row.label in self.names:
                 flat[f"{prefix}.f1.{row.label}"] = row.f1
         for name, share in self.proportions.items():
@@ -111,8 +115,31 @@ def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Seque
     for number, name in enumerate(structures):
         chosen = truth.structures == number
         by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
-    confusion = confusion_matrix(truth.labels, called_runs.per_base(), len(protocol.labels))
-    return Quality(protocol.labels, confusion, shares, by_structure, len(truth))
+    predicted = called_runs.per_base()
+    confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
+    bounds = _macro_f1_bounds(truth, predicted, protocol.labels)
+    return Quality(protocol.labels, confusion, shares, by_structure, len(truth), bounds)
+
+
+def _macro_f1_bounds(truth: Reads, predicted: NDArray[np.uint8], names: Sequence[str]) -> tuple[float, float]:
+    """95 % interval of the macro F1 over samples of reads (bootstrap, Efron 1979); bases of a read are not independent.
+
+    NaN without reads. The same reads give the same interval.
+    """
+    n_reads, n_labels = len(truth), len(names)
+    if n_reads == 0:
+        return float("nan"), float("nan")
+    read = np.repeat(np.arange(n_reads), np.diff(truth.offsets))
+    cells = (read * n_labels + truth.labels) * n_labels + predicted
+    counts = np.bincount(cells, minlength=n_reads * n_labels**2).reshape(n_reads, -1).astype(np.float64)
+    generator = np.random.default_rng(0)
+    values = []
+    for _ in range(_BOOTSTRAPS):
+        times = np.bincount(generator.integers(0, n_reads, n_reads), minlength=n_reads)
+        sample = (times @ counts).astype(np.int64).reshape(n_labels, n_labels)
+        values.append(next(row.f1 for row in classification_report(sample, names) if row.label == MACRO))
+    low, high = np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else (float("nan"),) * 2
+    return float(low), float(high)
 
 
 def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Reads:
@@ -211,6 +238,9 @@ def evaluation_text(measured: Quality, title: str) -> str:
             "=" * len(title),
             "",
             f"{measured.n_reads:,} reads, {total:,} bases, {hits:,} of them labelled right.",
+            "Macro F1 within {} to {} (95 %, bootstrap over reads).".format(
+                *(written(bound, 4) for bound in measured.macro_f1_bounds)
+            ),
             "Intervals are 95 % (Wilson 1927).",
             "",
             "Bases",

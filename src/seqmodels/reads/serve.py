@@ -73,7 +73,7 @@ class ReadModel:
     ) -> "ReadModel":
         """Make a network answer for a protocol."""
         graph = build_graph(protocol, decode) if decode.grammar else None
-        grammar = Grammar(protocol, decode.adapter_distance)
+        grammar = Grammar(protocol, decode.adapter_distance, decode.adapter_slack)
         return cls(network, config, protocol, decode, grammar, graph, networks.make_predict(network))
 
 

@@ -3,8 +3,8 @@
 A read's labels collapse to runs. Every valid structure of the protocol is looked for in both orientations as an exact,
 contiguous series of runs (cDNA at the ends apart), longest first, of equal ones from the left, without overlap except
 for one shared end, where two adapters of neighbouring molecules have grown together. One match and nothing left over is
-a valid read. A molecule counts only if its adapters are there: every literal segment within ``adapter_distance`` edits
-per base of its pattern (Levenshtein 1966).
+a valid read. A molecule counts only if its adapters are there: the pattern of every literal segment lies within
+``adapter_distance`` edits per base (Levenshtein 1966) somewhere in the segment and ``adapter_slack`` bases around it.
 
 Unlike the reference, a full match with a stray segment is called what it is, not "concatenated reads x1".
 
@@ -81,9 +81,9 @@ class Grammar:
         If a valid structure is nothing but cDNA, which every read would have.
     """
 
-    def __init__(self, protocol: Protocol, adapter_distance: float) -> None:
+    def __init__(self, protocol: Protocol, adapter_distance: float, adapter_slack: int) -> None:
         self.protocol, self.names = protocol, protocol.labels
-        self.adapter_distance = adapter_distance
+        self.adapter_distance, self.adapter_slack = adapter_distance, adapter_slack
         self.adapters = {
             protocol.labels.index(one.name): one.pattern for one in protocol.segments if one.kind == "literal"
         }
@@ -168,23 +168,20 @@ def architectures(runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar) ->
 def _broken_adapters(
     runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar, found: Sequence[Architecture]
 ) -> list[tuple[int, Fragment, str]]:
-    """List the molecules with an adapter too far from its pattern: read, molecule, and what is wrong with it.
-
-    A run that two molecules share has both their adapters, and is passed over.
-    """
+    """List the molecules with an adapter too far from its pattern: read, molecule, and what is wrong with it."""
     broken = []
     for read, architecture in enumerate(found):
         base = int(runs.offsets[read])
-        ends = [end for one in architecture.fragments for end in (one.first, one.last)]
         for fragment in architecture.fragments:
             for run in range(fragment.first, fragment.last + 1):
                 label = int(runs.labels[base + run])
-                if label not in grammar.adapters or ends.count(run) > 1:
+                if label not in grammar.adapters:
                     continue
                 pattern = grammar.adapters[label]
                 turned = reverse_complement_text(pattern) if fragment.orientation == REVERSE else pattern
-                start, end = int(reads[read] + runs.starts[base + run]), int(reads[read] + runs.ends[base + run])
-                distance = edlib.align(decode(codes[start:end]), turned)["editDistance"]
+                start = max(int(runs.starts[base + run]) - grammar.adapter_slack, 0) + int(reads[read])
+                end = min(int(reads[read] + runs.ends[base + run]) + grammar.adapter_slack, int(reads[read + 1]))
+                distance = edlib.align(turned, decode(codes[start:end]), mode="HW")["editDistance"]
                 if distance > grammar.adapter_distance * len(pattern):
                     reason = f"{grammar.names[label]} is {distance} edits from its {len(pattern)} bases"
                     broken.append((read, fragment, reason))

@@ -42,7 +42,7 @@ def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
         "```python",
         "import mlflow",
         f'model = mlflow.pyfunc.load_model("models:/{name}/{version}")',
-        f"answer = model.predict(frame)  # frame: a pandas table with {', '.join(served['input_columns'])}",
+        f"answer = model.predict(frame)  # frame: a pandas table with the columns {', '.join(served['input_columns'])}",
         "```",
         "",
     ]
@@ -58,5 +58,10 @@ def _metric_lines(metrics: dict[str, float], gate_of: dict[str, Gate]) -> list[s
     for name in names:
         low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
         interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-        lines.append(f"| {name} | {metrics[name]:.6g} | {interval} | {gate_of.get(name, '')} |")
+        lines.append(f"| {name} | {_number(metrics[name])} | {interval} | {gate_of.get(name, '')} |")
     return lines
+
+
+def _number(value: float) -> str:
+    """Write counts whole and shares with four digits."""
+    return f"{value:,.0f}" if value == round(value) and value > 1 else f"{value:.4f}"

@@ -42,8 +42,20 @@ def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]
         with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
             link = Path(temporary, "evaluate")  # its name in the run: that of ``out`` could be ``model``
             link.symlink_to(out.resolve())
-            tracking.record(run_id, metrics=numbers, tags=tags, folder=link)
+            if tracking.record(run_id, metrics=numbers, tags=tags, folder=link):
+                _renew_cards(run_id)
     return metrics
+
+
+def _renew_cards(run_id: str) -> None:
+    """Write the figures into the cards of the versions that a run has already."""
+    opened = store.connect()
+    run = tracking.get_run(run_id, opened)
+    with tracking.as_tracking_error(tracking.store_uri()):
+        for version in opened.search_model_versions(f"run_id = '{run_id}'"):
+            with store.model_folder(f"models:/{version.name}/{version.version}") as folder:
+                text = card.describe(run, store.read_served(folder), version.name, str(version.version))
+            opened.update_model_version(version.name, str(version.version), description=text)
 
 
 def check_out(out: Path) -> None:
