@@ -39,8 +39,8 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.pytho
 
 
 def settings(**changes: Any) -> SimulateConfig:
-    """Simulator settings of the room's full.yaml, changed."""
-    values = read_yaml(PARAMS / "full.yaml")["simulate"] | changes
+    """Simulator settings of full.yaml without broken reads, changed."""
+    values = read_yaml(PARAMS / "full.yaml")["simulate"] | {"broken_share": 0.0} | changes
     return build_plain(values, SimulateConfig, origin=lambda _: "full.yaml")
 
 
@@ -70,7 +70,8 @@ def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
         ]
         segments.append(rows)
         spans = [(rows[f.first]["start"], rows[f.last]["end"], f.orientation) for f in one.fragments]
-        fragments.append([dict(zip(("start", "end", "orientation"), span, strict=True)) for span in spans])
+        keys = ("start", "end", "orientation", "whole")
+        fragments.append([dict(zip(keys, (*span, True), strict=True)) for span in spans])
     return pd.DataFrame(
         {
             "read_length": np.diff(reads.offsets),

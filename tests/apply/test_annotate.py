@@ -18,7 +18,8 @@ from seqmodels.core.errors import InputError, MissingError, OutputError
 from seqmodels.registry import store
 
 ROOT = Path(__file__).parents[2]
-FILES = ["annotations_invalid.parquet", "annotations_valid.parquet", "plots", "read_fates.tsv", "summary.json"]
+TABLES = [f"annotations_{kind}.parquet" for kind in ("incomplete", "invalid", "valid")]
+FILES = [*TABLES, "plots", "read_fates.tsv", "summary.json"]
 COUNTS = ["cellId_readCount.tsv", "matchType_readCount.tsv"]
 SEGMENTS = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT", "random_s", "random_e"]
 

@@ -190,8 +190,8 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
     sequence = "".join(parts.values())
     molecules = []
     for turn, segments, bases in (("+", plus, sequence), ("-", minus, turned(sequence))):
-        fragment = {"start": 0, "end": place, "orientation": turn}
-        answer = {"architecture": "valid", "segments": segments, "fragments": [fragment]}
+        fragment = {"start": 0, "end": place, "orientation": turn, "whole": True}
+        answer = {"architecture": "valid", "reason": "valid", "segments": segments, "fragments": [fragment]}
         record = SimpleNamespace(name="r", sequence=bases, qualities=None)
         molecules += split(record, answer, served, 0)
     a, b = molecules
@@ -203,8 +203,8 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
 
 def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
     served = {"labels": ["B", "cDNA"], "barcodes": ["B"], "umis": [], "insert": "cDNA", "strand": "fwd"}
-    answer = {"architecture": "valid", "segments": [segment("cDNA", 0, 4)]}
-    answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+"}]
+    answer = {"architecture": "valid", "reason": "valid", "segments": [segment("cDNA", 0, 4)]}
+    answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+", "whole": True}]
     [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, served, 0)
     assert (one.barcodes, one.windows, one.umi, one.cdna) == ({"B": ""}, {"B": ""}, "", ("ACGT", "IIII"))
     assert "B_Sequences" not in one.row

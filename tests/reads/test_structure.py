@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqmodels.core.dna import encode
 from seqmodels.core.errors import ConfigError
 from seqmodels.reads.data import collapse
 from seqmodels.reads.protocol import Protocol, read_protocol
-from seqmodels.reads.structure import Fragment, Grammar, architectures
+from seqmodels.reads.structure import Architecture, Fragment, Grammar, architectures
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
@@ -234,3 +236,41 @@ def test_matches_of_a_shipped_protocol_are_those_of_brute_force(read: list[str])
         runs = [code for code, _ in itertools.groupby(numbers(" ".join(pieces)))]
         structures = [list(numbers(" ".join(one))) for one in P3.valid_structures]
         assert spans(tuple(runs), GRAMMAR) == brute_force(runs, structures, P3.labels.index("cDNA"))
+
+
+@pytest.mark.parametrize(
+    ("read", "incomplete"),
+    [
+        ("cDNA 5p CBC UMI polyT cDNA", [(1, 5, "+")]),
+        ("CBC UMI polyT cDNA 3p", [(0, 4, "+")]),
+        ("cDNA 3p cDNA polyT UMI CBC cDNA", [(1, 5, "-")]),
+        ("5p UMI polyT cDNA 3p", []),
+        ("5p CBC UMI polyT", []),
+        ("5p CBC UMI polyT cDNA 3p cDNA 5p CBC UMI cDNA", [(7, 10, "+")]),
+    ],
+    ids=["no 3p", "no 5p", "no 5p, reverse", "no barcode", "no cDNA", "beside a whole one"],
+)
+def test_molecules_without_an_end_are_incomplete(read: str, incomplete: list[tuple[int, int, str]]) -> None:
+    found = GRAMMAR.recognise(numbers(read))
+    assert not found.is_valid
+    assert [(one.first, one.last, one.orientation) for one in found.incomplete] == incomplete
+
+
+def test_a_broken_adapter_makes_a_molecule_incomplete() -> None:
+    strict = Grammar(P3, 0.34, 3)
+    patterns = {one.name: one.pattern for one in P3.segments}
+
+    def judged(five: str, three: str) -> Architecture:
+        parts = [("5p", five), ("CBC", "ACGT" * 4), ("UMI", "ACGT" * 3), ("cDNA", "GATTACA" * 9), ("3p", three)]
+        codes, _ = encode(["".join(bases for _, bases in parts)])
+        labels = np.repeat([P3.labels.index(name) for name, _ in parts], [len(b) for _, b in parts]).astype(np.uint8)
+        offsets = np.array([0, len(codes)])
+        [found] = architectures(collapse(labels, offsets), codes, offsets, strict)
+        return found
+
+    whole = judged(patterns["5p"], patterns["3p"])
+    assert (whole.is_valid, whole.incomplete) == (True, ())
+    broken = judged(patterns["5p"], patterns["3p"][:14])
+    assert (broken.is_valid, broken.fragments) == (False, ())
+    assert [one.orientation for one in broken.incomplete] == ["+"]
+    assert re.fullmatch(r"3p is 1[3-6] edits from its 30 bases", broken.reason)

@@ -32,6 +32,7 @@ FATES = {
     "no match": "valid, but no listed barcode is near",
     "valid": "valid; no list of barcodes was given",
     "split": "not one valid molecule, but molecules were cut out of it",
+    "incomplete": "a molecule without one of its ends; assigned if its barcode names one cell",
     "invalid": "no valid molecule in it",
 }
 
@@ -42,9 +43,10 @@ def annotate(
     """Annotate reads with a model of the registry or a folder, and return the counts.
 
     Writes to ``out``, all or nothing: ``annotations_valid.parquet`` (a row per molecule),
+    ``annotations_incomplete.parquet`` (the same for molecules without one of their ends),
     ``annotations_invalid.parquet`` (a row per read), ``read_fates.tsv`` (a row per read, in the order of the input),
-    ``demuxed.*`` and ``ambiguous.*`` (cDNA in the sense of the transcript), ``matchType_readCount.tsv``,
-    ``cellId_readCount.tsv``, ``summary.json`` and ``plots/``.
+    ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense of the transcript; the last with a cell),
+    ``matchType_readCount.tsv``, ``cellId_readCount.tsv``, ``summary.json`` and ``plots/``.
 
     Raises
     ------
@@ -112,7 +114,7 @@ class _Writers:
     def __enter__(self) -> "_Writers":
         self.fates = (self.folder / "read_fates.tsv").open("w", encoding="utf-8", newline="\n")
         self.fates.write("ReadName\tread_length\tfate\tmolecules\tassigned\treason\n")
-        for kind in ("valid", "invalid"):
+        for kind in ("valid", "incomplete", "invalid"):
             schema = _schema(self.served, kind, has_whitelist=self.has_whitelist)
             self.parquet[kind] = pq.ParquetWriter(self.folder / f"annotations_{kind}.parquet", schema)
         return self
@@ -145,10 +147,10 @@ def _schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any
     for name in (*served["labels"], "random_s", "random_e"):
         columns += [(f"{name}_Starts", text), (f"{name}_Ends", text), (f"{name}_Confidence", real)]
     columns += [("architecture", text), ("reason", text), ("orientation", text)]
-    if kind == "valid":
+    if kind != "invalid":
         columns += [(f"{name}_Sequences", text) for name in served["barcodes"]]
         columns += [("parent", text), ("parent_start", number), ("cDNA_length", number), ("UMI", text)]
-    if kind == "valid" and has_whitelist:
+    if kind != "invalid" and has_whitelist:
         for name in served["barcodes"]:
             columns += [(f"corrected_{name}", text), (f"corrected_{name}_min_dist", number)]
             columns += [(f"corrected_{name}_counts_with_min_dist", number)]
@@ -174,8 +176,12 @@ def _write_chunk(writers: _Writers, records: Sequence[Any], answer: pd.DataFrame
             row["ReadName"], barcodes, umi=molecule.umi, cell_id=cell, orientation=row["orientation"]
         )
         target = "ambiguous" if kind in ("ambiguous", "no match") else "demuxed"
-        writers.read(target, name, sequence, qualities)
-    writers.rows("valid", [molecule.row for molecule in found])
+        if row["architecture"] == "valid":
+            writers.read(target, name, sequence, qualities)
+        elif kind == "assigned":
+            writers.read("incomplete", name, sequence, qualities)
+    for kind in ("valid", "incomplete"):
+        writers.rows(kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind])
     whole = [(record, one) for record, one in zip(records, answers, strict=True) if one["architecture"] != "valid"]
     writers.rows("invalid", [molecules.invalid_row(record, one, writers.served) for record, one in whole])
     _write_fates(writers, records, answers, [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)])
@@ -224,18 +230,22 @@ def _write_fates(
 ) -> None:
     """Write one line per read of the input, so that reads in are reads out."""
     of_read: dict[int, list[str]] = {}
+    split: set[int] = set()
     lines = []
     for molecule, fate in found:
         of_read.setdefault(molecule.parent, []).append(fate)
+        if molecule.row["architecture"] == "valid":
+            split.add(molecule.parent)
     for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
         fates = of_read.get(number, [])
         valid = answer["architecture"] == "valid"
-        fate = fates[0] if valid else "split" if fates else "invalid"
+        fate = fates[0] if valid else "split" if number in split else "incomplete" if fates else "invalid"
         length, assigned = len(record.sequence or ""), fates.count("assigned")
         writers.counts["reads"] += 1
         writers.counts[fate] += 1
         writers.counts["molecules"] += len(fates)
         writers.counts["molecules assigned"] += assigned
+        writers.counts["reads assigned"] += assigned > 0
         writers.lengths["read"].append(length)
         lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
     writers.fates.writelines(lines)
@@ -265,6 +275,7 @@ def _summary(folder: Path, writers: _Writers, loaded: store.Loaded) -> dict[str,
         "fates": fates,
         "molecules": writers.counts["molecules"],
         "molecules_assigned": writers.counts["molecules assigned"],
+        "reads_assigned": writers.counts["reads assigned"],
         "cells": len(writers.cells),
         "definitions": {name: FATES[name] for name in fates},
     }

@@ -1,7 +1,8 @@
 """From a model's answer to molecules: one row for every molecule found in a read, with the columns users know.
 
 A valid read is one molecule. A read of several is split: each becomes a row ``<ReadName>__frag<k>`` with its own part
-of the read, and the whole read stays among the invalid ones. Positions are 0-based, half-open, within ``read``.
+of the read, and the whole read stays among the invalid ones. Molecules without one of their ends are rows of their own
+kind, ``<ReadName>__part<k>``. Positions are 0-based, half-open, within ``read``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,23 +31,33 @@ class Molecule:
 
 
 def split(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int) -> list[Molecule]:
-    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules; none if nothing valid is in it."""
-    fragments = answer["fragments"]
+    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules; none if there is nothing in it."""
+    kinds = [[one for one in answer["fragments"] if bool(one["whole"]) is whole] for whole in (True, False)]
+    return [one for fragments in kinds for one in _cut(record, answer, served, parent, fragments)]
+
+
+def _cut(
+    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int, fragments: Sequence[Any]
+) -> list[Molecule]:
+    """Cut the molecules of one kind, whole ones or incomplete ones, out of a read."""
     is_valid = answer["architecture"] == "valid"
     found = []
     for number, fragment in enumerate(fragments, start=1):
+        whole = bool(fragment["whole"])
         start, end = (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
         inside = [s for s in answer["segments"] if s["start"] >= start and s["end"] <= end]
-        name = record.name if is_valid else f"{record.name}__frag{number}"
+        name = record.name if is_valid else f"{record.name}__{'frag' if whole else 'part'}{number}"
         parent_kind = "concatenated" if len(fragments) > 1 else "a read with extra segments"
-        reason = "valid" if is_valid else f"split from {parent_kind} (frag {number}/{len(fragments)})"
+        split_off = f"split from {parent_kind} (frag {number}/{len(fragments)})"
+        reason = split_off if whole and not is_valid else answer["reason"]
         qualities = record.qualities
         piece = (record.sequence[start:end], qualities[start:end] if qualities is not None else None)
         shifted = [{**s, "start": s["start"] - start, "end": s["end"] - start} for s in inside]
         span = (fragment["start"] - start, fragment["end"] - start)
         row = {"ReadName": name, "read_length": end - start, "read": piece[0], "base_qualities": piece[1]}
         row |= segment_columns(shifted, served, span, fragment["orientation"])
-        row |= {"architecture": "valid", "reason": reason, "orientation": fragment["orientation"]}
+        row |= {"architecture": "valid" if whole else "incomplete", "reason": reason}
+        row["orientation"] = fragment["orientation"]
         row |= {"parent": record.name, "parent_start": start}
         found.append(_molecule(row, piece, (shifted, span), served, parent))
     return found

@@ -49,7 +49,7 @@ ANSWER = pd.DataFrame(
         "reason": ["valid"],
         "orientation": ["+"],
         "segments": [[{"label": "5p", "start": 0, "end": 22, "confidence": 0.99}]],
-        "fragments": [[{"start": 0, "end": 142, "orientation": "+"}]],
+        "fragments": [[{"start": 0, "end": 142, "orientation": "+", "whole": True}]],
     }
 )
 REQUIREMENTS = pinned("edlib", "h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow")
@@ -168,7 +168,8 @@ def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
     -------
     ``read_length``; ``architecture`` (valid or invalid), ``reason`` and ``orientation`` (+, -, empty); ``segments``:
     a list of ``label``, ``start``, ``end`` (0-based, half-open) and ``confidence`` (mean posterior probability of the
-    label), which tile the read; ``fragments``: a list of ``start``, ``end``, ``orientation`` of its molecules.
+    label), which tile the read; ``fragments``: a list of ``start``, ``end``, ``orientation`` of its molecules, and
+    whether they are ``whole`` (else an end is missing or an adapter broken, but barcodes and cDNA are there).
 
     Raises
     ------
@@ -254,18 +255,19 @@ def _segments(
 
 
 def _fragments(runs: Runs, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
-    """Write the molecules of every read with their places in it."""
+    """Write the molecules of every read with their places in it, in the order of the read."""
     answer = []
     for read, architecture in enumerate(found):
         base = int(runs.offsets[read])
-        answer.append(
-            [
-                {
-                    "start": int(runs.starts[base + fragment.first]),
-                    "end": int(runs.ends[base + fragment.last]),
-                    "orientation": fragment.orientation,
-                }
-                for fragment in architecture.fragments
-            ]
-        )
+        molecules = [(one, True) for one in architecture.fragments] + [(one, False) for one in architecture.incomplete]
+        rows: list[dict[str, Any]] = [
+            {
+                "start": int(runs.starts[base + fragment.first]),
+                "end": int(runs.ends[base + fragment.last]),
+                "orientation": fragment.orientation,
+                "whole": whole,
+            }
+            for fragment, whole in molecules
+        ]
+        answer.append(sorted(rows, key=lambda row: row["start"]))
     return answer

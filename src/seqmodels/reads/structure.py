@@ -6,8 +6,6 @@ for one shared end, where two adapters of neighbouring molecules have grown toge
 a valid read. A molecule counts only if its adapters are there: the pattern of every literal segment lies within
 ``adapter_distance`` edits per base (Levenshtein 1966) somewhere in the segment and ``adapter_slack`` bases around it.
 
-Unlike the reference, a full match with a stray segment is called what it is, not "concatenated reads x1".
-
 ``parse`` reads the segments out of a network's scores under the same structures: elements follow each other as in one
 of them, or are *hub* (cDNA outside molecules, and whatever fits nowhere); leaving or entering a molecule in its middle
 costs ``penalty``, so that odd and truncated reads stay readable; segments have shortest and longest lengths. The score
@@ -50,11 +48,16 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a read is made of: the verdict, why, and the molecules in it in the order of the read."""
+    """What a read is made of: the verdict, why, and the molecules in it in the order of the read.
+
+    ``incomplete`` are molecules of which an end is missing or an adapter is broken, but which have their barcodes and
+    cDNA; they make no read valid.
+    """
 
     is_valid: bool
     reason: str
     fragments: tuple[Fragment, ...]
+    incomplete: tuple[Fragment, ...] = ()
 
     @property
     def orientation(self) -> str:
@@ -100,7 +103,21 @@ class Grammar:
             patterns.setdefault(codes, _Pattern(codes, FORWARD, begins, ends))
             patterns.setdefault(codes[::-1], _Pattern(codes[::-1], REVERSE, ends, begins))
         self._patterns = list(patterns.values())
+        self._parts = self._incomplete_patterns({*protocol.barcodes, CDNA})
         self.recognise = lru_cache(maxsize=10_000)(self._recognise)
+
+    def _incomplete_patterns(self, needed: set[str]) -> list[_Pattern]:
+        """List what is left of a structure that has lost one end or both, but still has all ``needed`` segments."""
+        parts: dict[tuple[int, ...], _Pattern] = {}
+        for pattern in self._patterns:
+            codes = (self._cdna,) * pattern.begins_in_cdna + pattern.codes + (self._cdna,) * pattern.ends_in_cdna
+            for first, last in itertools.combinations(range(len(codes) + 1), 2):
+                part = codes[first:last]
+                core = self._strip(part)
+                if core and core != pattern.codes and needed <= {self.names[code] for code in part}:
+                    begins, ends = part[0] == self._cdna, part[-1] == self._cdna
+                    parts.setdefault(core, _Pattern(core, pattern.orientation, begins, ends))
+        return list(parts.values())
 
     def _strip(self, codes: tuple[int, ...]) -> tuple[int, ...]:
         """Cut cDNA from both ends; a structure may end in cDNA, and flanks are cDNA too."""
@@ -115,25 +132,30 @@ class Grammar:
         """Judge one read by the labels of its runs."""
         if not runs:
             return Architecture(False, "empty read", ())
-        found = self._matches(runs)
+        found = self._matches(runs, self._patterns, ())
+        parts = tuple(x for x in self._matches(runs, self._parts, found) if self._cdna in runs[x.first : x.last + 1])
         covered = {index for match in found for index in range(match.first, match.last + 1)}
         extra = [self.names[code] for index, code in enumerate(runs) if index not in covered and code != self._cdna]
         if not found:
-            return Architecture(False, f"Unexpected pattern: [{'_'.join(self.names[code] for code in runs)}]", ())
+            return Architecture(
+                False, f"Unexpected pattern: [{'_'.join(self.names[code] for code in runs)}]", (), parts
+            )
         if len(found) == 1 and not extra:
             return Architecture(True, "valid", tuple(found))
         forward = sum(match.orientation == FORWARD for match in found)
         what = f"concatenated reads x{len(found)} (+:{forward}, -:{len(found) - forward})"
-        if len(found) == 1:
+        if len(found) == 1:  # unlike the reference, which calls it "concatenated reads x1"
             what = f"one molecule ({found[0].orientation})"
         rest = f" - extra segments: [{'_'.join(extra)}]" if extra else ""
-        return Architecture(False, what + rest, tuple(found))
+        return Architecture(False, what + rest, tuple(found), parts)
 
-    def _matches(self, runs: tuple[int, ...]) -> list[Fragment]:
+    def _matches(
+        self, runs: tuple[int, ...], patterns: Sequence[_Pattern], taken: Sequence[Fragment]
+    ) -> list[Fragment]:
         """Choose matches greedily, longest first, then from the left; neighbours may share one end."""
         candidates = [
             (-len(pattern.codes), first, rank)
-            for rank, pattern in enumerate(self._patterns)
+            for rank, pattern in enumerate(patterns)
             for first in range(len(runs) - len(pattern.codes) + 1)
             if runs[first : first + len(pattern.codes)] == pattern.codes
         ]
@@ -141,15 +163,16 @@ class Grammar:
         for negative, first, rank in sorted(candidates):
             last = first - negative - 1
             # a match of one run has no end to share: it would lie within its neighbour
+            if any(first <= one.last and last >= one.first for one in taken):
+                continue
             if all(
                 first > b or last < a or (first < last and a < b and (first == b or last == a)) for a, b, _ in chosen
             ):
                 chosen.append((first, last, rank))
-        return [self._fragment(runs, *match) for match in sorted(chosen)]
+        return [self._fragment(runs, first, last, patterns[rank]) for first, last, rank in sorted(chosen)]
 
-    def _fragment(self, runs: tuple[int, ...], first: int, last: int, rank: int) -> Fragment:
+    def _fragment(self, runs: tuple[int, ...], first: int, last: int, pattern: _Pattern) -> Fragment:
         """Add the cDNA beside a match where its structure begins or ends in cDNA."""
-        pattern = self._patterns[rank]
         first -= pattern.begins_in_cdna and first > 0 and runs[first - 1] == self._cdna
         last += pattern.ends_in_cdna and last + 1 < len(runs) and runs[last + 1] == self._cdna
         return Fragment(first, last, pattern.orientation)
@@ -161,14 +184,14 @@ def architectures(runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar) ->
     found = [grammar.recognise(tuple(labels[a:b])) for a, b in itertools.pairwise(runs.offsets.tolist())]
     for read, fragment, reason in _broken_adapters(runs, codes, reads, grammar, found):
         whole = tuple(one for one in found[read].fragments if one is not fragment)
-        found[read] = Architecture(False, reason, whole)
+        found[read] = Architecture(False, reason, whole, (*found[read].incomplete, fragment))
     return found
 
 
 def _broken_adapters(
     runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar, found: Sequence[Architecture]
 ) -> list[tuple[int, Fragment, str]]:
-    """List the molecules with an adapter too far from its pattern: read, molecule, and what is wrong with it."""
+    """List the molecules with an adapter too far from its pattern: read, molecule, what is wrong with it."""
     broken = []
     for read, architecture in enumerate(found):
         base = int(runs.offsets[read])
@@ -190,10 +213,10 @@ def _broken_adapters(
 
 
 class Graph(NamedTuple):
-    """Segments as nodes; node 0 is the hub. ``edges`` has the nodes that may come before each, in ``edge_offsets``.
+    """Segments as nodes, node 0 the hub; ``costs`` are taken off the score where a read takes an edge.
 
-    ``costs`` are what an edge takes off the score; ``first_costs`` and ``last_costs`` the same for a read that begins
-    or ends with a node. ``shortest`` and ``longest`` are lengths in bases.
+    ``edges`` has the nodes that may come before each, in ``edge_offsets``; ``first_costs`` and ``last_costs`` are for a
+    read that begins or ends with a node; ``shortest`` and ``longest`` are lengths in bases.
     """
 
     labels: NDArray[np.int64]
@@ -222,8 +245,7 @@ def build_graph(protocol: Protocol, config: DecodeConfig) -> Graph:
             edges.update(dict.fromkeys(itertools.pairwise(path), 0.0))
             firsts.add(path[0])
             lasts.add(path[-1])
-    everything = set(nodes.values())
-    for node in everything:
+    for node in nodes.values():
         edges[HUB, node] = 0.0 if node in firsts else config.penalty
         edges[node, HUB] = 0.0 if node in lasts else config.penalty
     edges |= {(last, first): 0.0 for last in lasts for first in firsts}  # neighbours without a spacer
@@ -269,23 +291,15 @@ def _limits(segment: Segment, config: DecodeConfig) -> tuple[int, int]:
 def _new_table(logits: Array, graph: Graph, crf: Crf) -> _Table:
     """Make the work space of a read, with the score of staying in every node."""
     length, n_nodes = logits.shape[0], graph.labels.shape[0]
-    sums = np.zeros((length + 1, n_nodes))
-    opened = np.full((length + 1, n_nodes), -np.inf)
+    sums, opened = np.zeros((length + 1, n_nodes)), np.full((length + 1, n_nodes), -np.inf)
     for node in range(n_nodes):
         label = graph.labels[node]
         opened[0, node] = crf.start[label] - graph.first_costs[node]
         for place in range(length):
             sums[place + 1, node] = sums[place, node] + logits[place, label] + crf.transitions[label, label]
-    return _Table(
-        sums,
-        opened,
-        np.full((length + 1, n_nodes), -1, np.int16),
-        np.full((length + 1, n_nodes), -np.inf),
-        np.zeros((length + 1, n_nodes), np.int32),
-        np.zeros((length + 1, n_nodes), np.int32),
-        np.zeros(n_nodes, np.int64),
-        np.zeros(n_nodes, np.int64),
-    )
+    closed, source = np.full((length + 1, n_nodes), -np.inf), np.full((length + 1, n_nodes), -1, np.int16)
+    begun, window = np.zeros((length + 1, n_nodes), np.int32), np.zeros((length + 1, n_nodes), np.int32)
+    return _Table(sums, opened, source, closed, begun, window, np.zeros(n_nodes, np.int64), np.zeros(n_nodes, np.int64))
 
 
 @compiled
@@ -346,8 +360,7 @@ def _parse_read(logits: Array, graph: Graph, crf: Crf, nodes: Array, ends: Array
         count += 1
         begun = table.begun[place, node]
         place, node = begun, table.source[begun, node]
-    nodes[:count] = nodes[:count][::-1].copy()
-    ends[:count] = ends[:count][::-1].copy()
+    nodes[:count], ends[:count] = nodes[:count][::-1].copy(), ends[:count][::-1].copy()
     return count
 
 
@@ -369,10 +382,7 @@ def _parse_reads(  # noqa: PLR0913 - a kernel takes its arrays one by one
 
 
 class Parses(NamedTuple):
-    """Segments of a batch of reads, one after another in read order; read ``i`` has ``offsets[i]:offsets[i + 1]``.
-
-    ``nodes`` are those of the graph, ``ends`` positions in the read, where the next segment begins.
-    """
+    """Nodes and ends of the segments of a batch, in read order; read ``i`` has ``offsets[i]:offsets[i + 1]``."""
 
     nodes: NDArray[np.int64]
     ends: NDArray[np.int64]
