@@ -162,7 +162,9 @@ def _evaluate(args: argparse.Namespace) -> Any:
     from seqmodels.registry import dataset, promotion, rooms
 
     rooms.check(args.room, "evaluate")
-    return promotion.evaluate(args.room, args.model, dataset.ensure(args.room, args.data), args.out)
+    metrics = promotion.evaluate(args.room, args.model, dataset.ensure(args.room, args.data), args.out)
+    shown = {key: value for key, value in metrics.items() if not key.endswith((".low", ".high"))}
+    return {**shown, "report": str(args.out / "evaluation.txt")}
 
 
 def _register(args: argparse.Namespace) -> Any:

@@ -287,3 +287,8 @@ def test_a_folder_that_cannot_be_made_ends_the_run_as_failed(runs, store, checko
     (newest,) = store.search_runs([tracking._experiment_id(store)], max_results=1)
 
     assert newest.info.status == "FAILED"
+
+
+def test_messages_do_not_show_passwords(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://mlflow:secret@db.example.org/mlflow")
+    assert tracking.shown_uri() == "postgresql+psycopg2://db.example.org/mlflow"

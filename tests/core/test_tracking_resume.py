@@ -152,12 +152,12 @@ def test_numbers_come_to_a_run_that_has_ended(runs, store, tmp_path):
     data.write_text(tmp_path / "evaluate" / "report.txt", "x")
     numbers = {"test.f1": 0.5, "test.none": None, "test.nan": float("nan"), "test.inf": float("inf")}
 
-    assert tracking.record(first, metrics=numbers, tags={"test.data.md5": "1.dir"}, folder=tmp_path / "evaluate")
+    assert tracking.record(first, metrics=numbers, tags={"test.data.md5": "1.dir"}, evaluation=tmp_path / "evaluate")
     found = store.get_run(first)
     assert (found.data.metrics, found.data.tags["test.data.md5"]) == ({"test.f1": 0.5}, "1.dir")
     assert found.info.status == "FINISHED"
     assert "evaluate/report.txt" in runs.stored(first)
-    assert tracking.record("0" * 32, metrics=numbers, tags={}, folder=None) is False
+    assert tracking.record("0" * 32, metrics=numbers, tags={}, evaluation=tmp_path) is False
 
 
 def test_a_store_that_is_down_is_not_a_run_that_is_unknown(runs, store, monkeypatch):

@@ -10,6 +10,7 @@ import http.client
 import logging
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ from seqmodels.core.loop import TrainOptions, stopping_on_signals
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "seqmodels"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the browser then opens the view of training runs
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -49,6 +51,11 @@ def store_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{provenance.project_root() / 'mlflow.db'}"
 
 
+def shown_uri() -> str:
+    """Write the URI of the tracking store for messages and logs, without user and password."""
+    return re.sub(r"//[^/@]*@", "//", store_uri())
+
+
 def client() -> Any:
     """Open the tracking store, making it where it is embedded and absent.
 
@@ -67,7 +74,7 @@ def client() -> Any:
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with as_tracking_error(uri):
+    with as_tracking_error():
         if not uri.startswith("sqlite:///"):
             return mlflow.MlflowClient(tracking_uri=uri)
         database = Path(uri.removeprefix("sqlite:///")).resolve()
@@ -85,18 +92,18 @@ def _check_server(uri: str) -> None:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or use --no-track"
-        raise TrackingError(f"tracking server {uri}: must answer, got: {reason}") from None
+        raise TrackingError(f"tracking server {shown_uri()}: must answer, got: {reason}") from None
 
 
 @contextlib.contextmanager
-def as_tracking_error(where: str) -> Iterator[None]:
+def as_tracking_error() -> Iterator[None]:
     """Turn what MLflow, its database and its artifact store raise into a ``TrackingError`` that names the store."""
     try:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
         theirs = type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
         if theirs or (isinstance(error, OSError | ImportError) and not isinstance(error, SeqmodelsError)):
-            raise TrackingError(f"tracking store {where}: must do what was asked, got: {error}") from error
+            raise TrackingError(f"tracking store {shown_uri()}: must do what was asked, got: {error}") from error
         raise
 
 
@@ -108,8 +115,8 @@ def _experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
         if found := opened.get_experiment_by_name(EXPERIMENT):
             return str(found.experiment_id)
         with contextlib.suppress(MlflowException):
-            return str(opened.create_experiment(EXPERIMENT, artifact_location=artifacts))
-    raise TrackingError(f"tracking store {store_uri()}: must hold the experiment {EXPERIMENT}, got none")
+            return str(opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND))
+    raise TrackingError(f"tracking store {shown_uri()}: must hold the experiment {EXPERIMENT}, got none")
 
 
 @dataclass
@@ -142,7 +149,7 @@ class Run:
         """Send the metrics that wait."""
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
         while self.client is not None and self._metrics:
-            with as_tracking_error(store_uri()):
+            with as_tracking_error():
                 self.client.log_batch(self.id, metrics=self._metrics[:_BATCH])
             del self._metrics[:_BATCH]
 
@@ -151,7 +158,7 @@ class Run:
         if self.client is None or time.monotonic() - self._uploaded < _CHECKPOINT_SECONDS:
             return
         try:
-            with as_tracking_error(store_uri()):
+            with as_tracking_error():
                 self.client.log_artifacts(self.id, str(folder), folder.name)
         except TrackingError as error:
             log.warning("checkpoint not uploaded, training goes on: %s", error)
@@ -170,19 +177,13 @@ class Run:
             log.warning("run not ended as %s: %s", status, fault)
 
     def finish(self, status: str) -> None:
-        """Send everything that waits and all files of the run, and end it; three tries.
-
-        Raises
-        ------
-        TrackingError
-            If the store stays away; the message says that the files are complete and how to send them later.
-        """
+        """Send everything that waits and all files of the run, and end it; the error after three tries says how to."""
         if self.client is None:
             return
         for number in range(1, _UPLOAD_TRIES + 1):
             try:
                 self.flush()
-                with as_tracking_error(store_uri()):
+                with as_tracking_error():
                     if files.run_in(self.out).get("run_id") == self.id:  # else broken off before the folder was ours
                         self.client.log_artifacts(self.id, str(self.out))
                     self.client.set_terminated(self.id, status=status)
@@ -249,7 +250,7 @@ def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], da
     files.write_json(handle.out / "run.json", record)
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
     if handle.client is not None:
-        with as_tracking_error(store_uri()):
+        with as_tracking_error():
             _describe(handle, settings, tags, data)
             if handle.resumed:
                 _fetch_checkpoints(handle)
@@ -289,20 +290,20 @@ def get_run(run_id: str, opened: Any = None) -> Any:
     from mlflow.exceptions import MlflowException
 
     opened = opened or client()
-    with as_tracking_error(store_uri()):
+    with as_tracking_error():
         try:
             return opened.get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise MissingError(f"run {run_id}: must exist in {store_uri()}, got: {error.message}") from None
+            raise MissingError(f"run {run_id}: must exist in {shown_uri()}, got: {error.message}") from None
 
 
 def _new_id(opened: Any, room: str) -> str:
     """Make a run, marked as this process's from the start; untracked: a random id."""
     if opened is None:
         return uuid.uuid4().hex
-    with as_tracking_error(store_uri()):
+    with as_tracking_error():
         tags = {"mlflow.source.name": "seqmodels", "mlflow.source.type": "LOCAL", **provenance.process_tags()}
         if parent := os.environ.get("SEQMODELS_PARENT_RUN_ID"):
             tags["mlflow.parentRunId"] = parent
@@ -351,9 +352,9 @@ def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
 def close_stale_runs(opened: Any) -> list[str]:
     """End runs that say RUNNING although their process on this machine is gone (killed, out of memory)."""
     here = f"tags.host = '{provenance.process_tags()['host']}'"
-    with as_tracking_error(store_uri()):
-        experiments = [entry.experiment_id for entry in opened.search_experiments()]
-        running = opened.search_runs(experiments, f"attributes.status = 'RUNNING' and {here}")
+    with as_tracking_error():
+        everywhere = [entry.experiment_id for entry in opened.search_experiments()]
+        running = opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}")
         closed = []
         for found in running:
             if provenance.lives(found.data.tags) is False:
@@ -365,29 +366,29 @@ def close_stale_runs(opened: Any) -> list[str]:
     return closed
 
 
-def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], folder: Path | None) -> bool:
-    """Add metrics, tags and a folder of files to a run that has ended; False where the store does not know the run."""
-    opened = client()
+def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path) -> bool:
+    """Add an evaluation (metrics, tags, files) to a run that has ended; False where the store does not know the run."""
     from mlflow.entities import RunTag
 
+    opened = client()
     try:
         get_run(run_id, opened)
     except MissingError:
         return False
     handle = Run(run_id, Path(), resumed=True, client=opened, _metrics=_entities(metrics, 0))
     handle.flush()
-    with as_tracking_error(store_uri()):
+    with as_tracking_error():
         opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if folder is not None:
-            opened.log_artifacts(run_id, str(folder), folder.name)
+        opened.log_artifacts(run_id, str(evaluation), "evaluate")
     return True
 
 
 def open_parent(opened: Any, name: str) -> str:
     """Start the run whose children the steps of ``main`` are: the one of ``mlflow run``, or a new one."""
-    with as_tracking_error(store_uri()):
+    with as_tracking_error():
         run_id = os.environ.get("MLFLOW_RUN_ID")
-        run_id = run_id or str(opened.create_run(_experiment_id(opened), run_name=name).info.run_id)
+        run_id = run_id or str(opened.create_run(_experiment_id(opened)).info.run_id)
+        opened.update_run(run_id, name=name)
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
             opened.set_tag(run_id, key, value)
     return run_id
@@ -395,5 +396,5 @@ def open_parent(opened: Any, name: str) -> str:
 
 def close_parent(opened: Any, run_id: str, *, failed: bool) -> None:
     """End the parent run."""
-    with as_tracking_error(store_uri()):
+    with as_tracking_error():
         opened.set_terminated(run_id, status="FAILED" if failed else "FINISHED")

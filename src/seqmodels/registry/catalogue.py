@@ -15,7 +15,7 @@ def models() -> list[dict[str, str]]:
     """
     opened = store.connect()
     rows = []
-    with tracking.as_tracking_error(tracking.store_uri()):
+    with tracking.as_tracking_error():
         aliases = {
             (model.name, str(version)): alias_list
             for model in _pages(opened.search_registered_models)

@@ -38,12 +38,8 @@ def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]
         metrics: dict[str, Any] = rooms.part(room, "evaluate").evaluate(folder, data, out)
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     tags = {"test.data.md5": measured_on, "test.data.path": str(data.resolve())}
-    if run_id is not None:
-        with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
-            link = Path(temporary, "evaluate")  # its name in the run: that of ``out`` could be ``model``
-            link.symlink_to(out.resolve())
-            if tracking.record(run_id, metrics=numbers, tags=tags, folder=link):
-                _renew_cards(run_id)
+    if run_id is not None and tracking.record(run_id, metrics=numbers, tags=tags, evaluation=out):
+        _renew_cards(run_id)
     return metrics
 
 
@@ -51,7 +47,7 @@ def _renew_cards(run_id: str) -> None:
     """Write the figures into the cards of the versions that a run has already."""
     opened = store.connect()
     run = tracking.get_run(run_id, opened)
-    with tracking.as_tracking_error(tracking.store_uri()):
+    with tracking.as_tracking_error():
         for version in opened.search_model_versions(f"run_id = '{run_id}'"):
             with store.model_folder(f"models:/{version.name}/{version.version}") as folder:
                 text = card.describe(run, store.read_served(folder), version.name, str(version.version))
@@ -112,7 +108,7 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
         faults = _champion_faults(opened, run, champion)
     if faults and not force:
         raise GateError(f"{name} version {chosen.version}: " + "; ".join(faults))
-    with tracking.as_tracking_error(tracking.store_uri()):
+    with tracking.as_tracking_error():
         if faults:
             opened.set_model_version_tag(name, str(chosen.version), FORCED, "; ".join(faults)[:_LONGEST_TAG])
         text = card.describe(run, served, name, str(chosen.version))

@@ -82,7 +82,7 @@ def fetch(reference: str) -> Iterator[Path]:
             fetched = mlflow.artifacts.download_artifacts(**target, dst_path=temporary)
         except (MlflowException, OSError) as error:
             raise MissingError(
-                f"{reference}: must be a model of {tracking.store_uri()}, got: {one_line(error)}"
+                f"{reference}: must be a model of {tracking.shown_uri()}, got: {one_line(error)}"
             ) from None
         try:
             yield Path(fetched)
