@@ -160,7 +160,7 @@ def _schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any
 
 def _write_chunk(writers: _Writers, records: Sequence[Any], answer: pd.DataFrame, cells: Whitelist | None) -> None:
     """Write one chunk of reads to all outputs."""
-    answers: list[dict[str, Any]] = answer.to_dict("records")  # type: ignore[assignment]  # names are text
+    answers: list[dict[str, Any]] = answer.to_dict("records")
     found = [
         molecule
         for number, (record, one) in enumerate(zip(records, answers, strict=True))
