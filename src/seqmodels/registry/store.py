@@ -230,20 +230,21 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
-    """Keep MLflow's advice off the terminal, and its copies of our source off the path of this process.
+    """Keep MLflow's advice off the terminal, its copies of our source off the path, and bytecode out of the model.
 
     What ``load`` of a room says of another version of the package is heard all the same.
     """
     import warnings
 
-    path = list(sys.path)
+    path, wrote_nothing = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", message=".*written by seqmodels")
             yield
     finally:
-        sys.path[:] = path
+        sys.path[:], sys.dont_write_bytecode = path, wrote_nothing
 
 
 @dataclass(frozen=True)
