@@ -116,6 +116,7 @@ def _add_use_verbs(verbs: Any) -> None:
         "--whitelist", type=_path, default=None, metavar="FILE", help="barcodes that may occur (reads)"
     )
     annotate.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
+    annotate.add_argument("--resume", action="store_true", help="go on with an annotation that was interrupted")
     main = _verb(verbs, "main", _main, "every step of every room, from data to first annotations", room=False)
     main.add_argument("--profile", default="demo", help="settings: params/ROOM/PROFILE.yaml")
 
@@ -203,7 +204,13 @@ def _annotate(args: argparse.Namespace) -> Any:
 
     rooms.check(args.room, "annotate")
     return annotate.annotate(
-        args.room, args.input, model=args.model, out=args.out, whitelist=args.whitelist, overwrite=args.overwrite
+        args.room,
+        args.input,
+        model=args.model,
+        out=args.out,
+        whitelist=args.whitelist,
+        overwrite=args.overwrite,
+        resume=args.resume,
     )
 
 

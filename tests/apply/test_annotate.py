@@ -14,6 +14,8 @@ import pytest
 
 from seqmodels.apply import annotate as module
 from seqmodels.apply.annotate import FATES, annotate
+from seqmodels.apply.engines import Parts
+from seqmodels.core import plots
 from seqmodels.core.errors import InputError, MissingError, OutputError
 from seqmodels.registry import store
 
@@ -96,6 +98,17 @@ def table(folder: Path, kind: str) -> pd.DataFrame:
 def fastq(path: Path) -> list[tuple[str, str, str]]:
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     return [(lines[i][1:], lines[i + 1], lines[i + 3]) for i in range(0, len(lines), 4)]
+
+
+def assert_same_results(a: Path, b: Path) -> None:
+    """Compare all that annotations hold but plots; a chunk is a row group and a gzip member."""
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+    for kind in ("valid", "incomplete", "invalid"):
+        pd.testing.assert_frame_equal(table(a, kind), table(b, kind))
+    for path in a.glob("*.gz"):
+        assert fastq(path) == fastq(b / path.name)
+    for path in [*a.glob("*.tsv"), a / "summary.json"]:
+        assert path.read_bytes() == (b / path.name).read_bytes()
 
 
 def left_over(folder: Path) -> list[str]:
@@ -212,8 +225,9 @@ def test_columns_and_types(case: Case) -> None:
     common = {"ReadName": text, "read_length": number, "read": text, "base_qualities": text}
     for name in SEGMENTS:
         common |= {f"{name}_Starts": text, f"{name}_Ends": text, f"{name}_Confidence": pa.float64()}
-    common |= {"architecture": text, "reason": text, "orientation": text}
-    more = {"CBC_Sequences": text, "parent": text, "parent_start": number, "cDNA_length": number, "UMI": text}
+    common |= {"architecture": text, "reason": text, "orientation": text, "model_name": text}
+    more = {"polyA_lengths": text, "demux_header": text, "demux_bucket": text}
+    more |= {"CBC_Sequences": text, "parent": text, "parent_start": number, "cDNA_length": number, "UMI": text}
     more |= {"corrected_CBC": text, "corrected_CBC_min_dist": number, "corrected_CBC_counts_with_min_dist": number}
     more |= {"cell_id": number, "match_type": text}
     for kind, wanted in (("valid", common | more), ("invalid", common)):
@@ -222,6 +236,12 @@ def test_columns_and_types(case: Case) -> None:
     assert set(table(case.out, "valid")["architecture"]) == {"valid"}
     assert set(table(case.out, "invalid")["architecture"]) == {"invalid"}
     assert set(table(case.out, "invalid")["orientation"]) == {""}
+    valid = table(case.out, "valid")
+    assert set(valid["model_name"]) == {"reads-10x3p_sc_ont_016"}
+    tails = zip(valid["polyT_Starts"], valid["polyT_Ends"], strict=True)
+    assert valid["polyA_lengths"].tolist() == [str(int(end) - int(start)) if end else "" for start, end in tails]
+    assert valid["demux_header"].tolist() == [header for header, *_ in fastq(case.out / "demuxed.fastq.gz")]
+    assert set(valid["demux_bucket"]) == {"demuxed"}
 
 
 def test_fasta_has_no_qualities(tmp_path: Path, case: Case) -> None:
@@ -256,9 +276,7 @@ def test_the_same_reads_give_the_same_files_whatever_the_chunks(case: Case, monk
         assert (case.out / name).read_bytes() == (again / name).read_bytes()
     monkeypatch.setattr(module, "_CHUNK", 4096)
     case.annotate(out=again, overwrite=True)
-    for kind in ("valid", "invalid"):
-        pd.testing.assert_frame_equal(table(case.out, kind), table(again, kind))
-    assert (case.out / "demuxed.fastq.gz").read_bytes() == (again / "demuxed.fastq.gz").read_bytes()
+    assert_same_results(case.out, again)
 
 
 def test_reads_without_any_molecule(case: Case) -> None:
@@ -269,7 +287,162 @@ def test_reads_without_any_molecule(case: Case) -> None:
     assert (case.out / "cellId_readCount.tsv").read_text() == "Cell_ID\tRead_Count\n"
 
 
+def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "read_views", lambda path, views, colours: drawn.extend(views))
+    monkeypatch.setattr(module, "_VIEW_BASES", 300)
+    case.append("@empty\n\n+\n\n")
+    case.annotate()
+    assert len(drawn) == 20
+    for one, (name, sequence, _), answer in zip(drawn, case.records, case.answers.to_dict("records"), strict=False):
+        assert one.title.startswith(f"{name}: {answer['reason'][:60]}")
+        assert one.sequence == sequence[:300]
+        assert ("first 300 of" in one.title) == (len(sequence) > 300)
+        labels = [segment["label"] for segment in answer["segments"] for _ in range(segment["start"], segment["end"])]
+        assert list(one.predicted) == labels[:300]
+
+
+# ----------------------------------------------------------------------------------------------------------- resume
+
+
+class Crash(Fake):
+    """A model that fails on its n-th call, as a process that is killed would."""
+
+    def __init__(self, fake: Fake, calls: int) -> None:
+        self.known, self.left, self.seen = fake.known, calls, 0
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if frame["sequence"].tolist() != [module._PROBE]:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("killed")
+            self.seen += 1
+        return super().predict(frame)
+
+
+def crashed(case: Case, monkeypatch: pytest.MonkeyPatch, *, calls: int) -> Path:
+    """Annotate until the model fails, and return the folder with what was finished."""
+    crash = Crash(case.fake, calls)
+    monkeypatch.setattr(store, "load", lambda room, model: store.Loaded(crash, BENCH.served(), model))
+    with pytest.raises(RuntimeError, match="killed"):
+        case.annotate()
+    monkeypatch.setattr(store, "load", lambda room, model: store.Loaded(case.fake, BENCH.served(), model))
+    assert not case.out.exists()
+    return case.out.with_name(".out.partial")
+
+
+def test_an_interrupted_annotation_goes_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = crashed(case, monkeypatch, calls=5)
+    finished = {path.name for path in partial.iterdir() if path.name.isdecimal()}
+    assert 1 <= len(finished) <= 5  # what was on its way is lost
+    (partial / "open-000006").mkdir(exist_ok=True)
+    (partial / "open-000006" / "read_fates.tsv").write_text("half a part")
+    counting = Crash(case.fake, 100)
+    monkeypatch.setattr(store, "load", lambda room, model: store.Loaded(counting, BENCH.served(), model))
+    summary = case.annotate(resume=True)
+    n_chunks = -(-len(case.records) // 7)
+    assert counting.seen == n_chunks - len(finished)
+    assert left_over(case.out.parent) == ["out"]
+    whole = case.out.with_name("whole")
+    assert case.annotate(out=whole) == summary
+    assert_same_results(case.out, whole)
+    for name in ("annotations_valid.parquet", "demuxed.fastq.gz"):
+        assert (case.out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_without_the_word_an_interrupted_annotation_begins_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed(case, monkeypatch, calls=3)
+    counting = Crash(case.fake, 100)
+    monkeypatch.setattr(store, "load", lambda room, model: store.Loaded(counting, BENCH.served(), model))
+    case.annotate()
+    assert counting.seen == -(-len(case.records) // 7)
+    assert left_over(case.out.parent) == ["out"]
+    case.annotate(out=case.out.with_name("new"), resume=True)  # nothing to resume
+    assert_same_results(case.out, case.out.with_name("new"))
+
+
+@pytest.mark.parametrize("what", ["reads", "model", "answer", "whitelist", "served", "chunk"])
+def test_work_of_other_reads_models_and_lists_is_not_resumed(
+    case: Case, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    partial = crashed(case, monkeypatch, calls=3)
+    before = sorted(path.name for path in partial.iterdir())
+    changes: dict[str, Any] = {}
+    if what == "reads":
+        case.append("@more\nACGT\n+\nIIII\n")
+    elif what == "model":
+        changes["model"] = "models:/other"
+    elif what == "answer":  # another model of the same name
+        monkeypatch.setattr(Fake, "unknown", staticmethod(lambda sequence: {"segments": []}))
+    elif what == "whitelist":
+        case.whitelist.write_text("\n".join(case.listed[1:]) + "\n")
+    elif what == "served":
+        other = BENCH.served() | {"strand": "fwd"}
+        monkeypatch.setattr(store, "load", lambda room, model: store.Loaded(case.fake, other, model))
+    else:
+        monkeypatch.setattr(module, "_CHUNK", 8)
+    with pytest.raises(OutputError, match=rf"\.out\.partial: {what} must be that of the interrupted run to resume it"):
+        case.annotate(resume=True, **changes)
+    assert sorted(path.name for path in partial.iterdir()) == before
+    assert not case.out.exists()
+
+
+def test_two_processes_do_not_share_their_work(case: Case) -> None:
+    with Parts(case.out, {}, resume=False), pytest.raises(OutputError, match="got one in which another process works"):
+        case.annotate()
+
+
+def test_a_fault_of_the_writer_reaches_the_caller(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OutputError("disk: must have room, got none")
+
+    monkeypatch.setattr(module._Part, "write", broken)
+    with pytest.raises(OutputError, match="must have room"):
+        case.annotate()
+    assert left_over(case.out.parent) == [".out.partial"]
+
+
 # -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("@a\nACGT\n+\nIII\n", r"record \d+: sequence and qualities must have the same length"),
+        ("@a\nAC", r"record \d+: a FASTQ record must have four lines"),
+        ("@read_3\nACGT\n+\nIIII\n", "read names must be unique, got 'read_3' again, first in .*record 4"),
+        ("@a\nAC-T\n+\nIIII\n", r"letters must be IUPAC nucleotides, got \['-'\]"),
+    ],
+)
+def test_faulty_records_anywhere_leave_nothing(case: Case, text: str, message: str) -> None:
+    case.append(text)
+    with pytest.raises(InputError, match=message):
+        case.annotate()
+    assert left_over(case.out.parent) == []
+
+
+def test_unusual_reads_are_all_accounted_for(case: Case) -> None:
+    name, sequence, qualities = case.records[0]
+    text = f"@{name} low\n{sequence.lower()}\n+\n{qualities}\n@n\nNNRYACGT\n+\nIIIIIIII\n@e\n\n+\n\n"
+    case.source.write_text(text, newline="\r\n")
+    assert case.annotate()["reads"] == 3
+    lines = fates(case.out)
+    assert lines["ReadName"].tolist() == [name, "n", "e"]
+    assert lines["read_length"].tolist() == [len(sequence), 8, 0]
+    assert lines["fate"].tolist()[0] in ("assigned", "split")
+    rows = table(case.out, "valid" if lines["fate"][0] == "assigned" else "invalid")
+    assert rows["read"][0] == sequence  # in upper case, without the line end
+    assert rows["base_qualities"][0] == qualities
+
+
+def test_a_list_of_another_protocol_is_refused(case: Case) -> None:
+    case.whitelist.write_text("i7\ti5\nACGT\tAAAA\n")
+    with pytest.raises(InputError, match="line 1: the header must name the columns CBC"):
+        case.annotate()
+    case.whitelist.write_text("ACGTACGTACGTACGT\nTTTTACGTACGTACGT\nACGTACGTACGTACGT\n")
+    with pytest.raises(InputError, match="line 3: cells must differ, got ACGTACGTACGTACGT again, as in line 1"):
+        case.annotate()
+    assert left_over(case.out.parent) == []
 
 
 def test_truncated_reads_leave_nothing_behind(case: Case) -> None:

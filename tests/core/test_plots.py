@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from seqmodels.core import plots
+from seqmodels.core import panels, plots
 from seqmodels.core.errors import InputError, OutputError
 from seqmodels.core.metrics import proportion
 from seqmodels.core.plots import ReadView
@@ -45,6 +45,8 @@ TOY = {
     "histogram-constant": partial(plots.histogram, values=[850] * 3, bins=9, label="length (bases)", log=True),
     "calibration": partial(plots.calibration, confidence=[0.2, 0.9, 0.95, 1.0], correct=[False, True, True, False]),
     "reads": partial(plots.read_views, views=[read(450)], colours={"cDNA": "#dddddd"}),
+    "errors": partial(panels.error_histograms, groups={"a": [-30, 0, 1], "b": []}, columns=2, limit=5, label="bases"),
+    "boxes": partial(panels.boxes, groups={"a": [0, 1, 2, 90], "b": [], "c": [1]}, limit=10, label="bases"),
 }
 EMPTY = {
     "learning_curves": partial(plots.learning_curves, rows=[], series=SERIES),
@@ -56,6 +58,10 @@ EMPTY = {
     "histogram-log": partial(plots.histogram, values=[0, -1], bins=4, label="offset (bases)", log=True),
     "calibration": partial(plots.calibration, confidence=[], correct=[]),
     "reads": partial(plots.read_views, views=[], colours={}),
+    "errors": partial(panels.error_histograms, groups={}, columns=2, limit=5, label="bases"),
+    "errors-none": partial(panels.error_histograms, groups={"a": []}, columns=2, limit=5, label="bases"),
+    "boxes": partial(panels.boxes, groups={}, limit=10, label="bases"),
+    "boxes-none": partial(panels.boxes, groups={name: [] for name in NAMES}, limit=10, label="bases"),
 }
 
 
@@ -98,6 +104,18 @@ def test_empty_data_say_so(tmp_path, name):
     assert "nodata" in pdf_text((tmp_path / "plot.pdf").read_bytes()).replace(" ", "")
 
 
+def test_panels_tell_n_shares_and_what_is_left_out(tmp_path):
+    panels.error_histograms(tmp_path / "e.pdf", {"CBC, end": [-30, 0, 0, 1]}, columns=1, limit=5, label="bases")
+    text = pdf_text((tmp_path / "e.pdf").read_bytes()).replace(" ", "")
+    assert "CBC,end" in text
+    assert "4" in text
+    assert text.count("75.0%") == 2  # within 1 and within 2
+    for name, values in (("far", [0, 1, 2, 90]), ("farther", [0, 1, 2, 5000]), ("near", [0, 1, 2, 10])):
+        panels.boxes(tmp_path / f"{name}.pdf", {"CBC": values}, limit=10, label="bases")
+    far, farther, near = ((tmp_path / f"{name}.pdf").read_bytes() for name in ("far", "farther", "near"))
+    assert far == farther != near  # which says nothing of values above 10
+
+
 def test_pdf_has_no_date(tmp_path):
     TOY["confusion"](tmp_path / "plot.pdf")
     assert b"CreationDate" not in (tmp_path / "plot.pdf").read_bytes()
@@ -112,6 +130,11 @@ def test_pdf_has_no_date(tmp_path):
         pytest.param(partial(plots.calibration, confidence=[0.5], correct=[]), "one shape", id="calibration-shapes"),
         pytest.param(partial(plots.calibration, confidence=[1.5], correct=[True]), "from 0 to 1", id="no-probability"),
         pytest.param(partial(plots.calibration, confidence=[0.5], correct=[2]), "true or false", id="no-truth"),
+        pytest.param(
+            partial(panels.error_histograms, groups={}, columns=0, limit=5, label="x"),
+            "columns and limit must be at least 1, got 0 and 5",
+            id="no-columns",
+        ),
         pytest.param(partial(plots.histogram, values=[1], bins=0, label="x", log=False), "at least 1", id="no-bins"),
         pytest.param(
             partial(plots.learning_curves, rows=HISTORY, series={"loss": ["test.loss"]}),

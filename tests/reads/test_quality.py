@@ -5,14 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
+from seqmodels.core.config import read_yaml
+from seqmodels.reads.config import SimulateConfig
 from seqmodels.reads.data import Reads, collapse
 from seqmodels.reads.protocol import read_protocol
-from seqmodels.reads.quality import DEFINITIONS, Quality, colours, compare, evaluation_text, read_views
-from seqmodels.reads.structure import Grammar
+from seqmodels.reads.quality import DEFINITIONS, Quality, colours, compare, damaged, evaluation_text, read_views
+from seqmodels.reads.simulate import draw
+from seqmodels.reads.structure import Grammar, architectures
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
+FULL = SHIPPED.with_name("full.yaml")
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
 GRAMMAR = Grammar(P3, 100.0, 0)  # adapters may be anything
 STRUCTURES = ["single", "concatenate", "hairpin"]
@@ -96,6 +102,38 @@ def test_boundaries(start: int, end: int, exact: int, within: int) -> None:
         assert found["within.CBC"] == (within, 1)
         assert found["exact.UMI"] == (int(end == 0), 1)  # the UMI begins where the barcode ends
         assert found["valid_recall"] == found["single"] == (1, 1)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_ends_are_told_in_the_direction_of_the_molecule(turn: int) -> None:
+    called = [moved(SINGLE, "UMI", 1, -3)[::turn], SINGLE[::turn], [("cDNA", sum(length for _, length in SINGLE))]]
+    measured = measure([SINGLE[::turn]] * 3, called)
+    assert measured.ends["UMI"].errors.tolist() == [[1, -3], [0, 0]]
+    assert measured.ends["CBC"].errors.tolist() == [[0, 1], [0, 0]]
+    assert list(measured.ends) == ["5p", "CBC", "UMI", "polyT", "3p"]
+    within = {(end, slack): measured.ends["UMI"].within(slack, end) for end in (0, 1, None) for slack in (0, 1, 2, 3)}
+    assert {share.n for share in within.values()} == {3}  # the read that was missed counts
+    assert [within[0, slack].successes for slack in (0, 1, 2, 3)] == [1, 2, 2, 2]
+    assert [within[1, slack].successes for slack in (0, 1, 2, 3)] == [1, 1, 1, 2]
+    assert [within[None, slack].successes for slack in (0, 1, 2, 3)] == [1, 1, 1, 2]
+    metrics = measured.metrics("test")
+    assert metrics["test.start.UMI.within_1"] == pytest.approx(2 / 3)
+    assert metrics["test.end.UMI.within_1"] == pytest.approx(1 / 3)
+
+
+def test_recovery_by_structure_and_names_that_a_server_takes() -> None:
+    size = sum(length for _, length in CONCATENATE)
+    lost = [("cDNA", size - sum(length for _, length in SINGLE)), *SINGLE]
+    reads = truth([CONCATENATE, SINGLE, HAIRPIN], [1, 0, 2])
+    called = truth([lost, SINGLE, HAIRPIN])
+    measured = compare(reads, collapse(called.labels, called.offsets), GRAMMAR, ["single+", "concatenate", "hairpin"])
+    assert [(one.successes, one.n) for one in measured.recovery.values()] == [(1, 1), (1, 2), (0, 0)]
+    assert measured.called_fragments.tolist() == [1, 1, 0]
+    metrics = measured.metrics("test")
+    assert metrics["test.recovery.concatenate"] == 0.5
+    assert metrics["test.structure.concatenate"] == 0.0
+    assert metrics["test.structure.single_"] == 1.0
+    assert math.isnan(metrics["test.recovery.hairpin"])
 
 
 def test_a_valid_read_in_the_wrong_orientation_is_a_miss() -> None:
@@ -189,3 +227,52 @@ def test_views_and_colours() -> None:
     drawn = colours(P3)
     assert tuple(drawn) == P3.labels
     assert len(set(drawn.values())) == len(drawn)
+
+
+# ---- damaged reads
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), segment=st.sampled_from(["5p", "3p"]), half=st.booleans(), clean=st.booleans())
+def test_damaged_reads_are_ends_of_valid_reads(seed: int, segment: str, half: bool, clean: bool) -> None:
+    rate = 0.0 if clean else 0.04
+    rates = dict.fromkeys(("mismatch_rate", "insertion_rate", "deletion_rate", "polyt_error_rate"), rate)
+    limits = SimulateConfig(
+        **{**read_yaml(FULL)["simulate"], **rates, "min_cdna": 60, "max_cdna": 90, "broken_share": 0.0}
+    )
+    reads = draw(P3, P3.assessment_structures, 6, limits, np.random.default_rng(seed))
+    grammar, label = Grammar(P3, 0.34, 3), P3.labels.index(segment)
+    runs = collapse(reads.labels, reads.offsets)
+    found = architectures(runs, reads.bases, reads.offsets, grammar)
+    chosen = [read for read, one in enumerate(found) if one.is_valid]
+    if clean:  # errors in adapters are the only way for a single molecule to be invalid
+        assert chosen == [read for read in range(12) if reads.structures[read] < 2]
+    broken = damaged(reads, grammar, segment, half=half)
+    np.testing.assert_array_equal(broken.structures, reads.structures[chosen])
+    np.testing.assert_array_equal(broken.reverse, reads.reverse[chosen])
+    for place, read in enumerate(chosen):
+        (bases, labels), (whole_bases, whole_labels) = broken.read(place), reads.read(read)
+        n = len(bases)
+        at_start = np.flatnonzero(whole_labels == label).mean() * 2 + 1 < len(whole_labels)  # what is lost
+        kept = slice(len(whole_labels) - n, None) if at_start else slice(0, n)
+        np.testing.assert_array_equal(bases, whole_bases[kept])
+        np.testing.assert_array_equal(labels, whole_labels[kept])
+        left, size = np.flatnonzero(labels == label), int((whole_labels == label).sum())
+        if half:
+            assert abs(left.size - size / 2) < 1
+            assert left.tolist() == list(range(left.size) if at_start else range(n - left.size, n))
+        else:
+            assert left.size == 0
+            neighbour = len(whole_labels) - n - 1 if at_start else n
+            assert whole_labels[neighbour] == label  # nothing but the adapter and what lies beyond is lost
+
+
+def test_reads_that_cannot_be_damaged_are_left_out() -> None:
+    reads = truth([CONCATENATE, SINGLE, [], HAIRPIN, SINGLE[::-1], []], [1, 0, 0, 2, 0, 0])
+    for segment in ("5p", "3p"):
+        for half in (False, True):
+            broken = damaged(reads, GRAMMAR, segment, half=half)
+            assert len(broken) == 2
+            np.testing.assert_array_equal(broken.read(0)[1], broken.read(1)[1][::-1])
+    assert len(damaged(truth([HAIRPIN]), GRAMMAR, "3p", half=True)) == 0
+    assert len(damaged(truth([]), GRAMMAR, "3p", half=True)) == 0

@@ -145,6 +145,92 @@ def test_a_missing_column_is_named(model: serve.ReadModel) -> None:
         serve.predict(model, pd.DataFrame({"read": ["A"]}))
 
 
+STRUCTURES = {"single_fwd", "single_rev", "concat_fwd_rev", "concat_fwd_fwd"}
+
+
+def truth_logits(reads: Any, codes: Any, width: int, *, noise: float, sure: float) -> Any:
+    """Scores of a network that is right, with noise that makes some reads odd."""
+    rng = np.random.default_rng(5)
+    n_labels = len(P3.labels)
+    logits = rng.normal(0, noise, (len(reads), width, n_labels))
+    for number in range(len(reads)):
+        labels = reads.read(number)[1]
+        logits[number, np.arange(len(labels)), labels] += sure
+    return (logits * (codes > 0)[..., None]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("noise", "sure"), [(0.5, 6.0), (1.5, 3.0), (2.0, 0.5)])
+def test_labels_that_need_no_parse_are_those_of_the_parse(
+    model: serve.ReadModel, monkeypatch: pytest.MonkeyPatch, noise: float, sure: float
+) -> None:
+    structures = tuple(one for one in P3.assessment_structures if one.name in STRUCTURES)
+    reads = draw(P3, structures, 40, build_settings(), np.random.default_rng(2))
+    order = {reads.read(number)[0].tobytes(): number for number in range(len(reads))}
+
+    def scores(_: serve.ReadModel, padded: Any) -> Any:
+        numbers = [order[(row[row > 0] - 1).astype(np.uint8).tobytes()] for row in padded]
+        picked = serve.batches.concatenate([one_read(reads, number) for number in numbers])
+        return truth_logits(picked, padded, padded.shape[1], noise=noise, sure=sure)
+
+    monkeypatch.setattr(serve, "_scores", scores)
+    counted: list[bool] = []
+    is_legal = serve._is_legal
+
+    def counting(*arguments: Any) -> Any:
+        counted.extend(is_legal(*arguments).tolist())
+        return is_legal(*arguments)
+
+    monkeypatch.setattr(serve, "_is_legal", counting)
+    quick, confidence = serve.read_runs(model, reads.bases, reads.offsets)
+    assert (np.mean(counted) > 0.5) == (sure > 5)
+    monkeypatch.setattr(serve, "_is_legal", lambda _graph, _labels, widths: np.zeros(len(widths), dtype=bool))
+    parsed, again = serve.read_runs(model, reads.bases, reads.offsets)
+    for name in ("labels", "starts", "ends", "offsets"):
+        np.testing.assert_array_equal(getattr(quick, name), getattr(parsed, name))
+    np.testing.assert_array_equal(confidence, again)
+
+
+def one_read(reads: Any, number: int) -> Any:
+    window = slice(int(reads.offsets[number]), int(reads.offsets[number + 1]))
+    return dataclasses.replace(
+        reads,
+        bases=reads.bases[window],
+        labels=reads.labels[window],
+        offsets=np.array([0, window.stop - window.start]),
+        structures=reads.structures[number : number + 1],
+        reverse=reads.reverse[number : number + 1],
+    )
+
+
+@pytest.mark.parametrize("limit", [200, 333, 1000, 2999])
+def test_long_reads_are_scored_in_pieces_as_in_one(
+    model: serve.ReadModel, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    rng = np.random.default_rng(limit)
+    reads = ["".join(rng.choice(list("ACGT"), length)) for length in (3000, 2950, 700, 5)]
+    codes, offsets = serve.dna.encode(reads)
+    padded, _ = serve.batches.padded_codes(codes, offsets, np.arange(4))
+    whole, answer = serve._scores(model, padded), serve.predict(model, frame(*reads))
+    monkeypatch.setattr(serve, "_WINDOW", limit)
+    widths: list[int] = []
+    pieces = dataclasses.replace(model, logits=lambda piece: widths.append(piece.shape[1]) or model.logits(piece))
+    np.testing.assert_allclose(serve._scores(pieces, padded), whole, atol=1e-5, rtol=0)
+    assert len(widths) > 1
+    reach = 2 * serve._reach(SMALL) + 1
+    assert max(widths) <= max(limit, 3 * reach)  # a piece has a middle, whatever the limit
+    assert_same_answers(serve.predict(model, frame(*reads)), answer)
+
+
+def test_the_reach_of_a_network_is_what_its_scores_depend_on(model: serve.ReadModel) -> None:
+    reach = serve._reach(SMALL)
+    codes = np.random.default_rng(1).integers(1, 5, (1, 2 * reach + 64)).astype(np.int32)
+    changed = codes.copy()
+    changed[0, 0] = codes[0, 0] % 4 + 1
+    difference = np.abs(np.asarray(model.logits(codes)) - np.asarray(model.logits(changed))).max(axis=2)[0]
+    assert difference[: reach + 1].max() > 0
+    assert difference[reach + 1 :].max() == 0
+
+
 def test_confidence_of_long_segments_is_exact() -> None:
     n = 3_000_000
     confidence = np.full(n, 0.1, dtype=np.float32)

@@ -2,6 +2,7 @@ import dataclasses
 import importlib.util
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -138,6 +139,65 @@ def test_agrees_with_a_plain_loop_over_bases() -> None:
     np.testing.assert_allclose(spread, 1, atol=0.12)
 
 
+# ---- broken molecules
+
+LENGTH = 22 + 16 + 12 + 20 + 200 + 30  # of the only structure, everything fixed
+FIXED = {"min_cdna": 200, "max_cdna": 201, "min_tail": 20, "max_tail": 20, "max_flank": 0, **NO_ERRORS}
+FULL = tuple(structure for structure in P3.training_structures if structure.name == "full")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
+def test_broken_share(share: float) -> None:
+    n = 3000
+    reads = draw(P3, FULL, n, config(broken_share=share, **FIXED), stream(3))
+    whole = draw(P3, FULL, 1, config(**FIXED), stream())
+    labels, lengths = whole.read(0)[1], np.diff(reads.offsets)[::2]
+    most = LENGTH * 70 // 100
+    expected = share * most / (most + 1)  # one of the places cuts nothing off
+    assert np.mean(lengths < LENGTH) == pytest.approx(expected, abs=4 * np.sqrt(0.25 / n) if 0 < share < 1 else 0.02)
+    assert lengths.min() >= LENGTH - most
+    assert lengths.max() <= LENGTH
+    from_start = 0
+    for i in range(0, 2 * n, 2):
+        (bases, own), (mate_bases, mate_own) = reads.read(i), reads.read(i + 1)
+        np.testing.assert_array_equal(mate_bases, 3 - bases[::-1])  # mates share the cut
+        np.testing.assert_array_equal(mate_own, own[::-1])
+        starts = np.array_equal(own, labels[LENGTH - own.size :])
+        assert starts or np.array_equal(own, labels[: own.size])
+        from_start += own.size < LENGTH and starts
+    broken = int((lengths < LENGTH).sum())
+    assert from_start == pytest.approx(broken / 2, abs=2.5 * np.sqrt(broken) + 1)
+    if share:
+        lost = LENGTH - lengths[lengths < LENGTH]
+        assert np.mean(lost) == pytest.approx((most + 1) / 2, abs=4 * most / np.sqrt(12 * broken))
+
+
+def test_without_broken_molecules_nothing_is_drawn_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("seqmodels.reads.simulate.truncate", refuse)
+    draw(P3, P3.training_structures, 5, config(broken_share=0.0), stream())
+    with pytest.raises(AssertionError):
+        draw(P3, P3.training_structures, 5, config(broken_share=0.01), stream())
+
+
+@pytest.mark.parametrize("model", ["10x3p_sc_ont_016", "10x3p_v2_sc_ont_001", "10x5p_sc_ont_010", "template_model"])
+def test_every_structure_of_every_model_simulates(model: str) -> None:
+    protocol = read_protocol(SHIPPED, model)
+    names = {structure.name for structure in protocol.training_structures}
+    assert {"full", "no_5p", "no_3p", "no_cbc", "repeat_5p", "repeat_3p"} <= names
+    for structures in (protocol.training_structures, protocol.assessment_structures):
+        assert sum(structure.proportion for structure in structures) == pytest.approx(1)
+        for structure in structures:
+            limits = config(**NO_ERRORS, rc=False, min_tail=1, max_flank=0)
+            reads = draw(protocol, (structure,), 20, limits, stream())
+            assert len(reads) == 20
+            wanted = {element.segment for element in structure.order}
+            for read in range(20):
+                assert {protocol.labels[label] for label in reads.read(read)[1]} == wanted
+
+
 # ---- data set
 
 
@@ -205,6 +265,25 @@ def test_shards_do_not_depend_on_their_number(tmp_path: Path) -> None:
     assert a["train-000.bases.npy"] != a["train-001.bases.npy"]
 
 
+def test_shards_do_not_depend_on_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, settings = importlib.import_module("seqmodels.reads.simulate")._shards, full_config(example_reads=6)
+    simulate(settings, tmp_path / "a")
+    monkeypatch.setattr("seqmodels.reads.simulate._shards", lambda *sizes: reversed(list(forward(*sizes))))
+    simulate(settings, tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_memory_does_not_grow_with_the_number_of_reads(tmp_path: Path) -> None:
+    peaks = []
+    simulate(full_config(), tmp_path / "first")  # what is made once is made now
+    for size in (1000, 8000):
+        tracemalloc.start()
+        simulate(full_config(train_reads=size, shard_reads=500), tmp_path / str(size))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
 def test_chunks_only_go_on_with_the_stream() -> None:
     """A draw of more than one chunk begins with what a draw of one chunk gives."""
     limits = config(min_cdna=1, max_cdna=5)
@@ -218,7 +297,11 @@ def test_chunks_only_go_on_with_the_stream() -> None:
 
 def test_golden_bytes() -> None:
     """Drift of the stream: drawn once with NumPy 2.4, never to change without a new format version."""
-    reads = draw(P5, P5.training_structures, 3, config(min_cdna=5, max_cdna=9, max_flank=3, max_tail=4), stream(42))
+    # the structures and weights of that time, whatever is shipped today
+    weights = {"full": 0.5, **dict.fromkeys(("concat_fwd_rev", "no_5p", "no_3p", "repeat_cbc", "repeat_3p"), 0.1)}
+    shipped = {one.name: one for one in P5.training_structures}
+    structures = tuple(dataclasses.replace(shipped[name], proportion=weight) for name, weight in weights.items())
+    reads = draw(P5, structures, 3, config(min_cdna=5, max_cdna=9, max_flank=3, max_tail=4), stream(42))
     assert decode(reads.read(0)[0]) == "GTTCTAAACGACGCTTCTTCCACTTACTACCCGGCAACTCCAAAAGTGATTTCTTATATGAGGTTGGGAC"
     assert reads.bases.size == reads.labels.size
 

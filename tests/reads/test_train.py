@@ -1,5 +1,6 @@
 """Training: what a run leaves, and that a stopped or killed run ends where one that never stopped ends."""
 
+import itertools
 import json
 import os
 import shutil
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError
 from seqmodels.core.loop import TrainOptions
+from seqmodels.reads import steps
 from seqmodels.reads import train as training
-from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, read_network
+from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, learning_rate, read_grid
+from seqmodels.reads.data import read_reads
 from seqmodels.reads.protocol import read_protocol
 from seqmodels.reads.simulate import simulate
 
@@ -65,6 +68,12 @@ def test_history_and_metrics(whole: Path) -> None:
     metrics = json.loads((whole / "metrics.json").read_text())
     assert list(metrics) == sorted(metrics)
     assert metrics["train.epochs"] == 3
+    config = settings()
+    assert metrics["fresh.reads"] == config.train.num_val_reads * 2
+    assert {key.removeprefix("fresh.") for key in metrics if key.startswith("fresh.")} == {
+        key.removeprefix("valid.") for key in metrics if key.startswith("valid.") and key != "valid.loss"
+    }
+    assert "simulated anew" in (whole / "evaluation.txt").read_text()
     assert all(value is None or isinstance(value, float) for value in metrics.values())
 
 
@@ -79,6 +88,20 @@ def test_mission_binarizer_is_plain_scikit_learn(whole: Path) -> None:
     assert modules == {"sklearn", "numpy"}
 
 
+def test_fresh_reads_are_none_of_the_data_set(data: Path) -> None:
+    config, protocol = settings(), read_protocol(PARAMS / "seq_orders.yaml", settings().model)
+    fresh = training._fresh_reads(config, protocol)
+    assert np.array_equal(fresh.bases, training._fresh_reads(config, protocol).bases)
+    for split in ("train", "valid", "test"):
+        known = {bytes(reads.read(i)[0]) for reads in [read_reads(data, split)] for i in range(len(reads))}
+        assert not known & {bytes(fresh.read(i)[0]) for i in range(len(fresh))}
+
+
+def test_missing_transcriptome_is_told_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"none\.fa"):
+        training.train(settings("simulate.transcriptome=none.fa"), data, tmp_path / "out", UNTRACKED)
+
+
 class _StopAfter:
     """Asks to stop once, after so many questions."""
 
@@ -90,23 +113,26 @@ class _StopAfter:
         return self.left < 0
 
 
+_SHOWN = ("valid.base_accuracy", "valid.macro_f1", "valid.valid_recall")
+_ROWS = {"valid": "valid.loss", "rates": "learning_rate"}
+
+
 def fitted(config: Config, data: Path, checkpoint: Path, stops: list[int]) -> dict[str, np.ndarray[Any, Any]]:
     """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network every time."""
-    training._choose_device("cpu", deterministic=True)
-    shape, protocol = read_network(config), read_protocol(Path(config.seq_orders), config.model)
+    steps.choose_devices("cpu", deterministic=True, mixed_precision=False)
+    shape, protocol = read_grid(config)[0].network, read_protocol(Path(config.seq_orders), config.model)
     progress = training.Progress()
-    for steps in [*stops, 10**9]:
+    for n_steps in [*stops, 10**9]:
         task = training._task(config, shape, protocol, data)
         if (checkpoint / "last.npz").is_file():
             progress = training._restore(task, checkpoint)
         try:
-            for _ in training.fit(task, progress, _StopAfter(steps)):
+            for _ in training.fit(task, progress, _StopAfter(n_steps)):
                 pass
         except InterruptedRunError:
             training._save(task, progress, checkpoint / "last.npz")
-    from seqmodels.reads.model import state
-
-    return {**state(task.model.network, task.optimizer), "valid": np.array([r["valid.loss"] for r in progress.history])}
+    rows = {name: np.array([row[key] for row in progress.history]) for name, key in _ROWS.items()}
+    return {**steps.state(task.model.network, task.optimizer), **rows}
 
 
 @pytest.mark.parametrize("stops", [[1], [3], [5, 1, 2]], ids=["first epoch", "second epoch", "again and again"])
@@ -114,6 +140,16 @@ def test_resumed_in_mid_epoch_is_bit_for_bit_the_same(data: Path, tmp_path: Path
     config = settings("train.batch_tokens=16384")
     want = fitted(config, data, tmp_path / "never", [])
     got = fitted(config, data, tmp_path / "stopped", stops)
+    assert [name for name in want if not np.array_equal(want[name], got[name])] == []
+
+
+def test_plateau_survives_a_resume(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rising = itertools.cycle({"valid.loss": loss, **dict.fromkeys(_SHOWN, 0.0)} for loss in (1.0, 2.0, 3.0))
+    monkeypatch.setattr(training, "_validate", lambda *_: next(rising))
+    config = settings("train.batch_tokens=16384 train.schedule=plateau")
+    want = fitted(config, data, tmp_path / "never", [])
+    got = fitted(config, data, tmp_path / "stopped", [3, 1])
+    np.testing.assert_allclose(want["rates"], [1e-2, 1e-2, 5e-3])
     assert [name for name in want if not np.array_equal(want[name], got[name])] == []
 
 
@@ -192,29 +228,36 @@ def test_gpu_where_there_is_none(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def rates(overrides: str, losses: list[float] = []) -> list[float]:  # noqa: B006 - never changed
+    config = settings(overrides)
+    return [learning_rate(read_grid(config)[0].network, config.train, step / 100, losses) for step in range(100)]
+
+
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    shape = read_network(settings())
+    shape = read_grid(settings())[0].network
     assert isinstance(shape, ResidualNetwork)
-    rates = [training.learning_rate(shape, step, 100) for step in range(100)]
-    assert max(rates) == pytest.approx(shape.learning_rate)
-    assert np.argmax(rates) == pytest.approx(100 * shape.warmup, abs=1)
-    assert rates[-1] < 0.001 * shape.learning_rate
-    reference = read_network(settings("network=10x3p_sc_ont_016"))
-    assert isinstance(reference, ConvNetwork)
-    assert {training.learning_rate(reference, step, 100) for step in range(100)} == {reference.learning_rate}
+    found = rates("")
+    assert max(found) == pytest.approx(shape.learning_rate)
+    assert np.argmax(found) == pytest.approx(100 * shape.warmup, abs=1)
+    assert found[-1] < 0.001 * shape.learning_rate
+    assert rates("train.schedule=cosine") == found
+    assert set(rates("train.schedule=constant")) == {shape.learning_rate}
+
+
+def test_reference_network_falls_on_plateaus() -> None:
+    reference = "network=10x3p_sc_ont_016"
+    shape = read_grid(settings(reference))[0].network
+    assert isinstance(shape, ConvNetwork)
+    assert set(rates(reference)) == {shape.learning_rate}
+    assert set(rates(reference, [3, 2, 2.5, 2.4, 1, 1.5])) == {shape.learning_rate / 8}
+    assert set(rates(reference, [1.0] * 50)) == {1e-5}
+    assert set(rates(f"{reference} train.plateau_patience=2", [3, 2, 2.5, 2.4, 1, 1.5])) == {shape.learning_rate / 2}
+    cosine = rates(f"{reference} train.schedule=cosine train.warmup=0.5")
+    assert np.argmax(cosine) == 50
 
 
 def test_early_stop(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rising = iter([1.0, 2.0, 3.0])
-
-    def validate(*_: object) -> dict[str, float]:
-        return {
-            "valid.loss": next(rising),
-            "valid.base_accuracy": 0.0,
-            "valid.macro_f1": 0.0,
-            "valid.valid_recall": 0.0,
-        }
-
-    monkeypatch.setattr(training, "_validate", validate)
+    rising = iter({"valid.loss": loss, **dict.fromkeys(_SHOWN, 0.0)} for loss in (1.0, 2.0, 3.0))
+    monkeypatch.setattr(training, "_validate", lambda *_: next(rising))
     training.train(settings("train.patience=1"), data, tmp_path / "train", UNTRACKED)
     assert json.loads((tmp_path / "train" / "metrics.json").read_text())["train.epochs"] == 2

@@ -1,9 +1,14 @@
-"""``annotate``: the user's data in, a model's columns out. For reads: FASTQ -> Parquet, fates, demultiplexed FASTQ."""
+"""``annotate``: the user's data in, a model's columns out. For reads: FASTQ -> Parquet, fates, demultiplexed FASTQ.
 
+Work goes in chunks. Each leaves a part with its tables, FASTQ and counts (`engines.Parts`); at the end the parts are
+joined and the output folder appears whole. Memory holds a few chunks, and 16 bytes per read for names and lengths.
+"""
+
+import hashlib
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import seqmodels
 from seqmodels.apply import demultiplex, molecules
-from seqmodels.apply.fastq import FastqWriter, read_chunks
+from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local
+from seqmodels.apply.fastq import FastqWriter, read_chunks, read_files
 from seqmodels.apply.molecules import Molecule
 from seqmodels.apply.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
 from seqmodels.core import data as files
@@ -23,8 +30,14 @@ from seqmodels.registry import store
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 4096  # reads in memory at a time
+_CHUNK = 4096  # reads in a chunk at most
 _MAX_DISTANCE = 2  # edits between a barcode and the list, as in the reference
+_VIEWS = 20  # reads that are drawn
+_VIEW_BASES = 3000  # and how much of each
+_PROBE = "ACGTTGCATCGGATTACCAGGTCATTGCAACGTGATCCTAGGCTTAACGTC" * 4  # a read that tells one model from another
+_TABLES = ("valid", "incomplete", "invalid")
+_FATES = "read_fates.tsv"
+_FATES_HEADER = "ReadName\tread_length\tfate\tmolecules\tassigned\treason\n"
 
 FATES = {
     "assigned": "valid, and its barcode names one cell",
@@ -38,7 +51,14 @@ FATES = {
 
 
 def annotate(
-    room: str, source: Path, *, model: str, out: Path, whitelist: Path | None = None, overwrite: bool = False
+    room: str,
+    source: Path,
+    *,
+    model: str,
+    out: Path,
+    whitelist: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Annotate reads with a model of the registry or a folder, and return the counts.
 
@@ -48,6 +68,13 @@ def annotate(
     ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense of the transcript; the last with a cell),
     ``matchType_readCount.tsv``, ``cellId_readCount.tsv``, ``summary.json`` and ``plots/``.
 
+    The tables have the reference's columns, ``demux_header`` and ``demux_bucket`` included, and more; left out are
+    ``demux_sequence`` and ``demux_quality`` (they stand in the FASTQ files), and the sources and edit distances of the
+    adapters, which the model judges but does not return.
+
+    An annotation that was interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it goes on from
+    there (names of all reads are read again). Faults of the input leave nothing.
+
     Raises
     ------
     InputError, MissingError
@@ -56,20 +83,70 @@ def annotate(
         If the model is damaged or of another room.
     OutputError
         If ``out`` is not empty (unless ``overwrite`` and it is an earlier annotation), holds the input, or cannot be
-        written.
+        written; or what is to be resumed was made from other reads, another model or list.
     """
     chunks = read_chunks(source, size=_CHUNK)
     _check_out(out, [source] if whitelist is None else [source, whitelist], overwrite=overwrite)
     loaded = store.load(room, model)
-    served = loaded.served
-    cells = _read_cells(whitelist, served) if whitelist is not None else None
-    with files.folder_written_whole(out, replace=overwrite) as folder:
-        with _Writers(folder, served, cells is not None) as writers:
-            for records in chunks:
-                answer = loaded.predict(pd.DataFrame({"sequence": [record.sequence or "" for record in records]}))
-                _write_chunk(writers, records, answer, cells)
-                log.info("%d reads annotated", writers.counts["reads"])
-        return _summary(folder, writers, loaded)
+    cells = _read_cells(whitelist, loaded.served) if whitelist is not None else None
+    with Parts(out, _record(source, loaded, whitelist), resume=resume) as parts:
+        try:
+            _run(chunks, loaded, cells, parts)
+            with files.folder_written_whole(out, replace=overwrite) as folder:
+                summary = _finish(folder, parts.folders(), loaded, has_whitelist=cells is not None)
+        except InputError:
+            parts.remove()
+            raise
+        except BaseException:
+            log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
+            raise
+        parts.remove()
+    return summary
+
+
+def _record(source: Path, loaded: store.Loaded, whitelist: Path | None) -> dict[str, Any]:
+    """Describe what an annotation is made from, so that it is not resumed with anything else."""
+    stats = [(str(path.resolve()), path.stat()) for path in read_files(source)]
+    return {
+        "reads": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "model": loaded.reference,
+        "answer": [[s["label"], s["start"], s["end"], round(s["confidence"], 4)] for s in _answer_to_probe(loaded)],
+        "served": hashlib.md5(repr(sorted(loaded.served.items())).encode(), usedforsecurity=False).hexdigest(),
+        "whitelist": files.md5(whitelist) if whitelist is not None else None,
+        "chunk": _CHUNK,
+        "version": seqmodels.__version__,
+    }
+
+
+def _answer_to_probe(loaded: store.Loaded) -> list[Mapping[str, Any]]:
+    """Return the segments of a fixed read: an alias or a folder may have another model than when work began."""
+    segments: list[Mapping[str, Any]] = loaded.predict(pd.DataFrame({"sequence": [_PROBE]}))["segments"].tolist()[0]
+    return segments
+
+
+def _run(chunks: Iterator[list[Any]], loaded: store.Loaded, cells: Whitelist | None, parts: Parts) -> None:
+    """Annotate all chunks that are not finished; reading, prediction and writing overlap."""
+
+    def todo() -> Iterator[tuple[int, int, list[Any]]]:
+        first = 0
+        for number, records in enumerate(chunks):
+            if number not in finished:
+                yield number, first, records
+            first += len(records)
+
+    def predict(item: tuple[int, int, list[Any]]) -> tuple[int, int, list[Any], pd.DataFrame]:
+        number, first, records = item
+        return number, first, records, loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in records]}))
+
+    def write(item: tuple[int, int, list[Any], pd.DataFrame]) -> None:
+        number, first, records, answer = item
+        with parts.part(number) as folder, _Part(folder, loaded.served, cells) as part:
+            part.write(records, answer.to_dict("records"), first)
+        progress.add(len(records))
+
+    finished = frozenset(parts.finished)
+    with Progress("reads") as progress:
+        run_local(todo(), predict, write)
 
 
 def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
@@ -98,115 +175,126 @@ def _read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
 
 
 @dataclass
-class _Writers:
-    """Open outputs of one annotation, and what has been counted; Parquet and FASTQ open with their first rows."""
+class _Part:
+    """Open outputs of one chunk, and what is counted in it; FASTQ files open with their first read."""
 
     folder: Path
     served: Mapping[str, Any]
-    has_whitelist: bool
+    cells: Whitelist | None
     counts: Counter[str] = field(default_factory=Counter)
     match_types: Counter[str] = field(default_factory=Counter)
-    cells: Counter[int] = field(default_factory=Counter)
-    lengths: "dict[str, array[int]]" = field(default_factory=lambda: {"read": array("q"), "cDNA": array("q")})
-    parquet: dict[str, Any] = field(default_factory=dict)
+    cell_counts: Counter[int] = field(default_factory=Counter)
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {"read": [], "cDNA": []})
     fastq: dict[str, FastqWriter] = field(default_factory=dict)
 
-    def __enter__(self) -> "_Writers":
-        self.fates = (self.folder / "read_fates.tsv").open("w", encoding="utf-8", newline="\n")
-        self.fates.write("ReadName\tread_length\tfate\tmolecules\tassigned\treason\n")
-        for kind in ("valid", "incomplete", "invalid"):
-            schema = _schema(self.served, kind, has_whitelist=self.has_whitelist)
-            self.parquet[kind] = pq.ParquetWriter(self.folder / f"annotations_{kind}.parquet", schema)
+    def __enter__(self) -> "_Part":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.fates.close()
-        for writer in self.parquet.values():
-            writer.close()
         for opened in self.fastq.values():
             opened.close()
 
-    def rows(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to one of the two tables."""
-        if rows:
-            writer = self.parquet[kind]
-            writer.write_table(pa.Table.from_pylist(list(rows), schema=writer.schema))
+    def write(self, records: Sequence[Any], answers: Sequence[Mapping[str, Any]], first: int) -> None:
+        """Write all of a chunk, whose first read is number ``first`` of the input."""
+        found = [
+            molecule
+            for number, (record, one) in enumerate(zip(records, answers, strict=True))
+            for molecule in molecules.split(record, one, self.served, number)
+        ]
+        fates = self._assign(found)
+        for molecule, (kind, cell, barcodes) in zip(found, fates, strict=True):
+            self._demultiplex(molecule, kind, cell, barcodes)
+        for kind in ("valid", "incomplete"):
+            self._table(kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind])
+        whole = [(record, one) for record, one in zip(records, answers, strict=True) if one["architecture"] != "valid"]
+        self._table("invalid", [molecules.invalid_row(record, one, self.served) for record, one in whole])
+        self._fates(records, answers, [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)])
+        few = zip(records[: max(0, _VIEWS - first)], answers, strict=False)
+        counted = {
+            "counts": self.counts,
+            "match_types": self.match_types,
+            "cells": self.cell_counts,
+            "lengths": self.lengths,
+            "views": [molecules.view(record, one, _VIEW_BASES) for record, one in few],
+        }
+        files.write_json(self.folder / "counts.json", counted)
 
-    def read(self, kind: str, name: str, sequence: str, qualities: str | None) -> None:
-        """Append a read to ``<kind>.fastq.gz``, or ``.fasta.gz`` where the input has no qualities."""
-        file = f"{kind}.fasta.gz" if qualities is None else f"{kind}.fastq.gz"
+    def _demultiplex(self, molecule: Molecule, kind: str, cell: int, barcodes: Mapping[str, str]) -> None:
+        """Write a molecule's cDNA to the file of its fate, and the columns that tell of it."""
+        row = molecule.row
+        sequence, qualities = molecule.cdna
+        row |= {"cDNA_length": len(sequence), "UMI": molecule.umi}
+        self.lengths["cDNA"].append(len(sequence))
+        bucket = "ambiguous" if kind in ("ambiguous", "no match") else "demuxed"
+        if row["architecture"] != "valid":
+            if kind != "assigned":
+                return
+            bucket = "incomplete"
+        name = demultiplex.header(
+            row["ReadName"], barcodes, umi=molecule.umi, cell_id=cell, orientation=row["orientation"]
+        )
+        row |= {"demux_header": name, "demux_bucket": bucket}
+        file = f"{bucket}.fasta.gz" if qualities is None else f"{bucket}.fastq.gz"
         if file not in self.fastq:
             self.fastq[file] = FastqWriter(self.folder / file)
         self.fastq[file].write(name, sequence, qualities)
 
+    def _table(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rows of one table, if there are any."""
+        if rows:
+            schema = molecules.schema(self.served, kind, has_whitelist=self.cells is not None)
+            model = self.served["registered_name"]
+            columns = {name: [row.get(name) for row in rows] for name in schema.names if name != "model_name"}
+            table = pa.table(columns | {"model_name": [model] * len(rows)}, schema=schema)
+            pq.write_table(table, self.folder / f"annotations_{kind}.parquet")
 
-def _schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
-    """Columns of a table and their types; the same for every model of a protocol."""
-    text, number, real = pa.string(), pa.int64(), pa.float64()
-    columns = [("ReadName", text), ("read_length", number), ("read", text), ("base_qualities", text)]
-    for name in (*served["labels"], "random_s", "random_e"):
-        columns += [(f"{name}_Starts", text), (f"{name}_Ends", text), (f"{name}_Confidence", real)]
-    columns += [("architecture", text), ("reason", text), ("orientation", text)]
-    if kind != "invalid":
-        columns += [(f"{name}_Sequences", text) for name in served["barcodes"]]
-        columns += [("parent", text), ("parent_start", number), ("cDNA_length", number), ("UMI", text)]
-    if kind != "invalid" and has_whitelist:
-        for name in served["barcodes"]:
-            columns += [(f"corrected_{name}", text), (f"corrected_{name}_min_dist", number)]
-            columns += [(f"corrected_{name}_counts_with_min_dist", number)]
-        columns += [("cell_id", number), ("match_type", text)]
-    return pa.schema(columns)
+    def _assign(self, found: Sequence[Molecule]) -> list[tuple[str, int, dict[str, str]]]:
+        """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read but turned."""
+        cells = self.cells
+        if cells is None or not found:
+            return [("valid", 0, molecule.barcodes) for molecule in found]
+        matches = {
+            name: cells.match([m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE)
+            for name in self.served["barcodes"]
+        }
+        ids, types = cells.assign(matches)
+        assigned = []
+        for number, (molecule, cell, kind) in enumerate(zip(found, ids.tolist(), types, strict=True)):
+            molecule.row.update(_correction(cells, matches, number), cell_id=cell or None, match_type=kind)
+            self.match_types[kind] += 1
+            if cell:
+                self.cell_counts[cell] += 1
+            fate = {AMBIGUOUS: "ambiguous", NO_MATCH: "no match"}.get(kind, "assigned")
+            assigned.append((fate, cell, cells.cell(cell) if cell else molecule.barcodes))
+        return assigned
 
-
-def _write_chunk(writers: _Writers, records: Sequence[Any], answer: pd.DataFrame, cells: Whitelist | None) -> None:
-    """Write one chunk of reads to all outputs."""
-    answers: list[dict[str, Any]] = answer.to_dict("records")
-    found = [
-        molecule
-        for number, (record, one) in enumerate(zip(records, answers, strict=True))
-        for molecule in molecules.split(record, one, writers.served, number)
-    ]
-    fates = _assign(writers, found, cells)
-    for molecule, (kind, cell, barcodes) in zip(found, fates, strict=True):
-        row = molecule.row
-        sequence, qualities = molecule.cdna
-        row |= {"cDNA_length": len(sequence), "UMI": molecule.umi}
-        writers.lengths["cDNA"].append(len(sequence))
-        name = demultiplex.header(
-            row["ReadName"], barcodes, umi=molecule.umi, cell_id=cell, orientation=row["orientation"]
-        )
-        target = "ambiguous" if kind in ("ambiguous", "no match") else "demuxed"
-        if row["architecture"] == "valid":
-            writers.read(target, name, sequence, qualities)
-        elif kind == "assigned":
-            writers.read("incomplete", name, sequence, qualities)
-    for kind in ("valid", "incomplete"):
-        writers.rows(kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind])
-    whole = [(record, one) for record, one in zip(records, answers, strict=True) if one["architecture"] != "valid"]
-    writers.rows("invalid", [molecules.invalid_row(record, one, writers.served) for record, one in whole])
-    _write_fates(writers, records, answers, [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)])
-
-
-def _assign(
-    writers: _Writers, found: Sequence[Molecule], cells: Whitelist | None
-) -> list[tuple[str, int, dict[str, str]]]:
-    """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read but turned."""
-    if cells is None or not found:
-        return [("valid", 0, molecule.barcodes) for molecule in found]
-    matches = {
-        name: cells.match([m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE)
-        for name in writers.served["barcodes"]
-    }
-    ids, types = cells.assign(matches)
-    assigned = []
-    for number, (molecule, cell, kind) in enumerate(zip(found, ids.tolist(), types, strict=True)):
-        molecule.row.update(_correction(cells, matches, number), cell_id=cell or None, match_type=kind)
-        writers.match_types[kind] += 1
-        if cell:
-            writers.cells[cell] += 1
-        fate = {AMBIGUOUS: "ambiguous", NO_MATCH: "no match"}.get(kind, "assigned")
-        assigned.append((fate, cell, cells.cell(cell) if cell else molecule.barcodes))
-    return assigned
+    def _fates(
+        self,
+        records: Sequence[Any],
+        answers: Sequence[Mapping[str, Any]],
+        found: Sequence[tuple[Molecule, str]],
+    ) -> None:
+        """Write one line per read of the input, so that reads in are reads out."""
+        of_read: dict[int, list[str]] = {}
+        split: set[int] = set()
+        lines = []
+        for molecule, fate in found:
+            of_read.setdefault(molecule.parent, []).append(fate)
+            if molecule.row["architecture"] == "valid":
+                split.add(molecule.parent)
+        for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
+            fates = of_read.get(number, [])
+            valid = answer["architecture"] == "valid"
+            fate = fates[0] if valid else "split" if number in split else "incomplete" if fates else "invalid"
+            length, assigned = len(record.sequence), fates.count("assigned")
+            self.counts.update((fate,))
+            self.counts["reads"] += 1
+            self.counts["molecules"] += len(fates)
+            self.counts["molecules assigned"] += assigned
+            self.counts["reads assigned"] += assigned > 0
+            self.lengths["read"].append(length)
+            lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
+        (self.folder / _FATES).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -> dict[str, Any]:
@@ -222,61 +310,70 @@ def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -
     return columns
 
 
-def _write_fates(
-    writers: _Writers,
-    records: Sequence[Any],
-    answers: Sequence[Mapping[str, Any]],
-    found: Sequence[tuple[Molecule, str]],
+def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, *, has_whitelist: bool) -> dict[str, Any]:
+    """Join the parts, write counts and plots, and return what a user wants to see first."""
+    counts: dict[str, Counter[str]] = {"counts": Counter(), "match_types": Counter(), "cells": Counter()}
+    lengths = {"read": array("q"), "cDNA": array("q")}
+    views: list[dict[str, Any]] = []
+    for part in parts:
+        counted = files.read_json(part / "counts.json")
+        for key, total in counts.items():
+            total.update(counted[key])
+        for key, values in lengths.items():
+            values.extend(counted["lengths"][key])
+        views += counted["views"]
+    if counts["counts"]["reads"] == 0:
+        raise InputError("annotate: the input must have at least one read, got none")
+    for kind in _TABLES:
+        schema = molecules.schema(loaded.served, kind, has_whitelist=has_whitelist)
+        join_tables(parts, folder / f"annotations_{kind}.parquet", schema)
+    join_files(parts, folder / _FATES, header=_FATES_HEADER)
+    for name in sorted({path.name for part in parts for path in part.glob("*.gz")}):
+        join_files(parts, folder / name)
+    cells = Counter({int(cell): count for cell, count in counts["cells"].items()})
+    if has_whitelist:
+        files.write_text(folder / "matchType_readCount.tsv", demultiplex.match_type_table(counts["match_types"]))
+        files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
+    _plot(folder / "plots", counts["counts"], lengths, views, loaded.served)
+    return _summary(folder, counts["counts"], len(cells), loaded)
+
+
+def _plot(
+    folder: Path,
+    counts: Mapping[str, int],
+    lengths: Mapping[str, Any],
+    views: Sequence[Mapping[str, Any]],
+    served: Mapping[str, Any],
 ) -> None:
-    """Write one line per read of the input, so that reads in are reads out."""
-    of_read: dict[int, list[str]] = {}
-    split: set[int] = set()
-    lines = []
-    for molecule, fate in found:
-        of_read.setdefault(molecule.parent, []).append(fate)
-        if molecule.row["architecture"] == "valid":
-            split.add(molecule.parent)
-    for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
-        fates = of_read.get(number, [])
-        valid = answer["architecture"] == "valid"
-        fate = fates[0] if valid else "split" if number in split else "incomplete" if fates else "invalid"
-        length, assigned = len(record.sequence or ""), fates.count("assigned")
-        writers.counts["reads"] += 1
-        writers.counts[fate] += 1
-        writers.counts["molecules"] += len(fates)
-        writers.counts["molecules assigned"] += assigned
-        writers.counts["reads assigned"] += assigned > 0
-        writers.lengths["read"].append(length)
-        lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
-    writers.fates.writelines(lines)
-
-
-def _summary(folder: Path, writers: _Writers, loaded: store.Loaded) -> dict[str, Any]:
-    """Write counts and plots, and return what a user wants to see first."""
+    """Draw fates, lengths and the first reads."""
     from seqmodels.core import plots
     from seqmodels.core.metrics import proportion
 
-    total = writers.counts["reads"]
-    if total == 0:
-        raise InputError("annotate: the input must have at least one read, got none")
-    if writers.has_whitelist:
-        files.write_text(folder / "matchType_readCount.tsv", demultiplex.match_type_table(writers.match_types))
-        files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(writers.cells))
-    fates = {name: writers.counts[name] for name in FATES if writers.counts[name]}
-    rows = [(name, proportion(count, total)) for name, count in fates.items()]
-    plots.bars_with_intervals(folder / "plots" / "read_fates.png", rows, "What became of the reads", "share of reads")
+    rows = [(name, proportion(counts[name], counts["reads"])) for name in FATES if counts[name]]
+    plots.bars_with_intervals(folder / "read_fates.png", rows, "What became of the reads", "share of reads")
     for what, label in (("read", "read length (bases)"), ("cDNA", "cDNA length (bases)")):
-        values = np.asarray(writers.lengths[what])  # a view of 8 bytes per read
-        plots.histogram(folder / "plots" / f"{what}_lengths.png", values, bins=50, label=label, log=True)
+        values = np.asarray(lengths[what])  # a view of 8 bytes per read
+        plots.histogram(folder / f"{what}_lengths.png", values, bins=50, label=label, log=True)
+    colours = {str(served["insert"]): "#E4E6EA"}
+    drawn = [
+        plots.ReadView(one["title"], one["sequence"], np.repeat(np.array(one["labels"], dtype=str), one["sizes"]))
+        for one in views
+    ]
+    plots.read_views(folder / "read_views.pdf", drawn, colours)
+
+
+def _summary(folder: Path, counts: Mapping[str, int], n_cells: int, loaded: store.Loaded) -> dict[str, Any]:
+    """Write ``summary.json`` and return most of it."""
+    fates = {name: counts[name] for name in FATES if counts[name]}
     summary = {
         "model": loaded.reference,
         "registered_name": loaded.served["registered_name"],
-        "reads": total,
+        "reads": counts["reads"],
         "fates": fates,
-        "molecules": writers.counts["molecules"],
-        "molecules_assigned": writers.counts["molecules assigned"],
-        "reads_assigned": writers.counts["reads assigned"],
-        "cells": len(writers.cells),
+        "molecules": counts["molecules"],
+        "molecules_assigned": counts["molecules assigned"],
+        "reads_assigned": counts["reads assigned"],
+        "cells": n_cells,
         "definitions": {name: FATES[name] for name in fates},
     }
     files.write_json(folder / "summary.json", summary)

@@ -27,6 +27,7 @@ SUFFIXES = (".fa", ".fasta", ".fq", ".fastq")
 _LETTERS = b"ACGTURYSWKMBDHVN"
 _QUALITIES = bytes(range(33, 127))  # Phred + 33, the printable letters
 _READERS = {b"@": FastqReader, b">": FastaReader}
+_CHUNK_BASES = 16_000_000
 _SHOWN = 40  # letters of a fault that a message repeats
 
 
@@ -58,8 +59,10 @@ def _is_read_file(path: Path) -> bool:
     return path.is_file() and name.endswith(SUFFIXES) and not name.startswith(".")
 
 
-def read_chunks(path: Path, *, size: int) -> Iterator[list[Record]]:
+def read_chunks(path: Path, *, size: int, bases: int = _CHUNK_BASES) -> Iterator[list[Record]]:
     r"""Stream the reads of a file or a folder as lists of `size` records (the last one may be shorter).
+
+    A list ends early once its reads have `bases` bases together, so that long reads need no more memory than others.
 
     The content, not the name, tells FASTA from FASTQ and plain from compressed (but a file named .gz must be
     compressed). Windows line ends and lower case are accepted, records without bases are passed on. Chunks run across
@@ -75,6 +78,8 @@ def read_chunks(path: Path, *, size: int) -> Iterator[list[Record]]:
         A file, or a folder as in `read_files`.
     size
         Records per chunk, at least 1.
+    bases
+        Bases with which a chunk is full.
 
     Raises
     ------
@@ -87,12 +92,12 @@ def read_chunks(path: Path, *, size: int) -> Iterator[list[Record]]:
     """
     if size < 1:
         raise InputError(f"read_chunks: size must be at least 1, got {size}")
-    return _unique_chunks(read_files(path), size)
+    return _unique_chunks(read_files(path), size, bases)
 
 
-def _unique_chunks(files: Sequence[Path], size: int) -> Iterator[list[Record]]:
+def _unique_chunks(files: Sequence[Path], size: int, bases: int) -> Iterator[list[Record]]:
     seen = _SeenNames()
-    for chunk in _grouped(chain.from_iterable(map(_records, files)), size):
+    for chunk in _grouped(chain.from_iterable(map(_records, files)), size, bases):
         for index in seen.add([record.name for record in chunk]):
             name = chunk[index].name
             places = _places(files, name)
@@ -103,15 +108,17 @@ def _unique_chunks(files: Sequence[Path], size: int) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+def _grouped(records: Iterator[Record], size: int, bases: int) -> Iterator[list[Record]]:
     """Group records; if their source fails, hand over those before the fault, then fail."""
     group: list[Record] = []
+    room = bases
     try:
         for record in records:
             group.append(record)
-            if len(group) == size:
+            room -= len(record.sequence)
+            if len(group) == size or room <= 0:
                 yield group
-                group = []
+                group, room = [], bases
     except InputError:
         if group:
             yield group

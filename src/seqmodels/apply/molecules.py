@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from seqmodels.apply.demultiplex import oriented
 
 WINDOW = 3  # bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or two
+TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read as polyA or polyT
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ def _molecule(
     umis = "".join(sequence[s["start"] : s["end"]] for s in within if s["label"] in served["umis"])
     # joined before they are turned, since that changes their order
     umi, _ = oriented(umis, None, orientation=turn, strand=served["strand"])
+    tails = [str(s["end"] - s["start"]) for s in within if s["label"] in served.get("tails", ())]
+    row[TAIL_LENGTHS] = ", ".join(tails)
     return Molecule(row, barcodes, windows, cdna, umi, parent)
 
 
@@ -130,3 +135,36 @@ def invalid_row(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any
     row["base_qualities"] = record.qualities
     row |= segment_columns(answer["segments"], served, (0, len(record.sequence)), "+")
     return row | {"architecture": "invalid", "reason": answer["reason"], "orientation": ""}
+
+
+def view(record: Any, answer: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Describe the first ``most`` bases of a read as a drawing needs them: title, letters, labels and their lengths."""
+    length = len(record.sequence)
+    part = f", first {most:,} of {length:,} bases" if length > most else ""
+    shown = [s for s in answer["segments"] if s["start"] < most]
+    return {
+        "title": f"{record.name}: {answer['reason'][:60]}{part}",
+        "sequence": record.sequence[:most],
+        "labels": [s["label"] for s in shown],
+        "sizes": [min(s["end"], most) - s["start"] for s in shown],
+    }
+
+
+def schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
+    """Columns of a table and their types; the same for every model of a protocol."""
+    text, number, real = pa.string(), pa.int64(), pa.float64()
+    columns = [("ReadName", text), ("read_length", number), ("read", text), ("base_qualities", text)]
+    for name in (*served["labels"], "random_s", "random_e"):
+        columns += [(f"{name}_Starts", text), (f"{name}_Ends", text), (f"{name}_Confidence", real)]
+    columns += [("architecture", text), ("reason", text), ("orientation", text), ("model_name", text)]
+    if kind != "invalid":
+        columns += [(f"{name}_Sequences", text) for name in served["barcodes"]]
+        columns += [("parent", text), ("parent_start", number), ("cDNA_length", number), ("UMI", text)]
+        columns += [(TAIL_LENGTHS, text)] if served.get("tails") else []
+        columns += [("demux_header", text), ("demux_bucket", text)]
+    if kind != "invalid" and has_whitelist:
+        for name in served["barcodes"]:
+            columns += [(f"corrected_{name}", text), (f"corrected_{name}_min_dist", number)]
+            columns += [(f"corrected_{name}_counts_with_min_dist", number)]
+        columns += [("cell_id", number), ("match_type", text)]
+    return pa.schema(columns)

@@ -62,8 +62,8 @@ _STRIP, _LETTERS, _SLOT = 8.0, 11.0, 26.0  # heights: true labels, letters, line
 
 
 @contextmanager
-def _style() -> Iterator[None]:
-    """Draw with matplotlib's defaults and the style of this project; what was set before returns afterwards."""
+def style() -> Iterator[None]:
+    """Draw with the style of this project on matplotlib's defaults; what was set before returns afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -80,22 +80,22 @@ def learning_curves(path: Path, rows: History, series: Mapping[str, Sequence[str
         for column in ["epoch", *(name for names in series.values() for name in names)]:
             if column not in row:
                 raise InputError(f"learning_curves, row {index}: must have the column {column!r}, got {sorted(row)}")
-    with _style():
+    with style():
         n_columns = 2 if len(series) == 4 else min(max(len(series), 1), 3)
         n_lines = max(math.ceil(len(series) / n_columns), 1)
-        figure = _figure(max(3.8 * n_columns, 4.6), 3.0 * n_lines)
+        figure = new_figure(max(3.8 * n_columns, 4.6), 3.0 * n_lines)
         if not series:
-            _no_data(figure.subplots())
+            no_data(figure.subplots())
         for place, (label, names) in enumerate(series.items()):
             _curves(figure.add_subplot(n_lines, n_columns, place + 1), rows, label, names)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _curves(axes: Axes, rows: History, label: str, names: Sequence[str]) -> None:
     axes.set(xlabel="epoch", ylabel=label)
     values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
     if not any(np.isfinite(column).any() for column in values.values()):
-        _no_data(axes)
+        no_data(axes)
         return
     epochs = np.array([row["epoch"] for row in rows], dtype=np.float64)
     for place, (name, column) in enumerate(values.items()):
@@ -110,13 +110,13 @@ def _curves(axes: Axes, rows: History, label: str, names: Sequence[str]) -> None
 
 def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], title: str, axis_label: str) -> None:
     """Draw rates as bars from 0 to 1 with their intervals and counts; a rate over nothing has no bar and says so."""
-    with _style():
-        figure = _figure(7.0, 1.2 + 0.32 * max(len(rows), 3))
+    with style():
+        figure = new_figure(7.0, 1.2 + 0.32 * max(len(rows), 3))
         axes = figure.subplots()
         axes.set_title(title, loc="left")
         axes.set_xlabel(axis_label)
         if not rows:
-            _no_data(axes)
+            no_data(axes)
         for place, (_, rate) in enumerate(rows):
             text = "undefined (n = 0)"
             if rate.n:
@@ -129,7 +129,7 @@ def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], titl
             axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
-        _save(figure, path)
+        save(figure, path)
 
 
 def confusion(path: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
@@ -139,18 +139,18 @@ def confusion(path: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
     shape ``(len(names), len(names))`` or holds what is no count.
     """
     counts = check_confusion(matrix, names)
-    with _style():
+    with style():
         n = len(names)
         side = max(0.62 * n, 2.6) if n <= _MOST_COUNTED_CLASSES else max(0.2 * n, 6.0)
-        figure = _figure(side + 2.6, side + 1.6)
+        figure = new_figure(side + 2.6, side + 1.6)
         axes = figure.subplots()
         axes.set(xlabel="predicted label", ylabel="true label")
         axes.spines[:].set_visible(False)
         if counts.sum() == 0:
-            _no_data(axes)
+            no_data(axes)
         else:
             _cells(figure, axes, counts, names)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _cells(figure: Figure, axes: Axes, counts: NDArray[np.int64], names: Sequence[str]) -> None:
@@ -159,9 +159,8 @@ def _cells(figure: Figure, axes: Axes, counts: NDArray[np.int64], names: Sequenc
     colours = matplotlib.colormaps["Blues"].with_extremes(bad="#DADDE1")
     image = axes.imshow(share, cmap=colours, vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true label", fraction=0.046, pad=0.03)
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     if len(names) > _MOST_COUNTED_CLASSES:
         return
@@ -182,12 +181,12 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
         raise InputError(f"histogram: bins must be at least 1, got {bins}")
     given = np.asarray(values, dtype=np.float64).ravel()
     drawn = given[np.isfinite(given) & (given > 0)] if log else given[np.isfinite(given)]
-    with _style():
-        figure = _figure(5.6, 3.4)
+    with style():
+        figure = new_figure(5.6, 3.4)
         axes = figure.subplots()
         axes.set(xlabel=label, ylabel="count")
         if drawn.size == 0:
-            _no_data(axes)
+            no_data(axes)
         else:
             counts, edges = np.histogram(np.log10(drawn) if log else drawn, bins=bins)
             axes.stairs(counts, 10.0**edges if log else edges, fill=True, color=PALETTE[0])
@@ -198,7 +197,7 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
             axes.grid(axis="y")
         left_out = f", {given.size - drawn.size:,} left out" if drawn.size < given.size else ""
         axes.set_title(f"n = {drawn.size:,}{left_out}", loc="left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _log_axis(axes: Axes, *, decades: float) -> None:
@@ -215,16 +214,16 @@ def calibration(path: Path, confidence: ArrayLike, correct: ArrayLike) -> None:
     gives the expected calibration error. What goes in, and its errors: :func:`seqmodels.core.metrics.reliability`.
     """
     found = reliability(confidence, correct)
-    with _style():
-        figure = _figure(4.8, 5.2)
+    with style():
+        figure = new_figure(4.8, 5.2)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.set(ylabel="share of right predictions")
         lower.set(xlabel="confidence (probability of the predicted class)", ylabel="count", xlim=(0, 1))
         if found.rates:
             _reliability(upper, lower, found)
         else:
-            _no_data(upper, lower)
-        _save(figure, path)
+            no_data(upper, lower)
+        save(figure, path)
 
 
 def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
@@ -237,7 +236,7 @@ def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
     upper.set(ylim=(0, 1.02))
     upper.set_title(f"n = {found.counts.sum():,}\nexpected calibration error {found.error:.4f}", loc="left")
     upper.grid()
-    upper.legend(loc="upper left")
+    upper.legend(loc="best")
     lower.stairs(found.counts, found.edges, fill=True, color=PALETTE[4])
     lower.set(yscale="log", ylim=(0.5, 2 * found.counts.max()))
     lower.yaxis.set_major_formatter(_with_commas)
@@ -272,7 +271,7 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
     """
     if path_pdf.suffix != ".pdf":
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
-    with _style(), whole_file(path_pdf) as temporary, PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf:
+    with style(), whole_file(path_pdf) as temporary, PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf:
         for figure in _read_pages(views, colours):
             pdf.savefig(figure)
 
@@ -286,7 +285,7 @@ def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator
         colours[label] = to_hex([tint + (1 - tint) * part for part in to_rgb(PALETTE[place % len(PALETTE)])])
     page = _Page(colours)
     if not views:
-        _no_data(page.axes)
+        no_data(page.axes)
     for view in views:
         starts = range(0, max(len(view.sequence), 1), _BASES_PER_LINE)
         together = len(starts) if len(starts) <= _KEPT_TOGETHER else 1
@@ -373,26 +372,27 @@ def _runs(labels: NDArray[np.generic]) -> list[tuple[str, int, int]]:
     return [(str(labels[begin]), begin, end) for begin, end in pairwise(edges) if begin < end]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Figure of this size in inches that keeps its labels within the page."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _no_data(*panels: Axes) -> None:
+def no_data(*panels: Axes) -> None:
+    """Say so where a plot would be."""
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all; InputError unless the name ends in .png or .pdf."""
     if path.suffix not in _METADATA:
         raise InputError(f"{path}: must end in {' or '.join(_METADATA)}, got {path.suffix!r}")
     with whole_file(path) as temporary:
         # "tight" lets the page grow where a long name would be cut off
-        metadata = _METADATA[path.suffix]
-        figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=metadata, bbox_inches="tight")
+        figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=_METADATA[path.suffix], bbox_inches="tight")
 
 
 def _with_commas(value: float, _place: float) -> str:

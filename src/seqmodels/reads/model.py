@@ -1,4 +1,4 @@
-"""Networks that score every base of a read for every label, their losses, steps and state (TensorFlow, Keras 3).
+"""Networks that score every base of a read for every label, their CRF loss and files (TensorFlow, Keras 3).
 
 Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are logits
 ``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every convolution, masked in batch
@@ -7,22 +7,25 @@ the first label). Every network owns the scores of a label chain (``seqmodels.re
 or, without it, counted from labels by ``set_transitions_from_counts``.
 """
 
+import contextlib
 import functools
 import os
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.core.errors import InputError, ModelError
 from seqmodels.core.terminal import silenced
-from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork
+from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork, read_mission_params
 from seqmodels.reads.crf import Crf, negative_log_likelihood_and_gradients
+from seqmodels.reads.data import Reads
+from seqmodels.reads.protocol import Protocol, read_protocol
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -37,7 +40,6 @@ CrfLoss = Callable[[Any, Any, Any, Crf], Any]
 
 N_BASES = 4  # one-hot channels; N is zero in all of them
 RESIDUAL_MOMENTUM = 0.95  # of moving averages: Keras' .99 needs more steps than a short training has
-CLIP_NORM = 1.0  # of all gradients together; the reference clips at 1, each array by itself
 TRANSITION_EPSILON = 1e-6  # added to counted transition probabilities, so that an unseen one costs about 14
 
 
@@ -59,26 +61,44 @@ class Annotator(keras.Model):
         """Return logits ``(n, length, n_labels)``, zero at padding."""
         mask = codes > 0
         present = tf.cast(mask, tf.float32)[..., None]
-        return self.scores(codes, mask, present, training) * present
+        return tf.cast(self.scores(codes, mask, present, training), tf.float32) * present
 
     def crf(self) -> Crf:
         """Return the chain's scores as arrays, as ``crf.viterbi`` takes them."""
         return Crf(*(np.asarray(getattr(self, part)) for part in Crf._fields))
 
 
+def over_replicas(value: Any) -> Any:
+    """Sum a tensor or a list of them over the devices of a strategy; on one device it stays what it is."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _zero_padding(x: Any, present: Any) -> Any:
+    return x * tf.cast(present, x.dtype)
+
+
 class MaskedBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose statistics leave out padding; Keras' own does so too, at 1.4 times the step's time."""
+    """Batch normalisation whose statistics leave out padding; Keras' own does so too, at 1.4 times the step's time.
+
+    They are those of the whole batch, however many devices share it, and always in float32.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(dtype="float32", **settings)
 
     def call(self, inputs: Any, training: bool = False, mask: Any = None) -> Any:
         """Return normalised inputs ``(n, length, channels)``, with anything at padding."""
         if not training:
             return super().call(inputs, training=False)
         weights = tf.reshape(tf.cast(mask, tf.float32), (1, -1))
-        n_bases = tf.maximum(tf.reduce_sum(weights), 1)
+        n_bases = tf.maximum(over_replicas(tf.reduce_sum(weights)), 1)
         flat = tf.reshape(inputs, (-1, inputs.shape[-1]))
-        mean = tf.matmul(weights, flat)[0] / n_bases
+        mean = over_replicas(tf.matmul(weights, flat)[0]) / n_bases
         centre = tf.stop_gradient(mean)  # the variance does not change with it, to first order
-        variance = tf.matmul(weights, tf.square(flat - centre))[0] / n_bases
+        variance = over_replicas(tf.matmul(weights, tf.square(flat - centre))[0]) / n_bases
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + value * (1 - self.momentum))
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
@@ -118,20 +138,21 @@ class ConvAnnotator(Annotator):
             width = (*network.conv_filters, *network.lstm_units)[-1]
             self.attention = layers.MultiHeadAttention(network.attention_heads, width, dropout=rate, name="attention")
             self.attention_dropout = layers.Dropout(rate, name="attention_dropout")
-        self.dense = layers.Dense(n_labels, kernel_regularizer=penalty, name="dense")
-        self.crf_dense = layers.Dense(n_labels, name="crf_dense") if network.crf_layer else None
+        self.dense = layers.Dense(n_labels, kernel_regularizer=penalty, name="dense", dtype="float32")
+        self.crf_dense = layers.Dense(n_labels, name="crf_dense", dtype="float32") if network.crf_layer else None
 
     def scores(self, codes: Any, mask: Any, present: Any, training: bool) -> Any:
         """Return scores, with anything at padding."""
         known = tf.logical_and(mask, codes < self.vocab_size)
-        x = self.embedding(tf.where(known, codes, 0)) * tf.cast(known, tf.float32)[..., None]
+        x = _zero_padding(self.embedding(tf.where(known, codes, 0)), known[..., None])
         for convolution, norm, dropout in zip(self.convolutions, self.norms, self.dropouts, strict=True):
-            x = dropout(norm(convolution(x), training=training, mask=mask), training=training) * present
+            x = norm(convolution(x), training=training, mask=mask)
+            x = _zero_padding(dropout(x, training=training), present)
         for recurrence, dropout in zip(self.recurrences, self.recurrence_dropouts, strict=True):
-            x = dropout(recurrence(x, training=training, mask=mask), training=training) * present
+            x = _zero_padding(dropout(recurrence(x, training=training, mask=mask), training=training), present)
         if self.attention is not None:
             attended = self.attention(x, x, training=training, attention_mask=mask[:, None, :])
-            x = self.attention_dropout(x + attended, training=training) * present
+            x = _zero_padding(self.attention_dropout(x + attended, training=training), present)
         x = self.dense(x)
         return x if self.crf_dense is None else self.crf_dense(x)
 
@@ -155,28 +176,39 @@ class ResidualAnnotator(Annotator):
             for i, dilation in enumerate(network.dilation_rates)
         ]
         self.norm = normalise(name="norm")
-        self.dense = keras.layers.Dense(n_labels, name="dense")
+        self.dense = keras.layers.Dense(n_labels, name="dense", dtype="float32")
 
     def scores(self, codes: Any, mask: Any, present: Any, training: bool) -> Any:
         """Return scores, with anything at padding."""
-        x = self.stem(tf.one_hot(codes - 1, N_BASES)) * present
+        x = _zero_padding(self.stem(tf.one_hot(codes - 1, N_BASES)), present)
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            activation = tf.nn.relu(norm(x, training=training, mask=mask)) * present
-            x += convolution(activation) * present
+            activation = _zero_padding(tf.nn.relu(norm(x, training=training, mask=mask)), present)
+            x += _zero_padding(convolution(activation), present)
         return self.dense(tf.nn.relu(self.norm(x, training=training, mask=mask)))
 
 
-def build(network: NetworkBase, n_labels: int, *, seed: int) -> Annotator:
+def build(network: NetworkBase, n_labels: int, *, seed: int, mixed_precision: bool = False) -> Annotator:
     """Return a network with all its weights; the seed fixes them and its dropout, whatever was built before."""
     kinds: dict[type[NetworkBase], Any] = {ConvNetwork: ConvAnnotator, ResidualNetwork: ResidualAnnotator}
-    before = random.getstate()
+    before, policy = random.getstate(), keras.config.dtype_policy()
     random.seed(seed)  # Keras draws the seeds of initializers and dropout from here
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
     try:
         model: Annotator = kinds[type(network)](network, n_labels)
         model(tf.zeros((1, 8), tf.int32))  # makes the weights
     finally:
         random.setstate(before)
+        keras.config.set_dtype_policy(policy)
     return model
+
+
+def transition_counts(reads: Reads, n_labels: int) -> Array:
+    """Count which label follows which within reads, shape ``(n_labels, n_labels)``."""
+    pairs = reads.labels[:-1].astype(np.int64) * n_labels + reads.labels[1:]
+    inside = np.ones(len(pairs), dtype=bool)
+    borders = reads.offsets[1:-1] - 1
+    inside[borders[(borders >= 0) & (borders < len(pairs))]] = False
+    return np.bincount(pairs[inside], minlength=n_labels**2).reshape(n_labels, n_labels)
 
 
 def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
@@ -195,16 +227,6 @@ def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
     totals = counts.sum(axis=1, keepdims=True)
     probability = np.where(totals > 0, counts / np.maximum(totals, 1), 1 / model.n_labels) + TRANSITION_EPSILON
     model.transitions.assign(np.log(probability / probability.sum(axis=1, keepdims=True)))
-
-
-class Loss(NamedTuple):
-    """Sums over a batch, scalar tensors; ``objective`` is what training minimises."""
-
-    objective: Any  # mean over bases of the negative log-likelihood, plus penalty
-    negative_log_likelihood: Any  # sum over bases
-    penalty: Any  # of the L2 terms
-    n_bases: Any  # without padding
-    n_correct: Any  # bases where the largest logit is that of the label
 
 
 def _numpy_crf_loss(logits: Array, labels: Array, lengths: Array, *crf: Array) -> list[Any]:
@@ -258,108 +280,17 @@ def crf_loss_scan(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
     return tf.reduce_sum(tf.where(lengths > 0, tf.reduce_logsumexp(alpha + end, axis=1) - path, 0.0))
 
 
-def loss(model: Annotator, codes: Any, labels: Any, *, training: bool, crf_loss: CrfLoss = crf_loss_fused) -> Loss:
-    """Return the loss of a batch: of the chain where the network has a CRF layer, else softmax cross-entropy.
-
-    Both are divided by the number of bases, so that neither length nor padding scales them (the reference's grows
-    with length). Labels ``(n, length)`` int32 may be anything at padding.
-    """
-    logits, mask = model(codes, training=training), codes > 0
-    labels = tf.where(mask, labels, 0)
-    if model.crf_layer:
-        lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
-        nll = crf_loss(logits, labels, lengths, Crf(model.transitions, model.start, model.end))
-    else:
-        each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        nll = tf.reduce_sum(tf.where(mask, each, 0.0))
-    n_bases = tf.math.count_nonzero(mask, dtype=tf.int32)
-    hits = tf.logical_and(mask, tf.argmax(logits, axis=-1, output_type=tf.int32) == labels)
-    penalty = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
-    objective = nll / tf.cast(tf.maximum(n_bases, 1), tf.float32) + penalty
-    return Loss(objective, nll, penalty, n_bases, tf.math.count_nonzero(hits, dtype=tf.int32))
-
-
-_BATCH = tf.TensorSpec((None, None), tf.int32)  # of any shape, so that no new shape is traced again
-
-
-def make_optimizer(model: Annotator) -> Any:
-    """Return Adam with all its slots; the learning rate is given with every step."""
-    optimizer = keras.optimizers.Adam(learning_rate=0.0, name="adam")
-    optimizer.build(model.trainable_variables)
-    return optimizer
-
-
-def make_train_step(
-    model: Annotator, optimizer: Any, crf_loss: CrfLoss = crf_loss_fused
-) -> Callable[[Array, Array, float], Loss]:
-    """Return a compiled step: ``(codes, labels, learning_rate)`` to the ``Loss`` before the weights were changed."""
-
-    @tf.function(input_signature=(_BATCH, _BATCH, tf.TensorSpec((), tf.float32)))
-    def step(codes: Any, labels: Any, learning_rate: Any) -> Loss:
-        variables = [variable.value for variable in model.trainable_variables]
-        with tf.GradientTape() as tape:
-            parts = loss(model, codes, labels, training=True, crf_loss=crf_loss)
-        gradients, _ = tf.clip_by_global_norm(tape.gradient(parts.objective, variables), CLIP_NORM)
-        optimizer.learning_rate = learning_rate
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return parts
-
-    return step  # type: ignore[no-any-return]
-
-
-def make_valid_step(model: Annotator) -> Callable[[Array, Array], Loss]:
-    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout, which changes nothing in the network."""
-
-    @tf.function(input_signature=(_BATCH, _BATCH))
-    def step(codes: Any, labels: Any) -> Loss:
-        return loss(model, codes, labels, training=False)
-
-    return step  # type: ignore[no-any-return]
+BATCH = tf.TensorSpec((None, None), tf.int32)  # of any shape, so that no new shape is traced again
 
 
 def make_predict(model: Annotator) -> Callable[[Array], Any]:
     """Return a compiled ``codes`` to logits ``(n, length, n_labels)`` without dropout; needs at least one base."""
 
-    @tf.function(input_signature=(_BATCH,))
+    @tf.function(input_signature=(BATCH,))
     def predict(codes: Any) -> Any:
         return model(codes, training=False)
 
     return predict  # type: ignore[no-any-return]
-
-
-def _variables(model: Annotator, optimizer: Any) -> dict[str, Any]:
-    """All variables by names that do not depend on what else was built in the process."""
-    named = {f"model/{variable.path}": variable for variable in model.weights}
-    weights = {id(variable) for variable in model.weights}
-    seeds = [variable for variable in model.variables if id(variable) not in weights]
-    named |= {f"seed/{number}": variable for number, variable in enumerate(seeds)}
-    named |= {f"optimizer/{variable.path}": variable for variable in optimizer.variables}
-    if len(named) != len(model.variables) + len(optimizer.variables):
-        raise AssertionError("two variables have the same name")
-    return named
-
-
-def state(model: Annotator, optimizer: Any) -> dict[str, Array]:
-    """Return copies of all that training changes: weights, moving averages, dropout seeds, optimizer, by name."""
-    return {name: np.array(variable.numpy()) for name, variable in _variables(model, optimizer).items()}
-
-
-def load_state(model: Annotator, optimizer: Any, arrays: Mapping[str, Array]) -> None:
-    """Set all that ``state`` returned, so that training goes on as if it had not stopped.
-
-    Raises
-    ------
-    ModelError
-        If an array is missing, unknown or of another shape; nothing is changed then.
-    """
-    variables = _variables(model, optimizer)
-    for name in sorted(variables.keys() ^ arrays.keys()):
-        raise ModelError(f"state: array {name!r} {'is missing' if name in variables else 'belongs to another network'}")
-    for name, variable in variables.items():
-        if arrays[name].shape != tuple(variable.shape):
-            raise ModelError(f"state: array {name!r} must be {tuple(variable.shape)}, got {arrays[name].shape}")
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
 
 
 def save_weights(model: Annotator, path: Path) -> None:
@@ -393,3 +324,27 @@ def load_weights(model: Annotator, path: Path) -> None:
             model.load_weights(link)
     except (OSError, ValueError, LookupError, RuntimeError, UserWarning) as error:
         raise ModelError(f"{path}: must be Keras weights of this network, got {error}") from error
+
+
+def read_mission(folder: Path, seq_orders: Path) -> tuple[Annotator, ConvNetwork | ResidualNetwork, Protocol]:
+    """Rebuild a network from the mission's files of our own training: ``{model}.h5`` and ``{model}_params.yaml``.
+
+    The labels are those of the model's entry in ``seq_orders``, sorted; ``{model}_lbl_bin.pkl`` is never read.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or damaged, or the labels are not as many as the network's outputs.
+    MissingError, ConfigError
+        If ``seq_orders`` has no such model, or is not legal.
+    """
+    name, network = read_mission_params(folder)
+    protocol, path = read_protocol(seq_orders, name), folder / f"{name}.h5"
+    model = build(network, len(protocol.labels), seed=0)
+    with contextlib.suppress(OSError, KeyError), h5py.File(path, "r") as file:  # what else is wrong is told below
+        width = file["vars/0"].shape[0]  # the first weights of every network are the chain's transitions
+        if width != len(protocol.labels):
+            labels = ", ".join(protocol.labels)
+            raise ModelError(f"{path}: must have {len(protocol.labels)} outputs, one per label ({labels}), got {width}")
+    load_weights(model, path)
+    return model, network, protocol

@@ -11,6 +11,7 @@ Unlike the reference, every element of a structure keeps an orientation of its o
 the true reverse complement of that hairpin.
 """
 
+import json
 import math
 import re
 import warnings
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from seqmodels.core.config import read_yaml
-from seqmodels.core.errors import ConfigError, MissingError
+from seqmodels.core.errors import ConfigError, InputError, MissingError
 
 Kind = Literal["literal", "random", "insert", "tail", "flank"]
 Orientation = Literal["fwd", "rev", "reverse"]
@@ -160,6 +161,25 @@ def read_protocol(path: Path, model: str) -> Protocol:
         library, body, places = _inherit(body, libraries, place.at(model))
     _known_keys(body, _BODY_KEYS, place.at(model))
     return _protocol(model, library, body, places)
+
+
+def check_labels(data: Path, protocol: Protocol) -> None:
+    """Check that data in a folder were simulated for the labels of a protocol.
+
+    Raises
+    ------
+    InputError
+        If the folder does not say what it holds.
+    ConfigError
+        If the labels are others.
+    """
+    path = data / "manifest.json"
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
+    if tuple(labels) != protocol.labels:
+        raise ConfigError(f"{data}: must have the labels of {protocol.model}, {list(protocol.labels)}, got {labels}")
 
 
 def _sections(content: dict[str, Any], top: _Place) -> tuple[dict[str, Any], dict[str, Any] | None]:

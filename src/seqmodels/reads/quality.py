@@ -4,8 +4,10 @@ Every read counts, not only those that were called valid: a read whose architect
 proportion of truly valid reads, and reads that are not valid measure how often one is taken for valid.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +26,13 @@ from seqmodels.core.plots import GREY, PALETTE, ReadView
 from seqmodels.core.report import Cell, text_table
 from seqmodels.core.report import number as written
 from seqmodels.reads.data import Reads, Runs, collapse
-from seqmodels.reads.protocol import Protocol
-from seqmodels.reads.structure import Architecture, Fragment, Grammar, architectures
+from seqmodels.reads.protocol import CDNA, Protocol
+from seqmodels.reads.structure import REVERSE, Architecture, Fragment, Grammar, architectures
 
 TAIL_COLOUR = PALETTE[5]
 _BOOTSTRAPS = 200
 SLACK = 2  # bases that a boundary may be off in "within"
+_NO_METRIC_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)  # letters that the tracking server refuses
 
 DEFINITIONS = {
     "valid_recall": "truly valid reads that are called valid in the right orientation",
@@ -39,13 +42,44 @@ DEFINITIONS = {
     "no_<adapter>_valid": "valid reads broken off before the adapter that are still called valid",
     "half_<adapter>_valid": "valid reads broken off in the middle of the adapter that are still called valid",
     "exact": "truly valid reads with the segment that are called so, both ends of the segment exact",
+    "structure.<name>": "reads of the structure in which all molecules are found, and no others",
+    "recovery.<name>": "molecules of the structure's reads that are found",
+    "start.<segment>.within_1": "truly valid reads with the segment that are called so, its start, in the direction of "
+    "the molecule, at most 1 base off; end likewise",
+    "rc_equal_bases": "bases that get the same label when the reverse complement of their read is labelled",
+    "rc_equal_architectures": "reads that are judged the same, with the same molecules turned round, as their reverse "
+    "complement",
     "within": f"truly valid reads with the segment that are called so, both its ends at most {SLACK} bases off",
 }
 
 
+class Ends(NamedTuple):
+    """How far the ends of one segment are off: called minus true, in the direction of the molecule."""
+
+    errors: NDArray[np.int64]  # (n, 2), start and end, of truly valid reads that are called so
+    n_reads: int  # truly valid reads with the segment; a read without an error above is a miss
+
+    def within(self, slack: int, end: int | None = None) -> Proportion:
+        """Share of reads with the start (0), the end (1) or both ends (None) at most ``slack`` bases off."""
+        off = np.abs(self.errors).max(axis=1, initial=0) if end is None else np.abs(self.errors[:, end])
+        return proportion(int((off <= slack).sum()), self.n_reads)
+
+
 @dataclass(frozen=True)
 class Quality:
-    """Counts of one comparison; ``proportions`` and ``by_structure`` carry their 95 % intervals."""
+    """Counts of one comparison; proportions carry their 95 % intervals.
+
+    Attributes
+    ----------
+    by_structure
+        Reads in which all molecules are found and no others, by structure.
+    recovery
+        True molecules that are found, by structure.
+    called_fragments
+        Number of whole molecules called in each read, shape ``(n_reads,)``.
+    ends
+        Errors of the ends of every segment but cDNA.
+    """
 
     names: tuple[str, ...]
     confusion: Counts
@@ -53,6 +87,9 @@ class Quality:
     by_structure: Mapping[str, Proportion]
     n_reads: int
     macro_f1_bounds: tuple[float, float]
+    recovery: Mapping[str, Proportion]
+    called_fragments: NDArray[np.int64]
+    ends: Mapping[str, Ends]
 
     @property
     def report(self) -> list[ReportRow]:
@@ -60,7 +97,10 @@ class Quality:
         return classification_report(self.confusion, self.names)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Flat metrics: ``<prefix>.macro_f1``, ``.base_accuracy``, ``.f1.<label>`` and every proportion with bounds."""
+        """Flat metrics: ``<prefix>.macro_f1``, ``.base_accuracy``, ``.f1.<label>`` and every proportion with bounds.
+
+        Of structures and ends of segments the values alone; the report has their bounds.
+        """
         total = int(self.confusion.sum())
         flat = {
             f"{prefix}.reads": float(self.n_reads),
@@ -76,6 +116,11 @@ class Quality:
         for name, share in self.proportions.items():
             flat[f"{prefix}.{name}"] = share.value
             flat[f"{prefix}.{name}.low"], flat[f"{prefix}.{name}.high"] = share.low, share.high
+        for what, shares in (("structure", self.by_structure), ("recovery", self.recovery)):
+            flat |= {f"{prefix}.{what}.{_NO_METRIC_NAME.sub('_', name)}": one.value for name, one in shares.items()}
+        for name, ends in self.ends.items():
+            for number, end in enumerate(("start", "end")):
+                flat[f"{prefix}.{end}.{_NO_METRIC_NAME.sub('_', name)}.within_1"] = ends.within(1, number).value
         return flat
 
 
@@ -102,23 +147,24 @@ def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Seque
         "false_valid": proportion(int((called_valid & ~is_valid).sum()), int((~is_valid).sum())),
         "fragment_recovery": proportion(int(found[several].sum()), int(expected[several].sum())),
     }
-    for name in (*protocol.barcodes, *protocol.umis):
+    ends = {}
+    for name in dict.fromkeys(segment.name for segment in protocol.segments if segment.name != CDNA):
         label = protocol.labels.index(name)
-        offsets = _boundary_errors(true, called, true_runs, called_runs, right, label)
-        total = int((is_valid & _has(true_runs, label)).sum())
-        for what, slack in (("exact", 0), ("within", SLACK)):
-            hits = int((np.abs(offsets).max(axis=1) <= slack).sum()) if len(offsets) else 0
-            shares[f"{what}.{name}"] = proportion(hits, total)
-    by_structure = {}
+        errors = _boundary_errors(true, called, true_runs, called_runs, right, label)
+        ends[name] = Ends(errors, int((is_valid & _has(true_runs, label)).sum()))
+    for name in (*protocol.barcodes, *protocol.umis):
+        shares[f"exact.{name}"], shares[f"within.{name}"] = ends[name].within(0), ends[name].within(SLACK)
+    by_structure, recovery = {}, {}
     n_called = np.array([len(one.fragments) for one in called], dtype=np.int64)
     complete = np.where(is_valid, right, (found == expected) & (n_called == expected) & ~called_valid)
     for number, name in enumerate(structures):
         chosen = truth.structures == number
         by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
+        recovery[name] = proportion(int(found[chosen].sum()), int(expected[chosen].sum()))
     predicted = called_runs.per_base()
     confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
     bounds = _macro_f1_bounds(truth, predicted, protocol.labels)
-    return Quality(protocol.labels, confusion, shares, by_structure, len(truth), bounds)
+    return Quality(protocol.labels, confusion, shares, by_structure, len(truth), bounds, recovery, n_called, ends)
 
 
 def _macro_f1_bounds(truth: Reads, predicted: NDArray[np.uint8], names: Sequence[str]) -> tuple[float, float]:
@@ -151,7 +197,7 @@ def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Read
     runs, label = collapse(truth.labels, truth.offsets), grammar.names.index(segment)
     found = architectures(runs, truth.bases, truth.offsets, grammar)
     keep = np.zeros(len(truth.bases), dtype=np.bool_)
-    chosen = []
+    chosen: list[int] = []
     for read, architecture in enumerate(found):
         here = [run for run in range(runs.offsets[read], runs.offsets[read + 1]) if runs.labels[run] == label]
         if not architecture.is_valid or len(here) != 1:
@@ -162,8 +208,8 @@ def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Read
         cut = (start + end) // 2 if half else start if at_end else end
         keep[slice(begin, begin + cut) if at_end else slice(begin + cut, begin + length)] = True
         chosen.append(read)
-    lengths = np.add.reduceat(keep, truth.offsets[:-1], dtype=np.int64)[chosen] if chosen else np.zeros(0, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    kept_before = np.concatenate([[0], np.cumsum(keep)])[truth.offsets]
+    offsets = np.concatenate([[0], np.cumsum(np.diff(kept_before)[chosen])]).astype(np.int64)
     return Reads(truth.bases[keep], truth.labels[keep], offsets, truth.structures[chosen], truth.reverse[chosen])
 
 
@@ -214,7 +260,7 @@ def _boundary_errors(
     right: NDArray[np.bool_],
     label: int,
 ) -> NDArray[np.int64]:
-    """Errors of start and end of one segment, called minus true, shape ``(n, 2)``, over reads judged right."""
+    """Errors of the ends of one segment, as ``Ends.errors``, over reads judged right."""
     errors = []
     for read in np.flatnonzero(right).tolist():
         ends = []
@@ -223,8 +269,20 @@ def _boundary_errors(
             inside = range(first + fragment.first, first + fragment.last + 1)
             ends.append(next(((runs.starts[i], runs.ends[i]) for i in inside if runs.labels[i] == label), None))
         if ends[0] is not None and ends[1] is not None:
-            errors.append((ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]))
+            first_end, last_end = ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]
+            is_turned = true[read].orientation == REVERSE
+            errors.append((-last_end, -first_end) if is_turned else (first_end, last_end))
     return np.array(errors, dtype=np.int64).reshape(-1, 2)
+
+
+def ends_table(measured: Quality) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows: share of starts and of ends at most 0, 1 and 2 bases off, by segment."""
+    columns = ["segment", *(f"{end} \u00b1{slack}" for end in ("start", "end") for slack in (0, 1, 2)), "reads"]
+    rows: list[list[Cell]] = [
+        [name, *(ends.within(slack, end).value for end in (0, 1) for slack in (0, 1, 2)), ends.n_reads]
+        for name, ends in measured.ends.items()
+    ]
+    return columns, rows
 
 
 def evaluation_text(measured: Quality, title: str) -> str:
@@ -254,6 +312,14 @@ def evaluation_text(measured: Quality, title: str) -> str:
             "Structures: all molecules of the read found, and no others",
             "----------------------------------------------------------",
             *(f"{name:20} {share}" for name, share in measured.by_structure.items()),
+            "",
+            "Structures: molecules found",
+            "---------------------------",
+            *(f"{name:20} {share}" for name, share in measured.recovery.items()),
+            "",
+            "Ends of segments: share of truly valid reads with the end so few bases off",
+            "--------------------------------------------------------------------------",
+            text_table(*ends_table(measured)),
             "",
             "Definitions",
             "-----------",

@@ -4,9 +4,13 @@ A model folder holds ``served.json`` (what the registry and ``apply`` must know)
 protocol) and ``weights.h5``. No pickle.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,18 @@ from seqmodels.core.provenance import pinned, warn_version
 from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
 from seqmodels.reads.config import ConvNetwork, DecodeConfig, ResidualNetwork, build_network
-from seqmodels.reads.crf import marginals, viterbi
+from seqmodels.reads.crf import Crf, marginals, viterbi
 from seqmodels.reads.data import Runs, collapse
 from seqmodels.reads.protocol import CDNA, Protocol
 from seqmodels.reads.structure import Architecture, Grammar, Graph, architectures, build_graph, parse
 
 FORMAT_VERSION = 1
 _BATCH_TOKENS = 32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU
+_AHEAD = 2  # batches whose scores wait to be decoded while the network goes on
+_MOST_PARSES = 64  # of one series of labels that are looked at before the read is left to the grammar
+_WINDOW = 65_536  # bases that the network sees at a time
+_ATTENTION_WINDOW = 8192  # the same for networks with attention, whose memory goes with the square
+_FAR_CONTEXT = 2048  # bases on both sides of a window for networks that see the whole read (LSTM, attention)
 
 # a full-length read of the 10x 3' protocol; any DNA is legal
 EXAMPLE = pd.DataFrame(
@@ -208,33 +217,146 @@ def _column(values: Sequence[Any], dtype: Any) -> pd.Series:
     return column
 
 
+@dataclass(frozen=True)
+class _Labelled:
+    """Labels, their posterior probabilities and the begins of segments, flat like the reads."""
+
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+    begins: NDArray[np.bool_]  # of segments; two neighbours may have the same label
+
+
 def read_runs(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[Runs, NDArray[np.float32]]:
-    """Return the segments of flat reads, and for each base the posterior probability of its label."""
-    labels = np.zeros(len(codes), dtype=np.uint8)
-    confidence = np.zeros(len(codes), dtype=np.float32)
-    begins = np.zeros(len(codes), dtype=np.bool_)  # of segments; two neighbours may have the same label
+    """Return the segments of flat reads, and for each base the posterior probability of its label.
+
+    One batch is decoded while the network scores the next.
+    """
+    n = len(codes)
+    found = _Labelled(np.zeros(n, dtype=np.uint8), np.zeros(n, dtype=np.float32), np.zeros(n, dtype=np.bool_))
     lengths = np.diff(offsets)
     crf = model.network.crf()
-    for reads in batches.plan(lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None):
-        padded, widths = batches.padded_codes(codes, offsets, reads)
-        logits = np.asarray(model.logits(padded))
-        columns = np.arange(padded.shape[1])
-        real = columns < widths[:, None]
-        places = (offsets[reads][:, None] + columns)[real]
-        if model.graph is None:
-            labels[places] = viterbi(logits, widths, crf)[real]
-        else:
-            found = parse(logits, widths, model.graph, crf)
-            firsts = np.concatenate([[0], found.ends[:-1]])
-            firsts[found.offsets[:-1]] = 0
-            owners = np.repeat(reads, np.diff(found.offsets))
-            parts = model.graph.labels[found.nodes]
-            labels[places] = np.repeat(parts, found.ends - firsts)
-            is_insert = parts == model.protocol.labels.index(CDNA)  # a random end and an insert are one stretch
-            begins[(offsets[owners] + firsts)[~is_insert]] = True
-        posterior = marginals(logits, widths, crf)[real]
-        confidence[places] = posterior[np.arange(len(places)), labels[places]]
-    return collapse(labels, offsets, begins), confidence
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
+        for reads in batches.plan(lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None):
+            padded, widths = batches.padded_codes(codes, offsets, reads)
+            logits = _scores(model, padded)
+            waiting.append(decoder.submit(_decode, model, crf, (logits, widths), offsets[reads], found))
+            if len(waiting) > _AHEAD:
+                waiting.popleft().result()
+        for task in waiting:
+            task.result()
+    return collapse(found.labels, offsets, found.begins), found.confidence
+
+
+def _reach(config: ConvNetwork | ResidualNetwork) -> int:
+    """How far, in bases to either side, a score depends on the read; for LSTM and attention a guess, see `_scores`."""
+    if isinstance(config, ResidualNetwork):
+        return config.stem_kernel // 2 + config.kernel // 2 * sum(config.dilation_rates)
+    if config.lstm_layers or config.attention_heads:
+        return _FAR_CONTEXT // 2
+    shapes = zip(config.conv_kernel_sizes, config.dilation_rates, strict=True)
+    return sum(kernel // 2 * dilation for kernel, dilation in shapes)
+
+
+def _scores(model: ReadModel, padded: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return logits of a padded batch; reads beyond the window's length are scored piece by piece.
+
+    Pieces overlap by more than twice what the network can see, and of each only the middle is kept, so scores are those
+    of the whole read. Not so for networks with LSTM or attention, which see all of a read: for them the pieces
+    overlap by ``2 * _FAR_CONTEXT`` bases, and far parts of a long read no longer influence each other.
+    """
+    window = _WINDOW
+    if isinstance(model.config, ConvNetwork) and model.config.attention_heads:
+        window = min(window, _ATTENTION_WINDOW)
+    width = padded.shape[1]
+    if width <= window:
+        return np.asarray(model.logits(padded))
+    context = 2 * _reach(model.config) + 1
+    step = max(window - 2 * context, context)
+    pieces = []
+    for first in range(0, width, step):
+        left, right = max(0, first - context), min(width, first + step + context)
+        piece = np.asarray(model.logits(padded[:, left:right]))
+        pieces.append(piece[:, first - left : first - left + step])
+    return np.concatenate(pieces, axis=1)
+
+
+def _decode(
+    model: ReadModel,
+    crf: Crf,
+    batch: tuple[NDArray[np.float32], NDArray[np.int64]],
+    firsts: NDArray[np.int64],
+    found: _Labelled,
+) -> None:
+    """Label the reads of one batch (logits and lengths), which begin at ``firsts`` in the flat arrays of ``found``.
+
+    The best path of the label chain is an upper bound of every parse. Where it can be taken under the grammar at no
+    cost, which is the rule, it is the best parse, and only the other reads are parsed.
+    """
+    logits, widths = batch
+    columns = np.arange(logits.shape[1])
+    real = columns < widths[:, None]
+    places = (firsts[:, None] + columns)[real]
+    paths = viterbi(logits, widths, crf)
+    if model.graph is not None:
+        odd = np.flatnonzero(~_is_legal(model.graph, paths[real], widths))
+        parsed = parse(logits[odd], widths[odd], model.graph, crf)
+        begins = np.concatenate([[0], parsed.ends[:-1]])
+        begins[parsed.offsets[:-1]] = 0
+        parts = model.graph.labels[parsed.nodes]
+        paths[odd[:, None], columns] = 0  # past the end of a read, nothing
+        paths[np.isin(np.arange(len(paths)), odd)[:, None] & real] = np.repeat(parts, parsed.ends - begins)
+        is_insert = parts == model.protocol.labels.index(CDNA)  # a random end and an insert are one stretch
+        owners = np.repeat(odd, np.diff(parsed.offsets))
+        found.begins[(firsts[owners] + begins)[~is_insert]] = True
+    found.labels[places] = paths[real]
+    posterior = marginals(logits, widths, crf)[real]
+    found.confidence[places] = posterior[np.arange(len(places)), found.labels[places]]
+
+
+def _is_legal(graph: Graph, labels: NDArray[np.uint8], widths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each read whether its labels, flat, are a parse without cost whose segments have legal lengths."""
+    runs = collapse(labels, np.concatenate([[0], np.cumsum(widths)]))
+    names, sizes, bounds = runs.labels.tolist(), (runs.ends - runs.starts).tolist(), runs.offsets.tolist()
+    legal = _limits_of(tuple(tuple(part.tolist()) for part in graph))
+    return np.array(
+        [
+            any(
+                all(low <= size <= high for size, (low, high) in zip(sizes[a:b], limits, strict=True))
+                for limits in legal(tuple(names[a:b]))
+            )
+            for a, b in itertools.pairwise(bounds)
+        ],
+        dtype=np.bool_,
+    )
+
+
+_Limits = tuple[tuple[int, int], ...]  # shortest and longest length of every segment of a read
+
+
+@lru_cache(maxsize=8)
+def _limits_of(values: tuple[tuple[float, ...], ...]) -> Callable[[tuple[int, ...]], tuple[_Limits, ...]]:
+    """Return a function from the labels of a read's runs to the limits of all parses of them that cost nothing.
+
+    ``values`` are those of a ``Graph``, as tuples since they are remembered. A run is one node.
+    """
+    graph = Graph(*(np.array(part) for part in values))
+    n_nodes = len(graph.labels)
+    spans = [slice(int(graph.edge_offsets[node]), int(graph.edge_offsets[node + 1])) for node in range(n_nodes)]
+    before = [graph.edges[span][graph.costs[span] == 0].astype(np.int64).tolist() for span in spans]
+
+    @lru_cache(maxsize=10_000)
+    def limits(labels: tuple[int, ...]) -> tuple[_Limits, ...]:
+        paths: list[tuple[int, ...]] = [
+            (node,) for node in range(n_nodes) if graph.labels[node] == labels[0] and not graph.first_costs[node]
+        ]
+        for label in labels[1:]:
+            nexts = [node for node in range(n_nodes) if graph.labels[node] == label]
+            paths = [(*path, node) for path in paths for node in nexts if path[-1] in before[node]][:_MOST_PARSES]
+        whole = [path for path in paths if not graph.last_costs[path[-1]]]
+        return tuple(tuple((int(graph.shortest[node]), int(graph.longest[node])) for node in path) for path in whole)
+
+    return limits
 
 
 def _segments(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from seqmodels.reads.molecules import (
     random_bases,
     ranges,
     read_transcripts,
+    truncate,
     with_mates,
 )
 from seqmodels.reads.protocol import CDNA, Protocol, Structure, read_protocol
@@ -41,7 +42,6 @@ FORMAT_VERSION = 1
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 _STREAMS = {"train": 0, "valid": 1, "test": 2, "example": 3, "whitelist": 4, "transcripts": 5}
 _CHUNK = 2048  # molecules at a time, so that memory stays flat; part of the stream, as _STREAMS
-_LEAST_WHOLE = 30  # percent of a broken molecule that is left, as in the reference
 _CLEAN, _ADAPTER, _HOMOPOLYMER = range(3)  # classes of error rates
 _SUBSTITUTION, _INSERTION, _DELETION = range(3)
 _LOWEST_QUALITY, _HIGHEST_QUALITY = 5, 35  # Phred; in the example only, where qualities mean nothing
@@ -123,7 +123,7 @@ def sequence(molecules: Molecules, config: SimulateConfig, generator: np.random.
     labels = slots["label"][molecules.slot].astype(np.uint8)
     bases, offsets, first = molecules.bases, molecules.offsets, molecules.first
     if config.max_trunc_5p or config.max_trunc_3p or config.broken_share:
-        bases, offsets = _truncate(molecules, config, generator)
+        bases, offsets = truncate(molecules, config, generator)
     reverse = np.zeros(molecules.structures.size, dtype=np.bool_)
     structures = molecules.structures
     if config.rc:
@@ -146,36 +146,6 @@ def _rate_classes(layout: Layout, config: SimulateConfig) -> NDArray[np.uint8]:
     return classes.astype(np.uint8)
 
 
-def _truncate(molecules: Molecules, config: SimulateConfig, generator: np.random.Generator) -> tuple[Codes, Offsets]:
-    """Cut both ends; at least one base of a molecule stays."""
-    offsets, first = molecules.offsets, molecules.first
-    labels = molecules.of_slots("label")
-    cdna = molecules.layout.protocol.labels.index(CDNA)
-    begin, end = offsets[first[:-1] + 1], offsets[first[1:] - 1]  # without flanks
-    lost_5p = generator.integers(0, config.max_trunc_5p + 1, size=begin.size)
-    lost_3p = generator.integers(0, config.max_trunc_3p + 1, size=begin.size)
-    lost_5p[labels[first[:-1] + 1] == cdna] = 0
-    lost_3p[labels[first[1:] - 2] == cdna] = 0
-    low = np.where(lost_5p > 0, np.minimum(begin + lost_5p, np.maximum(end - 1, begin)), offsets[first[:-1]])
-    high = np.where(lost_3p > 0, np.maximum(end - lost_3p, np.maximum(low, begin) + 1), offsets[first[1:]])
-    high = np.minimum(high, offsets[first[1:]])
-    if config.broken_share:
-        low, high = _break(low, high, config, generator)
-    per_element = np.diff(first)
-    low_of, high_of = np.repeat(low, per_element), np.repeat(high, per_element)
-    starts = np.clip(offsets[:-1], low_of, high_of)
-    lengths = np.clip(offsets[1:], low_of, high_of) - starts
-    return molecules.bases[ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _break(low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator) -> tuple[Offsets, ...]:
-    """Break some molecules off at a uniform place that leaves at least ``_LEAST_WHOLE`` of them."""
-    broken = generator.random(low.size) < config.broken_share
-    at_5p = generator.integers(0, 2, size=low.size).astype(np.bool_)
-    lost = generator.integers(0, (high - low) * (100 - _LEAST_WHOLE) // 100 + 1)
-    return low + np.where(broken & at_5p, lost, 0), high - np.where(broken & ~at_5p, lost, 0)
-
-
 def add_errors(
     bases: Codes, offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
 ) -> tuple[Codes, Offsets]:
@@ -196,61 +166,91 @@ def add_errors(
     -------
     New bases, and the new offsets of the same elements: what is inserted belongs to the element of its base.
     """
-    places, kinds, rates = _draw_events(offsets, classes, config, generator)
-    of_insertion = np.flatnonzero(kinds == _INSERTION)
-    inserted = places[of_insertion]
-    deleted = places[np.flatnonzero(kinds == _DELETION)]
-    substituted = places[np.flatnonzero(kinds == _SUBSTITUTION)]
+    events = _draw_events(offsets, classes, config, generator)
+    of_insertion, is_deletion = np.flatnonzero(events.kinds == _INSERTION), events.kinds == _DELETION
+    of_deletion = np.flatnonzero(is_deletion)
+    inserted, deleted = events.places[of_insertion], events.places[of_deletion]
+    substituted = events.places[np.flatnonzero(events.kinds == _SUBSTITUTION)]
     bases = bases.copy()
     bases[substituted] = (bases[substituted] + generator.integers(1, 4, substituted.size, dtype=np.uint8)) & 3
-    extra = _extra_bases(rates[of_insertion], config, generator)
-    deleted_before = np.searchsorted(deleted, offsets)
+    extra = _extra_bases(events.rate_classes[of_insertion], config, generator)
     inserted_before = np.concatenate([[0], np.cumsum(extra)])
-    moved = offsets - deleted_before + inserted_before[np.searchsorted(inserted, offsets)]
+    # an element's bases less its deletions and more its insertions
+    lost = np.bincount(events.elements[of_deletion], minlength=classes.size)
+    insertions = np.bincount(events.elements[of_insertion], minlength=classes.size)
+    gain = inserted_before[np.concatenate([[0], np.cumsum(insertions)])]
+    moved = offsets + gain
+    moved[1:] -= np.cumsum(lost)
     is_kept = np.ones(bases.size, dtype=np.bool_)
     is_kept[deleted] = False
-    gained = inserted + 1 - np.cumsum(kinds == _DELETION)[of_insertion] + inserted_before[:-1]
-    is_inserted = np.zeros(int(moved[-1]), dtype=np.bool_)
-    is_inserted[ranges(gained, extra)] = True
-    noisy = np.empty(is_inserted.size, dtype=np.uint8)
-    noisy[~is_inserted] = bases[is_kept]
-    noisy[is_inserted] = random_bases(int(inserted_before[-1]), generator)
+    gained = inserted + 1 - np.cumsum(is_deletion)[of_insertion] + inserted_before[:-1]
+    new_places = ranges(gained, extra)
+    is_old = np.ones(int(moved[-1]), dtype=np.bool_)
+    is_old[new_places] = False
+    noisy = np.empty(is_old.size, dtype=np.uint8)
+    noisy[is_old] = bases[is_kept]
+    noisy[new_places] = random_bases(new_places.size, generator)
     return noisy, moved
+
+
+class _Events(NamedTuple):
+    """Places where errors may be, in order: what happens there (3: nothing), the element, its class of rates."""
+
+    places: Integers
+    kinds: NDArray[np.uint8]
+    elements: Integers
+    rate_classes: NDArray[np.uint8]
 
 
 def _draw_events(
     offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
-) -> tuple[Integers, NDArray[np.uint8], NDArray[np.float64]]:
-    """Draw places where errors may be, what happens there, and the insertion rate there.
+) -> _Events:
+    """Draw the errors.
 
     The first 16 bits of r are drawn for every base; only where they leave an error open, the other 53 are.
     """
-    lengths = np.diff(offsets)
     noisy = np.flatnonzero(classes != _CLEAN)
-    ends = np.cumsum(lengths[noisy])
+    lengths = np.diff(offsets)[noisy]
+    ends = np.cumsum(lengths)
     n_bases = int(ends[-1]) if ends.size else 0
-    per_class = np.zeros((3, 3))
-    per_class[_ADAPTER] = config.mismatch_rate, config.insertion_rate, config.deletion_rate
-    per_class[_HOMOPOLYMER] = config.polyt_error_rate
-    limits = np.cumsum(per_class, axis=1)
+    limits = np.cumsum(_rates(config), axis=1)
     words = np.atleast_1d(generator.bit_generator.random_raw(-(-n_bases // 4))).astype("<u8", copy=False)
     leading = words.view("<u2")[:n_bases]
-    candidates = np.flatnonzero(leading <= np.uint16(limits.max() * 65536))
-    r = (leading[candidates] + generator.random(candidates.size)) / 65536
-    per_element = np.diff(np.searchsorted(candidates, ends), prepend=0)
-    element = np.repeat(np.arange(noisy.size), per_element)
-    rate_class = classes[noisy[element]]
-    places = candidates + (offsets[noisy] - ends + lengths[noisy])[element]
-    # 0, 1, 2 or 3 limits passed: substitution, insertion, deletion, nothing
-    passed = [(r >= limits[:, j][rate_class]).view(np.uint8) for j in range(3)]
-    kinds: NDArray[np.uint8] = passed[0] + passed[1] + passed[2]
-    return places, kinds, per_class[rate_class, 1]
+    places = np.flatnonzero(leading <= np.uint16(limits.max() * 65536))
+    r = generator.random(places.size)
+    r += leading[places]
+    r /= 65536
+    elements = np.repeat(noisy, np.diff(np.searchsorted(places, ends), prepend=0))
+    rate_classes = classes[elements]
+    if noisy.size < classes.size:
+        shift = np.zeros(classes.size, dtype=np.int64)
+        shift[noisy] = offsets[noisy] - ends + lengths
+        places += shift[elements]
+    kinds = _limits_passed(r, limits[_ADAPTER])
+    in_tail = np.flatnonzero(rate_classes == _HOMOPOLYMER)
+    kinds[in_tail] = _limits_passed(r[in_tail], limits[_HOMOPOLYMER])
+    return _Events(places, kinds, elements, rate_classes)
 
 
-def _extra_bases(rates: NDArray[np.float64], config: SimulateConfig, generator: np.random.Generator) -> Integers:
+def _rates(config: SimulateConfig) -> NDArray[np.float64]:
+    """Rates of substitution, insertion and deletion of each class, shape ``(3, 3)``."""
+    adapter = config.mismatch_rate, config.insertion_rate, config.deletion_rate
+    return np.array([(0.0,) * 3, adapter, (config.polyt_error_rate,) * 3])
+
+
+def _limits_passed(r: NDArray[np.float64], limits: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Count the limits that each number has reached: the kind of its error, 3 for none."""
+    passed: NDArray[np.uint8] = (r >= limits[0]).view(np.uint8)
+    passed += (r >= limits[1]).view(np.uint8)
+    passed += (r >= limits[2]).view(np.uint8)
+    return passed
+
+
+def _extra_bases(rate_classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator) -> Integers:
     """How many bases each insertion has."""
-    extra = np.full(rates.size, min(1, config.max_insertions), dtype=np.int64)
+    extra = np.full(rate_classes.size, min(1, config.max_insertions), dtype=np.int64)
     growing = np.flatnonzero(extra)
+    rates = _rates(config)[rate_classes, _INSERTION] if config.max_insertions > 1 else np.zeros(0)
     for _ in range(1, config.max_insertions):
         growing = growing[generator.random(growing.size) < rates[growing]]
         if not growing.size:

@@ -1,0 +1,135 @@
+"""The engine: order, faults of every step, no hang, and no more items on their way than there is room for."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from seqmodels.apply import engines
+from seqmodels.apply.engines import Parts, Progress, join_files, run_local
+from seqmodels.core.errors import OutputError
+
+
+def test_answers_arrive_in_order_and_steps_overlap() -> None:
+    seen: list[int] = []
+    names: set[str] = set()
+
+    def source() -> Iterator[int]:
+        names.add(threading.current_thread().name)
+        yield from range(50)
+
+    def sink(item: int) -> None:
+        names.add(threading.current_thread().name)
+        time.sleep(0.001 * (item % 3))
+        seen.append(item)
+
+    run_local(source(), lambda item: item * item, sink)
+    assert seen == [item * item for item in range(50)]
+    assert names == {"annotate-read", "annotate-write"}
+    run_local([], str, seen.append)
+
+
+@pytest.mark.parametrize("step", ["source", "work", "sink"])
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+def test_a_fault_of_any_step_ends_all(step: str, fault: type[BaseException]) -> None:
+    def fail(where: str, item: int) -> int:
+        if where == step and item == 7:
+            raise fault("seven")
+        return item
+
+    done: list[int] = []
+    start = time.monotonic()
+    with pytest.raises(fault, match="seven"):
+        run_local(
+            (fail("source", item) for item in range(10_000)),
+            lambda item: fail("work", item),
+            lambda item: done.append(fail("sink", item)),
+        )
+    assert time.monotonic() - start < 3
+    assert done == list(range(len(done)))
+    assert len(done) <= 7
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("annotate-")]
+
+
+def test_a_source_that_hangs_does_not_hang_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_PATIENCE", 0.2)
+    release = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        release.wait(30)
+
+    def work(_: int) -> int:
+        raise ValueError("work")
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="work"):
+        run_local(source(), work, print)
+    assert time.monotonic() - start < 5
+    release.set()
+
+
+def test_few_items_are_on_their_way() -> None:
+    read, written, most = 0, 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal read, most
+        for item in range(40):
+            read += 1
+            most = max(most, read - written)
+            yield item
+
+    def sink(_: int) -> None:
+        nonlocal written
+        time.sleep(0.002)
+        written += 1
+
+    run_local(source(), lambda item: item, sink)
+    assert written == 40
+    assert most <= 2 * engines._DEPTH + 4  # two queues, and one item in the hands of each step
+
+
+def test_progress_without_a_terminal_is_logged_sparsely(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="seqmodels.apply.engines")
+    with Progress("reads") as progress:
+        for _ in range(1000):
+            progress.add(3)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("3,000 reads, ")
+    monkeypatch.setattr(engines, "_LOG_EVERY", 0.0)
+    with Progress("reads") as progress:
+        progress.add(1)
+    assert len(caplog.messages) == 3
+
+
+def test_parts_count_once_they_are_whole(tmp_path: Path) -> None:
+    with Parts(tmp_path / "out", {"a": 1}, resume=False) as parts:
+        with parts.part(1) as folder:
+            (folder / "x").write_text("one")
+        with pytest.raises(IsADirectoryError), parts.part(0) as folder:
+            folder.write_text("zero")
+        assert parts.finished == {1}
+    with Parts(tmp_path / "out", {"a": 1}, resume=True) as parts:
+        assert parts.finished == {1}
+        with parts.part(0) as folder:
+            assert not list(folder.iterdir())
+            (folder / "x").write_text("zero ")
+        join_files(parts.folders(), tmp_path / "x", header="head ")
+    assert (tmp_path / "x").read_text() == "head zero one"
+    with pytest.raises(OutputError, match=r"a must be that of the interrupted run to resume it, 1, got 2"):
+        Parts(tmp_path / "out", {"a": 2}, resume=True).__enter__()
+    with Parts(tmp_path / "out", {"a": 2}, resume=False) as parts:
+        assert not parts.finished
+        parts.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="must be a writable folder, got: "):
+        Parts(tmp_path / "file" / "out", {}, resume=False).__enter__()
