@@ -322,3 +322,20 @@ def test_evaluation_refuses_data_of_others(folder: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="must have the labels of the model"):
         evaluate(folder, data, out)
     assert not out.exists()
+
+
+def test_a_folder_with_the_files_of_the_mission_alone_is_a_model(model: serve.ReadModel, tmp_path: Path) -> None:
+    """As users of the reference copy them; the binarizer may be missing, or anything: it is not read."""
+    from seqmodels.registry import store
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    networks.write_mission(model.network, SMALL, P3, folder)
+    (folder / "10x3p_sc_ont_016_lbl_bin.pkl").write_text("not a pickle")
+    loaded = store.load("reads", str(folder))
+    assert loaded.served["registered_name"] == "reads-10x3p_sc_ont_016"
+    wanted, got = serve.predict(model, serve.EXAMPLE), loaded.predict(serve.EXAMPLE)
+    assert_same_answers(wanted, got)
+    (folder / "10x3p_sc_ont_016.h5").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"10x3p_sc_ont_016\.h5: must be"):
+        store.load("reads", str(folder))

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seqmodels.core.config import dump_yaml, to_dict
+from seqmodels.core.data import write_text, written_whole
 from seqmodels.core.errors import InputError, ModelError
 from seqmodels.core.terminal import silenced
 from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork, read_mission_params
@@ -324,6 +326,21 @@ def load_weights(model: Annotator, path: Path) -> None:
             model.load_weights(link)
     except (OSError, ValueError, LookupError, RuntimeError, UserWarning) as error:
         raise ModelError(f"{path}: must be Keras weights of this network, got {error}") from error
+
+
+def write_mission(model: Annotator, network: ConvNetwork | ResidualNetwork, protocol: Protocol, folder: Path) -> None:
+    """Write the files that the reference's tools take: weights, label binarizer, network parameters.
+
+    The binarizer is a pickle because those tools read one; nothing of ours ever does.
+    """
+    import pickle
+
+    from sklearn.preprocessing import LabelBinarizer
+
+    save_weights(model, folder / f"{protocol.model}.h5")
+    with written_whole(folder / f"{protocol.model}_lbl_bin.pkl") as temporary:
+        temporary.write_bytes(pickle.dumps(LabelBinarizer().fit(list(protocol.labels))))
+    write_text(folder / f"{protocol.model}_params.yaml", dump_yaml(to_dict(network)))
 
 
 def read_mission(folder: Path, seq_orders: Path) -> tuple[Annotator, ConvNetwork | ResidualNetwork, Protocol]:

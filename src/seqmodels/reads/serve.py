@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 import seqmodels
 from seqmodels.core import data as files
 from seqmodels.core import dna
-from seqmodels.core.config import build_plain, dump_yaml, to_dict
+from seqmodels.core.config import build_plain, read_yaml
 from seqmodels.core.dna import Codes, Offsets
 from seqmodels.core.errors import ConfigError, InputError, ModelError
-from seqmodels.core.provenance import pinned, warn_version
+from seqmodels.core.provenance import pinned, project_root, warn_version
 from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
 from seqmodels.reads.config import ConvNetwork, DecodeConfig, ResidualNetwork, build_network
@@ -87,7 +87,7 @@ class ReadModel:
 
 
 def save(model: ReadModel, config: Any, folder: Path) -> None:
-    """Write a model folder; ``config`` is the room's ``Config``, whose model names it in the registry."""
+    """Write a model folder; ``config.model`` (the room's ``Config`` has one) names it in the registry."""
     folder.mkdir(parents=True, exist_ok=True)
     protocol = model.protocol
     served = {
@@ -117,19 +117,17 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
     files.write_json(folder / "model.json", {**shape, "weights_md5": files.md5(folder / "weights.h5")})
 
 
-def save_mission_files(model: ReadModel, name: str, folder: Path) -> None:
-    """Write the files that the reference's tools take: weights, label binarizer, network parameters.
+def adopt(folder: Path, out: Path) -> None:
+    """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
 
-    The binarizer is a pickle because those tools read one; nothing of ours ever does.
+    They hold neither labels nor decoding: those come from the model's entry in the project's ``seq_orders.yaml`` and
+    from its ``full.yaml``. The label binarizer, a pickle, is not read.
     """
-    import pickle
-
-    from sklearn.preprocessing import LabelBinarizer
-
-    networks.save_weights(model.network, folder / f"{name}.h5")
-    with files.written_whole(folder / f"{name}_lbl_bin.pkl") as temporary:
-        temporary.write_bytes(pickle.dumps(LabelBinarizer().fit(list(model.protocol.labels))))
-    files.write_text(folder / f"{name}_params.yaml", dump_yaml(to_dict(model.config)))
+    params = project_root() / "params" / "reads"
+    network, config, protocol = networks.read_mission(folder, params / "seq_orders.yaml")
+    values = read_yaml(params / "full.yaml")["decode"]
+    decode = build_plain(values, DecodeConfig, origin=lambda _: str(params / "full.yaml"))
+    save(ReadModel.of(network, config, protocol, decode), protocol, out)
 
 
 def load(folder: Path) -> ReadModel:

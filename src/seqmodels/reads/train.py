@@ -393,6 +393,6 @@ def _write_results(
     }
     plots.learning_curves(out / "plots" / "history.png", history, panels)
     plots.confusion(out / "plots" / "confusion.png", results["valid"].confusion, results["valid"].names)
-    serve.save_mission_files(model, config.model, out)
+    networks.write_mission(model.network, model.config, model.protocol, out)
     write_history(out / f"{config.model}_history.tsv", history)
     plots.read_views(out / f"{config.model}_val_viz.pdf", views, quality.colours(model.protocol))

@@ -14,6 +14,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 
+# room -> end of the name of a file by which a folder in the form of the reference's tools is known
+FOREIGN = {"reads": "_params.yaml"}
+
+
+def adopted(folder: Path) -> str | None:
+    """Room whose reference made a model folder; None for a folder of ours, or of nobody we know."""
+    if any((folder / inside / "served.json").is_file() for inside in ("", "model", "artifacts/model")):
+        return None
+    return next((room for room, end in FOREIGN.items() if any(folder.glob(f"*{end}"))), None)
+
+
 def check(room: str, verb: str | None = None) -> str:
     """Return ``room`` if there is one of that name, and it supports ``verb``.
 

@@ -65,7 +65,13 @@ def fetch(reference: str) -> Iterator[Path]:
     """Bring what a reference names to this machine; a temporary copy goes when the block ends."""
     path = Path(reference)
     if reference and path.exists():
-        yield path
+        room = rooms.adopted(path)
+        if room is None:
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
+            rooms.part(room, "serve").adopt(path, Path(temporary))
+            yield Path(temporary)
         return
     if not reference or ("/" in reference and not reference.startswith("models:/")):
         raise MissingError(f"{reference or '(empty)'}: must be {_FORMS}, got nothing of this name")
