@@ -92,7 +92,11 @@ _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
 
 
 def _load(text: str) -> Any:
-    content = yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        content = loader.get_single_data()
+    finally:
+        loader.dispose()
     json.dumps(content, default=str)  # a ValueError here: an alias that holds itself
     return content
 
