@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from seqmodels.core.loop import Epoch, stalled, stopping_on_signals
+from seqmodels.core.loop import stalled, stopping_on_signals
 
 NAN = float("nan")
 
@@ -24,10 +24,6 @@ NAN = float("nan")
 )
 def test_stalled(scores, patience, answer):
     assert stalled(scores, patience=patience) is answer
-
-
-def test_row_of_an_epoch():
-    assert Epoch(3, {"loss": 0.5}, is_best=True).row() == {"epoch": 3, "loss": 0.5}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

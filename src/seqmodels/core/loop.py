@@ -33,10 +33,6 @@ class Epoch:
     metrics: dict[str, float]
     is_best: bool
 
-    def row(self) -> dict[str, Any]:
-        """Row of the history table."""
-        return {"epoch": self.number, **self.metrics}
-
 
 def stalled(scores: Sequence[float], *, patience: int) -> bool:
     """Tell whether the best (lowest) score lies ``patience`` or more epochs back; NaN is never the best.
