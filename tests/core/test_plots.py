@@ -13,8 +13,12 @@ import pytest
 from seqmodels.core import panels, plots
 from seqmodels.core.errors import InputError, OutputError
 from seqmodels.core.metrics import proportion
+from seqmodels.core.panels import Estimate, Profile
 from seqmodels.core.plots import ReadView
 
+NAN = float("nan")
+TRIMS = np.arange(-2, 15)
+SHARES = np.full(17, 1 / 17)
 NAMES = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT"]
 HISTORY = [
     {"epoch": 1, "train.loss": 1.0, "valid.loss": None},
@@ -47,6 +51,26 @@ TOY = {
     "reads": partial(plots.read_views, views=[read(450)], colours={"cDNA": "#dddddd"}),
     "errors": partial(panels.error_histograms, groups={"a": [-30, 0, 1], "b": []}, columns=2, limit=5, label="bases"),
     "boxes": partial(panels.boxes, groups={"a": [0, 1, 2, 90], "b": [], "c": [1]}, limit=10, label="bases"),
+    "profiles": partial(
+        panels.profiles, groups=[Profile("V1*01, n = 9", TRIMS, SHARES, SHARES)] * 3, columns=2, label="nt"
+    ),
+    "profiles-unknown": partial(
+        panels.profiles, groups=[Profile("V1", [0, 1], [NAN, NAN], [0.5, 0.5])], columns=1, label="nt"
+    ),
+    "distributions": partial(
+        panels.distributions,
+        groups={"a": ([1.0, 2, 2, NAN], 1.5), "b": ([], 0.0), "c": ([1.0], NAN)},
+        columns=2,
+        label="x",
+    ),
+    "heat_map": partial(
+        panels.heat_map, values=[[0.5, -1.25], [NAN, 0]], rows=["a", "b"], columns="AC", label="log odds"
+    ),
+    "heat_map-zero": partial(panels.heat_map, values=[[0.0]], rows=["a"], columns=["b"], label="log odds"),
+    "estimates": partial(
+        panels.estimates, rows=[Estimate("a", 1, 0.5, 1.5, 1.2), Estimate("b", NAN, NAN, NAN)], label="x"
+    ),
+    "estimates-no-truth": partial(panels.estimates, rows=[Estimate("a", 1, 0.5, 1.5)], label="x"),
 }
 EMPTY = {
     "learning_curves": partial(plots.learning_curves, rows=[], series=SERIES),
@@ -62,6 +86,14 @@ EMPTY = {
     "errors-none": partial(panels.error_histograms, groups={"a": []}, columns=2, limit=5, label="bases"),
     "boxes": partial(panels.boxes, groups={}, limit=10, label="bases"),
     "boxes-none": partial(panels.boxes, groups={name: [] for name in NAMES}, limit=10, label="bases"),
+    "profiles": partial(panels.profiles, groups=[], columns=2, label="nt"),
+    "profiles-unknown": partial(panels.profiles, groups=[Profile("V1", [0], [NAN], [NAN])], columns=1, label="nt"),
+    "distributions": partial(panels.distributions, groups={}, columns=2, label="x"),
+    "distributions-none": partial(panels.distributions, groups={"a": ([NAN], 0.0)}, columns=2, label="x"),
+    "heat_map": partial(panels.heat_map, values=np.zeros((0, 4)), rows=[], columns="ACGT", label="x"),
+    "heat_map-unknown": partial(panels.heat_map, values=[[NAN]], rows=["a"], columns=["b"], label="x"),
+    "estimates": partial(panels.estimates, rows=[], label="x"),
+    "estimates-unknown": partial(panels.estimates, rows=[Estimate("a", NAN, NAN, NAN, 0.0)], label="x"),
 }
 
 
@@ -116,6 +148,17 @@ def test_panels_tell_n_shares_and_what_is_left_out(tmp_path):
     assert far == farther != near  # which says nothing of values above 10
 
 
+def test_numbers_are_written_on_their_cells_and_truth_is_named_where_known(tmp_path):
+    for name in ("heat_map", "estimates", "estimates-no-truth"):
+        TOY[name](tmp_path / f"{name}.pdf")
+    cells, known, unknown = (
+        pdf_text((tmp_path / f"{name}.pdf").read_bytes()) for name in ("heat_map", "estimates", "estimates-no-truth")
+    )
+    assert "-1.25" in cells
+    assert "truth" in known
+    assert "truth" not in unknown
+
+
 def test_pdf_has_no_date(tmp_path):
     TOY["confusion"](tmp_path / "plot.pdf")
     assert b"CreationDate" not in (tmp_path / "plot.pdf").read_bytes()
@@ -142,6 +185,16 @@ def test_pdf_has_no_date(tmp_path):
             id="no-column",
         ),
         pytest.param(partial(plots.read_views, views=[], colours={}), r"must end in \.pdf", id="reads-as-png"),
+        pytest.param(
+            partial(panels.heat_map, values=[[1.0]], rows=["a"], columns="AC", label="x"), "1 by 2", id="heat"
+        ),
+        pytest.param(
+            partial(panels.profiles, groups=[Profile("V1", [0, 1], [1.0], [0.5, 0.5])], columns=1, label="x"),
+            r"profiles, V1: must have one share of both kinds per place, got \(2,\), \(1,\) and \(2,\)",
+            id="profiles",
+        ),
+        pytest.param(partial(panels.profiles, groups=[], columns=0, label="x"), "at least 1, got 0", id="no-columns"),
+        pytest.param(partial(panels.distributions, groups={}, columns=0, label="x"), "at least 1, got 0", id="none"),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_written(tmp_path, draw, message):

@@ -1,9 +1,11 @@
-"""Plots of several groups side by side, as ``plots`` draws one: small histograms of errors, boxes."""
+"""Plots of several groups side by side, as ``plots`` draws one: histograms, boxes, profiles, heat maps, estimates."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -91,3 +93,149 @@ def _box(axes: Axes, place: int, group: NDArray[np.float64], colour: str) -> Non
         medianprops={"color": "black", "linewidth": 1.6},
         flierprops={"marker": "o", "markersize": 2, "alpha": 0.25, "markeredgewidth": 0, "markerfacecolor": "black"},
     )
+
+
+class Profile(NamedTuple):
+    """Shares (0 to 1) at ``places`` (numbers, rising), as observed and as predicted; ``title`` may tell more."""
+
+    title: str
+    places: ArrayLike
+    observed: ArrayLike
+    predicted: ArrayLike
+
+
+def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str) -> None:
+    """Draw observed shares as bars and predicted ones as a line, one small panel per profile, row by row.
+
+    ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has not one share of
+    both kinds per place.
+    """
+    for one in groups:
+        if not np.shape(one.places) == np.shape(one.observed) == np.shape(one.predicted):
+            shapes = f"{np.shape(one.places)}, {np.shape(one.observed)} and {np.shape(one.predicted)}"
+            raise InputError(f"profiles, {one.title}: must have one share of both kinds per place, got {shapes}")
+    drawing = [(one.title, lambda axes, one=one: _profile(axes, one)) for one in groups]
+    _grid(path, drawing, columns=columns, label=label)
+
+
+def _profile(axes: Axes, one: Profile) -> None:
+    observed, predicted = (np.asarray(values, dtype=np.float64) for values in (one.observed, one.predicted))
+    if not np.isfinite([observed, predicted]).any():
+        plots.no_data(axes)
+        return
+    axes.bar(one.places, observed, width=0.85, color=plots.PALETTE[4], label="observed")
+    axes.plot(one.places, predicted, "o-", color=plots.PALETTE[1], markersize=2.5, linewidth=1.2, label="predicted")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(0, None)
+    axes.grid(axis="y")
+
+
+def distributions(path: Path, groups: Mapping[str, tuple[ArrayLike, float]], *, columns: int, label: str) -> None:
+    """Draw how values spread around an estimate, given as (values, estimate), one small panel per group.
+
+    Values that are not finite are left out; so is an estimate that is not. InputError if ``columns`` is below 1.
+    """
+    drawing = [(name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()]
+    _grid(path, drawing, columns=columns, label=label)
+
+
+def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
+    values = np.asarray(given, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        plots.no_data(axes)
+        return
+    axes.hist(values, bins=min(max(math.ceil(math.sqrt(values.size)), 5), 40), color=plots.PALETTE[4])
+    if math.isfinite(estimate):
+        axes.axvline(estimate, color=plots.PALETTE[1], linewidth=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    axes.tick_params(labelsize=7)
+
+
+def _grid(path: Path, drawing: Sequence[tuple[str, Callable[[Axes], None]]], *, columns: int, label: str) -> None:
+    """Draw titled small panels row by row; where panels differ in kinds of marks, the first says what they mean."""
+    if columns < 1:
+        raise InputError(f"{path.name}: columns must be at least 1, got {columns}")
+    with plots.style():
+        n_lines = max(math.ceil(len(drawing) / columns), 1)
+        figure = plots.new_figure(2.6 * columns, 0.5 + 1.6 * n_lines)
+        if not drawing:
+            plots.no_data(figure.subplots())
+        for place, (title, draw) in enumerate(drawing):
+            axes = figure.add_subplot(n_lines, columns, place + 1)
+            axes.set_title(title, loc="left", fontsize=8)
+            draw(axes)
+            if place >= len(drawing) - columns:
+                axes.set_xlabel(label, fontsize=8)
+            if place == 0 and axes.get_legend_handles_labels()[0]:
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+        plots.save(figure, path)
+
+
+def heat_map(path: Path, values: ArrayLike, rows: Sequence[str], columns: Sequence[str], *, label: str) -> None:
+    """Draw signed numbers as colours from blue (below 0) over white to red (above); undefined cells (NaN) are grey.
+
+    InputError if ``values`` is not of shape ``(len(rows), len(columns))``.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.shape != (len(rows), len(columns)):
+        raise InputError(f"heat_map: must be {len(rows)} by {len(columns)}, one value per cell, got {table.shape}")
+    with plots.style():
+        figure = plots.new_figure(2.4 + 0.72 * len(columns), 1.0 + 0.42 * max(len(rows), 2))
+        axes = figure.subplots()
+        axes.spines[:].set_visible(False)
+        if not np.isfinite(table).any():
+            plots.no_data(axes)
+        else:
+            most = float(np.nanmax(np.abs(table))) or 1.0
+            colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#DADDE1")
+            image = axes.imshow(table, cmap=colours, vmin=-most, vmax=most, aspect="auto")
+            figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).set_label(label, labelpad=8)
+            axes.set_xticks(range(len(columns)), columns)
+            axes.set_yticks(range(len(rows)), rows)
+            axes.tick_params(length=0)
+            for (row, column), value in np.ndenumerate(table):
+                if np.isfinite(value):
+                    ink = "white" if abs(value) > 0.6 * most else "black"
+                    axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=ink)
+        plots.save(figure, path)
+
+
+class Estimate(NamedTuple):
+    """A number with its interval and, where known, the truth; NaN is not drawn."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    truth: float = math.nan
+
+
+def estimates(path: Path, rows: Sequence[Estimate], *, label: str) -> None:
+    """Draw numbers as points with intervals, one line each, 0 marked; known truths are open diamonds."""
+    with plots.style():
+        figure = plots.new_figure(6.4, 0.9 + 0.2 * max(len(rows), 4))
+        axes = figure.subplots()
+        axes.set_xlabel(label)
+        table = np.array([[one.value, one.value - one.low, one.high - one.value, one.truth] for one in rows])
+        values, below, above, truth = table.reshape(-1, 4).T
+        if not np.isfinite(values).any():
+            plots.no_data(axes)
+        else:
+            axes.axvline(0, color=plots.GREY, linewidth=0.8)
+            places, spread = np.arange(len(rows)), np.nan_to_num([below, above]).clip(0)
+            drawn = plots.PALETTE[0], plots.PALETTE[1]
+            axes.errorbar(
+                values, places, xerr=spread, fmt="o", color=drawn[0], markersize=3.5, capsize=2.5, label="estimate"
+            )
+            if np.isfinite(truth).any():
+                axes.plot(truth, places, "D", color=drawn[1], markersize=4.5, markerfacecolor="none", label="truth")
+                figure.legend(loc="outside upper right", ncols=2, fontsize=8)
+            axes.set_yticks(places, [one.name for one in rows], fontsize=8)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x")
+        plots.save(figure, path)

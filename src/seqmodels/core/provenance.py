@@ -1,6 +1,7 @@
 """Where a result comes from: project root, git commit, versions, machine."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -8,9 +9,10 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import seqmodels
-from seqmodels.core.errors import MissingError
+from seqmodels.core.errors import MissingError, ModelError
 
 _PROJECT = Path(seqmodels.__file__).resolve().parents[2]  # src/seqmodels/__init__.py -> the checkout, if it is one
 
@@ -118,3 +120,26 @@ def warn_version(what: Path, version: str) -> None:
     """Warn that ``what`` was written by another version of the package than reads it."""
     if version != seqmodels.__version__:
         warnings.warn(f"{what}: written by seqmodels {version}, read by {seqmodels.__version__}", stacklevel=3)
+
+
+def read_model_record(folder: Path, room: str, format_version: int, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``model.json`` of a model folder, checking room and format; warn if another version of ours wrote it.
+
+    Raises
+    ------
+    ModelError
+        If a file or one of ``keys`` is missing or damaged, or it is of another room or format.
+    """
+    try:
+        served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        found, version, package = served["room"], served["format_version"], served["package_version"]
+        content = {key: content[key] for key in keys}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: must be a whole model folder of the room {room}, got: {error}") from None
+    if found != room:
+        raise ModelError(f"{folder}: must be a model of the room {room}, got one of {found}")
+    if version != format_version:
+        raise ModelError(f"{folder}: format_version must be {format_version}, got {version}; update seqmodels")
+    warn_version(folder, package)
+    return content

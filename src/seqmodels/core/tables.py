@@ -4,10 +4,15 @@ import math
 import numbers
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from seqmodels.core import data
+from seqmodels.core.errors import InputError
 
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -33,3 +38,48 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one row per epoch; ``epoch`` comes first, the other columns as the rows name them."""
     columns = ["epoch", *dict.fromkeys(key for row in rows for key in row if key != "epoch")]
     write_tsv(path, columns, rows)
+
+
+def refuse_rows(wrong: NDArray[np.bool_], message: str) -> None:
+    """Raise InputError for the first row, counted from 0, that is wrong."""
+    if wrong.any():
+        raise InputError(f"row {int(wrong.argmax())}: {message}")
+
+
+def whole_numbers(name: str, values: Sequence[Any] | NDArray[Any], low: int, high: int) -> NDArray[np.float64]:
+    """Check that a column holds whole numbers from ``low`` to ``high``; NaN (also for None) where there is none.
+
+    Raises
+    ------
+    InputError
+        If it does not; the message names the column and the first wrong row, counted from 0.
+    """
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: must hold numbers, got: {error}") from None
+    for row in np.flatnonzero(~np.isnan(numbers) & ~((numbers >= low) & (numbers <= high) & (numbers % 1 == 0)))[:1]:
+        raise InputError(f"row {row}: {name} must be a whole number from {low} to {high}, got {numbers[row]:g}")
+    return numbers
+
+
+def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the distinct rows of columns of whole numbers from -1 on.
+
+    Returns
+    -------
+    A row of each kind, and for every row its kind. The product of the columns' ranges must be below 2^63.
+    """
+    key = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        key = key * (int(column.max(initial=0)) + 2) + column + 1
+    _, first, kind = np.unique(key, return_index=True, return_inverse=True)
+    return first, kind
+
+
+def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> list[list[dict[str, Any]]]:
+    """Make lists of dictionaries, one for each of ``n`` owners; ``owner`` (rising) tells whose an element is."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    elements = [dict(zip(columns, row, strict=True)) for row in rows]
+    ends = np.cumsum(np.bincount(owner, minlength=n)).tolist()
+    return [elements[start:end] for start, end in pairwise([0, *ends])]
