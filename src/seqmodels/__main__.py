@@ -85,6 +85,13 @@ def _add_room_verbs(verbs: Any) -> None:
     train.add_argument("--resume", default="", metavar="RUN_ID", help="continue this run from its last checkpoint")
     train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
     train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
+    prepare = _verb(verbs, "prepare", _prepare, "turn real input into the form that training reads")
+    prepare.add_argument("inputs", type=_required, nargs="+", metavar="INPUT", help="vdj: tables of rearrangements")
+    prepare.add_argument("--params", type=_required, required=True, help="settings file")
+    prepare.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
+    prepare.add_argument("--out", type=_required, required=True, help="folder to write")
+    prepare.add_argument("--germline", type=_path, default=None, metavar="FILE", help="genes (vdj)")
+    prepare.add_argument("--format", default="", dest="form", help="of the input, if its columns do not tell (vdj)")
     evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on data it was not trained on")
     evaluate.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     evaluate.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
@@ -117,6 +124,11 @@ def _add_use_verbs(verbs: Any) -> None:
     )
     annotate.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
     annotate.add_argument("--resume", action="store_true", help="go on with an annotation that was interrupted")
+    score = _verb(verbs, "score", _score, "numbers for the user's sequences")
+    score.add_argument("input", type=_required, metavar="INPUT", help="vdj: table of rearrangements")
+    score.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
+    score.add_argument("--out", type=_required, required=True, help="folder to write")
+    score.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
     main = _verb(verbs, "main", _main, "every step of every room, from data to first annotations", room=False)
     main.add_argument("--profile", default="demo", help="settings: params/ROOM/PROFILE.yaml")
 
@@ -146,6 +158,14 @@ def _simulate(args: argparse.Namespace) -> Any:
     config = rooms.settings(args.room, args.params, overrides)
     with folder_written_whole(args.out) as folder:
         return rooms.part(args.room, "simulate").simulate(config, folder)
+
+
+def _prepare(args: argparse.Namespace) -> Any:
+    from seqmodels.registry import rooms
+
+    rooms.check(args.room, "prepare")
+    config = rooms.settings(args.room, args.params, args.overrides)
+    return rooms.part(args.room, "data").prepare(config, args.inputs, args.germline, args.out, args.form or None)
 
 
 def _train(args: argparse.Namespace) -> Any:
@@ -212,6 +232,14 @@ def _annotate(args: argparse.Namespace) -> Any:
         overwrite=args.overwrite,
         resume=args.resume,
     )
+
+
+def _score(args: argparse.Namespace) -> Any:
+    from seqmodels.apply import score
+    from seqmodels.registry import rooms
+
+    rooms.check(args.room, "score")
+    return score.score(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite)
 
 
 def _main(args: argparse.Namespace) -> Any:

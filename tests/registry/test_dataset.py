@@ -40,6 +40,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made.root.mkdir()
     made.pin()
     monkeypatch.setattr(provenance, "project_root", lambda: made.root)
+    monkeypatch.setattr(rooms, "ROOMS", {"reads": rooms.ROOMS["reads"]})
     monkeypatch.setattr(rooms, "settings", lambda room, path: None)
     monkeypatch.setattr(rooms, "part", lambda room, name: SimpleNamespace(simulate=made.simulate))
     monkeypatch.setattr(dataset, "_dvc", lambda root, *words: False)

@@ -20,7 +20,7 @@ PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS: dict[str, Any] = PROJECT["entry_points"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PREFIX = ["PYTHONPATH=src", "python", "-m", "seqmodels"]
-OWN_FILES = {"input"}  # parameters that name the user's files: MLflow makes them absolute
+OWN_FILES = {"input", "germline"}  # parameters that name the user's files: MLflow makes them absolute
 
 
 def _filled(entry: dict[str, Any]) -> list[str]:

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 import seqmodels
 from seqmodels.apply import demultiplex, molecules
-from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local
+from seqmodels.apply.engines import Parts, Progress, check_out, join_files, join_tables, run_local
 from seqmodels.apply.fastq import FastqWriter, read_chunks, read_files
 from seqmodels.apply.molecules import Molecule
 from seqmodels.apply.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
 from seqmodels.core import data as files
-from seqmodels.core.errors import InputError, OutputError
+from seqmodels.core.errors import InputError
 from seqmodels.registry import store
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def annotate(
         written; or what is to be resumed was made from other reads, another model or list.
     """
     chunks = read_chunks(source, size=_CHUNK)
-    _check_out(out, [source] if whitelist is None else [source, whitelist], overwrite=overwrite)
+    check_out(out, [source] if whitelist is None else [source, whitelist], mark=_FATES, overwrite=overwrite)
     loaded = store.load(room, model)
     cells = _read_cells(whitelist, loaded.served) if whitelist is not None else None
     with Parts(out, _record(source, loaded, whitelist), resume=resume) as parts:
@@ -147,19 +147,6 @@ def _run(chunks: Iterator[list[Any]], loaded: store.Loaded, cells: Whitelist | N
     finished = frozenset(parts.finished)
     with Progress("reads") as progress:
         run_local(todo(), predict, write)
-
-
-def _check_out(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse an output folder before any work, above all one whose content would be lost and is not ours."""
-    for path in inputs:
-        if out.resolve() in (path.resolve(), *path.resolve().parents) and out.is_dir():
-            raise OutputError(f"{out}: must be another folder than that of the input, got the one that holds {path}")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise OutputError(f"{out}: must be a new or empty folder, got one with content; choose another or --overwrite")
-    if not (out / "read_fates.tsv").is_file():
-        raise OutputError(f"{out}: must be an earlier annotation to be overwritten, got a folder with other files")
 
 
 def _read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:

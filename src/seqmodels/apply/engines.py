@@ -16,6 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -239,3 +242,53 @@ def join_files(parts: Sequence[Path], target: Path, *, header: str = "") -> None
             if (part / target.name).is_file():
                 with (part / target.name).open("rb") as file:
                     shutil.copyfileobj(file, whole, 1 << 20)
+
+
+def check_out(out: Path, inputs: Sequence[Path], *, mark: str, overwrite: bool) -> None:
+    """Refuse an output folder before any work, above all one whose content would be lost and is not ours.
+
+    ``mark`` is a file that earlier results of the same kind have.
+
+    Raises
+    ------
+    OutputError
+        If ``out`` holds an input, or anything (with ``overwrite``: anything but earlier results).
+    """
+    for path in inputs:
+        if out.resolve() in (path.resolve(), *path.resolve().parents) and out.is_dir():
+            raise OutputError(f"{out}: must be another folder than that of the input, got the one that holds {path}")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"{out}: must be a new or empty folder, got one with content; choose another or --overwrite")
+    if not (out / mark).is_file():
+        raise OutputError(f"{out}: must hold earlier results ({mark}) to be overwritten, got a folder with other files")
+
+
+class ParquetTable:
+    """A Parquet file that is written chunk by chunk; its columns are those of the first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Write the rows of one chunk."""
+        schema = self._writer.schema if self._writer is not None else None
+        table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+
+def exploded(nested: pd.Series) -> pd.DataFrame:
+    """Make one row of every element of the lists, with the number of the row that it belongs to."""
+    rows = np.repeat(nested.index.to_numpy(), [len(one) for one in nested])
+    return pd.DataFrame([element for one in nested for element in one]).assign(row=rows)

@@ -21,6 +21,12 @@ from seqmodels.registry import catalogue, rooms, store
 
 log = logging.getLogger(__name__)
 
+# room -> what its users do with the champion: verb, file of data/ROOM/example, further words
+_EXAMPLES = {
+    "reads": ("annotate", "reads.fastq", "--whitelist", "{example}/whitelist.tsv"),
+    "vdj": ("score", "rearrangements.tsv"),
+}
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -124,12 +130,10 @@ def _steps(root: Path, room: str, profile: str) -> list[_Step]:
         _Step("register", ("register", room, "--run", f"{build}/train")),
         _Step("promote", ("promote", "{name}")),
     ]  # fmt: skip
-    if "annotate" in rooms.ROOMS[room]:
-        example = f"{data}/example"
-        words = ("annotate", room, f"{example}/reads.fastq", "--model", "models:/{name}@champion", "--out",
-                 f"{build}/annotate", "--whitelist", f"{example}/whitelist.tsv", "--overwrite")  # fmt: skip
-        steps.append(_Step("annotate", words))
-    return steps
+    example = f"{data}/example"
+    verb, name, *options = (word.format(example=example) for word in _EXAMPLES[room])
+    words = (verb, room, f"{example}/{name}", "--model", "models:/{name}@champion", "--out", f"{build}/{verb}")
+    return [*steps, _Step(verb, (*words, *options, "--overwrite"))]
 
 
 def _registered_name(root: Path, room: str) -> str:

@@ -11,8 +11,8 @@ from seqmodels.core.errors import InputError, MissingError
 # room -> verbs of the command line that it supports
 ROOMS: dict[str, tuple[str, ...]] = {
     "reads": ("simulate", "train", "evaluate", "annotate"),
+    "vdj": ("simulate", "prepare", "train", "evaluate", "score"),
 }
-
 
 # room -> end of the name of a file by which a folder in the form of the reference's tools is known
 FOREIGN = {"reads": "_params.yaml"}
