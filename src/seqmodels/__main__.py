@@ -86,7 +86,8 @@ def _add_room_verbs(verbs: Any) -> None:
     train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
     train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
     prepare = _verb(verbs, "prepare", _prepare, "turn real input into the form that training reads")
-    prepare.add_argument("inputs", type=_required, nargs="+", metavar="INPUT", help="vdj: tables of rearrangements")
+    what = "vdj: tables of rearrangements; copynumber: tables of read counts, folders of them, or stores"
+    prepare.add_argument("inputs", type=_required, nargs="+", metavar="INPUT", help=what)
     prepare.add_argument("--params", type=_required, required=True, help="settings file")
     prepare.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
     prepare.add_argument("--out", type=_required, required=True, help="folder to write")
@@ -115,7 +116,7 @@ def _add_registry_verbs(verbs: Any) -> None:
 def _add_use_verbs(verbs: Any) -> None:
     annotate = _verb(verbs, "annotate", _annotate, "add a model's columns to the user's data")
     annotate.add_argument(
-        "input", type=_required, metavar="INPUT", help="reads: FASTQ or FASTA, plain or gzip, or a folder"
+        "input", type=_required, metavar="INPUT", help="reads: FASTQ or FASTA; copynumber: read counts; or a folder"
     )
     annotate.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     annotate.add_argument("--out", type=_required, required=True, help="folder to write")
@@ -174,7 +175,8 @@ def _train(args: argparse.Namespace) -> Any:
 
     rooms.check(args.room, "train")
     config = rooms.settings(args.room, args.params, args.overrides)
-    data = dataset.ensure(args.room, args.data)
+    has_own = args.data is None and hasattr(config, "store_path") and config.store_path  # the settings name their data
+    data = None if has_own else dataset.ensure(args.room, args.data)
     options = TrainOptions(args.device, args.resume or None, not args.no_track, args.overwrite)
     return rooms.part(args.room, "train").train(config, data, args.out, options)
 
@@ -219,10 +221,19 @@ def _export(args: argparse.Namespace) -> Any:
 
 
 def _annotate(args: argparse.Namespace) -> Any:
-    from seqmodels.apply import annotate
+    from seqmodels.core.errors import InputError
     from seqmodels.registry import rooms
 
     rooms.check(args.room, "annotate")
+    if args.room == "copynumber":
+        from seqmodels.apply import depth
+
+        if args.whitelist or args.resume:
+            given = "--whitelist" if args.whitelist else "--resume"
+            raise InputError(f"annotate copynumber: must not be given {given}, which is for reads")
+        return depth.annotate(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite)
+    from seqmodels.apply import annotate
+
     return annotate.annotate(
         args.room,
         args.input,

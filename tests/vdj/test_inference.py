@@ -5,6 +5,7 @@ import logging
 import math
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import scipy.optimize
@@ -100,6 +101,13 @@ def make(kind, seed=0, variables=None):
     usage = generator.dirichlet(np.full(len(pairs), 5.0))
     logs = np.asarray(log_probabilities(theta, made)[1])
     return World(made, usage[observed.sequence_pair] * np.exp(logs), variables)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

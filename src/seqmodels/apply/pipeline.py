@@ -21,9 +21,10 @@ from seqmodels.registry import catalogue, rooms, store
 
 log = logging.getLogger(__name__)
 
-# room -> what its users do with the champion: verb, file of data/ROOM/example, further words
+# room -> what its users do with the champion: verb, file of data/ROOM/example (or the folder itself), further words
 _EXAMPLES = {
     "reads": ("annotate", "reads.fastq", "--whitelist", "{example}/whitelist.tsv"),
+    "copynumber": ("annotate", "."),
     "vdj": ("score", "rearrangements.tsv"),
 }
 

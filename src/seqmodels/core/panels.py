@@ -239,3 +239,63 @@ def estimates(path: Path, rows: Sequence[Estimate], *, label: str) -> None:
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
         plots.save(figure, path)
+
+
+def tracks(path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
+    """Draw values along a chromosome (``places`` in megabases) as dots, and levels as a line, one line of panels each.
+
+    A group is (values, levels), NaN where there are none. Values above 4 are drawn at 4.
+    """
+    with plots.style():
+        figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
+        if not groups:
+            plots.no_data(figure.subplots())
+        for row, (name, (values, levels)) in enumerate(groups.items()):
+            axes = figure.add_subplot(len(groups), 1, row + 1)
+            axes.set_title(name, loc="left", fontsize=8)
+            shown = np.asarray(values, dtype=np.float64)
+            if not np.isfinite(shown).any():
+                plots.no_data(axes)
+                continue
+            axes.plot(places, np.minimum(shown, 4), ".", color=plots.PALETTE[4], markersize=1.2, rasterized=True)
+            axes.plot(
+                places, np.minimum(np.asarray(levels, dtype=np.float64), 4), color=plots.PALETTE[1], linewidth=1.1
+            )
+            axes.set_ylim(0, 4.1)
+            axes.set_yticks(range(5))
+            axes.grid(axis="y")
+        if groups:
+            figure.axes[-1].set_xlabel("position (Mb)")
+            figure.supylabel("copies", fontsize=9)
+        plots.save(figure, path)
+
+
+def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) -> None:
+    """Draw the same points (n, 2) once for each colouring: numbers as a scale, names as the most frequent groups.
+
+    InputError if a colouring has not one value per point.
+    """
+    places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    with plots.style():
+        figure = plots.new_figure(4.6 * len(colours), 4.0)
+        for place, (title, given) in enumerate(colours.items()):
+            values = np.asarray(given)
+            if len(values) != len(places):
+                raise InputError(
+                    f"scatters, {title}: must have one value per point, got {len(values)} for {len(places)}"
+                )
+            axes = figure.add_subplot(1, len(colours), place + 1)
+            axes.set_title(title, loc="left", fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if values.dtype.kind in "fiu":
+                drawn = axes.scatter(*places.T, c=values, s=6, cmap="viridis", linewidths=0)
+                figure.colorbar(drawn, ax=axes, fraction=0.05)
+                continue
+            names, counts = np.unique(values, return_counts=True)
+            axes.scatter(*places.T, color="#D5D8DC", s=6, linewidths=0)
+            for number, name in enumerate(names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]):
+                own = places[values == name]
+                axes.scatter(*own.T, color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
+            axes.legend(fontsize=7, loc="best")
+        plots.save(figure, path)

@@ -11,6 +11,7 @@ from seqmodels.core.errors import InputError, MissingError
 # room -> verbs of the command line that it supports
 ROOMS: dict[str, tuple[str, ...]] = {
     "reads": ("simulate", "train", "evaluate", "annotate"),
+    "copynumber": ("simulate", "prepare", "train", "evaluate", "annotate"),
     "vdj": ("simulate", "prepare", "train", "evaluate", "score"),
 }
 

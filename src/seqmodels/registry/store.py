@@ -147,8 +147,10 @@ def register(room: str, run_id: str) -> str:
         if served["room"] != room:
             raise ModelError(f"run {run_id}: must hold a model of the room {room}, got one of {served['room']}")
         serve = rooms.part(room, "serve")
-        answer = serve.predict(serve.load(folder), serve.EXAMPLE)  # fails here, before anything is packaged
-        version = _package(found, folder, served, answer)
+        model = serve.load(folder)
+        example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
+        answer = serve.predict(model, example)  # fails here, before anything is packaged
+        version = _package(found, folder, served, (example, answer))
     name = served["registered_name"]
     for key in ("git.commit", "git.dirty", "data.md5", "package.version"):
         opened.set_model_version_tag(name, version, key, found.data.tags.get(key, ""))
@@ -179,8 +181,8 @@ def run_id_of(text: str) -> str:
     return run_id
 
 
-def _package(found: Any, folder: Path, served: dict[str, Any], answer: pd.DataFrame) -> str:
-    """Log the model beside its run, load it back, compare its answer, and only then create a version.
+def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]) -> str:
+    """Log the model beside its run, load it back, compare its answer to the example, and only then create a version.
 
     The run itself is not opened again: its status and end stay what they were, whatever happens here.
     """
@@ -192,9 +194,9 @@ def _package(found: Any, folder: Path, served: dict[str, Any], answer: pd.DataFr
     )
     try:
         with _loading():
-            _log(logged.model_id, run.run_id, folder, served)
-            again = mlflow.pyfunc.load_model(logged.model_uri).predict(rooms.part(served["room"], "serve").EXAMPLE)
-        _compare(answer, again, run.run_id)
+            _log((logged.model_id, run.run_id), folder, served, known[0])
+            again = mlflow.pyfunc.load_model(logged.model_uri).predict(known[0])
+        _compare(known[1], again, run.run_id)
     except BaseException:
         client.delete_logged_model(logged.model_id)
         raise
@@ -202,8 +204,8 @@ def _package(found: Any, folder: Path, served: dict[str, Any], answer: pd.DataFr
         return str(mlflow.register_model(logged.model_uri, name).version)
 
 
-def _log(model_id: str, run_id: str, folder: Path, served: dict[str, Any]) -> None:
-    """Write the packaged model into the store."""
+def _log(ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd.DataFrame) -> None:
+    """Write the packaged model into the store, under the ids of model and run."""
     import mlflow
     from mlflow.models import Model, infer_signature
 
@@ -212,14 +214,14 @@ def _log(model_id: str, run_id: str, folder: Path, served: dict[str, Any]) -> No
         artifact_path=None,
         name=served["registered_name"],
         flavor=mlflow.pyfunc,
-        run_id=run_id,
-        model_id=model_id,
+        run_id=ids[1],
+        model_id=ids[0],
         python_model=str(_SERVED),
         model_config={"room": served["room"]},
         artifacts={"model": str(folder)},
         code_paths=[str(_SOURCE)],
-        signature=infer_signature(serve.EXAMPLE, serve.ANSWER),
-        input_example=serve.EXAMPLE,
+        signature=infer_signature(example, serve.ANSWER),
+        input_example=example,
         pip_requirements=serve.REQUIREMENTS,
     )
 
