@@ -1,4 +1,4 @@
-"""Training, serving and evaluating on a small simulated cohort: files, resumption, bad input, the mission's own file."""
+"""Training, serving and evaluating on a small simulated cohort: files, resumption, bad input, the mission's file."""
 
 import json
 import shutil

@@ -289,13 +289,13 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) ->
             axes.set_xticks([])
             axes.set_yticks([])
             if values.dtype.kind in "fiu":
-                drawn = axes.scatter(*places.T, c=values, s=6, cmap="viridis", linewidths=0)
+                drawn = axes.scatter(places[:, 0], places[:, 1], c=values, s=6, cmap="viridis", linewidths=0)
                 figure.colorbar(drawn, ax=axes, fraction=0.05)
                 continue
             names, counts = np.unique(values, return_counts=True)
-            axes.scatter(*places.T, color="#D5D8DC", s=6, linewidths=0)
+            axes.scatter(places[:, 0], places[:, 1], color="#D5D8DC", s=6, linewidths=0)
             for number, name in enumerate(names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]):
                 own = places[values == name]
-                axes.scatter(*own.T, color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
+                axes.scatter(own[:, 0], own[:, 1], color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
             axes.legend(fontsize=7, loc="best")
         plots.save(figure, path)
