@@ -105,6 +105,10 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("train", "reads", "--params", SMOKE, "--set", "seed"), "--set"),
         (("train", "reads", "--params", SMOKE, "--set", "seed='1"), "--set"),
         (("train", "reads", "--params", SMOKE, "--set", "train.max_reads=-1"), "max_reads"),
+        (
+            ("annotate", "copynumber", "x", "--model", "m", "--out", "o", "--whitelist", "w"),
+            "annotate copynumber: must not be given --whitelist, which is for reads",
+        ),
         (("data", "build", "nope"), UNKNOWN),
         (("data", "check", "reads"), "data check: must stand alone, got reads"),
         (("data", "check", "--update"), "data check: must stand alone, got --update"),

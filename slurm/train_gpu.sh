@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [ROOM]
+#
+# Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
+# ends with status 143, the job goes back to the queue, and goes on from there. OUT and DEVICE may be set.
+#SBATCH --job-name=seqmodels-train
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@180
+set -euo pipefail
+
+config=${1:?usage: sbatch slurm/train_gpu.sh CONFIG [ROOM]}
+room=${2:-copynumber}
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+out=${OUT:-build/$room/slurm-${SLURM_JOB_ID:-local}}
+
+if [[ -f .venv/bin/activate ]]; then
+    # shellcheck source=/dev/null
+    source .venv/bin/activate
+elif [[ -n ${CONDA_EXE:-} ]]; then
+    eval "$("$CONDA_EXE" shell.bash hook)"
+    conda activate seqmodels
+fi
+
+resume=()
+if [[ -f $out/run.json && ! -f $out/metrics.json ]]; then
+    resume=(--resume "$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["run_id"])' "$out/run.json")")
+fi
+
+PYTHONPATH=src python -m seqmodels train "$room" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
+    "${resume[@]}" &
+trainer=$!
+trap 'kill -TERM "$trainer" 2>/dev/null || true' TERM
+status=0
+wait "$trainer" || status=$?
+while kill -0 "$trainer" 2>/dev/null; do # a signal ends the wait before the trainer has saved
+    status=0
+    wait "$trainer" || status=$?
+done
+
+if [[ $status -eq 143 && -n ${SLURM_JOB_ID:-} ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
