@@ -169,7 +169,7 @@ def _plot(folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: Ass
     counts = np.asarray(samples.chromosome.counts[chosen])
     shown = tracks(counts, loaded.expected(counts), loaded.layout.bins, loaded.config)
     names = [samples.chromosome.samples[i] for i in chosen]
-    pairs = zip(shown.ratio, shown.path, strict=True)
+    pairs = zip(shown.ratio, (own.called.segments.painted(i, counts.shape[1]) for i in chosen), strict=True)
     place = (loaded.layout.bins.start - 1) / 1e6
     panels.tracks(folder / "depth_tracks.png", place, dict(zip(names, pairs, strict=True)))
     if own.events is not None:

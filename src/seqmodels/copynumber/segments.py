@@ -83,6 +83,13 @@ class Segments:
         """Whether enough of each sample's bins have evidence; a sample that is not callable has no segments, (N,)."""
         return self.evidence >= LEAST_EVIDENCE
 
+    def painted(self, sample: int, n_bins: int) -> Array:
+        """Return the copies in every bin of one sample, NaN where no segment is; ``(n_bins,)``."""
+        made = np.full(n_bins, np.nan)
+        for i in range(self.offsets[sample], self.offsets[sample + 1]):
+            made[self.first[i] : self.last[i]] = self.cn[i]
+        return made
+
     def frame(self, bins: Bins, samples: tuple[str, ...]) -> Any:
         """Return a data frame: sample_id, chrom, x0, x1 (bases, half open, from 0), cn, confidence, ratio."""
         columns = {

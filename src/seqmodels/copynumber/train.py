@@ -323,7 +323,8 @@ def _plot(folder: Path, task: Task, assessed: Assessment, expected: NDArray[np.f
     counts = np.asarray(task.cohort.chromosome.counts[chosen])
     shown = tracks(counts, np.asarray(expected[chosen]), task.layout.bins, task.config)
     samples = [task.cohort.chromosome.samples[i] for i in chosen]
-    pairs = dict(zip(samples, zip(shown.ratio, shown.path, strict=True), strict=True))
+    copies = [assessed.called.segments.painted(i, len(task.layout.bins)) for i in chosen]
+    pairs = dict(zip(samples, zip(shown.ratio, copies, strict=True), strict=True))
     panels.tracks(folder / "depth_tracks.png", (task.layout.bins.start - 1) / 1e6, pairs)
     if latent.is_file():
         depth = np.log10(np.maximum(assessed.called.chromosome.median, 1))
