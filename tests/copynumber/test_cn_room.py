@@ -234,6 +234,22 @@ def test_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
     assert "vae does" in text or "vae finds segments best" in text
 
 
+def test_names_of_one_s_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def evaluate(folder, config):\n    (folder / 'mine.txt').write_text('x')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "evaluation=mine:evaluate hmm=hmmlearn baseline=median"
+    train.train(settings(own), data, tmp_path / "out", UNTRACKED)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("key", ["architecture", "hmm", "cnv", "plasmid_cnv", "evaluation"])
+def test_names_that_stand_for_nothing(data: Path, tmp_path: Path, key: str) -> None:
+    for name in ("nope", "os:nope", "nope.nope:x"):
+        with pytest.raises(ConfigError, match=f"{key}: must be "):
+            train.train(settings(f"{key}={name}"), data, tmp_path / "out", UNTRACKED)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_cohorts(data: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         train.train(settings(), tmp_path / "nope", tmp_path / "out", UNTRACKED)

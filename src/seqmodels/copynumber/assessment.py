@@ -1,7 +1,9 @@
 """What a cohort's calls are worth, as numbers and as the tables of ``evaluation.txt``; for training and evaluation."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +15,10 @@ from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.events import Events, match
 from seqmodels.copynumber.quality import Comparison, Figure, Score, assess, comparisons, diagnose, quantiles
 from seqmodels.copynumber.serve import Called
+from seqmodels.core.errors import ConfigError
 from seqmodels.core.report import Cell, Report, text_table
 
+_BUILT_IN = "04_kpsc_evaluation"
 _DEEP = 30  # mean depth in reads of 150 bases: 200 reads in a bin of 1,000
 _FIGURES = {
     "segment_f1": "F1 of events and segments of 10 bins and more",
@@ -74,6 +78,27 @@ class Assessment:
 
 def _float(value: Any) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
+
+
+def evaluation_named(name: str) -> Callable[[Path, Config], Any] | None:
+    """Return None for the built-in evaluation, or what ``package.module:object`` names.
+
+    The user's own is called after ours with the folder of results, as in the reference, and the settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such thing.
+    """
+    if name == _BUILT_IN:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[[Path, Config], Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        wanted = f"{_BUILT_IN}, or package.module:object"
+        raise ConfigError(f"evaluation: must be {wanted} that can be imported, got {name!r}") from None
+    return found
 
 
 def assess_cohort(called: Called, cohort: Cohort, bins: Bins, config: Config) -> Assessment:

@@ -21,7 +21,7 @@ from seqmodels.copynumber import baselines
 from seqmodels.copynumber.baselines import Baseline
 from seqmodels.copynumber.bins import Gene, Layout, read_layout, read_panel, write_layout
 from seqmodels.copynumber.config import BASELINES, COPY_NUMBERS, Config
-from seqmodels.copynumber.genes import Calls, call_genes
+from seqmodels.copynumber.genes import Calls
 from seqmodels.copynumber.model import Network, build, load_weights, read_weights, reconstruct
 from seqmodels.copynumber.plasmids import (
     Chromosome,
@@ -29,7 +29,7 @@ from seqmodels.copynumber.plasmids import (
     PlasmidCalls,
     PlasmidRules,
     Plasmids,
-    call_plasmids,
+    caller_named,
     chromosome_depth,
 )
 from seqmodels.copynumber.segments import Segments, call
@@ -117,9 +117,10 @@ def call_samples(
     """
     expected = model.expected if expected is None else expected
     segments = call(counts, expected, model.layout.bins, model.config)
-    genes = call_genes(counts, expected, model.layout.bins, segments, model.genes, model.config)
+    callers = [caller_named(key, getattr(model.config, key)) for key in ("cnv", "plasmid_cnv")]
+    genes = callers[0](counts, expected, model.layout.bins, segments, model.genes, model.config)
     chromosome = chromosome_depth(counts, model.config.present_ratio)
-    found = call_plasmids(plasmids, chromosome, model.rules) if plasmids is not None else None
+    found = callers[1](plasmids, chromosome, model.rules) if plasmids is not None else None
     return Called(segments, genes, found, chromosome)
 
 

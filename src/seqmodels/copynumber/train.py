@@ -22,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from seqmodels.copynumber import baselines, losses, serve
-from seqmodels.copynumber.assessment import Assessment, as_text, assess_cohort, tables
+from seqmodels.copynumber.assessment import Assessment, as_text, assess_cohort, evaluation_named, tables
 from seqmodels.copynumber.bins import Layout
 from seqmodels.copynumber.cohort import Cohort, cohort, grouped_split
 from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.genes import write_calls
-from seqmodels.copynumber.model import latents, read_weights
-from seqmodels.copynumber.segments import tracks
+from seqmodels.copynumber.model import architecture_named, latents, read_weights
+from seqmodels.copynumber.plasmids import caller_named
+from seqmodels.copynumber.segments import decoder_named, tracks
 from seqmodels.core import data as files
 from seqmodels.core import panels, plots, provenance, tracking
 from seqmodels.core.arrays import Rows
@@ -89,6 +90,7 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
         If the process was asked to stop; a checkpoint has been saved and the run ended as KILLED.
     """
     device = choose_device(options.device)
+    _check_names(config)
     if config.threads and device == "cpu":
         torch.set_num_threads(config.threads)
     found = cohort(config, data if data is not None else Path(config.store_path))
@@ -99,6 +101,15 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
         metrics = _carry_out(run, task, device)
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
     return {"run_id": run.id, "out": str(run.out), **{key: round(float(value or 0), 4) for key, value in shown.items()}}
+
+
+def _check_names(config: Config) -> None:
+    """Refuse, before work begins, names that stand for nothing."""
+    architecture_named(config.architecture)
+    decoder_named(config.hmm)
+    for key in ("cnv", "plasmid_cnv"):
+        caller_named(key, getattr(config, key))
+    evaluation_named(config.evaluation)
 
 
 def choose_device(device: str) -> str:
@@ -271,6 +282,8 @@ def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progr
     else:
         write_history(out / "history.tsv", [])
     files.write_text(out / "evaluation.txt", _text(task, assessed))
+    if own := evaluation_named(task.config.evaluation):
+        own(out, task.config)
     serve.save(model, task.config, out / "model")
     shutil.copyfile(out / "run.json", out / "model" / "run.json")
     _plot(out / "plots", task, assessed, expected, progress)
