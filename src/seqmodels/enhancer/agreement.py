@@ -1,0 +1,119 @@
+"""Agreement of judges: correlations of values and of rankings, concordance, kappa, and averages over groups.
+
+Undefined is NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_EXACT = 7  # systems whose orders are all tried
+_FEWEST = 4  # rows of a group that a correlation is averaged from
+_NORMAL_95 = 1.959963984540054
+
+
+def ranks(values: ArrayLike) -> Floats:
+    """Rank values from 1 along the last axis; equal ones share the mean of their ranks.
+
+    Examples
+    --------
+    >>> ranks([10, 30, 10]).tolist()
+    [1.5, 3.0, 1.5]
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim > 1:
+        return np.stack([ranks(row) for row in x]) if len(x) else x
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    middle: Floats = np.cumsum(counts) - (counts - 1) / 2
+    return middle[place]
+
+
+def pearson(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation; NaN of fewer than 3 values, or where one side is constant."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip(x @ y / math.sqrt(float(x @ x) * float(y @ y)), -1, 1))
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's correlation; NaN as in `pearson`."""
+    return pearson(ranks(a), ranks(b))
+
+
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> Any:
+    """Kendall's tau-b along the last axis, of one or of many pairs ``(..., k)``; NaN where all of a side are equal."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    i, j = np.triu_indices(x.shape[-1], 1)
+    sx, sy = np.sign(x[..., i] - x[..., j]), np.sign(y[..., i] - y[..., j])
+    size = np.sqrt(np.square(sx).sum(-1) * np.square(sy).sum(-1))
+    agreeing = (sx * sy).sum(-1)
+    tau = np.divide(agreeing, size, out=np.full(np.shape(size), np.nan), where=size > 0)
+    return tau if tau.ndim else float(tau)
+
+
+def permutation_p(a: ArrayLike, b: ArrayLike) -> float:
+    """Share of all orders of ``b`` whose tau is as far from 0 as it is (two-sided); NaN of more than 7, or no tau."""
+    observed, y = kendall_tau(a, b), np.asarray(b, dtype=np.float64)
+    if len(y) > _EXACT or math.isnan(observed):
+        return math.nan
+    orders = y[np.array(list(permutations(range(len(y)))))]
+    taus = kendall_tau(np.broadcast_to(np.asarray(a, dtype=np.float64), orders.shape), orders)
+    return float((np.abs(taus) >= abs(observed) - 1e-12).mean())
+
+
+def kendall_w(scores: ArrayLike) -> float:
+    """Kendall's coefficient of concordance of m judges over k systems ``(m, k)``, corrected for ties.
+
+    1: all rank alike. NaN with fewer than 2 of either, or where no judge tells any apart.
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    m, k = given.shape
+    if m < 2 or k < 2:
+        return math.nan
+    ranked = ranks(given)
+    spread = float(np.square(ranked.sum(axis=0) - m * (k + 1) / 2).sum())
+    ties = sum(float((np.unique(row, return_counts=True)[1] ** 3.0 - np.unique(row, return_counts=True)[1]).sum())
+               for row in ranked)  # fmt: skip
+    largest = m * m * (k**3 - k) - m * ties
+    return 12 * spread / largest if largest > 0 else math.nan
+
+
+def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
+    """Agreement of two labellings beyond chance; NaN without rows, or where both know one and the same label only."""
+    x, y = np.asarray(a), np.asarray(b)
+    if not x.size:
+        return math.nan
+    labels = np.union1d(x, y)
+    chance = sum(float((x == label).mean() * (y == label).mean()) for label in labels)
+    return (float((x == y).mean()) - chance) / (1 - chance) if chance < 1 else math.nan
+
+
+class Pooled(NamedTuple):
+    """A correlation with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float = 1.0) -> Pooled:
+    """Average correlations of ``sizes`` rows by Fisher's z, with weights n - 3; undefined ones are left out.
+
+    ``variance`` of z times (n - 3): 1 for Pearson, 1.06 for Spearman (Fieller). NaN where nothing is left.
+    """
+    kept = [(v, n - 3) for v, n in zip(values, sizes, strict=True) if n >= _FEWEST and not math.isnan(v)]
+    weight = sum(n for _, n in kept)
+    if not weight:
+        return Pooled(math.nan, math.nan, math.nan)
+    edge = 1 - 1e-15
+    z = sum(n * math.atanh(min(max(v, -edge), edge)) for v, n in kept) / weight
+    half = _NORMAL_95 * math.sqrt(variance / weight)
+    return Pooled(math.tanh(z), math.tanh(z - half), math.tanh(z + half))
