@@ -251,6 +251,7 @@ def test_settings_that_do_not_fit_are_refused_before_a_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_killed_on_the_command_line_and_resumed(data: Path, tmp_path: Path, own_store: str) -> None:
     out, environment = tmp_path / "out", {**os.environ, "PYTHONPATH": "src", "JAX_PLATFORMS": "cpu"}
     words = ["train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data), "--out", str(out)]
