@@ -15,7 +15,7 @@ from seqmodels.core.config import build, resolve
 from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.core.partition import joined, permutation, split_groups
-from seqmodels.enhancer import data
+from seqmodels.enhancer import data, splits
 from seqmodels.enhancer.config import CELL_TYPES, Config
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_windows_line_ends_gzip_and_byte_order_mark_change_nothing(tmp_path):
     assert one.ids == other.ids == [str(i) for i in range(5)]
     assert data.find_rows(tmp_path, "a") == plain
     assert data.find_rows(tmp_path, "b") == packed
-    with pytest.raises(MissingError, match=r"must hold c.jsonl or c.jsonl.gz"):
+    with pytest.raises(MissingError, match=r"must hold c\.jsonl or c\.jsonl\.gz, or a prepared panel"):
         data.find_rows(tmp_path, "c")
 
 
@@ -206,14 +206,14 @@ def test_permutation_is_that_of_torch(n, seed):
 
 def test_random_split_is_the_first_tenth_of_the_permutation():
     rows = panel(205, np.random.default_rng(0))
-    train, valid = data.split(rows, settings())
+    train, valid = splits.split(rows, settings())
     first = torch.randperm(205, generator=torch.Generator().manual_seed(1234)).numpy()[:20]
     assert valid.tolist() == sorted(first.tolist())
     assert sorted([*train, *valid]) == list(range(205))
-    record = data.split_record(train, valid, settings())
+    record = splits.split_record(train, valid, settings())
     assert (record["n_train"], record["n_val"], record["seed"]) == (185, 20, 1234)
     assert len(record["sha256"]) == 64
-    assert record == data.split_record(*data.split(rows, settings()), settings())
+    assert record == splits.split_record(*splits.split(rows, settings()), settings())
 
 
 @given(
@@ -227,9 +227,9 @@ def test_split_keeps_groups_and_both_strands_of_a_sequence_together(groups, shar
     together = joined(np.array(groups), np.array([0, 0, 2, 2, *range(4, len(groups))]))
     if len(set(together.tolist())) == 1:
         with pytest.raises(InputError, match="leave some to train"):
-            data.split(rows, config)
+            splits.split(rows, config)
         return
-    train, valid = data.split(rows, config)
+    train, valid = splits.split(rows, config)
     assert not set(together[train]) & set(together[valid])
     assert sorted([*train, *valid]) == list(range(len(groups)))
     wanted = max(1, round(share * len(groups)))
@@ -239,10 +239,10 @@ def test_split_keeps_groups_and_both_strands_of_a_sequence_together(groups, shar
 def test_duplicates_may_be_split_where_asked():
     rows = panel(200, np.random.default_rng(1))
     rows.codes[:] = rows.codes[0]
-    train, valid = data.split(rows, settings(dedupe_split=False))
+    train, valid = splits.split(rows, settings(dedupe_split=False))
     assert (len(train), len(valid)) == (180, 20)
     with pytest.raises(InputError, match="leave some to train and some to validate on, got 200 and 0"):
-        data.split(rows, settings())
+        splits.split(rows, settings())
 
 
 def test_a_group_too_large_for_validation_is_passed_over():
@@ -259,7 +259,7 @@ def test_split_by_file_drops_what_occurs_in_it(tmp_path):
     valid = written(tmp_path / "valid.jsonl", [row(one) for one in [reverse_complement_text(made[4]), "ACGT"]])
     config = settings(split="file", valid_file=str(valid))
     rows = data.read_training(train, config)
-    chosen = data.split(rows, config)
+    chosen = splits.split(rows, config)
     assert chosen[1].tolist() == [30, 31]
     assert chosen[0].tolist() == [i for i in range(30) if i != 4]
     with pytest.raises(InputError, match=r"train\.valid_file: must name a file"):
@@ -290,7 +290,7 @@ def test_few_rows_are_refused_and_max_rows_limits(tmp_path):
     rows = data.read_training(path, config)
     assert len(rows) == 9
     with pytest.raises(InputError, match="rows: must be at least 10 to be split, got 9"):
-        data.split(rows, config)
+        splits.split(rows, config)
 
 
 TABLE = pd.DataFrame({"id": ["a", "b"], "other": [1, 2], "sequence": ["ACGT", "acgn"]})

@@ -214,8 +214,13 @@ class Estimate(NamedTuple):
     truth: float = math.nan
 
 
-def estimates(path: Path, rows: Sequence[Estimate], *, label: str) -> None:
-    """Draw numbers as points with intervals, one line each, 0 marked; known truths are open diamonds."""
+def estimates(
+    path: Path, rows: Sequence[Estimate], *, label: str, legend: tuple[str, str] = ("estimate", "truth")
+) -> None:
+    """Draw numbers as points with intervals, one line each, 0 marked; known truths are open diamonds.
+
+    ``legend`` names both kinds of marks.
+    """
     with plots.style():
         figure = plots.new_figure(6.4, 0.9 + 0.2 * max(len(rows), 4))
         axes = figure.subplots()
@@ -229,10 +234,10 @@ def estimates(path: Path, rows: Sequence[Estimate], *, label: str) -> None:
             places, spread = np.arange(len(rows)), np.nan_to_num([below, above]).clip(0)
             drawn = plots.PALETTE[0], plots.PALETTE[1]
             axes.errorbar(
-                values, places, xerr=spread, fmt="o", color=drawn[0], markersize=3.5, capsize=2.5, label="estimate"
+                values, places, xerr=spread, fmt="o", color=drawn[0], markersize=3.5, capsize=2.5, label=legend[0]
             )
             if np.isfinite(truth).any():
-                axes.plot(truth, places, "D", color=drawn[1], markersize=4.5, markerfacecolor="none", label="truth")
+                axes.plot(truth, places, "D", color=drawn[1], markersize=4.5, markerfacecolor="none", label=legend[1])
                 figure.legend(loc="outside upper right", ncols=2, fontsize=8)
             axes.set_yticks(places, [one.name for one in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -299,3 +304,28 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) ->
                 axes.scatter(own[:, 0], own[:, 1], color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
             axes.legend(fontsize=7, loc="best")
         plots.save(figure, path)
+
+
+def pairs(path: Path, groups: Mapping[str, tuple[ArrayLike, ArrayLike]], *, columns: int, label: str) -> None:
+    """Draw measured (across, named ``label``) against predicted values, a small panel per group, equality dashed.
+
+    Pairs that are not finite are left out. InputError if ``columns`` is below 1.
+    """
+    drawing = [(name, lambda axes, one=one: _pairs(axes, *one)) for name, one in groups.items()]
+    _grid(path, drawing, columns=columns, label=label)
+
+
+def _pairs(axes: Axes, measured: ArrayLike, predicted: ArrayLike) -> None:
+    x, y = (np.asarray(values, dtype=np.float64).ravel() for values in (measured, predicted))
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        plots.no_data(axes)
+        return
+    axes.plot(x[known], y[known], ".", color=plots.PALETTE[0], markersize=3, alpha=0.4, markeredgewidth=0)
+    axes.ticklabel_format(useOffset=False)
+    ends = [max(x[known].min(), y[known].min()), min(x[known].max(), y[known].max())]
+    if ends[0] < ends[1]:
+        axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4))
+    axes.tick_params(labelsize=7)

@@ -7,11 +7,12 @@ here. Whoever keeps or passes on a model with their weights in it is bound by th
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from seqmodels.core.dna import encode
 from seqmodels.core.errors import ConfigError, InputError, MissingError
 from seqmodels.enhancer.cache import Features, Store, Values, collect
-from seqmodels.enhancer.checkpoints import digest_of, load_enformer, load_sei
+from seqmodels.enhancer.checkpoints import digest_of, load_enformer, load_sei, write_tiny
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import NOTHING, Codes, Indices
 from seqmodels.enhancer.stem import one_hot
@@ -276,14 +277,24 @@ def load_backbone(config: Config, *, device: torch.device | str = "cpu") -> Back
         As `load_enformer` and `load_sei`.
     """
     chosen = config.backbone
-    if config.oracle == "deepstarr_7cell" or not chosen.checkpoint:
+    if config.oracle == "deepstarr_7cell" or bool(chosen.checkpoint) == chosen.tiny:
         raise ConfigError(
-            f"backbone.checkpoint: must be named for an oracle with a backbone, got {config.oracle} alone"
+            "backbone.checkpoint: must be named for an oracle with a backbone, unless tiny, "
+            f"got {chosen.checkpoint or 'none'} for {config.oracle}, tiny {chosen.tiny}"
         )
-    path = Path(chosen.checkpoint)
+    if not chosen.tiny:
+        return Backbone(load_trunk(config, Path(chosen.checkpoint)), config).to(device)
+    kind: Literal["enformer", "sei"] = "enformer" if config.oracle == "enformer" else "sei"
+    with tempfile.TemporaryDirectory(prefix="seqmodels-") as folder:
+        trunk = load_trunk(config, write_tiny(kind, Path(folder), seed=config.seed))
+        return Backbone(trunk, config).to(device)
+
+
+def load_trunk(config: Config, path: Path) -> Enformer | Sei:
+    """Read a checkpoint of the kind that ``oracle`` says; raises as `load_enformer` and `load_sei`."""
     if config.oracle == "enformer":
-        return Backbone(load_enformer(path), config).to(device)
-    return Backbone(load_sei(path, classifier=chosen.features == "profiles"), config).to(device)
+        return load_enformer(path)
+    return load_sei(path, classifier=config.backbone.features == "profiles")
 
 
 def features_of(backbone: Backbone, codes: Codes, config: Config, ids: Sequence[str] = ()) -> Features:

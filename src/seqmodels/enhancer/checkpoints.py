@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqmodels.core.arrays import check_archive
 from seqmodels.core.config import build_plain
 from seqmodels.core.data import read_json, write_json, written_whole
 from seqmodels.core.errors import InputError, MissingError, ModelError
@@ -119,6 +120,8 @@ def _read(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingError(f"{path}: must be a file of weights, got {'a folder' if path.is_dir() else 'nothing'}")
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _DAMAGE as error:
         reason = str(error).partition("\n")[0]

@@ -53,6 +53,21 @@ class SimulateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """Which of a user's own rows are held out as test rows when they are encoded.
+
+    ``test_groups`` are values of ``train.group_key``, such as chromosomes; else ``test_share`` of all rows (1: all).
+    """
+
+    test_share: Rate
+    test_groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.test_share and self.test_groups:
+            raise ValueError(f"test_share must be 0 beside test_groups, got {self.test_share:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """Shape of the DeepSTARR network; ``pool`` 2 is the original's."""
 
@@ -67,6 +82,8 @@ class NetworkConfig:
 class BackboneConfig:
     """A frozen backbone: its ``checkpoint`` (file or folder of the published layout), and what is read out of it.
 
+    ``tiny`` takes a small one with random weights instead, to try the whole way without the published files.
+
     ``window``: short, padded or genomic (Enformer). ``features``: pool (mean over the insert), spline or profiles
     (Sei). ``average_strands`` reads both; null is as published (Sei both, Enformer one). The head is fitted by the
     same recipe (``sgd``) or in closed form (``ridge``, with the penalties to choose from by cross-validation in so many
@@ -74,6 +91,7 @@ class BackboneConfig:
     """
 
     checkpoint: Annotated[str, PATH]
+    tiny: bool
     window: Literal["short", "padded", "genomic"]
     features: Literal["pool", "spline", "profiles"]
     average_strands: bool | None
@@ -132,6 +150,7 @@ class Config:
     nan_policy: Literal["skip", "zero"]
     seed: Count
     simulate: SimulateConfig
+    prepare: PrepareConfig
     network: NetworkConfig
     backbone: BackboneConfig
     train: TrainConfig
@@ -141,5 +160,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.headline not in self.gates:
             raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+        if self.prepare.test_groups and not self.train.group_key:
+            raise ValueError("prepare.test_groups must come with train.group_key, got none")
         if len(set(self.cell_types)) != len(self.cell_types) or not self.cell_types:
             raise ValueError(f"cell_types must be distinct names, at least one, got {list(self.cell_types)}")

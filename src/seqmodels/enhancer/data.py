@@ -1,4 +1,4 @@
-"""Sequences and activities on their way in: letters to codes, JSONL to rows, rows to two parts, any table to frames.
+"""Sequences and activities on their way in: letters to codes, files to rows, rows to panels, any table to frames.
 
 A sequence is one row of ``seq_len`` codes: A 0, C 1, G 2, T 3, and 4 for padding and every letter that names no single
 base.
@@ -6,10 +6,9 @@ base.
 
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqmodels.core import data as files
 from seqmodels.core import streams
 from seqmodels.core.errors import InputError, MissingError
-from seqmodels.core.partition import joined, split_groups
+from seqmodels.enhancer import panel_store, tables
 from seqmodels.enhancer.config import Config
+from seqmodels.enhancer.panel_store import Block
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,11 +30,8 @@ Codes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 NOTHING = 4
-FEWEST = 10  # rows that can be split
-_LARGEST = float(np.finfo(np.float32).max)
 _CHUNK = 4096  # rows encoded at a time
 _OTHER = re.compile(r"[^ACGTURYSWKMBDHVN.\-]", re.IGNORECASE | re.ASCII)
-_ID_PARTS = {"gene": 3, "locus": 4, "chromosome": 4}  # of ids split:task:cell:gene:chromosome_start_end:index
 _COMPLEMENT = np.array([3, 2, 1, 0, NOTHING], dtype=np.uint8)
 
 
@@ -111,17 +109,20 @@ def _fault(sequence: Any, config: Config | None = None) -> str:
     return ""
 
 
+def inset_of(sequence: str, config: Config) -> int:
+    """Tell where a sequence begins in its window; negative where its first letters are cut off."""
+    excess = len(sequence) - config.seq_len
+    if excess > 0:
+        return -(excess // 2) if config.truncate == "center" else 0
+    return -excess // 2 if config.pad == "center" else 0
+
+
 def _encode(sequences: Sequence[str], config: Config) -> Codes:
     """Encode sequences without faults."""
     size, windows = config.seq_len, []
     for sequence in sequences:
-        excess = len(sequence) - size
-        if excess > 0:
-            start = excess // 2 if config.truncate == "center" else 0
-            windows.append(sequence[start : start + size])
-        else:
-            before = -excess // 2 if config.pad == "center" else 0
-            windows.append(("-" * before + sequence).ljust(size, "-"))
+        inset = inset_of(sequence, config)
+        windows.append(("-" * inset + sequence[max(-inset, 0) :][:size]).ljust(size, "-"))
     raw = np.frombuffer("".join(windows).encode("ascii"), dtype=np.uint8)
     return _CODE[raw].reshape(len(windows), size)
 
@@ -157,17 +158,24 @@ def reverse_complement(codes: Codes, lengths: Indices, pad: str = "right") -> Co
 
 
 def find_rows(folder: Path, split: str) -> Path:
-    """Find ``<split>.jsonl`` or ``<split>.jsonl.gz`` in a data folder.
+    """Find ``<split>.jsonl`` or ``<split>.jsonl.gz`` in a data folder, or the part of a prepared panel.
 
     Raises
     ------
     MissingError
-        If there is neither.
+        If there is none of them.
     """
     for end in (".jsonl", ".jsonl.gz"):
         if (folder / f"{split}{end}").is_file():
             return folder / f"{split}{end}"
-    raise MissingError(f"{folder}: must hold {split}.jsonl or {split}.jsonl.gz, got neither")
+    if panel_store.is_part(folder / split):
+        return folder / split
+    if other := [name for name in panel_store.PARTS if panel_store.is_part(folder / name)]:
+        raise MissingError(
+            f"{folder}: must have the part {split} of a prepared panel, got {', '.join(other)} alone; "
+            "see prepare.test_share and prepare.test_groups"
+        )
+    raise MissingError(f"{folder}: must hold {split}.jsonl or {split}.jsonl.gz, or a prepared panel, got neither")
 
 
 def read_training(path: Path, config: Config) -> Rows:
@@ -197,36 +205,19 @@ def read_training(path: Path, config: Config) -> Rows:
 
 
 @dataclass(slots=True)
-class _Buffers:
-    """Rows that have been read, as bytes, so that no list of numbers ever holds them."""
+class Tally:
+    """What was counted while rows were read: those left out, and those longer than the window."""
 
-    config: Config
-    codes: bytearray = field(default_factory=bytearray)
-    activities: bytearray = field(default_factory=bytearray)
-    lengths: bytearray = field(default_factory=bytearray)
-    ids: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-
-    def add(self, chunk: Sequence[tuple[str, list[float], str, str]]) -> None:
-        sequences = [row[0] for row in chunk]
-        self.codes += _encode(sequences, self.config).tobytes()
-        self.activities += np.array([row[1] for row in chunk], dtype=np.float32).tobytes()
-        self.lengths += lengths_of(sequences, self.config).tobytes()
-        self.ids += [row[2] for row in chunk]
-        self.groups += [row[3] for row in chunk]
-
-    def rows(self, skipped: int) -> Rows:
-        codes = np.frombuffer(self.codes, dtype=np.uint8).reshape(-1, self.config.seq_len)
-        activities = np.frombuffer(self.activities, dtype=np.float32).reshape(-1, len(self.config.cell_types))
-        lengths = np.frombuffer(self.lengths, dtype=np.int64)
-        return Rows(codes, activities, lengths, self.ids, self.groups, np.zeros(len(codes), dtype=np.bool_), skipped)
+    skipped: int = 0
+    cut: int = 0
 
 
 def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
-    """Read JSONL, plain or gzip: ``sequence`` and ``cell_activities`` in every line, other keys as they please.
+    """Read JSON lines, CSV, TSV (gzip or not) or Parquet, or map a part of a prepared panel, which is a folder.
 
-    Activities are a list in the order of ``cell_types``, or an object by cell type, in which cells may be absent.
-    ``null`` and ``NaN`` mean not measured. Blank lines are passed over. ``limit`` stops after so many rows (0: never).
+    Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an object by cell type, in
+    which cells may be absent; or a column for each cell type. ``null``, ``NaN`` and, in tables, empty cells mean not
+    measured. Other keys are as they please. ``limit`` stops after so many rows (0: never).
 
     Raises
     ------
@@ -234,37 +225,66 @@ def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
         If there is no such file.
     InputError
         If it is cut short or no text, has no row, or a row is not legal (unless ``on_bad_row`` is ``skip``); the
-        message names file and line.
+        message names file and line. As `panel_store.open_part`.
     """
-    buffers, skips = _Buffers(config), [0]
-    rows = _legal_rows(path, config, skips)
-    rows = islice(rows, limit) if limit else rows
-    while chunk := list(islice(rows, _CHUNK)):
-        buffers.add(chunk)
-    if not buffers.ids:
-        raise InputError(f"{path}: must have rows that can be used, got none ({skips[0]} left out)")
-    if skips[0]:
-        _LOG.warning("%s: %d of %d rows left out", path, skips[0], skips[0] + len(buffers.ids))
-    return buffers.rows(skips[0])
-
-
-def _legal_rows(path: Path, config: Config, skips: list[int]) -> Iterator[tuple[str, list[float], str, str]]:
+    if panel_store.is_part(path):
+        block, skipped = panel_store.open_part(path, config)
+        return _rows(block.first(limit) if limit else block, skipped)
     key = config.train.group_key if config.train.split == "group" else ""
     if config.train.split == "group" and not key:
         raise InputError("train.group_key: must name a key of the rows where train.split is group, got none")
-    for line, text in streams.lines(path):
+    tally, ids, groups = Tally(), list[str](), list[str]()
+    buffers = [bytearray() for _ in range(3)]  # so that no list of numbers ever holds the rows
+    for block in blocks(path, config, key, tally, limit):
+        arrays: tuple[NDArray[Any], ...] = block.codes, block.activities, block.lengths
+        for buffer, values in zip(buffers, arrays, strict=True):
+            buffer += values.tobytes()
+        ids += block.ids
+        groups += block.groups
+    codes = np.frombuffer(buffers[0], dtype=np.uint8).reshape(-1, config.seq_len)
+    activities = np.frombuffer(buffers[1], dtype=np.float32).reshape(-1, len(config.cell_types))
+    lengths = np.frombuffer(buffers[2], dtype=np.int64)
+    return _rows(Block(codes, activities, lengths, ids, groups), tally.skipped)
+
+
+def _rows(block: Block, skipped: int) -> Rows:
+    return Rows(*block, np.zeros(len(block.codes), dtype=np.bool_), skipped)
+
+
+def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -> Iterator[Block]:
+    """Read and encode the rows of a file, some at a time; groups are values of ``key``. Raises as `read_rows`."""
+    rows = _legal_rows(path, config, key, tally)
+    rows, n_rows = islice(rows, limit) if limit else rows, 0
+    while chunk := list(islice(rows, _CHUNK)):
+        n_rows += len(chunk)
+        sequences, values, ids, groups = (list(column) for column in zip(*chunk, strict=True))
+        activities = np.array(values, dtype=np.float32)
+        yield Block(_encode(sequences, config), activities, lengths_of(sequences, config), ids, groups)
+    if not n_rows:
+        raise InputError(f"{path}: must have rows that can be used, got none ({tally.skipped} left out)")
+    if tally.skipped:
+        _LOG.warning("%s: %d of %d rows left out", path, tally.skipped, tally.skipped + n_rows)
+
+
+def _legal_rows(path: Path, config: Config, key: str, tally: Tally) -> Iterator[tuple[str, list[float], str, str]]:
+    columns = ("id", "sequence", "cell_activities", key, *config.cell_types)
+    is_text = tables.is_delimited(path)
+    for number, where, row in tables.records(path, columns):
         try:
-            row = streams.parse_object(text)
+            if isinstance(row, InputError):
+                raise row
             sequence = _sequence(row, config)
-            values = _activities(row, config.cell_types)
-            made = sequence, values, str(row.get("id", line)), _group(row, key)
+            values = tables.activities_of(row, config.cell_types, is_text=is_text)
+            name = row.get("id")
+            made = sequence, values, str(number if name is None else name), tables.group_of(row, key)
         except InputError as error:
             if config.on_bad_row == "error":
-                raise InputError(f"{path}, line {line}: {error}") from None
-            if not skips[0]:
-                _LOG.warning("%s, line %d: left out: %s", path, line, error)
-            skips[0] += 1
+                raise InputError(f"{where}: {error}") from None
+            if not tally.skipped:
+                _LOG.warning("%s: left out: %s", where, error)
+            tally.skipped += 1
             continue
+        tally.cut += len(sequence) > config.seq_len
         yield made
 
 
@@ -275,98 +295,70 @@ def _sequence(row: Mapping[str, Any], config: Config) -> str:
     return str(sequence)
 
 
-def _activities(row: Mapping[str, Any], cell_types: Sequence[str]) -> list[float]:
-    values = streams.value_of(row, "cell_activities")
-    if isinstance(values, dict):
-        if unknown := set(values) - set(cell_types):
-            raise InputError(f"cell_activities: keys must be of {', '.join(cell_types)}, got {sorted(unknown)}")
-        values = [values.get(cell) for cell in cell_types]
-    if not isinstance(values, list) or len(values) != len(cell_types):
-        found = f"{len(values)}" if isinstance(values, list) else type(values).__name__
-        raise InputError(f"cell_activities: must be a list of {len(cell_types)} numbers, got {found}")
-    return [_number(value, cell) for value, cell in zip(values, cell_types, strict=True)]
-
-
-def _number(value: Any, cell: str) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"cell_activities: {cell} must be a number or null, got {value!r}")
-    if abs(value) > _LARGEST:  # not so NaN
-        raise InputError(f"cell_activities: {cell} must be finite, got {value!r}")
-    return float(value)
-
-
-def _group(row: Mapping[str, Any], key: str) -> str:
-    """Look up the group of a row, in its id if it has the form that names gene and place."""
-    if not key:
-        return ""
-    parts = str(row.get("id", "")).split(":")
-    if key in row or key not in _ID_PARTS or len(parts) != 6:
-        return str(streams.value_of(row, key))
-    part = parts[_ID_PARTS[key]]
-    return part.partition("_")[0] if key == "chromosome" else part
-
-
-def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
-    """Choose the rows to validate on; returns indices of training and validation rows, both rising.
-
-    ``random``: the first ``val_fraction`` (rounded, at least 1) of the permutation that ``torch.randperm`` draws from a
-    generator seeded with ``seed`` (`core.partition`). ``group``: the same, but rows of one group stay together; so do,
-    with ``dedupe_split``, rows of equal or reverse complementary codes. Groups go to validation in the order of the
-    permutation as long as they fit; if none does, the smallest one goes. ``file``: the rows held out; with
-    ``dedupe_split``, rows to train on that occur among them belong to neither part.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than 10 rows, or no group is left to train on.
-    """
-    if len(rows) < FEWEST:
-        raise InputError(f"rows: must be at least {FEWEST} to be split, got {len(rows)}")
-    same = _same_sequence(rows, config) if config.train.dedupe_split else np.arange(len(rows))
-    if config.train.split == "file":
-        valid = np.flatnonzero(rows.held_out)
-        train = np.flatnonzero(~rows.held_out & ~np.isin(same, same[valid]))
-        left_out = len(rows) - len(valid) - len(train)
-        if left_out:
-            _LOG.warning("%d rows that occur in %s are left out", left_out, config.train.valid_file)
-    else:
-        if config.train.split == "group":
-            same = joined(same, np.unique(rows.groups, return_inverse=True)[1])
-        train, valid = split_groups(same, max(1, round(len(rows) * config.train.val_fraction)), config.seed)
-    if not len(train) or not len(valid):
-        raise InputError(f"rows: must leave some to train and some to validate on, got {len(train)} and {len(valid)}")
-    return train, valid
-
-
-def _same_sequence(rows: Rows, config: Config) -> Indices:
-    """Give each row a number that it shares with rows of the same codes on either strand."""
-    known: dict[bytes, int] = {}
-    made = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _CHUNK):
+def sequence_keys(codes: Codes, lengths: Indices, pad: str) -> NDArray[np.uint64]:
+    """Give each row ``(n, L)`` a number that rows of the same codes on either strand share (64 bits of SHA-256)."""
+    made = np.empty(len(codes), dtype=np.uint64)
+    for start in range(0, len(codes), _CHUNK):
         part = slice(start, start + _CHUNK)
-        turned = reverse_complement(rows.codes[part], rows.lengths[part], config.pad)
-        for i, (one, other) in enumerate(zip(rows.codes[part], turned, strict=True), start):
-            key = hashlib.sha256(min(one.tobytes(), other.tobytes())).digest()
-            made[i] = known.setdefault(key, len(known))
+        turned = reverse_complement(codes[part], lengths[part], pad)
+        for i, (one, other) in enumerate(zip(codes[part], turned, strict=True), start):
+            made[i] = text_key(min(one.tobytes(), other.tobytes()))
     return made
 
 
-def split_record(train: Indices, valid: Indices, config: Config) -> dict[str, Any]:
-    """Describe a split for ``split.json``: counts, method, seed, and SHA-256 of the validation rows (int64)."""
-    digest = hashlib.sha256(np.ascontiguousarray(valid, dtype="<i8").tobytes()).hexdigest()
-    settings = config.train
-    return {
-        "method": settings.split,
-        "seed": config.seed,
-        "fraction": settings.val_fraction,
-        "group_key": settings.group_key,
-        "dedupe": settings.dedupe_split,
-        "n_train": len(train),
-        "n_val": len(valid),
-        "sha256": digest,
-    }
+def text_key(text: bytes) -> int:
+    """Hash a text to 64 bits."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+
+def same_sequence(codes: Codes, lengths: Indices, pad: str) -> Indices:
+    """Give each row the number of the first row of the same codes on either strand."""
+    _, first, place = np.unique(sequence_keys(codes, lengths, pad), return_index=True, return_inverse=True)
+    return first[place]
+
+
+# ---- prepared panels
+
+
+def prepare(
+    config: Config, inputs: list[Path], germline: Path | None, out: Path, form: str | None = None
+) -> dict[str, Any]:
+    """Encode rows once, and write a panel that `find_rows` finds, whole or not at all; see `panel_store`.
+
+    ``prepare.test_groups`` (values of ``train.group_key``) or ``prepare.test_share`` of the rows are held out as part
+    test: equal sequences, and whole groups if there is a key, stay on one side. Rows to train on whose sequence is in a
+    group held out belong to neither. Rows of several files follow one another.
+
+    Returns
+    -------
+    What was read, cut, left out, and is twice there.
+
+    Raises
+    ------
+    MissingError, InputError
+        As `read_rows`; if groups held out are not there, or one part would be empty.
+    """
+    if germline is not None or form is not None:
+        raise InputError("prepare enhancer: must not be given --germline or --format, which are for other rooms")
+    key, tally = config.train.group_key, Tally()
+    keys: list[NDArray[np.uint64]] = []
+    groups: dict[str, int] = {}
+    owners: list[Indices] = []
+    with files.folder_written_whole(out) as folder:
+        with panel_store.Writer(folder / "train", config) as writer:
+            for path in inputs:
+                for block in blocks(path, config, key, tally):
+                    writer.add(block)
+                    keys.append(sequence_keys(block.codes, block.lengths, config.pad))
+                    owners.append(np.array([groups.setdefault(name, len(groups)) for name in block.groups]))
+        _, first, place = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+        part = panel_store.deal(first[place], np.concatenate(owners), groups, config)
+        if part.any():
+            panel_store.divide(folder, part, config)
+        counts = {"rows": len(part), "skipped": tally.skipped, "cut": tally.cut, "duplicates": len(part) - len(first)}
+        counts |= {"groups": len(groups) if key else 0, "left_out": int((part < 0).sum())}
+        manifest = panel_store.seal(folder, config, {**counts, "inputs": [path.name for path in inputs]})
+    return {**counts, **{name: facts["rows"] for name, facts in manifest["parts"].items()}, "out": str(out)}
 
 
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:

@@ -10,10 +10,9 @@ rounding. One-hot columns go through the plain layers.
 """
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -22,14 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqmodels.core.errors import ConfigError, InputError, ModelError
+from seqmodels.core.processes import ahead
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import NOTHING, Codes, Indices, Rows, reverse_complement
+from seqmodels.enhancer.figures import Figures as Figures
+from seqmodels.enhancer.figures import correlation as correlation
+from seqmodels.enhancer.figures import mean_of as mean_of
+from seqmodels.enhancer.figures import measure as measure
+from seqmodels.enhancer.figures import ranks as ranks
+from seqmodels.enhancer.parallel import Group, SharedNorm, share_norms
 from seqmodels.enhancer.stem import Way, first_block, fold, one_hot
 
 Values = NDArray[np.float32]
 
 BATCH = 512  # rows of a prediction at a time
-FEWEST = 3  # rows that have a correlation
 
 
 def choose_device(device: str) -> torch.device:
@@ -120,6 +125,9 @@ def _normed(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     if not norm.training:
         weight, bias = fold(conv, norm, None)
         return nn.functional.conv2d(x, weight[:, :, None], bias, padding=padding)
+    if isinstance(norm, SharedNorm):
+        bias = cast("Tensor", conv.bias).detach()
+        return cast("Tensor", norm(nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding)))
     y = nn.functional.conv2d(x, conv.weight[:, :, None], padding=padding)
     bias, running = cast("Tensor", conv.bias), cast("Tensor", norm.running_mean)
     shift, mean, momentum = norm.bias + 0 * bias, running - bias.detach(), cast("float", norm.momentum)
@@ -221,57 +229,8 @@ def predict(model: Network, codes: Codes, *, precision: str = "float32", batch_s
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(device)  # a copy: memory maps cannot be written
-
-
-# ---- figures
-
-
-class Figures(NamedTuple):
-    """Of each column over the rows where it was measured; None where undefined. ``total`` is the MSE of all columns."""
-
-    pearson: list[float | None]
-    spearman: list[float | None]
-    mse: list[float | None]
-    total: float | None
-
-
-def correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    """Return Pearson's correlation in float64; None of fewer than 3 values, or where one side is constant."""
-    if len(a) < FEWEST or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    x, y = (values.astype(np.float64) / float(np.ptp(values)) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1, 1))
-
-
-def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Rank values from 1; equal ones share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return mean[place]
-
-
-def measure(predicted: NDArray[Any], measured: NDArray[Any]) -> Figures:
-    """Compare predictions with activities, both ``(n, C)``; NaN in activities is not measured."""
-    pearson, spearman, mse, squares = [], [], [], []
-    for a, b in zip(predicted.T, measured.T, strict=True):
-        there = np.isfinite(b)
-        a, b = a[there].astype(np.float64), b[there].astype(np.float64)
-        pearson.append(correlation(a, b))
-        spearman.append(correlation(ranks(a), ranks(b)))
-        squares.append(np.square(a - b))
-        mse.append(float(squares[-1].mean()) if len(a) else None)
-    everything = np.concatenate([*squares, np.empty(0)])
-    return Figures(pearson, spearman, mse, float(everything.mean()) if len(everything) else None)
-
-
-def mean_of(values: Sequence[float | None], policy: str = "skip") -> float | None:
-    """Return the mean; undefined ones are left out (skip), or count as 0 (zero). None if there is none."""
-    kept = [value for value in values if value is not None]
-    if policy == "zero":
-        kept += [0.0] * (len(values) - len(kept))
-    return sum(kept) / len(kept) if kept else None
+    made = torch.from_numpy(np.array(array))  # a copy: memory maps cannot be written
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 # ---- training
@@ -286,28 +245,39 @@ def squared_error(predicted: Tensor, measured: Tensor) -> tuple[Tensor, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """A network, its optimizer (AdamW), settings, and the seed of its weights, orders and dropout."""
+    """A network, its optimizer (AdamW), settings, the seed of all that is random, and who shares the batches."""
 
     model: DeepStarr
     optimizer: torch.optim.AdamW
     config: Config
     seed: int
+    group: Group = field(default_factory=Group)
 
     @classmethod
-    def start(cls, config: Config, activities: Values, *, device: str = "cpu", member: int = 0) -> Self:
+    def start(
+        cls, config: Config, activities: Values, *, device: str = "cpu", member: int = 0, group: Group | None = None
+    ) -> Self:
         """Begin with random weights; ``member`` k of an ensemble has the seed of the settings + k.
 
-        With ``head_bias: mean`` outputs begin at the means of the ``activities`` trained on; raises as `DeepStarr`.
+        With ``head_bias: mean`` outputs begin at the means of the ``activities`` trained on; raises as `DeepStarr`,
+        and ConfigError if batches are too small for the processes that share them.
         """
+        if group is not None and config.train.batch_size < 2 * group.size > 2:
+            raise ConfigError(
+                f"train.batch_size: must be {2 * group.size} or more with {group.size} processes, "
+                f"got {config.train.batch_size}"
+            )
         model, recipe = build(config, seed=config.seed + member), config.train
         if recipe.head_bias == "mean":
             there = np.isfinite(activities)
             total = np.where(there, activities, 0).sum(axis=0, dtype=np.float64)
             with torch.no_grad():
                 model.head.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
-        model = model.to(choose_device(device))
+        group = Group(device=choose_device(device).type) if group is None else group
+        model = model.to(group.device)
+        share_norms(model, group)
         adamw = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        return cls(model, adamw, config, config.seed + member)
+        return cls(model, adamw, config, config.seed + member, group)
 
     @property
     def device(self) -> torch.device:
@@ -338,14 +308,21 @@ class Training:
             raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
 
     def step(self, codes: Codes, activities: Values) -> tuple[float, int]:
-        """Take one step on a batch; return the mean square before it, and of how many numbers."""
+        """Take one step on a batch, of which this process has its share.
+
+        Return the mean square before it over all that was measured in the whole batch, and of how many numbers.
+        """
+        mine = self.group.share(len(codes))
         with lowered(self.device, self.config.train.precision):
-            predicted = self.model(_tensor(codes, self.device))
-        loss, n = squared_error(predicted, _tensor(activities, self.device))
+            predicted = self.model(_tensor(codes[mine], self.device))
+        loss, n = squared_error(predicted, _tensor(activities[mine], self.device))
+        total = n if self.group.size == 1 else int(np.isfinite(activities).sum())
+        part = loss * (n / max(total, 1))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        part.backward()  # type: ignore[no-untyped-call]
+        self.group.add_gradients(self.model)
         self.optimizer.step()
-        return float(loss.detach()), n
+        return float(self.group.sum(part.detach())), total
 
 
 def augmented(codes: Codes, lengths: Indices, config: Config, stream: np.random.Generator) -> Codes:
@@ -364,19 +341,27 @@ def augmented(codes: Codes, lengths: Indices, config: Config, stream: np.random.
     return codes
 
 
-def epoch(training: Training, rows: Rows, chosen: Indices, number: int) -> float | None:
+def epoch(
+    training: Training, rows: Rows, chosen: Indices, number: int, watch: Callable[[], None] = lambda: None
+) -> float | None:
     """Train on the ``chosen`` rows once, in batches of like size; a function of settings, state and ``number`` alone.
 
-    At least one must be chosen; epochs count from 0. Returns the MSE of what was seen in passing, None if nothing of it
-    was measured.
+    At least one must be chosen; epochs count from 0. ``watch`` is called before every step and may raise.
+    Returns the MSE of what was seen in passing, None if nothing of it was measured.
     """
     training.model.train()
     total, count = 0.0, 0
     n_batches = -(-len(chosen) // training.config.train.batch_size)
-    with _random(training.seed, number, training.device) as stream:
-        for batch in np.array_split(stream.permutation(chosen), n_batches):
+    with _random(training.seed, number, training) as stream:
+        batches = np.array_split(stream.permutation(chosen), n_batches)
+
+        def read(batch: Indices) -> tuple[Codes, Values]:
             codes = augmented(rows.codes[batch], rows.lengths[batch], training.config, stream)
-            loss, n = training.step(codes, rows.activities[batch])
+            return codes, rows.activities[batch]
+
+        for codes, activities in ahead(read, batches, 3 * (training.device.type == "cuda")):
+            watch()
+            loss, n = training.step(codes, activities)
             total, count = total + n * loss, count + n
     return total / count if count else None
 
@@ -388,9 +373,13 @@ def validate(training: Training, rows: Rows, chosen: Indices) -> Figures:
 
 
 @contextmanager
-def _random(seed: int, number: int, device: torch.device) -> Iterator[np.random.Generator]:
-    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back."""
+def _random(seed: int, number: int, training: Training) -> Iterator[np.random.Generator]:
+    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back.
+
+    All processes have the same stream, and dropout of their own.
+    """
     own, dropout = np.random.SeedSequence([seed, number]).spawn(2)
+    device = training.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(dropout.generate_state(1)[0]))
+        torch.manual_seed(int(dropout.generate_state(1)[0]) + training.group.rank)
         yield np.random.default_rng(own)

@@ -28,6 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from seqmodels.core.errors import InputError
 from seqmodels.enhancer.data import NOTHING
+from seqmodels.enhancer.moments import Moments, of_all
+from seqmodels.enhancer.parallel import SharedNorm
 
 try:
     import numba
@@ -56,14 +58,6 @@ class Folded(NamedTuple):
 
     weight: Tensor  # (C, I, k)
     bias: Tensor  # (C,)
-
-
-class Moments(NamedTuple):
-    """Of n windows of k columns, each a vector ordered by position, then letter."""
-
-    mean: Tensor  # (4 k,) float64
-    second: Tensor  # (4 k, 4 k) float64
-    n: int
 
 
 class Way(NamedTuple):
@@ -145,12 +139,16 @@ def moments(x: Tensor, kernel: int) -> Moments:
 def fold(conv: nn.Conv1d, norm: nn.BatchNorm1d, found: Moments | None) -> Folded:
     """Put batch norm into a convolution: with the statistics of a batch, or (None) the running ones.
 
+    A batch that processes share has those of the whole.
+
     Those of a batch are functions of the weights, and are differentiated. Running statistics are updated with them.
     """
     weight, bias = conv.weight, cast("Tensor", conv.bias)
     if found is None:
         scale = norm.weight * torch.rsqrt(_running(norm)[1] + norm.eps)
         return Folded(weight * scale[:, None, None], norm.bias + (bias - _running(norm)[0]) * scale)
+    if isinstance(norm, SharedNorm):
+        found = of_all(found, norm.group)
     w = weight.transpose(1, 2).flatten(1).double()
     mean = w @ found.mean
     variance = ((w @ found.second) * w).sum(dim=1) - mean.square()

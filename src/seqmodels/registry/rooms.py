@@ -12,6 +12,7 @@ from seqmodels.core.errors import InputError, MissingError
 ROOMS: dict[str, tuple[str, ...]] = {
     "reads": ("simulate", "train", "evaluate", "annotate"),
     "copynumber": ("simulate", "prepare", "train", "evaluate", "annotate"),
+    "enhancer": ("simulate", "prepare", "train", "evaluate", "score"),
     "vdj": ("simulate", "prepare", "train", "evaluate", "score"),
 }
 
