@@ -86,7 +86,7 @@ def _add_room_verbs(verbs: Any) -> None:
     train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
     train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
     prepare = _verb(verbs, "prepare", _prepare, "turn real input into the form that training reads")
-    what = "vdj: tables of rearrangements; copynumber: tables of read counts, folders of them, or stores"
+    what = "vdj: tables of rearrangements; copynumber: read counts, folders of them, or stores; enhancer: rows"
     prepare.add_argument("inputs", type=_required, nargs="+", metavar="INPUT", help=what)
     prepare.add_argument("--params", type=_required, required=True, help="settings file")
     prepare.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
@@ -125,13 +125,27 @@ def _add_use_verbs(verbs: Any) -> None:
     )
     annotate.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
     annotate.add_argument("--resume", action="store_true", help="go on with an annotation that was interrupted")
+    _add_engine(annotate)
     score = _verb(verbs, "score", _score, "numbers for the user's sequences")
-    score.add_argument("input", type=_required, metavar="INPUT", help="vdj: table of rearrangements")
+    what = "vdj: table of rearrangements; enhancer: sequences, or predictions.jsonl (t1, t3, cross-oracle)"
+    score.add_argument("input", type=_required, metavar="INPUT", help=what)
     score.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     score.add_argument("--out", type=_required, required=True, help="folder to write")
     score.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
+    score.add_argument("--resume", action="store_true", help="go on with scores that were interrupted (activity)")
+    tasks = "enhancer: activity, t1, t3, cross-oracle, variants, mutagenesis, attribution, calibration, export"
+    score.add_argument("--task", default="", help=f"what to score; {tasks}")
+    others = "further models (cross-oracle); several may stand in one word"
+    score.add_argument("--against", nargs="*", default=(), metavar="MODEL", help=others)
+    _add_engine(score)
     main = _verb(verbs, "main", _main, "every step of every room, from data to first annotations", room=False)
     main.add_argument("--profile", default="demo", help="settings: params/ROOM/PROFILE.yaml")
+    main.add_argument("--again", action="store_true", help="also what is already done")
+
+
+def _add_engine(made: Any) -> None:
+    made.add_argument("--engine", choices=("local", "spark"), default="local", help="spark: takes Parquet too")
+    made.add_argument("--master", default="", metavar="URL", help="of Spark (default: local[*], all cores here)")
 
 
 def _data(args: argparse.Namespace) -> Any:
@@ -170,6 +184,7 @@ def _prepare(args: argparse.Namespace) -> Any:
 
 
 def _train(args: argparse.Namespace) -> Any:
+    from seqmodels.core import provenance
     from seqmodels.core.loop import TrainOptions
     from seqmodels.registry import dataset, rooms
 
@@ -177,7 +192,8 @@ def _train(args: argparse.Namespace) -> Any:
     config = rooms.settings(args.room, args.params, args.overrides)
     has_own = args.data is None and hasattr(config, "store_path") and config.store_path  # the settings name their data
     data = None if has_own else dataset.ensure(args.room, args.data)
-    options = TrainOptions(args.device, args.resume or None, not args.no_track, args.overwrite)
+    as_read = provenance.settings_digest(config)
+    options = TrainOptions(args.device, args.resume or None, not args.no_track, args.overwrite, as_read)
     return rooms.part(args.room, "train").train(config, data, args.out, options)
 
 
@@ -220,17 +236,35 @@ def _export(args: argparse.Namespace) -> Any:
     return str(args.folder)
 
 
+def _is_spark(args: argparse.Namespace) -> bool:
+    from seqmodels.core.errors import InputError
+
+    if args.engine == "local" and args.master:
+        raise InputError(f"--master: must be given with --engine spark only, got {args.master}")
+    return bool(args.engine == "spark")
+
+
+def _on_spark(args: argparse.Namespace, **options: Any) -> Any:
+    from seqmodels.apply import spark
+
+    options |= {"overwrite": args.overwrite, "resume": args.resume}
+    place = args.master or spark.HERE
+    return spark.run(args.room, args.input, model=args.model, out=args.out, master=place, **options)
+
+
 def _annotate(args: argparse.Namespace) -> Any:
     from seqmodels.core.errors import InputError
     from seqmodels.registry import rooms
 
     rooms.check(args.room, "annotate")
+    if args.room == "copynumber" and (args.whitelist or (args.resume and args.engine == "local")):
+        given = "--whitelist" if args.whitelist else "--resume"
+        raise InputError(f"annotate copynumber: must not be given {given}, which is for reads")
+    if _is_spark(args):
+        return _on_spark(args, whitelist=args.whitelist)
     if args.room == "copynumber":
         from seqmodels.apply import depth
 
-        if args.whitelist or args.resume:
-            given = "--whitelist" if args.whitelist else "--resume"
-            raise InputError(f"annotate copynumber: must not be given {given}, which is for reads")
         return depth.annotate(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite)
     from seqmodels.apply import annotate
 
@@ -247,16 +281,24 @@ def _annotate(args: argparse.Namespace) -> Any:
 
 def _score(args: argparse.Namespace) -> Any:
     from seqmodels.apply import score
+    from seqmodels.core.errors import InputError
     from seqmodels.registry import rooms
 
     rooms.check(args.room, "score")
-    return score.score(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite)
+    if _is_spark(args):
+        first = next(iter(score.TASKS[args.room]))
+        if args.task not in ("", first) or args.against:
+            raise InputError(f"--engine spark: does --task {first or '(none)'} without --against, got another one")
+        return _on_spark(args)
+    against = [word for text in args.against for word in ([text] if text and Path(text).exists() else text.split())]
+    asked = score.Asked(args.task, tuple(against), args.resume)
+    return score.score(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite, asked=asked)
 
 
 def _main(args: argparse.Namespace) -> Any:
     from seqmodels.apply import pipeline
 
-    return pipeline.run_all(args.profile)
+    return pipeline.run_all(args.profile, again=args.again)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("seqmodels: stopped", file=sys.stderr)
         return 130
-    print(result if isinstance(result, str) else json.dumps(result, indent=1))
+    if result:  # a process that only helped another has none
+        print(result if isinstance(result, str) else json.dumps(result, indent=1))
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.apply import score
+from seqmodels.apply import rearrangements, score
 from seqmodels.core import data as files
 from seqmodels.core.errors import InputError, ModelError, OutputError
 from seqmodels.core.loop import TrainOptions
@@ -89,7 +89,7 @@ def test_chunks_make_no_difference(
             yield from (frame.iloc[first : first + 7] for first in range(0, len(frame), 7))
 
     monkeypatch.setattr(rooms.part("vdj", "data"), "frames", small)
-    monkeypatch.setattr(score, "_POOLED", 2)
+    monkeypatch.setattr(rearrangements, "_POOLED", 2)
     summary = score.score("vdj", repertoire / "test.tsv", model=str(model), out=tmp_path / "out")
     assert summary == {**scored[1], "log_loss": pytest.approx(scored[1]["log_loss"], rel=1e-12)}
     for name in ("scores.parquet", "configurations.parquet"):

@@ -1,44 +1,119 @@
 """Every step of every room in order: data, training, evaluation, registration, promotion, first annotations.
 
 Each step is a command of its own, so that a process holds one framework; training runs are children of one parent
-run. A room that fails leaves the others to finish, and the exit status tells.
+run. A step that is done already, with these settings, data and source, is not done again. A room that fails leaves
+the others to finish, and the exit status tells.
 """
 
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqmodels.core import data as files
 from seqmodels.core import provenance, tracking
 from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError
 from seqmodels.core.loop import stopping_on_signals
 from seqmodels.core.report import text_table
-from seqmodels.registry import catalogue, rooms, store
+from seqmodels.registry import card, catalogue, dataset, rooms, store
 
 log = logging.getLogger(__name__)
 
-# room -> what its users do with the champion: verb, file of data/ROOM/example (or the folder itself), further words
-_EXAMPLES = {
-    "reads": ("annotate", "reads.fastq", "--whitelist", "{example}/whitelist.tsv"),
-    "copynumber": ("annotate", "."),
-    "vdj": ("score", "rearrangements.tsv"),
+_COLUMNS = ("room", "model", "version", "metrics", "seconds", "results")
+
+
+@dataclass(frozen=True)
+class _Example:
+    """What a room's users do with the champion: verb, folder below build/ROOM, file of data/ROOM/example, options."""
+
+    verb: str
+    out: str
+    source: str = "."
+    options: tuple[str, ...] = ()
+
+
+_EXAMPLES: dict[str, tuple[_Example, ...]] = {
+    "reads": (_Example("annotate", "annotate", "reads.fastq", ("--whitelist", "data/reads/example/whitelist.tsv")),),
+    "copynumber": (_Example("annotate", "annotate"),),
+    "enhancer": (
+        _Example("score", "score-t1", "predictions_t1.jsonl", ("--task", "t1")),
+        _Example("score", "score-t3", "predictions_t3.jsonl", ("--task", "t3")),
+    ),
+    "vdj": (_Example("score", "score", "rearrangements.tsv"),),
 }
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One command of the pipeline."""
+    """One command of the pipeline; ``{name}`` in it stands for the registered model, ``{model}`` for the champion."""
 
     name: str
     words: tuple[str, ...]
 
 
-def run_all(profile: str) -> str:
+@dataclass(frozen=True)
+class _Place:
+    """One room on its way: where its files lie, and what is known of its run so far."""
+
+    root: Path
+    room: str
+    profile: str
+
+    @property
+    def build(self) -> Path:
+        return self.root / "build" / self.room
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data" / self.room
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run whose results lie in the room's folder; empty where there is none."""
+        return str(files.run_in(self.build / "train").get("run_id", ""))
+
+    @property
+    def name(self) -> str:
+        """Name of the room's model in the registry, once it is trained; else empty."""
+        folder = self.build / "train" / "model"
+        return str(store.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+
+    @property
+    def model(self) -> str:
+        """URI of the champion, as a version: the alias may be moved later; empty where there is none."""
+        found = catalogue.champion(self.name) if self.name else None
+        return f"models:/{self.name}/{found.version}" if found is not None else ""
+
+
+@dataclass
+class _Parent:
+    """The run whose children the steps are; made when the first step is, so that nothing to do leaves no trace."""
+
+    name: str
+    client: Any
+    run_id: str = ""
+
+    def open(self) -> None:
+        if not self.run_id:
+            self.run_id = tracking.open_parent(self.client, self.name)
+            os.environ["SEQMODELS_PARENT_RUN_ID"] = self.run_id
+            os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: the steps must not write into it
+
+    def close(self, *, failed: bool) -> None:
+        if self.run_id:
+            tracking.close_parent(self.client, self.run_id, failed=failed)
+
+
+def run_all(profile: str, *, again: bool = False) -> str:
     """Go the whole way for every room with ``params/<room>/<profile>.yaml`` and return the table of results.
+
+    ``again`` does everything anew, whatever is done already.
 
     Raises
     ------
@@ -53,43 +128,59 @@ def run_all(profile: str) -> str:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise MissingError(f"--profile {profile}: must name settings of the room {room}, got none; files: {known}")
-    opened = tracking.client()
-    parent = tracking.open_parent(opened, f"main-{profile}")
-    os.environ["SEQMODELS_PARENT_RUN_ID"] = parent
-    os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: the steps must not write into it
-    rows: list[list[Any]] = []
+    parent = _Parent(f"main-{profile}", tracking.client())
+    if os.environ.get("MLFLOW_RUN_ID"):  # there is one already
+        parent.open()
+    rows: list[tuple[str, ...]] = []
     failed = list(rooms.ROOMS)
     try:
         for room in rooms.ROOMS:
-            start = time.monotonic()
-            if _run_room(root, room, profile):
-                rows.append([room, *_result(root, room), round(time.monotonic() - start), f"build/{room}"])
+            place, start = _Place(root, room, profile), time.monotonic()
+            fault = _run_room(place, parent, again=again)
+            rows += _rows(place, fault, time.monotonic() - start)
+            if not fault:
                 failed.remove(room)
     finally:
-        tracking.close_parent(opened, parent, failed=bool(failed))
-    table = text_table(["room", "model", "version", "headline", "seconds", "results"], rows)
+        parent.close(failed=bool(failed))
+    table = text_table(_COLUMNS, rows)
     if failed:
-        if rows:
-            log.info("%s", table)
+        log.info("%s", table)
         raise SeqmodelsError(f"main: every room must finish, got a fault in {', '.join(failed)} (its message is above)")
     return table
 
 
-def _run_room(root: Path, room: str, profile: str) -> bool:
-    """Run one room's steps until one fails."""
-    steps = _steps(root, room, profile)
+def _run_room(place: _Place, parent: _Parent, *, again: bool) -> str:
+    """Do one room's steps that are not done, until one fails; return what failed, or nothing."""
+    steps = _steps(place)
     for number, step in enumerate(steps, start=1):
-        log.info("%s: step %d of %d, %s", room, number, len(steps), step.name)
-        words = [word.replace("{name}", _registered_name(root, room)) for word in step.words]
-        status = _run_step(root, words)
+        where = f"{place.room}: step {number} of {len(steps)}, {step.name}"
+        if not again and _is_done(place, step):
+            log.info("%s: already done", where)
+            continue
+        log.info("%s", where)
+        start = time.monotonic()
+        try:
+            status = _do(place, parent, step)
+        except InterruptedRunError:
+            raise
+        except SeqmodelsError as error:  # the store, or a damaged model: other rooms may have more luck
+            log.error("%s: %s", where, error)
+            return f"{step.name} failed"
+        seconds = time.monotonic() - start
         if status == 0:
-            continue
-        if step.name == "promote" and _result(root, room)[1] is not None:
-            log.warning("%s: the new version was not promoted, the champion stays", room)
-            continue
-        log.error("%s: %s ended with status %d", room, step.name, status)
-        return False
-    return True
+            log.info("%s: done in %.1f s", where, seconds)
+        elif step.name == "promote" and place.model:
+            log.warning("%s: the new version was not promoted, the champion stays", where)
+        else:
+            log.error("%s: ended with status %d after %.1f s", where, status, seconds)
+            return f"{step.name} failed"
+    return ""
+
+
+def _do(place: _Place, parent: _Parent, step: _Step) -> int:
+    parent.open()
+    filled = {"{name}": lambda: place.name, "{model}": lambda: place.model}
+    return _run_step(place.root, [filled[word]() if word in filled else word for word in step.words])
 
 
 def _run_step(root: Path, words: list[str]) -> int:
@@ -114,39 +205,120 @@ def _run_step(root: Path, words: list[str]) -> int:
     return status
 
 
-def _steps(root: Path, room: str, profile: str) -> list[_Step]:
-    """List a room's steps; ``{name}`` stands for its registered model, which training tells."""
-    build, data = f"build/{room}", f"data/{room}"
-    steps = [
+def _steps(place: _Place) -> list[_Step]:
+    """List a room's steps."""
+    room, build, data = place.room, f"build/{place.room}", f"data/{place.room}"
+    run, settings = f"{build}/train", f"params/{room}/{place.profile}.yaml"
+    return [
         _Step("data", ("data", "build", room)),
-        _Step(
-            "train",
-            ("train", room, "--params", f"params/{room}/{profile}.yaml", "--data", data, "--out", f"{build}/train",
-             "--overwrite"),
-        ),
-        _Step(
-            "evaluate",
-            ("evaluate", room, "--model", f"{build}/train", "--data", data, "--out", f"{build}/evaluate"),
-        ),
-        _Step("register", ("register", room, "--run", f"{build}/train")),
+        _Step("train", ("train", room, "--params", settings, "--data", data, "--out", run, "--overwrite")),
+        _Step("evaluate", ("evaluate", room, "--model", run, "--data", data, "--out", f"{build}/evaluate")),
+        _Step("register", ("register", room, "--run", run)),
         _Step("promote", ("promote", "{name}")),
+        *(
+            _Step(
+                one.out,
+                (one.verb, room, f"{data}/example/{one.source}", "--model", "{model}", "--out", f"{build}/{one.out}",
+                 *one.options, "--overwrite"),
+            )
+            for one in _EXAMPLES[room]
+        ),
     ]  # fmt: skip
-    example = f"{data}/example"
-    verb, name, *options = (word.format(example=example) for word in _EXAMPLES[room])
-    words = (verb, room, f"{example}/{name}", "--model", "models:/{name}@champion", "--out", f"{build}/{verb}")
-    return [*steps, _Step(verb, (*words, *options, "--overwrite"))]
 
 
-def _registered_name(root: Path, room: str) -> str:
-    """Name of the room's model in the registry, once it is trained."""
-    folder = root / "build" / room / "train" / "model"
-    return str(store.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+def _is_done(place: _Place, step: _Step) -> bool:
+    """Tell whether a step has left its results; what cannot be read is not done, and the step itself says why."""
+    known = {
+        "data": _has_data,
+        "train": _is_trained,
+        "evaluate": _is_evaluated,
+        "register": lambda place: catalogue.is_registered(place.run_id),
+        "promote": _is_promoted,
+    }
+    try:
+        return known[step.name](place) if step.name in known else _has_answers(place, step.name)
+    except SeqmodelsError as error:
+        log.debug("%s, %s: %s", place.room, step.name, error)
+        return False
 
 
-def _result(root: Path, room: str) -> tuple[Any, Any, Any]:
-    """Model, version and headline metric of a room's champion."""
-    name = _registered_name(root, room)
-    for row in catalogue.models():
-        if row["model"] == name and "champion" in row["aliases"].split(", "):
-            return name, row["version"], row["headline"]
-    return name, None, None
+def _has_data(place: _Place) -> bool:
+    pinned = files.read_pin(place.root)["rooms"].get(place.room)
+    written = files.read_json(dataset.manifest_path(place.room)).get("digest")
+    return bool(pinned == written == files.digest(place.data))
+
+
+def _is_trained(place: _Place) -> bool:
+    """Tell whether the room's folder holds a run of these settings, data and source that the store knows as finished.
+
+    A run ends as finished only when its files are complete.
+    """
+    found = files.run_in(place.build / "train").get("step.key")
+    if not found or not place.name:
+        return False
+    config = rooms.settings(place.room, place.root / "params" / place.room / f"{place.profile}.yaml")
+    settings, data = provenance.settings_digest(config), files.digest(place.data)
+    run = tracking.get_run(place.run_id)
+    wanted = provenance.step_key(place.room, settings, data)
+    return bool(found == wanted == run.data.tags.get("step.key") and run.info.status == "FINISHED")
+
+
+def _is_evaluated(place: _Place) -> bool:
+    """Tell whether the room's evaluation is the one of its run on these data: the store has the same figures."""
+    out, run = place.build / "evaluate", tracking.get_run(place.run_id)
+    if run.data.tags.get("test.data.md5") != files.digest(place.data) or not (out / "report.html").is_file():
+        return False
+    numbers = {key: value for key, value in files.read_json(out / "metrics.json").items() if _is_number(value)}
+    return bool(numbers) and all(run.data.metrics.get(key) == value for key, value in numbers.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_promoted(place: _Place) -> bool:
+    found = catalogue.champion(place.name)
+    return found is not None and found.run_id == place.run_id
+
+
+def _has_answers(place: _Place, out: str) -> bool:
+    """Tell whether answers are the champion's, and not those of a version of this number in an earlier store."""
+    found, summary = catalogue.champion(place.name), place.build / out / "summary.json"
+    if found is None or files.read_json(summary).get("model") != place.model:
+        return False
+    return bool(summary.stat().st_mtime * 1000 >= found.creation_timestamp)
+
+
+def _rows(place: _Place, fault: str, seconds: float) -> list[tuple[str, ...]]:
+    """Lines of the table for a room: a metric of its champion each; of a room that failed, what failed."""
+    name, version, metrics = "", "", []
+    try:
+        name = place.name
+        if name and (found := catalogue.champion(name)) is not None:
+            version, metrics = str(found.version), list(_metrics(found.run_id))
+    except SeqmodelsError as error:
+        log.debug("%s: %s", place.room, error)
+    first, *more = [fault] if fault else metrics or [""]
+    return [
+        (place.room, name, version, first, f"{seconds:7.0f}", _results(place)),
+        *(("", "", "", metric, "", "") for metric in more),
+    ]
+
+
+def _metrics(run_id: str) -> Iterator[str]:
+    """Write the headline metric of a run with its 95 % interval, then the others that have gates."""
+    run = tracking.get_run(run_id)
+    headline, values = run.data.params.get("cfg.headline", ""), run.data.metrics
+    for key in dict.fromkeys((headline, *sorted(card.gates(run)))):
+        if key not in values:
+            continue
+        low, high = values.get(f"{key}.low"), values.get(f"{key}.high")
+        interval = f" ({low:.4g} to {high:.4g})" if None not in (low, high) else ""
+        yield f"{key} {values[key]:.4g}{interval}"
+
+
+def _results(place: _Place) -> str:
+    """Where a room's results lie, relative to the project."""
+    parts = ("train", "evaluate", *(one.out for one in _EXAMPLES[place.room]))
+    there = ",".join(part for part in parts if (place.build / part).is_dir())
+    return f"build/{place.room}/{{{there}}}" if there else ""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from seqmodels.apply.barcode_search import LONGEST, Index, build_index, search
 from seqmodels.core.dna import Codes, Offsets, encode
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.tables import refuse_wide
 
 AMBIGUOUS = "Ambiguous match"
 NO_MATCH = "No match"
@@ -193,6 +194,7 @@ def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
     if not lines:
         raise InputError(f"{path}: must list at least one cell, got an empty file")
     names = lines[0].split("\t")
+    refuse_wide(path, len(names))
     has_header = any(name in names for name in barcodes)
     if not has_header and (len(barcodes) > 1 or len(names) > 1):
         raise InputError(f"{path}: line 1: the header must name the columns {', '.join(barcodes)}, got {lines[0]!r}")

@@ -1,0 +1,107 @@
+"""An oracle of the registry as scores need it: what it says of sequences, each read once, and what is known of it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import seqmodels
+from seqmodels.apply.engines import Progress
+from seqmodels.core.errors import InputError, ModelError
+from seqmodels.registry import rooms, store
+
+ROOM = "enhancer"
+BATCH = 4096  # sequences that the model is handed at a time
+_PACKAGES = ("numpy", "torch")  # whose versions may change a digit
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A loaded oracle; ``panel`` is the room's `predictions.Panel`, ``meta`` tells in results which oracle it was."""
+
+    loaded: store.Loaded
+    panel: Any
+    meta: dict[str, Any]
+
+    @property
+    def weak_cells(self) -> list[str]:
+        """Cells that it hardly knows: their Pearson on unseen rows is below 0.1."""
+        return [cell for cell in self.panel.cells if self.panel.weak(cell)]
+
+    def marked(self, cell: str) -> str:
+        """Name a cell for a table, with a star if the oracle hardly knows it."""
+        return f"{cell} *" if self.panel.weak(cell) else cell
+
+    def read(self, sequences: Sequence[str], *, where: str, embed: bool = False) -> Any:
+        """Predict sequences in batches, equal ones once: the room's `predictions.Outputs`, in the order given.
+
+        Raises
+        ------
+        InputError
+            If the model refuses a sequence; the message begins with ``where``.
+        """
+        place = {text: i for i, text in enumerate(dict.fromkeys(sequences))}
+        distinct, columns = list(place), list(self.panel.cell_types)
+        activities, embeddings = [np.empty((0, len(columns)))], []
+        with Progress("sequences") as bar:
+            for first in range(0, len(distinct), BATCH):
+                frame = pd.DataFrame({"sequence": distinct[first : first + BATCH]})
+                try:
+                    answer = self.loaded.predict(frame.assign(also="embedding") if embed else frame)
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from None
+                activities.append(answer[columns].to_numpy(dtype=np.float64))
+                if embed:
+                    embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
+                bar.add(len(frame))
+        chosen = np.array([place[text] for text in sequences], dtype=np.int64)
+        made = np.concatenate(activities)[chosen], np.concatenate(embeddings)[chosen] if embeddings else None
+        return rooms.part(ROOM, "predictions").Outputs(*made)
+
+
+def open_oracle(reference: str) -> Oracle:
+    """Load an oracle by folder, ``models:/`` URI or run id, once, so that a moving alias cannot mix two.
+
+    Raises
+    ------
+    MissingError
+        If it does not exist.
+    ModelError
+        If it is damaged, of another room, or does not tell what is known of its predictions.
+    """
+    with store.fetch(reference) as fetched:
+        loaded = replace(store.load(ROOM, str(fetched)), reference=reference)
+        with store.model_folder(str(fetched)) as folder:
+            digest = _sha256(folder / "oracle.pt")
+    served = loaded.served
+    try:
+        known = {**served["panel"], "cell_types": tuple(served["panel"]["cell_types"])}
+        panel = rooms.part(ROOM, "predictions").Panel(**known)
+        kind, seq_len = served["oracle"], served["seq_len"]
+    except (LookupError, TypeError, InputError) as error:
+        raise ModelError(f"{reference}: served.json must have panel, oracle and seq_len, got: {error}") from None
+    return Oracle(
+        loaded,
+        panel,
+        {
+            "oracle": reference,
+            "registered_name": served["registered_name"],
+            "oracle_sha256": digest,
+            "oracle_type": kind,
+            "seq_len": seq_len,
+            "versions": {"seqmodels": seqmodels.__version__, **{name: version(name) for name in _PACKAGES}},
+        },
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: must be a readable file, got: {error.strerror}") from None

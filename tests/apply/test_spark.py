@@ -1,0 +1,378 @@
+"""``--engine spark`` answers as the local engine does, whatever the partitions; those that are done are not done again.
+
+What needs no cluster is tested without one: there, partitions are done in turn by this process.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from seqmodels.__main__ import main
+from seqmodels.apply import annotate, depth, partition_work, partitions, score, spark
+from seqmodels.core import data as files
+from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
+from seqmodels.core.loop import TrainOptions
+from seqmodels.registry import distributed, rooms, store
+
+ROOT = Path(__file__).resolve().parents[2]
+UNTRACKED = TrainOptions(track=False)
+GENES = ["v_gene", "j_gene"]
+HAS_SPARK = importlib.util.find_spec("pyspark") is not None and (
+    shutil.which("java") is not None or "JAVA_HOME" in os.environ
+)
+
+
+def needs_spark(test: Any) -> Any:
+    reason = "needs Java 17 and pyspark: pip install 'seqmodels[spark]'"
+    return pytest.mark.spark(pytest.mark.skipif(not HAS_SPARK, reason=reason)(test))
+
+
+def smoke(room: str, overrides: str = "") -> Any:
+    return rooms.settings(room, ROOT / "params" / room / "smoke.yaml", overrides)
+
+
+def simulated(room: str, folder: Path) -> Path:
+    with files.folder_written_whole(folder) as temporary:
+        rooms.part(room, "simulate").simulate(smoke(room), temporary)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repertoire(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated("vdj", tmp_path_factory.mktemp("vdj") / "data")
+
+
+@pytest.fixture(scope="module")
+def model(repertoire: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("vdj") / "train"
+    rooms.part("vdj", "train").train(smoke("vdj", "fit.bootstrap=0"), repertoire, out, UNTRACKED)
+    return out / "model"
+
+
+@pytest.fixture(scope="module")
+def local(repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Scores of the local engine."""
+    out = tmp_path_factory.mktemp("vdj") / "local"
+    return out, score.score("vdj", repertoire / "test.tsv", model=str(model), out=out)
+
+
+@pytest.fixture(scope="module")
+def table(repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rearrangements as two Parquet files with a column that no model knows."""
+    folder = tmp_path_factory.mktemp("vdj") / "table"
+    folder.mkdir()
+    rows = pd.concat(rooms.part("vdj", "data").frames(repertoire / "test.tsv", model))
+    for name, part in (("a", rows.iloc[:120]), ("b", rows.iloc[120:])):
+        part.assign(of_others=1).to_parquet(folder / f"{name}.parquet", row_group_size=70)
+    return folder
+
+
+def in_turn(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: str) -> None:
+    for number, partition in todo:
+        partitions.do(job, number, partition)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions so small that there are several."""
+    for room, rows in (("vdj", 50), ("copynumber", 6), ("reads", 7)):
+        monkeypatch.setitem(
+            partition_work.ROOMS, room, dataclasses.replace(partition_work.ROOMS[room], rows=rows, batch=3)
+        )
+
+
+@pytest.fixture
+def alone(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Spark: this process does all partitions."""
+    monkeypatch.setattr(spark, "_spread", in_turn)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Spark, about pandas
+        with spark.session("local[2]") as opened:
+            yield opened
+
+
+def done(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "partitions.tsv", sep="\t")
+
+
+def one_load_each(record: pd.DataFrame) -> bool:
+    """Tell whether no process loaded a model between its partitions; earlier tests may have made it load others."""
+    return bool((record.groupby("process")["models_loaded"].nunique() == 1).all())
+
+
+def assert_same_scores(folder: Path, wanted: Path) -> None:
+    for name, keys in (("scores", ["row"]), ("configurations", ["row", "v_trim", "j_trim", "ligation_mh"])):
+        found, known = (pd.read_parquet(one / f"{name}.parquet") for one in (folder, wanted))
+        assert len(known) > 100
+        pd.testing.assert_frame_equal(
+            found.sort_values(keys, ignore_index=True), known.sort_values(keys, ignore_index=True), rtol=1e-5
+        )
+    found, known = (pd.read_csv(one / "predicted_dist_data.tsv", sep="\t") for one in (folder, wanted))
+    pd.testing.assert_frame_equal(found, known, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- without a cluster
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("form", ["tsv", "parquet"])
+def test_scores_are_those_of_the_local_engine(
+    form: str, repertoire: Path, table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    source = repertoire / "test.tsv" if form == "tsv" else table
+    summary = spark.run("vdj", source, model=str(model), out=tmp_path / "out")
+    assert summary == {**local[1], "log_loss": pytest.approx(local[1]["log_loss"], rel=1e-9)}
+    assert_same_scores(tmp_path / "out", local[0])
+    record = done(tmp_path / "out")
+    assert len(record) > 4
+    assert record["rows"].sum() == summary["rows"]
+    assert record["first"].tolist() == [0, *record["rows"].cumsum().tolist()[:-1]]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_rows_without_names_and_counts_get_them(table: Path, model: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(table / "a.parquet")[[*GENES, "v_trim", "j_trim", "ligation_mh"]]
+    rows.astype({"v_trim": int}).to_parquet(tmp_path / "bare.parquet")  # registered models take no integers
+    spark.run("vdj", tmp_path / "bare.parquet", model=str(model), out=tmp_path / "out")
+    found = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert found["sequence_id"].tolist() == [str(row + 1) for row in range(120)]
+    assert (found["count"] == 1).all()
+
+
+def assert_same_reads(folder: Path, wanted: Path) -> dict[str, pd.DataFrame]:
+    tables = {}
+    for kind in ("valid", "incomplete", "invalid"):
+        found, known = (pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted))
+        pd.testing.assert_frame_equal(found, known, rtol=1e-5)
+        tables[kind] = found
+    fates = pd.concat(pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir()))
+    known = pd.read_csv(wanted / "read_fates.tsv", sep="\t")
+    pd.testing.assert_frame_equal(fates.reset_index(drop=True), known)
+    assert json.loads((folder / "summary.json").read_text()) == json.loads((wanted / "summary.json").read_text())
+    return tables
+
+
+@pytest.mark.usefixtures("alone")
+def test_finished_partitions_are_not_done_again(
+    table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: str) -> None:
+        in_turn(job, todo[:3], master)
+        raise KeyboardInterrupt
+
+    words: dict[str, Any] = {"model": str(model), "out": tmp_path / "out"}
+    monkeypatch.setattr(spark, "_spread", killed)
+    with pytest.raises(KeyboardInterrupt):
+        spark.run("vdj", table, **words)
+    partial = tmp_path / ".out.partial"
+    kept = {path.parent.name: path.stat().st_mtime_ns for path in partial.glob("0*/work.json")}
+    assert sorted(kept) == ["000000", "000001", "000002"]
+    asked: list[int] = []
+
+    def watched(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: str) -> None:
+        asked.extend(number for number, _ in todo)
+        assert kept == {path.parent.name: path.stat().st_mtime_ns for path in partial.glob("0*/work.json")}
+        in_turn(job, todo, master)
+
+    monkeypatch.setattr(spark, "_spread", watched)
+    spark.run("vdj", table, **words, resume=True)
+    assert asked == list(range(3, len(done(tmp_path / "out"))))
+    assert len(asked) > 2
+    assert_same_scores(tmp_path / "out", local[0])
+    assert not partial.exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_other_work_is_not_resumed(table: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(job: Any, todo: Any, master: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spark, "_spread", killed)
+    with pytest.raises(KeyboardInterrupt):
+        spark.run("vdj", table, model=str(model), out=tmp_path / "out")
+    with pytest.raises(OutputError, match="input must be that of the interrupted run to resume it"):
+        spark.run("vdj", table / "a.parquet", model=str(model), out=tmp_path / "out", resume=True)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_fault_of_one_row_is_told_and_leaves_nothing(table: Path, model: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(table / "b.parquet")
+    rows.loc[rows.index[60], "v_gene"] = "TRGV77*01"
+    rows.to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(MissingError, match=r"odd\.parquet, rows \d+ to \d+: .*TRGV77\*01"):
+        spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_two_processes_at_one_partition_the_first_wins(table: Path, model: Path, tmp_path: Path) -> None:
+    with distributed.found("vdj", str(model)) as folder:
+        portable = distributed.publish("vdj", str(model), folder, tmp_path / "model")
+    job = partition_work.Job(portable, str(tmp_path))
+    [one] = partitions.plan(partition_work.ROOMS["vdj"], [table / "a.parquet"], portable.served)
+    assert partitions.do(job, 0, one) == 120
+    before = (tmp_path / "000000" / "work.json").read_bytes()
+    assert partitions.do(job, 0, one) == 0
+    assert (tmp_path / "000000" / "work.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000", "model"]
+
+
+def test_input_that_is_refused(table: Path, model: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"model": str(model), "out": tmp_path / "out"}
+    with pytest.raises(MissingError, match=r"nope\.parquet: must be a file or a folder, got nothing of that name"):
+        spark.run("vdj", tmp_path / "nope.parquet", **words)
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match=r"text\.parquet: must be whole Parquet, got"):
+        spark.run("vdj", tmp_path / "text.parquet", **words)
+    pd.DataFrame({"v_gene": ["x"]}).to_parquet(tmp_path / "narrow.parquet")
+    with pytest.raises(InputError, match=r"must have the columns v_gene, j_gene, got none of j_gene"):
+        spark.run("vdj", tmp_path / "narrow.parquet", **words)
+    pd.DataFrame({"v_gene": [], "j_gene": []}, dtype="str").to_parquet(tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match=r"empty\.parquet: must have at least one row, got none"):
+        spark.run("vdj", tmp_path / "empty.parquet", **words)
+    with pytest.raises(ModelError, match="must be a model of the room reads, got one of vdj"):
+        spark.run("reads", tmp_path / "narrow.parquet", **words)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_results_of_the_local_engine_are_not_overwritten(table: Path, model: Path, local: tuple[Path, Any]) -> None:
+    with pytest.raises(OutputError, match=r"must hold earlier results \(partitions\.tsv\) to be overwritten"):
+        spark.run("vdj", table, model=str(model), out=local[0], overwrite=True)
+
+
+def test_without_pyspark_or_java_a_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyspark", None)
+        with pytest.raises(MissingError, match=r"needs the package pyspark, got none; .* 'seqmodels\[spark\]'"):
+            spark.session("local[2]").__enter__()
+    active = SimpleNamespace(getActiveSession=lambda: None)
+    monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace(SparkConf=None))
+    monkeypatch.setitem(sys.modules, "pyspark.sql", SimpleNamespace(SparkSession=active))
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(MissingError, match="needs Java 17 or newer, got none in"):
+        spark.session("local[2]").__enter__()
+
+
+def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [str(tmp_path), "--model", "m", "--out", str(tmp_path / "out")]
+    assert main(["score", "vdj", *words, "--master", "local[2]"]) == 2
+    assert "--master: must be given with --engine spark only, got local[2]" in capsys.readouterr().err
+    assert main(["annotate", "copynumber", *words, "--whitelist", "w", "--engine", "spark"]) == 2
+    assert "must not be given --whitelist, which is for reads" in capsys.readouterr().err
+    assert main(["score", "enhancer", *words, "--engine", "spark", "--task", "t1"]) == 2
+    assert "--engine spark: does --task activity without --against" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- with a cluster
+
+
+@needs_spark
+@pytest.mark.usefixtures("small", "cluster")
+def test_spark_scores_as_the_local_engine_with_one_model_in_each_process(
+    table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    summary = spark.run("vdj", table, model=str(model), out=tmp_path / "out")
+    assert summary == {**local[1], "log_loss": pytest.approx(local[1]["log_loss"], rel=1e-9)}
+    assert_same_scores(tmp_path / "out", local[0])
+    record = done(tmp_path / "out")
+    assert len(record) > 4
+    assert one_load_each(record)
+    assert record["process"].nunique() <= 2
+    assert os.getpid() not in set(record["process"])
+
+
+@needs_spark
+@pytest.mark.usefixtures("small", "cluster")
+def test_spark_tells_the_fault_of_a_row(table: Path, model: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(table / "b.parquet").assign(v_trim=99.0)
+    rows.to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(InputError, match=r"odd\.parquet, rows .*: row 0: v_trim must be a whole number from"):
+        spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
+
+
+@needs_spark
+@pytest.mark.usefixtures("small", "cluster")
+def test_spark_calls_copy_numbers_as_the_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the last digits of a network depend on what it sees at once: as by default, partitions are made of whole chunks
+    monkeypatch.setattr(rooms.part("copynumber", "data"), "CHUNK", 3)
+    data, out = simulated("copynumber", tmp_path / "data"), tmp_path / "train"
+    rooms.part("copynumber", "train").train(smoke("copynumber"), data, out, UNTRACKED)
+    source = data / "test"
+    depth.annotate("copynumber", source, model=str(out / "model"), out=tmp_path / "local")
+    summary = spark.run("copynumber", source, model=str(out / "model"), out=tmp_path / "spark")
+    assert summary == json.loads((tmp_path / "local" / "summary.json").read_text())
+    assert summary["samples"] == 16
+    found, known = (pd.read_parquet(tmp_path / one / "segments.parquet") for one in ("spark", "local"))
+    assert len(found) == summary["segments"] >= 16
+    assert found["cn"].tolist() == known["cn"].tolist()
+    pd.testing.assert_frame_equal(found, known, rtol=1e-5, atol=1e-5)
+    for name in ("samples", "gene_calls", "plasmid_calls"):
+        calls = pd.read_parquet(tmp_path / "spark" / f"{name}.parquet")
+        wanted = pd.read_csv(tmp_path / "local" / f"{name}.tsv", sep="\t")
+        assert len(wanted) >= 16
+        pd.testing.assert_frame_equal(calls, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
+    assert done(tmp_path / "spark")["rows"].tolist() == [6, 6, 4]
+
+
+@needs_spark
+@pytest.mark.usefixtures("small", "cluster")
+def test_spark_annotates_reads_as_the_local_engine(tmp_path: Path) -> None:
+    data, out = simulated("reads", tmp_path / "data"), tmp_path / "train"
+    rooms.part("reads", "train").train(smoke("reads"), data, out, UNTRACKED)
+    source = next((data / "example").glob("*.fastq*"))
+    annotate.annotate("reads", source, model=str(out / "model"), out=tmp_path / "local")
+    summary = spark.run("reads", source, model=str(out / "model"), out=tmp_path / "spark")
+    tables = assert_same_reads(tmp_path / "spark", tmp_path / "local")
+    assert len(tables["valid"]) + len(tables["invalid"]) >= summary["reads"] >= 20
+    assert one_load_each(done(tmp_path / "spark"))
+
+
+@needs_spark
+@pytest.mark.usefixtures("small")
+def test_the_champion_answers_through_the_engine_and_as_a_function_of_spark(
+    cluster: Any, repertoire: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from pyspark.sql.functions import struct
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MLflow
+        config = smoke("vdj", "fit.bootstrap=0")
+        rooms.part("vdj", "train").train(config, repertoire, tmp_path / "run", TrainOptions())
+        uri = store.register("vdj", store.run_id_of(str(tmp_path / "run")))
+        name = uri.split("/")[1]
+        store.connect().set_registered_model_alias(name, "champion", uri.split("/")[2])
+        champion = f"models:/{name}@champion"
+        score.score("vdj", repertoire / "test.tsv", model=champion, out=tmp_path / "local")
+        summary = spark.run("vdj", table, model=champion, out=tmp_path / "spark")
+        assert summary["model"] == champion
+        assert_same_scores(tmp_path / "spark", tmp_path / "local")
+        columns = [*GENES, "v_trim", "j_trim", "ligation_mh"]
+        answer = mlflow.pyfunc.spark_udf(cluster, champion, result_type="probability double", env_manager="local")
+        rows = cluster.read.parquet(str(table))
+        answered = rows.select("sequence_id", answer(struct(*columns)).alias("a"))
+        answered.select("sequence_id", "a.probability").write.parquet(str(tmp_path / "udf"))
+    keys = {"by": "sequence_id", "ignore_index": True}
+    found = pd.read_parquet(tmp_path / "udf").sort_values(**keys)
+    known = pq.read_table(tmp_path / "local" / "scores.parquet").to_pandas().sort_values(**keys)
+    assert len(found) == len(known) > 100
+    pd.testing.assert_series_equal(found["probability"], known["probability"], rtol=1e-5)
