@@ -5,11 +5,12 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,30 @@ def add_version(registry_store: Any, trained: Trained) -> Callable[..., str]:
         return version
 
     return add
+
+
+class Planted:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self._mark),))
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where planted code would leave its mark; none may be there at the end."""
+    path = tmp_path / "executed"
+    monkeypatch.setenv("SEQMODELS_TEST_MARK", str(path))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield path
+    assert not path.exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.fixture
+def planted(mark: Path) -> Planted:
+    """An object to be pickled."""
+    return Planted(mark)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.copynumber.bins import Values
+from seqmodels.core.arrays import check_archive
 from seqmodels.core.data import written_whole
 from seqmodels.core.errors import InputError, ModelError
 
@@ -360,6 +361,7 @@ def load(path: Path) -> Baseline:
         If it is no such file.
     """
     try:
+        check_archive(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             name, ratio = str(file["name"]), float(file["present_ratio"])
             location, tracks = file["location"], file["tracks"]

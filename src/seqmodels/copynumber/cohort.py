@@ -15,6 +15,7 @@ from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.data import cohort_stores
 from seqmodels.copynumber.store import PlasmidStore, Store, some
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.tables import refuse_wide
 
 _LOG = logging.getLogger(__name__)
 
@@ -149,10 +150,14 @@ def _targets(config: Config) -> dict[str, Target]:
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a table as text, every field as it stands; empty where there is none."""
     try:
+        with path.open("rb") as file:
+            refuse_wide(path, file.readline().count(b"\t") + 1)
         frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8-sig")
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist, got none") from None
     except (ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: must be a table with tabs in UTF-8, got: {error}") from None
     absent = [name for name in columns if name not in frame]
     if absent:

@@ -17,30 +17,27 @@ to be passed on.
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from seqmodels.copynumber.baselines import harmonics, strays
-from seqmodels.copynumber.bins import Values
+from seqmodels.copynumber.batches import Batch as Batch
+from seqmodels.copynumber.batches import Cohort as Cohort
+from seqmodels.copynumber.batches import Integers, moved
+from seqmodels.copynumber.batches import patterns as patterns
+from seqmodels.copynumber.batches import prepare as prepare
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.model import ROWS, Network, as_ratio, build, load_weights, normalise, on_scale
-from seqmodels.core.arrays import Rows, open_array
+from seqmodels.copynumber.model import ROWS, Network, as_ratio, build, load_weights
+from seqmodels.copynumber.parallel import Group, share_norms
 from seqmodels.core.errors import ModelError
+from seqmodels.core.processes import ahead
 
-Integers = NDArray[np.int64]
-
-PATTERN_BINS = 16  # bins of one value of a copy-number pattern
+ALONE = Group()
 LEAST_VARIANCE = 0.1  # of latents: alignment of smaller ones counts for less
-LEAST_PRESENT = 0.5  # share of bins without which a sample teaches nothing
-_WAVES = 3  # harmonics of a sample's own smooth curve
-_NOISE, _LIMIT = 0.4, 2.0  # log2 in patterns: what is less is no change, what is more counts no more
 _SPIKE_BINS = (5, 60)
 _SPIKES = (1 / 16, 0.5, 1.5, 2.0, 3.0, 4.0, 6.0)  # times the depth
 _CLIP = 5.0  # norm of gradients, as in the reference: most steps have more, so that no batch counts much more
@@ -106,21 +103,13 @@ def sin2(ratio: Tensor) -> Tensor:
     return torch.sin(torch.pi * torch.log2(ratio + 1)).square().mean()
 
 
-def patterns(log2: Values, smooth: Values) -> Values:
-    """Return the samples' copy-number patterns ``(n, ceil(B / 16))``: what is off a smooth curve of depth, in log2.
+def spikes(n: int, n_bins: int, count: int, stream: torch.Generator, mine: slice = slice(None)) -> Tensor:
+    """Draw ``count`` events per sample: what they add in log2, shape ``(n, n_bins)``; overlaps add up.
 
-    Differences up to .4 are 0, larger ones count up to 2, and 16 bins have their mean; so noise, depth and gradient
-    leave nothing, and missing regions and events do.
+    Drawn are those of n samples, and returned those of the rows ``mine`` among them.
     """
-    off = log2 - smooth
-    off = np.where(np.abs(off) > _NOISE, off.clip(-_LIMIT, _LIMIT), 0)
-    off = np.pad(off, ((0, 0), (0, -off.shape[1] % PATTERN_BINS)))
-    return np.asarray(off.reshape(len(off), -1, PATTERN_BINS).mean(axis=2), dtype=np.float32)
-
-
-def spikes(n: int, n_bins: int, count: int, stream: torch.Generator) -> Tensor:
-    """Draw ``count`` events per sample: what they add in log2, shape ``(n, n_bins)``; overlaps add up."""
-    draws = torch.rand((3, n, count), generator=stream)
+    draws = torch.rand((3, n, count), generator=stream)[:, mine]
+    n = draws.shape[1]
     low, high = _SPIKE_BINS
     length = (low * (high / low) ** draws[0]).long().clamp_max(n_bins)
     start = (draws[1] * (n_bins - length + 1)).long()
@@ -153,112 +142,40 @@ def learning_rate(config: Config, step: int, n_steps: int) -> float:
     return low + (config.lr - low) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-# ---- a cohort
-
-
-class Batch(NamedTuple):
-    """Samples of a cohort: target ``x`` on the network's scale, ``used`` bins, copy-number ``pattern``."""
-
-    x: Tensor  # (n, B)
-    used: Tensor  # (n, B) bool
-    pattern: Tensor  # (n, P)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cohort:
-    """What training needs of N samples, memory-mapped: made once, since making it takes as long as an epoch.
-
-    Attributes
-    ----------
-    x, pattern
-        Targets ``(N, B)`` and patterns ``(N, P)``, float16.
-    used
-        Bins that enter the loss, eight to a byte.
-    present
-        Share of present bins, ``(N,)``.
-    """
-
-    x: NDArray[np.float16]
-    used: NDArray[np.uint8]
-    pattern: NDArray[np.float16]
-    present: Values
-
-    def batch(self, rows: Integers, device: torch.device) -> Batch:
-        """Read samples."""
-        used = np.unpackbits(self.used[rows], axis=1, count=self.x.shape[1]).view(bool)
-        x, pattern = (torch.from_numpy(array[rows]).to(device).float() for array in (self.x, self.pattern))
-        return Batch(x, torch.from_numpy(used).to(device), pattern)
-
-    @property
-    def usable(self) -> NDArray[np.bool_]:
-        """Whether a sample teaches anything, that is, has half of its bins, ``(N,)``."""
-        return self.present >= LEAST_PRESENT
-
-
-def prepare(counts: NDArray[Any], model: Network, config: Config, folder: Path) -> Cohort:
-    """Write what training needs of all samples into a folder that is there, and open it.
-
-    Parameters
-    ----------
-    counts
-        Reads per bin, shape ``(N, B)``; read block by block.
-    model
-        Whose scale targets are on.
-    config
-        The keys ``hmm_low_cov_threshold``, ``present_ratio`` and ``recurrent_log2`` (0: bins that stray are used).
-    folder
-        12 kB per sample of 5,334 bins.
-    """
-    n, n_bins = counts.shape
-    widths = {"x": (n_bins, np.float16), "used": (-(-n_bins // 8), np.uint8)}
-    widths["pattern"] = -(-n_bins // PATTERN_BINS), np.float16
-    share = np.zeros(n, dtype=np.float32)
-    with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(Rows(folder / f"{name}.npy", (n, width), dtype))
-            for name, (width, dtype) in widths.items()
-        }
-        for first in range(0, n, ROWS):
-            rows = slice(first, first + ROWS)
-            block = normalise(counts[rows], config)
-            smooth = harmonics(block.log2, block.present, _WAVES)
-            used = block.present
-            if config.recurrent_log2:
-                used = used & ~strays(block.log2 - smooth, block.present, config.recurrent_log2)
-            files["x"].add(on_scale(block.log2, model).astype(np.float16))
-            files["used"].add(np.packbits(used, axis=1))
-            files["pattern"].add(patterns(block.log2, smooth).astype(np.float16))
-            share[rows] = block.present.mean(axis=1)
-    return Cohort(**{name: open_array(folder / f"{name}.npy") for name in widths}, present=share)
-
-
 # ---- training
 
 
 class Terms(NamedTuple):
-    """Of a batch: ``objective`` is minimised; ``reconstruction`` and ``kl`` are nats per sample."""
+    """Of a batch: ``objective`` is minimised; ``reconstruction`` and ``kl`` are nats per sample.
+
+    Of a batch that several processes share, the first four are this one's part, which add up to the whole; ``mean``
+    and ``pattern`` are whole.
+    """
 
     objective: Tensor
     reconstruction: Tensor
     kl: Tensor
     auxiliary: Tensor
     mean: Tensor  # (n, latent_dim)
+    pattern: Tensor  # (n, P)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """A network, its optimizer (Adam), and settings."""
+    """A network, its optimizer (Adam), settings, and the processes that share every batch."""
 
     model: Network
     optimizer: torch.optim.Adam
     config: Config
+    group: Group
 
     @classmethod
-    def start(cls, config: Config, n_bins: int, device: str = "cpu") -> Self:
+    def start(cls, config: Config, n_bins: int, group: Group = ALONE) -> Self:
         """Begin with the random weights of the seed in ``config``; raises as ``build`` does."""
-        model = build(config, n_bins).to(device)
+        model = build(config, n_bins).to(group.device)
+        share_norms(model, group)
         adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        return cls(model, adam, config)
+        return cls(model, adam, config, group)
 
     @property
     def device(self) -> torch.device:
@@ -288,8 +205,10 @@ class Training:
         except (ValueError, KeyError) as error:
             raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
 
-    def terms(self, batch: Batch, seen: Tensor, noise: Tensor, weights: tuple[float, float]) -> Terms:
-        """Return the loss of a batch.
+    def terms(
+        self, batch: Batch, seen: Tensor, noise: Tensor, weights: tuple[float, float], n: int | None = None
+    ) -> Terms:
+        """Return the loss of a batch, or of this process's share of it.
 
         Parameters
         ----------
@@ -298,26 +217,33 @@ class Training:
         seen
             What the network sees of it.
         noise
-            Standard normal numbers that draw the latents, ``(n, latent_dim)``.
+            Standard normal numbers that draw the latents, ``(rows, latent_dim)``.
         weights
             beta, and the weight of the auxiliary loss.
+        n
+            Samples of the whole batch, of which this is a share; by default it is the whole.
         """
-        config = self.config
+        config, n = self.config, len(seen) if n is None else n
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.mixed_precision):
             mean, log_variance = self.model.encode(seen)
             mean, log_variance = mean.float(), log_variance.float()
             output = self.model.decode(mean + noise * torch.exp(log_variance / 2)).float()
         missed = huber((output - batch.x) / config.likelihood_sd, config.huber)
-        reconstruction = torch.where(batch.used, missed, 0.0).sum(dim=1).mean()
-        divergence, off = kl(mean, log_variance).mean(), mean.new_zeros(())
+        reconstruction = torch.where(batch.used, missed, 0.0).sum(dim=1).sum() / n
+        divergence, off = kl(mean, log_variance).sum() / n, mean.new_zeros(())
+        means, pattern = mean, batch.pattern
         if config.alignment == "latent":
-            off = 1 - cka(mean, batch.pattern, least=LEAST_VARIANCE)
-        elif config.alignment == "sin2":  # the reference weighs it against plain squares
-            off = sin2(as_ratio(output, self.model)) / (2 * config.likelihood_sd**2)
+            both = self.group.gather(torch.cat([mean, batch.pattern], dim=1), n)
+            means, pattern = both[:, : mean.shape[1]], both[:, mean.shape[1] :]
+            off = 1 - cka(means, pattern, least=LEAST_VARIANCE)
+            if self.group.rank:
+                off = off - off.detach()  # counted by the first process; all have a gradient of their own rows
+        elif config.alignment == "sin2" and len(seen):  # the reference weighs it against plain squares
+            off = sin2(as_ratio(output, self.model)) / (2 * config.likelihood_sd**2) * (len(seen) / n)
         objective = reconstruction + weights[0] * divergence
         if weights[1]:
             objective = objective + weights[1] * batch.x.shape[1] * off
-        return Terms(objective, reconstruction, divergence, off, mean)
+        return Terms(objective, reconstruction, divergence, off, means, pattern)
 
 
 def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> dict[str, float]:
@@ -337,27 +263,34 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
     ``loss`` and ``reconstruction`` per bin, ``kl`` per sample, ``auxiliary``; means over samples of what was seen in
     passing. ``beta``, ``weight`` and the last ``lr``.
     """
-    model, config, device = training.model, training.config, training.device
+    model, config, device, group = training.model, training.config, training.device, training.group
     n_batches, n_bins = -(-len(rows) // config.batch_size), model.n_bins
     beta = warm_up(config.max_beta, config.warmup_epochs, number)
     weight = warm_up(config.alignment_max_weight, config.alignment_warmup_epochs, number, _SLOW)
-    rate, total = config.lr, torch.zeros(4)
+    rate, total = config.lr, torch.zeros(4, device=device)
     model.train()
-    with _random(config.seed, number, device) as stream:
+    with _random(config.seed, number, training) as stream:
         order = rows[torch.randperm(len(rows), generator=stream).numpy()]
-        for i, chosen in enumerate(np.array_split(order, n_batches)):
+
+        def read(chosen: Integers) -> tuple[Batch, Tensor | None, Tensor, int]:
+            n, mine = len(chosen), group.share(len(chosen))
+            shift = spikes(n, n_bins, config.spikes, stream, mine) if config.spikes else None
+            return cohort.read(chosen[mine]), shift, torch.randn((n, model.latent_dim), generator=stream)[mine], n
+
+        steps = ahead(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
+        for i, (halves, shift, noise, n) in enumerate(steps):
             rate = learning_rate(config, number * n_batches + i, config.epochs * n_batches)
             training.optimizer.param_groups[0]["lr"] = rate
-            batch, n = cohort.batch(chosen, device), len(chosen)
-            shift = spikes(n, n_bins, config.spikes, stream).to(device) if config.spikes else None
-            noise = torch.randn((n, model.latent_dim), generator=stream).to(device)
-            seen = batch.x if shift is None else spiked(batch.x, shift, model)
-            found = training.terms(batch, seen, noise, (beta, weight))
+            batch = halves.to(device)
+            seen = batch.x if shift is None else spiked(batch.x, moved(shift, device), model)
+            found = training.terms(batch, seen, moved(noise, device), (beta, weight), n)
             training.optimizer.zero_grad()
             found.objective.backward()  # type: ignore[no-untyped-call]
+            group.add_gradients(model)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             training.optimizer.step()
-            total += n * torch.stack(found[:4]).detach().cpu()
+            total += n * torch.stack(found[:4]).detach()
+    total = group.sum(total).cpu()
     return {**_figures(total / len(rows), n_bins), "beta": beta, "weight": weight, "lr": rate}
 
 
@@ -366,19 +299,22 @@ def validate(training: Training, cohort: Cohort, rows: Integers) -> dict[str, fl
 
     One draw of the latents, the same each time. Alignment is that of all samples together.
     """
-    model, config, device = training.model, training.config, training.device
-    final, total = (config.max_beta, config.alignment_max_weight), torch.zeros(4)
+    model, config, device, group = training.model, training.config, training.device, training.group
+    final, total = (config.max_beta, config.alignment_max_weight), torch.zeros(4, device=device)
     means, shapes = [], []
     model.eval()
-    with _random(config.seed, 0, device) as stream, torch.no_grad():
+    with _random(config.seed, 0, training) as stream, torch.no_grad():
         for chosen in np.array_split(rows, -(-len(rows) // ROWS)):
-            batch = cohort.batch(chosen, device)
-            noise = torch.randn((len(chosen), model.latent_dim), generator=stream).to(device)
-            found = training.terms(batch, batch.x, noise, final)
-            total += len(chosen) * torch.stack(found[:4]).cpu()
+            n, mine = len(chosen), group.share(len(chosen))
+            batch, noise = (
+                cohort.batch(chosen[mine], device),
+                torch.randn((n, model.latent_dim), generator=stream)[mine],
+            )
+            found = training.terms(batch, batch.x, noise.to(device), final, n)
+            total += n * torch.stack(found[:4])
             means.append(found.mean)
-            shapes.append(batch.pattern)
-    total /= len(rows)
+            shapes.append(found.pattern)
+    total = group.sum(total).cpu() / len(rows)
     if config.alignment == "latent":
         total[3] = 1 - cka(torch.cat(means), torch.cat(shapes), least=LEAST_VARIANCE).cpu()
     total[0] = total[1] + final[0] * total[2] + final[1] * model.n_bins * total[3]
@@ -391,9 +327,13 @@ def _figures(total: Tensor, n_bins: int) -> dict[str, float]:
 
 
 @contextmanager
-def _random(seed: int, number: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back."""
+def _random(seed: int, number: int, training: Training) -> Iterator[torch.Generator]:
+    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back.
+
+    All processes have the same stream, and dropout of their own.
+    """
     own, dropout = np.random.SeedSequence([seed, number]).generate_state(2, np.uint32).tolist()
+    device, rank = training.device, training.group.rank
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(dropout)
+        torch.manual_seed(dropout + rank)
         yield torch.Generator().manual_seed(own)

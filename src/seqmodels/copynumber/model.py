@@ -8,6 +8,8 @@ GC, a lineage's missing regions) and none for events, so that counts over the ex
 import importlib
 import itertools
 import pickle
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from seqmodels.copynumber.baselines import Mask, harmonics, relative
 from seqmodels.copynumber.bins import Values
 from seqmodels.copynumber.config import Config
+from seqmodels.core.arrays import check_archive
 from seqmodels.core.errors import ConfigError, InputError, ModelError
 
 Architecture = Callable[..., nn.Module]
@@ -237,7 +240,11 @@ def read_weights(path: Path) -> Mapping[str, Any]:
         If it is missing, damaged, or holds anything else.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other versions, which are refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{path}: must be a whole file of weights without code, got: {reason}") from None

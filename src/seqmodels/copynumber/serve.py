@@ -5,6 +5,7 @@ genes. Baselines that were fitted beside the network travel with it, so that an 
 """
 
 import itertools
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ REGISTERED = "copynumber-kpsc"
 REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "torch")
 _PATHS = ("store_path", "plasmid_store_path", "out_dir", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
           "eval_holdout_ids_path")  # fmt: skip
+_NAMED = ("architecture", "hmm", "cnv", "plasmid_cnv", "evaluation")  # settings that may name code of a user's own
 _TABLES = {
     "plasmid_gene_coords_path": "plasmid_genes.tsv",
     "plasmid_family_map_path": "plasmid_families.tsv",
@@ -185,7 +187,9 @@ def load(folder: Path) -> CopyNumberModel:
     where = str(folder / "model.json")
     try:
         own = {key: str(folder / file) for key, file in _TABLES.items() if (folder / file).is_file()}
-        config = build_plain(content["settings"] | own, Config, origin=lambda _: where)
+        _refuse_code(content["settings"], where)
+        nowhere = dict.fromkeys((*_PATHS, *_TABLES), "")  # paths of a model's settings are its maker's, if not planted
+        config = build_plain(content["settings"] | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(Gene(**one) for one in content["genes"])
         rules = _rules(content["rules"])
         for name, wanted in content["md5"].items():
@@ -195,8 +199,10 @@ def load(folder: Path) -> CopyNumberModel:
         fitted = {key: baselines.load(folder / f"{key}.npz") for key in BASELINES if f"{key}.npz" in content["md5"]}
         network = None
         if "network.pt" in content["md5"]:
-            network = build(config, content["n_bins"])
-            load_weights(network, read_weights(folder / "network.pt"), str(folder / "network.pt"))
+            weights = read_weights(folder / "network.pt")
+            _refuse_inflated(config, (content["n_bins"], len(layout.bins)), weights, where)
+            network = build(config, len(layout.bins))
+            load_weights(network, weights, str(folder / "network.pt"))
         if network is None and config.baseline not in fitted:
             raise ModelError(f"{folder}: must hold the network or the baseline {config.baseline}, got neither")
     except (ConfigError, InputError, LookupError, TypeError, AttributeError, OSError) as error:
@@ -228,6 +234,31 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
             "replicons": [[replicon], [replicon]],
         }
     )
+
+
+def _refuse_inflated(config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str) -> None:
+    """Refuse, before it is built, a network of other bins or more latents than its file has weights for."""
+    widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
+    if n_bins[0] != n_bins[1] or config.latent_dim > widest:
+        wanted = f"{n_bins[1]} bins and at most {widest} latents"
+        raise ModelError(
+            f"{where}: must describe the network in network.pt, {wanted}, got {n_bins[0]} and {config.latent_dim}"
+        )
+
+
+def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a model that names code other than ours, unless the environment says that its package is trusted.
+
+    Training runs what the user's own settings name; a model may be anybody's.
+    """
+    trusted = os.environ.get("SEQMODELS_OWN_CODE", "").split(",")
+    for key in _NAMED:
+        package, colon, _ = str(settings.get(key, "")).partition(":")
+        if colon and package.partition(".")[0] not in trusted:
+            raise ModelError(
+                f"{where}: {key} must be built in, got {settings[key]}; not executed (to trust it: "
+                f"SEQMODELS_OWN_CODE={package.partition('.')[0]})"
+            )
 
 
 def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from seqmodels.copynumber.bins import Bins, Counts, Layout, Positions
 from seqmodels.copynumber.store import check_names, some
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.tables import refuse_wide
 
 FORMS = ("gatk", "mosdepth", "tsv")
 _GZIP = b"\x1f\x8b"
@@ -298,6 +299,7 @@ def _header(content: bytes, path: Path, form: str | None) -> _Header:
             lengths[fields.get("SN", "").strip()] = int(fields["LN"])
         offset, n_lines = stop, n_lines + 1
     stop = content.find(b"\n", offset) + 1 or len(content)
+    refuse_wide(path, content.count(b"\t", offset, stop) + 1)
     fields_of_row = content[offset:stop].decode().strip().split("\t")
     found = _form(fields_of_row, n_lines > 0)
     if form is not None and form not in FORMS:

@@ -3,6 +3,9 @@
 Beside what every room leaves, ``--out`` has the mission's files: ``checkpoint.pth`` (network and optimizer of the best
 epoch), ``training_log.tsv`` (as ``history.tsv``), ``reconstructions.npy``, ``latents.npy``, ``segments.parquet``,
 ``gene_calls.tsv``, ``plasmid_gene_calls.tsv`` and ``evaluation.txt``.
+
+Where torchrun has started several processes, they share every batch: same losses, gradients and decisions in all. The
+first one alone tracks and writes, and calls the cohort when training is done.
 """
 
 import contextlib
@@ -28,6 +31,7 @@ from seqmodels.copynumber.cohort import Cohort, cohort, grouped_split
 from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.genes import write_calls
 from seqmodels.copynumber.model import architecture_named, latents, read_weights
+from seqmodels.copynumber.parallel import Group, tensor_cores
 from seqmodels.copynumber.plasmids import caller_named
 from seqmodels.copynumber.segments import decoder_named, tracks
 from seqmodels.core import data as files
@@ -35,7 +39,7 @@ from seqmodels.core import panels, plots, provenance, tracking
 from seqmodels.core.arrays import Rows
 from seqmodels.core.config import digest, to_dict
 from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from seqmodels.core.loop import TrainOptions, stalled
+from seqmodels.core.loop import TrainOptions, stalled, stopping_on_signals
 from seqmodels.core.tables import write_history
 
 log = logging.getLogger(__name__)
@@ -71,7 +75,7 @@ class Task:
 
 
 def train(config: Config, data: Path | None, out: Path | None, options: TrainOptions) -> dict[str, Any]:
-    """Run the whole step and return the run's id, folder and main figures.
+    """Run the whole step and return the run's id, folder and main figures; nothing in processes that only helped.
 
     Parameters
     ----------
@@ -93,12 +97,16 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
     _check_names(config)
     if config.threads and device == "cpu":
         torch.set_num_threads(config.threads)
+    group = Group.join(device)
     found = cohort(config, data if data is not None else Path(config.store_path))
     task = _task(config, found)
+    if group.rank:
+        _help(task, group)
+        return {}
     place = out or (Path(config.out_dir) if config.out_dir else None)
     source = Path(config.store_path) if config.store_path else data
     with tracking.run("copynumber", _settings(config), data=source, out=place, options=options) as run:
-        metrics = _carry_out(run, task, device)
+        metrics = _carry_out(run, task, group)
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
     return {"run_id": run.id, "out": str(run.out), **{key: round(float(value or 0), 4) for key, value in shown.items()}}
 
@@ -138,12 +146,20 @@ def _task(config: Config, found: Cohort) -> Task:
     return Task(config, found, Layout.of(config, found.chromosome.bins), own[rest], own[chosen])
 
 
-def _carry_out(run: tracking.Run, task: Task, device: str) -> dict[str, float | None]:
+def _help(task: Task, group: Group) -> None:
+    """Train together with the first process, which writes and tracks."""
+    run = tracking.Run("", Path(), resumed=False)
+    with stopping_on_signals(run.request_stop):
+        if task.config.baseline == "vae":
+            _fit(run, task, losses.Training.start(task.config, len(task.layout.bins), group))
+
+
+def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float | None]:
     start = time.perf_counter()
     network = None
     progress = Progress()
     if task.config.baseline == "vae":
-        training = losses.Training.start(task.config, len(task.layout.bins), device)
+        training = losses.Training.start(task.config, len(task.layout.bins), group)
         try:
             progress = _fit(run, task, training)
         except InterruptedRunError:
@@ -179,10 +195,10 @@ def _baseline(name: str, task: Task) -> baselines.Baseline:
 
 def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
     """Train epoch by epoch until the epochs are done or the validation loss has stalled; record and save each."""
-    config, checkpoints = task.config, run.out / "checkpoints"
+    config, group = task.config, training.group
     settings = digest(_settings(config))
-    progress = _restore(checkpoints, training, settings) if run.resumed else Progress()
-    with _prepared(task, training) as prepared:
+    progress = _begin(run, training, settings)
+    with tensor_cores(group.device), _prepared(task, training) as prepared:
         usable = prepared.usable
         rows, held = task.train[usable[task.train]], task.valid[usable[task.valid]]
         if not len(rows):
@@ -190,7 +206,7 @@ def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
         left = len(task.train) + len(task.valid) - len(rows) - len(held)
         log.info("training on %d samples, validating on %d; %d have too few reads", len(rows), len(held), left)
         while progress.epoch < config.epochs and not stalled(_eligible(progress, config), patience=config.patience):
-            if run.stop_requested:
+            if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
                 raise InterruptedRunError("asked to stop")
             begin = time.perf_counter()
             row = {
@@ -202,7 +218,9 @@ def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
             if math.isnan(row["valid.loss"]):
                 raise InputError(f"epoch {progress.epoch + 1}: the loss must be a number, got NaN; lower lr")
             progress.history.append(row)
-            _record(run, training, progress, settings)
+            if group.rank == 0:
+                _record(run, training, progress, settings)
+    group.leave()
     return progress
 
 
@@ -251,13 +269,19 @@ def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
     return content
 
 
-def _restore(checkpoints: Path, training: losses.Training, settings: str) -> Progress:
-    """Load the last checkpoint; a run that was killed before its first one begins anew."""
-    path = checkpoints / "last.pt"
-    if not path.is_file():
-        log.warning("%s: there is no checkpoint yet, training begins anew", checkpoints)
+def _begin(run: tracking.Run, training: losses.Training, settings: str) -> Progress:
+    """Load the last checkpoint of a resumed run, in all processes that of the first.
+
+    A run that was killed before its first one begins anew.
+    """
+    path, content = run.out / "checkpoints" / "last.pt", {}
+    if run.resumed and path.is_file():
+        content = dict(_read_checkpoint(path, settings))
+    elif run.resumed:
+        log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
+    content = dict(training.group.same(content))
+    if not content:
         return Progress()
-    content = _read_checkpoint(path, settings)
     training.load_state(content["state"], str(path))
     return Progress([dict(row) for row in content["history"]], int(content["best"]))
 

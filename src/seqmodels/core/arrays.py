@@ -4,9 +4,11 @@ NumPy stores an object array as a pickle, and loading a pickle runs whatever cod
 the few operations that a plain array needs as data, and refuses every other.
 """
 
+import math
 import mmap
 import pickletools
 import tokenize
+import zipfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from seqmodels.core.errors import InputError, MissingError
 
+_DEFLATED = 1032  # bytes that one byte of a compressed file can stand for
 _DAMAGE = (  # what NumPy's reader of headers, and the one of pickles below, raise for damaged files
     *(ValueError, LookupError, TypeError, ArithmeticError, RecursionError, SyntaxError, tokenize.TokenError),
     *(EOFError, OSError),
@@ -90,12 +93,46 @@ def open_array(path: Path) -> NDArray[Any]:
         If it is damaged, or holds objects.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="raise"):  # of a size that nobody can count
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist, got none") from None
     except _DAMAGE as error:
         raise InputError(f"{path}: must be a whole NumPy file without objects, got: {error}") from None
     return array
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a zip file (of ``.npz`` or weights) that claims more than it can hold: readers reserve what is claimed.
+
+    Raises
+    ------
+    InputError
+        If it is no whole zip file, a member claims more bytes than its own can stand for, or an array of a ``.npz`` is
+        of objects or not of the size that its header tells.
+    """
+    try:
+        held = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                most = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATED)
+                if member.compress_size > held or member.file_size > most:
+                    raise ValueError(f"{member.filename} of {member.file_size:,} bytes in a file of {held:,}")
+                if member.filename.endswith(".npy"):
+                    with archive.open(member) as file:
+                        _check_member(file, member)
+    except (*_DAMAGE, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path}: must be a whole archive of plain arrays, got: {error}") from None
+
+
+def _check_member(file: Any, member: zipfile.ZipInfo) -> None:
+    old = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} of objects, which are a pickle; not executed")
+    if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+        raise ValueError(f"{member.filename} of shape {shape} in {member.file_size:,} bytes")
 
 
 def rows_of(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:

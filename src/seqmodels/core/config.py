@@ -89,6 +89,7 @@ _Loader.add_constructor(
 
 # what PyYAML raises for tags at odds with their values (!!int x), numbers without end and nesting without end
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_MOST_VALUES = 100_000  # of a settings file, aliases followed
 
 
 def _load(text: str) -> Any:
@@ -97,8 +98,20 @@ def _load(text: str) -> Any:
         content = loader.get_single_data()
     finally:
         loader.dispose()
-    json.dumps(content, default=str)  # a ValueError here: an alias that holds itself
+    if _size(content, {}) > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES:,} values")
     return content
+
+
+def _size(content: Any, known: dict[int, int]) -> int:
+    """Count values, those behind an alias each time; ValueError for one that holds itself."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    if known.get(id(content)) == 0:
+        raise ValueError("Circular reference")
+    if id(content) not in known:
+        known[id(content)] = 0
+        known[id(content)] = 1 + sum(_size(one, known) for one in parts)
+    return known[id(content)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -171,7 +184,7 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
     """
     chain = _chain(path, full)
     settings = Settings({}, {}, str(path), tuple(file for file, _ in chain))
-    paths = set(_path_keys(cls))
+    paths = set(path_keys(cls))
     for file, values in reversed(chain):
         _merge(settings, _absolute(values, paths, file.resolve().parent), str(file))
     given = _rejoin(parse_overrides(overrides), settings.values)
@@ -270,11 +283,11 @@ def _merge_level(
         _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
-def _path_keys(cls: type, prefix: str = "") -> Iterator[str]:
+def path_keys(cls: type, prefix: str = "") -> Iterator[str]:
     """List the dotted keys of ``cls`` that are paths."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
-            yield from _path_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from path_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif PATH in getattr(hint, "__metadata__", ()):
             yield prefix + name
 

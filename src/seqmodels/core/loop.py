@@ -16,13 +16,15 @@ class TrainOptions:
     """How a training run is carried out, as opposed to what it computes.
 
     ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue; ``track`` whether the tracking store is
-    used at all; ``overwrite`` whether another run's results in the output folder may go.
+    used at all; ``overwrite`` whether another run's results in the output folder may go; ``as_read`` the digest of the
+    settings as they were read (``provenance.settings_digest``), before the room resolved them further.
     """
 
     device: str = "auto"
     resume: str | None = None
     track: bool = True
     overwrite: bool = False
+    as_read: str = ""
 
 
 @dataclass(frozen=True, slots=True)

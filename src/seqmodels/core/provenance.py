@@ -1,5 +1,7 @@
 """Where a result comes from: project root, git commit, versions, machine."""
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -55,6 +57,49 @@ def git_state() -> dict[str, str]:
 def _git(root: Path, *words: str) -> str:
     answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
     return answer.stdout.strip()
+
+
+def settings_digest(config: Any) -> str:
+    """Hash a room's settings and the content of the files that they name, wherever the checkout lies.
+
+    Raises
+    ------
+    InputError
+        If such a file cannot be read.
+    """
+    from seqmodels.core import config as settings_module  # here, not above: --help must not pay for it
+    from seqmodels.core import data as files
+
+    values = settings_module.flatten(dataclasses.asdict(config))
+    for key in settings_module.path_keys(type(config)):
+        if text := values.get(key):
+            path = Path(text)
+            values[key] = [within_project(path), files.md5(path) if path.is_file() else ""]
+    return settings_module.digest(values)
+
+
+def source_digest(room: str) -> str:
+    """Hash the source of a room and of ``core`` as it lies on the disk, committed or not."""
+    package = Path(seqmodels.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(path for part in (room, "core") for path in (package / part).rglob("*.py")):
+        total.update(b"\0".join((path.relative_to(package).as_posix().encode(), path.read_bytes(), b"")))
+    return total.hexdigest()
+
+
+def step_key(room: str, settings: str, data: str) -> str:
+    """Key of a training step: equal where the digests of settings and data and the room's source are equal."""
+    return hashlib.sha256(f"{room} {settings} {data} {source_digest(room)}".encode()).hexdigest()
+
+
+def input_tags(room: str, settings: str, data: str, as_read: str = "") -> dict[str, str]:
+    """Tags for what a run is made from; ``settings`` and ``data`` are digests.
+
+    ``as_read``, the digest of the settings before the room resolved them further, is what ``step.key`` is made of, so
+    that it can be told without the room's framework; by default ``settings``.
+    """
+    key = step_key(room, as_read or settings, data)
+    return {"room": room, "data.md5": data, "settings.sha256": settings, "step.key": key}
 
 
 def process_tags() -> dict[str, str]:
@@ -135,7 +180,7 @@ def read_model_record(folder: Path, room: str, format_version: int, keys: tuple[
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         found, version, package = served["room"], served["format_version"], served["package_version"]
         content = {key: content[key] for key in keys}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder}: must be a whole model folder of the room {room}, got: {error}") from None
     if found != room:
         raise ModelError(f"{folder}: must be a model of the room {room}, got one of {found}")

@@ -19,6 +19,7 @@ from dnaio import FileFormatError
 from dnaio.readers import FastaReader
 
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.tables import refuse_wide
 
 _FORMS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".fasta": "fasta", ".fa": "fasta", ".fna": "fasta",
@@ -150,6 +151,8 @@ def _fasta_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
 def _table_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
     sep = "," if path.name.lower().removesuffix(".gz").endswith(".csv") else "\t"
     with opened(path) as file:
+        refuse_wide(path, file.readline().count(sep.encode()) + 1)
+        file.seek(0)
         try:
             options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
             with pd.read_csv(file, sep=sep, chunksize=10_000, index_col=False, **options) as reader:

@@ -14,6 +14,14 @@ from numpy.typing import NDArray
 from seqmodels.core import data
 from seqmodels.core.errors import InputError
 
+MOST_COLUMNS = 10_000
+
+
+def refuse_wide(path: Path, n_columns: int) -> None:
+    """Raise InputError for a table of more than ``MOST_COLUMNS`` columns: readers take memory and time for each."""
+    if n_columns > MOST_COLUMNS:
+        raise InputError(f"{path}: must have at most {MOST_COLUMNS:,} columns, got {n_columns:,}")
+
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as TSV (header, LF, shortest digits that read back the same); None and NaN are empty fields."""

@@ -10,7 +10,6 @@ import http.client
 import logging
 import math
 import os
-import re
 import time
 import urllib.error
 import urllib.request
@@ -23,14 +22,14 @@ from typing import Any
 
 from seqmodels.core import config as settings_module
 from seqmodels.core import data as files
-from seqmodels.core import provenance
+from seqmodels.core import provenance, refusals
 from seqmodels.core.errors import ConfigError, InterruptedRunError, MissingError, SeqmodelsError, TrackingError
 from seqmodels.core.loop import TrainOptions, stopping_on_signals
 
 log = logging.getLogger(__name__)
-
 EXPERIMENT = "seqmodels"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the browser then opens the view of training runs
+_NOTE = 'One run per training, of all rooms. Those of one room: group by the tag `room`, or search `tags.room = "vdj"`.'
+_KIND = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": _NOTE}  # the view of training runs
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -53,7 +52,7 @@ def store_uri() -> str:
 
 def shown_uri() -> str:
     """Write the URI of the tracking store for messages and logs, without user and password."""
-    return re.sub(r"//[^/@]*@", "//", store_uri())
+    return refusals.without_password(store_uri())
 
 
 def client() -> Any:
@@ -87,7 +86,7 @@ def client() -> Any:
 def _check_server(uri: str) -> None:
     """Ask a server whether it lives; any HTTP answer, a refusal too, says yes."""
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+        urllib.request.urlopen(f"{refusals.without_password(uri).rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -103,7 +102,8 @@ def as_tracking_error() -> Iterator[None]:
     except Exception as error:  # artifact stores raise what their client libraries raise
         theirs = type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
         if theirs or (isinstance(error, OSError | ImportError) and not isinstance(error, SeqmodelsError)):
-            raise TrackingError(f"tracking store {shown_uri()}: must do what was asked, got: {error}") from error
+            reason = f"must do what was asked, got: {refusals.reason(error)}"
+            raise TrackingError(f"tracking store {shown_uri()}: {reason}") from error
         raise
 
 
@@ -221,8 +221,8 @@ def run(
         If the store does not answer or has no such run, the resumed run had other settings or data or goes on still,
         ``out`` cannot be written or holds another run's results.
     """
-    tags = {"room": room, "data.md5": files.digest(data) if data else ""}
-    tags["settings.sha256"] = settings_module.digest(settings)
+    digests = settings_module.digest(settings), files.digest(data) if data else ""
+    tags = provenance.input_tags(room, *digests, options.as_read)
     opened = client() if options.track else None
     if opened is not None:
         close_stale_runs(opened)
@@ -294,7 +294,7 @@ def get_run(run_id: str, opened: Any = None) -> Any:
         try:
             return opened.get_run(run_id)
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code not in refusals.ABSENT:
                 raise
             raise MissingError(f"run {run_id}: must exist in {shown_uri()}, got: {error.message}") from None
 
@@ -354,13 +354,13 @@ def close_stale_runs(opened: Any) -> list[str]:
     here = f"tags.host = '{provenance.process_tags()['host']}'"
     with as_tracking_error():
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]
-        running = opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}")
         closed = []
-        for found in running:
+        for found in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
             if provenance.lives(found.data.tags) is False:
-                opened.set_tag(found.info.run_id, "stale", "its process was gone")
-                opened.set_terminated(found.info.run_id, status="KILLED")
-                closed.append(str(found.info.run_id))
+                with refusals.passed_over():  # another user's run is theirs to end
+                    opened.set_tag(found.info.run_id, "stale", "its process was gone")
+                    opened.set_terminated(found.info.run_id, status="KILLED")
+                    closed.append(str(found.info.run_id))
     if closed:
         log.warning("closed %d run(s) whose process is gone: %s", len(closed), ", ".join(closed))
     return closed

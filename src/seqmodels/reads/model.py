@@ -9,6 +9,7 @@ or, without it, counted from labels by ``set_transitions_from_counts``.
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import tempfile
@@ -316,7 +317,9 @@ def load_weights(model: Annotator, path: Path) -> None:
     shapes: list[tuple[int, ...]] = []
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(lambda _, item: shapes.append(item.shape) if isinstance(item, h5py.Dataset) else None)
+            file.visititems(
+                lambda name, item: shapes.append(_own_shape(name, item)) if hasattr(item, "dtype") else None
+            )
         if sorted(shapes) != sorted(tuple(variable.shape) for variable in model.weights):
             raise ValueError(f"{len(shapes)} arrays of other shapes than the {len(model.weights)} of this network")
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -326,6 +329,33 @@ def load_weights(model: Annotator, path: Path) -> None:
             model.load_weights(link)
     except (OSError, ValueError, LookupError, RuntimeError, UserWarning) as error:
         raise ModelError(f"{path}: must be Keras weights of this network, got {error}") from error
+
+
+def _own_shape(name: str, item: h5py.Dataset) -> tuple[int, ...]:
+    """Shape of an array that lies in its file: not elsewhere, and not of numbers that nobody wrote."""
+    if item.external or item.is_virtual or item.id.get_storage_size() != item.size * item.dtype.itemsize:
+        raise ValueError(f"{name} of shape {item.shape}, which is not in the file")
+    return tuple(item.shape)
+
+
+def refuse_inflated(network: ConvNetwork | ResidualNetwork, path: Path) -> None:
+    """Refuse, before it is built, a network of which some layers alone have more weights than its file can hold.
+
+    Raises
+    ------
+    ModelError
+        If so.
+    """
+    if isinstance(network, ResidualNetwork):
+        needed = len(network.dilation_rates) * network.kernel * network.channels**2
+        needed += network.stem_kernel * network.channels
+    else:
+        widths = [network.embedding_dim, *network.conv_filters, *network.lstm_units]
+        needed = sum(a * b for a, b in itertools.pairwise(widths)) + sum(unit**2 for unit in network.lstm_units)
+        needed += sum(a * b for a, b in zip(network.conv_filters, network.conv_kernel_sizes, strict=True))
+    held = path.stat().st_size // 4 if path.is_file() else needed  # no file is told by who reads it
+    if needed > held:
+        raise ModelError(f"{path}: must be Keras weights of this network, {needed:,} or more, got at most {held:,}")
 
 
 def write_mission(model: Annotator, network: ConvNetwork | ResidualNetwork, protocol: Protocol, folder: Path) -> None:
@@ -357,6 +387,7 @@ def read_mission(folder: Path, seq_orders: Path) -> tuple[Annotator, ConvNetwork
     """
     name, network = read_mission_params(folder)
     protocol, path = read_protocol(seq_orders, name), folder / f"{name}.h5"
+    refuse_inflated(network, path)
     model = build(network, len(protocol.labels), seed=0)
     with contextlib.suppress(OSError, KeyError), h5py.File(path, "r") as file:  # what else is wrong is told below
         width = file["vars/0"].shape[0]  # the first weights of every network are the chain's transitions

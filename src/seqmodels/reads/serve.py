@@ -144,7 +144,7 @@ def load(folder: Path) -> ReadModel:
         room, version, package = served["room"], served["format_version"], served["package_version"]
         network_values, protocol_values, decode_values = shape["network"], shape["protocol"], shape["decode"]
         weights_md5 = shape["weights_md5"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder}: must be a whole model folder of the room reads, got: {error}") from None
     if room != "reads":
         raise ModelError(f"{folder}: must be a model of the room reads, got one of {room}")
@@ -160,8 +160,9 @@ def load(folder: Path) -> ReadModel:
         decode = build_plain(decode_values, DecodeConfig, origin=lambda _: where)
     except ConfigError as error:  # nobody's settings here, but a file of ours that is damaged
         raise ModelError(str(error)) from None
-    network = networks.build(config, len(protocol.labels), seed=0)
     weights = folder / "weights.h5"
+    networks.refuse_inflated(config, weights)
+    network = networks.build(config, len(protocol.labels), seed=0)
     networks.load_weights(network, weights)  # refuses what is no such file; a flipped bit shows in the checksum only
     if files.md5(weights) != weights_md5:
         raise ModelError(f"{weights}: must have the checksum {weights_md5} of model.json, got {files.md5(weights)}")

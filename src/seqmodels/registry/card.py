@@ -1,8 +1,13 @@
-"""Model cards: the description that every version carries, and the gates of a run."""
+"""Model cards: the description that every version carries, the tag that sums up its gates, and the page of a model."""
 
 from typing import Any
 
 from seqmodels.core.config import Gate
+from seqmodels.core.report import text_table
+
+GATES = "gates"  # tag of a version
+_NOTE = "mlflow.note.content"  # tag of a run that its page shows as its description
+_MOST_OTHERS = 12  # metrics of a card beside the headline and those with gates
 
 
 def gates(run: Any) -> dict[str, Gate]:
@@ -15,23 +20,77 @@ def gates(run: Any) -> dict[str, Gate]:
     return found
 
 
+def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: str) -> None:
+    """Write the card of a version and its tag ``gates``, and on the page of the model what it is and how to load it."""
+    opened.update_model_version(name, version, description=describe(run, served, name, version))
+    opened.set_model_version_tag(name, version, GATES, verdict(run))
+    opened.update_registered_model(name, description=introduce(served, name))
+    opened.set_registered_model_tag(name, "room", served["room"])
+
+
+def annotate_run(opened: Any, run: Any) -> None:
+    """Write the headline and the gates of a run as its description."""
+    text = f"{headline(run)}\n\nGates {verdict(run)}.\n\nThe report is `evaluate/report.html` among the artifacts.\n"
+    opened.set_tag(run.info.run_id, _NOTE, text)
+
+
+def headline(run: Any) -> str:
+    """Write the headline metric of a run in one sentence."""
+    name = run.data.params.get("cfg.headline", "")
+    if name not in run.data.metrics:
+        return "Not evaluated yet."
+    interval = _interval(run.data.metrics, name)
+    return f"{name} {_number(run.data.metrics[name])}{f' (95 % interval {interval})' if interval else ''}."
+
+
+def verdict(run: Any) -> str:
+    """Sum up the gates of a run in one line: passed, missed, or not measured; none where its settings have none."""
+    parts, passes = [], []
+    for name, gate in sorted(gates(run).items()):
+        value = run.data.metrics.get(name)
+        parts.append(f"{name} {'not measured' if value is None else _number(value)}, must be {gate}")
+        passes.append(value is not None and gate.passes(value))
+    if not parts:
+        return "none"
+    measured = any(name in run.data.metrics for name in gates(run))
+    word = "passed" if all(passes) else "missed" if measured else "not measured"
+    return f"{word}: {'; '.join(parts)}"
+
+
+def introduce(served: dict[str, Any], name: str) -> str:
+    """Write the description of a registered model, which is that of all its versions."""
+    lines = [
+        served["about"],
+        "",
+        "Use the version with the alias `champion`; `candidate` is the newest, `previous` the champion before. "
+        "Every version has a card with its data, figures and limits.",
+        "",
+        *_loading(f"{name}@champion", served),
+    ]
+    return "\n".join(lines)
+
+
 def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
-    """Write the card of a version in Markdown: what it is, where it is from, how good, its limits, how to load it."""
-    tags, metrics = run.data.tags, run.data.metrics
+    """Write the card of a version in Markdown: how good, what it is, where it is from, its limits, how to load it.
+
+    The headline comes first: lists of versions show the beginning only.
+    """
+    tags = run.data.tags
     commit = tags.get("git.commit", "")[:12] or "unknown"
     dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
     lines = [
-        f"# {name}, version {version}",
+        headline(run),
         "",
         served["about"],
         "",
-        f"Trained by run `{run.info.run_id}` on data `{tags.get('data.md5', '')}` with settings "
+        f"Trained by run [{run.info.run_name or run.info.run_id}](#/experiments/{run.info.experiment_id}/runs/"
+        f"{run.info.run_id}) (`{run.info.run_id}`) on {_data(run)} `{tags.get('data.md5', '')}` with settings "
         f"`{tags.get('settings.sha256', '')[:12]}` by seqmodels {tags.get('package.version', '')}, "
-        f"commit {commit}{dirty}.",
+        f"commit `{commit}`{dirty}.",
         "",
         "## How good it is",
         "",
-        *_metric_lines(metrics, gates(run)),
+        *_metric_lines(run),
         "",
         "## Limits",
         "",
@@ -39,29 +98,71 @@ def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
         "",
         "## How to load it",
         "",
-        "```python",
-        "import mlflow",
-        f'model = mlflow.pyfunc.load_model("models:/{name}/{version}")',
-        f"answer = model.predict(frame)  # frame: a pandas table with the columns {', '.join(served['input_columns'])}",
-        "```",
-        "",
+        *_loading(f"{name}/{version}", served),
     ]
     return "\n".join(lines)
 
 
-def _metric_lines(metrics: dict[str, float], gate_of: dict[str, Gate]) -> list[str]:
-    """Write the test metrics as a Markdown table, each with its 95 % interval and its gate where it has one."""
+def _data(run: Any) -> str:
+    """Name the data of a run, if it was told."""
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return f"`{inputs[0].dataset.name}`" if inputs else "data"
+
+
+def _loading(reference: str, served: dict[str, Any]) -> list[str]:
+    *others, last = served["input_columns"]
+    columns = f"columns {', '.join(others)} and {last}" if others else f"column {last}"
+    return [
+        "```python",
+        "import mlflow",
+        "",
+        f'model = mlflow.pyfunc.load_model("models:/{reference}")',
+        "answer = model.predict(frame)",
+        "```",
+        "",
+        f"`frame` is a pandas table with the {columns}. A folder that needs MLflow and its listed requirements only: "
+        f"`seqmodels export models:/{reference} FOLDER`",
+        "",
+    ]
+
+
+def _metric_lines(run: Any) -> list[str]:
+    """Write the test metrics as a table: the headline, those with gates, then those of the whole; others are counted.
+
+    A block of text, not a Markdown table: the browser would draw that one without any space between its columns.
+    """
+    metrics, gate_of, tags = run.data.metrics, gates(run), run.data.tags
     names = sorted(key for key in metrics if key.startswith("test.") and not key.endswith((".low", ".high")))
     if not names:
         return ["Not evaluated yet."]
-    lines = ["| metric | value | 95 % interval | gate |", "|---|---|---|---|"]
-    for name in names:
-        low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
-        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-        lines.append(f"| {name} | {_number(metrics[name])} | {interval} | {gate_of.get(name, '')} |")
+    first = [name for name in (run.data.params.get("cfg.headline", ""), *sorted(gate_of)) if name in metrics]
+    whole = [name for name in names if name.count(".") == 1 and name not in first]
+    shown = [*dict.fromkeys(first), *whole[:_MOST_OTHERS]]
+    values = [_number(metrics[name]) for name in shown]
+    width = max(map(len, values))
+    rows = [
+        [name, value.rjust(width), _interval(metrics, name), _gate(name, metrics, gate_of)]
+        for name, value in zip(shown, values, strict=True)
+    ]
+    where = f"Measured on the test data `{tags['test.data.md5']}`." if "test.data.md5" in tags else ""
+    lines = [*([where, ""] if where else []), "```text"]
+    lines += [text_table(["metric", "value", "95 % interval", "gate"], rows), "```"]
+    if rest := len(names) - len(shown):
+        lines += ["", f"{rest} more are on the page of the run, with `evaluate/report.html` and its plots."]
     return lines
+
+
+def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str:
+    if name not in gate_of:
+        return ""
+    return f"{gate_of[name]}: {'passed' if gate_of[name].passes(metrics[name]) else 'missed'}"
+
+
+def _interval(metrics: dict[str, float], name: str) -> str:
+    low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
+    return f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
 
 
 def _number(value: float) -> str:
     """Write counts whole and shares with four digits."""
-    return f"{value:,.0f}" if value == round(value) and value > 1 else f"{value:.4f}"
+    return f"{value:,.0f}" if value > 1 and value.is_integer() else f"{value:.4f}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from seqmodels.core import tracking
+from seqmodels.core import refusals, tracking
 from seqmodels.core.errors import MissingError, ModelError
 from seqmodels.registry import store
 
@@ -34,6 +34,27 @@ def models() -> list[dict[str, str]]:
                 }
             )
     return sorted(rows, key=lambda row: (row["model"], -int(row["version"])))
+
+
+def champion(name: str) -> Any:
+    """Version that is the champion of a registered model; None where there is none, or no such model."""
+    from mlflow.exceptions import MlflowException
+
+    opened = store.connect()
+    with tracking.as_tracking_error():
+        try:
+            return opened.get_model_version_by_alias(name, "champion")
+        except MlflowException as error:
+            if error.error_code not in refusals.ABSENT:
+                raise
+            return None
+
+
+def is_registered(run_id: str) -> bool:
+    """Tell whether a run has become a version of some model."""
+    opened = store.connect()
+    with tracking.as_tracking_error():
+        return bool(opened.search_model_versions(f"run_id = '{run_id}'"))
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:

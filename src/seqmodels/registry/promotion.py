@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seqmodels.core import data as files
-from seqmodels.core import tracking
+from seqmodels.core import refusals, tracking
 from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError
 from seqmodels.registry import card, catalogue, rooms, store
 
@@ -44,14 +44,14 @@ def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]
 
 
 def _renew_cards(run_id: str) -> None:
-    """Write the figures into the cards of the versions that a run has already."""
+    """Write the figures into the description of a run and the cards of the versions that it has already."""
     opened = store.connect()
     run = tracking.get_run(run_id, opened)
     with tracking.as_tracking_error():
+        card.annotate_run(opened, run)
         for version in opened.search_model_versions(f"run_id = '{run_id}'"):
             with store.model_folder(f"models:/{version.name}/{version.version}") as folder:
-                text = card.describe(run, store.read_served(folder), version.name, str(version.version))
-            opened.update_model_version(version.name, str(version.version), description=text)
+                card.publish(opened, run, store.read_served(folder), version.name, str(version.version))
 
 
 def check_out(out: Path) -> None:
@@ -111,8 +111,7 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
     with tracking.as_tracking_error():
         if faults:
             opened.set_model_version_tag(name, str(chosen.version), FORCED, "; ".join(faults)[:_LONGEST_TAG])
-        text = card.describe(run, served, name, str(chosen.version))
-        opened.update_model_version(name, str(chosen.version), description=text)
+        card.publish(opened, run, served, name, str(chosen.version))
         if champion is not None:
             opened.set_registered_model_alias(name, PREVIOUS, str(champion.version))
         opened.set_registered_model_alias(name, CHAMPION, str(chosen.version))  # last: all else is in place
@@ -125,7 +124,8 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
 
     try:
         opened.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        _refuse_unless_absent(error)
         known = ", ".join(sorted({row["model"] for row in catalogue.models()})) or "none"
         raise MissingError(f"{name}: must be a registered model, got none of this name; there are: {known}") from None
     if version is None:
@@ -135,7 +135,8 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
         return candidate
     try:
         return opened.get_model_version(name, version)
-    except MlflowException:
+    except MlflowException as error:
+        _refuse_unless_absent(error)
         known = ", ".join(sorted((row["version"] for row in catalogue.models() if row["model"] == name), key=int))
         raise MissingError(f"{name}: must have a version {version}, got none; there are: {known or 'none'}") from None
 
@@ -146,8 +147,22 @@ def _alias(opened: Any, name: str, alias: str) -> Any:
 
     try:
         return opened.get_model_version_by_alias(name, alias)
-    except MlflowException:
+    except MlflowException as error:
+        _refuse_unless_absent(error)  # a server that fails must not pass for one without a champion
         return None
+
+
+def _refuse_unless_absent(error: Any) -> None:
+    """Go on where a store answered that there is none; anything else is a fault of the store's.
+
+    Raises
+    ------
+    TrackingError
+        If the error is another one.
+    """
+    if error.error_code not in refusals.ABSENT:
+        with tracking.as_tracking_error():
+            raise error
 
 
 def _gate_faults(run: Any) -> list[str]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ import pandas as pd
 
 import seqmodels
 from seqmodels.core import data as files
-from seqmodels.core import tracking
-from seqmodels.core.errors import InputError, MissingError, ModelError, SeqmodelsError
-from seqmodels.registry import card, rooms
+from seqmodels.core import refusals, tracking
+from seqmodels.core.errors import InputError, MissingError, ModelError, SeqmodelsError, TrackingError
+from seqmodels.registry import card, packages, rooms
 
 CANDIDATE = "candidate"
 SUMS = "SHA256SUMS"
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"
+_IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
 _SOURCE = Path(seqmodels.__file__).resolve().parent
 _SERVED = Path(__file__).with_name("served.py")
 
@@ -48,7 +50,8 @@ def model_folder(reference: str) -> Iterator[Path]:
     ModelError
         If what is found holds no model of ours.
     """
-    with fetch(reference) as folder:
+    # the source that a packaged model carries too would cost hundreds of requests to a server
+    with fetch(reference, "artifacts/model" if _IS_VERSION.fullmatch(reference) else "") as folder:
         yield _inside(folder, reference)
 
 
@@ -61,8 +64,8 @@ def _inside(folder: Path, reference: str) -> Path:
 
 
 @contextlib.contextmanager
-def fetch(reference: str) -> Iterator[Path]:
-    """Bring what a reference names to this machine; a temporary copy goes when the block ends."""
+def fetch(reference: str, inside: str = "") -> Iterator[Path]:
+    """Bring what a reference names, or of a version the folder ``inside`` it, here; a copy goes when the block ends."""
     path = Path(reference)
     if reference and path.exists():
         room = rooms.adopted(path)
@@ -79,7 +82,7 @@ def fetch(reference: str) -> Iterator[Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    target = {"artifact_uri": reference}
+    target = {"artifact_uri": f"{reference}/{inside}" if inside else reference}
     if not reference.startswith("models:/"):
         tracking.get_run(reference)
         target = {"run_id": reference, "artifact_path": "model"}
@@ -87,8 +90,9 @@ def fetch(reference: str) -> Iterator[Path]:
         try:
             fetched = mlflow.artifacts.download_artifacts(**target, dst_path=temporary)
         except (MlflowException, OSError) as error:
-            raise MissingError(
-                f"{reference}: must be a model of {tracking.shown_uri()}, got: {one_line(error)}"
+            kind = TrackingError if refusals.refused(error) else MissingError
+            raise kind(
+                f"{reference}: must be a model of {tracking.shown_uri()}, got: {refusals.reason(error)}"
             ) from None
         try:
             yield Path(fetched)
@@ -116,7 +120,7 @@ def read_served(folder: Path) -> dict[str, Any]:
         served: dict[str, Any] = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         rooms.check(served["room"])
         missing = [key for key in _KEYS if key not in served]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / 'served.json'}: must describe a model of a known room, got: {error}") from None
     if missing:
         raise ModelError(f"{folder / 'served.json'}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
@@ -134,6 +138,8 @@ def register(room: str, run_id: str) -> str:
         If there is no such run, it is not of this room, or it did not finish.
     ModelError
         If the run's model is damaged or answers differently once packaged.
+    TrackingError
+        If the store fails, or does not let this user register.
     """
     rooms.check(room)
     opened = connect()
@@ -143,6 +149,7 @@ def register(room: str, run_id: str) -> str:
     if found.info.status != "FINISHED":
         raise InputError(f"run {run_id}: must be finished, got {found.info.status}; continue it with --resume {run_id}")
     with model_folder(run_id) as folder:
+        packages.refuse_links(folder)
         served = read_served(folder)
         if served["room"] != room:
             raise ModelError(f"run {run_id}: must hold a model of the room {room}, got one of {served['room']}")
@@ -152,11 +159,12 @@ def register(room: str, run_id: str) -> str:
         answer = serve.predict(model, example)  # fails here, before anything is packaged
         version = _package(found, folder, served, (example, answer))
     name = served["registered_name"]
-    for key in ("git.commit", "git.dirty", "data.md5", "package.version"):
-        opened.set_model_version_tag(name, version, key, found.data.tags.get(key, ""))
-    opened.set_model_version_tag(name, version, "room", room)
-    opened.set_registered_model_alias(name, CANDIDATE, version)
-    opened.update_model_version(name, version, description=card.describe(found, served, name, version))
+    with tracking.as_tracking_error():
+        for key in ("git.commit", "git.dirty", "data.md5", "package.version"):
+            opened.set_model_version_tag(name, version, key, found.data.tags.get(key, ""))
+        opened.set_model_version_tag(name, version, "room", room)
+        opened.set_registered_model_alias(name, CANDIDATE, version)
+        card.publish(opened, found, served, name, version)
     return f"models:/{name}/{version}"
 
 
@@ -189,18 +197,20 @@ def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.D
     import mlflow
 
     client, name, run = mlflow.MlflowClient(), served["registered_name"], found.info
-    logged = client.create_logged_model(
-        run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)
-    )
+    with tracking.as_tracking_error():
+        logged = client.create_logged_model(
+            run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)
+        )
     try:
         with _loading():
-            _log((logged.model_id, run.run_id), folder, served, known[0])
+            with tracking.as_tracking_error():
+                _log((logged.model_id, run.run_id), folder, served, known[0])
             again = mlflow.pyfunc.load_model(logged.model_uri).predict(known[0])
         _compare(known[1], again, run.run_id)
     except BaseException:
         client.delete_logged_model(logged.model_id)
         raise
-    with contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
+    with tracking.as_tracking_error(), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
         return str(mlflow.register_model(logged.model_uri, name).version)
 
 
@@ -301,6 +311,8 @@ def load(room: str, reference: str) -> Loaded:
             return Loaded(_Local(room, folder), served, reference)
         if (fetched / SUMS).is_file():
             _check_sums(fetched)
+        if not packages.check(fetched, room):
+            return Loaded(_Local(room, folder), served, reference)
         return Loaded(_load_packaged(fetched), served, reference)
 
 
@@ -335,6 +347,7 @@ def export(reference: str, folder: Path) -> None:
     if not reference.startswith("models:/"):
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
     with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
+        packages.refuse_links(fetched)
         shutil.copytree(fetched, made, dirs_exist_ok=True)
         listed = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
         (made / SUMS).write_text("".join(f"{_sha256(made / name)}  {name}\n" for name in listed), encoding="utf-8")
@@ -355,6 +368,8 @@ def _check_sums(folder: Path) -> None:
     """
     for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
         wanted, _, name = line.partition("  ")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{folder / SUMS}: must name files of the model, got {name}")
         path = folder / name
         found = _sha256(path) if path.is_file() else "no such file"
         if found != wanted:

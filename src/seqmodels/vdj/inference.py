@@ -30,6 +30,8 @@ from seqmodels.vdj.model import (
     responsibilities,
     value_gradient_hessian,
 )
+from seqmodels.vdj.sharding import sharded as sharded
+from seqmodels.vdj.sharding import weights_of as weights_of
 from seqmodels.vdj.uncertainty import Fit as Fit
 from seqmodels.vdj.uncertainty import bootstrap_table as bootstrap_table
 from seqmodels.vdj.uncertainty import contrasts as contrasts
@@ -222,7 +224,7 @@ def fit(
         If there are no reads, or a count is negative.
     """
     total = _total(counts)
-    weights = jnp.asarray(counts / total)
+    weights = weights_of(counts / total, problem)
     begun = {"theta": np.full(len(names), START)} if start is None else start
     is_em = config.method == "em"
     if is_em:
@@ -319,8 +321,8 @@ def bootstrap(
     """
     total = _total(counts)
     drawn = generator.multinomial(round(total), counts / total, size=config.bootstrap).astype(np.int32)
-    limits = jnp.array([config.tolerance, config.max_iterations])
-    thetas, converged = _solve_counts(jnp.asarray(fitted.theta), problem, jnp.asarray(drawn), fitted.penalty, limits)
+    limits, each = jnp.array([config.tolerance, config.max_iterations]), weights_of(drawn, problem)
+    thetas, converged = _solve_counts(jnp.asarray(fitted.theta), problem, each, fitted.penalty, limits)
     return np.asarray(thetas), np.asarray(converged)
 
 
@@ -358,7 +360,8 @@ def choose_penalty(
         If there are fewer than two gene pairs.
     """
     _total(counts)
-    per_pair = np.bincount(np.asarray(problem.sequence_pair), counts, len(problem.left_gene))
+    weights = weights_of(counts, problem)
+    per_pair = np.bincount(np.asarray(problem.sequence_pair), np.asarray(weights), len(problem.left_gene))
     n_folds = min(config.folds, int((per_pair > 0).sum()))
     if n_folds < 2:
         raise InputError(f"cross-validation: must have 2 or more gene pairs, got {n_folds}")
@@ -372,7 +375,7 @@ def choose_penalty(
     )
     limits = jnp.array([config.tolerance, config.max_iterations])
     theta = jnp.full(n_names, START)
-    losses = _cross_validate(theta, problem, jnp.asarray(counts), (each, folds, fold_of_pair), limits)
+    losses = _cross_validate(theta, problem, weights, (each, folds, fold_of_pair), limits)
     means = np.asarray(losses).reshape(len(penalties), n_folds).mean(axis=1)
     table = pd.DataFrame({"lambda": list(penalties), "mean_loss": means})
     return float(penalties[int(means.argmin())]), table

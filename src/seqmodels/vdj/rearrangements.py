@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.tables import refuse_wide
 from seqmodels.vdj.choices import LEFT_SIDES, end_codes
 from seqmodels.vdj.germline import SEGMENT_OF, Germline, resolve
 
@@ -128,6 +129,7 @@ def form_of(path: Path, header: list[str], germline: Germline, form: str | None)
     """Tell which form a table has, unless it is given, and refuse one that lacks columns (any of ``a|b`` does)."""
     if form is not None and form not in _FORMS:
         raise InputError(f"{path}: the format must be one of {', '.join(_FORMS)}, got {form}")
+    refuse_wide(path, len(header))
     present = ", ".join(header)[:1000]
     form = form or next((name for name, (marks, *_) in _FORMS.items() if set(marks.split()) <= set(header)), None)
     if form is None:

@@ -134,7 +134,7 @@ def _task(config: Config, specification: Specification, data: Path) -> Task:
     choices = build(germline, group.sides, group.lower, group.upper, cache)
     observed = observe(read_observations(data, "train"), choices, specification)
     variables = design(choices, observed.pairs, specification)
-    problem = likelihood.problem(choices, variables, observed, specification)
+    problem = inference.sharded(likelihood.problem(choices, variables, observed, specification))
     return Task(config, specification, germline, choices, observed, variables, problem)
 
 
@@ -244,12 +244,13 @@ def _restore(path: Path, settings: str) -> Progress:
 def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
     """Test the fit against the null model and a nested one, and draw replicates."""
     counts, config = task.observed.counts, task.config.fit
-    null = likelihood.observed_nll(np.zeros(len(fit.names)), task.problem, counts / counts.sum())
+    weights = inference.weights_of(counts / counts.sum(), task.problem)
+    null = likelihood.observed_nll(np.zeros(len(fit.names)), task.problem, weights)
     test: dict[str, float] = {}
     if config.against:
         nested = read_specification(task.config, config.against)
         variables = design(task.choices, task.observed.pairs, nested)
-        problem = likelihood.problem(task.choices, variables, task.observed, nested)
+        problem = inference.sharded(likelihood.problem(task.choices, variables, task.observed, nested))
         sub = inference.fit(problem, counts, variables.names, config, fit.penalty)
         test = likelihood_ratio(fit, sub)
         check()
@@ -350,12 +351,12 @@ def _predicted(task: Task, fit: Fit) -> pd.DataFrame:
     sets = np.asarray(task.problem.option_set)[made["pair"], t, u]
     trims, ligation = given.trims[made["pair"], t, u], given.ligation[sets, m]
     shape = (len(observed.pairs), *given.trims.shape[1:], likelihood.N_LIGATIONS)
-    share = np.asarray(likelihood.responsibilities(fit.theta, task.problem)) * observed.counts[observed.sequence]
+    share = np.asarray(likelihood.responsibilities(fit.theta, task.problem))[: len(observed.sequence)]
     places = np.searchsorted(
         np.ravel_multi_index((made["pair"], t, u, m), shape),
         np.ravel_multi_index((observed.pair, observed.t, observed.u, observed.m), shape),
     )
-    count = np.bincount(places, weights=share, minlength=len(t))
+    count = np.bincount(places, weights=share * observed.counts[observed.sequence], minlength=len(t))
     ends = list(zip(group.sides, ("left", "right"), (choices.left, choices.right), strict=False))
     names = {end: np.array([gene.name for gene in genes], dtype=object) for _, end, genes in ends}
     columns: dict[str, Any] = {f"{SEGMENT_OF[side].lower()}_gene": names[end][made[end]] for side, end, _ in ends}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqmodels.core.arrays import check_archive
 from seqmodels.core.data import written_whole
 from seqmodels.core.errors import InputError
 
@@ -231,6 +232,7 @@ def read_fit(path: Path, others: Mapping[str, Any]) -> tuple[Fit, Floats]:
         If the file is damaged, or not of as many coefficients as there are names.
     """
     try:
+        check_archive(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             theta, hessian, scale = (np.asarray(file[name], dtype=np.float64) for name in ("theta", "hessian", "scale"))
         tuples = {name: tuple(map(str, others[name])) for name in ("names", "runaway")}

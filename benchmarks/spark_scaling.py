@@ -1,0 +1,111 @@
+"""Rate of ``score vdj``, locally and with Spark on 1 and 2 processes, over the number of rows; one JSON line each.
+
+The rows are 20,000 rearrangements of 20 x 20 artificial genes that the model describes, repeated. Input is one Parquet
+file; of the local engine, the same rows as a table of IGoR. Spark's session is up before the clock starts; how long it
+takes is the line ``spark/session``. ``first`` is the first run of each size, not counted: of the first size, it has the
+start of the processes and the loading of the model in it. ``peak_mib`` is the largest resident memory of a process of
+Spark, ``driver_mib`` that of this one so far; ``cpu`` are processor seconds of the last run, of Spark those of the
+partitions: they tell more than the clock where others share the machine. Arguments: numbers of rows (default 1000 10000
+100000), ``--repeats N``.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seqmodels.apply import score, spark
+from seqmodels.core import data as files
+from seqmodels.core.loop import TrainOptions
+from seqmodels.registry import rooms
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = (
+    "fit.bootstrap=0 simulate.v_genes=20 simulate.j_genes=20 simulate.train_reads=20000 simulate.test_reads=80000"
+)
+MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def prepared(folder: Path) -> tuple[Path, Path]:
+    """Simulate a repertoire and fit a model to it."""
+    config = rooms.settings("vdj", ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
+    with files.folder_written_whole(folder / "data") as made:
+        rooms.part("vdj", "simulate").simulate(config, made)
+    rooms.part("vdj", "train").train(config, folder / "data", folder / "run", TrainOptions(track=False))
+    return folder / "data" / "test.tsv", folder / "run" / "model"
+
+
+def repeated(table: pd.DataFrame, n: int, name: str) -> pd.DataFrame:
+    """Repeat rows until there are ``n``, under names of their own."""
+    whole = pd.concat([table] * (-(-n // len(table))), ignore_index=True).iloc[:n]
+    return whole.assign(**{name: [f"row_{i}" for i in range(n)]})
+
+
+def resident(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss // 1024
+
+
+def line(name: str, n: int, seconds: list[float], **more: Any) -> None:
+    median = statistics.median(seconds) if seconds else None
+    rate = None if median is None else n / median
+    record = {"name": name, "n": n, "unit": "seconds", "median": median, "rows_per_second": rate}
+    print(json.dumps(record | {"repeats": len(seconds), **more, "machine": MACHINE}), flush=True)
+
+
+def timed(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main(sizes: list[int], repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source, model = prepared(folder)
+        rows = pd.concat(rooms.part("vdj", "data").frames(source, model))
+        raw = pd.read_csv(source, sep="\t", dtype=str, keep_default_na=False)
+        raw = raw[(raw["vj_insert"] == "0") & (raw["productive"] == "false")]  # those that the model describes
+        assert len(raw) == len(rows) > 10_000
+        out = folder / "out"
+        for n in sizes:
+            repeated(raw, n, "sequence_id").to_csv(folder / f"{n}.tsv", sep="\t", index=False)
+            repeated(rows, n, "sequence_id").to_parquet(folder / f"{n}.parquet", index=False)
+            words: dict[str, Any] = {"model": str(model), "out": folder / "local", "overwrite": True}
+            local = lambda n=n, w=words: score.score("vdj", folder / f"{n}.tsv", **w)  # noqa: E731
+            own = [timed(local) for _ in range(repeats - 1)]
+            used = time.process_time()
+            own.append(timed(local))
+            used = time.process_time() - used
+            line("local", n, own, cpu=used, driver_mib=resident(resource.RUSAGE_SELF))
+        for cores in (1, 2):
+            start = time.perf_counter()
+            with spark.session(f"local[{cores}]"):
+                line("spark/session", 0, [time.perf_counter() - start], cores=cores)
+                for n in sizes:
+                    words = {"model": str(model), "out": out, "overwrite": True}
+                    run = lambda n=n, w=words: spark.run("vdj", folder / f"{n}.parquet", **w)  # noqa: E731
+                    first, own = timed(run), [timed(run) for _ in range(repeats)]
+                    record = pd.read_csv(out / "partitions.tsv", sep="\t")
+                    told = {"cores": cores, "first": first, "partitions": len(record)}
+                    told |= {
+                        "cpu": float(record["cpu_seconds"].sum()),
+                        "peak_mib": int(record["peak_mib"].max()),
+                        "driver_mib": resident(resource.RUSAGE_SELF),
+                    }
+                    line("spark", n, own, **told)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("rows", nargs="*", type=int, default=[1000, 10_000, 100_000])
+    arguments.add_argument("--repeats", type=int, default=3)
+    given = arguments.parse_args()
+    main(given.rows, given.repeats)

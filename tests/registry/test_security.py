@@ -1,0 +1,311 @@
+"""Hostile files: refused in one line with exit status 2, nothing executed, nothing of the claimed size reserved."""
+
+import importlib.metadata
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from seqmodels.__main__ import main
+from seqmodels.copynumber import serve as copynumber
+from seqmodels.core.errors import InputError, MissingError, ModelError
+from seqmodels.registry import packages, rooms, store
+
+pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+
+ROOT = Path(__file__).resolve().parents[2]
+CANDIDATE = "models:/reads-10x3p_sc_ont_016@candidate"
+
+
+CODE = "import os\nos.mkdir(os.environ['SEQMODELS_TEST_MARK'])\n"
+
+
+def test_planted_code_would_leave_its_mark(planted: Any, mark: Path) -> None:
+    pickle.loads(pickle.dumps(planted))  # noqa: S301 - the test of the tests
+    mark.rmdir()
+    exec(CODE)
+    mark.rmdir()  # fails where nothing was made
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run the command line; it must exit 2 with one line, which is returned."""
+    capsys.readouterr()
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqmodels: ")]
+    assert len(lines) == 1
+    assert len(lines[0]) < 3000
+    return lines[0]
+
+
+# ---- packaged models
+
+
+@pytest.fixture
+def exported(registry_store: Any, tmp_path: Path) -> Path:
+    """A package as a stranger may hand it over; its sums are those of what is in it, so they tell nothing."""
+    folder = tmp_path / "package"
+    store.export(CANDIDATE, folder)
+    (folder / store.SUMS).unlink()
+    return folder
+
+
+def edit_flavour(folder: Path, **changes: Any) -> None:
+    """Change what MLmodel says of the python function; None removes a key."""
+    content = yaml.safe_load((folder / "MLmodel").read_text())
+    flavour = content["flavors"]["python_function"] | changes
+    content["flavors"]["python_function"] = {key: value for key, value in flavour.items() if value is not None}
+    (folder / "MLmodel").write_text(yaml.safe_dump(content))
+
+
+def plant_pickle(folder: Path, mark: Path) -> None:
+    body = f"cos\nmkdir\n(V{mark}\ntR."  # a pickle of protocol 0, which makes a folder
+    (folder / "python_model.pkl").write_bytes(body.encode())
+    edit_flavour(folder, model_code_path=None, python_model="python_model.pkl", cloudpickle_version="3.1.2")
+
+
+def plant_loader(folder: Path, mark: Path) -> None:
+    (folder / "code" / "planted.py").write_text(CODE)
+    edit_flavour(folder, loader_module="planted")
+
+
+def plant_module(folder: Path, mark: Path) -> None:
+    (folder / "code" / "yaml").mkdir()  # would be found before the installed one
+    (folder / "code" / "yaml" / "__init__.py").write_text(CODE)
+
+
+def plant_code_elsewhere(folder: Path, mark: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "h5py.py").write_text(CODE)
+    edit_flavour(folder, code="other")
+
+
+def plant_tag(folder: Path, mark: Path) -> None:
+    with (folder / "MLmodel").open("a") as file:
+        file.write(f"\nplanted: !!python/object/apply:os.mkdir ['{mark}']\n")
+
+
+def lead_out(folder: Path, mark: Path) -> None:
+    edit_flavour(folder, artifacts={"model": {"path": "../../etc", "uri": "x"}})
+
+
+def link_out(folder: Path, mark: Path) -> None:
+    (folder / "artifacts" / "model" / "notes.txt").symlink_to("/etc/passwd")
+
+
+def link_code(folder: Path, mark: Path) -> None:
+    (mark.parent / "away.py").write_text(CODE)
+    (folder / "served.py").unlink()
+    (folder / "served.py").symlink_to(mark.parent / "away.py")
+
+
+def other_room(folder: Path, mark: Path) -> None:
+    edit_flavour(folder, config={"room": "reads.serve.load"})
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (plant_pickle, "got a pickle; not executed"),
+        (plant_loader, "got planted; not executed"),
+        (plant_module, "must hold seqmodels alone, got yaml; not executed"),
+        (plant_code_elsewhere, "the folder code, got served.py and other; not executed"),
+        (plant_tag, "could not determine a constructor for the tag"),
+        (lead_out, r"must have the artifact artifacts/model alone, got \.\./\.\./etc"),
+        (link_out, "notes.txt: must be a file or folder of the model itself, got a link to /etc/passwd"),
+        (link_code, "served.py: must be a file or folder of the model itself, got a link"),
+        (other_room, "must have the config of the room reads"),
+        (lambda folder, _: (folder / "MLmodel").write_text("flavors: [1]"), "must be a whole packaged model of ours"),
+    ],
+)
+def test_hostile_packages_are_refused(
+    exported: Path, mark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], plant: Any, message: str
+) -> None:
+    plant(exported, mark)
+    source = tmp_path / "reads.fa"
+    source.write_text(">a\nACGT\n")
+    line = refused(
+        capsys, "annotate", "reads", str(source), "--model", str(exported), "--out", str(tmp_path / "annotated")
+    )
+    assert re.search(message, line), line
+    assert not (tmp_path / "annotated").exists()
+
+
+def test_another_adapter_is_not_run(exported: Path, mark: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (exported / "served.py").write_text(CODE)
+    loaded = store.load("reads", str(exported))
+    assert "served.py is not that of this version and is not run" in caplog.text
+    assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == "false"
+    assert len(loaded.predict(rooms.part("reads", "serve").EXAMPLE)) == 1
+
+
+def test_our_own_packages_pass(exported: Path) -> None:
+    assert packages.check(exported, "reads")
+
+
+def test_sums_name_files_of_the_model_only(exported: Path) -> None:
+    for name in ("../../../etc/passwd", "/etc/passwd"):
+        (exported / store.SUMS).write_text(f"{'0' * 64}  {name}\n")
+        with pytest.raises(ModelError, match=f"SHA256SUMS: must name files of the model, got {name}"):
+            store.load("reads", str(exported))
+
+
+def test_links_are_neither_exported_nor_registered(registry_store: Any, trained: Any, tmp_path: Path) -> None:
+    uri = registry_store.get_run(trained.run_id).info.artifact_uri
+    experiment = registry_store.get_run(trained.run_id).info.experiment_id
+    run_id = registry_store.create_run(experiment, tags={"room": "reads"}).info.run_id
+    registry_store.set_terminated(run_id)
+    target = Path(registry_store.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    shutil.copytree(uri.removeprefix("file://"), target, dirs_exist_ok=True)
+    with store.model_folder(run_id) as folder:
+        packages.refuse_links(folder)
+        copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    for place in (target / "model", copied):
+        (place / "secret.txt").symlink_to("/etc/hostname")
+    with pytest.raises(MissingError, match=f"{run_id}: must be a model"):  # MLflow does not follow it either
+        store.register("reads", run_id)
+    with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself"):
+        packages.refuse_links(copied)
+    assert not registry_store.search_model_versions(f"run_id='{run_id}'")
+
+
+@pytest.mark.parametrize("name", ["served.json", "model.json"])
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000, "9" * 5000], ids=["lists", "objects", "digits"])
+def test_bottomless_json(model_copy: Path, mark: Path, name: str, content: str) -> None:
+    (model_copy / name).write_text(content)
+    with pytest.raises(ModelError, match="must"):
+        store.load("reads", str(model_copy))
+
+
+# ---- settings of a model that name code
+
+
+@pytest.mark.parametrize("key", ["architecture", "hmm", "cnv", "plasmid_cnv", "evaluation"])
+def test_models_that_name_code(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    (tmp_path / "planted.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    served = {"format_version": copynumber.FORMAT_VERSION, "room": "copynumber", "package_version": "0.1.0"}
+    content = {"settings": {key: "planted:run"}, "genes": [], "rules": {}, "n_bins": 1, "md5": {}}
+    (folder / "served.json").write_text(json.dumps(served))
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"model\.json: {key} must be built in, got planted:run; not executed"):
+        copynumber.load(folder)
+    monkeypatch.setenv("SEQMODELS_OWN_CODE", "planted")
+    with pytest.raises(ModelError, match=r"must be a whole model folder|must be given"):  # trusted, but not whole
+        copynumber.load(folder)
+
+
+# ---- settings
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: !!python/object/apply:os.mkdir ['{mark}']", "could not determine a constructor for the tag"),
+        ("seed: !!python/name:os.system", "could not determine a constructor"),
+        ("!!python/object/new:os.mkdir {{args: ['{mark}']}}", "could not determine a constructor"),
+        (BOMB, "more than 100,000 values"),
+        ("[" * 5000, "must be valid YAML"),
+        ("base: /etc/passwd", "must be valid YAML|must hold keys and values"),
+    ],
+)
+def test_settings(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text.replace("{mark}", str(mark)).replace("{{", "{").replace("}}", "}"))
+    line = refused(capsys, "simulate", "vdj", "--params", str(path), "--out", str(tmp_path / "out"))
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_overrides_are_settings_too(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = str(ROOT / "params" / "vdj" / "smoke.yaml")
+    words = ("--params", params, "--set", f"'seed=!!python/object/apply:os.mkdir [{mark}]'")
+    refused(capsys, "simulate", "vdj", *words, "--out", str(tmp_path / "out"))
+
+
+# ---- tables of the user's
+
+
+WIDE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tables of a million columns, with tabs and with commas."""
+    folder = tmp_path_factory.mktemp("wide")
+    made = {}
+    for separator, ending in (("\t", "tsv"), (",", "csv")):
+        names = separator.join(["sequence", *(f"c{i}" for i in range(1, WIDE))])
+        made[ending] = folder / f"table.{ending}"
+        made[ending].write_text(f"{names}\n{separator.join(['A'] * WIDE)}\n")
+    return made
+
+
+MESSAGE = "must have at most 10,000 columns, got 1,000,000"
+
+
+def test_a_wide_table_of_rearrangements(wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path) -> None:
+    params = ROOT / "params" / "vdj" / "smoke.yaml"
+    germline = tmp_path / "germline.fa"
+    germline.write_text(">TRAV1*01\nGATACTTGTGCTGTGAGTGCCA\n>TRAJ1*01\nTGGCACTGGAGGCTTCAAAACTA\n")
+    words = ("--params", str(params), "--germline", str(germline), "--out", str(tmp_path / "out"))
+    assert MESSAGE in refused(capsys, "prepare", "vdj", str(wide["tsv"]), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wide_table_of_counts(wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path) -> None:
+    params = ROOT / "params" / "copynumber" / "smoke.yaml"
+    words = ("--params", str(params), "--out", str(tmp_path / "out"))
+    assert MESSAGE in refused(capsys, "prepare", "copynumber", str(wide["tsv"]), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_wide_table_of_sequences(wide: dict[str, Path], mark: Path, ending: str) -> None:
+    from seqmodels.core.streams import frames
+
+    with pytest.raises(InputError, match=MESSAGE):
+        list(frames(wide[ending], "sequence", size=10))
+
+
+def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
+    from seqmodels.apply.whitelist import read_whitelist
+
+    with pytest.raises(InputError, match=MESSAGE):
+        read_whitelist(wide["tsv"], ["CBC"])
+
+
+# ---- what is installed with the package
+
+
+def test_no_requirement_is_under_the_gpl() -> None:
+    """Run-time requirements, direct ones, by their own metadata; the LGPL and GPL with a linking exception may be."""
+    names = [
+        Requirement(text).name for text in importlib.metadata.requires("seqmodels") or [] if "extra ==" not in text
+    ]
+    assert len(names) > 15
+    found = {name: licence(name) for name in names}
+    assert not [name for name, text in found.items() if not text]
+    strict = re.compile(r"(?<!L)(?<!Lesser )\bA?GPL|(?<!Lesser )General Public License", re.IGNORECASE)
+    assert not {name: text for name, text in found.items() if strict.search(text) and "exception" not in text.lower()}
+
+
+def licence(name: str) -> str:
+    """Licence of an installed package: SPDX expression, else classifiers, else the first line of the free text."""
+    metadata = importlib.metadata.metadata(name)
+    classifiers = [text for text in metadata.get_all("Classifier") or [] if text.startswith("License ::")]
+    free = (metadata.get("License") or "").strip().partition("\n")[0]
+    return metadata.get("License-Expression") or "; ".join(text.rpartition(":: ")[2] for text in classifiers) or free

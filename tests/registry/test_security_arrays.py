@@ -1,0 +1,195 @@
+"""Hostile files of numbers: nothing pickled in them is executed, nothing of the size that they claim is reserved."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from seqmodels.copynumber import baselines
+from seqmodels.copynumber.model import read_weights
+from seqmodels.core import arrays
+from seqmodels.core.errors import InputError, ModelError, SeqmodelsError
+from seqmodels.enhancer.checkpoints import read_safetensors
+from seqmodels.reads import model as networks
+from seqmodels.registry import store
+from seqmodels.vdj.uncertainty import read_fit
+
+HUGE = 1 << 40  # bytes
+
+
+def npy(descr: str, shape: tuple[int, ...], body: bytes = b"") -> bytes:
+    """A NumPy file of any header."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue() + body
+
+
+def write_npz(path: Path, *names: str, content: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(f"{name}.npy", content)
+
+
+def objects(planted: Any) -> bytes:
+    return npy("|O", (1,), pickle.dumps(np.array([planted], dtype=object)))
+
+
+HEADERS = {
+    "huge": lambda _: npy("<f8", (HUGE // 8,), bytes(64)),
+    "square": lambda _: npy("<f8", (1 << 31, 1 << 31), bytes(64)),
+    "negative": lambda _: npy("<f8", (-1,), bytes(64)),
+    "objects": objects,
+    "short": lambda _: npy("<f8", (9,), bytes(64)),
+    "no-header": lambda _: b"\x93NUMPY\x01\x00\xff\xff",
+}
+READERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+    "baseline": (baselines.load, ("name", "present_ratio", "location", "tracks")),
+    "coefficients": (lambda path: read_fit(path, {"names": ["a"], "runaway": []}), ("theta", "hessian", "scale")),
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("reader", READERS)
+def test_archives_of_arrays(tmp_path: Path, planted: Any, reader: str, header: str) -> None:
+    path = tmp_path / "model.npz"
+    read, names = READERS[reader]
+    write_npz(path, *names, content=HEADERS[header](planted))
+    with pytest.raises(SeqmodelsError, match=r"model\.npz: must (be|hold)"):
+        read(path)
+
+
+def claim(path: Path, size: int) -> None:
+    """Let the first member of a zip file claim to be of another size."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02")
+    for at in (place + 24, place + 20):
+        content[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+
+
+def test_archives_that_claim_more_than_they_hold(tmp_path: Path, mark: Path) -> None:
+    path = tmp_path / "model.npz"
+    write_npz(path, "theta", content=npy("<f8", (8,), bytes(64)))
+    arrays.check_archive(path)
+    claim(path, 0xFFFFFFF0)
+    with pytest.raises(InputError, match=r"must be a whole archive of plain arrays, got: .*4,294,967,280 bytes"):
+        arrays.check_archive(path)
+
+
+def test_arrays_of_a_claimed_size(tmp_path: Path, planted: Any) -> None:
+    path = tmp_path / "a.npy"
+    for content in (npy("<f8", (HUGE // 8,)), objects(planted), npy("<f8", (1 << 31, 1 << 31))):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="must be a whole NumPy file without objects"):
+            arrays.open_array(path)
+
+
+def legacy_weights(path: Path, elements: int) -> None:
+    """PyTorch's old format, whose storages are made before their bytes are read."""
+    torch.save({"w": torch.zeros(77)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"K\x4dN" in content
+    path.write_bytes(content.replace(b"K\x4dN", b"\x8a\x08" + elements.to_bytes(8, "little") + b"N"))
+
+
+def planted_weights(path: Path, planted: Any, *, legacy: bool) -> None:
+    torch.save({"w": planted}, path, _use_new_zipfile_serialization=not legacy)
+
+
+def claimed_weights(path: Path) -> None:
+    torch.save({"w": torch.zeros(8)}, path)
+    claim(path, 0xFFFFFFF0)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, planted: planted_weights(path, planted, legacy=False),
+        lambda path, planted: planted_weights(path, planted, legacy=True),
+        lambda path, _: legacy_weights(path, HUGE),
+        lambda path, _: legacy_weights(path, 1 << 33),
+        lambda path, _: claimed_weights(path),
+        lambda path, planted: path.write_bytes(pickle.dumps(planted)),
+    ],
+    ids=["planted", "planted-legacy", "legacy-huge", "legacy-large", "claimed", "pickle"],
+)
+def test_weights_of_pytorch(tmp_path: Path, planted: Any, write: Any) -> None:
+    path = tmp_path / "network.pt"
+    write(path, planted)
+    with pytest.raises(SeqmodelsError, match=r"network\.pt: must be a whole") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"w": {"dtype": "F32", "shape": [HUGE // 4], "data_offsets": [0, HUGE]}},
+        {"w": {"dtype": "F32", "shape": [HUGE // 4], "data_offsets": [0, 8]}},
+        {"w": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}},
+    ],
+)
+def test_safetensors_of_a_claimed_size(tmp_path: Path, mark: Path, header: Any) -> None:
+    path = tmp_path / "weights.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(InputError, match="must be a whole safetensors file"):
+        read_safetensors(path)
+    path.write_bytes(HUGE.to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match="a header of 1099511627776 bytes"):
+        read_safetensors(path)
+
+
+def huge_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
+    file.create_dataset("w", shape=(HUGE // 4,), dtype="f4", chunks=(1024,))
+
+
+def unwritten_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
+    file.create_dataset("w", shape=shape, dtype="f4", chunks=True, compression="gzip")
+
+
+def outer_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
+    file.create_dataset("w", shape=shape, dtype="f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
+    layout = h5py.VirtualLayout(shape=shape, dtype="f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "w", shape=shape)
+    file.create_virtual_dataset("w", layout)
+
+
+def outer_link(file: h5py.File, shape: tuple[int, ...]) -> None:
+    file["w"] = h5py.ExternalLink("/etc/passwd", "w")
+
+
+@pytest.mark.parametrize("write", [huge_dataset, unwritten_dataset, outer_dataset, virtual_dataset, outer_link])
+def test_weights_of_keras(tmp_path: Path, mark: Path, write: Any) -> None:
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        write(file, (4,))
+    network: Any = SimpleNamespace(weights=[np.zeros(4, dtype=np.float32)])
+    network.load_weights = lambda _: pytest.fail("must not get there")
+    with pytest.raises(ModelError, match=r"weights\.h5: must be Keras weights of this network"):
+        networks.load_weights(network, path)
+
+
+def test_networks_larger_than_their_file(model_copy: Path, mark: Path) -> None:
+    path = model_copy / "model.json"
+    shape = json.loads(path.read_text())
+    key = "channels" if "channels" in shape["network"] else "embedding_dim"
+    shape["network"][key] = 1 << 24
+    path.write_text(json.dumps(shape))
+    with pytest.raises(
+        ModelError, match=r"weights\.h5: must be Keras weights of this network, [\d,]+ or more, got at most"
+    ):
+        store.load("reads", str(model_copy))

@@ -1,0 +1,233 @@
+"""The browser's view of a store: experiment, run with its report, and registered models with their cards.
+
+Needs Chromium (Debian: ``apt-get install chromium``) and, in this environment, ``pip install playwright``; not its own
+browsers. ``UI_SCREENSHOTS=FOLDER pytest -m ui`` keeps a picture of every page.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ui
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"vdj": "vdj-twostep-em", "copynumber": "copynumber-kpsc"}
+_WAIT = 60_000  # milliseconds for a page on a busy machine
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server over a store with a champion of each of two rooms."""
+
+    url: str
+    runs: dict[str, dict[str, Any]]  # room -> run.json
+    figures: dict[str, dict[str, Any]]  # room -> metrics.json of the evaluation
+    experiment: str
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(ROOT / "src"), "PATH": path}
+    return inherited | own | {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _seqmodels(folder: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "seqmodels", *words]
+    done = subprocess.run(command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _champion(folder: Path, room: str) -> None:
+    params, made = str(ROOT / "params" / room / "smoke.yaml"), folder / room
+    data = str(made / "data")
+    _seqmodels(folder, "simulate", room, "--params", params, "--out", data)
+    _seqmodels(folder, "train", room, "--params", params, "--data", data, "--out", str(made / "train"))
+    _seqmodels(folder, "register", room, "--run", str(made / "train"))
+    evaluated = str(made / "evaluate")  # after registering, as users do: the card is renewed
+    _seqmodels(folder, "evaluate", room, "--model", str(made / "train"), "--data", data, "--out", evaluated)
+    _seqmodels(folder, "promote", NAMES[room])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    _chromium()
+    folder = tmp_path_factory.mktemp("site")
+    for room in NAMES:
+        _champion(folder, room)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=_environment(folder), stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_for(f"{url}/health", server)
+            runs, figures = ({room: _read(folder / room / name) for room in NAMES} for name in _RECORDS)
+            yield Site(url, runs, figures, _experiment(url))
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(30)
+
+
+_RECORDS = ("train/run.json", "evaluate/metrics.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _experiment(url: str) -> str:
+    address = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=seqmodels"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return str(json.load(answer)["experiment"]["experiment_id"])
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url}: no answer")
+
+
+def _chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    return found
+
+
+class Browser:
+    """A page of the site, with pictures of what was seen."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self._url = page, url
+        page.set_default_timeout(_WAIT)
+
+    def open(self, path: str) -> None:
+        self.page.goto("about:blank")  # else a change of the fragment alone does not load
+        self.page.goto(f"{self._url}/#{path}")
+
+    def sees(self, *texts: str) -> None:
+        """Wait until every text stands somewhere on the page."""
+        for text in texts:
+            self.page.get_by_text(text).first.wait_for(state="visible")
+
+    def picture(self, name: str) -> None:
+        if folder := os.environ.get("UI_SCREENSHOTS"):
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@pytest.fixture
+def browser(site: Site) -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium has none for root
+        chromium = playwright.chromium.launch(executable_path=_chromium(), args=sandbox)
+        page = chromium.new_page(viewport={"width": 1700, "height": 1300})
+        yield Browser(page, site.url)
+        chromium.close()
+
+
+def test_the_experiment_tells_rooms_apart(site: Site, browser: Browser) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs")
+    browser.sees("train-vdj", "train-copynumber", "One run per training, of all rooms", "2 matching runs")
+    browser.picture("experiment")
+    search = browser.page.get_by_placeholder("metrics.rmse").first
+    search.fill('tags.room = "vdj"')
+    search.press("Enter")
+    browser.sees("1 matching run")
+    assert browser.page.get_by_text("train-vdj", exact=True).count()
+    assert not browser.page.get_by_text("train-copynumber", exact=True).count()
+    browser.picture("experiment-of-one-room")
+
+
+def test_runs_are_grouped_by_room(site: Site, browser: Browser) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs")
+    browser.sees("train-vdj")
+    browser.page.get_by_role("button", name="Group by").click()
+    browser.page.get_by_role("menuitemcheckbox", name="room", exact=True).first.click()  # tags come before settings
+    browser.sees("Group by: room", *(f"Group: {room}" for room in NAMES))
+    browser.picture("grouped")
+
+
+@pytest.mark.parametrize("room", NAMES)
+def test_a_run_shows_where_it_is_from(site: Site, browser: Browser, room: str) -> None:
+    run = site.runs[room]
+    browser.open(f"/experiments/{site.experiment}/runs/{run['run_id']}")
+    browser.sees(f"train-{room}", "Finished", run["data.md5"], "evaluate/report.html", "passed: ", NAMES[room])
+    browser.picture(f"run-{room}")
+
+
+@pytest.mark.parametrize(("room", "metric"), [("vdj", "train.loss"), ("copynumber", "train.loss")])
+def test_a_run_has_charts_by_epoch(site: Site, browser: Browser, room: str, metric: str) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[room]['run_id']}/model-metrics")
+    browser.page.get_by_placeholder("Search metric charts").fill(metric)
+    browser.sees(metric, "Step")  # one of a single value is a bar, without steps
+    browser.picture(f"metrics-{room}")
+
+
+@pytest.mark.parametrize("room", NAMES)
+def test_a_run_shows_report_and_plots_inline(site: Site, browser: Browser, room: str) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[room]['run_id']}/artifacts")
+    browser.page.get_by_text("evaluate", exact=True).click()
+    browser.page.get_by_text("report.html", exact=True).click()
+    report = browser.page.frame_locator("iframe")
+    heading = {"vdj": "Results", "copynumber": "Segments against simulated truth"}[room]
+    report.get_by_role("heading", name=heading).wait_for(state="attached")
+    pictures = report.locator("img")
+    assert pictures.count() >= 2
+    for i in range(pictures.count()):  # drawn, not only named: they travel inside the file
+        assert pictures.nth(i).evaluate("image => image.complete && image.naturalWidth > 100")
+    browser.picture(f"report-{room}")
+    browser.page.get_by_text("plots", exact=True).last.click()  # those of training
+    browser.page.get_by_text("history.png", exact=True).click()
+    plot = browser.page.locator("img[src^='blob:']").first
+    plot.wait_for(state="visible")
+    assert plot.evaluate("image => image.naturalWidth") > 100
+    browser.picture(f"plot-{room}")
+
+
+@pytest.mark.parametrize("room", NAMES)
+def test_a_model_says_what_it_is(site: Site, browser: Browser, room: str) -> None:
+    browser.open(f"/models/{NAMES[room]}")
+    browser.sees("Use the version with the alias", f"models:/{NAMES[room]}@champion", "Version 1", "@ champion")
+    browser.sees("gates", "data.md5", "git.commit")
+    browser.picture(f"model-{room}")
+
+
+@pytest.mark.parametrize("room", NAMES)
+def test_a_version_has_its_card_tags_and_alias(site: Site, browser: Browser, room: str) -> None:
+    run, figures = site.runs[room], site.figures[room]
+    headline = {"vdj": "test.below_null", "copynumber": "test.segment_f1"}[room]
+    browser.open(f"/models/{NAMES[room]}/versions/1")
+    browser.sees("@ champion", "How good it is", "Limits", "How to load it")
+    browser.sees(f"{headline} {figures[headline]:.4f}", run["run_id"], run["git.commit"][:12], f"/{NAMES[room]}/1")
+    tags = browser.page.locator("table").filter(has_text="data.md5")
+    for text in ("data.md5", run["data.md5"], "git.commit", run["git.commit"], "gates", "passed: "):
+        assert tags.get_by_text(text).count(), text
+    browser.picture(f"version-{room}")
+    browser.page.get_by_role("link", name=f"train-{room}").last.click()  # the one in the card
+    browser.sees("About this run", run["run_id"])
