@@ -265,6 +265,25 @@ def test_bad_cohorts(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = rooms.part("copynumber", "data")
+    whole = pd.concat(room.frames(data / "example", run / "model"), ignore_index=True)
+    silent = whole.iloc[:1].assign(sample_id="silent")
+    silent["counts"] = [np.zeros(len(whole["counts"][0]), dtype=int)]
+    monkeypatch.setattr(room, "frames", lambda *_: iter([silent, whole]))
+    summary = depth.annotate("copynumber", data / "example", model=str(run), out=tmp_path / "out")
+    assert (summary["samples"], summary["callable"]) == (3, 2)
+    segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
+    assert list(segments.columns[:6]) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence"]
+    assert len(segments) == summary["segments"]
+    assert set(segments["sample_id"]) == set(whole["sample_id"])
+    assert segments["x1"].dtype == np.int64
+    samples = pd.read_csv(tmp_path / "out" / "samples.tsv", sep="\t")
+    assert samples["sample_id"].tolist() == ["silent", *whole["sample_id"]]
+
+
 def test_annotate_writes_calls_of_every_sample(run: Path, data: Path, tmp_path: Path) -> None:
     summary = depth.annotate("copynumber", data / "example", model=str(run), out=tmp_path / "out")
     assert summary["samples"] == summary["callable"] == 2

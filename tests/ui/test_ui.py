@@ -229,5 +229,6 @@ def test_a_version_has_its_card_tags_and_alias(site: Site, browser: Browser, roo
     for text in ("data.md5", run["data.md5"], "git.commit", run["git.commit"], "gates", "passed: "):
         assert tags.get_by_text(text).count(), text
     browser.picture(f"version-{room}")
-    browser.page.get_by_role("link", name=f"train-{room}").last.click()  # the one in the card
-    browser.sees("About this run", run["run_id"])
+    link = browser.page.get_by_role("link", name=f"train-{room}").last  # the one in the card, which opens a page
+    browser.page.goto(link.evaluate("link => link.href"))
+    browser.sees(run["run_id"], run["settings.sha256"][:12])

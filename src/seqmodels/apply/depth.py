@@ -1,6 +1,7 @@
 """``annotate copynumber``: read counts in, segments and calls out, sample by sample and without the cohort."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from seqmodels.core.errors import InputError
 from seqmodels.registry import rooms, store
 
 _SEGMENTS = "segments.parquet"
-_CALLS = ("gene_calls", "plasmid_calls")  # columns of lists that become tables of their own, as ``segments`` does
+CALLS = ("gene_calls", "plasmid_calls")  # columns of lists that become tables of their own, as ``segments`` does
 
 
 def annotate(room: str, source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
@@ -36,41 +37,49 @@ def annotate(room: str, source: Path, *, model: str, out: Path, overwrite: bool 
     with store.model_folder(model) as folder:
         frames = rooms.part(room, "data").frames(source, folder)
         with files.folder_written_whole(out, replace=overwrite) as made:
-            samples: list[pd.DataFrame] = []
-            calls: dict[str, list[pd.DataFrame]] = {name: [] for name in _CALLS}
-            n_segments = 0
-            with ParquetTable(made / _SEGMENTS) as segments, Progress("samples") as bar:
-                for frame in frames:
-                    answer = loaded.predict(frame[loaded.served["input_columns"]]).set_axis(frame["sample_id"])
-                    found = _named(answer["segments"])
-                    segments.write(found)
-                    n_segments += len(found)
-                    for name in _CALLS:
-                        calls[name].append(_named(answer[name]))
-                    samples.append(answer.drop(columns=["segments", *_CALLS]).reset_index())
-                    bar.add(len(frame))
-            if not samples:
-                raise InputError(f"{source}: must have at least one sample, got none")
-            for name, tables in {"samples": samples, **calls}.items():
-                _write(made / f"{name}.tsv", tables)
-            whole = pd.concat(samples)
-            summary = {
-                "model": loaded.reference,
-                "registered_name": loaded.served["registered_name"],
-                "samples": len(whole),
-                "callable": int(whole["callable"].sum()),
-                "segments": n_segments,
-            }
-            files.write_json(made / "summary.json", summary)
-            return summary
+            return _write(made, frames, loaded)
 
 
-def _named(nested: pd.Series) -> pd.DataFrame:
+def _write(folder: Path, frames: Iterator[pd.DataFrame], loaded: store.Loaded) -> dict[str, Any]:
+    """Call chunk by chunk; nothing but counts stays in memory."""
+    counts: Counter[str] = Counter()
+    columns = columns_of(loaded)
+    paths = {name: folder / f"{name}.tsv" for name in ("samples", *CALLS)}
+    with ParquetTable(folder / _SEGMENTS) as segments, Progress("samples") as bar:
+        for frame in frames:
+            answer = loaded.predict(frame[loaded.served["input_columns"]]).set_axis(frame["sample_id"])
+            found = named(answer["segments"], columns["segments"])
+            segments.write(found)
+            for name in CALLS:
+                _append(paths[name], named(answer[name], columns[name]))
+            _append(paths["samples"], answer.drop(columns=["segments", *CALLS]).reset_index())
+            counts["samples"] += len(frame)
+            counts["callable"] += int(answer["callable"].sum())
+            counts["segments"] += len(found)
+            bar.add(len(frame))
+    if not counts["samples"]:
+        raise InputError("annotate copynumber: the input must have at least one sample, got none")
+    names = {"model": loaded.reference, "registered_name": loaded.served["registered_name"]}
+    summary = names | {name: counts[name] for name in ("samples", "callable", "segments")}
+    files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def columns_of(loaded: store.Loaded) -> dict[str, pd.DataFrame]:
+    """Give the columns of nested answers as tables without rows, since a chunk of samples may have none."""
+    answer = rooms.part(loaded.served["room"], "serve").ANSWER
+    return {name: pd.DataFrame(answer[name][0]).iloc[:0] for name in ("segments", *CALLS)}
+
+
+def named(nested: pd.Series, columns: pd.DataFrame) -> pd.DataFrame:
     """Make one row of every element of the lists of each sample."""
     table = exploded(nested).rename(columns={"row": "sample_id"})
+    if table.empty:
+        table = columns.assign(sample_id=pd.Series(dtype=str))
     return table[["sample_id", *(name for name in table.columns if name != "sample_id")]]
 
 
-def _write(path: Path, tables: Sequence[pd.DataFrame]) -> None:
-    whole = pd.concat(tables)
-    whole.to_csv(path, sep="\t", index=False, lineterminator="\n", float_format="%.6g")
+def _append(path: Path, table: pd.DataFrame) -> None:
+    """Write rows behind those that are there, and the header first."""
+    with path.open("a", encoding="utf-8", newline="") as file:
+        table.to_csv(file, sep="\t", index=False, lineterminator="\n", float_format="%.6g", header=file.tell() == 0)

@@ -156,17 +156,16 @@ def _vdj_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]
 def _samples_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> dict[str, Any]:
     """Call copy numbers of samples."""
     counts = {"samples": 0, "callable": 0, "segments": 0}
-    nested = ("segments", *depth._CALLS)
+    nested, columns = ("segments", *depth.CALLS), depth.columns_of(loaded)
     tables = {name: ParquetTable(folder / f"{name}.parquet") for name in ("samples", *nested)}
     try:
         for _, frame in chunks:
             answer = loaded.predict(frame[loaded.served["input_columns"]]).set_axis(frame["sample_id"])
             tables["samples"].write(answer.drop(columns=list(nested)).reset_index())
             for name in nested:
-                found = depth._named(answer[name])
-                if len(found):  # a table without rows has no columns either
-                    tables[name].write(found)
-                    counts["segments"] += len(found) * (name == "segments")
+                found = depth.named(answer[name], columns[name])
+                tables[name].write(found)
+                counts["segments"] += len(found) * (name == "segments")
             counts["samples"] += len(answer)
             counts["callable"] += int(answer["callable"].sum())
     finally:
@@ -176,11 +175,6 @@ def _samples_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) 
 
 
 def _samples_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:
-    for name in ("segments", *depth._CALLS):
-        path = folder / f"{name}.parquet"
-        if not path.is_dir():
-            path.mkdir()
-            pd.DataFrame({"sample_id": pd.Series([], dtype="str")}).to_parquet(path / "part-000000.parquet")
     totals: Counter[str] = Counter()
     for counts in _counted(parts):
         totals.update(counts)

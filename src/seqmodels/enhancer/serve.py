@@ -173,14 +173,14 @@ def _network(config: Config, folder: Path) -> Network:
     return DeepStarr(config) if count == 1 else Ensemble([DeepStarr(config) for _ in range(count)])
 
 
-def save(oracle: Oracle, config: Config, folder: Path) -> None:
+def save(model: Oracle, config: Config, folder: Path) -> None:
     """Write a model folder; no code in any file."""
     folder.mkdir(parents=True, exist_ok=True)
-    network, panel = oracle.network, _plain_panel(oracle.panel)
+    network, panel = model.network, _plain_panel(model.panel)
     state = network.head.state_dict() if isinstance(network, Probe) else network.state_dict()
     content = {
         "state": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
-        "config": _flat(config) | {"settings": _settings(config), "panel": panel, "best_epoch": oracle.best_epoch},
+        "config": _flat(config) | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
         "cell_types": config.cell_types,
     }
     with files.written_whole(folder / "oracle.pt") as temporary:
@@ -190,7 +190,7 @@ def save(oracle: Oracle, config: Config, folder: Path) -> None:
     owned = [path for path in sorted(folder.rglob("*")) if path.suffix in (".pt", ".safetensors")]
     sums = {path.relative_to(folder).as_posix(): files.md5(path) for path in owned}
     files.write_json(folder / "model.json", {"md5": sums})
-    files.write_json(folder / "served.json", _served(oracle, panel))
+    files.write_json(folder / "served.json", _served(model, panel))
 
 
 def _flat(config: Config) -> dict[str, Any]:
