@@ -39,6 +39,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float:
     x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
+    x, y = (values / np.ptp(values) for values in (x, y))  # so that no square is too large or too small
     x, y = x - x.mean(), y - y.mean()
     return float(np.clip(x @ y / math.sqrt(float(x @ x) * float(y @ y)), -1, 1))
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-FEWEST = 3  # rows that have a correlation
+from seqmodels.enhancer.agreement import pearson
+from seqmodels.enhancer.agreement import ranks as ranks
 
 
 class Figures(NamedTuple):
@@ -19,20 +20,10 @@ class Figures(NamedTuple):
     total: float | None
 
 
-def correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    """Return Pearson's correlation in float64; None of fewer than 3 values, or where one side is constant."""
-    if len(a) < FEWEST or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    x, y = (values.astype(np.float64) / float(np.ptp(values)) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x @ y) / math.sqrt((x @ x) * (y @ y)), -1, 1))
-
-
-def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Rank values from 1; equal ones share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return mean[place]
+def correlation(a: ArrayLike, b: ArrayLike) -> float | None:
+    """Return Pearson's correlation as `pearson`, but None where it is undefined."""
+    value = pearson(a, b)
+    return None if math.isnan(value) else value
 
 
 def measure(predicted: NDArray[Any], measured: NDArray[Any]) -> Figures:
