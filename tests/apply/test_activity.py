@@ -43,7 +43,7 @@ def write(path: Path) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
     else:
         text = "".join(f">{name} more\n{one}\n" for name, one in zip(names, SEQUENCES, strict=True))
-        path.write_bytes(gzip.compress(text.encode()))
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
     return path
 
 

@@ -23,7 +23,7 @@ def one_column(barcodes: list[str]) -> Whitelist:
 
 def write(folder: Path, text: str, name: str = "list.tsv") -> Path:
     path = folder / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if name.endswith("gz") else text.encode())
     return path
 
 
@@ -203,7 +203,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
     with pytest.raises(MissingError, match=r"list: a list of barcodes must be a file, got none of that name"):
         read_whitelist(tmp_path / "list", ["CBC"])
     path = tmp_path / "list.gz"
-    path.write_bytes(gzip.compress(b"ACGT\n" * 100)[:-9])
+    path.write_bytes(gzip.compress(b"ACGT\n" * 100, mtime=0)[:-9])
     with pytest.raises(
         InputError, match=r"list\.gz: must be ASCII text, plain or whole gzip, got Compressed file ended"
     ):

@@ -85,6 +85,19 @@ def test_another_experiment_is_refused(runs, store, tmp_path):
     assert store.get_run(first).info.status == "FINISHED"
 
 
+def test_a_run_that_was_killed_before_the_store_knew_what_it_is_goes_on(runs, store, dead, tmp_path):
+    with runs.start(tmp_path / "out", track=False) as run:
+        pass
+    begun = running(store, dead)
+    record = {**data.read_json(run.out / "run.json"), "run_id": begun}
+    data.write_json(run.out / "run.json", record)
+
+    assert runs.refused(ConfigError, run.out, resume=begun, room="vdj").endswith("(room reads), got vdj")
+    with runs.start(run.out, resume=begun) as again:
+        assert (again.id, again.resumed) == (begun, True)
+    assert store.get_run(begun).data.tags["settings.sha256"] == record["settings.sha256"]
+
+
 @pytest.mark.parametrize("run_id", ["0" * 32, "no such"])
 def test_an_unknown_run_is_refused(runs, run_id, tmp_path):
     message = runs.refused(MissingError, tmp_path / "out", resume=run_id)

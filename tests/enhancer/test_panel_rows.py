@@ -122,7 +122,7 @@ def test_windows_line_ends_gzip_and_byte_order_mark_change_nothing(tmp_path):
     text = "\r\n".join(json.dumps(row(id=i)) for i in range(5))
     plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
     plain.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    packed.write_bytes(gzip.compress(text.encode()))
+    packed.write_bytes(gzip.compress(text.encode(), mtime=0))
     one, other = (data.read_rows(path, settings()) for path in (plain, packed))
     assert (one.codes == other.codes).all()
     assert one.ids == other.ids == [str(i) for i in range(5)]
@@ -312,7 +312,7 @@ def test_frames_of_every_form(tmp_path, name):
         }
         text["fasta"] = text["fa"]
         made = text.get(plain.split(".")[1], TABLE.to_csv(index=False, sep="\t")).encode()
-        path.write_bytes(gzip.compress(made) if name.endswith(".gz") else made)
+        path.write_bytes(gzip.compress(made, mtime=0) if name.endswith(".gz") else made)
     frames = list(data.frames(path, tmp_path))
     assert len(frames) == 1
     pd.testing.assert_frame_equal(frames[0], TABLE[["id", "sequence"]], check_dtype=False)

@@ -228,7 +228,7 @@ def test_truncation_beyond_the_molecule_leaves_a_base() -> None:
 def write_fasta(path: Path, records: dict[str, str]) -> Path:
     text = "".join(f">{name}\n{sequence}\n" for name, sequence in records.items())
     if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
+        path.write_bytes(gzip.compress(text.encode(), mtime=0))
     else:
         path.write_text(text)
     return path

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,38 @@ def test_a_worse_one_is_refused_unless_forced(registry_store: Any, add_version: 
     promotion.promote(NAME, force=True)
     assert (_alias(registry_store, "champion"), _alias(registry_store, "previous")) == (worse, "2")
     assert "must not be worse" in registry_store.get_model_version(NAME, worse).tags["promotion.forced"]
+
+
+def test_a_champion_that_changed_meanwhile_is_judged_anew(
+    registry_store: Any, add_version: AddVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.promote(NAME, version=add_version({HEADLINE: 0.1}), force=True)
+    middle, best = add_version({HEADLINE: 0.8}), add_version({HEADLINE: 0.9})
+    publish = promotion.card.publish
+
+    def while_another_promotes(*words: Any) -> None:
+        publish(*words)
+        registry_store.set_registered_model_alias(NAME, "champion", best)
+
+    monkeypatch.setattr(promotion.card, "publish", while_another_promotes)
+    with pytest.raises(GateError, match=rf"than that of the champion \(version {best}, 0\.9\), got 0\.8"):
+        promotion.promote(NAME, version=middle)
+    assert _alias(registry_store, "champion") == best
+
+
+def test_promotions_in_an_embedded_store_follow_one_another(
+    registry_store: Any, add_version: AddVersion, tmp_path: Path
+) -> None:
+    promotion.promote(NAME, version=add_version({HEADLINE: 0.1}), force=True)
+    middle, best = add_version({HEADLINE: 0.8}), add_version({HEADLINE: 0.9})
+    with ThreadPoolExecutor(1) as pool:
+        with files.lock(tmp_path / "own.db.promote.lock"):
+            waiting = pool.submit(promotion.promote, NAME, version=middle)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+            registry_store.set_registered_model_alias(NAME, "champion", best)
+        with pytest.raises(GateError, match=rf"the champion \(version {best}, 0\.9\), got 0\.8"):
+            waiting.result(60)
 
 
 def test_missed_gates_are_listed(registry_store: Any, add_version: AddVersion) -> None:

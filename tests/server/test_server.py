@@ -19,12 +19,7 @@ pytestmark = pytest.mark.server
 
 Done = subprocess.CompletedProcess[str]
 
-NAMES = {
-    "reads": "reads-10x3p_sc_ont_016",
-    "copynumber": "copynumber-kpsc",
-    "enhancer": "enhancer-demo",
-    "vdj": "vdj-twostep-em",
-}
+VDJ = "vdj-twostep-em"
 # what a user does with the champion: verb, their input below the folder of the data, words
 USES: dict[str, tuple[str, str]] = {
     "reads": ("annotate", "example/reads.fastq"),
@@ -98,7 +93,7 @@ class Team:
         self.entry(f"train-{room}", params=params, data=folder / "data", out=folder / "train")
         self.entry(f"evaluate-{room}", model=folder / "train", data=folder / "data", out=folder / "evaluate")
         self.entry("register", room=room, run=folder / "train")
-        self.entry("promote", name=NAMES[room])
+        self.entry("promote", name=_name(folder))
         self._done[room] = folder
         return folder
 
@@ -123,6 +118,11 @@ class Team:
         return found
 
 
+def _name(folder: Path) -> str:
+    """Name in the registry of the model that was trained in a folder."""
+    return str(json.loads((folder / "train" / "model" / "served.json").read_text())["registered_name"])
+
+
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if fault := stack.lacking("postgresql", "mlflow", "store"):
@@ -143,7 +143,8 @@ def _one_line(done: Done) -> str:
 
 @pytest.mark.parametrize("room", [room for room in ("vdj", "copynumber", "enhancer", "reads") if room in ROOMS])
 def test_a_room_goes_the_whole_way_and_is_used_by_another(team: Team, room: str) -> None:
-    folder, name = team.whole_way(room), NAMES[room]
+    folder = team.whole_way(room)
+    name = _name(folder)
     record = json.loads((folder / "train" / "run.json").read_text())
     run = team.get("runs/get", run_id=record["run_id"])["run"]
     assert run["info"]["status"] == "FINISHED"
@@ -183,7 +184,7 @@ def test_another_environment_loads_by_alias(team: Team, tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     frame.to_json(rows, orient="split")
     packages = sysconfig.get_paths()["purelib"]
-    words = [packages, "models:/vdj-twostep-em@champion", str(rows)]
+    words = [packages, f"models:/{VDJ}@champion", str(rows)]
     bare = {key: value for key, value in team.environment("reader").items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", DOWNSTREAM, *words],
@@ -203,7 +204,7 @@ def test_another_environment_loads_by_alias(team: Team, tmp_path: Path) -> None:
 
 
 def test_a_reader_changes_nothing(team: Team) -> None:
-    folder, name = team.whole_way("vdj"), NAMES["vdj"]
+    folder, name = team.whole_way("vdj"), VDJ
     again = team.cli("register", "vdj", "--run", str(folder / "train"), user="trainer")
     assert (again.returncode, again.stdout.strip()) == (0, f"models:/{name}/2"), again.stderr[-3000:]
     before = (team.get("registered-models/get", name=name), len(team.runs()))
@@ -228,14 +229,14 @@ def test_a_reader_changes_nothing(team: Team) -> None:
 @pytest.mark.parametrize(("user", "password"), [(None, None), ("reader", "wrong"), ("nobody", "wrong")])
 def test_strangers_are_refused(team: Team, tmp_path: Path, user: str | None, password: str | None) -> None:
     folder, out = team.whole_way("vdj"), str(tmp_path / "out")
-    uri = "models:/vdj-twostep-em@champion"
+    uri = f"models:/{VDJ}@champion"
     source = str(folder / "data" / "example" / "rearrangements.tsv")
     settings = ("--params", "params/vdj/smoke.yaml", "--data", str(folder / "data"))
     for words in [
         ("models",),
         ("train", "vdj", *settings, "--out", out),
         ("register", "vdj", "--run", str(folder / "train")),
-        ("promote", "vdj-twostep-em"),
+        ("promote", VDJ),
         ("score", "vdj", source, "--model", uri, "--out", out),
         ("export", uri, out),
     ]:
@@ -251,7 +252,7 @@ def test_the_database_comes_back(team: Team) -> None:
     team.server.restart("database")
     done = team.cli("models", user="reader")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert NAMES["vdj"] in done.stdout
+    assert VDJ in done.stdout
 
 
 def test_nothing_secret_is_left(team: Team) -> None:
@@ -264,7 +265,7 @@ def test_nothing_secret_is_left(team: Team) -> None:
         **{log.name: log.read_text(errors="replace") for log in team.server.logs.iterdir()},
     }
     exported = folder / "exported"
-    done = team.cli("export", "models:/vdj-twostep-em@champion", str(exported), user="reader")
+    done = team.cli("export", f"models:/{VDJ}@champion", str(exported), user="reader")
     assert done.returncode == 0, done.stderr[-3000:]
     paths = [path for path in team.folder.rglob("*") if path.is_file()]
     assert len(paths) > 100

@@ -89,7 +89,7 @@ def test_damaged_folder_is_refused(tmp_path: Path) -> None:
 
 def fasta(path: Path, *records: tuple[str, str]) -> Path:
     text = "".join(f">{header}\n{body}\n" for header, body in records)
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
     return path
 
 
@@ -258,7 +258,7 @@ def test_plain_table(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "must have content, got an empty file"),
-        (gzip.compress(f">TRAV1*01\n{V}\n".encode() * 50)[:-20], "must be a whole gzip file"),
+        (gzip.compress(f">TRAV1*01\n{V}\n".encode() * 50, mtime=0)[:-20], "must be a whole gzip file"),
         (b"\x1f\x8bnonsense", "must be a whole gzip file"),
         (b"\xff\xfe>T\xe9", "must be a readable text file"),
         (b"a,b,c\n1,2,3\n", "must be FASTA, a model's parameters or a table"),

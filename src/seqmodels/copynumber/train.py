@@ -12,7 +12,6 @@ import contextlib
 import copy
 import logging
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -302,14 +301,14 @@ def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progr
         best = progress.history[max(progress.best, 1) - 1]
         metrics |= {key: value for key, value in best.items() if key.startswith("valid.")}
         metrics |= {"train.epochs": float(progress.epoch), "train.best_epoch": float(progress.best)}
-        shutil.copyfile(out / "history.tsv", out / "training_log.tsv")
+        files.copy_whole(out / "history.tsv", out / "training_log.tsv")
     else:
         write_history(out / "history.tsv", [])
     files.write_text(out / "evaluation.txt", _text(task, assessed))
     if own := evaluation_named(task.config.evaluation):
         own(out, task.config)
     serve.save(model, task.config, out / "model")
-    shutil.copyfile(out / "run.json", out / "model" / "run.json")
+    files.copy_whole(out / "run.json", out / "model" / "run.json")
     _plot(out / "plots", task, assessed, expected, progress)
     return metrics
 

@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ import yaml
 from seqmodels.core.errors import InputError, MissingError, OutputError
 
 _BLOCK = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # names that mkstemp and mkdtemp make below
+_BEGUN = re.compile(r"\.run\.json\.[a-z0-9_]{8}\.json")  # all there is of a run that was killed at its begin
 
 
 def md5(path: Path) -> str:
@@ -209,6 +212,8 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
 def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
     """Make the output folder of a run, or take it over if it holds this very run.
 
+    Temporary files that a killed process left there go: while it lives, a run is not resumed.
+
     Raises
     ------
     OutputError
@@ -221,7 +226,9 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
     except OSError as error:
         raise OutputError(f"{folder}: must be a writable folder, got: {error.strerror}") from None
     owner = run_in(folder).get("run_id")
-    if owner == run_id or not any(folder.iterdir()):
+    if owner == run_id or all(_BEGUN.fullmatch(entry.name) for entry in folder.iterdir()):
+        with _as_output_error(folder):
+            _remove_temporary(folder)
         return
     if owner is None:
         raise OutputError(f"{folder}: must be a new or empty folder, got one with other files")
@@ -236,6 +243,15 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed was writing, at any depth."""
+    for path in [path for path in folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have gone with its folder
 
 
 def run_in(folder: Path) -> dict[str, Any]:
@@ -286,6 +302,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file whole or not at all."""
+    with written_whole(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -269,7 +269,7 @@ def _find(
             raise MissingError(f"{where}: with --no-track, --out must be the folder of this run, got {out or 'none'}")
     else:
         found = get_run(options.resume, opened)
-        known = found.data.tags
+        known = {**(files.run_in(out) if out else {}), **found.data.tags}  # killed at its begin, it may lack tags there
         if found.info.status == "RUNNING" and provenance.lives(known) and known["pid"] != str(os.getpid()):
             raise ConfigError(f"{where}: must be a run that has ended, got one that process {known['pid']} works on")
     for tag, what in (("room", "room"), ("settings.sha256", "settings"), ("data.md5", "data")):

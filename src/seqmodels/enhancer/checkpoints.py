@@ -6,6 +6,7 @@ A safetensors file is eight bytes with the length of a JSON header, the header, 
 import hashlib
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -117,19 +118,35 @@ def _read(path: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
     """Map the weights whose names are to ``keep``."""
     if path.suffix == ".safetensors":
         return read_safetensors(path, keep)[0]
-    if not path.is_file():
-        raise MissingError(f"{path}: must be a file of weights, got {'a folder' if path.is_dir() else 'nothing'}")
-    try:
-        if zipfile.is_zipfile(path):
-            check_archive(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except _DAMAGE as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: must be a whole file of weights without code, got: {reason}") from None
+    found = read_plain(path)
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping):
         raise ModelError(f"{path}: must be a mapping of weights, got {type(found).__name__}")
     return {str(name): tensor for name, tensor in found.items() if keep(str(name))}
+
+
+def read_plain(path: Path) -> Any:
+    """Read a file of PyTorch with tensors and plain values; nothing in it can be executed.
+
+    Raises
+    ------
+    MissingError
+        If there is none.
+    InputError
+        If it is damaged, claims more than it can hold, or needs code to be read.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: must be a file of weights, got {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other versions, which are refused
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: must be a whole file of weights without code, got: {reason}") from None
 
 
 def _filled(make: Callable[[], AnyTrunk], weights: Mapping[str, Any], where: Path) -> AnyTrunk:

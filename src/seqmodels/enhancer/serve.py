@@ -5,7 +5,6 @@ A model folder holds ``oracle.pt`` (the mission's file: state, settings, cell ty
 backbone, ``backbone/`` with the frozen weights. No pickle that runs code is read.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelEr
 from seqmodels.core.provenance import pinned, read_model_record
 from seqmodels.enhancer import explain
 from seqmodels.enhancer.backbones import Backbone, load_trunk, locus_of
-from seqmodels.enhancer.checkpoints import save_trunk
+from seqmodels.enhancer.checkpoints import read_plain, save_trunk
 from seqmodels.enhancer.config import CELL_TYPES, REGISTERED, Config
 from seqmodels.enhancer.data import NOTHING, Codes, encode, inset_of
 from seqmodels.enhancer.model import DeepStarr, Ensemble, Network, Outputs, choose_device, load_weights
@@ -152,13 +151,10 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     ModelError
         If it is missing, damaged, or holds anything else.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: must be a file of weights, got nothing of that name")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{path}: must be a whole file of weights without code, got: {reason}") from None
+        found = read_plain(path)
+    except (InputError, MissingError) as error:
+        raise ModelError(str(error)) from None
     if not isinstance(found, Mapping):
         raise ModelError(f"{path}: must be a mapping of weights, got a {type(found).__name__}")
     return found

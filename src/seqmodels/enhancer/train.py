@@ -11,7 +11,6 @@ gradients and decisions in all. The first one alone tracks and writes, and asses
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -319,7 +318,7 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
     serve.save(oracle, config, run.out / "model")
     for name, folder in (("oracle.pt", run.out), ("run.json", run.out / "model")):
         source = run.out / "model" / name if name == "oracle.pt" else run.out / name
-        shutil.copyfile(source, folder / name)
+        files.copy_whole(source, folder / name)
     metrics = own.metrics("valid") | _mission(own, progress)
     seconds = sum(row["seconds"] for row in progress.history)
     n_weights = sum(parameter.numel() for parameter in network.parameters())

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -348,7 +347,7 @@ def _finish(out: Path, task: Task, progress: Progress) -> dict[str, float]:
     """Take the best weights, measure them on validation and fresh reads, and write everything a run leaves."""
     steps.load_checkpoint(task.model.network, task.optimizer, out / "checkpoints" / "best.npz")
     serve.save(task.model, task.config, out / "model")
-    shutil.copyfile(out / "run.json", out / "model" / "run.json")
+    files.copy_whole(out / "run.json", out / "model" / "run.json")
     model = serve.load(out / "model") if task.config.train.mixed_precision else task.model  # what is served
     structures = [structure.name for structure in model.protocol.training_structures]
     results = {}

@@ -1,5 +1,6 @@
 """Measuring a model on data and deciding whether it becomes the champion."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -97,25 +98,58 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
     opened = store.connect()
     chosen = _version(opened, name, version)
     run = tracking.get_run(chosen.run_id or "", opened)
-    champion = _alias(opened, name, CHAMPION)
     uri = f"models:/{name}/{chosen.version}"
-    if champion is not None and str(champion.version) == str(chosen.version):
+    if _number(_alias(opened, name, CHAMPION)) == _number(chosen):
         return uri
     with store.model_folder(uri) as folder:
         served = store.read_served(folder)
+    with _one_at_a_time():
+        while not _take_over(opened, run, chosen, served, force=force):
+            pass  # another machine promoted meanwhile: the comparison was with the wrong champion
+    return uri
+
+
+def _one_at_a_time() -> contextlib.AbstractContextManager[None]:
+    """Let promotions in an embedded store follow one another; a server has no lock, so its champion is read again."""
+    uri = tracking.store_uri()
+    if not uri.startswith("sqlite:///"):
+        return contextlib.nullcontext()
+    database = Path(uri.removeprefix("sqlite:///")).resolve()
+    return files.lock(database.with_name(f"{database.name}.promote.lock"))
+
+
+def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, force: bool) -> bool:
+    """Judge a version and make it the champion; False where the champion changed while it was judged.
+
+    Raises
+    ------
+    GateError
+        If it may not become the champion, unless ``force``.
+    """
+    name, number = chosen.name, _number(chosen)
+    champion = _alias(opened, name, CHAMPION)
+    if _number(champion) == number:
+        return True
     faults = _gate_faults(run)
     if champion is not None and not faults:
         faults = _champion_faults(opened, run, champion)
     if faults and not force:
-        raise GateError(f"{name} version {chosen.version}: " + "; ".join(faults))
+        raise GateError(f"{name} version {number}: " + "; ".join(faults))
     with tracking.as_tracking_error():
         if faults:
-            opened.set_model_version_tag(name, str(chosen.version), FORCED, "; ".join(faults)[:_LONGEST_TAG])
-        card.publish(opened, run, served, name, str(chosen.version))
+            opened.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
+        card.publish(opened, run, served, name, number)
+        if _number(_alias(opened, name, CHAMPION)) != _number(champion):
+            return False
         if champion is not None:
-            opened.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-        opened.set_registered_model_alias(name, CHAMPION, str(chosen.version))  # last: all else is in place
-    return uri
+            opened.set_registered_model_alias(name, PREVIOUS, _number(champion))
+        opened.set_registered_model_alias(name, CHAMPION, number)  # last: all else is in place
+    return True
+
+
+def _number(version: Any) -> str:
+    """Return the number of a version; empty for none."""
+    return "" if version is None else str(version.version)
 
 
 def _version(opened: Any, name: str, version: str | None) -> Any:

@@ -19,6 +19,7 @@ class RoomModel(mlflow.pyfunc.PythonModel):
         """Load the room here, so that only the serving process pays for its framework."""
         self.serve = importlib.import_module(f"seqmodels.{context.model_config['room']}.serve")
         self.model = self.serve.load(Path(context.artifacts["model"]))
+        importlib.import_module("seqmodels.registry.http").guard()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answer with the room's new columns."""

@@ -23,6 +23,7 @@ from seqmodels.registry import card, packages, rooms
 
 CANDIDATE = "candidate"
 SUMS = "SHA256SUMS"
+_VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "room")
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"
 _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
 _SOURCE = Path(seqmodels.__file__).resolve().parent
@@ -160,9 +161,6 @@ def register(room: str, run_id: str) -> str:
         version = _package(found, folder, served, (example, answer))
     name = served["registered_name"]
     with tracking.as_tracking_error():
-        for key in ("git.commit", "git.dirty", "data.md5", "package.version"):
-            opened.set_model_version_tag(name, version, key, found.data.tags.get(key, ""))
-        opened.set_model_version_tag(name, version, "room", room)
         opened.set_registered_model_alias(name, CANDIDATE, version)
         card.publish(opened, found, served, name, version)
     return f"models:/{name}/{version}"
@@ -210,8 +208,9 @@ def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.D
     except BaseException:
         client.delete_logged_model(logged.model_id)
         raise
+    tags = {key: found.data.tags.get(key, "") for key in _VERSION_TAGS}
     with tracking.as_tracking_error(), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
-        return str(mlflow.register_model(logged.model_uri, name).version)
+        return str(mlflow.register_model(logged.model_uri, name, tags=tags).version)  # at once: none is without them
 
 
 def _log(ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd.DataFrame) -> None:

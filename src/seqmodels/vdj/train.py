@@ -8,7 +8,6 @@ counts of ``predicted_dist_data`` are shared among them by their probabilities i
 import json
 import logging
 import math
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -295,7 +294,7 @@ def _write(out: Path, task: Task, results: Results, progress: Progress, metrics:
     found = (results.fit, task.design.scale, task.design.dropped, names)
     model = serve.VdjModel(task.specification, task.germline, *found)
     serve.save(model, task.config, out / "model")
-    shutil.copyfile(out / "run.json", out / "model" / "run.json")
+    files.copy_whole(out / "run.json", out / "model" / "run.json")
     _write_tables(out, task, results, progress)
     files.write_text(out / "evaluation.txt", _text(task, results, metrics))
     logs = [{**row, "gradient": math.log10(max(row["train.gradient_norm"], 1e-300))} for row in progress.history]
