@@ -2,7 +2,8 @@
 # Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [ROOM]
 #
 # Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
-# ends with status 143, the job goes back to the queue, and goes on from there. OUT and DEVICE may be set.
+# ends with status 143, the job goes back to the queue, and goes on from there. OUT, DATA, DEVICE and
+# SETTINGS (what would stand after --set) may be set.
 #SBATCH --job-name=seqmodels-train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -18,21 +19,20 @@ room=${2:-copynumber}
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 out=${OUT:-build/$room/slurm-${SLURM_JOB_ID:-local}}
 
-if [[ -f .venv/bin/activate ]]; then
-    # shellcheck source=/dev/null
-    source .venv/bin/activate
-elif [[ -n ${CONDA_EXE:-} ]]; then
-    eval "$("$CONDA_EXE" shell.bash hook)"
-    conda activate seqmodels
-fi
+# shellcheck source=slurm/environment.sh
+source slurm/environment.sh
 
 resume=()
 if [[ -f $out/run.json && ! -f $out/metrics.json ]]; then
     resume=(--resume "$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["run_id"])' "$out/run.json")")
 fi
 
+more=()
+[[ -z ${DATA:-} ]] || more+=(--data "$DATA")
+[[ -z ${SETTINGS:-} ]] || more+=(--set "$SETTINGS")
+
 PYTHONPATH=src python -m seqmodels train "$room" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
-    "${resume[@]}" &
+    "${more[@]}" "${resume[@]}" &
 trainer=$!
 trap 'kill -TERM "$trainer" 2>/dev/null || true' TERM
 status=0

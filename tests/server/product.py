@@ -160,6 +160,31 @@ class Product:
         return self._undisturbed[key]
 
 
+class Skipped(Exception):
+    """A fault that cannot be injected here, and why."""
+
+
+@dataclass
+class Bench:
+    """What every fault is given."""
+
+    made: Product
+    trials: int
+    random: np.random.Generator
+    open: contextlib.ExitStack
+    team: stack.Stack | None = None
+
+    def on_server(self) -> Product:
+        """Return the product with the tracking server instead of the embedded store; started when first asked for."""
+        if self.team is None:
+            if fault := stack.lacking("postgresql", "mlflow", "store"):
+                raise Skipped(fault)
+            self.team = self.open.enter_context(stack.running())
+        folder = self.made.root / "server"
+        folder.mkdir(exist_ok=True)
+        return Product(folder, self.team.client())
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is none."""
     try:

@@ -1,6 +1,8 @@
-"""``slurm/train_gpu.sh`` against stubs of the trainer and of SLURM: stopped, requeued, resumed."""
+"""The scripts of ``slurm/`` against stubs of the trainer and of SLURM: stopped, requeued, resumed."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "train_gpu.sh"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 TRAINER = """#!{python}
-import json, signal, sys, time
+import json, os, signal, sys, time
 words = sys.argv[1:]
+if words[0] == "-":  # a script of ours, not the trainer
+    os.environ["PYTHONPATH"] = "{root}/src"
+    os.execv(sys.executable, [sys.executable, *words])
 if words[0] == "-c":
     print(json.load(open(words[-1]))["run_id"])
     sys.exit()
@@ -38,25 +44,51 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "activate").write_text(f'export PATH="{folder}:$PATH"\n')
-    (folder / "python").write_text(TRAINER.format(python=sys.executable))
+    (folder / "python").write_text(TRAINER.format(python=sys.executable, root=ROOT))
     (folder / "scontrol").write_text('#!/bin/sh\necho "$@" >> requeued.txt\n')
     for stub in ("python", "scontrol"):
         (folder / stub).chmod(0o755)
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "spool").mkdir()  # SLURM runs a copy of the script alone
+    for script in SCRIPTS:
+        shutil.copyfile(script, tmp_path / "spool" / script.name)
     return tmp_path
 
 
-def _start(project: Path) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": "7", "DEVICE": "cpu"}
-    return subprocess.Popen(["bash", str(SCRIPT), "config.yaml"], env=environment)
+def _start(
+    project: Path, script: str = "train_gpu.sh", *words: str, job: int = 7, **own: str
+) -> "subprocess.Popen[bytes]":
+    inherited = {key: value for key, value in os.environ.items() if key not in ("OUT", "DATA", "SETTINGS")}
+    job_of = {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": str(job), "DEVICE": "cpu"}
+    command = ["bash", str(project / "spool" / script), *(words or ("config.yaml",))]
+    with (project / "said.txt").open("a") as said:
+        return subprocess.Popen(command, env={**inherited, **job_of, **own}, cwd="/", stderr=said)
+
+
+def _sbatch(project: Path, tasks: range, script: str, *words: str, **own: str) -> "list[subprocess.Popen[bytes]]":
+    """Stub of ``sbatch --array``: every task is a job of its own."""
+    return [
+        _start(project, script, *words, job=100 + n, SLURM_ARRAY_JOB_ID="99", SLURM_ARRAY_TASK_ID=str(n), **own)
+        for n in tasks
+    ]
+
+
+def _calls(project: Path) -> list[str]:
+    return sorted((project / "calls.txt").read_text().splitlines())
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(400):
+        if path.is_file() and path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(path)
 
 
 def test_stopped_requeued_and_resumed(project: Path) -> None:
     job = _start(project)
     run = project / "build" / "copynumber" / "slurm-7" / "run.json"
-    for _ in range(200):
-        if run.is_file() and run.read_text():
-            break
-        time.sleep(0.05)
+    _wait_for(run)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=20) == 143
     assert (project / "saved.txt").is_file()  # the job waited for the trainer
@@ -68,7 +100,96 @@ def test_stopped_requeued_and_resumed(project: Path) -> None:
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
 
 
-def test_without_settings_it_says_how(project: Path) -> None:
-    done = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True, check=False)
+def _stopped_requeued_resumed(project: Path, top: str, script: str, *words: str, n: int) -> list[str]:
+    """Start two tasks, stop them, start them again as after the queue; return the calls of the trainer."""
+    tasks = range(n, n + 2)
+    jobs = _sbatch(project, tasks, script, *words)
+    for task, job in zip(tasks, jobs, strict=True):
+        _wait_for(project / top / str(task) / "run.json")
+        job.send_signal(signal.SIGTERM)
+    assert [job.wait(timeout=20) for job in jobs] == [143, 143]
+    wanted = [f"requeue {100 + task}" for task in tasks]
+    assert sorted((project / "requeued.txt").read_text().splitlines()) == wanted
+    before = _calls(project)
+    assert [job.wait(timeout=20) for job in _sbatch(project, tasks, script, *words)] == [0, 0]
+    assert _calls(project) == sorted([*before, *(f"{call} --resume abc" for call in before)])
+    return before
+
+
+def test_an_array_over_lines_of_settings(project: Path) -> None:
+    (project / "lines.txt").write_text("seed=1\nseed=2 train.epochs=5\nseed=3\n")
+    words = ("config.yaml", "enhancer", "lines.txt")
+    calls = _stopped_requeued_resumed(project, "build/enhancer/grid-99", "grid_array.sh", *words, n=1)
+    start = "-m seqmodels train enhancer --params config.yaml --out build/enhancer/grid-99"
+    assert calls == [
+        f"{start}/1 --device cpu --set seed=2 train.epochs=5",
+        f"{start}/2 --device cpu --set seed=3",
+    ]
+
+
+def test_an_array_over_points_of_a_grid(project: Path) -> None:
+    from seqmodels.registry import rooms
+
+    network = {"architecture": "residual", "channels": [8, 16], "stem_kernel": 9, "kernel": 5, "crf_layer": True,
+               "dilation_rates": [1, 4], "learning_rate": [1e-2, 3e-2], "warmup": 0.1, "epochs": 3}  # fmt: skip
+    (project / "networks.yaml").write_text(json.dumps({"mine": network}))
+    config = {"base": str(ROOT / "params/reads/smoke.yaml"), "network": "mine", "training_params": "networks.yaml"}
+    (project / "config.yaml").write_text(json.dumps(config))
+    _stopped_requeued_resumed(project, "build/reads/grid-99", "grid_array.sh", "config.yaml", n=1)
+    whole = rooms.part("reads", "config").read_grid(rooms.settings("reads", project / "config.yaml"))
+    assert [(one.values["channels"], one.values["learning_rate"]) for one in whole[1:3]] == [(8, 0.03), (16, 0.01)]
+    for n in (1, 2):
+        point = project / "build" / "reads" / "grid-99" / f"{n}.training_params.yaml"
+        call = next(call for call in _calls(project) if f"grid-99/{n} " in call and "--resume" not in call)
+        settings = call.partition(" --set ")[2]
+        assert settings == f"training_params='build/reads/grid-99/{n}.training_params.yaml'"
+        own = rooms.settings("reads", project / "config.yaml", f"training_params='{point}'")
+        (alone,) = rooms.part("reads", "config").read_grid(own)
+        assert (alone.values, alone.network) == ({}, whole[n].network)
+    (beyond,) = _sbatch(project, range(4, 5), "grid_array.sh", "config.yaml")
+    assert beyond.wait(timeout=20) == 1
+    message = (project / "said.txt").read_text().splitlines()[-1]
+    assert message == "config.yaml: --array must be within 0-3, the points of mine, got 4"
+
+
+def test_an_array_over_bootstrap_replicates(project: Path) -> None:
+    calls = _stopped_requeued_resumed(project, "build/vdj/bootstrap-99", "bootstrap_array.sh", "config.yaml", "25", n=3)
+    start = "-m seqmodels train vdj --params config.yaml --out build/vdj/bootstrap-99"
+    assert calls == [f"{start}/{seed} --device cpu --set seed={seed} fit.bootstrap=25" for seed in (3, 4)]
+
+
+def test_the_bootstrap_settings_are_settings() -> None:
+    from seqmodels.registry import rooms
+
+    found = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
+    assert (found.seed, found.fit.bootstrap) == (3, 25)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("train_gpu.sh", [], "usage: sbatch slurm/train_gpu.sh CONFIG [ROOM]"),
+        ("grid_array.sh", [], "usage: sbatch --array=0-N slurm/grid_array.sh CONFIG [ROOM] [LINES]"),
+        ("grid_array.sh", ["c.yaml", "vdj"], "vdj: must have a file of settings, got none"),
+        ("grid_array.sh", ["c.yaml", "vdj", "/dev/null"], "/dev/null: must have settings in line 3, got none"),
+        ("bootstrap_array.sh", [], "usage: sbatch --array=1-N slurm/bootstrap_array.sh CONFIG [REPLICATES]"),
+        ("bootstrap_array.sh", ["c.yaml", "x"], "replicates: must be a whole number from 1 on, got x"),
+    ],
+)
+def test_without_settings_they_say_how(project: Path, script: str, words: list[str], message: str) -> None:
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "SLURM_SUBMIT_DIR": str(project)}
+    command = ["bash", str(ROOT / "slurm" / script), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "usage: sbatch slurm/train_gpu.sh CONFIG [ROOM]" in done.stderr
+    assert message in done.stderr
+    assert not (project / "calls.txt").exists()
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(SCRIPTS) == 4

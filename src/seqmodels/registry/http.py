@@ -20,7 +20,7 @@ _APP = "mlflow.pyfunc.scoring_server.app"  # imported by the server's processes,
 _LIMITS = {"SEQMODELS_MAX_ROWS": 1000, "SEQMODELS_MAX_MEGABYTES": 16}  # of a request
 _MEGABYTE = 10**6
 _LONGEST = 500  # characters of a message
-_ECHO = "\nInput:"  # after which MLflow repeats what it was sent
+_ECHOES = ("\nInput:", "IMPORTANT:")  # after which MLflow repeats what it was sent, or tells of its own versions
 
 
 def limits(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -95,7 +95,9 @@ def _reason(error: Exception) -> str:
         return str(first)
     message = str(getattr(error, "message", error))
     if not message.startswith(("Failed to predict data", "Encountered an unexpected error")):
-        return f"request: {message.partition(_ECHO)[0]}"
+        for echo in _ECHOES:
+            message = message.partition(echo)[0]
+        return f"request: {message.removeprefix('Invalid input. ')}"
     if message.startswith("Failed"):
         return f"request: {message.rpartition('Error: ')[2]}"
     _LOG.error("a request could not be answered", exc_info=first)

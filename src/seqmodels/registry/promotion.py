@@ -1,6 +1,5 @@
 """Measuring a model on data and deciding whether it becomes the champion."""
 
-import contextlib
 import json
 import os
 import tempfile
@@ -10,7 +9,7 @@ from typing import Any
 from seqmodels.core import data as files
 from seqmodels.core import refusals, tracking
 from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError
-from seqmodels.registry import card, catalogue, rooms, store
+from seqmodels.registry import card, catalogue, rooms, store, turns
 
 CHAMPION, PREVIOUS = "champion", "previous"
 FORCED = "promotion.forced"
@@ -103,19 +102,9 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
         return uri
     with store.model_folder(uri) as folder:
         served = store.read_served(folder)
-    with _one_at_a_time():
-        while not _take_over(opened, run, chosen, served, force=force):
-            pass  # another machine promoted meanwhile: the comparison was with the wrong champion
+    while not _take_over(opened, run, chosen, served, force=force):
+        pass  # another promotion came first: the comparison was with the wrong champion
     return uri
-
-
-def _one_at_a_time() -> contextlib.AbstractContextManager[None]:
-    """Let promotions in an embedded store follow one another; a server has no lock, so its champion is read again."""
-    uri = tracking.store_uri()
-    if not uri.startswith("sqlite:///"):
-        return contextlib.nullcontext()
-    database = Path(uri.removeprefix("sqlite:///")).resolve()
-    return files.lock(database.with_name(f"{database.name}.promote.lock"))
 
 
 def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, force: bool) -> bool:
@@ -139,11 +128,12 @@ def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, fo
         if faults:
             opened.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
         card.publish(opened, run, served, name, number)
-        if _number(_alias(opened, name, CHAMPION)) != _number(champion):
-            return False
-        if champion is not None:
-            opened.set_registered_model_alias(name, PREVIOUS, _number(champion))
-        opened.set_registered_model_alias(name, CHAMPION, number)  # last: all else is in place
+        with turns.turn(opened, name, number):
+            if _number(_alias(opened, name, CHAMPION)) != _number(champion):
+                return False
+            if champion is not None:
+                opened.set_registered_model_alias(name, PREVIOUS, _number(champion))
+            opened.set_registered_model_alias(name, CHAMPION, number)  # last: all else is in place
     return True
 
 
