@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.apply import activity
+from seqmodels.apply import activity, designs
 from seqmodels.core.errors import InputError, MissingError, OutputError
 from seqmodels.registry import rooms
 
@@ -198,3 +199,39 @@ def test_earlier_results_are_replaced_only_if_asked(make_oracle: Callable[..., A
         score(source, model, out)
     score(many(tmp_path / "s.fa", 5), model, out, overwrite=True)
     assert len(table(out)) == 5
+
+
+def test_what_is_cut_is_counted(
+    make_oracle: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = make_oracle()
+    source = tmp_path / "s.fa"
+    source.write_text("".join(f">s{n}\n{'A' * n}\n" for n in (512, 513, 600)))
+    with caplog.at_level(logging.WARNING):
+        summary = score(source, model, tmp_path / "out")
+    assert (summary["sequences"], summary["n_cut"]) == (3, 2)
+    assert caplog.messages == [f"{source}: 2 of 3 sequences are longer than 512 bases, and cut to them"]
+
+
+def test_models_that_read_the_genome_are_told_the_locus(
+    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, oracle = make_oracle()
+    source, answer, loci = tmp_path / "s.jsonl", oracle.predict, list[Any]()
+
+    def predict(frame: pd.DataFrame) -> pd.DataFrame:
+        loci.append(frame["locus"].tolist() if "locus" in frame else None)
+        return answer(frame)
+
+    monkeypatch.setattr(oracle, "predict", predict)
+    names = ["chr1:1-5", "chr2:1-5", "chr2:1-5"]
+    rows = [
+        {"id": name, "sequence": "ACGT", "target_cell_type": "Ex", "system": str(i)} for i, name in enumerate(names)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score(source, model, tmp_path / "plain")
+    served = json.loads((Path(model) / "served.json").read_text())
+    (Path(model) / "served.json").write_text(json.dumps({**served, "input_columns": ["sequence", "locus"]}))
+    score(source, model, tmp_path / "out")
+    designs.score_designs(source, model=model, against=(), out=tmp_path / "t1")
+    assert loci == [None, names, names[:2]]  # one sequence at two places is two

@@ -106,9 +106,10 @@ def test_edits_are_told_from_designs(make_oracle: Callable[..., Any], tmp_path: 
     models = [make_oracle("a")[0], make_oracle("b", noise=0.01)[0]]
     summary, content = compare(source, models, tmp_path / "out")
     assert summary["rows"] == "edits"
-    assert summary["n_common"] == 11  # one is judged by a motif alone: it has no cell
+    assert summary["n_common"] == 12
+    assert pair(content, "on_target_score", "pooled")["n"] == 11  # one is judged by a motif alone: it has no cell
     decided = pair(content, "objective_success", "all")
-    assert decided["n"] == 11
+    assert decided["n"] == 12
     assert 0 < decided["same"] <= 1
     assert np.isfinite(decided["kappa"])
 
@@ -149,3 +150,22 @@ def test_what_cannot_be_compared_is_refused(make_oracle: Callable[..., Any], tmp
     (out / "mine.txt").touch()
     with pytest.raises(OutputError, match=r"must hold earlier results \(cross_oracle\.json\)"):
         compare(source, models, out, overwrite=True)
+
+
+def test_edits_that_are_judged_by_a_motif_alone(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [
+        {"ref_sequence": "C" * 8, "pred_sequence": "CGTT"[i % 2 :] * 2, "metadata": {
+            "edit_type": "motif_insert", "target_motif": "CGT", "system": "ab"[i // 4]}} for i in range(8)
+    ]  # fmt: skip
+    source = tmp_path / "p.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    _, content = compare(source, [make_oracle("a")[0], make_oracle("b")[0]], tmp_path / "out")
+    decided = pair(content, "objective_success", "all")
+    assert (decided["n"], decided["same"], decided["kappa"]) == (8, 1, 1)
+    pooled = pair(content, "specificity", "pooled")
+    assert (pooled["n"], pooled["spearman"]) == (0, None)
+    assert content["systems"]["a"]["on_target_score"] == {"a": None, "b": None}
+    assert content["systems"]["a"]["objective_success"]["majority"] == 0.5
+    ranking = content["rankings"]["objective_success"]
+    assert (ranking["best"], ranking["top1_agreement"]) == ({"a": None, "b": None}, None)  # both systems are alike
+    assert "<td>a: several, b: several</td>" in (tmp_path / "out" / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -233,6 +234,32 @@ def test_edits_of_known_success(make_oracle: Callable[..., Any], write: Write, t
     assert "activity_reduce (our extension)" in page
     assert "invert (not known)" in page
     assert page.count("<img") == 2
+
+
+def test_what_the_oracle_does_not_read_is_counted(
+    make_oracle: Callable[..., Any], write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = make_oracle()
+    long = "C" * 600
+    made = {0: "A" + long[1:], 560: long[:560] + "A" + long[561:]}
+    rows = [edit("activity_boost", made[0], long), edit("activity_boost", made[560], long)]
+    rows += [edit("activity_boost", long, long), edit("activity_boost", "CA", "CC")]
+    source = write(*rows)
+    with caplog.at_level(logging.WARNING):
+        summary = score("enhancer", source, model=model, out=tmp_path / "t3", asked=Asked("t3"))
+    assert (summary["n_cut"], summary["n_outside_window"], summary["n_no_op"]) == (6, 1, 1)
+    assert caplog.messages == [f"{source}: 6 of 8 sequences are longer than 512 bases, and cut to them"]
+    content = check_schema(tmp_path / "t3" / "genqual_t3_oracle.json", "genqual_t3_oracle")
+    assert (content["extra"]["n_cut"], content["extra"]["n_outside_window"]) == (6, 1)
+    assert "and cut: 6. Edits that lie wholly in what is cut off" in (tmp_path / "t3" / "report.html").read_text()
+    served = json.loads((Path(model) / "served.json").read_text())
+    (Path(model) / "served.json").write_text(json.dumps({**served, "truncate": "center"}))
+    one = oracle.open_oracle(model)
+    assert one.window(made[0]) == one.window(long) == long[44:556]
+    source = write(*({"sequence": "A" * n, "target_cell_type": "Ex"} for n in (512, 513)))
+    summary = score("enhancer", source, model=model, out=tmp_path / "t1", asked=Asked("t1"))
+    assert summary["n_cut"] == 1
+    assert check_schema(tmp_path / "t1" / "genqual.json", "genqual")["extra"]["n_cut"] == 1
 
 
 # ---- what is refused

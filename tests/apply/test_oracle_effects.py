@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from seqmodels.apply.score import TASKS, Asked, score
-from seqmodels.core import sequence_plots
+from seqmodels.core import sequence_plots, streams
 from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
-from seqmodels.registry import rooms
+from seqmodels.registry import rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "params" / "enhancer" / "smoke.yaml"
@@ -239,6 +239,18 @@ def test_sequences_without_bases_have_no_rows(network_model: str, write: Write, 
     assert (tmp_path / "out" / "importance.png").stat().st_size > 1000
 
 
+def test_rows_whose_id_is_null_have_their_number(
+    make_oracle: Any, network_model: str, write: Write, tmp_path: Path
+) -> None:
+    source = write([variant("ACGT", 1, "C", "A", id=None), variant("ACGT", 1, "C", "A", id=0)])
+    run("variants", source, make_oracle()[0], tmp_path / "v")
+    assert pd.read_parquet(tmp_path / "v" / "effects.parquet")["id"].unique().tolist() == ["1", "0"]
+    pd.DataFrame({"id": [None, "x"], "sequence": ["ACG", "AC"]}).to_parquet(tmp_path / "s.parquet")
+    for name in (source.name, "s.parquet"):
+        frames = list(streams.frames(tmp_path / name, "sequence", size=9))
+        assert frames[0]["id"].tolist() == ["1", "0" if name == source.name else "x"]
+
+
 # ---- calibration
 
 
@@ -292,6 +304,10 @@ def test_measurements_that_are_refused(make_oracle: Any, write: Write, tmp_path:
         ({"sequence": "ACGT", "cell_activities": [1.0]}, "line 1: cell_activities: must be a list of 6 numbers, got 1"),
         ({"sequence": "ACGT", "cell_activities": {"Ex": "x"}}, "line 1: cell_activities: Ex must be a number"),
         ({"sequence": "", "cell_activities": [1.0] * 6}, "line 1: sequence: must be text with at least one base"),
+        (
+            {"sequence": "AC!T", "cell_activities": [1.0] * 6},
+            r"rows\.jsonl, line 1: sequence: .* got '!' at position 2",
+        ),
         ({"sequence": "ACGT", "cell_activities": [1.0] * 6}, "must have at least 10 rows, got 1"),
     ):
         with pytest.raises(InputError, match=message):
@@ -312,6 +328,21 @@ def test_export_of_a_network(network_model: str, write: Write, tmp_path: Path) -
     with pytest.raises(InputError, match=r"rows\.jsonl: sequence 0: letters must be"):
         run("export", write([{"sequence": "AC!T"}]), network_model, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_export_reads_one_model(
+    network_model: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, fetch, fetched = write([{"sequence": "ACGT"}]), store.fetch, list[str]()
+
+    def once(reference: str, inside: str = "") -> Any:
+        fetched.append(reference)
+        return fetch(network_model if reference == "alias" else reference, inside)
+
+    monkeypatch.setattr(store, "fetch", once)
+    summary = run("export", source, "alias", tmp_path / "out")
+    assert summary["model"] == "alias"
+    assert fetched.count("alias") == 1
 
 
 def test_plots_of_little(tmp_path: Path) -> None:

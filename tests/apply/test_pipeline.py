@@ -21,7 +21,7 @@ from seqmodels.apply import pipeline
 from seqmodels.core import data as files
 from seqmodels.core import provenance, tracking
 from seqmodels.core.config import to_dict
-from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError
+from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError, TrackingError
 from seqmodels.core.loop import TrainOptions
 from seqmodels.registry import dataset, rooms, store
 
@@ -91,14 +91,14 @@ class Steps:
         if not opened.search_registered_models(f"name = '{name}'"):
             opened.create_registered_model(name)
         run_id = self.run_id(room)
-        made = opened.create_model_version(name, f"runs:/{run_id}/model", run_id=run_id)
+        tags = {"gates": "passed"}
+        made = opened.create_model_version(name, f"runs:/{run_id}/model", run_id=run_id, tags=tags)
         opened.set_registered_model_alias(name, "candidate", made.version)
 
     def do_promote(self, room: str, given: dict[str, str]) -> None:
         opened, name = store.connect(), given["promote"]
         assert name == self.name(room)
-        chosen = opened.get_model_version_by_alias(name, "candidate")
-        opened.set_registered_model_alias(name, "champion", chosen.version)
+        opened.set_registered_model_alias(name, "champion", given["--version"])
 
     def answer(self, room: str, given: dict[str, str]) -> None:
         files.write_json(self.root / given["--out"] / "summary.json", {"model": given["--model"]})
@@ -363,17 +363,73 @@ def test_a_fault_in_the_pipeline_itself_fails_the_room_alone(steps: Steps, caplo
 def test_a_version_that_is_not_promoted_leaves_the_champion(done: Steps, caplog: pytest.LogCaptureFixture) -> None:
     path = done.root / "params" / "vdj" / "smoke.yaml"
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
-    done.faults["vdj", "promote"] = 2
+    done.faults["vdj", "promote"] = 3
 
     table = pipeline.run_all("smoke")
 
     assert done.did == [("vdj", verb) for verb in ("train", "evaluate", "register", "promote")]
     assert "vdj: step 5 of 6, promote: the new version was not promoted, the champion stays" in caplog.text
-    assert [re.split(r"  +", line)[2] for line in table.splitlines()[2:]] == ["1", "1"]
+    reads, vdj, more = (re.split(r"  +", line.strip()) for line in table.splitlines()[2:])
+    assert (reads[2], vdj[2:4]) == ("1", ["1", "version 2 was not promoted, the champion stays"])
+    assert more == ["test.below_null 0.75 (0.5 to 0.875)"]
+
+
+@pytest.mark.parametrize("status", [1, 2, -9])
+def test_a_promotion_that_breaks_off_is_no_verdict(
+    done: Steps, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = done.root / "params" / "vdj" / "smoke.yaml"
+    path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
+    done.faults["vdj", "promote"] = status
+
+    with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
+        pipeline.run_all("smoke")
+
+    assert f"vdj: step 5 of 6, promote: ended with status {status} after" in caplog.text
+    assert "the champion stays" not in caplog.text
+
+
+def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Steps) -> None:
+    _no_champion(done)
+    opened, name = store.connect(), done.name("vdj")
+    other = opened.create_model_version(name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"})
+    opened.set_registered_model_alias(name, "candidate", other.version)
+
+    pipeline.run_all("smoke")
+
+    assert [words for words in done.words if words[0] == "promote"] == [["promote", name, "--version", "1"]]
+
+
+def test_a_registration_that_broke_off_is_done_again(done: Steps) -> None:
+    _no_champion(done)
+    store.connect().delete_model_version_tag(done.name("vdj"), "1", "gates")  # register writes it after the alias
+
+    pipeline.run_all("smoke")
+
+    assert [verb for _, verb in done.did] == ["register", "promote", "score"]
+    assert store.connect().get_model_version_by_alias(done.name("vdj"), "champion").version == 2
+
+
+def test_a_store_that_fails_is_no_reason_to_train(
+    done: Steps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine, lost = tracking.get_run, done.run_id("vdj")
+
+    def get_run(run_id: str, *more: Any) -> Any:
+        if run_id == lost:
+            raise TrackingError("tracking store x: must do what was asked, got: out of order")
+        return genuine(run_id, *more)
+
+    monkeypatch.setattr(tracking, "get_run", get_run)
+    with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
+        pipeline.run_all("smoke")
+
+    assert done.did == []
+    assert "vdj: step 2 of 6, train: tracking store x: must do what was asked, got: out of order" in caplog.text
 
 
 def test_a_first_version_that_is_not_promoted_is_a_fault(steps: Steps) -> None:
-    steps.faults["vdj", "promote"] = 2
+    steps.faults["vdj", "promote"] = 3
 
     with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
         pipeline.run_all("smoke")

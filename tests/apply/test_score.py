@@ -117,3 +117,16 @@ def test_what_is_refused_leaves_nothing(repertoire: Path, model: Path, tmp_path:
     with pytest.raises(OutputError, match="must be another folder than that of the input"):
         score.score("vdj", source, model=str(model), out=repertoire)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_rows_that_nothing_can_have_made(repertoire: Path, model: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(repertoire / "test.tsv", sep="\t", dtype=str)
+    impossible = rows.iloc[[0]].assign(ligation_mh="3")
+    impossible.to_csv(tmp_path / "none.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match="must have a row that the model's genes can have made, got none"):
+        score.score("vdj", tmp_path / "none.tsv", model=str(model), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    pd.concat([impossible, rows.iloc[1:30]]).to_csv(tmp_path / "some.tsv", sep="\t", index=False)
+    summary = score.score("vdj", tmp_path / "some.tsv", model=str(model), out=tmp_path / "out")
+    assert summary["impossible"] == 1
+    assert pd.read_parquet(tmp_path / "out" / "configurations.parquet")["row"].min() == 1

@@ -1,5 +1,7 @@
 """What is told of a server's refusal."""
 
+import urllib.error
+
 import pytest
 
 from seqmodels.core import refusals, tracking
@@ -66,6 +68,43 @@ def test_a_message_is_one_line_without_passwords():
     with pytest.raises(TrackingError) as caught, tracking.as_tracking_error():
         raise given
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("http://u:p@ss@host:5000/x", "http://host:5000/x"),
+        ("postgresql://ml:pa/ss@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://ml:pa//ss@db/mlflow", "postgresql://db/mlflow"),
+        ("(mysql://ml:p/a@s:s@db/x), https://host/x", "(mysql://db/x), https://host/x"),
+        ("//u:p@host", "//host"),
+        ("http://host/?a=b", "http://host/?a=b"),
+        ("sqlite:////home/ada@work/mlflow.db", "sqlite:////home/ada@work/mlflow.db"),
+    ],
+)
+def test_passwords_with_signs_of_uris(given, told):
+    assert refusals.without_password(given) == told
+
+
+@pytest.mark.parametrize("uri", ["http://ada:se/cret@host", "http://ada:secret/@host", "http://host:9/ secret"])
+def test_a_uri_that_cannot_be_read_is_not_repeated(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.partition(" ")[0])
+    with pytest.raises(TrackingError, match="must be a URI, got one that cannot be read; write : / @ of a") as caught:
+        tracking._check_server(uri)
+    assert "se" not in str(caught.value).removeprefix("tracking server").partition("; write")[0]
+
+
+def test_only_the_user_is_left_out_of_what_is_asked(monkeypatch):
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        raise urllib.error.HTTPError(url, 404, "", None, None)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    for uri in ("http://ada:s@cret@host:5000/@team/", "https://host/a@b"):
+        tracking._check_server(uri)
+    assert asked == ["http://host:5000/@team/health", "https://host/a@b/health"]
 
 
 def test_only_refusals_are_passed_over():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from seqmodels.core import config, data, provenance, tracking
+from seqmodels.core import config, data, provenance, tables, tracking
 from seqmodels.core.errors import ConfigError, MissingError, TrackingError
 
 
@@ -57,6 +57,19 @@ def test_checkpoints_come_from_the_store_when_the_folder_is_gone(runs, tmp_path,
     with runs.start(resume=first) as run:
         assert run.out == checkout / "build" / "reads" / "runs" / first
         assert (run.out / "checkpoints" / "last.npz").read_text(encoding="utf-8") == "weights"
+
+
+def test_figures_that_the_store_never_got_are_sent_when_the_run_goes_on(runs, store):
+    first = runs.finished()
+    with runs.start(resume=first) as run:
+        run.metrics({"train.loss": 3.0}, step=1)
+        rows = [{"epoch": i, "train.loss": 4.0 - i, "valid.f1": f1, "note": "x"} for i, f1 in ((1, None), (2, 0.5))]
+        tables.write_history(run.out / "history.tsv", rows)
+    with runs.start(resume=first):
+        pass
+    histories = {key: store.get_metric_history(first, key) for key in ("train.loss", "valid.f1", "note")}
+    found = {key: [(one.step, one.value) for one in values] for key, values in histories.items()}
+    assert found == {"train.loss": [(1, 3.0), (2, 2.0)], "valid.f1": [(2, 0.5)], "note": []}
 
 
 def test_newer_checkpoints_of_the_folder_are_kept(runs):
@@ -171,6 +184,56 @@ def test_numbers_come_to_a_run_that_has_ended(runs, store, tmp_path):
     assert found.info.status == "FINISHED"
     assert "evaluate/report.txt" in runs.stored(first)
     assert tracking.record("0" * 32, metrics=numbers, tags={}, evaluation=tmp_path) is False
+
+
+@pytest.mark.parametrize("broken", ["log_artifacts", "log_batch"])
+def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, monkeypatch, broken):
+    first = runs.finished()
+    data.write_text(tmp_path / "evaluate" / "report.txt", "x")
+    old = {"test.data.md5": "1.dir", "test.data.path": "old"}
+    assert tracking.record(first, metrics={"test.f1": 0.5}, tags=old, evaluation=tmp_path / "evaluate")
+    opened = tracking.client()
+    genuine = getattr(opened, broken)
+
+    def fail(*words, **named):
+        if broken == "log_artifacts" or "metrics" in named:  # after the metrics, before the tags
+            if named:
+                genuine(*words, **named)
+            raise ConnectionResetError("gone")
+        genuine(*words, **named)
+
+    monkeypatch.setattr(opened, broken, fail)
+    monkeypatch.setattr(tracking, "client", lambda: opened)
+    with pytest.raises(TrackingError, match="gone"):
+        tracking.record(first, metrics={"test.f1": 0.75}, tags={"test.data.md5": "2.dir"}, evaluation=tmp_path)
+
+    found = store.get_run(first).data
+    wanted = (0.5, "1.dir") if broken == "log_artifacts" else (0.75, "")
+    assert (found.metrics["test.f1"], found.tags["test.data.md5"]) == wanted
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_a_run_that_goes_on_with_another_source_has_no_key(runs, tmp_path, track, monkeypatch):
+    out = tmp_path / "out"
+    first = runs.finished(out, track=track)
+    known = data.run_in(out)
+    assert known["step.key"]
+    with runs.start(out, track=track, resume=first):
+        assert data.run_in(out)["step.key"] == known["step.key"]
+
+    monkeypatch.setattr(provenance, "git_state", lambda: {"git.commit": "another", "git.dirty": "false"})
+    monkeypatch.setattr(provenance, "source_digest", lambda room: "another")
+    with runs.start(out, track=track, resume=first):
+        changed = data.run_in(out)
+    assert changed["step.key"] == ""
+    assert [changed[key] for key in ("git.commit", "git.dirty")] == [known[key] for key in ("git.commit", "git.dirty")]
+    if track:
+        assert tracking.get_run(first).data.tags["step.key"] == ""
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "project")
+    with runs.start(out, track=track, resume=first):  # the source is the first one again, the run is not
+        assert data.run_in(out)["step.key"] == ""
 
 
 def test_a_store_that_is_down_is_not_a_run_that_is_unknown(runs, store, monkeypatch):

@@ -254,6 +254,37 @@ def test_stopped_and_resumed_ends_as_undisturbed(
     assert all(ours[key] == theirs[key] for key in theirs if not key.endswith(timed))
 
 
+def test_a_run_is_not_resumed_with_another_file_to_validate_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.jsonl"
+    lines = (data / "test.jsonl").read_text().splitlines()
+    other.write_text("\n".join(lines[:40]))
+    config = settings(f"train.split=file train.valid_file={other} train.max_rows=60")
+    _stop_after(monkeypatch, 1)
+    with pytest.raises(InterruptedRunError):
+        train.train(config, data, tmp_path / "out", UNTRACKED)
+    run_id = json.loads((tmp_path / "out" / "run.json").read_text())["run_id"]
+    other.write_text("\n".join(lines[:50]))
+    with pytest.raises(ModelError, match="must be of these settings, got others"):
+        train.train(config, data, tmp_path / "out", replace(UNTRACKED, resume=run_id))
+    other.write_text("\n".join(lines[:40]))
+    train.train(config, data, tmp_path / "out", replace(UNTRACKED, resume=run_id))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["n_val"], metrics["epochs_run"]) == (40, 2)
+    assert "valid.of_ceiling" not in metrics  # ceilings are those of the simulated rows
+    assert metrics["train.seconds"] >= metrics["train.epoch_seconds"]
+
+
+def test_an_oracle_with_a_backbone_loads_from_its_run(data: Path, tmp_path: Path) -> None:
+    config = settings("oracle=sei backbone.tiny=true backbone.solver=ridge train.max_rows=60")
+    train.train(config, data, tmp_path / "run", UNTRACKED)
+    found = [load_oracle(tmp_path / path).predict_activity(SEQUENCE) for path in ("run/oracle.pt", "run", "run/model")]
+    assert found[0].shape == (14,)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_an_ensemble_is_the_mean_of_its_networks(data: Path, tmp_path: Path) -> None:
     config = settings("train.ensemble=2 train.max_rows=60 train.epochs=1")
     train.train(config, data, tmp_path / "run", UNTRACKED)
@@ -311,6 +342,10 @@ def test_rows_that_cannot_be_learnt_from_are_refused(data: Path, tmp_path: Path)
     lines = (data / "train.jsonl").read_text().splitlines()[:9]
     (folder / "train.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError, match="rows: must be at least 10 to be split, got 9"):
+        train.train(settings(), folder, tmp_path / "run", UNTRACKED)
+    lines = (data / "train.jsonl").read_text().splitlines()[:12]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"rows: must leave 3 to validate on that differ .*, got 1; more rows"):
         train.train(settings(), folder, tmp_path / "run", UNTRACKED)
     with pytest.raises(ConfigError, match=r"train.ensemble: must be 1 with the oracle sei, got 2"):
         train.train(settings("oracle=sei backbone.tiny=true train.ensemble=2"), data, tmp_path / "run", UNTRACKED)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer.predictions import Prediction, has_motif, parse_predictions, raw_columns, target_scores
+from seqmodels.enhancer.predictions import (
+    Outputs,
+    Panel,
+    Prediction,
+    has_motif,
+    parse_predictions,
+    raw_columns,
+    target_scores,
+)
+from seqmodels.enhancer.scoring import score_designs
 
 CELLS = ("Ex", "In", "Mic")
 
@@ -152,3 +161,33 @@ def test_specificity_ignores_what_all_columns_share(activities, offset):
     for name in ("specificity", "specificity_min"):
         np.testing.assert_allclose(one[name], two[name], atol=1e-9)
     assert (one["specificity_min"] <= one["specificity"] + 1e-9).all()
+
+
+def test_scores_of_columns_that_are_not_known():
+    activities = np.array([[1.0, np.nan, 3.0], [1.0, np.nan, 3.0], [5.0, np.nan, np.nan]])
+    found = target_scores(activities, np.array([2, 1, 0]))
+    np.testing.assert_array_equal(found["off_target_score"], [1, 2, np.nan])
+    np.testing.assert_array_equal(found["specificity"], [2, np.nan, np.nan])
+    np.testing.assert_array_equal(found["specificity_min"], [2, np.nan, np.nan])
+    np.testing.assert_array_equal(found["argmax_accuracy"], [1, np.nan, 1])
+
+
+def test_a_dead_column_leaves_the_others_their_z_scores():
+    panel = Panel(cell_types=CELLS, predicted_mean=[1.0, 1.0, 1.0], predicted_sd=[2.0, 0.0, 4.0])
+    np.testing.assert_array_equal(panel.z_scores(np.array([[3.0, 3.0, 5.0]])), [[1, np.nan, 1]])
+    dead = Panel(cell_types=CELLS, predicted_mean=[1.0] * 3, predicted_sd=[0.0] * 3)
+    assert dead.z_scores(np.ones((1, 3))) is None
+    predictions = parse(design(target_cell_type="Ex"), design(target_cell_type="In"))
+    outputs = Outputs(np.array([[3.0, 1.0, 5.0], [3.0, 9.0, 5.0]]))
+    content = score_designs(predictions, outputs, outputs, panel, seed=1)
+    json.dumps(content, allow_nan=False)
+    cells = content["extra"]["per_cell_type"]
+    assert (cells["Ex"]["zscored"]["specificity"], cells["In"]["zscored"]["specificity"]) == (0, None)
+    assert content["extra"]["whole"]["zscored"]["specificity"] == 0
+
+
+def test_null_in_metadata_or_id_hides_nothing():
+    found = parse(design(id=None, metadata={"target_cell_type": None, "system": "x"}))
+    assert (found.rows[0].id, found.rows[0].target, found.rows[0].system) == ("1", 1, "x")
+    row = parse(edit(id=None, metadata={"source_cell_type": None, "cell_type": None}), task="edit").rows[0]
+    assert (row.id, row.source) == ("1", 0)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from seqmodels.__main__ import main
 from seqmodels.core import data as files
-from seqmodels.core.errors import GateError, MissingError, ModelError, OutputError
+from seqmodels.core.errors import GateError, MissingError, ModelError, OutputError, TrackingError
 from seqmodels.registry import catalogue, promotion, rooms, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
@@ -89,6 +90,23 @@ def test_promotions_in_an_embedded_store_follow_one_another(
             registry_store.set_registered_model_alias(NAME, "champion", best)
         with pytest.raises(GateError, match=rf"the champion \(version {best}, 0\.9\), got 0\.8"):
             waiting.result(60)
+
+
+def test_a_store_that_fails_gives_no_verdict(
+    registry_store: Any, add_version: AddVersion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promotion.promote(NAME)
+    worse = add_version({HEADLINE: 0.0})
+    assert (main(["promote", NAME]), GateError.status) == (3, 3)
+    assert "must not be worse than that of the champion" in capsys.readouterr().err
+
+    def fail(*_: Any) -> None:
+        raise TrackingError("tracking store x: must do what was asked, got: out of order")
+
+    monkeypatch.setattr(promotion, "_champion_value", fail)
+    assert main(["promote", NAME]) == 2
+    assert capsys.readouterr().err.startswith("seqmodels: tracking store x: ")
+    assert promotion.promote(NAME, force=True) == f"models:/{NAME}/{worse}"
 
 
 def test_missed_gates_are_listed(registry_store: Any, add_version: AddVersion) -> None:

@@ -1,9 +1,11 @@
 """Hostile files: refused in one line with exit status 2, nothing executed, nothing of the claimed size reserved."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pickle
+import py_compile
 import re
 import shutil
 from pathlib import Path
@@ -105,6 +107,23 @@ def link_code(folder: Path, mark: Path) -> None:
     (folder / "served.py").symlink_to(mark.parent / "away.py")
 
 
+def plant_bytecode(folder: Path, mark: Path) -> None:
+    """Put bytecode beside the untouched adapter, which Python would run without a look at the source."""
+    (mark.parent / "away.py").write_text(CODE)
+    cached = importlib.util.cache_from_source(str(folder / "served.py"))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(mark.parent / "away.py"), cfile=cached, invalidation_mode=mode, doraise=True)
+
+
+def plant_old_bytecode(folder: Path, mark: Path) -> None:
+    (folder / "artifacts" / "model" / "notes.PYC").write_bytes(b"")
+
+
+def remove_adapter(folder: Path, mark: Path) -> None:
+    (folder / "served.py").unlink()
+    (folder / "served.py").mkdir()
+
+
 def other_room(folder: Path, mark: Path) -> None:
     edit_flavour(folder, config={"room": "reads.serve.load"})
 
@@ -120,6 +139,9 @@ def other_room(folder: Path, mark: Path) -> None:
         (lead_out, r"must have the artifact artifacts/model alone, got \.\./\.\./etc"),
         (link_out, "notes.txt: must be a file or folder of the model itself, got a link to /etc/passwd"),
         (link_code, "served.py: must be a file or folder of the model itself, got a link"),
+        (plant_bytecode, "__pycache__: must not be there, since it would be run in place of the source; remove it"),
+        (plant_old_bytecode, r"notes\.PYC: must not be there"),
+        (remove_adapter, r"served\.py: must be a file of the model, got none"),
         (other_room, "must have the config of the room reads"),
         (lambda folder, _: (folder / "MLmodel").write_text("flavors: [1]"), "must be a whole packaged model of ours"),
     ],

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ TOLERANCE = dict.fromkeys(ROOMS, 0.0)  # relative, of every final metric: bit fo
 REPEATED = {"vdj": 2}  # epochs that a resumed run does again by design; the others do none again
 LONGER = ("--set", "fit.bootstrap=40")  # so that something is left to do when the server is back
 _MIB = 1 << 20
+Fault = Callable[[product.Bench, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -197,35 +199,27 @@ def _compare(undisturbed: product.Undisturbed, out: Path, room: str = "vdj") -> 
 # ---- the table
 
 
-def plan(rooms: Sequence[str], trials: int) -> list[tuple[str, int, str, Callable[[product.Bench, int], list[str]]]]:
+def plan(rooms: Sequence[str], trials: int) -> list[tuple[str, int, str, Fault]]:
     """Return name, number of trials, what must hold, and function of every fault."""
     same = "exit 0 after --resume, same metrics bit for bit, no checkpoint lost, nothing half-written or left behind"
     told = "training ends, files complete; the command that it tells sends them"
-    made: list[tuple[str, int, str, Callable[[product.Bench, int], list[str]]]] = [
-        ("server: tracking server killed in training", min(trials, 3), told, server_stops),
-        ("server: PostgreSQL restarts in training", min(trials, 3), "FINISHED, all metrics", database_restarts),
+    one = "the better is champion, the one before previous; no traceback"
+    few = min(trials, 5)
+    made: list[tuple[str, int, str, Fault]] = [
+        ("server: tracking server killed in training", few, told, server_stops),
+        ("server: PostgreSQL restarts in training", few, "FINISHED, all metrics", database_restarts),
+        ("promote: two at once, embedded store", 10, one, partial(use.promoted_at_once, on_server=False)),
+        ("promote: two at once, server", 10, one, partial(use.promoted_at_once, on_server=True)),
     ]
-    for where, on_server in (("embedded store", False), ("server", True)):
-        must = "the better is champion, the one before previous; no traceback"
-        made.append(
-            (f"promote: two at once, {where}", 10, must, lambda b, n, on=on_server: use.promoted_at_once(b, n, on))
-        )
     full = f"exit 2 in one line; then {same}"
-    for room in rooms:
-        made.append((f"disk: full, {room}", min(trials, 4), full, lambda b, n, r=room: disk_is_full(b, n, r)))
-    for room in rooms:
-        made.append((f"kill: train {room}", trials, same, lambda b, n, r=room: trainer_killed(b, n, r)))
-        if room in ("reads", "enhancer"):
-            made.append(
-                (f"kill: use of {room}", min(trials, 5), "same files", lambda b, n, r=room: use.use_killed(b, n, r))
-            )
-    made.append(("kill: register vdj", min(trials, 5), "no half version; the next works", use.register_killed))
-    return made
+    made += [(f"disk: full, {room}", few, full, partial(disk_is_full, room=room)) for room in rooms]
+    made += [(f"kill: train {room}", trials, same, partial(trainer_killed, room=room)) for room in rooms]
+    used = [room for room in rooms if room in ("reads", "enhancer")]
+    made += [(f"kill: use of {room}", few, "same files", partial(use.use_killed, room=room)) for room in used]
+    return [*made, ("kill: register vdj", few, "no half version; the next works", use.register_killed)]
 
 
-def run(
-    bench: product.Bench, name: str, trials: int, must: str, fault: Callable[[product.Bench, int], list[str]]
-) -> Row:
+def run(bench: product.Bench, name: str, trials: int, must: str, fault: Fault) -> Row:
     """Inject one fault as often as asked for; every complaint is told at once."""
     start, complaints = time.monotonic(), []
     try:

@@ -173,6 +173,7 @@ class Bench:
     random: np.random.Generator
     open: contextlib.ExitStack
     team: stack.Stack | None = None
+    served: Product | None = None
 
     def on_server(self) -> Product:
         """Return the product with the tracking server instead of the embedded store; started when first asked for."""
@@ -180,9 +181,11 @@ class Bench:
             if fault := stack.lacking("postgresql", "mlflow", "store"):
                 raise Skipped(fault)
             self.team = self.open.enter_context(stack.running())
-        folder = self.made.root / "server"
-        folder.mkdir(exist_ok=True)
-        return Product(folder, self.team.client())
+            folder = self.made.root / "server"
+            folder.mkdir()
+            self.served = Product(folder, self.team.client())
+        assert self.served is not None
+        return self.served
 
 
 def read(path: Path) -> dict[str, Any]:

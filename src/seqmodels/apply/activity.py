@@ -58,6 +58,7 @@ def score(
             _run(source, oracle, parts)
             with files.folder_written_whole(out, replace=overwrite) as folder:
                 summary = _finish(folder, parts.folders(), oracle)
+            oracle.warn_of_cut(str(source), summary["n_cut"], summary["sequences"])
         except InputError:
             parts.remove()
             raise
@@ -87,19 +88,21 @@ def _run(source: Path, oracle: Oracle, parts: Parts) -> None:
                 yield number, first, frame
             first += len(frame)
 
-    def predict(item: tuple[int, int, pd.DataFrame]) -> tuple[int, pd.DataFrame]:
+    def predict(item: tuple[int, int, pd.DataFrame]) -> tuple[int, pd.DataFrame, int]:
         number, first, frame = item
+        sequences = frame["sequence"].tolist()
         try:
-            answer = oracle.loaded.predict(frame[["sequence"]])
+            answer = oracle.loaded.predict(oracle.frame(sequences, frame[_ID].tolist()))
         except InputError as error:
             raise InputError(f"{source}, of the rows from {first + 1}: {error}") from None
-        return number, pd.concat([frame[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
+        table = pd.concat([frame[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
+        return number, table, oracle.n_cut(sequences)
 
-    def write(item: tuple[int, pd.DataFrame]) -> None:
-        number, table = item
+    def write(item: tuple[int, pd.DataFrame, int]) -> None:
+        number, table, n_cut = item
         with parts.part(number) as folder:
             pq.write_table(pa.Table.from_pandas(table, schema=_schema(oracle), preserve_index=False), folder / _TABLE)
-            files.write_json(folder / _COUNTS, _counts(table, oracle.panel.cells))
+            files.write_json(folder / _COUNTS, {**_counts(table, oracle.panel.cells), "n_cut": n_cut})
         bar.add(len(table))
 
     with Progress("sequences") as bar:
@@ -145,6 +148,7 @@ def _summary(folder: Path, parts: Sequence[Path], oracle: Oracle) -> dict[str, A
         "model": oracle.loaded.reference,
         "registered_name": oracle.meta["registered_name"],
         "sequences": n,
+        "n_cut": sum(one["n_cut"] for one in counts),  # longer than what the oracle reads
         "cells": cells,
         "weak_cells": oracle.weak_cells,
     }

@@ -28,10 +28,11 @@ Floats = NDArray[np.float64]
 
 
 class _Measured(NamedTuple):
-    """Sequences, and their activities (n, C); NaN is not measured."""
+    """Sequences, their activities (n, C), where NaN is not measured, and their ids."""
 
     sequences: list[str]
     activities: Floats
+    ids: list[str]
 
 
 def calibrate(
@@ -56,7 +57,8 @@ def calibrate(
     check_out(out, [source], mark=_RESULT, overwrite=overwrite)
     oracle = open_oracle(model)
     rows = _read(source, oracle.panel.cell_types)
-    predicted = np.asarray(oracle.read(rows.sequences, where=str(source)).activities, dtype=np.float64)
+    read = oracle.read(rows.sequences, where=str(source), ids=rows.ids)
+    predicted = np.asarray(read.activities, dtype=np.float64)
     fitted, held = _halves(rows.sequences)
     if not len(fitted) or not len(held):
         raise InputError(f"{source}: must have different sequences to fit and to test curves on, got one")
@@ -94,23 +96,26 @@ def calibrate(
 
 
 def _read(source: Path, cell_types: Sequence[str]) -> _Measured:
-    tables = rooms.part(ROOM, "tables")
+    tables, data = rooms.part(ROOM, "tables"), rooms.part(ROOM, "data")
     is_text = tables.is_delimited(source)
-    sequences, activities = list[str](), list[list[float]]()
-    for record in tables.records(source, ("sequence", "cell_activities", *cell_types)):
+    sequences, activities, ids = list[str](), list[list[float]](), list[str]()
+    for record in tables.records(source, ("id", "sequence", "cell_activities", *cell_types)):
         try:
             if isinstance(record.row, InputError):
                 raise record.row
             sequence = streams.value_of(record.row, "sequence")
             if not isinstance(sequence, str) or not sequence:
                 raise InputError(f"sequence: must be text with at least one base, got {sequence!r}")
+            if fault := data.fault_in(sequence):
+                raise InputError(f"sequence: {fault}")
             activities.append(tables.activities_of(record.row, cell_types, is_text=is_text))
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
         sequences.append(sequence)
+        ids.append(streams.id_of(record.row, record.number))
     if len(sequences) < _FEWEST:
         raise InputError(f"{source}: must have at least {_FEWEST} rows, got {len(sequences)}")
-    return _Measured(sequences, np.array(activities, dtype=np.float64))
+    return _Measured(sequences, np.array(activities, dtype=np.float64), ids)
 
 
 def _halves(sequences: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

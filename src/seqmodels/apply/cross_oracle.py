@@ -131,9 +131,7 @@ def _compare(oracles: Mapping[str, Oracle], judged: Mapping[str, Judged], *, is_
         if not asked:
             targets = [row.source if row.target is None else row.target for row in rows]
             asked = {
-                key: science.Asked(target, row.system)
-                for key, target, row in zip(keys, targets, rows, strict=True)
-                if target is not None  # judged by a motif alone: no cell to score
+                key: science.Asked(target, row.system) for key, target, row in zip(keys, targets, rows, strict=True)
             }
     result: dict[str, Any] = science.cross_oracle(views, asked, cells, seed=SEED)
     return result
@@ -213,7 +211,7 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
     report.section("Systems")
     report.table("Scores of systems", ["system", "metric", *oracles], [*_system_rows(result, oracles)])
     report.table("Concordance of all oracles", ["metric", "Kendall's W", "systems", "best by"], [
-        [metric, one["w"], one["n_systems"], ", ".join(f"{oracle}: {best}" for oracle, best in one["best"].items())]
+        [metric, one["w"], one["n_systems"], _winners(one["best"])]
         for metric, one in result["rankings"].items()
     ])  # fmt: skip
     report.section("Leaving one oracle out")
@@ -223,6 +221,10 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
         for one in result["leave_one_out"]
     ])  # fmt: skip
     report.write(folder / "report.html")
+
+
+def _winners(best: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{oracle}: {'several' if name is None else name}" for oracle, name in best.items())
 
 
 def _gaps(systems: Mapping[str, Mapping[str, float]]) -> str:

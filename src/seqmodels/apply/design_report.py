@@ -61,6 +61,10 @@ def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
         f"Input {meta['input']['name']} (MD5 {meta['input']['md5']}). Oracle {meta['oracle']} ({meta['oracle_type']}, "
         f"{meta['seq_len']} bases), SHA-256 {meta['oracle_sha256']}."
     )
+    if n_cut := result["extra"]["n_cut"]:
+        unseen = result["extra"].get("n_outside_window")
+        edits = "" if unseen is None else f" Edits that lie wholly in what is cut off, and change nothing: {unseen:,}."
+        report.paragraph(f"Sequences longer than what the oracle reads, and cut: {n_cut:,}.{edits}")
     if oracle.weak_cells:
         report.paragraph(_WEAK)
 

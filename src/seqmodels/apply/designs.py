@@ -17,6 +17,7 @@ from seqmodels.registry import rooms
 
 SEED = 1234  # of resampling, as of everything in the mission
 DESIGNS, EDITS = "genqual.json", "genqual_t3_oracle.json"
+_SIDES = ("predicted", "other")
 _TEXTS = ("id", "edit_type", "system", "source_cell_type", "target_cell_type")
 _FLAGS = ("within_budget", "length_preserved", "no_op", "target_motif_present", "target_motif_gained",
           "objective_success", "objective_success_clear", "objective_and_budget")  # fmt: skip
@@ -104,17 +105,24 @@ def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> 
     sides = _read_sides(oracle, predictions, source, embed=True)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}
     result = scoring.score_designs(predictions, *sides, oracle.panel, seed=SEED, meta=meta)
+    result["extra"]["n_cut"] = _n_cut(oracle, predictions)
     return Judged(predictions, *sides, result, _design_rows(predictions, sides, oracle))
 
 
 def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) -> tuple[Any, Any]:
     """Predict both sides together, so that a sequence on both is read once and answered alike."""
-    made, other = (predictions.sequences(side) for side in ("predicted", "other"))
-    found = oracle.read([*made, *other], where=str(source), embed=embed)
+    made, other = (predictions.sequences(side) for side in _SIDES)
+    ids = [row.id for side in _SIDES for row in predictions.rows if getattr(row, side) is not None]
+    found = oracle.read([*made, *other], where=str(source), embed=embed, ids=ids)
     outputs, n = type(found), len(made)
     cuts = [slice(None, n), slice(n, None)]
     first, second = (outputs(*(None if one is None else one[cut] for one in found)) for cut in cuts)
     return first, second
+
+
+def _n_cut(oracle: Oracle, predictions: Any) -> int:
+    """Count sequences of both sides that the oracle does not read to their end."""
+    return sum(oracle.n_cut(predictions.sequences(side)) for side in _SIDES)
 
 
 def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd.DataFrame:
@@ -129,7 +137,7 @@ def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd
         }
     )
     target_scores = rooms.part(ROOM, "predictions").target_scores
-    for side, outputs, prefix in zip(("predicted", "other"), sides, ("", "gold_"), strict=True):
+    for side, outputs, prefix in zip(_SIDES, sides, ("", "gold_"), strict=True):
         places = [i for i, row in enumerate(rows) if getattr(row, side) is not None]
         raw = oracle.panel.raw(outputs.activities, len(places))
         scores = target_scores(raw, np.array([rows[i].target for i in places], dtype=np.int64))
@@ -149,7 +157,7 @@ def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, An
     kept = ("n_gen", "fid", "specificity", "argmax_accuracy")
     return {
         **{key: metrics[key] for key in _SHOWN},
-        "chance": extra["chance"],
+        **{key: extra[key] for key in ("chance", "n_cut")},
         "by_system": {name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()},
     }
 
@@ -170,6 +178,11 @@ def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Ju
     sides = _read_sides(oracle, predictions, source, embed=False)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}
     result, judged = scoring.score_edits(predictions, *sides, oracle.panel, meta=meta)
+    unseen = [
+        row.predicted != row.other and oracle.window(row.predicted) == oracle.window(row.other)
+        for row in predictions.rows
+    ]
+    result["extra"] |= {"n_cut": _n_cut(oracle, predictions), "n_outside_window": sum(unseen)}
     return Judged(predictions, *sides, result, judged)
 
 
@@ -190,6 +203,7 @@ def _write_edits(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]
     return {
         **judged.result["metrics"],
         **{key: extra[key] for key in kept[2:]},
-        **{key: extra[key] for key in ("n_no_op", "n_unknown_edit_type", "unknown_edit_types")},
+        **{key: extra[key] for key in ("n_no_op", "n_cut", "n_outside_window", "n_unknown_edit_type")},
+        "unknown_edit_types": extra["unknown_edit_types"],
         "by_system": {name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()},
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from seqmodels.apply.engines import ParquetTable, Progress, check_out
-from seqmodels.apply.oracle import ROOM, Oracle, open_oracle
+from seqmodels.apply.oracle import ROOM, Oracle, open_fetched, open_oracle
 from seqmodels.core import data as files
 from seqmodels.core import panels, sequence_plots, streams
 from seqmodels.core.dna import reverse_complement_text
@@ -99,7 +99,7 @@ def _variants(source: Path, most: int) -> Iterator[_Variant]:
                 raise InputError(f"sequence: must have 1 to {most} bases before and after the change, got {got}")
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
-        yield _Variant(str(record.row.get("id", record.number)), position, ref, alt, sequence, changed)
+        yield _Variant(streams.id_of(record.row, record.number), position, ref, alt, sequence, changed)
 
 
 def _bases(row: Mapping[str, Any], key: str) -> str:
@@ -245,7 +245,7 @@ def _asked(source: Path, panel: Any) -> Iterator[_Asked]:
                 raise InputError(f"cell: must be one of {', '.join(panel.cell_types)}, got {cell!r}")
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
-        yield _Asked(record.where, str(record.row.get("id", record.number)), sequence, cell)
+        yield _Asked(record.where, streams.id_of(record.row, record.number), sequence, cell)
 
 
 def _explanation(row: _Asked, word: str, columns: Sequence[str], oracle: Oracle) -> pd.DataFrame:
@@ -300,12 +300,13 @@ def export(source: Path, *, model: str, against: Sequence[str], out: Path, overw
         As `variants`; if an activity differs by more than 1e-4.
     """
     check_out(out, [source], mark="export.json", overwrite=overwrite)
-    oracle = open_oracle(model)
-    sequences = [row.sequence for row in islice(_asked(source, oracle.panel), _TRIED)]
-    if not sequences:
-        raise InputError(f"{source}: must have at least one sequence, got none")
-    with store.model_folder(model) as found:
-        network = rooms.part(ROOM, "serve").load(found)
+    with store.fetch(model) as fetched:  # once, so that a moving alias cannot mix two
+        oracle = open_fetched(model, fetched)
+        sequences = [row.sequence for row in islice(_asked(source, oracle.panel), _TRIED)]
+        if not sequences:
+            raise InputError(f"{source}: must have at least one sequence, got none")
+        with store.model_folder(str(fetched)) as found:
+            network = rooms.part(ROOM, "serve").load(found)
     try:
         codes = rooms.part(ROOM, "data").encode(sequences, network.config)
     except InputError as error:

@@ -121,9 +121,16 @@ def _rearrangements(frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
     frame = frame if "count" in frame else frame.assign(count=1.0)
     try:
         types = {name: np.float64 for name in frame.columns[1:] if name not in (*genes, "sequence")}
-        return frame.astype(types)
+        frame = frame.astype(types)
     except (TypeError, ValueError) as error:
         raise InputError(f"rearrangements: trims, ligation_mh and count must be numbers, got: {error}") from None
+    counts = frame["count"].to_numpy()
+    if (wrong := np.flatnonzero(~(counts >= 0) | np.isinf(counts))).size:
+        raise InputError(f"rearrangements: count must be 0 or more, got {counts[wrong[0]]:g}")
+    for name in genes:
+        if frame[name].isna().any():
+            raise InputError(f"rearrangements: {name} must be given in every row, got none")
+    return frame
 
 
 def _vdj_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from seqmodels.core import data as files
 from seqmodels.core import provenance, tracking
-from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError
+from seqmodels.core.errors import GateError, InterruptedRunError, MissingError, SeqmodelsError, TrackingError
 from seqmodels.core.loop import stopping_on_signals
 from seqmodels.core.report import text_table
 from seqmodels.registry import card, catalogue, dataset, rooms, store
@@ -51,7 +51,7 @@ _EXAMPLES: dict[str, tuple[_Example, ...]] = {
 
 @dataclass(frozen=True)
 class _Step:
-    """One command of the pipeline; ``{name}`` in it stands for the registered model, ``{model}`` for the champion."""
+    """One command of the pipeline; its words in braces are what is known only when it is done (``_do``)."""
 
     name: str
     words: tuple[str, ...]
@@ -83,6 +83,11 @@ class _Place:
         """Name of the room's model in the registry, once it is trained; else empty."""
         folder = self.build / "train" / "model"
         return str(store.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+
+    @property
+    def version(self) -> str:
+        """Version that the run has become; empty where it has not."""
+        return catalogue.version_of(self.run_id) if self.run_id else ""
 
     @property
     def model(self) -> str:
@@ -154,13 +159,14 @@ def _run_room(place: _Place, parent: _Parent, *, again: bool) -> str:
     steps = _steps(place)
     for number, step in enumerate(steps, start=1):
         where = f"{place.room}: step {number} of {len(steps)}, {step.name}"
-        if not again and _is_done(place, step):
-            log.info("%s: already done", where)
-            continue
-        log.info("%s", where)
         start = time.monotonic()
         try:
+            if not again and _is_done(place, step):
+                log.info("%s: already done", where)
+                continue
+            log.info("%s", where)
             status = _do(place, parent, step)
+            is_refused = step.name == "promote" and status == GateError.status and bool(place.model)
         except InterruptedRunError:
             raise
         except SeqmodelsError as error:  # the store, or a damaged model: other rooms may have more luck
@@ -169,7 +175,7 @@ def _run_room(place: _Place, parent: _Parent, *, again: bool) -> str:
         seconds = time.monotonic() - start
         if status == 0:
             log.info("%s: done in %.1f s", where, seconds)
-        elif step.name == "promote" and place.model:
+        elif is_refused:
             log.warning("%s: the new version was not promoted, the champion stays", where)
         else:
             log.error("%s: ended with status %d after %.1f s", where, status, seconds)
@@ -179,7 +185,7 @@ def _run_room(place: _Place, parent: _Parent, *, again: bool) -> str:
 
 def _do(place: _Place, parent: _Parent, step: _Step) -> int:
     parent.open()
-    filled = {"{name}": lambda: place.name, "{model}": lambda: place.model}
+    filled = {"{name}": lambda: place.name, "{version}": lambda: place.version, "{model}": lambda: place.model}
     return _run_step(place.root, [filled[word]() if word in filled else word for word in step.words])
 
 
@@ -214,7 +220,7 @@ def _steps(place: _Place) -> list[_Step]:
         _Step("train", ("train", room, "--params", settings, "--data", data, "--out", run, "--overwrite")),
         _Step("evaluate", ("evaluate", room, "--model", run, "--data", data, "--out", f"{build}/evaluate")),
         _Step("register", ("register", room, "--run", run)),
-        _Step("promote", ("promote", "{name}")),
+        _Step("promote", ("promote", "{name}", "--version", "{version}")),
         *(
             _Step(
                 one.out,
@@ -227,16 +233,24 @@ def _steps(place: _Place) -> list[_Step]:
 
 
 def _is_done(place: _Place, step: _Step) -> bool:
-    """Tell whether a step has left its results; what cannot be read is not done, and the step itself says why."""
+    """Tell whether a step has left its results; what cannot be read is not done, and the step itself says why.
+
+    Raises
+    ------
+    TrackingError
+        If the store fails: what it holds may be done all the same.
+    """
     known = {
         "data": _has_data,
         "train": _is_trained,
         "evaluate": _is_evaluated,
-        "register": lambda place: catalogue.is_registered(place.run_id),
+        "register": lambda place: bool(place.version),
         "promote": _is_promoted,
     }
     try:
         return known[step.name](place) if step.name in known else _has_answers(place, step.name)
+    except TrackingError:
+        raise
     except SeqmodelsError as error:
         log.debug("%s, %s: %s", place.room, step.name, error)
         return False
@@ -290,12 +304,14 @@ def _has_answers(place: _Place, out: str) -> bool:
 
 
 def _rows(place: _Place, fault: str, seconds: float) -> list[tuple[str, ...]]:
-    """Lines of the table for a room: a metric of its champion each; of a room that failed, what failed."""
+    """Lines of the table for a room: a metric of its champion each; what failed, or was refused, comes first."""
     name, version, metrics = "", "", []
     try:
         name = place.name
         if name and (found := catalogue.champion(name)) is not None:
             version, metrics = str(found.version), list(_metrics(found.run_id))
+            if found.run_id != place.run_id:
+                metrics.insert(0, f"version {place.version} was not promoted, the champion stays")
     except SeqmodelsError as error:
         log.debug("%s: %s", place.room, error)
     first, *more = [fault] if fault else metrics or [""]

@@ -65,13 +65,16 @@ def _write(folder: Path, frames: Iterator[pd.DataFrame], loaded: store.Loaded) -
             rows = np.arange(totals["rows"], totals["rows"] + len(frame))
             scores.write(pd.concat([frame.assign(row=rows), answer.drop(columns=_NESTED)], axis=1))
             each = exploded(answer[_NESTED].set_axis(rows))
-            nested.write(each)
-            seen.append(_observed(frame.set_axis(rows), answer["probability"].to_numpy(), each, genes))
+            if len(each):  # rows that nothing can have made have no configurations, nor columns
+                nested.write(each)
+                seen.append(_observed(frame.set_axis(rows), answer["probability"].to_numpy(), each, genes))
             seen = [_pooled(seen, genes)] if len(seen) > _POOLED else seen
             _add(totals, frame, answer)
             bar.add(len(frame))
     if not totals["rows"]:
         raise InputError("score: the input must have at least one row that can be scored, got none")
+    if not seen:
+        raise InputError("score: the input must have a row that the model's genes can have made, got none")
     n_pairs = _distributions(folder / _DISTRIBUTIONS, _pooled(seen, genes), genes, loaded)
     summary = {
         "model": loaded.reference,

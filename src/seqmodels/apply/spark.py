@@ -85,7 +85,7 @@ def run(
                 with files.folder_written_whole(out, replace=bool(overwrite)) as made:
                     summary = partitions.finish(made, parts.folders(), job)
             except InputError:
-                parts.remove()
+                parts.remove()  # of input that cannot be read there is nothing to go on with
                 raise
             except BaseException:
                 log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
@@ -179,7 +179,8 @@ def _in_one_line() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         told = next((line for line in reversed(lines) if "Error" in line or "Exception" in line), "no reason")
         raise OutputError(
-            f"--engine spark: every partition must end well, got: {told[:300]}; --resume does those that did not"
+            f"--engine spark: every partition must end well, got: {told[:300]}; if a process or machine was lost, "
+            "--resume does what is left"
         ) from error
 
 
@@ -193,9 +194,7 @@ def session(master: str) -> Iterator[Any]:
     Raises
     ------
     MissingError
-        If pyspark or Java is missing, or the cluster does not answer.
-    InputError
-        If there can be no such master.
+        If pyspark or Java is missing, there can be no such master, or it does not answer.
     """
     try:
         from pyspark import SparkConf
@@ -221,8 +220,7 @@ def session(master: str) -> Iterator[Any]:
         spark = SparkSession.builder.master(master).config(conf=conf).getOrCreate()
     except Exception as error:  # noqa: BLE001 - Spark, its bridge and Java raise what they like
         text = store.one_line(error)
-        kind = InputError if "master" in text.lower() else MissingError
-        raise kind(f"--master {master}: must be a Spark master that answers, got: {text[:300]}") from None
+        raise MissingError(f"--master {master}: must be a Spark master that answers, got: {text[:300]}") from None
     try:
         yield spark
     finally:

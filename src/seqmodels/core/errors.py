@@ -1,4 +1,4 @@
-"""Errors raised on purpose: the command line prints their message and exits 2, without a traceback.
+"""Errors raised on purpose: the command line prints their message and exits with their status, without a traceback.
 
 A message has the form *where: what must hold, got what*, so that it helps without the code at hand.
 """
@@ -6,6 +6,8 @@ A message has the form *where: what must hold, got what*, so that it helps witho
 
 class SeqmodelsError(Exception):
     """Base of every error that the user's input, settings or surroundings can cause."""
+
+    status = 2
 
 
 class InputError(SeqmodelsError, ValueError):
@@ -34,6 +36,8 @@ class TrackingError(SeqmodelsError, ConnectionError):
 
 class GateError(SeqmodelsError, ValueError):
     """A model does not pass the gates of its own settings, or is worse than the champion."""
+
+    status = 3
 
 
 class InterruptedRunError(SeqmodelsError, RuntimeError):

@@ -102,6 +102,15 @@ def input_tags(room: str, settings: str, data: str, as_read: str = "") -> dict[s
     return {"room": room, "data.md5": data, "settings.sha256": settings, "step.key": key}
 
 
+def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run that goes on: the commit that it began with, and no ``step.key`` where the source has changed.
+
+    What two sources made is what neither makes, so that such a run passes for no step that is done.
+    """
+    key = now["step.key"] if first.get("step.key", now["step.key"]) == now["step.key"] else ""
+    return {**now, **{name: first[name] for name in ("git.commit", "git.dirty") if name in first}, "step.key": key}
+
+
 def process_tags() -> dict[str, str]:
     """Tags that name this very process, so that a later one can tell whether it still lives."""
     pid = os.getpid()

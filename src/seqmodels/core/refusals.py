@@ -9,8 +9,11 @@ ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # ML
 
 
 def without_password(text: str) -> str:
-    """Remove user and password from every URI in a text."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """Remove user and password from every URI in a text; a password may hold ``@``, ``/`` and ``:`` as it is.
+
+    Rather too much is removed than too little: all before the last ``@`` of a word, but for paths (``sqlite:////a@b``).
+    """
+    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
 
 
 def refused(error: BaseException) -> bool:

@@ -97,6 +97,12 @@ def value_of(row: Mapping[str, Any], key: str) -> Any:
     return row[key]
 
 
+def id_of(row: Mapping[str, Any], number: int) -> str:
+    """Name a row by its ``id``, or its number where it has none (or null)."""
+    value = row.get("id")
+    return str(number if value is None else value)
+
+
 def frames(path: Path, column: str, *, size: int) -> Iterator[pd.DataFrame]:
     """Read ``id`` and one column of text as frames of ``size`` rows with index 0, 1 and so on.
 
@@ -135,7 +141,7 @@ def _jsonl_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
             value = value_of(row, column)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        yield str(row.get("id", number)), _text(value, column, where)
+        yield id_of(row, number), _text(value, column, where)
 
 
 def _fasta_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
@@ -184,6 +190,6 @@ def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield str(row.get("id", number)), _text(row[column], column, f"{path}, row {number}")
+                    yield id_of(row, number), _text(row[column], column, f"{path}, row {number}")
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: must be whole Parquet, got: {error}") from None

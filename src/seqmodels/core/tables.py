@@ -1,9 +1,10 @@
 """Small tables and the files every training run leaves."""
 
+import csv
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one row per epoch; ``epoch`` comes first, the other columns as the rows name them."""
     columns = ["epoch", *dict.fromkeys(key for row in rows for key in row if key != "epoch")]
     write_tsv(path, columns, rows)
+
+
+def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield epoch and figure for every figure of training and validation that a history has and ``sent`` does not.
+
+    ``sent`` gives the epochs that are known of a metric. No such file: nothing.
+    """
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for name in (key for key in (rows[0] if rows else ()) if key.startswith(("train.", "valid."))):
+        known = sent(name)
+        for epoch, text in ((int(float(row["epoch"])), row[name]) for row in rows):
+            if text and epoch not in known:
+                yield epoch, {name: float(text)}
 
 
 def refuse_rows(wrong: NDArray[np.bool_], message: str) -> None:

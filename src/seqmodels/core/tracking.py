@@ -6,13 +6,10 @@ MLflow is imported inside functions: ``--help`` must not pay for it.
 """
 
 import contextlib
-import http.client
 import logging
 import math
 import os
 import time
-import urllib.error
-import urllib.request
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +19,7 @@ from typing import Any
 
 from seqmodels.core import config as settings_module
 from seqmodels.core import data as files
-from seqmodels.core import provenance, refusals
+from seqmodels.core import provenance, refusals, tables
 from seqmodels.core.errors import ConfigError, InterruptedRunError, MissingError, SeqmodelsError, TrackingError
 from seqmodels.core.loop import TrainOptions, stopping_on_signals
 
@@ -69,7 +66,7 @@ def client() -> Any:
         os.environ.setdefault(name, value)
     uri = store_uri()
     if uri.startswith(("http://", "https://")):
-        _check_server(uri)
+        servers.check(uri)
     import mlflow
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -81,17 +78,6 @@ def client() -> Any:
             opened = mlflow.MlflowClient(tracking_uri=uri)
             _experiment_id(opened, artifacts=str(database.parent / "mlruns"))
         return opened
-
-
-def _check_server(uri: str) -> None:
-    """Ask a server whether it lives; any HTTP answer, a refusal too, says yes."""
-    try:
-        urllib.request.urlopen(f"{refusals.without_password(uri).rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or use --no-track"
-        raise TrackingError(f"tracking server {shown_uri()}: must answer, got: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -246,7 +232,11 @@ def run(
 
 def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None) -> None:
     """Write what a run's folder has from the start, and describe the run in the store."""
-    record = {"run_id": handle.id, "tracked": handle.client is not None, **tags, **provenance.version_tags()}
+    tags = {**tags, **provenance.version_tags()}
+    if handle.resumed:
+        stored = get_run(handle.id, handle.client).data.tags if handle.client is not None else {}
+        tags = provenance.resumed_tags(tags, {**files.run_in(handle.out), **stored})
+    record = {"run_id": handle.id, "tracked": handle.client is not None, **tags}
     files.write_json(handle.out / "run.json", record)
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
     if handle.client is not None:
@@ -254,6 +244,11 @@ def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], da
             _describe(handle, settings, tags, data)
             if handle.resumed:
                 _fetch_checkpoints(handle)
+                known = handle.client.get_metric_history  # it lacks what was measured while it was down
+                for step, row in tables.unsent(
+                    handle.out / "history.tsv", lambda k: {m.step for m in known(handle.id, k)}
+                ):
+                    handle._metrics += _entities(row, step)
 
 
 def _find(
@@ -329,7 +324,7 @@ def _describe(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str],
     params = [Param(key, value) for key, value in values.items() if key not in known]
     for start in range(0, len(params), 100):
         opened.log_batch(handle.id, params=params[start : start + 100])
-    everything = {**tags, **provenance.version_tags(), **provenance.process_tags(), "out": str(handle.out.resolve())}
+    everything = {**tags, **provenance.process_tags(), "out": str(handle.out.resolve())}
     opened.log_batch(handle.id, tags=[RunTag(key, value) for key, value in everything.items()])
     if data is not None and not handle.resumed:
         _log_input(opened, handle.id, data, tags["data.md5"])
@@ -367,19 +362,23 @@ def close_stale_runs(opened: Any) -> list[str]:
 
 
 def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path) -> bool:
-    """Add an evaluation (metrics, tags, files) to a run that has ended; False where the store does not know the run."""
+    """Add an evaluation (files, metrics, tags) to a run that has ended; False where the store does not know the run.
+
+    The tags come last and those of an earlier evaluation are emptied first, so that they never vouch for other figures.
+    """
     from mlflow.entities import RunTag
 
     opened = client()
     try:
-        get_run(run_id, opened)
+        known = get_run(run_id, opened).data.tags
     except MissingError:
         return False
-    handle = Run(run_id, Path(), resumed=True, client=opened, _metrics=_entities(metrics, 0))
-    handle.flush()
+    with as_tracking_error():
+        opened.log_artifacts(run_id, str(evaluation), "evaluate")
+        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known])
+    Run(run_id, Path(), resumed=True, client=opened, _metrics=_entities(metrics, 0)).flush()
     with as_tracking_error():
         opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        opened.log_artifacts(run_id, str(evaluation), "evaluate")
     return True
 
 

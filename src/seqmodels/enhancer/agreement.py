@@ -98,11 +98,12 @@ def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
 
 
 class Pooled(NamedTuple):
-    """A correlation with its 95 % interval."""
+    """A correlation with its 95 % interval, and the rows that it rests on."""
 
     value: float
     low: float
     high: float
+    n: int = 0
 
 
 def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float = 1.0) -> Pooled:
@@ -117,4 +118,5 @@ def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float =
     edge = 1 - 1e-15
     z = sum(n * math.atanh(min(max(v, -edge), edge)) for v, n in kept) / weight
     half = _NORMAL_95 * math.sqrt(variance / weight)
-    return Pooled(math.tanh(z), math.tanh(z - half), math.tanh(z + half))
+    n_rows = weight + 3 * len(kept)
+    return Pooled(math.tanh(z), math.tanh(z - half), math.tanh(z + half), n_rows)

@@ -27,7 +27,7 @@ from seqmodels.enhancer.data import NOTHING, Codes, Indices
 from seqmodels.enhancer.stem import one_hot
 from seqmodels.enhancer.trunks import SEI_WINDOW, Enformer, EnformerShape, Sei
 
-CODE_VERSION = 1  # of what is computed; features of another version are computed again
+CODE_VERSION = 2  # of what is computed; features of another version are computed again
 
 _LOCUS = re.compile(r"(?:^|:)([^:\s]+)[:_](\d+)[-_](\d+)(?=:|$)")
 _COMPLEMENT = torch.tensor([3, 2, 1, 0, NOTHING], dtype=torch.uint8)
@@ -243,7 +243,7 @@ class Backbone(nn.Module):
         if self.genome:
             for row, locus in zip(made, loci, strict=True):
                 excess = locus.end - locus.start - self.seq_len  # at the same place as where the sequence was encoded
-                inset = excess // 2 if (self.cuts if excess > 0 else self.pads) else 0
+                inset = int(excess / 2) if (self.cuts if excess > 0 else self.pads) else 0  # towards 0, as `inset_of`
                 first = locus.start + inset - self.start
                 row[:] = self.genome.fetch(locus.chromosome, first, first + self.window)
         inside = made[:, self.start : self.start + self.seq_len]

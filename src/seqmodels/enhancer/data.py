@@ -91,12 +91,12 @@ def encode(sequences: Sequence[str], config: Config) -> Codes:
         names the sequence, and the position, both counted from 0.
     """
     for i, sequence in enumerate(sequences):
-        if fault := _fault(sequence, config):
+        if fault := fault_in(sequence, config):
             raise InputError(f"sequence {i}: {fault}")
     return _encode(sequences, config)
 
 
-def _fault(sequence: Any, config: Config | None = None) -> str:
+def fault_in(sequence: Any, config: Config | None = None) -> str:
     """Say what is wrong with a sequence; an empty text if nothing is."""
     if not isinstance(sequence, str):
         return f"must be text, got {sequence!r}"
@@ -290,7 +290,7 @@ def _legal_rows(path: Path, config: Config, key: str, tally: Tally) -> Iterator[
 
 def _sequence(row: Mapping[str, Any], config: Config) -> str:
     sequence = streams.value_of(row, "sequence")
-    if fault := _fault(sequence, config):
+    if fault := fault_in(sequence, config):
         raise InputError(f"sequence: {fault}")
     return str(sequence)
 
@@ -374,7 +374,7 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     n_rows = 0
     for frame in streams.frames(path, "sequence", size=_CHUNK):
         for i, sequence in enumerate(frame["sequence"]):
-            if fault := _fault(sequence):
+            if fault := fault_in(sequence):
                 raise InputError(f"{path}, row {n_rows + i + 1} ({frame['id'][i]}): sequence: {fault}")
         n_rows += len(frame)
         yield frame

@@ -47,7 +47,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     known = [value for value in same if value is not None]
     metrics: dict[str, Any] = found.metrics("test") | {"test.strands": sum(known) / len(known) if known else None}
     text = [
-        f"{len(rows)} rows that were not trained on.",
+        f"{len(rows)} rows of {path.name}.",
         "Predictions for a sequence and its reverse complement correlate "
         f"{_shown(metrics['test.strands'])} (mean over raw columns, {len(other)} rows).",
         *([_of_ceiling(metrics)] if ceilings else []),

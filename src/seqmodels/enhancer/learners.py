@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """All that training needs and does not change; ``device`` is cpu or cuda, ``group`` who shares the batches."""
+    """All that training needs and does not change.
+
+    ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings and named files.
+    """
 
     config: Config
     rows: Rows
@@ -32,6 +35,7 @@ class Task:
     ceilings: list[float | None] | None
     device: str
     group: Group = field(default_factory=Group)
+    identity: str = ""
 
 
 class Learner(Protocol):
@@ -67,8 +71,7 @@ class _Whole:
         return networks.epoch(self.training, self.task.rows, self.task.train, number, watch)
 
     def predict(self, chosen: Indices) -> NDArray[np.float32]:
-        precision, codes = self.task.config.train.precision, self.task.rows.codes
-        return networks.predict(self.training.model, codes[chosen], precision=precision).activities
+        return networks.predict(self.training.model, self.task.rows.codes[chosen]).activities  # float32, as served
 
     def state(self) -> dict[str, Any]:
         return self.training.state()

@@ -49,14 +49,17 @@ class View:
 
 
 class Asked(NamedTuple):
-    """What a row was meant for: a raw column, and the system that made it (None: not to be ranked)."""
+    """What a row was meant for: a raw column, and the system that made it (None: not to be ranked).
 
-    target: int
+    A row without a target (an edit that is judged by a motif alone) counts in decisions only.
+    """
+
+    target: int | None
     system: str | None = None
 
 
 class _Table(NamedTuple):
-    """Common rows of all oracles: values (m, n) by metric, labels (m, n), targets and systems (n,)."""
+    """Common rows of all oracles: values (m, n) by metric, labels (m, n), targets (-1: none) and systems (n,)."""
 
     names: list[str]
     values: dict[str, Floats]
@@ -164,7 +167,8 @@ def _table(views: Mapping[str, View], asked: Mapping[str, Asked], cells: Sequenc
     common = [row for row in next(iter(views.values())).ids if row in asked and all(row in p for p in places.values())]
     if not common:
         raise InputError("cross-oracle table: oracles must have rows in common, got none")
-    targets = np.array([asked[row].target for row in common], dtype=np.int64)
+    wanted = [asked[row].target for row in common]
+    targets = np.array([-1 if target is None else target for target in wanted], dtype=np.int64)
     edits = all(view.success is not None for view in views.values())
     values: dict[str, list[Floats]] = {}
     labels = []
@@ -173,7 +177,7 @@ def _table(views: Mapping[str, View], asked: Mapping[str, Asked], cells: Sequenc
         activities = np.asarray(view.activities, dtype=np.float64)[chosen]
         scores = target_scores(activities, targets)
         for metric in _QUANTITIES:
-            values.setdefault(metric, []).append(scores[metric])
+            values.setdefault(metric, []).append(np.where(targets < 0, np.nan, scores[metric]))
         if edits:
             values.setdefault("objective_success", []).append(np.asarray(view.success, dtype=np.float64)[chosen])
         labels.append(activities.argmax(axis=1))
@@ -192,10 +196,10 @@ def _by_sequence(table: _Table, cells: Sequence[str]) -> list[dict[str, Any]]:
             both = [fisher_mean(rho, sizes, 1.06), fisher_mean(r, sizes)]
             who = {**_UNDEFINED, "a": a, "b": b, "metric": metric}
             for cell, n, one, other in zip(cells, sizes, rho, r, strict=True):
-                interval = fisher_mean([one], [n], 1.06)[1:]
+                interval = fisher_mean([one], [n], 1.06)[1:3]
                 found.append({**who, "cell": cell, "n": n, "spearman": one, "pearson": other, "ci": interval})
-            pooled = {"spearman": both[0].value, "pearson": both[1].value, "ci": both[0][1:]}
-            found.append({**who, "cell": "pooled", "n": sum(sizes), **pooled})
+            pooled = {"spearman": both[0].value, "pearson": both[1].value, "ci": both[0][1:3]}
+            found.append({**who, "cell": "pooled", "n": both[0].n, **pooled})
     return found
 
 
@@ -258,6 +262,16 @@ def _interval(values: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _best(scores: Floats) -> int | None:
+    """Find the highest score; None where several are."""
+    highest = np.flatnonzero(scores == scores.max())
+    return int(highest[0]) if len(highest) == 1 else None
+
+
+def _same(a: int | None, b: int | None) -> bool | None:
+    return None if None in (a, b) else a == b
+
+
 def _ranked_pairs(
     oracles: Sequence[str], metric: str, scores: Mapping[str, Floats], drawn: Floats
 ) -> list[dict[str, Any]]:
@@ -271,7 +285,7 @@ def _ranked_pairs(
         figures = {
             **{"spearman": spearman(x, y), "kendall_tau": kendall_tau(x, y), "p": permutation_p(x, y)},
             "ci": _interval(kendall_tau(drawn[:, i], drawn[:, j])) if len(drawn) else None,
-            "top1": bool(x.argmax() == y.argmax()),
+            "top1": _same(_best(x), _best(y)),
         }
         found.append({**_UNDEFINED, "a": a, "b": b, "metric": metric, "cell": "systems", "n": len(x), **figures})
     return found
@@ -283,10 +297,10 @@ def _ranked(oracles: Sequence[str], scores: Mapping[str, Floats], drawn: Floats)
     if not names:
         return {"w": math.nan, "ci": None, "n_systems": 0, "best": {}, "top1_agreement": math.nan}
     matrix = np.stack(list(scores.values()), axis=1)
-    best = matrix.argmax(axis=1)
-    same = mean([best[i] == best[j] for i, j in combinations(range(len(oracles)), 2)])
-    interval = _interval([kendall_w(one) for one in drawn]) if len(drawn) else None
-    winners = {oracle: names[i] for oracle, i in zip(oracles, best.tolist(), strict=True)}
+    best = [_best(row) for row in matrix]
+    same = mean([known for pair in combinations(best, 2) if (known := _same(*pair)) is not None])
+    interval = _interval([kendall_w(one) for one in drawn if np.isfinite(one).all()]) if len(drawn) else None
+    winners = {oracle: None if i is None else names[i] for oracle, i in zip(oracles, best, strict=True)}
     return {"w": kendall_w(matrix), "ci": interval, "n_systems": len(names), "best": winners, "top1_agreement": same}
 
 
@@ -333,7 +347,7 @@ def _gap(values: Floats) -> dict[str, float]:
 def _standardised(values: Floats, targets: Indices) -> Floats:
     """Standardise values (m, n) of every oracle among the rows of each target; NaN where they do not vary."""
     z = np.full(values.shape, np.nan)
-    for cell in np.unique(targets):
+    for cell in np.unique(targets[targets >= 0]):
         rows = targets == cell
         part = values[:, rows]
         sd = part.std(axis=1, keepdims=True)

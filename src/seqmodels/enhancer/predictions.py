@@ -140,7 +140,7 @@ def _design(row: Mapping[str, Any], cells: Sequence[str], line: int) -> Predicti
         raise InputError("pred_sequence: must be a sequence where there is no gold_sequence, got null")
     target = _cell(*_named(asked, "target"), cells)
     return Prediction(
-        id=str(row.get("id", line)), predicted=predicted, other=gold, target=target, system=_system(asked)
+        id=streams.id_of(row, line), predicted=predicted, other=gold, target=target, system=_system(asked)
     )
 
 
@@ -157,7 +157,7 @@ def _edit(row: Mapping[str, Any], cells: Sequence[str], line: int) -> Prediction
         raise InputError(f"target_cell_types: must be a list of cells, got {several!r}")
     targets = tuple(_cell("target_cell_types", name, cells) for name in several or ())
     made = Prediction(
-        id=str(row.get("id", line)),
+        id=streams.id_of(row, line),
         predicted=sequences[0],
         other=sequences[1],
         target=target,
@@ -178,7 +178,7 @@ def _asked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = row.get("metadata")
     if extra is not None and not isinstance(extra, Mapping):
         raise InputError(f"metadata: must be an object, got {type(extra).__name__}")
-    return {**row, **(extra or {})}
+    return {**row, **{key: value for key, value in (extra or {}).items() if value is not None}}
 
 
 def _named(row: Mapping[str, Any], what: str, *, required: bool = True) -> tuple[str, Any]:
@@ -317,12 +317,16 @@ class Panel:
         return value is None or not value >= WEAK
 
     def z_scores(self, activities: Floats) -> Floats | None:
-        """Standardise raw columns, so that they compare; None if there is nothing to do it with."""
+        """Standardise raw columns, so that they compare; None if there is nothing to do it with.
+
+        A column whose predictions do not vary is NaN.
+        """
         if self.predicted_mean is None or self.predicted_sd is None:
             return None
         columns = raw_columns(self.cell_types)
         centre, sd = (np.asarray(v, dtype=np.float64)[columns] for v in (self.predicted_mean, self.predicted_sd))
-        return (activities - centre) / sd if (sd > 0).all() else None
+        alive = sd > 0
+        return (activities - centre) / np.where(alive, sd, np.nan) if alive.any() else None
 
     def tau(self) -> Floats | None:
         """Return the change of each raw column that passes for none."""
@@ -344,13 +348,17 @@ def target_scores(activities: Floats, targets: Indices) -> dict[str, Floats]:
     on_target: activity in the target; off_target: mean of the others; specificity: on - off; specificity_min: on - the
     highest other; argmax_accuracy: 1 where the target is highest, the first column winning ties. With one column, what
     needs others is NaN. Scale and offset differ between columns, so specificities compare for one target only.
+    Columns that are NaN are no others, and have no scores as targets.
     """
     n, n_cells = activities.shape
     on = activities[np.arange(n), targets]
     others = activities[np.arange(n_cells) != targets[:, None]].reshape(n, n_cells - 1)
+    there = ~np.isnan(others)
+    n_others = there.sum(axis=1)
     empty = np.full(n, np.nan)
-    off = others.mean(axis=1) if n_cells > 1 else empty
-    highest = others.max(axis=1) if n_cells > 1 else empty
-    hits = (activities.argmax(axis=1) == targets).astype(np.float64)
+    off = np.divide(np.where(there, others, 0).sum(axis=1), n_others, out=empty.copy(), where=n_others > 0)
+    highest = np.where(n_others > 0, np.where(there, others, -np.inf).max(axis=1, initial=-np.inf), np.nan)
+    known = np.where(np.isnan(activities), -np.inf, activities)
+    hits = np.where(np.isnan(on), np.nan, known.argmax(axis=1) == targets)
     names = ("on_target_score", "off_target_score", "specificity", "specificity_min", "argmax_accuracy")
     return dict(zip(names, (on, off, on - off, on - highest, hits), strict=True))

@@ -116,7 +116,8 @@ def score_designs(
     targets = np.array([row.target for row in predictions.rows])
     names = np.array([row.system or "" for row in predictions.rows])
     cells = {cell: _pair(made, real, targets == i) for i, cell in enumerate(panel.cells) if (targets == i).any()}
-    systems = {name: _pair(made, real, names == name) for name in sorted(set(names.tolist()) - {""})}
+    shared = np.array([row.predicted is None and not row.system for row in predictions.rows])  # gold alone: of all
+    systems = {name: _pair(made, real, (names == name) | shared) for name in sorted(set(names.tolist()) - {""})}
     lab, ours = _groups(cells, panel, seed), _groups(systems, panel, seed + 1)
     whole = _groups({"all": (made, real)}, panel, seed + 2)["all"]
     metrics = {
@@ -184,7 +185,7 @@ def _frechet(a: _Side, b: _Side, common: int, generator: np.random.Generator) ->
     if a.embeddings is None or b.embeddings is None or gold.embeddings is None:
         return {"fid": math.nan, "emb_cosine_similarity": math.nan}
     once = gold.embeddings
-    least, width = min(len(a.rows), len(b.rows)), a.embeddings.shape[1]
+    least, width = min(len(set(a.sequences)), len(once)), a.embeddings.shape[1]
     return {
         "fid": distances.frechet_distance(a.embeddings, b.embeddings),
         "fid_rank_deficient": least <= width,
@@ -374,8 +375,8 @@ def _judge(row: Prediction, before: Floats, after: Floats, cells: Sequence[str],
 
 
 def _all(*flags: bool | None) -> bool | None:
-    """Join flags: False if one is, else None if one is undefined."""
-    return False if False in flags else None if None in flags else True
+    """Join flags; None if one is undefined, so that a row without a budget counts neither way."""
+    return None if None in flags else all(flags)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

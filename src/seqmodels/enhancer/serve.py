@@ -133,7 +133,8 @@ def load_oracle(path: str | Path) -> Oracle:
         panel = Panel(**{**given["panel"], "cell_types": config.cell_types})
         if given["oracle"] != config.oracle or tuple(given["cell_types"]) != config.cell_types:
             raise ModelError(f"{path}: oracle and cell_types must be those of its settings, got others")
-        network = _network(config, path.parent / "backbone")
+        beside = path.parent / "backbone"  # of a run's own oracle.pt it stands in the model folder
+        network = _network(config, beside if beside.is_dir() else path.parent / "model" / "backbone")
         load_weights(network.head if isinstance(network, Probe) else network, content["state"], str(path))
         return Oracle(network.eval(), config, panel, int(given["best_epoch"]))
     except (ConfigError, InputError, MissingError, LookupError, TypeError, AttributeError, ValueError) as error:
@@ -242,7 +243,7 @@ def _served(oracle: Oracle, panel: dict[str, Any]) -> dict[str, Any]:
         "about": f"Activity of a DNA sequence in {len(oracle.panel.cells)} cell types by {kinds[config.oracle]}{many}; "
         "`also` asks for embedding, mutagenesis or attribution (the latter two of the column `cell`).",
         "limits": limits,
-        "input_columns": ["sequence", "also", "cell"],
+        "input_columns": ["sequence", "also", "cell", *["locus"] * bool(config.backbone.genome)],
         "cell_types": list(config.cell_types),
         "seq_len": config.seq_len,
         "oracle": config.oracle,
@@ -277,7 +278,7 @@ def example(oracle: Oracle) -> pd.DataFrame:
     """Make two legal rows: a long sequence, and a short one that asks for its embedding."""
     made = EXAMPLE.copy()
     made["cell"] = [None, oracle.panel.cells[0]]
-    return made
+    return made.assign(locus=["chr1:100-600", "chr1:200-225"]) if oracle.config.backbone.genome else made
 
 
 def predict(model: Oracle, frame: pd.DataFrame) -> pd.DataFrame:

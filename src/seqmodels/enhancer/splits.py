@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from seqmodels.enhancer.data import Indices, Rows, same_sequence
 _LOG = logging.getLogger(__name__)
 
 FEWEST = 10  # rows that can be split
+_CORRELATED = 3  # rows of a correlation
 
 
 def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
@@ -42,10 +44,41 @@ def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
     else:
         if config.train.split == "group":
             same = joined(same, np.unique(rows.groups, return_inverse=True)[1])
-        train, valid = split_groups(same, max(1, round(len(rows) * config.train.val_fraction)), config.seed)
+        wanted = max(1, round(len(rows) * config.train.val_fraction))
+        train, valid = split_groups(same, wanted, config.seed)
+        if 2 * len(valid) < wanted:
+            largest = int(np.bincount(same).max())
+            text = (
+                "%d rows to validate on, %d were wanted: groups with a common sequence are one, the largest of %d rows"
+            )
+            _LOG.warning(text, len(valid), wanted, largest)
     if not len(train) or not len(valid):
         raise InputError(f"rows: must leave some to train and some to validate on, got {len(train)} and {len(valid)}")
     return train, valid
+
+
+def check_columns(rows: Rows, train: Indices, valid: Indices, cell_types: Sequence[str]) -> None:
+    """Warn of columns that cannot be learnt or correlated, since they are constant or not measured.
+
+    Raises
+    ------
+    InputError
+        If that is so of all.
+    """
+    lists = {}
+    for name, chosen, least in (("train", train, 1), ("valid", valid, _CORRELATED)):
+        columns = [column[np.isfinite(column)] for column in rows.activities[chosen].T]
+        pairs = zip(cell_types, columns, strict=True)
+        lists[name] = [cell for cell, column in pairs if len(column) < least or np.ptp(column) == 0]
+    if len(lists["train"]) == len(cell_types):
+        raise InputError("cell_activities: must differ between rows in one column at least, got constants in all")
+    if len(lists["valid"]) == len(cell_types):
+        raise InputError(
+            f"rows: must leave {_CORRELATED} to validate on that differ in one column at least, got {len(valid)}; more "
+            "rows, or a larger train.val_fraction"
+        )
+    if undefined := [cell for cell in cell_types if cell in {*lists["train"], *lists["valid"]}]:
+        _LOG.warning("constant or not measured, correlations undefined: %s", ", ".join(undefined))
 
 
 def split_record(train: Indices, valid: Indices, config: Config) -> dict[str, Any]:

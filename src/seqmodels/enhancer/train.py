@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from seqmodels.enhancer.learners import Learner, Task, learners
 from seqmodels.enhancer.model import Ensemble, Figures, choose_device, mean_of
 from seqmodels.enhancer.parallel import Group, tensor_cores
 from seqmodels.enhancer.predictions import Panel, raw_columns
-from seqmodels.enhancer.splits import split, split_record
+from seqmodels.enhancer.splits import check_columns, split, split_record
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     ConfigError
         If the settings do not fit together, or there is no GPU although one was asked for.
     MissingError, InputError
-        If rows or a checkpoint are missing or not legal, or no column can be correlated after an epoch.
+        If rows or a checkpoint are missing or not legal, or no column can be correlated.
     InterruptedRunError
         If the process was asked to stop; the last epoch has been saved and the run ended as KILLED.
     """
@@ -81,8 +81,12 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     group = Group.join(device)
     rows = read_training(find_rows(data, "train"), config)
     chosen = split(rows, config)
-    task = Task(config, rows, *chosen, read_ceilings(data, "train", config.cell_types), device, group)
-    _check_columns(task)
+    task = Task(
+        config, rows, *chosen, read_ceilings(data, "train", config.cell_types), device, group, _identity(config)
+    )
+    if config.train.split == "file":
+        task = replace(task, ceilings=None)  # known of the simulated rows, not of those of another file
+    check_columns(rows, *chosen, config.cell_types)
     if group.rank:
         _help(task)
         return {}
@@ -106,18 +110,11 @@ def _settings(config: Config) -> dict[str, Any]:
     return values
 
 
-def _check_columns(task: Task) -> None:
-    """Refuse rows in which no column can be learned, and say which ones cannot."""
-    constant = []
-    for i, cell in enumerate(task.config.cell_types):
-        values = task.rows.activities[task.train, i]
-        values = values[np.isfinite(values)]
-        if not len(values) or np.ptp(values) == 0:
-            constant.append(cell)
-    if len(constant) == len(task.config.cell_types):
-        raise InputError("cell_activities: must differ between rows in one column at least, got constants in all")
-    if constant:
-        log.warning("constant or not measured, correlations undefined: %s", ", ".join(constant))
+def _identity(config: Config) -> str:
+    """Digest all that a checkpoint depends on: the settings, and the content of files that they name."""
+    named = [Path(path) for path in (config.train.valid_file, config.backbone.checkpoint) if path]
+    content = [files.digest(path) if path.is_dir() else files.md5(path) for path in named]
+    return digest({**_settings(config), "files": content})
 
 
 # ---- the loop
@@ -136,7 +133,7 @@ def _carry_out(run: tracking.Run, task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     files.write_json(run.out / "split.json", split_record(task.train, task.valid, task.config))
     make = learners(task)
-    settings = digest(_settings(task.config))
+    settings = task.identity
     members: list[Learner] = []
     progress = Progress()
     for member in range(task.config.train.ensemble):
@@ -148,7 +145,7 @@ def _carry_out(run: tracking.Run, task: Task) -> dict[str, Any]:
     task.group.leave()
     metrics = _finish(run, task, members, progress, start)
     scalars = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    run.metrics(scalars, step=len(progress.history))
+    run.metrics(scalars, step=len(progress.history) + 1)  # after the epochs, whose last one need not be the best
     return metrics
 
 
@@ -159,7 +156,7 @@ def _best_name(member: int) -> str:
 def _fit(run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress) -> Progress:
     """Train one network until its epochs are done or its correlation has not risen for ``patience`` of them."""
     recipe, group = task.config.train, task.group
-    settings = digest(_settings(task.config))
+    settings = task.identity
     progress = _begin(run, task, learner, member, progress)
 
     def watch() -> None:
@@ -173,8 +170,11 @@ def _fit(run: tracking.Run, task: Task, learner: Learner, member: int, progress:
             loss = learner.epoch(number, watch)
         trained = time.perf_counter() - begin
         found = networks.measure(_predicted(task, learner), task.rows.activities[task.valid])
-        if loss is None or not math.isfinite(loss):
-            raise InputError(f"epoch {number}: the loss must be a number, got {loss}; lower train.lr")
+        for name, value in (("loss", loss), ("error of held-out rows", found.total)):
+            if value is None or not math.isfinite(value):
+                advice = "lower train.lr, or rescale cell_activities"
+                raise InputError(f"epoch {number}: the {name} must be a number, got {value}; {advice}")
+        assert loss is not None
         row = _row(task, found, loss, progress, member)
         row |= {"seconds": round(time.perf_counter() - begin, 3), "samples_per_s": round(len(task.train) / trained, 1)}
         progress.history.append(row)
@@ -227,15 +227,16 @@ def _record(run: tracking.Run, learner: Learner, progress: Progress, settings: s
         with files.written_whole(checkpoints / name) as temporary:
             torch.save(content, temporary)
     _write_history(run.out, progress)
-    run.metrics({key: value for key, value in row.items() if _is_figure(key, value)}, step=row["epoch"])
+    _log_row(run, row)
     shown = "undefined" if row["valid.pearson_mean"] is None else f"{row['valid.pearson_mean']:.4f}"
     loss, seconds = row["train.mse"], row["seconds"]
     log.info("epoch %d: mse %.4f, Pearson of held-out rows %s, %.1f s", row["epoch"], loss, shown, seconds)
     run.checkpoint(checkpoints)
 
 
-def _is_figure(key: str, value: Any) -> bool:
-    return value is not None and (key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s"))
+def _log_row(run: tracking.Run, row: Mapping[str, Any]) -> None:
+    own = {key: row[key] for key in row if key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s")}
+    run.metrics({key: value for key, value in own.items() if value is not None}, step=row["epoch"])
 
 
 def _write_history(out: Path, progress: Progress) -> None:
@@ -284,13 +285,17 @@ def _begin(run: tracking.Run, task: Task, learner: Learner, member: int, progres
     if resumes and not path.is_file():
         log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
     elif resumes or (progress.of(member) and task.group.rank == 0):
-        content = dict(_read_checkpoint(path, digest(_settings(task.config))))
+        content = dict(_read_checkpoint(path, task.identity))
     content = dict(task.group.same(content))
     if not content:
         return progress
     if content["history"][-1]["member"] == member:
         learner.load_state(content["state"], str(path))
-    return Progress([dict(row) for row in content["history"]])
+    progress = Progress([dict(row) for row in content["history"]])
+    if resumes and task.group.rank == 0:  # what a killed process had not sent
+        for row in progress.history:
+            _log_row(run, row)
+    return progress
 
 
 # ---- results
@@ -321,12 +326,13 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
         files.copy_whole(source, folder / name)
     metrics = own.metrics("valid") | _mission(own, progress)
     seconds = sum(row["seconds"] for row in progress.history)
+    whole = max(time.perf_counter() - start, seconds)  # a resumed run took as long as its epochs at least
     n_weights = sum(parameter.numel() for parameter in network.parameters())
     metrics |= {
         **{"train.epochs": float(len(progress.history)), "train.best_epoch": float(progress.best(best))},
-        **{"train.seconds": time.perf_counter() - start, "train.epoch_seconds": seconds},
+        **{"train.seconds": whole, "train.epoch_seconds": seconds},
         **{"best_epoch": progress.best(best), "epochs_run": len(progress.history), "n_params": n_weights},
-        **{"n_train": len(task.train), "n_val": len(task.valid), "wall_s": time.perf_counter() - start},
+        **{"n_train": len(task.train), "n_val": len(task.valid), "wall_s": whole},
         "samples_per_s": len(progress.history) * len(task.train) / seconds if seconds else None,
         "config": _settings(config),
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from seqmodels.core import refusals, tracking
 from seqmodels.core.errors import MissingError, ModelError
-from seqmodels.registry import store
+from seqmodels.registry import card, store
 
 
 def models() -> list[dict[str, str]]:
@@ -50,11 +50,13 @@ def champion(name: str) -> Any:
             return None
 
 
-def is_registered(run_id: str) -> bool:
-    """Tell whether a run has become a version of some model."""
+def version_of(run_id: str) -> str:
+    """Newest version that a run has become, without those whose registration was broken off; empty for none."""
     opened = store.connect()
     with tracking.as_tracking_error():
-        return bool(opened.search_model_versions(f"run_id = '{run_id}'"))
+        found = opened.search_model_versions(f"run_id = '{run_id}'")
+    whole = [int(one.version) for one in found if card.GATES in one.tags]  # written when the alias is
+    return str(max(whole)) if whole else ""
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:

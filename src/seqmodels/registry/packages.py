@@ -25,9 +25,11 @@ def check(folder: Path, room: str) -> bool:
     Raises
     ------
     ModelError
-        If ``MLmodel`` is damaged or names other code, a pickle, or files outside; or a file is a link.
+        If ``MLmodel`` is damaged or names other code, a pickle, or files outside; if a file is a link or bytecode; or
+        there is no adapter.
     """
     refuse_links(folder)
+    _refuse_bytecode(folder)
     found = _flavour(folder / "MLmodel")
     where = f"{folder / 'MLmodel'}: python_function"
     if found.get("loader_module") != _LOADER or "python_model" in found or found.get("data"):
@@ -43,7 +45,9 @@ def check(folder: Path, room: str) -> bool:
     others = [path.name for path in (folder / _CODE).glob("*") if path.name != _OWN]
     if others:
         raise ModelError(f"{folder / _CODE}: must hold {_OWN} alone, got {others[0]}; not executed")
-    if (folder / _ADAPTER.name).is_file() and (folder / _ADAPTER.name).read_bytes() != _ADAPTER.read_bytes():
+    if not (folder / _ADAPTER.name).is_file():
+        raise ModelError(f"{folder / _ADAPTER.name}: must be a file of the model, got none")
+    if (folder / _ADAPTER.name).read_bytes() != _ADAPTER.read_bytes():
         _LOG.warning("%s is not that of this version and is not run; the installed room answers", _ADAPTER.name)
         return False
     return True
@@ -68,6 +72,13 @@ def _check_artifacts(where: str, artifacts: Any) -> None:
     found = str(own.get("path")) if isinstance(own, dict) and len(artifacts) == 1 else str(artifacts)
     if found.replace("\\", "/") != "artifacts/model":
         raise ModelError(f"{where}: must have the artifact artifacts/model alone, got {found}")
+
+
+def _refuse_bytecode(folder: Path) -> None:
+    """Refuse compiled code: Python runs it in place of the source beside it, whatever that says."""
+    for path in sorted(folder.rglob("*")):
+        if path.name.lower() == "__pycache__" or path.suffix.lower() == ".pyc":  # there are disks without case
+            raise ModelError(f"{path}: must not be there, since it would be run in place of the source; remove it")
 
 
 def refuse_links(folder: Path) -> None:

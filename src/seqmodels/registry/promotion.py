@@ -8,7 +8,7 @@ from typing import Any
 
 from seqmodels.core import data as files
 from seqmodels.core import refusals, tracking
-from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError
+from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError, TrackingError
 from seqmodels.registry import card, catalogue, rooms, store, turns
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -121,7 +121,7 @@ def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, fo
         return True
     faults = _gate_faults(run)
     if champion is not None and not faults:
-        faults = _champion_faults(opened, run, champion)
+        faults = _champion_faults(opened, run, champion, force=force)
     if faults and not force:
         raise GateError(f"{name} version {number}: " + "; ".join(faults))
     with tracking.as_tracking_error():
@@ -201,8 +201,14 @@ def _gate_faults(run: Any) -> list[str]:
     return faults
 
 
-def _champion_faults(opened: Any, run: Any, champion: Any) -> list[str]:
-    """Compare the headline metric with the champion's on the same data, measuring the champion there if need be."""
+def _champion_faults(opened: Any, run: Any, champion: Any, *, force: bool) -> list[str]:
+    """Compare the headline metric with the champion's on the same data, measuring the champion there if need be.
+
+    Raises
+    ------
+    TrackingError
+        If the store fails, unless ``force``: that is no verdict.
+    """
     headline = run.data.params.get("cfg.headline", "")
     gate = card.gates(run).get(headline)
     new = run.data.metrics.get(headline)
@@ -211,6 +217,8 @@ def _champion_faults(opened: Any, run: Any, champion: Any) -> list[str]:
     try:
         old = _champion_value(opened, run, champion, headline)
     except SeqmodelsError as error:
+        if isinstance(error, TrackingError) and not force:
+            raise
         return [f"the champion (version {champion.version}) must be measured on the same data, got: {error}"]
     if old is None or gate.no_worse(new, old):
         return []
