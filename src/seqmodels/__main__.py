@@ -1,7 +1,8 @@
 """The command line: parse, resolve, call one function, print its result.
 
 Exit status: 0 fine, 2 the user's input or settings (one clear line), 3 a version that may not become the champion, 143
-stopped on request after saving, 1 a fault of ours (with a traceback). Frameworks are imported only by the verb that needs them.
+stopped on request after saving, 1 a fault of ours (with a traceback). Frameworks are imported only by the verb that
+needs them.
 """
 
 import argparse
@@ -102,7 +103,9 @@ def _add_room_verbs(verbs: Any) -> None:
 def _add_registry_verbs(verbs: Any) -> None:
     register = _verb(verbs, "register", _register, "make a finished run's model a version, alias candidate")
     register.add_argument("--run", type=_text, required=True, dest="run_id", help="run id, or a folder with run.json")
-    promote = _verb(verbs, "promote", _promote, "make the candidate the champion, or exit 3 if it misses its gates", room=False)
+    promote = _verb(
+        verbs, "promote", _promote, "make the candidate the champion, or exit 3 if it misses its gates", room=False
+    )
     promote.add_argument("name", type=_text, help="registered model")
     promote.add_argument("--version", default="", help="another version than the candidate")
     promote.add_argument("--force", action="store_true", help="promote whatever the gates say; recorded as a tag")

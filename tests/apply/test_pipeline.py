@@ -4,12 +4,14 @@ Store, runs, versions and files are real; what a step computes is not.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,13 +63,13 @@ class Steps:
         return f"{room}-model"
 
     def do_data(self, room: str, given: dict[str, str]) -> None:
-        files.write_text(self.root / "data" / room / "train.tsv", f"data of {room}\n")
+        _write_data(self.root, room)
         files.write_manifest(dataset.manifest_path(room), self.root / "data" / room)
 
     def do_train(self, room: str, given: dict[str, str]) -> None:
         config = rooms.settings(room, self.root / given["--params"])
         options = TrainOptions(overwrite=True, as_read=provenance.settings_digest(config))
-        data, out = self.root / given["--data"], self.root / given["--out"]
+        data, out = self.root / (getattr(config, "store_path", "") or given["--data"]), self.root / given["--out"]
         # a room resolves its settings further
         with tracking.run(room, {**to_dict(config), "derived": 1}, data=data, out=out, options=options) as run:
             served = dict.fromkeys(("about", "limits", "input_columns"), "")
@@ -107,11 +109,16 @@ class Steps:
         return str(files.run_in(self.root / "build" / room / "train")["run_id"])
 
 
+def _write_data(root: Path, room: str) -> None:
+    files.write_text(root / "data" / room / "train.tsv", f"data of {room}\n")
+    files.write_text(root / "data" / room / "example" / "first.tsv", f"example of {room}\n")
+
+
 def _project(root: Path) -> None:
     """Write a project of two rooms with real settings, in which nothing is done yet."""
     for room in ROOMS:
         shutil.copytree(ROOT / "params" / room, root / "params" / room)
-        files.write_text(root / "data" / room / "train.tsv", f"data of {room}\n")
+        _write_data(root, room)
     (root / "MLproject").write_text("name: x\n")
     (root / "data.dvc").write_text("outs:\n- md5: 0.dir\n  path: data\n")
     files.write_pin_rooms(root, {room: files.digest(root / "data" / room) for room in ROOMS})
@@ -251,7 +258,8 @@ def _file(name: str, text: str) -> Callable[[Steps], None]:
 
 
 def _of_an_earlier_store(steps: Steps) -> None:
-    os.utime(steps.root / "build" / "vdj" / "score" / "summary.json", (1e9, 1e9))
+    path = steps.root / "build" / "vdj" / "score.json"
+    files.write_json(path, {**files.read_json(path), "run_id": "0" * 32})
 
 
 def _unfinished(steps: Steps) -> None:
@@ -298,11 +306,13 @@ NEW_RUN = STEPS["vdj"][1:]
         (_file("build/vdj/evaluate/metrics.json", '{"test.below_null": 0.25}'), ["evaluate"]),
         (_file("build/vdj/evaluate/metrics.json", "{}"), ["evaluate"]),
         (_tag("test.data.md5", "another"), ["evaluate"]),
-        (_no_version, ["register", "promote", "score"]),
+        (_no_version, ["register", "promote"]),  # the same model: its answers hold
         (_no_champion, ["promote"]),
         (_no_folder("build/vdj/score"), ["score"]),
         (_file("build/vdj/score/summary.json", '{"model": "models:/other/1"}'), ["score"]),
         (_of_an_earlier_store, ["score"]),
+        (_no_file("build/vdj/score.json"), ["score"]),
+        (_file("build/vdj/score/summary.json", '{"model": "models:/vdj-model/1", "rows": 7}'), ["score"]),
     ],
 )
 def test_what_is_gone_or_changed_is_done_again(done: Steps, change: Callable[[Steps], None], wanted: list[str]) -> None:
@@ -314,6 +324,63 @@ def test_what_is_gone_or_changed_is_done_again(done: Steps, change: Callable[[St
     done.did.clear()
     pipeline.run_all("smoke")
     assert done.did == []
+
+
+def test_changed_source_of_apply_answers_again(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "source_digest", lambda part: "changed" if part == "apply" else part)
+
+    pipeline.run_all("smoke")
+
+    assert done.did == [("reads", "annotate"), ("vdj", "score")]
+
+
+def test_another_example_is_answered_again_although_the_champion_stays(done: Steps) -> None:
+    data = done.root / "data" / "vdj"
+    files.write_text(data / "example" / "first.tsv", "another\n")
+    files.write_manifest(dataset.manifest_path("vdj"), data)
+    files.write_pin_rooms(done.root, {room: files.digest(done.root / "data" / room) for room in ROOMS})
+    done.faults["vdj", "promote"] = 3
+
+    pipeline.run_all("smoke")
+
+    assert done.did == [("vdj", verb) for verb in STEPS["vdj"][1:]]
+
+
+def test_settings_that_name_their_data_are_done_while_those_stay(
+    done: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_text(tmp_path / "store" / "part", "1")
+    genuine = rooms.settings
+
+    def settings(room: str, path: Path, overrides: str = "") -> Any:
+        config = genuine(room, path, overrides)
+        if room != "vdj":
+            return config
+        named = dataclasses.make_dataclass("Named", [("store_path", str, "")], bases=(type(config),), frozen=True)
+        values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
+        return named(**values, store_path=str(tmp_path / "store"))
+
+    monkeypatch.setattr(rooms, "settings", settings)
+    pipeline.run_all("smoke")
+    first = [verb for _, verb in done.did]
+    pipeline.run_all("smoke")
+    second = [verb for _, verb in done.did][len(first) :]
+    files.write_text(tmp_path / "store" / "part", "2")
+    pipeline.run_all("smoke")
+
+    assert (first, second) == (NEW_RUN, [])
+    assert [verb for _, verb in done.did] == 2 * NEW_RUN
+
+
+def test_of_two_at_once_the_second_waits(done: Steps) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with files.lock(done.root / "build" / "main.lock"):
+            waiting = pool.submit(pipeline.run_all, "smoke", again=True)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+            assert done.did == []
+        waiting.result(60)
+    assert done.did == EVERYTHING
 
 
 def test_changed_source_trains_again(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,9 +442,7 @@ def test_a_version_that_is_not_promoted_leaves_the_champion(done: Steps, caplog:
 
 
 @pytest.mark.parametrize("status", [1, 2, -9])
-def test_a_promotion_that_breaks_off_is_no_verdict(
-    done: Steps, status: int, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_promotion_that_breaks_off_is_no_verdict(done: Steps, status: int, caplog: pytest.LogCaptureFixture) -> None:
     path = done.root / "params" / "vdj" / "smoke.yaml"
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
     done.faults["vdj", "promote"] = status

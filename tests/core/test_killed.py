@@ -21,14 +21,18 @@ def kill_while_writing(path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from seqmodels.core import data
-with data.written_whole(Path(sys.argv[1])), data.folder_written_whole(Path(sys.argv[1]).with_name("model")) as folder:
-    (folder / "half").write_text("")
-    os.kill(os.getpid(), signal.SIGKILL)
+from seqmodels.core import data, report
+path = Path(sys.argv[1])
+with data.written_whole(path), data.folder_written_whole(path.with_name("model")) as folder:
+    with report.whole_file(path.with_name("plot.png")) as plot:
+        (folder / "half").write_text("")
+        plot.write_text("")
+        Path(f"{plot.with_name('.w.h5.ab_12xyz.h5')}.weights.h5").write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert done.returncode == -9
-    assert len(list(path.parent.glob(".*"))) == 2
+    assert len(list(path.parent.glob(".*"))) == 4
 
 
 def test_what_a_killed_process_was_writing_goes_when_its_run_goes_on(tmp_path):
@@ -37,7 +41,7 @@ def test_what_a_killed_process_was_writing_goes_when_its_run_goes_on(tmp_path):
         kill_while_writing(own / "checkpoints" / name)
         with pytest.raises(OutputError, match="got the results of run 1"):  # another's: nothing is touched
             data.claim_folder(own, "2", overwrite=False)
-        assert len(list((own / "checkpoints").glob(".*"))) == 2
+        assert len(list((own / "checkpoints").glob(".*"))) == 4
         (own / ".notes").write_text("the user's", encoding="utf-8")
         data.claim_folder(own, "1", overwrite=False)
         assert sorted(path.name for path in own.rglob("*")) == [".notes", "checkpoints", "last.npz", "run.json"]

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from seqmodels.core import data, provenance
-from seqmodels.core.config import PATH, Gate
+from seqmodels.core.config import PATH, Gate, path_keys
 from seqmodels.core.errors import InputError
 
 
@@ -20,6 +20,8 @@ class Inner:
 class Settings:
     genes: Annotated[str, PATH]
     seed: int = 1
+    cache: Annotated[str, PATH, provenance.BY_NAME] = ""
+    code: str = ""
     inner: Inner = Inner()
     gates: dict[str, Gate] = field(default_factory=lambda: {"test.f1": Gate(min=0.5)})
 
@@ -67,12 +69,43 @@ def test_what_the_named_files_hold_counts(settings, checkout):
     assert after[1] != before[1]
 
 
-def test_a_named_folder_counts_by_its_name(settings, checkout):
+@pytest.mark.parametrize(("key", "counts"), [("genes", True), ("cache", False)])
+def test_what_a_named_folder_holds_counts_unless_it_counts_by_its_name(settings, checkout, key, counts):
     (checkout / "store").mkdir()
-    known = provenance.settings_digest(dataclasses.replace(settings, genes=str(checkout / "store")))
+    named = dataclasses.replace(settings, **{key: str(checkout / "store")})
+    known = provenance.settings_digest(named)
+    assert known != provenance.settings_digest(settings)
     (checkout / "store" / "part").write_text("x", encoding="utf-8")
 
-    assert provenance.settings_digest(dataclasses.replace(settings, genes=str(checkout / "store"))) == known
+    assert (provenance.settings_digest(named) != known) is counts
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("own_calls:f", "own_calls.py"),
+        ("own_package.calls:f", "own_package/calls.py"),
+        ("own_package:f", "own_package/__init__.py"),
+        ("own_package.inner:f", "own_package/inner/__init__.py"),
+    ],
+)
+def test_the_source_of_code_that_settings_name_counts_and_is_not_run(settings, checkout, name, file):
+    data.write_text(checkout / "own_package" / "__init__.py", "raise SystemExit\n")
+    data.write_text(checkout / file, "raise SystemExit\n")
+    named = dataclasses.replace(settings, code=name)
+    known = provenance.settings_digest(named)
+    data.write_text(checkout / file, "raise SystemExit(1)\n")
+
+    assert provenance.settings_digest(named) != known
+    other = dataclasses.replace(settings, code="absent.calls:f")
+    assert provenance.settings_digest(other) == provenance.settings_digest(other)
+
+
+def test_the_stores_of_a_cohort_count_once_and_its_output_never():
+    from seqmodels.copynumber.config import Config
+
+    assert set(path_keys(Config, mark=provenance.BY_NAME)) == {"store_path", "out_dir"}
+    assert "plasmid_store_path" in set(path_keys(Config))
 
 
 def test_a_named_file_that_cannot_be_read_is_told(settings, monkeypatch):

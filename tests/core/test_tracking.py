@@ -247,14 +247,20 @@ def test_a_store_that_comes_back_in_time(runs, store, monkeypatch):
     assert store.get_run(run.id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("port", ["9", "not-a-port"])
-def test_a_server_that_does_not_answer(runs, monkeypatch, tmp_path, port):
+@pytest.mark.parametrize(
+    ("port", "wanted", "advice"),
+    [
+        ("9", "must answer, got: ", "; start it, change MLFLOW_TRACKING_URI, or use --no-track"),
+        ("not-a-port", "must be a URI, got one that cannot be read", "write : / @ of a password as %3A %2F %40"),
+    ],
+)
+def test_a_server_that_does_not_answer(runs, monkeypatch, tmp_path, port, wanted, advice):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     begin = time.monotonic()
     message = runs.refused(TrackingError, tmp_path / "out")
 
-    assert message.startswith(f"tracking server http://127.0.0.1:{port}: must answer, got: ")
-    assert message.endswith("; start it, change MLFLOW_TRACKING_URI, or use --no-track")
+    assert message.startswith(f"tracking server http://127.0.0.1:{port}: {wanted}")
+    assert message.endswith(advice)
     assert "\n" not in message
     assert time.monotonic() - begin < 5
     assert not (tmp_path / "out").exists()

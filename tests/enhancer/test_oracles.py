@@ -292,7 +292,8 @@ def test_ties_have_no_best_system():
     other[:2, 0] = 1  # of the first system
     ids = [str(i) for i in range(4)]
     asked = {name: Asked(0, "one" if i < 2 else "two") for i, name in enumerate(ids)}
-    views = {"a": View(ids, activities), "b": View(ids, other), "c": View(ids, other)}
+    each = {"a": activities, "b": other, "c": other}
+    views = {name: View(ids=ids, activities=values) for name, values in each.items()}
     result = cross_oracle(views, asked, CELLS, seed=1, resamples=5)
     assert result["rankings"]["on_target_score"]["best"] == {"a": None, "b": "one", "c": "one"}
     assert result["rankings"]["on_target_score"]["top1_agreement"] == 1  # of the pair that can be compared
@@ -306,7 +307,7 @@ def test_pooled_counts_only_what_is_pooled():
     activities = np.random.default_rng(0).normal(size=(10, 3))
     ids = [str(i) for i in range(10)]
     asked = {name: Asked(0 if i < 5 else 1 if i < 7 else None) for i, name in enumerate(ids)}
-    views = {"a": View(ids, activities), "b": View(ids, activities + 1)}
+    views = {name: View(ids=ids, activities=activities + i) for i, name in enumerate("ab")}
     result = cross_oracle(views, asked, CELLS, seed=1, resamples=5)
     sizes = {p["cell"]: p["n"] for p in result["pairs"] if p["metric"] == "on_target_score"}
     assert sizes == {"Ex": 5, "In": 2, "Mic": 0, "pooled": 5}

@@ -161,7 +161,10 @@ def test_columns_compare_when_standardised():
     assert extra["whole"]["zscored"]["argmax_accuracy"] == 1.0
     assert extra["whole"]["zscored"]["specificity"] == pytest.approx((3 - 0.5 + 5 - 1) / 2)
     flat = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[1.0, 0, 1])
-    assert score_designs(found, made, made, flat, seed=0)["extra"]["whole"]["zscored"] is None
+    without = score_designs(found, made, made, flat, seed=0)["extra"]["whole"]["zscored"]
+    assert without["specificity"] == pytest.approx((3 - 0 + 50 - 1) / 2)  # the column that does not vary is left out
+    none = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[0.0, 0, 0])
+    assert score_designs(found, made, made, none, seed=0)["extra"]["whole"]["zscored"] is None
 
 
 def test_nothing_on_one_side_is_undefined():

@@ -1,6 +1,7 @@
 """``data/``: built, compared with its pin, refused when it differs; nothing half-made."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,16 +61,68 @@ def test_built_once_and_as_pinned(project: Project) -> None:
 def test_what_differs_from_the_pin_replaces_nothing(project: Project) -> None:
     dataset.build()
     manifest = project.manifest.read_text()
-    project.content = "TTTT\n"
-    (project.folder / "reads.txt").write_text("edited by hand\n")
-    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqmodels data build"):
-        dataset.build()
-    assert (project.folder / "reads.txt").read_text() == "edited by hand\n"
-    assert project.manifest.read_text() == manifest
+    for content in ("TTTT\n", "ACGT\n"):  # what the simulator writes does not matter
+        project.content = content
+        (project.folder / "reads.txt").write_text("edited by hand\n")
+        with pytest.raises(InputError, match=r"data/reads: must be as data\.dvc pins it or as it was built here, got "):
+            dataset.build()
+        assert (project.folder / "reads.txt").read_text() == "edited by hand\n"
+        assert project.manifest.read_text() == manifest
     with pytest.raises(InputError, match=r"data/reads: must have the digest .* \(data\.dvc\), got "):
         dataset.check()
     with pytest.raises(InputError, match="make it again with: seqmodels data build reads"):
         dataset.ensure("reads", None)
+
+
+def test_settings_that_give_other_data_than_the_pin(project: Project) -> None:
+    dataset.build()
+    shutil.rmtree(project.folder)
+    project.content = "TTTT\n"
+    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqmodels data build"):
+        dataset.build()
+    assert not project.folder.exists()
+
+
+def test_data_of_ones_own_are_not_replaced(project: Project) -> None:
+    files.write_text(project.folder / "mine.txt", "precious\n")  # in a fresh clone: no manifest
+    with pytest.raises(
+        InputError, match=r"not replaced; to pin them: dvc add data; .*: seqmodels data build reads --up"
+    ):
+        dataset.build("reads")
+    assert [path.name for path in project.folder.iterdir()] == ["mine.txt"]
+    assert not project.manifest.exists()
+    with pytest.raises(OutputError, match=r"data\.dvc: must be renewed"):  # the fixture's DVC does nothing
+        dataset.build("reads", update=True)
+    assert [path.name for path in project.folder.iterdir()] == ["reads.txt"]
+
+
+def test_data_of_ones_own_are_taken_where_dvc_pinned_them(project: Project) -> None:
+    files.write_text(project.folder / "mine.txt", "precious\n")
+    pin = yaml.safe_load((project.root / "data.dvc").read_text())
+    pin["outs"][0]["md5"] = files.digest(project.root / "data")  # as dvc add data does; it leaves meta as it was
+    (project.root / "data.dvc").write_text(yaml.safe_dump(pin))
+    made = dataset.build("reads")
+    assert made == {"reads": files.digest(project.folder)}
+    assert [path.name for path in project.folder.iterdir()] == ["mine.txt"]
+    assert json.loads(project.manifest.read_text())["digest"] == made["reads"]
+    assert files.read_pin(project.root) == {"md5": pin["outs"][0]["md5"], "rooms": made}
+    assert dataset.check()["reads"] == made["reads"]
+
+
+def test_data_that_were_built_here_are_made_again_for_another_pin(project: Project) -> None:
+    dataset.build()
+    project.content = "TTTT\n"
+    shutil.rmtree(project.root / "pinned")
+    project.pin()
+    dataset.build()
+    assert (project.folder / "reads.txt").read_text() == "TTTT\n"
+
+
+def test_what_a_killed_build_left_goes(project: Project) -> None:
+    for name in (".reads.abcdef12", ".reads.old.abcdef12", ".vdj.abcdef12", ".reads.mine"):
+        files.write_text(project.root / "data" / name / "x", "half\n")
+    dataset.build()
+    assert sorted(path.name for path in (project.root / "data").iterdir()) == [".reads.mine", ".vdj.abcdef12", "reads"]
 
 
 def test_a_pin_is_not_renewed_by_halves(project: Project) -> None:

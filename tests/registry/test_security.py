@@ -1,5 +1,6 @@
 """Hostile files: refused in one line with exit status 2, nothing executed, nothing of the claimed size reserved."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
 from seqmodels.__main__ import main
 from seqmodels.copynumber import serve as copynumber
+from seqmodels.core import tracking
 from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.registry import packages, rooms, store
+from seqmodels.registry import distributed, packages, rooms, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -195,6 +198,38 @@ def test_links_are_neither_exported_nor_registered(registry_store: Any, trained:
     with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself"):
         packages.refuse_links(copied)
     assert not registry_store.search_model_versions(f"run_id='{run_id}'")
+
+
+def test_links_do_not_travel_to_other_processes(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "secret.txt").symlink_to("/etc/hostname")
+    with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself, got a link"):
+        distributed.publish("vdj", "model", source, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+
+
+# Nothing of ours unpacks archives (zip, tar) that a user or a store hands in, so none can lead out of its folder.
+@pytest.mark.parametrize(
+    "name", ["../../../x.txt", "..%2f..%2f..%2fx.txt", "%2e%2e/%2e%2e/x.txt", "a/../../x.txt", "/x"]
+)
+def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    inside = tmp_path / "store"
+    inside.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{inside / 'mlflow.db'}")
+    opened = tracking.client()
+    run = opened.create_run(opened.get_experiment_by_name(tracking.EXPERIMENT).experiment_id).info
+    artefacts = Path(run.artifact_uri.removeprefix("file://"))
+    (tmp_path / "x.txt").write_text("outside")
+    with contextlib.suppress(MlflowException):  # refused, or a plain name within the run
+        opened.log_text(run.run_id, "planted", name)
+    with pytest.raises(MlflowException):
+        opened.download_artifacts(run.run_id, f"{name}.absent", str(inside))
+    with pytest.raises(MissingError, match="must be a model of"), store.fetch(f"models:/m/1/{name}"):
+        pass
+    assert not Path("/x").exists()
+    assert (tmp_path / "x.txt").read_text() == "outside"
+    assert all(artefacts in path.parents for path in tmp_path.rglob("*x.txt") if path != tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize("name", ["served.json", "model.json"])

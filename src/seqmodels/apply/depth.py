@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def annotate(room: str, source: Path, *, model: str, out: Path, overwrite: bool 
         If ``out`` is not empty (unless ``overwrite`` and it holds earlier calls), or cannot be written.
     """
     check_out(out, [source], mark=_SEGMENTS, overwrite=overwrite)
-    loaded = store.load(room, model)
-    with store.model_folder(model) as folder:
+    with store.fetch(model) as fetched, store.model_folder(str(fetched)) as folder:  # once: an alias may move
+        loaded = replace(store.load(room, str(fetched)), reference=model)
         frames = rooms.part(room, "data").frames(source, folder)
         with files.folder_written_whole(out, replace=overwrite) as made:
             return _write(made, frames, loaded)

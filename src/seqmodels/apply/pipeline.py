@@ -118,7 +118,7 @@ class _Parent:
 def run_all(profile: str, *, again: bool = False) -> str:
     """Go the whole way for every room with ``params/<room>/<profile>.yaml`` and return the table of results.
 
-    ``again`` does everything anew, whatever is done already.
+    ``again`` does everything anew, whatever is done already. Of two at once in one checkout the second waits.
 
     Raises
     ------
@@ -133,6 +133,11 @@ def run_all(profile: str, *, again: bool = False) -> str:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise MissingError(f"--profile {profile}: must name settings of the room {room}, got none; files: {known}")
+    with files.lock(root / "build" / "main.lock"):
+        return _run_rooms(root, profile, again=again)
+
+
+def _run_rooms(root: Path, profile: str, *, again: bool) -> str:
     parent = _Parent(f"main-{profile}", tracking.client())
     if os.environ.get("MLFLOW_RUN_ID"):  # there is one already
         parent.open()
@@ -185,8 +190,25 @@ def _run_room(place: _Place, parent: _Parent, *, again: bool) -> str:
 
 def _do(place: _Place, parent: _Parent, step: _Step) -> int:
     parent.open()
+    answers = _answers_from(place) if step.name in _example_names(place.room) else None
     filled = {"{name}": lambda: place.name, "{version}": lambda: place.version, "{model}": lambda: place.model}
-    return _run_step(place.root, [filled[word]() if word in filled else word for word in step.words])
+    status = _run_step(place.root, [filled[word]() if word in filled else word for word in step.words])
+    if status == 0 and answers is not None:
+        summary = files.md5(place.build / step.name / "summary.json")
+        files.write_json(place.build / f"{step.name}.json", {**answers, "summary": summary})
+    return status
+
+
+def _example_names(room: str) -> list[str]:
+    return [one.out for one in _EXAMPLES[room]]
+
+
+def _answers_from(place: _Place) -> dict[str, str]:
+    """Tell what answers are made from: champion, its run (a new store numbers anew), example and source."""
+    found = catalogue.champion(place.name)
+    run_id = str(found.run_id) if found is not None else ""
+    example, source = files.digest(place.data / "example"), provenance.source_digest("apply")
+    return {"model": place.model, "run_id": run_id, "example": example, "source": source}
 
 
 def _run_step(root: Path, words: list[str]) -> int:
@@ -271,9 +293,9 @@ def _is_trained(place: _Place) -> bool:
     if not found or not place.name:
         return False
     config = rooms.settings(place.room, place.root / "params" / place.room / f"{place.profile}.yaml")
-    settings, data = provenance.settings_digest(config), files.digest(place.data)
+    source = Path(getattr(config, "store_path", "") or place.data)  # as the room does
     run = tracking.get_run(place.run_id)
-    wanted = provenance.step_key(place.room, settings, data)
+    wanted = provenance.step_key(place.room, provenance.settings_digest(config), files.digest(source))
     return bool(found == wanted == run.data.tags.get("step.key") and run.info.status == "FINISHED")
 
 
@@ -296,11 +318,10 @@ def _is_promoted(place: _Place) -> bool:
 
 
 def _has_answers(place: _Place, out: str) -> bool:
-    """Tell whether answers are the champion's, and not those of a version of this number in an earlier store."""
-    found, summary = catalogue.champion(place.name), place.build / out / "summary.json"
-    if found is None or files.read_json(summary).get("model") != place.model:
-        return False
-    return bool(summary.stat().st_mtime * 1000 >= found.creation_timestamp)
+    """Tell whether answers are the champion's to the example as it is now, and not overwritten by others since."""
+    made = files.read_json(place.build / f"{out}.json")
+    now = {**_answers_from(place), "summary": files.md5(place.build / out / "summary.json")}
+    return bool(place.model) and made == now
 
 
 def _rows(place: _Place, fault: str, seconds: float) -> list[tuple[str, ...]]:

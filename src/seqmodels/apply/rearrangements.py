@@ -6,6 +6,7 @@ Rows go through in chunks, so memory does not grow with the table; the output fo
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def score(source: Path, *, model: str, against: Sequence[str], out: Path, overwr
         If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be written.
     """
     check_out(out, [source], mark=_SCORES, overwrite=overwrite)
-    loaded = store.load(_ROOM, model)
-    with store.model_folder(model) as folder:
+    with store.fetch(model) as fetched, store.model_folder(str(fetched)) as folder:  # once: an alias may move
+        loaded = replace(store.load(_ROOM, str(fetched)), reference=model)
         frames = rooms.part(_ROOM, "data").frames(source, folder)
         with files.folder_written_whole(out, replace=overwrite) as made:
             return _write(made, frames, loaded)

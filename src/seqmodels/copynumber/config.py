@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from seqmodels.core.config import PATH, Gate
+from seqmodels.core.provenance import BY_NAME
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -75,9 +76,9 @@ class Config:
     cnv: str
     plasmid_cnv: str
     evaluation: str
-    store_path: File
+    store_path: Annotated[File, BY_NAME]
     plasmid_store_path: File
-    out_dir: File
+    out_dir: Annotated[File, BY_NAME]
     kpsc_gt_path: File
     kpsc_kleborate_gt_path: File
     kpsc_meta_path: File

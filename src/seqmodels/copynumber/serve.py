@@ -221,17 +221,20 @@ def _rules(values: dict[str, Any]) -> PlasmidRules:
 
 
 def example(model: CopyNumberModel) -> pd.DataFrame:
-    """Make two legal rows in the model's bins: a sample whose first tenth is doubled, and one without reads."""
+    """Make two legal rows in the model's bins: a sample whose first tenth is doubled, and one without reads.
+
+    The latter lacks all that is optional, which is how MLflow's signature knows.
+    """
     n = len(model.layout.bins)
     counts = np.full(n, 60)
     counts[: n // 10] = 120
     replicon = {"replicon": "NC_016846.1", "depth": 60.0, "breadth": 1.0}
     return pd.DataFrame(
         {
-            "sample_id": ["one", "two"],
+            "sample_id": ["one", None],
             "counts": [counts.tolist(), [0] * n],
-            "genes": [[60.0] * len(model.rules.panel)] * 2,
-            "replicons": [[replicon], [replicon]],
+            "genes": [[60.0] * len(model.rules.panel), None],
+            "replicons": [[replicon], None],
         }
     )
 

@@ -22,7 +22,8 @@ import yaml
 from seqmodels.core.errors import InputError, MissingError, OutputError
 
 _BLOCK = 1 << 20
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # names that mkstemp and mkdtemp make below
+# names that mkstemp and mkdtemp make below, those with an ending more, and those of report.whole_file
+_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.part)(\.\w+){0,3}")
 _BEGUN = re.compile(r"\.run\.json\.[a-z0-9_]{8}\.json")  # all there is of a run that was killed at its begin
 
 
@@ -252,6 +253,20 @@ def _remove_temporary(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)  # it may have gone with its folder
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed left beside ``path``; hold a lock, so that no other writes there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be removed.
+    """
+    with _as_output_error(path):
+        for beside in path.parent.glob(f".{path.name}.*"):
+            if _TEMPORARY.fullmatch(beside.name) and beside.is_dir() and not beside.is_symlink():
+                shutil.rmtree(beside)
 
 
 def run_in(folder: Path) -> dict[str, Any]:

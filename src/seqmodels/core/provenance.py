@@ -1,21 +1,27 @@
 """Where a result comes from: project root, git commit, versions, machine."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Mapping
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import seqmodels
 from seqmodels.core.errors import MissingError, ModelError
 
+BY_NAME = "counts by its name alone"  # metadata of paths to outputs, caches and what is hashed as the data anyway
+_CODE = re.compile(r"[^\W\d]\w*(\.\w+)*:\w+")
 _PROJECT = Path(seqmodels.__file__).resolve().parents[2]  # src/seqmodels/__init__.py -> the checkout, if it is one
 
 
@@ -60,7 +66,9 @@ def _git(root: Path, *words: str) -> str:
 
 
 def settings_digest(config: Any) -> str:
-    """Hash a room's settings and the content of the files that they name, wherever the checkout lies.
+    """Hash a room's settings and the content of what they name, wherever the checkout lies.
+
+    That is files, folders (those marked ``BY_NAME`` apart) and, as ``module:object``, the source of other code.
 
     Raises
     ------
@@ -71,11 +79,31 @@ def settings_digest(config: Any) -> str:
     from seqmodels.core import data as files
 
     values = settings_module.flatten(dataclasses.asdict(config))
+    by_name = set(settings_module.path_keys(type(config), mark=BY_NAME))
     for key in settings_module.path_keys(type(config)):
         if text := values.get(key):
             path = Path(text)
-            values[key] = [within_project(path), files.md5(path) if path.is_file() else ""]
+            content = files.md5(path) if path.is_file() else ""
+            if path.is_dir() and key not in by_name:
+                content = files.digest_of(files.list_files(path))
+            values[key] = [within_project(path), content]
+    for key, value in values.items():
+        if isinstance(value, str) and _CODE.fullmatch(value) and (found := _source_file(value.partition(":")[0])):
+            values[key] = [value, files.md5(found)]
     return settings_module.digest(values)
+
+
+def _source_file(module: str) -> Path | None:
+    """Find the source of a module where a step of the project would, without running it; None where there is none."""
+    first, *rest = module.split(".")
+    found = None
+    with contextlib.suppress(ImportError, ValueError, MissingError):
+        found = importlib.util.find_spec(first) or PathFinder.find_spec(first, [str(project_root())])
+    if found is None:
+        return None
+    places = [Path(folder).joinpath(*rest) for folder in found.submodule_search_locations or ()] if rest else []
+    paths = [path for place in places for path in (place / "__init__.py", place.with_suffix(".py"))]
+    return next((path for path in (paths if rest else [Path(found.origin or "")]) if path.is_file()), None)
 
 
 def source_digest(room: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from seqmodels.core import config as settings_module
 from seqmodels.core import data as files
-from seqmodels.core import provenance, refusals, tables
+from seqmodels.core import provenance, refusals, servers, tables
 from seqmodels.core.errors import ConfigError, InterruptedRunError, MissingError, SeqmodelsError, TrackingError
 from seqmodels.core.loop import TrainOptions, stopping_on_signals
 

@@ -97,13 +97,33 @@ def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
     return (float((x == y).mean()) - chance) / (1 - chance) if chance < 1 else math.nan
 
 
+def sole_best(scores: Floats) -> int | None:
+    """Find the highest score ``(k,)``; None where several are."""
+    highest = np.flatnonzero(scores == scores.max())
+    return int(highest[0]) if len(highest) == 1 else None
+
+
+def same_best(a: Floats, b: Floats) -> bool | None:
+    """Tell whether the highest score stands at one place in both; None where a side has several."""
+    best = sole_best(a), sole_best(b)
+    return None if None in best else best[0] == best[1]
+
+
 class Pooled(NamedTuple):
-    """A correlation with its 95 % interval, and the rows that it rests on."""
+    """A correlation with its 95 % interval."""
 
     value: float
     low: float
     high: float
-    n: int = 0
+
+
+def _counted(values: Sequence[float], sizes: Sequence[int]) -> list[tuple[float, int]]:
+    return [(v, n) for v, n in zip(values, sizes, strict=True) if n >= _FEWEST and not math.isnan(v)]
+
+
+def pooled_size(values: Sequence[float], sizes: Sequence[int]) -> int:
+    """Count the rows that `fisher_mean` does not leave out."""
+    return sum(n for _, n in _counted(values, sizes))
 
 
 def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float = 1.0) -> Pooled:
@@ -111,12 +131,11 @@ def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float =
 
     ``variance`` of z times (n - 3): 1 for Pearson, 1.06 for Spearman (Fieller). NaN where nothing is left.
     """
-    kept = [(v, n - 3) for v, n in zip(values, sizes, strict=True) if n >= _FEWEST and not math.isnan(v)]
+    kept = [(v, n - 3) for v, n in _counted(values, sizes)]
     weight = sum(n for _, n in kept)
     if not weight:
         return Pooled(math.nan, math.nan, math.nan)
     edge = 1 - 1e-15
     z = sum(n * math.atanh(min(max(v, -edge), edge)) for v, n in kept) / weight
     half = _NORMAL_95 * math.sqrt(variance / weight)
-    n_rows = weight + 3 * len(kept)
-    return Pooled(math.tanh(z), math.tanh(z - half), math.tanh(z + half), n_rows)
+    return Pooled(math.tanh(z), math.tanh(z - half), math.tanh(z + half))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from seqmodels.core.config import PATH, Gate
+from seqmodels.core.provenance import BY_NAME
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -99,7 +100,7 @@ class BackboneConfig:
     penalties: tuple[Above, ...]
     folds: Annotated[int, Field(ge=2)]
     genome: Annotated[str, PATH]
-    cache: Annotated[str, PATH]
+    cache: Annotated[str, PATH, BY_NAME]
     cache_dtype: Literal["float32", "float16"]
 
 

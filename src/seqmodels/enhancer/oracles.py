@@ -21,6 +21,9 @@ from seqmodels.enhancer.agreement import (
     kendall_w,
     pearson,
     permutation_p,
+    pooled_size,
+    same_best,
+    sole_best,
     spearman,
 )
 from seqmodels.enhancer.distances import mean, plain
@@ -49,9 +52,9 @@ class View:
 
 
 class Asked(NamedTuple):
-    """What a row was meant for: a raw column, and the system that made it (None: not to be ranked).
+    """What a row was meant for: a raw column (None: it counts in decisions only), and the system that made it, if any.
 
-    A row without a target (an edit that is judged by a motif alone) counts in decisions only.
+    Rows without a system are not ranked.
     """
 
     target: int | None
@@ -167,15 +170,14 @@ def _table(views: Mapping[str, View], asked: Mapping[str, Asked], cells: Sequenc
     common = [row for row in next(iter(views.values())).ids if row in asked and all(row in p for p in places.values())]
     if not common:
         raise InputError("cross-oracle table: oracles must have rows in common, got none")
-    wanted = [asked[row].target for row in common]
-    targets = np.array([-1 if target is None else target for target in wanted], dtype=np.int64)
+    targets = np.array([-1 if (cell := asked[row].target) is None else cell for row in common], dtype=np.int64)
     edits = all(view.success is not None for view in views.values())
     values: dict[str, list[Floats]] = {}
     labels = []
     for name, view in views.items():
         chosen = [places[name][row] for row in common]
         activities = np.asarray(view.activities, dtype=np.float64)[chosen]
-        scores = target_scores(activities, targets)
+        scores = target_scores(activities, np.maximum(targets, 0))
         for metric in _QUANTITIES:
             values.setdefault(metric, []).append(np.where(targets < 0, np.nan, scores[metric]))
         if edits:
@@ -196,10 +198,10 @@ def _by_sequence(table: _Table, cells: Sequence[str]) -> list[dict[str, Any]]:
             both = [fisher_mean(rho, sizes, 1.06), fisher_mean(r, sizes)]
             who = {**_UNDEFINED, "a": a, "b": b, "metric": metric}
             for cell, n, one, other in zip(cells, sizes, rho, r, strict=True):
-                interval = fisher_mean([one], [n], 1.06)[1:3]
+                interval = fisher_mean([one], [n], 1.06)[1:]
                 found.append({**who, "cell": cell, "n": n, "spearman": one, "pearson": other, "ci": interval})
-            pooled = {"spearman": both[0].value, "pearson": both[1].value, "ci": both[0][1:3]}
-            found.append({**who, "cell": "pooled", "n": both[0].n, **pooled})
+            pooled = {"spearman": both[0].value, "pearson": both[1].value, "ci": both[0][1:]}
+            found.append({**who, "cell": "pooled", "n": pooled_size(rho, sizes), **pooled})
     return found
 
 
@@ -262,16 +264,6 @@ def _interval(values: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _best(scores: Floats) -> int | None:
-    """Find the highest score; None where several are."""
-    highest = np.flatnonzero(scores == scores.max())
-    return int(highest[0]) if len(highest) == 1 else None
-
-
-def _same(a: int | None, b: int | None) -> bool | None:
-    return None if None in (a, b) else a == b
-
-
 def _ranked_pairs(
     oracles: Sequence[str], metric: str, scores: Mapping[str, Floats], drawn: Floats
 ) -> list[dict[str, Any]]:
@@ -285,7 +277,7 @@ def _ranked_pairs(
         figures = {
             **{"spearman": spearman(x, y), "kendall_tau": kendall_tau(x, y), "p": permutation_p(x, y)},
             "ci": _interval(kendall_tau(drawn[:, i], drawn[:, j])) if len(drawn) else None,
-            "top1": _same(_best(x), _best(y)),
+            "top1": same_best(x, y),
         }
         found.append({**_UNDEFINED, "a": a, "b": b, "metric": metric, "cell": "systems", "n": len(x), **figures})
     return found
@@ -293,12 +285,11 @@ def _ranked_pairs(
 
 def _ranked(oracles: Sequence[str], scores: Mapping[str, Floats], drawn: Floats) -> dict[str, Any]:
     """Summarise the ranking of systems by all oracles."""
-    names = list(scores)
-    if not names:
+    if not (names := list(scores)):
         return {"w": math.nan, "ci": None, "n_systems": 0, "best": {}, "top1_agreement": math.nan}
     matrix = np.stack(list(scores.values()), axis=1)
-    best = [_best(row) for row in matrix]
-    same = mean([known for pair in combinations(best, 2) if (known := _same(*pair)) is not None])
+    best = [sole_best(row) for row in matrix]
+    same = mean([one for a, b in combinations(matrix, 2) if (one := same_best(a, b)) is not None])
     interval = _interval([kendall_w(one) for one in drawn if np.isfinite(one).all()]) if len(drawn) else None
     winners = {oracle: None if i is None else names[i] for oracle, i in zip(oracles, best, strict=True)}
     return {"w": kendall_w(matrix), "ci": interval, "n_systems": len(names), "best": winners, "top1_agreement": same}

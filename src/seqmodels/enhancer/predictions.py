@@ -178,7 +178,7 @@ def _asked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = row.get("metadata")
     if extra is not None and not isinstance(extra, Mapping):
         raise InputError(f"metadata: must be an object, got {type(extra).__name__}")
-    return {**row, **{key: value for key, value in (extra or {}).items() if value is not None}}
+    return {**row, **{key: value for key, value in (extra or {}).items() if value is not None or key not in row}}
 
 
 def _named(row: Mapping[str, Any], what: str, *, required: bool = True) -> tuple[str, Any]:

@@ -246,6 +246,7 @@ def _served(oracle: Oracle, panel: dict[str, Any]) -> dict[str, Any]:
         "input_columns": ["sequence", "also", "cell", *["locus"] * bool(config.backbone.genome)],
         "cell_types": list(config.cell_types),
         "seq_len": config.seq_len,
+        "truncate": config.truncate,
         "oracle": config.oracle,
         "panel": panel,
         "best_epoch": oracle.best_epoch,

@@ -298,12 +298,13 @@ def make_predict(model: Annotator) -> Callable[[Array], Any]:
 
 def save_weights(model: Annotator, path: Path) -> None:
     """Write all weights as Keras HDF5, whole or not at all, whatever the name (Keras insists on ``.weights.h5``)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.weights.h5")
-    try:
-        model.save_weights(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        partial = temporary.with_name(f"{temporary.name}.weights.h5")
+        try:
+            model.save_weights(partial)
+            partial.replace(temporary)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_weights(model: Annotator, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from seqmodels.core import data as files
 from seqmodels.core.errors import ModelError
-from seqmodels.registry import rooms, store
+from seqmodels.registry import packages, rooms, store
 
 _loaded: dict["Portable", store.Loaded] = {}  # of this process: one model at most
 _loads = 0
@@ -75,7 +75,14 @@ def found(room: str, reference: str) -> Iterator[Path]:
 
 
 def publish(room: str, reference: str, source: Path, folder: Path) -> Portable:
-    """Copy what `found` gave to ``folder``, replacing what is there, and return how other processes find it."""
+    """Copy what `found` gave to ``folder``, replacing what is there, and return how other processes find it.
+
+    Raises
+    ------
+    ModelError
+        If there is a link in it.
+    """
+    packages.refuse_links(source)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return Portable(room, str(folder.resolve()), reference, files.digest(folder))

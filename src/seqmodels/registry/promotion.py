@@ -8,7 +8,15 @@ from typing import Any
 
 from seqmodels.core import data as files
 from seqmodels.core import refusals, tracking
-from seqmodels.core.errors import GateError, InputError, MissingError, ModelError, OutputError, SeqmodelsError, TrackingError
+from seqmodels.core.errors import (
+    GateError,
+    InputError,
+    MissingError,
+    ModelError,
+    OutputError,
+    SeqmodelsError,
+    TrackingError,
+)
 from seqmodels.registry import card, catalogue, rooms, store, turns
 
 CHAMPION, PREVIOUS = "champion", "previous"
