@@ -1,8 +1,9 @@
 """Load on ``mlflow models serve``: time to answer, errors and memory, one JSON line per number of clients.
 
 Requests of 8 sequences of 500 bases come from a second process, with 1, 8 and 32 clients that each wait for one answer
-before they ask again. The baseline of ``http/clients_N`` is the model's own time for such a request, in this process;
-``ratio`` tells how many times longer the median client waits. Memory is the resident set of the server with all its
+before they ask again; they begin when the server has answered 50. The baseline of ``http/clients_N`` is the median time
+of the model for such a request in a process without a server, and ``ratio`` tells how many times longer the median
+client waits: with more clients than cores they queue. Memory is the resident set of the server with all its
 workers, before the first request and after the last one of each line.
 Argument: an enhancer model, models:/NAME@ALIAS or an exported folder (default models:/enhancer-deepstarr@champion).
 """
@@ -26,7 +27,8 @@ import numpy as np
 import pandas as pd
 
 HOST = "127.0.0.1"
-CLIENTS, REQUESTS, ROWS, BASES, SEED = (1, 8, 32), 320, 8, 500, 1
+CLIENTS, REQUESTS, ROWS, BASES, SEED = (1, 8, 32), 640, 8, 500, 1
+WARM = 50  # requests before anything is timed
 PATIENCE = 120.0  # seconds that the server has to come up
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
@@ -36,7 +38,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame({"sequence": ["".join(row) for row in generator.choice(list("ACGT"), (ROWS, BASES))]})
 
 
-def ask(port: int, clients: int) -> dict[str, Any]:
+def ask(port: int, clients: int, requests: int = REQUESTS) -> dict[str, Any]:
     """Send all requests; the part of the second process."""
     body = json.dumps({"dataframe_split": table().to_dict(orient="split")})
     seconds: list[float] = []
@@ -45,7 +47,7 @@ def ask(port: int, clients: int) -> dict[str, Any]:
     def client() -> None:
         connection = http.client.HTTPConnection(HOST, port, timeout=120)
         with contextlib.closing(connection):
-            for _ in range(REQUESTS // clients):
+            for _ in range(requests // clients):
                 start = time.perf_counter()
                 try:
                     connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
@@ -120,17 +122,18 @@ def alone(model: str) -> float:
     import mlflow
 
     loaded, frame, seconds = mlflow.pyfunc.load_model(model), table(), []
-    for _ in range(20):
+    for _ in range(WARM + 100):
         start = time.perf_counter()
         loaded.predict(frame)
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[5:]))
+    return float(np.median(seconds[WARM:]))
 
 
 def main(model: str) -> None:
     baseline = alone(model)
     with serving(model) as (port, group):
         before = resident(group)
+        ask(port, 1, WARM)
         for clients in CLIENTS:
             words = [sys.executable, __file__, "--ask", str(port), str(clients)]
             found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)

@@ -142,7 +142,6 @@ def other_room(folder: Path, mark: Path) -> None:
         (lead_out, r"must have the artifact artifacts/model alone, got \.\./\.\./etc"),
         (link_out, "notes.txt: must be a file or folder of the model itself, got a link to /etc/passwd"),
         (link_code, "served.py: must be a file or folder of the model itself, got a link"),
-        (plant_bytecode, "__pycache__: must not be there, since it would be run in place of the source; remove it"),
         (plant_old_bytecode, r"notes\.PYC: must not be there"),
         (remove_adapter, r"served\.py: must be a file of the model, got none"),
         (other_room, "must have the config of the room reads"),
@@ -168,6 +167,14 @@ def test_another_adapter_is_not_run(exported: Path, mark: Path, caplog: pytest.L
     assert "served.py is not that of this version and is not run" in caplog.text
     assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == "false"
     assert len(loaded.predict(rooms.part("reads", "serve").EXAMPLE)) == 1
+
+
+def test_bytecode_beside_the_adapter_is_not_read(exported: Path, mark: Path) -> None:
+    plant_bytecode(exported, mark)
+    loaded = store.load("reads", str(exported))
+    assert not mark.exists()
+    assert len(loaded.predict(rooms.part("reads", "serve").EXAMPLE)) == 1
+    assert not mark.exists()
 
 
 def test_our_own_packages_pass(exported: Path) -> None:

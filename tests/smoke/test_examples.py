@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from seqmodels.registry import rooms, store
+from seqmodels.registry import rooms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -127,7 +127,8 @@ def test_an_airr_table_is_annotated(exported: dict[str, Path], tmp_path: Path) -
     with_trims = told["probability"] != ""
     assert with_trims.sum() > 5  # the package takes rows without insertions only
     frame = trims[with_trims].assign(v_gene=told["v_call"], j_gene=told["j_call"])
-    expected = store.load("vdj", str(exported["vdj"])).predict(frame.astype({"v_trim": float, "j_trim": float}))
+    serve = rooms.part("vdj", "serve")
+    expected = serve.predict(serve.load(folder), frame)
     wanted = expected["probability"].round(6).astype(float)
     pd.testing.assert_series_equal(told["probability"][with_trims].astype(float), wanted, atol=1e-6)
 

@@ -75,10 +75,13 @@ def _check_artifacts(where: str, artifacts: Any) -> None:
 
 
 def _refuse_bytecode(folder: Path) -> None:
-    """Refuse compiled code: Python runs it in place of the source beside it, whatever that says."""
+    """Refuse compiled code that Python would import without a source.
+
+    What lies in ``__pycache__``, where serving leaves it, is passed over: `store.load` looks for none there.
+    """
     for path in sorted(folder.rglob("*")):
-        if path.name.lower() == "__pycache__" or path.suffix.lower() == ".pyc":  # there are disks without case
-            raise ModelError(f"{path}: must not be there, since it would be run in place of the source; remove it")
+        if path.suffix.lower() == ".pyc" and "__pycache__" not in path.relative_to(folder).parts:  # there are disks without case
+            raise ModelError(f"{path}: must not be there, since it would be run in place of a source; remove it")
 
 
 def refuse_links(folder: Path) -> None:

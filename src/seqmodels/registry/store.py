@@ -249,19 +249,21 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 def _loading() -> Iterator[None]:
     """Keep MLflow's advice off the terminal, its copies of our source off the path, and bytecode out of the model.
 
-    What ``load`` of a room says of another version of the package is heard all the same.
+    Bytecode that lies beside a source is not read, since it need not be of this source, whatever it says. What ``load``
+    of a room says of another version of the package is heard all the same.
     """
     import warnings
 
-    path, wrote_nothing = list(sys.path), sys.dont_write_bytecode
+    path, wrote_nothing, prefix = list(sys.path), sys.dont_write_bytecode, sys.pycache_prefix
     sys.dont_write_bytecode = True
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="seqmodels-") as empty:
+            sys.pycache_prefix = empty
             warnings.simplefilter("ignore")
             warnings.filterwarnings("default", message=".*written by seqmodels")
             yield
     finally:
-        sys.path[:], sys.dont_write_bytecode = path, wrote_nothing
+        sys.path[:], sys.dont_write_bytecode, sys.pycache_prefix = path, wrote_nothing, prefix
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,7 @@ def load(room: str, reference: str) -> Loaded:
             _check_sums(fetched)
         if not packages.check(fetched, room):
             return Loaded(_Local(room, folder), served, reference)
+        rooms.part(room, "serve")  # before bytecode is not read, which frameworks would take long without
         return Loaded(_load_packaged(fetched), served, reference)
 
 
