@@ -291,11 +291,7 @@ def _begin(run: tracking.Run, task: Task, learner: Learner, member: int, progres
         return progress
     if content["history"][-1]["member"] == member:
         learner.load_state(content["state"], str(path))
-    progress = Progress([dict(row) for row in content["history"]])
-    if resumes and task.group.rank == 0:  # what a killed process had not sent
-        for row in progress.history:
-            _log_row(run, row)
-    return progress
+    return Progress([dict(row) for row in content["history"]])
 
 
 # ---- results

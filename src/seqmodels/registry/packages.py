@@ -80,7 +80,8 @@ def _refuse_bytecode(folder: Path) -> None:
     What lies in ``__pycache__``, where serving leaves it, is passed over: `store.load` looks for none there.
     """
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() == ".pyc" and "__pycache__" not in path.relative_to(folder).parts:  # there are disks without case
+        beside = "__pycache__" in path.relative_to(folder).parts
+        if path.suffix.lower() == ".pyc" and not beside:  # there are disks without case
             raise ModelError(f"{path}: must not be there, since it would be run in place of a source; remove it")
 
 
