@@ -194,15 +194,16 @@ def _samples_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, 
 def _activity_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> dict[str, Any]:
     """Predict the activity of sequences in every cell type; the table of a partition is small."""
     known = {**loaded.served["panel"], "cell_types": tuple(loaded.served["panel"]["cell_types"])}
-    oracle = Oracle(loaded, rooms.part("enhancer", "predictions").Panel(**known), {})
-    made = []
+    oracle = Oracle(loaded, rooms.part("enhancer", "predictions").Panel(**known), {"seq_len": loaded.served["seq_len"]})
+    made, n_cut = [], 0
     for _, frame in chunks:
         answer = loaded.predict(frame[["sequence"]])
+        n_cut += oracle.n_cut(frame["sequence"])
         made.append(pd.concat([frame[["id"]].astype(str), answer[list(oracle.panel.cell_types)]], axis=1))
     whole = pd.concat(made, ignore_index=True)
     table = pa.Table.from_pandas(whole, schema=activity._schema(oracle), preserve_index=False)
     pq.write_table(table, folder / activity._TABLE)
-    return activity._counts(whole, oracle.panel.cells)
+    return {**activity._counts(whole, oracle.panel.cells), "n_cut": n_cut}
 
 
 def _activity_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:
