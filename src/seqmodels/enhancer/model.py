@@ -243,6 +243,31 @@ def squared_error(predicted: Tensor, measured: Tensor) -> tuple[Tensor, int]:
     return torch.where(there, predicted.float() - measured, 0).square().sum() / max(n, 1), n
 
 
+def begin_at_means(head: nn.Linear, activities: Values) -> None:
+    """Set the bias of a head to the mean of what was measured in each column; 0 where nothing was."""
+    there = np.isfinite(activities)
+    total = np.where(there, activities, 0).sum(axis=0, dtype=np.float64)
+    with torch.no_grad():
+        head.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
+
+
+def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: str) -> None:
+    """Set weights and the optimizer's moments, so that training goes on as if it had not stopped.
+
+    Raises
+    ------
+    ModelError
+        If they are those of another network.
+    """
+    if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
+        raise ModelError(f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}")
+    load_weights(model, state["model"], where)
+    try:
+        optimizer.load_state_dict(dict(state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """A network, its optimizer (AdamW), settings, the seed of all that is random, and who shares the batches."""
@@ -269,10 +294,7 @@ class Training:
             )
         model, recipe = build(config, seed=config.seed + member), config.train
         if recipe.head_bias == "mean":
-            there = np.isfinite(activities)
-            total = np.where(there, activities, 0).sum(axis=0, dtype=np.float64)
-            with torch.no_grad():
-                model.head.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
+            begin_at_means(model.head, activities)
         group = Group(device=choose_device(device).type) if group is None else group
         model = model.to(group.device)
         share_norms(model, group)
@@ -292,20 +314,8 @@ class Training:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
-        """Set what `state` returned, so that training goes on as if it had not stopped.
-
-        Raises
-        ------
-        ModelError
-            If it is that of another network.
-        """
-        if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-            raise ModelError(f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}")
-        load_weights(self.model, state["model"], where)
-        try:
-            self.optimizer.load_state_dict(dict(state["optimizer"]))
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
+        """Set what `state` returned; raises as `load_training`."""
+        load_training(self.model, self.optimizer, state, where)
 
     def step(self, codes: Codes, activities: Values) -> tuple[float, int]:
         """Take one step on a batch, of which this process has its share.
@@ -364,12 +374,6 @@ def epoch(
             loss, n = training.step(codes, activities)
             total, count = total + n * loss, count + n
     return total / count if count else None
-
-
-def validate(training: Training, rows: Rows, chosen: Indices) -> Figures:
-    """Compare predictions of the ``chosen`` rows, as they are, with their activities."""
-    precision = training.config.train.precision
-    return measure(predict(training.model, rows.codes[chosen], precision=precision).activities, rows.activities[chosen])
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seqmodels.core.errors import InputError, ModelError
+from seqmodels.core.errors import InputError
 from seqmodels.enhancer.backbones import Backbone
 from seqmodels.enhancer.cache import Features, Values
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import Indices
-from seqmodels.enhancer.model import Figures, Network, choose_device, load_weights, measure, squared_error
+from seqmodels.enhancer.model import Network, begin_at_means, choose_device, load_training, squared_error
 
 Array = NDArray[np.float64]
 
@@ -142,10 +142,7 @@ class HeadTraining:
             torch.manual_seed(config.seed)
             head = Head(scale_of(features, chosen), activities.shape[1])
         if recipe.head_bias == "mean":
-            there = np.isfinite(activities[chosen])
-            total = np.where(there, activities[chosen], 0).sum(axis=0, dtype=np.float64)
-            with torch.no_grad():
-                head.linear.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
+            begin_at_means(head.linear, activities[chosen])
         head = head.to(choose_device(device))
         adamw = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         return cls(head, adamw, config, config.seed, features)
@@ -160,20 +157,8 @@ class HeadTraining:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
-        """Set what `state` returned.
-
-        Raises
-        ------
-        ModelError
-            If it is that of another head.
-        """
-        if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-            raise ModelError(f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}")
-        load_weights(self.model, state["model"], where)
-        try:
-            self.optimizer.load_state_dict(dict(state["optimizer"]))
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{where}: must hold the optimizer of the head, got: {error}") from None
+        """Set what `state` returned; raises as `load_training`."""
+        load_training(self.model, self.optimizer, state, where)
 
     def step(self, features: Values, activities: Values) -> tuple[float, int]:
         """Take one step on a batch; return the mean square before it, and of how many numbers."""
@@ -195,10 +180,6 @@ class HeadTraining:
             loss, n = self.step(self.features.take(batch), activities[batch])
             total, count = total + n * loss, count + n
         return total / count if count else None
-
-    def validate(self, activities: Values, chosen: Indices) -> Figures:
-        """Compare predictions of the ``chosen`` rows with their activities."""
-        return measure(predict_rows(self.model.plain(), self.features, chosen), activities[chosen])
 
 
 def predict_rows(head: nn.Linear, features: Features, rows: Indices) -> Values:
