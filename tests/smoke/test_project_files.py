@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from seqmodels.__main__ import parser
+from seqmodels.apply import partition_work, pipeline, score
 from seqmodels.registry.rooms import ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,28 @@ def test_every_command_is_one_of_ours(name: str) -> None:
     args = parser().parse_args(words[4:])
     for key in ("params", "data", "out", "transcriptome", "whitelist", "resume", "overrides", "version"):
         assert str(getattr(args, key, "")) != "''", key
+
+
+def test_every_room_can_be_used() -> None:
+    assert set(pipeline._EXAMPLES) == set(partition_work.ROOMS) == set(ROOMS)
+    assert set(score.TASKS) == {room for room, verbs in ROOMS.items() if "score" in verbs}
+
+
+def test_the_import_law_names_every_room() -> None:
+    rooms = {f"seqmodels.{room}" for room in ROOMS}
+    laws = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = {law["name"]: law for law in laws}
+    assert {f"inside {room}" for room in ROOMS} <= set(named)
+    layers = named["nothing imports upward; rooms do not import each other"]["layers"]
+    assert rooms == set(layers[3].split(" | "))
+    assert rooms == set(named["MLflow only in core.tracking and registry"]["source_modules"])
+    assert rooms == set(named["apply meets rooms only through the registry"]["forbidden_modules"])
+    simulators = named["simulators are NumPy only"]["source_modules"]
+    assert {f"{room}.simulate" for room in rooms} <= set(simulators)
+    for framework, law in named.items():
+        if " only in " in framework and "MLflow" not in framework:
+            allowed = {f"seqmodels.{room}" for room in ROOMS if room in framework}
+            assert rooms - allowed == rooms & set(law["source_modules"]), framework
 
 
 def test_every_verb_of_every_room_has_its_entry_point() -> None:

@@ -72,7 +72,7 @@ def _build_room(root: Path, room: str, *, update: bool) -> None:
     with files.folder_written_whole(folder, replace=True) as temporary:
         rooms.part(room, "simulate").simulate(config, temporary)
         if not update:
-            _check_pinned(folder, files.digest(temporary), wanted)
+            _check_pinned(room, files.digest(temporary), wanted)
     log.info("data/%s built", room)
 
 
@@ -103,11 +103,11 @@ def _is_pinned(root: Path, room: str) -> bool:
     )
 
 
-def _check_pinned(folder: Path, found: str, wanted: str | None) -> None:
+def _check_pinned(room: str, found: str, wanted: str | None) -> None:
     if found != wanted:
         raise InputError(
-            f"{folder}: must have the digest that data.dvc pins, {wanted or '(none)'}, got {found} from params/; "
-            "if the change is meant: seqmodels data build --update, and commit data.dvc"
+            f"{folder_of(room)}: must have the digest that data.dvc pins, {wanted or '(none)'}, got {found} from params/; "
+            f"if the change is meant: seqmodels data build {room} --update, and commit data.dvc"
         )
 
 
