@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Gene, read_panel
+from seqmodels.copynumber.calling.genes import call_genes
+from seqmodels.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqmodels.copynumber.calling.segments import call
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.genes import call_genes
-from seqmodels.copynumber.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
-from seqmodels.copynumber.segments import call
+from seqmodels.copynumber.depth.bins import Bins, Gene, read_panel
 from seqmodels.core.config import build, resolve
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 5_000, 50, 5, 1

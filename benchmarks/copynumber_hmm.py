@@ -25,10 +25,10 @@ import numpy as np
 from hmmlearn.hmm import GaussianHMM
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins
+from seqmodels.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode
+from seqmodels.copynumber.calling.segments import call
 from seqmodels.copynumber.config import COPY_NUMBERS, Config
-from seqmodels.copynumber.hmm import EM_ITERATIONS, Hmm, decode
-from seqmodels.copynumber.segments import call
+from seqmodels.copynumber.depth.bins import Bins
 from seqmodels.core.config import build, resolve
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 512, 16, 7, 1

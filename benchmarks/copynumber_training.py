@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from seqmodels.copynumber import losses
 from seqmodels.copynumber.config import Config
+from seqmodels.copynumber.depth.store import open_store
 from seqmodels.copynumber.losses import Training
 from seqmodels.copynumber.model import ARCHITECTURES, build
-from seqmodels.copynumber.store import open_store
 from seqmodels.core.config import build as build_config
 from seqmodels.core.config import resolve
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seqmodels.copynumber import baselines
-from seqmodels.copynumber.baselines import (
+from seqmodels.copynumber.depth import baselines
+from seqmodels.copynumber.depth.baselines import (
     NAMES,
     Baseline,
     fit,
@@ -19,7 +19,7 @@ from seqmodels.copynumber.baselines import (
     save,
     strays,
 )
-from seqmodels.copynumber.lineages import draw_counts, gc_wave, normal
+from seqmodels.copynumber.depth.lineages import draw_counts, gc_wave, normal
 from seqmodels.core.errors import InputError, ModelError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "copynumber"

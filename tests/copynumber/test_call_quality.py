@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef, precision_score, recall_score
 
-from seqmodels.copynumber.bins import Bins
+from seqmodels.copynumber.calling.genes import Calls
+from seqmodels.copynumber.calling.plasmids import PlasmidCalls, Replicons
+from seqmodels.copynumber.calling.segments import Segments
 from seqmodels.copynumber.cohort import Target
-from seqmodels.copynumber.events import Events, match
-from seqmodels.copynumber.genes import Calls
-from seqmodels.copynumber.plasmids import PlasmidCalls, Replicons
-from seqmodels.copynumber.quality import (
+from seqmodels.copynumber.depth.bins import Bins
+from seqmodels.copynumber.quality.events import Events, match
+from seqmodels.copynumber.quality.gene_calls import (
     Comparison,
     assess,
     comparisons,
@@ -25,7 +26,6 @@ from seqmodels.copynumber.quality import (
     rate,
     score,
 )
-from seqmodels.copynumber.segments import Segments
 from seqmodels.core.errors import InputError
 
 BINS = Bins.tiling("c", 200_000, 1000)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.copynumber.bins import Bins, Gene
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.lineages import (
+from seqmodels.copynumber.depth.bins import Bins, Gene
+from seqmodels.copynumber.depth.lineages import (
     BIN,
     CHROMOSOME,
     Span,
@@ -25,8 +25,8 @@ from seqmodels.copynumber.lineages import (
     normal,
     paint,
 )
+from seqmodels.copynumber.depth.store import open_plasmid_store, open_store
 from seqmodels.copynumber.simulate import GENES, simulate
-from seqmodels.copynumber.store import open_plasmid_store, open_store
 from seqmodels.core.config import build, resolve
 from seqmodels.core.data import digest, read_json
 from seqmodels.core.errors import ConfigError, InputError, MissingError, OutputError

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Gene
+from seqmodels.copynumber.calling.genes import Calls, call_genes, interval, masked_median, write_calls
+from seqmodels.copynumber.calling.plasmids import call_plasmids, caller_named
+from seqmodels.copynumber.calling.segments import Segments, call
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.genes import Calls, call_genes, interval, masked_median, write_calls
-from seqmodels.copynumber.plasmids import call_plasmids, caller_named
-from seqmodels.copynumber.segments import Segments, call
+from seqmodels.copynumber.depth.bins import Bins, Gene
 from seqmodels.core.config import build, resolve
 from seqmodels.core.errors import ConfigError, InputError
 

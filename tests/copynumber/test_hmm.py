@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.copynumber import hmm as hmm_module
+from seqmodels.copynumber.calling import hmm as hmm_module
+from seqmodels.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode, decode_by_hmmlearn, viterbi
 from seqmodels.copynumber.config import COPY_NUMBERS
-from seqmodels.copynumber.hmm import EM_ITERATIONS, Hmm, decode, decode_by_hmmlearn, viterbi
 from seqmodels.core.errors import InputError
 
 Array = NDArray[Any]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.baselines import Baseline, harmonic_tracks
-from seqmodels.copynumber.bins import Gene, Layout, read_panel, replicon_names, summarise_plasmids
+from seqmodels.copynumber.calling.genes import call_genes, write_calls
+from seqmodels.copynumber.calling.plasmids import Chromosome, Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqmodels.copynumber.calling.segments import call
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.genes import call_genes, write_calls
-from seqmodels.copynumber.plasmids import Chromosome, Depth, PlasmidRules, call_plasmids, chromosome_depth
-from seqmodels.copynumber.segments import call
-from seqmodels.copynumber.tables import find_tables, read_blocks
+from seqmodels.copynumber.depth.baselines import Baseline, harmonic_tracks
+from seqmodels.copynumber.depth.bins import Gene, Layout, read_panel, replicon_names, summarise_plasmids
+from seqmodels.copynumber.depth.tables import find_tables, read_blocks
 from seqmodels.core.config import build, resolve
 from seqmodels.core.errors import InputError
 

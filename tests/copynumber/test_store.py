@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.copynumber.bins import Bins, Gene, Layout, Reference, summarise_plasmids
 from seqmodels.copynumber.data import merge, merged_plasmids, open_upstream
-from seqmodels.copynumber.store import (
+from seqmodels.copynumber.depth.bins import Bins, Gene, Layout, Reference, summarise_plasmids
+from seqmodels.copynumber.depth.store import (
     PlasmidStore,
     Store,
     aligned,

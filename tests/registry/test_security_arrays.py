@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodels.copynumber import baselines
+from seqmodels.copynumber.depth import baselines
 from seqmodels.copynumber.model import read_weights
 from seqmodels.core import arrays
 from seqmodels.core.errors import InputError, ModelError, SeqmodelsError

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqmodels.copynumber.baselines import harmonics, strays
-from seqmodels.copynumber.bins import Values
 from seqmodels.copynumber.config import Config
+from seqmodels.copynumber.depth.baselines import harmonics, strays
+from seqmodels.copynumber.depth.bins import Values
 from seqmodels.copynumber.model import ROWS, Network, normalise, on_scale
 from seqmodels.core.arrays import Rows, open_array
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Layout, read_families, read_panel
 from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.data import cohort_stores
-from seqmodels.copynumber.store import PlasmidStore, Store, some
+from seqmodels.copynumber.depth.bins import Layout, read_families, read_panel
+from seqmodels.copynumber.depth.store import PlasmidStore, Store, some
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.core.tables import refuse_wide
 

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import (
+from seqmodels.copynumber.config import Config
+from seqmodels.copynumber.depth.bins import (
     Bins,
     Gene,
     Layout,
@@ -25,8 +26,7 @@ from seqmodels.copynumber.bins import (
     replicon_names,
     summarise_plasmids,
 )
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.store import (
+from seqmodels.copynumber.depth.store import (
     PlasmidStore,
     Store,
     aligned,
@@ -40,7 +40,7 @@ from seqmodels.copynumber.store import (
     some,
     write_plasmid_store,
 )
-from seqmodels.copynumber.tables import Block, find_tables, read_blocks
+from seqmodels.copynumber.depth.tables import Block, find_tables, read_blocks
 from seqmodels.core import data as files
 from seqmodels.core.arrays import Rows, open_array, read_objects
 from seqmodels.core.errors import InputError
@@ -62,7 +62,7 @@ def prepare(
     config
         Settings of the room: reference, bins, panel, aliases.
     inputs
-        Tables and folders of tables (see `tables`); or stores, those of the reference tool too, and cohorts.
+        Tables and folders of tables (see `depth.tables`); or stores, those of the reference tool too, and cohorts.
     germline
         Of another room; must be None.
     out
@@ -291,7 +291,7 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     path
         A table of read counts, a folder of tables, a store, or a cohort.
     model_folder
-        Holds what `bins.write_layout` wrote.
+        Holds what `depth.bins.write_layout` wrote.
 
     Raises
     ------

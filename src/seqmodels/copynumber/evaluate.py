@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.copynumber import serve
-from seqmodels.copynumber.assessment import Assessment, Table, add_to, as_text, assess_cohort, tables
+from seqmodels.copynumber.calling.segments import tracks
 from seqmodels.copynumber.cohort import Cohort, cohort
 from seqmodels.copynumber.config import BASELINES, Config
-from seqmodels.copynumber.segments import tracks
+from seqmodels.copynumber.quality.assessment import Assessment, Table, add_to, as_text, assess_cohort, tables
 from seqmodels.core import data as files
 from seqmodels.core import panels, plots
 from seqmodels.core.errors import InputError

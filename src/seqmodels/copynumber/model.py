@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seqmodels.copynumber.baselines import Mask, harmonics, relative
-from seqmodels.copynumber.bins import Values
 from seqmodels.copynumber.config import Config
+from seqmodels.copynumber.depth.baselines import Mask, harmonics, relative
+from seqmodels.copynumber.depth.bins import Values
 from seqmodels.core.arrays import check_archive
 from seqmodels.core.errors import ConfigError, InputError, ModelError
 

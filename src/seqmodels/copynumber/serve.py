@@ -18,13 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 import seqmodels
-from seqmodels.copynumber import baselines
-from seqmodels.copynumber.baselines import Baseline
-from seqmodels.copynumber.bins import Gene, Layout, read_layout, read_panel, write_layout
-from seqmodels.copynumber.config import BASELINES, COPY_NUMBERS, Config
-from seqmodels.copynumber.genes import Calls
-from seqmodels.copynumber.model import Network, build, load_weights, read_weights, reconstruct
-from seqmodels.copynumber.plasmids import (
+from seqmodels.copynumber.calling.genes import Calls
+from seqmodels.copynumber.calling.plasmids import (
     Chromosome,
     Depth,
     PlasmidCalls,
@@ -33,7 +28,12 @@ from seqmodels.copynumber.plasmids import (
     caller_named,
     chromosome_depth,
 )
-from seqmodels.copynumber.segments import Segments, call
+from seqmodels.copynumber.calling.segments import Segments, call
+from seqmodels.copynumber.config import BASELINES, COPY_NUMBERS, Config
+from seqmodels.copynumber.depth import baselines
+from seqmodels.copynumber.depth.baselines import Baseline
+from seqmodels.copynumber.depth.bins import Gene, Layout, read_layout, read_panel, write_layout
+from seqmodels.copynumber.model import Network, build, load_weights, read_weights, reconstruct
 from seqmodels.core import data as files
 from seqmodels.core.config import build_plain, to_dict
 from seqmodels.core.errors import ConfigError, InputError, ModelError
@@ -115,7 +115,7 @@ def call_samples(
     plasmids
         Their plasmids, if known.
     expected
-        Another way to expect depth than the model's: see `segments.call`.
+        Another way to expect depth than the model's: see `calling.segments.call`.
     """
     expected = model.expected if expected is None else expected
     segments = call(counts, expected, model.layout.bins, model.config)

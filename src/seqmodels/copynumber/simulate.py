@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Counts, Gene, replicon_names, summarise_plasmids
 from seqmodels.copynumber.config import Config, SimulateConfig
-from seqmodels.copynumber.lineages import (
+from seqmodels.copynumber.depth.bins import Bins, Counts, Gene, replicon_names, summarise_plasmids
+from seqmodels.copynumber.depth.lineages import (
     BIN,
     CHROMOSOME,
     Array,
@@ -41,7 +41,7 @@ from seqmodels.copynumber.lineages import (
     paint,
     quantiles,
 )
-from seqmodels.copynumber.store import seal_plasmid_store, seal_store
+from seqmodels.copynumber.depth.store import seal_plasmid_store, seal_store
 from seqmodels.core.arrays import Rows
 from seqmodels.core.data import folder_written_whole, write_json, write_text
 from seqmodels.core.errors import ConfigError, InputError, MissingError

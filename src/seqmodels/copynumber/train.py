@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqmodels.copynumber import baselines, losses, serve
-from seqmodels.copynumber.assessment import Assessment, as_text, assess_cohort, evaluation_named, tables
-from seqmodels.copynumber.bins import Layout
+from seqmodels.copynumber import losses, serve
+from seqmodels.copynumber.calling.genes import write_calls
+from seqmodels.copynumber.calling.plasmids import caller_named
+from seqmodels.copynumber.calling.segments import decoder_named, tracks
 from seqmodels.copynumber.cohort import Cohort, cohort, grouped_split
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.genes import write_calls
+from seqmodels.copynumber.depth import baselines
+from seqmodels.copynumber.depth.bins import Layout
 from seqmodels.copynumber.model import architecture_named, latents, read_weights
 from seqmodels.copynumber.parallel import Group, tensor_cores
-from seqmodels.copynumber.plasmids import caller_named
-from seqmodels.copynumber.segments import decoder_named, tracks
+from seqmodels.copynumber.quality.assessment import Assessment, as_text, assess_cohort, evaluation_named, tables
 from seqmodels.core import data as files
 from seqmodels.core import panels, plots, provenance, tracking
 from seqmodels.core.arrays import Rows

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqmodels.copynumber.calling.hmm import Array, compiled
 from seqmodels.copynumber.config import COPY_NUMBERS
-from seqmodels.copynumber.hmm import Array, compiled
 
 CN1 = COPY_NUMBERS.index(1.0)
 SILENT = 255  # state of chains without any evidence, which have no runs

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins
+from seqmodels.copynumber.calling.hmm import Array
+from seqmodels.copynumber.calling.segments import Segments
 from seqmodels.copynumber.config import COPY_NUMBERS
-from seqmodels.copynumber.hmm import Array
-from seqmodels.copynumber.quality import Figure, rate
-from seqmodels.copynumber.segments import Segments
+from seqmodels.copynumber.depth.bins import Bins
+from seqmodels.copynumber.quality.gene_calls import Figure, rate
 from seqmodels.core.errors import InputError
 from seqmodels.core.metrics import Reliability, reliability
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqmodels.copynumber.calling.genes import AMPLIFIED, UNCALLABLE, Calls
+from seqmodels.copynumber.calling.plasmids import PlasmidCalls
+from seqmodels.copynumber.calling.segments import Segments
 from seqmodels.copynumber.cohort import Target
-from seqmodels.copynumber.genes import AMPLIFIED, UNCALLABLE, Calls
-from seqmodels.copynumber.plasmids import PlasmidCalls
-from seqmodels.copynumber.segments import Segments
 from seqmodels.core.metrics import proportion
 
 Labels = NDArray[np.int8]  # 1 positive, 0 negative, -1 unknown

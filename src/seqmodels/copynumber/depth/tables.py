@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Counts, Layout, Positions
-from seqmodels.copynumber.store import check_names, some
+from seqmodels.copynumber.depth.bins import Bins, Counts, Layout, Positions
+from seqmodels.copynumber.depth.store import check_names, some
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.core.tables import refuse_wide
 

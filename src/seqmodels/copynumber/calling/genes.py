@@ -32,10 +32,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Gene
+from seqmodels.copynumber.calling.hmm import Array
+from seqmodels.copynumber.calling.segments import Expected, Segments
 from seqmodels.copynumber.config import COPY_NUMBERS, Config
-from seqmodels.copynumber.hmm import Array
-from seqmodels.copynumber.segments import Expected, Segments
+from seqmodels.copynumber.depth.bins import Bins, Gene
 from seqmodels.core.arrays import rows_of
 from seqmodels.core.data import written_whole
 from seqmodels.core.errors import InputError

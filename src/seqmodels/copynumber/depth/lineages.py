@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins, Counts, Gene, Reference, replicon_names
 from seqmodels.copynumber.config import SimulateConfig
+from seqmodels.copynumber.depth.bins import Bins, Counts, Gene, Reference, replicon_names
 
 Array = NDArray[np.float64]
 Stream = np.random.Generator

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins
 from seqmodels.copynumber.cohort import Cohort
 from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.events import Events, match
-from seqmodels.copynumber.quality import Comparison, Figure, Score, assess, comparisons, diagnose, quantiles
+from seqmodels.copynumber.depth.bins import Bins
+from seqmodels.copynumber.quality.events import Events, match
+from seqmodels.copynumber.quality.gene_calls import Comparison, Figure, Score, assess, comparisons, diagnose, quantiles
 from seqmodels.copynumber.serve import Called
 from seqmodels.core.errors import ConfigError
 from seqmodels.core.report import Cell, Report, text_table

@@ -24,9 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Gene, read_families, read_panel
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.genes import (
+from seqmodels.copynumber.calling.genes import (
     AMPLIFIED,
     MEDIAN_VARIANCE,
     UNCALLABLE,
@@ -34,8 +32,10 @@ from seqmodels.copynumber.genes import (
     call_genes,
     interval,
 )
-from seqmodels.copynumber.hmm import Array, compiled
-from seqmodels.copynumber.runs import median
+from seqmodels.copynumber.calling.hmm import Array, compiled
+from seqmodels.copynumber.calling.runs import median
+from seqmodels.copynumber.config import Config
+from seqmodels.copynumber.depth.bins import Gene, read_families, read_panel
 from seqmodels.core.arrays import rows_of
 from seqmodels.core.errors import ConfigError, InputError
 
@@ -77,7 +77,7 @@ class PlasmidCalls(NamedTuple):
 
 
 class Plasmids(Protocol):
-    """What is known of plasmids in N samples: a `store.PlasmidStore`, or the like."""
+    """What is known of plasmids in N samples: a `depth.store.PlasmidStore`, or the like."""
 
     @property
     def genes(self) -> NDArray[Any]:

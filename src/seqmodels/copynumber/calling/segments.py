@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Bins
+from seqmodels.copynumber.calling.hmm import DECODERS, Array, Decoder, Hmm, compiled, viterbi
+from seqmodels.copynumber.calling.runs import CN1, SILENT, Runs, absorb, describe, median, recall, runs_of, weigh
 from seqmodels.copynumber.config import COPY_NUMBERS, Config
-from seqmodels.copynumber.hmm import DECODERS, Array, Decoder, Hmm, compiled, viterbi
-from seqmodels.copynumber.runs import CN1, SILENT, Runs, absorb, describe, median, recall, runs_of, weigh
+from seqmodels.copynumber.depth.bins import Bins
 from seqmodels.core.errors import ConfigError, InputError
 
 Expected: TypeAlias = NDArray[Any] | Callable[[NDArray[np.float32]], NDArray[Any]]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import Values
+from seqmodels.copynumber.depth.bins import Values
 from seqmodels.core.arrays import check_archive
 from seqmodels.core.data import written_whole
 from seqmodels.core.errors import InputError, ModelError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.bins import (
+from seqmodels.copynumber.depth.bins import (
     BREADTH_DEPTH,
     MEDIAN_FROM,
     Bins,

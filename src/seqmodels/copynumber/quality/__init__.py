@@ -1,0 +1,1 @@
+"""What calls are worth where the truth is known: of genes, of segments, and both as the tables of an evaluation."""
