@@ -24,11 +24,11 @@ import torch
 
 from seqmodels.core import provenance
 from seqmodels.core.config import build, resolve
-from seqmodels.enhancer.backbones import Backbone, features_of, load_backbone
-from seqmodels.enhancer.cache import Features
+from seqmodels.enhancer.backbones.cache import Features
+from seqmodels.enhancer.backbones.frozen import Backbone, features_of, load_backbone
+from seqmodels.enhancer.backbones.probe import HeadTraining
+from seqmodels.enhancer.backbones.trunks import Enformer, EnformerShape
 from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.probe import HeadTraining
-from seqmodels.enhancer.trunks import Enformer, EnformerShape
 
 EPOCHS = 30
 ROWS = {"tiny-enformer": 512, "tiny-sei": 512, "enformer": 8}

@@ -24,9 +24,9 @@ from torch import nn
 
 from seqmodels.core.config import build as build_config
 from seqmodels.core.config import resolve
-from seqmodels.enhancer import effects, explain
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import Codes
+from seqmodels.enhancer.effects import explain, mutations
 from seqmodels.enhancer.model import DeepStarr, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
@@ -47,9 +47,9 @@ def network_of(config: Config, codes: Codes) -> DeepStarr:
 
 def by_passes(model: DeepStarr, codes: Codes, engine: str) -> Any:
     model.engine = engine
-    made = effects.mutants(codes)
+    made = mutations.mutants(codes)
     found = predict(model, np.concatenate([codes[None], made.codes])).activities
-    return effects.mutant_effects(codes, made, found[1:], found[0])[:, :, 0]
+    return mutations.mutant_effects(codes, made, found[1:], found[0])[:, :, 0]
 
 
 def main() -> None:

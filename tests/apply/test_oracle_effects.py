@@ -45,7 +45,7 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = rooms.settings("enhancer", SMOKE)
     small = dataclasses.replace(config.network, channels=(16, 8, 8, 8), dense=(16, 12))
     config = dataclasses.replace(config, network=small, seq_len=100)
-    panel = rooms.part("enhancer", "predictions").Panel(cell_types=config.cell_types)
+    panel = rooms.part("enhancer", "scores.predictions").Panel(cell_types=config.cell_types)
     network = build(config)
     with torch.no_grad():
         network.head.weight.mul_(100)

@@ -6,60 +6,60 @@ import numpy as np
 import pytest
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer import effects
+from seqmodels.enhancer.effects import mutations
 
 
 def test_variants_are_written_into_sequences():
-    assert effects.with_variant("acgt", 1, "C", "T") == "aTgt"
-    assert effects.with_variant("ACGT", 0, "ACGT", "") == ""
-    assert effects.with_variant("ACGT", 4, "", "AA") == "ACGTAA"
+    assert mutations.with_variant("acgt", 1, "C", "T") == "aTgt"
+    assert mutations.with_variant("ACGT", 0, "ACGT", "") == ""
+    assert mutations.with_variant("ACGT", 4, "", "AA") == "ACGTAA"
     for position, ref, alt in ((1, "G", "T"), (3, "TA", "T"), (-1, "T", "A"), (5, "", "A"), (0, "", "")):
         with pytest.raises(InputError, match=r"variant .* the sequence must have"):
-            effects.with_variant("ACGT", position, ref, alt)
+            mutations.with_variant("ACGT", position, ref, alt)
 
 
 def test_variant_effects_by_hand():
     ref = [[[1.0, -2.0]], [[3.0, -2.0]]]  # strands, variants, cells
     alt = [[[3.0, 1.0]], [[5.0, 2.0]]]
-    table = effects.variant_effects(["v"], ref, alt, ["Ex", "In"], activity_sd=[4.0, 0.0])
+    table = mutations.variant_effects(["v"], ref, alt, ["Ex", "In"], activity_sd=[4.0, 0.0])
     assert table == {
         **{"id": ["v", "v"], "cell": ["Ex", "In"], "ref": [2.0, -2.0], "alt": [4.0, 1.5]},
         **{"effect": [2.0, 3.5], "z": [0.5, None], "log2_fold": [1.0, None], "strand_gap": [0.0, -1.0]},
     }
     json.dumps(table, allow_nan=False)
-    assert effects.variant_effects(["v"], ref, ref, ["Ex", "In"])["effect"] == [0.0, 0.0]
-    assert effects.variant_effects([], np.zeros((2, 0, 1)), np.zeros((2, 0, 1)), ["Ex"])["effect"] == []
+    assert mutations.variant_effects(["v"], ref, ref, ["Ex", "In"])["effect"] == [0.0, 0.0]
+    assert mutations.variant_effects([], np.zeros((2, 0, 1)), np.zeros((2, 0, 1)), ["Ex"])["effect"] == []
     for wrong in (np.zeros((2, 1, 3)), np.full((2, 1, 2), np.nan)):
         with pytest.raises(InputError, match="variants: activities must be finite"):
-            effects.variant_effects(["v"], ref, wrong, ["Ex", "In"])
+            mutations.variant_effects(["v"], ref, wrong, ["Ex", "In"])
 
 
 def test_mutants_of_a_sequence():
     codes = np.array([0, 4, 3], dtype=np.uint8)
-    made = effects.mutants(codes)
+    made = mutations.mutants(codes)
     assert made.positions.tolist() == [0, 0, 0, 2, 2, 2]
     assert made.bases.tolist() == [1, 2, 3, 0, 1, 2]
     assert made.codes.tolist() == [[1, 4, 3], [2, 4, 3], [3, 4, 3], [0, 4, 0], [0, 4, 1], [0, 4, 2]]
-    assert effects.mutants(codes, 1, 99).positions.tolist() == [2, 2, 2]
-    assert effects.mutants(codes, 1, 2).codes.shape == (0, 3)
+    assert mutations.mutants(codes, 1, 99).positions.tolist() == [2, 2, 2]
+    assert mutations.mutants(codes, 1, 2).codes.shape == (0, 3)
 
 
 def test_effects_of_mutants_are_laid_out():
     codes = np.array([1, 4, 3], dtype=np.uint8)
-    made = effects.mutants(codes)
+    made = mutations.mutants(codes)
     weights = np.array([[1.0, 2, 3, 4, 0], [0] * 5, [5, 6, 7, 9, 0]])
 
     def predict(rows):
         return weights[np.arange(3), rows].sum(axis=-1, keepdims=True) * [1, -1]
 
-    found = effects.mutant_effects(codes, made, predict(made.codes), predict(codes))
+    found = mutations.mutant_effects(codes, made, predict(made.codes), predict(codes))
     assert found.shape == (3, 4, 2)
     np.testing.assert_array_equal(found[0, :, 0], [-1, 0, 1, 2])
     np.testing.assert_array_equal(found[2, :, 1], [4, 3, 2, 0])
     assert np.isnan(found[1]).all()
-    np.testing.assert_allclose(effects.importance(found)[[0, 2], 0], [-2 / 3, 3])
+    np.testing.assert_allclose(mutations.importance(found)[[0, 2], 0], [-2 / 3, 3])
     with pytest.raises(InputError, match=r"must have predictions of shape \(6, C\), got \(5, 2\)"):
-        effects.mutant_effects(codes, made, predict(made.codes)[:5], predict(codes))
+        mutations.mutant_effects(codes, made, predict(made.codes)[:5], predict(codes))
 
 
 def one_hot(codes):
@@ -85,7 +85,7 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
     ]
     codes = rng.integers(0, 4, length).astype(np.uint8)
     codes[-5:] = 4
-    made = effects.mutants(codes)
+    made = mutations.mutants(codes)
 
     def blocks(x):
         for weights, bias in layers:
@@ -94,7 +94,7 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
             yield x
 
     reference = [one_hot(codes), *blocks(one_hot(codes))]
-    windows = effects.plan(length, kernels, pool)
+    windows = mutations.plan(length, kernels, pool)
     assert [window.n_outputs for window in windows] == [level.shape[1] for level in reference[1:]]
     changed, start = (
         np.stack([one_hot(row)[:, p : p + 1] for row, p in zip(made.codes, made.positions, strict=True)]),
@@ -102,9 +102,9 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
     )
     start = made.positions
     for window, whole, (weights, bias) in zip(windows, reference, layers, strict=False):
-        inputs = effects.window_inputs(window, made.positions, whole)
+        inputs = mutations.window_inputs(window, made.positions, whole)
         assert inputs.shape[2] == window.input_width
-        effects.overwrite(inputs, window, made.positions, changed, start)
+        mutations.overwrite(inputs, window, made.positions, changed, start)
         changed = np.stack([convolved(one, weights, bias, pool) for one in inputs])
         start = window.start[made.positions]
         assert changed.shape[2] == window.width
@@ -116,7 +116,7 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
 
 
 def test_plan_of_the_network():
-    windows = effects.plan(512, (7, 3, 5, 3), 3)
+    windows = mutations.plan(512, (7, 3, 5, 3), 3)
     assert [window.n_outputs for window in windows] == [170, 56, 18, 6]
     assert [window.width for window in windows] == [3, 3, 3, 3]
     for window in windows:
@@ -124,4 +124,4 @@ def test_plan_of_the_network():
         assert window.start.max() + window.width == window.n_outputs
     for kernels, length, message in (((7, 4), 512, "kernels must be odd"), ((7, 3, 5, 3), 80, "leave outputs")):
         with pytest.raises(InputError, match=message):
-            effects.plan(length, kernels, 3)
+            mutations.plan(length, kernels, 3)

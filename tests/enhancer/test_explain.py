@@ -16,11 +16,11 @@ from torch import nn
 from seqmodels.core.config import build as build_config
 from seqmodels.core.config import resolve
 from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.enhancer import effects, explain
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import encode
+from seqmodels.enhancer.effects import explain, mutations
+from seqmodels.enhancer.grammar.motifs import Motif, read_panel
 from seqmodels.enhancer.model import DeepStarr, Ensemble, Network, build, predict
-from seqmodels.enhancer.motifs import Motif, read_panel
 from seqmodels.enhancer.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "enhancer"
@@ -71,9 +71,9 @@ def lively(config: Config, seed: int = 1) -> DeepStarr:
 
 
 def naive(network: Network, codes: Any, column: int) -> Any:
-    made = effects.mutants(codes)
+    made = mutations.mutants(codes)
     found = predict(network, made.codes).activities, predict(network, codes[None]).activities[0]
-    return effects.mutant_effects(codes, made, *found)[:, :, column]
+    return mutations.mutant_effects(codes, made, *found)[:, :, column]
 
 
 class Counting(Network):
@@ -291,7 +291,7 @@ def test_mutagenesis_finds_planted_motifs(planted: Any) -> None:
     rows, network, config = planted
     codes = encode([row["sequence"] for row in rows], config)
     for row, one in zip(rows, codes, strict=True):
-        found = effects.importance(explain.mutagenesis(network, one, 0)[:, :, None])[:, 0]
+        found = mutations.importance(explain.mutagenesis(network, one, 0)[:, :, None])[:, 0]
         assert above_rest(found, row["inside"]) > 3
 
 

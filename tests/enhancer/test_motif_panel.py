@@ -14,10 +14,21 @@ from seqmodels.core.config import build, resolve
 from seqmodels.core.data import digest
 from seqmodels.core.errors import ConfigError, InputError, OutputError
 from seqmodels.core.metrics import proportion
-from seqmodels.enhancer import data, edits, grammar, motifs, simulate
+from seqmodels.enhancer import data, simulate
 from seqmodels.enhancer.config import CELL_TYPES, RAW_CELLS, Config
-from seqmodels.enhancer.grammar import Source, normal, shuffled
-from seqmodels.enhancer.motifs import Matrix, Motif, consensus, latent, motif, read_panel, read_recipe, scan, signal
+from seqmodels.enhancer.grammar import edits, motifs, sequences
+from seqmodels.enhancer.grammar.motifs import (
+    Matrix,
+    Motif,
+    consensus,
+    latent,
+    motif,
+    read_panel,
+    read_recipe,
+    scan,
+    signal,
+)
+from seqmodels.enhancer.grammar.sequences import Source, normal, shuffled
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "enhancer"
@@ -34,8 +45,8 @@ EVEN = replace(STRONG.grammar, gc_mean=0.5, pseudocount=0.0001)
 CERTAIN = motif("X", Matrix(name="X", counts=((10, 0, 0), (0, 10, 5), (0, 0, 5), (0, 0, 0))), EVEN)  # A C [CG]
 
 
-def codes_of(*sequences: str) -> np.ndarray:
-    return data.encode(sequences, replace(SMOKE, seq_len=max(81, *map(len, sequences))))
+def codes_of(*texts: str) -> np.ndarray:
+    return data.encode(texts, replace(SMOKE, seq_len=max(81, *map(len, texts))))
 
 
 def brute_force(codes: np.ndarray, one: Motif) -> list[tuple[int, int, int]]:
@@ -392,6 +403,6 @@ def test_simulate_refuses(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("module", [motifs, edits, grammar, data])
+@pytest.mark.parametrize("module", [motifs, edits, sequences, data])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0

@@ -19,8 +19,8 @@ from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, 
 from seqmodels.core.loop import TrainOptions
 from seqmodels.enhancer import evaluate as evaluation
 from seqmodels.enhancer import serve, train
-from seqmodels.enhancer.assessment import Assessment, interval, read_ceilings
 from seqmodels.enhancer.config import CELL_TYPES, Config
+from seqmodels.enhancer.scores.assessment import Assessment, interval, read_ceilings
 from seqmodels.enhancer.serve import load_oracle
 from seqmodels.registry import rooms
 

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from sklearn.isotonic import IsotonicRegression
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer import agreement, oracles
-from seqmodels.enhancer.oracles import Asked, View, calibrate, cross_oracle, fit_calibration
+from seqmodels.enhancer.scores import agreement, oracles
+from seqmodels.enhancer.scores.oracles import Asked, View, calibrate, cross_oracle, fit_calibration
 
 CELLS = ("Ex", "In", "Mic")
 SYSTEMS = ("best", "middle", "worst")

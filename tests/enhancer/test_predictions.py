@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer.predictions import (
+from seqmodels.enhancer.scores.designs import score_designs
+from seqmodels.enhancer.scores.predictions import (
     Outputs,
     Panel,
     Prediction,
@@ -19,7 +20,6 @@ from seqmodels.enhancer.predictions import (
     raw_columns,
     target_scores,
 )
-from seqmodels.enhancer.scoring import score_designs
 
 CELLS = ("Ex", "In", "Mic")
 

@@ -13,8 +13,8 @@ import pytest
 from seqmodels.__main__ import main
 from seqmodels.core.config import build, resolve
 from seqmodels.enhancer import serve
+from seqmodels.enhancer.backbones.probe import Probe
 from seqmodels.enhancer.config import CELL_TYPES, REGISTERED, Config
-from seqmodels.enhancer.probe import Probe
 from seqmodels.registry import rooms, store
 
 PARAMS = Path(__file__).resolve().parents[2] / "params" / "enhancer"

@@ -18,7 +18,7 @@ from seqmodels.copynumber.depth import baselines
 from seqmodels.copynumber.model import read_weights
 from seqmodels.core import arrays
 from seqmodels.core.errors import InputError, ModelError, SeqmodelsError
-from seqmodels.enhancer.checkpoints import read_safetensors
+from seqmodels.enhancer.backbones.checkpoints import read_safetensors
 from seqmodels.reads import model as networks
 from seqmodels.registry import store
 from seqmodels.vdj.uncertainty import read_fit

@@ -62,7 +62,7 @@ def calibrate(
     fitted, held = _halves(rows.sequences)
     if not len(fitted) or not len(held):
         raise InputError(f"{source}: must have different sequences to fit and to test curves on, got one")
-    science, cells = rooms.part(ROOM, "oracles"), oracle.panel.cell_types
+    science, cells = rooms.part(ROOM, "scores.oracles"), oracle.panel.cell_types
     curves = science.fit_calibration(predicted[fitted], rows.activities[fitted])
     after = science.calibrate(predicted[held], curves)
     base = _means(rows.activities[fitted])
@@ -96,7 +96,7 @@ def calibrate(
 
 
 def _read(source: Path, cell_types: Sequence[str]) -> _Measured:
-    tables, data = rooms.part(ROOM, "tables"), rooms.part(ROOM, "data")
+    tables, data = rooms.part(ROOM, "panel.tables"), rooms.part(ROOM, "data")
     is_text = tables.is_delimited(source)
     sequences, activities, ids = list[str](), list[list[float]](), list[str]()
     for record in tables.records(source, ("id", "sequence", "cell_activities", *cell_types)):

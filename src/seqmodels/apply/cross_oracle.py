@@ -115,7 +115,7 @@ def _named(oracles: Sequence[Oracle]) -> dict[str, Oracle]:
 
 def _compare(oracles: Mapping[str, Oracle], judged: Mapping[str, Judged], *, is_edit: bool) -> dict[str, Any]:
     """Put what every oracle says side by side; targets are those of the first."""
-    science = rooms.part(ROOM, "oracles")
+    science = rooms.part(ROOM, "scores.oracles")
     cells = next(iter(oracles.values())).panel.cells
     views, asked = {}, dict[str, Any]()
     for name, oracle in oracles.items():
@@ -160,13 +160,13 @@ def _weak(result: Mapping[str, Any], cell: str, oracles: Sequence[str]) -> bool:
 
 
 def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = rooms.part(ROOM, "oracles").agreement_table(result)
+    made: list[dict[str, Any]] = rooms.part(ROOM, "scores.oracles").agreement_table(result)
     return made
 
 
 def _write_tables(folder: Path, result: Mapping[str, Any]) -> None:
     """Write the pairs as TSV, with a column that tells weak cells, and as text, with a star."""
-    columns = list(rooms.part(ROOM, "oracles").COLUMNS)
+    columns = list(rooms.part(ROOM, "scores.oracles").COLUMNS)
     rows = _rows(result)
     weak = [{**row, "weak": _weak(result, row["cell"], (row["a"], row["b"]))} for row in rows]
     tables.write_tsv(folder / f"{_TABLE}.tsv", [*columns, "weak"], weak)

@@ -100,7 +100,7 @@ def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> 
     InputError
         If a row is not legal.
     """
-    scoring = rooms.part(ROOM, "scoring")
+    scoring = rooms.part(ROOM, "scores.designs")
     predictions = scoring.parse_predictions(rows, oracle.panel.cells, task="design", where=str(source))
     sides = _read_sides(oracle, predictions, source, embed=True)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}
@@ -136,7 +136,7 @@ def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd
             "oracle_weak": [oracle.panel.weak(cells[row.target]) for row in rows],
         }
     )
-    target_scores = rooms.part(ROOM, "predictions").target_scores
+    target_scores = rooms.part(ROOM, "scores.predictions").target_scores
     for side, outputs, prefix in zip(_SIDES, sides, ("", "gold_"), strict=True):
         places = [i for i, row in enumerate(rows) if getattr(row, side) is not None]
         raw = oracle.panel.raw(outputs.activities, len(places))
@@ -173,7 +173,7 @@ def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Ju
     InputError
         If a row is not legal.
     """
-    scoring = rooms.part(ROOM, "scoring")
+    scoring = rooms.part(ROOM, "scores.designs")
     predictions = scoring.parse_predictions(rows, oracle.panel.cells, task="edit", where=str(source))
     sides = _read_sides(oracle, predictions, source, embed=False)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}

@@ -85,8 +85,8 @@ def variants(source: Path, *, model: str, against: Sequence[str], out: Path, ove
 
 def _variants(source: Path, most: int) -> Iterator[_Variant]:
     """Read and check all rows."""
-    science, columns = rooms.part(ROOM, "effects"), ("id", "sequence", "position", "ref", "alt")
-    for record in rooms.part(ROOM, "tables").records(source, columns):
+    science, columns = rooms.part(ROOM, "effects.mutations"), ("id", "sequence", "position", "ref", "alt")
+    for record in rooms.part(ROOM, "panel.tables").records(source, columns):
         try:
             if isinstance(record.row, InputError):
                 raise record.row
@@ -129,7 +129,7 @@ def _effects(chunk: Sequence[_Variant], oracle: Oracle, where: str) -> pd.DataFr
     one_strand = [row.sequence for row in chunk] + [row.changed for row in chunk]
     read = oracle.read([*one_strand, *map(reverse_complement_text, one_strand)], where=where)
     strands = np.asarray(read.activities, dtype=np.float64).reshape(2, 2, len(chunk), -1)  # strand, allele
-    science, cells = rooms.part(ROOM, "effects"), oracle.panel.cell_types
+    science, cells = rooms.part(ROOM, "effects.mutations"), oracle.panel.cell_types
     found = science.variant_effects(
         [row.id for row in chunk], strands[:, 0], strands[:, 1], cells, activity_sd=oracle.panel.activity_sd
     )
@@ -236,7 +236,7 @@ def _asked(source: Path, panel: Any) -> Iterator[_Asked]:
             for name, sequence in zip(frame["id"], frame["sequence"], strict=True):
                 yield _Asked(f"{source}, {name}", name, sequence, panel.cells[0])
         return
-    for record in rooms.part(ROOM, "tables").records(source, ("id", "sequence", "cell")):
+    for record in rooms.part(ROOM, "panel.tables").records(source, ("id", "sequence", "cell")):
         try:
             if isinstance(record.row, InputError):
                 raise record.row
@@ -312,5 +312,5 @@ def export(source: Path, *, model: str, against: Sequence[str], out: Path, overw
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     with files.folder_written_whole(out, replace=overwrite) as folder:
-        made = rooms.part(ROOM, "explain").export(network, folder, codes)
+        made = rooms.part(ROOM, "effects.explain").export(network, folder, codes)
         return _finish(folder, oracle, {"task": "export", **made})

@@ -93,7 +93,7 @@ class Oracle:
                     embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
                 bar.add(len(frame))
         made = np.concatenate(activities)[chosen], np.concatenate(embeddings)[chosen] if embeddings else None
-        return rooms.part(ROOM, "predictions").Outputs(*made)
+        return rooms.part(ROOM, "scores.predictions").Outputs(*made)
 
 
 def open_oracle(reference: str) -> Oracle:
@@ -118,7 +118,7 @@ def open_fetched(reference: str, fetched: Path) -> Oracle:
     served = loaded.served
     try:
         known = {**served["panel"], "cell_types": tuple(served["panel"]["cell_types"])}
-        panel = rooms.part(ROOM, "predictions").Panel(**known)
+        panel = rooms.part(ROOM, "scores.predictions").Panel(**known)
         kind, seq_len = served["oracle"], served["seq_len"]
     except (LookupError, TypeError, InputError) as error:
         raise ModelError(f"{reference}: served.json must have panel, oracle and seq_len, got: {error}") from None

@@ -194,7 +194,8 @@ def _samples_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, 
 def _activity_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> dict[str, Any]:
     """Predict the activity of sequences in every cell type; the table of a partition is small."""
     known = {**loaded.served["panel"], "cell_types": tuple(loaded.served["panel"]["cell_types"])}
-    oracle = Oracle(loaded, rooms.part("enhancer", "predictions").Panel(**known), {"seq_len": loaded.served["seq_len"]})
+    panel = rooms.part("enhancer", "scores.predictions").Panel(**known)
+    oracle = Oracle(loaded, panel, {"seq_len": loaded.served["seq_len"]})
     made, n_cut = [], 0
     for _, frame in chunks:
         answer = loaded.predict(frame[["sequence"]])

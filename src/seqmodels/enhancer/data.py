@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from seqmodels.core import data as files
 from seqmodels.core import streams
 from seqmodels.core.errors import InputError, MissingError
-from seqmodels.enhancer import panel_store, tables
 from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.panel_store import Block
+from seqmodels.enhancer.panel import store, tables
+from seqmodels.enhancer.panel.store import Block
 
 _LOG = logging.getLogger(__name__)
 
@@ -168,9 +168,9 @@ def find_rows(folder: Path, split: str) -> Path:
     for end in (".jsonl", ".jsonl.gz"):
         if (folder / f"{split}{end}").is_file():
             return folder / f"{split}{end}"
-    if panel_store.is_part(folder / split):
+    if store.is_part(folder / split):
         return folder / split
-    if other := [name for name in panel_store.PARTS if panel_store.is_part(folder / name)]:
+    if other := [name for name in store.PARTS if store.is_part(folder / name)]:
         raise MissingError(
             f"{folder}: must have the part {split} of a prepared panel, got {', '.join(other)} alone; "
             "see prepare.test_share and prepare.test_groups"
@@ -225,10 +225,10 @@ def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
         If there is no such file.
     InputError
         If it is cut short or no text, has no row, or a row is not legal (unless ``on_bad_row`` is ``skip``); the
-        message names file and line. As `panel_store.open_part`.
+        message names file and line. As `panel.store.open_part`.
     """
-    if panel_store.is_part(path):
-        block, skipped = panel_store.open_part(path, config)
+    if store.is_part(path):
+        block, skipped = store.open_part(path, config)
         return _rows(block.first(limit) if limit else block, skipped)
     key = config.train.group_key if config.train.split == "group" else ""
     if config.train.split == "group" and not key:
@@ -323,7 +323,7 @@ def same_sequence(codes: Codes, lengths: Indices, pad: str) -> Indices:
 def prepare(
     config: Config, inputs: list[Path], germline: Path | None, out: Path, form: str | None = None
 ) -> dict[str, Any]:
-    """Encode rows once, and write a panel that `find_rows` finds, whole or not at all; see `panel_store`.
+    """Encode rows once, and write a panel that `find_rows` finds, whole or not at all; see `panel.store`.
 
     ``prepare.test_groups`` (values of ``train.group_key``) or ``prepare.test_share`` of the rows are held out as part
     test: equal sequences, and whole groups if there is a key, stay on one side. Rows to train on whose sequence is in a
@@ -345,19 +345,19 @@ def prepare(
     groups: dict[str, int] = {}
     owners: list[Indices] = []
     with files.folder_written_whole(out) as folder:
-        with panel_store.Writer(folder / "train", config) as writer:
+        with store.Writer(folder / "train", config) as writer:
             for path in inputs:
                 for block in blocks(path, config, key, tally):
                     writer.add(block)
                     keys.append(sequence_keys(block.codes, block.lengths, config.pad))
                     owners.append(np.array([groups.setdefault(name, len(groups)) for name in block.groups]))
         _, first, place = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-        part = panel_store.deal(first[place], np.concatenate(owners), groups, config)
+        part = store.deal(first[place], np.concatenate(owners), groups, config)
         if part.any():
-            panel_store.divide(folder, part, config)
+            store.divide(folder, part, config)
         counts = {"rows": len(part), "skipped": tally.skipped, "cut": tally.cut, "duplicates": len(part) - len(first)}
         counts |= {"groups": len(groups) if key else 0, "left_out": int((part < 0).sum())}
-        manifest = panel_store.seal(folder, config, {**counts, "inputs": [path.name for path in inputs]})
+        manifest = store.seal(folder, config, {**counts, "inputs": [path.name for path in inputs]})
     return {**counts, **{name: facts["rows"] for name, facts in manifest["parts"].items()}, "out": str(out)}
 
 

@@ -7,10 +7,10 @@ from seqmodels.core import data as files
 from seqmodels.core.errors import InputError
 from seqmodels.core.report import Report
 from seqmodels.enhancer import serve
-from seqmodels.enhancer.assessment import Assessment, read_ceilings
 from seqmodels.enhancer.data import find_rows, read_rows, reverse_complement
 from seqmodels.enhancer.model import correlation
-from seqmodels.enhancer.predictions import raw_columns
+from seqmodels.enhancer.scores.assessment import Assessment, read_ceilings
+from seqmodels.enhancer.scores.predictions import raw_columns
 
 _STRANDS = 1000  # rows of which both strands are read
 

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from seqmodels.enhancer import model as networks
-from seqmodels.enhancer.backbones import Backbone, features_of, load_backbone
-from seqmodels.enhancer.cache import Features
+from seqmodels.enhancer.backbones.cache import Features
+from seqmodels.enhancer.backbones.frozen import Backbone, features_of, load_backbone
+from seqmodels.enhancer.backbones.probe import HeadTraining, Probe, fit_ridge, linear, predict_rows
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import Indices, Rows
 from seqmodels.enhancer.model import Network, Training, load_weights, measure
 from seqmodels.enhancer.parallel import Group
-from seqmodels.enhancer.probe import HeadTraining, Probe, fit_ridge, linear, predict_rows
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from seqmodels.core.errors import ConfigError, InputError, ModelError
 from seqmodels.core.processes import ahead
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import NOTHING, Codes, Indices, Rows, reverse_complement
-from seqmodels.enhancer.figures import Figures as Figures
-from seqmodels.enhancer.figures import correlation as correlation
-from seqmodels.enhancer.figures import mean_of as mean_of
-from seqmodels.enhancer.figures import measure as measure
-from seqmodels.enhancer.figures import ranks as ranks
 from seqmodels.enhancer.parallel import Group, SharedNorm, share_norms
+from seqmodels.enhancer.scores.figures import Figures as Figures
+from seqmodels.enhancer.scores.figures import correlation as correlation
+from seqmodels.enhancer.scores.figures import mean_of as mean_of
+from seqmodels.enhancer.scores.figures import measure as measure
+from seqmodels.enhancer.scores.figures import ranks as ranks
 from seqmodels.enhancer.stem import Way, first_block, fold, one_hot
 
 Values = NDArray[np.float32]

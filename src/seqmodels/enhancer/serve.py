@@ -20,15 +20,15 @@ from seqmodels.core import data as files
 from seqmodels.core.config import build_plain, to_dict
 from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelError
 from seqmodels.core.provenance import pinned, read_model_record
-from seqmodels.enhancer import explain
-from seqmodels.enhancer.backbones import Backbone, load_trunk, locus_of
-from seqmodels.enhancer.checkpoints import read_plain, save_trunk
+from seqmodels.enhancer.backbones.checkpoints import read_plain, save_trunk
+from seqmodels.enhancer.backbones.frozen import Backbone, load_trunk, locus_of
+from seqmodels.enhancer.backbones.probe import Probe
 from seqmodels.enhancer.config import CELL_TYPES, REGISTERED, Config
 from seqmodels.enhancer.data import NOTHING, Codes, encode, inset_of
+from seqmodels.enhancer.effects import explain
 from seqmodels.enhancer.model import DeepStarr, Ensemble, Network, Outputs, choose_device, load_weights
 from seqmodels.enhancer.model import predict as predict_network
-from seqmodels.enhancer.predictions import Panel
-from seqmodels.enhancer.probe import Probe
+from seqmodels.enhancer.scores.predictions import Panel
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 

@@ -1,6 +1,6 @@
 """Panels with known activity: sequences, noisy activities of a known ceiling, designs (T1) and edits (T3) in order.
 
-The same settings give the same bytes on every machine: see `grammar` and `motifs`; what is written is rounded.
+The same settings give the same bytes on every machine: see `grammar`; what is written is rounded.
 """
 
 import json
@@ -17,9 +17,9 @@ from seqmodels.core.data import folder_written_whole, write_json
 from seqmodels.core.dna import decode
 from seqmodels.core.errors import ConfigError
 from seqmodels.enhancer.config import CELL_TYPES, RAW_CELLS, Config
-from seqmodels.enhancer.edits import edit_tasks
-from seqmodels.enhancer.grammar import Drawn, Source, shuffled
-from seqmodels.enhancer.motifs import UNIT, Calibration, Floats, Integers, Panel, latent, read_recipe, signal
+from seqmodels.enhancer.grammar.edits import edit_tasks
+from seqmodels.enhancer.grammar.motifs import UNIT, Calibration, Floats, Integers, Panel, latent, read_recipe, signal
+from seqmodels.enhancer.grammar.sequences import Drawn, Source, shuffled
 
 FORMAT_VERSION = 1
 DECIMALS = 4  # of activities and signals
@@ -36,9 +36,9 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
     cell meant. ``panel.json``: motifs, weights, calibration and citation. ``example/predictions_t1.jsonl`` and
     ``_t3.jsonl``: designs and edits of systems whose order is known. ``manifest.json``.
 
-    The raw activity of a cell is its signal (`motifs.signal`, calibrated on the training rows) plus normal noise, such
-    that the correlation of both is ``ceilings``. In the corrected columns an activity whose link is not significant
-    (Benjamini-Hochberg over the training rows of the cell) is replaced by the mean.
+    The raw activity of a cell is its signal (`grammar.motifs.signal`, calibrated on the training rows) plus normal
+    noise, such that the correlation of both is ``ceilings``. In the corrected columns an activity whose link is not
+    significant (Benjamini-Hochberg over the training rows of the cell) is replaced by the mean.
 
     Returns
     -------

@@ -30,13 +30,13 @@ from seqmodels.core.processes import Place
 from seqmodels.core.tables import write_history
 from seqmodels.enhancer import model as networks
 from seqmodels.enhancer import serve
-from seqmodels.enhancer.assessment import Assessment, read_ceilings
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import find_rows, read_training
 from seqmodels.enhancer.learners import Learner, Task, learners
 from seqmodels.enhancer.model import Ensemble, Figures, choose_device, mean_of
 from seqmodels.enhancer.parallel import Group, tensor_cores
-from seqmodels.enhancer.predictions import Panel, raw_columns
+from seqmodels.enhancer.scores.assessment import Assessment, read_ceilings
+from seqmodels.enhancer.scores.predictions import Panel, raw_columns
 from seqmodels.enhancer.splits import check_columns, split, split_record
 
 log = logging.getLogger(__name__)

@@ -45,7 +45,7 @@ def check(room: str, verb: str | None = None) -> str:
 
 
 def part(room: str, name: str) -> ModuleType:
-    """Import one module of a room, such as ``serve``; only this brings in the room's framework.
+    """Import one module of a room, such as ``serve`` or ``scores.designs``; only this brings in the room's framework.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from seqmodels.core.config import digest, to_dict
 from seqmodels.core.errors import InputError
 from seqmodels.core.partition import joined, split_groups
 from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.tables import group_in_id
+from seqmodels.enhancer.panel.tables import group_in_id
 
 Indices = NDArray[np.int64]
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer import distances
-from seqmodels.enhancer.distances import mean, plain
-from seqmodels.enhancer.predictions import (
+from seqmodels.enhancer.scores import distances
+from seqmodels.enhancer.scores.distances import mean, plain
+from seqmodels.enhancer.scores.predictions import (
     LAB_EDITS,
     OUR_EDITS,
     WEAK,
@@ -29,7 +29,7 @@ from seqmodels.enhancer.predictions import (
     has_motif,
     target_scores,
 )
-from seqmodels.enhancer.predictions import parse_predictions as parse_predictions  # one door for callers
+from seqmodels.enhancer.scores.predictions import parse_predictions as parse_predictions  # one door for callers
 
 _TOP, _BEST = 16, 128  # designs of top_k_mean, and of median_k_value
 _FEW = 64  # sequences below which a Fréchet distance says little

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from seqmodels.core.errors import InputError, MissingError, ModelError
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import NOTHING
-from seqmodels.enhancer.effects import (
+from seqmodels.enhancer.effects.mutations import (
     Codes,
     Floats,
     Mutants,

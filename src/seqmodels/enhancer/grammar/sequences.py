@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.enhancer.config import RAW_CELLS, SimulateConfig
-from seqmodels.enhancer.motifs import Codes, Floats, Integers, Motif, Panel
+from seqmodels.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, Panel
 
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 STREAMS = {"train": 0, "test": 1, "planted": 2, "background": 3, "shuffled": 4, "gold": 5, "reference": 6, "edit": 7}

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from seqmodels.core.dna import encode
 from seqmodels.core.errors import ConfigError, InputError, MissingError
-from seqmodels.enhancer.cache import Features, Store, Values, collect
-from seqmodels.enhancer.checkpoints import digest_of, load_enformer, load_sei, write_tiny
+from seqmodels.enhancer.backbones.cache import Features, Store, Values, collect
+from seqmodels.enhancer.backbones.checkpoints import digest_of, load_enformer, load_sei, write_tiny
+from seqmodels.enhancer.backbones.trunks import SEI_WINDOW, Enformer, EnformerShape, Sei
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import NOTHING, Codes, Indices
 from seqmodels.enhancer.stem import one_hot
-from seqmodels.enhancer.trunks import SEI_WINDOW, Enformer, EnformerShape, Sei
 
 CODE_VERSION = 2  # of what is computed; features of another version are computed again
 

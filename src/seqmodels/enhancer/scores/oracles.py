@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer.agreement import (
+from seqmodels.enhancer.scores.agreement import (
     cohen_kappa,
     fisher_mean,
     kendall_tau,
@@ -26,8 +26,8 @@ from seqmodels.enhancer.agreement import (
     sole_best,
     spearman,
 )
-from seqmodels.enhancer.distances import mean, plain
-from seqmodels.enhancer.predictions import Floats, Indices, target_scores
+from seqmodels.enhancer.scores.distances import mean, plain
+from seqmodels.enhancer.scores.predictions import Floats, Indices, target_scores
 
 RESAMPLES = 1000
 _SELECTED = 0.1  # share of rows that an oracle chooses

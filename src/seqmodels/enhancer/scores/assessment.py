@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from seqmodels.core import panels
 from seqmodels.core.errors import InputError
 from seqmodels.core.report import Cell, Report, text_table
-from seqmodels.enhancer.model import Figures, correlation, mean_of, measure, ranks
-from seqmodels.enhancer.predictions import raw_columns
+from seqmodels.enhancer.scores.agreement import ranks
+from seqmodels.enhancer.scores.figures import Figures, correlation, mean_of, measure
+from seqmodels.enhancer.scores.predictions import raw_columns
 
 _Z = 1.959964  # of a 95 % interval
 _COLUMNS = ("cell", "n", "Pearson", "low", "high", "Spearman", "MSE", "MAE", "R2", "ceiling", "of ceiling")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer.backbones import Backbone
-from seqmodels.enhancer.cache import Features, Values
+from seqmodels.enhancer.backbones.cache import Features, Values
+from seqmodels.enhancer.backbones.frozen import Backbone
 from seqmodels.enhancer.config import Config
 from seqmodels.enhancer.data import Indices
 from seqmodels.enhancer.model import Network, begin_at_means, choose_device, load_training, squared_error

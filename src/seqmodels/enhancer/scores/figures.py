@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seqmodels.enhancer.agreement import pearson
-from seqmodels.enhancer.agreement import ranks as ranks
+from seqmodels.enhancer.scores.agreement import pearson
+from seqmodels.enhancer.scores.agreement import ranks as ranks
 
 
 class Figures(NamedTuple):

@@ -22,7 +22,7 @@ from seqmodels.core.arrays import check_archive
 from seqmodels.core.config import build_plain
 from seqmodels.core.data import read_json, write_json, written_whole
 from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.enhancer.trunks import Enformer, EnformerShape, Sei, SeiShape, Trunk
+from seqmodels.enhancer.backbones.trunks import Enformer, EnformerShape, Sei, SeiShape, Trunk
 
 Kind = Literal["enformer", "sei"]
 AnyTrunk = TypeVar("AnyTrunk", bound=Trunk)

@@ -12,8 +12,8 @@ import numpy as np
 
 from seqmodels.core.dna import decode, reverse_complement_text
 from seqmodels.enhancer.config import RAW_CELLS
-from seqmodels.enhancer.grammar import Source
-from seqmodels.enhancer.motifs import Codes, Floats, Hits, Motif, consensus, scan, signal
+from seqmodels.enhancer.grammar.motifs import Codes, Floats, Hits, Motif, consensus, scan, signal
+from seqmodels.enhancer.grammar.sequences import Source
 
 EDIT_TYPES = (
     "activity_boost",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from seqmodels.core.data import lock
 from seqmodels.core.errors import InputError
-from seqmodels.enhancer.checkpoints import digest_of, read_safetensors, write_safetensors
+from seqmodels.enhancer.backbones.checkpoints import digest_of, read_safetensors, write_safetensors
 from seqmodels.enhancer.data import Indices
 
 _LOG = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Frozen Enformer and Sei: their networks, published checkpoints, cached features, and the linear head on these."""

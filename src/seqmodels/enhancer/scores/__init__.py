@@ -1,0 +1,1 @@
+"""What oracles, designs and edits are worth: correlation, agreement, distance; arithmetic without a network."""
