@@ -1,0 +1,49 @@
+"""Rooms have the shape that the design gives them, and no module of one stands outside its layers."""
+
+import ast
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqmodels.registry.rooms import ROOMS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+INNER: dict[str, Any] = {folder: one for one in CONTRACTS for folder in one.get("containers", [])}
+EVERY = {"__init__", "config", "simulate", "data", "model", "train", "evaluate", "serve"}
+MOST = {"reads": 14, "vdj": 15}  # eight and five elsewhere; a room that gets a package leaves this list
+
+
+def _modules(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")}
+
+
+def _packages(room: str) -> list[Path]:
+    return sorted(path.parent for path in (ROOT / "src" / "seqmodels" / room).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_eight_modules_and_few_more_on_top(room: str) -> None:
+    found = _modules(ROOT / "src" / "seqmodels" / room)
+    assert found >= EVERY
+    assert len(found) <= MOST.get(room, 13), sorted(found - EVERY)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_packages_of_a_room_import_nothing_and_hold_their_layers(room: str) -> None:
+    packages = _packages(room)
+    assert packages[0].name == room
+    for folder in packages:
+        (only,) = ast.parse((folder / "__init__.py").read_text()).body
+        assert isinstance(only, ast.Expr), folder
+        assert isinstance(only.value, ast.Constant), folder
+        contract = INNER[".".join(folder.relative_to(ROOT / "src").parts)]
+        assert contract["type"] == "layers"
+        assert contract["exhaustive"] is True, contract["name"]  # else a module that no layer names may import any
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_training_and_evaluation_stand_side_by_side_on_top(room: str) -> None:
+    assert INNER[f"seqmodels.{room}"]["layers"][0] == "train | evaluate"
