@@ -308,6 +308,9 @@ FULL_DISK = """
         elif kind == "arrays":
             with data.written_whole(path) as temporary:
                 np.savez(temporary, a=np.zeros(100_000))
+        elif kind == "memory":
+            with data.bytes_written_whole(path) as file:
+                file.write(bytes(100_000))
         else:
             with data.folder_written_whole(path, replace=True) as temporary:
                 data.write_text(temporary / "small", "x")
@@ -317,7 +320,7 @@ FULL_DISK = """
 """
 
 
-@pytest.mark.parametrize("kind", ["text", "arrays", "folder"])
+@pytest.mark.parametrize("kind", ["text", "arrays", "memory", "folder"])
 def test_a_full_disk(tmp_path, kind):
     path = tmp_path / "out.npz"
     if kind == "folder":

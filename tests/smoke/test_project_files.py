@@ -138,15 +138,6 @@ def test_the_pipeline_has_every_room() -> None:
         parser().parse_args(words[4:])
 
 
-def test_the_import_law_names_every_room() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = " ".join(" ".join(contract.get("layers", [])) for contract in contracts)
-    inner = [folder for contract in contracts for folder in contract.get("containers", [])]
-    for room in ROOMS:
-        assert f"seqmodels.{room}" in layers
-        assert f"seqmodels.{room}" in inner
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_has_settings_and_what_the_registry_asks_for(room: str) -> None:
     for profile in ("full", "demo", "smoke"):

@@ -154,8 +154,8 @@ def save(model: CopyNumberModel, config: Config, folder: Path) -> None:
     write_layout(model.layout, folder)
     sums = {}
     if model.network is not None:
-        with files.written_whole(folder / "network.pt") as temporary:
-            torch.save({key: value.cpu() for key, value in model.network.state_dict().items()}, temporary)
+        with files.bytes_written_whole(folder / "network.pt") as file:
+            torch.save({key: value.cpu() for key, value in model.network.state_dict().items()}, file)
         sums["network.pt"] = files.md5(folder / "network.pt")
     for key, baseline in model.baselines.items():
         baselines.save(baseline, folder / f"{key}.npz")

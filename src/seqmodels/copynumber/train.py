@@ -169,8 +169,8 @@ def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float |
         best = _read_checkpoint(run.out / "checkpoints" / "best.pt", digest(_settings(task.config)))
         training.load_state(best["state"], str(run.out / "checkpoints" / "best.pt"))
         network = training.model.eval()
-        with files.written_whole(run.out / "checkpoint.pth") as temporary:
-            torch.save(best["state"], temporary)
+        with files.bytes_written_whole(run.out / "checkpoint.pth") as file:
+            torch.save(best["state"], file)
     log.info("fitting the baselines")
     fitted = {name: _baseline(name, task) for name in baselines.NAMES}
     model = serve.CopyNumberModel.of(task.config, task.layout, network, fitted)
@@ -253,8 +253,8 @@ def _record(run: tracking.Run, training: losses.Training, progress: Progress, se
         "settings": settings,
     }
     for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
-        with files.written_whole(checkpoints / name) as temporary:
-            torch.save(content, temporary)
+        with files.bytes_written_whole(checkpoints / name) as file:
+            torch.save(content, file)
     rows = [{"epoch": i, **one} for i, one in enumerate(progress.history, start=1)]
     write_history(run.out / "history.tsv", rows)
     run.metrics(row, step=number)

@@ -6,6 +6,7 @@ Knows no room: a room's data is a folder.
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import math
 import numbers
@@ -174,6 +175,24 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
+    """Give a file in memory whose content is at ``path`` if the block ends well.
+
+    For ``torch.save``, which tells of an unexpected position where the disk is full, and writes the name of the file
+    into the file.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or the disk is full.
+    """
+    content = io.BytesIO()
+    yield content
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager

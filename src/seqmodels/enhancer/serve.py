@@ -180,8 +180,8 @@ def save(model: Oracle, config: Config, folder: Path) -> None:
         "config": _flat(config) | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
         "cell_types": config.cell_types,
     }
-    with files.written_whole(folder / "oracle.pt") as temporary:
-        torch.save(content, temporary)
+    with files.bytes_written_whole(folder / "oracle.pt") as file:
+        torch.save(content, file)
     if isinstance(network, Probe):
         save_trunk(network.backbone.trunk, folder / "backbone")
     owned = [path for path in sorted(folder.rglob("*")) if path.suffix in (".pt", ".safetensors")]

@@ -224,8 +224,8 @@ def _record(run: tracking.Run, learner: Learner, progress: Progress, settings: s
     content = {"state": learner.state(), "history": progress.history, "settings": settings}
     names = [_best_name(row["member"])] if row["improved"] else []
     for name in [*names, "last.pt"]:
-        with files.written_whole(checkpoints / name) as temporary:
-            torch.save(content, temporary)
+        with files.bytes_written_whole(checkpoints / name) as file:
+            torch.save(content, file)
     _write_history(run.out, progress)
     _log_row(run, row)
     shown = "undefined" if row["valid.pearson_mean"] is None else f"{row['valid.pearson_mean']:.4f}"

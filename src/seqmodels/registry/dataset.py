@@ -106,7 +106,8 @@ def _is_pinned(root: Path, room: str) -> bool:
 def _check_pinned(room: str, found: str, wanted: str | None) -> None:
     if found != wanted:
         raise InputError(
-            f"{folder_of(room)}: must have the digest that data.dvc pins, {wanted or '(none)'}, got {found} from params/; "
+            f"{folder_of(room)}: must have the digest that data.dvc pins, {wanted or '(none)'}, "
+            f"got {found} from params/; "
             f"if the change is meant: seqmodels data build {room} --update, and commit data.dvc"
         )
 

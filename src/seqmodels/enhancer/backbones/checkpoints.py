@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seqmodels.core.arrays import check_archive
 from seqmodels.core.config import build_plain
-from seqmodels.core.data import read_json, write_json, written_whole
+from seqmodels.core.data import bytes_written_whole, read_json, write_json, written_whole
 from seqmodels.core.errors import InputError, MissingError, ModelError
 from seqmodels.enhancer.backbones.trunks import Enformer, EnformerShape, Sei, SeiShape, Trunk
 
@@ -225,8 +225,8 @@ def _write_sei(folder: Path, weights: dict[str, Tensor], layout: str) -> Path:
 
 
 def _save(path: Path, content: Any) -> None:
-    with written_whole(path) as temporary:
-        torch.save(content, temporary)
+    with bytes_written_whole(path) as file:
+        torch.save(content, file)
 
 
 # ---- safetensors
