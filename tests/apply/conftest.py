@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from seqmodels.core import data as files
 from seqmodels.core.errors import ModelError
+from seqmodels.core.loop import TrainOptions
 from seqmodels.registry import rooms, store
 
+ROOT = Path(__file__).resolve().parents[2]
 RAW = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}
 
@@ -97,3 +100,22 @@ def letters() -> Callable[[int], str]:
         return text
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """Simulate a room's smoke data and train with them, once: the folder with the data, and the model."""
+    made: dict[str, tuple[Path, str]] = {}
+
+    def make(room: str) -> tuple[Path, str]:
+        if room not in made:
+            folder = tmp_path_factory.mktemp(room)
+            config = rooms.settings(room, ROOT / "params" / room / "smoke.yaml", "")
+            with files.folder_written_whole(folder / "data") as temporary:
+                rooms.part(room, "simulate").simulate(config, temporary)
+            options = TrainOptions(track=False)
+            rooms.part(room, "train").train(config, folder / "data", folder / "train", options)
+            made[room] = folder / "data", str(folder / "train" / "model")
+        return made[room]
+
+    return make

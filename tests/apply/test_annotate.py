@@ -361,14 +361,14 @@ def test_without_the_word_an_interrupted_annotation_begins_anew(case: Case, monk
     assert_same_results(case.out, case.out.with_name("new"))
 
 
-@pytest.mark.parametrize("what", ["reads", "model", "answer", "whitelist", "served", "chunk"])
+@pytest.mark.parametrize("what", ["input", "model", "answer", "whitelist", "served", "chunk"])
 def test_work_of_other_reads_models_and_lists_is_not_resumed(
     case: Case, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     partial = crashed(case, monkeypatch, calls=3)
     before = sorted(path.name for path in partial.iterdir())
     changes: dict[str, Any] = {}
-    if what == "reads":
+    if what == "input":
         case.append("@more\nACGT\n+\nIIII\n")
     elif what == "model":
         changes["model"] = "models:/other"
@@ -396,7 +396,7 @@ def test_a_fault_of_the_writer_reaches_the_caller(case: Case, monkeypatch: pytes
     def broken(*_: Any) -> None:
         raise OutputError("disk: must have room, got none")
 
-    monkeypatch.setattr(module._Part, "write", broken)
+    monkeypatch.setattr(module.Part, "write", broken)
     with pytest.raises(OutputError, match="must have room"):
         case.annotate()
     assert left_over(case.out.parent) == [".out.partial"]

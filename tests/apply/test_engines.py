@@ -1,16 +1,20 @@
 """The engine: order, faults of every step, no hang, and no more items on their way than there is room for."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from seqmodels.apply import engines
-from seqmodels.apply.engines import Parts, Progress, join_files, run_local
-from seqmodels.core.errors import OutputError
+from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
+from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local
+from seqmodels.core.errors import InputError, MissingError, OutputError
 
 
 def test_answers_arrive_in_order_and_steps_overlap() -> None:
@@ -133,3 +137,72 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="must be a writable folder, got: "):
         Parts(tmp_path / "file" / "out", {}, resume=False).__enter__()
+
+
+def test_a_record_tells_files_and_folders_that_have_changed(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.tsv", tmp_path / "tables"
+    (folder / ".out.partial").mkdir(parents=True)
+    for path in (file, folder / "b.tsv"):
+        path.write_text("x")
+    before = made_from([file, folder, tmp_path / "nope"], model="m")
+    assert before["model"] == "m"
+    assert before["input"][0] == [str(file), 1, file.stat().st_mtime_ns]
+    assert before["input"][1][:2] == [str(folder), 1]
+    assert len(before["input"]) == 2
+    (folder / ".out.partial" / "lock").write_text("")  # of ours
+    assert made_from([file, folder], model="m") == before
+    os.utime(folder / "b.tsv", ns=(0, 0))
+    assert made_from([file, folder], model="m") != before
+    (folder / "b.tsv").unlink()
+    assert made_from([folder])["input"][0][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "stay"), [(InputError, False), (MissingError, False), (KeyboardInterrupt, True), (OutputError, True)]
+)
+def test_parts_stay_unless_the_input_is_at_fault(tmp_path: Path, fault: type[BaseException], stay: bool) -> None:
+    out, written, is_faulty = tmp_path / "out", list[int](), [True]
+
+    def work(item: Chunk[str]) -> int:
+        if item.rows == "ccc" and is_faulty:
+            raise fault(is_faulty.pop())
+        return item.first
+
+    def write(folder: Path, item: Chunk[str], answer: int) -> None:
+        written.append(item.number)
+        (folder / "x").write_text(f"{item.rows} {answer} ")
+
+    def run(*, resume: bool) -> str:
+        with resumable(out, {}, resume=resume) as parts:
+            run_parts(parts, ["a", "bb", "ccc", "d"], work, write, unit="words")
+            join_files(parts.folders(), tmp_path / "x")
+        return (tmp_path / "x").read_text()
+
+    def interrupted() -> None:
+        with resumable(out, {}, resume=False) as parts:
+            with parts.part(1) as folder:
+                (folder / "x").write_text("bb 1 ")
+            run_parts(parts, ["a", "bb", "ccc", "d"], work, write, unit="words")
+
+    with pytest.raises(fault):
+        interrupted()
+    kept = sorted(path.name for path in tmp_path.rglob("0*"))
+    assert ("000001" in kept) == stay
+    assert not stay or len(kept) < 3
+    written.clear()
+    assert run(resume=True) == "a 0 bb 1 ccc 3 d 6 "
+    assert len(written) == 4 - len(kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_tables_are_joined_with_the_types_of_all(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    columns = [{"x": [None], "y": [1]}, {}, {"x": ["text"], "y": [2]}]
+    for folder, values in zip(folders, columns, strict=True):
+        folder.mkdir()
+        if values:
+            pq.write_table(pa.table(values), folder / "t.parquet")
+    join_tables(folders, tmp_path / "t.parquet")
+    with pq.ParquetFile(tmp_path / "t.parquet") as file:
+        assert file.read().to_pydict() == {"x": [None, "text"], "y": [1, 2]}
+        assert file.num_row_groups == 2

@@ -14,8 +14,8 @@ import pytest
 
 from seqmodels.apply import activity, annotate, partition_work, partitions, spark
 from seqmodels.core import data as files
-from seqmodels.core.errors import InputError
-from seqmodels.registry import store
+from seqmodels.core.errors import InputError, OutputError
+from seqmodels.registry import distributed, store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +29,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
             partitions.do(job, number, partition)
 
     monkeypatch.setattr(spark, "_spread", in_turn)
+    monkeypatch.setattr(spark, "ready", lambda master: None)
     for room in ("enhancer", "reads"):
         monkeypatch.setitem(
             partition_work.ROOMS, room, dataclasses.replace(partition_work.ROOMS[room], rows=7, batch=3)
@@ -123,20 +124,26 @@ def test_reads_that_no_fastq_could_hold(row: Any, message: str) -> None:
         partition_work._read(0, *row)
 
 
+def anywhere(make_oracle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make an oracle that is found under the name of its copy too."""
+    model, oracle = make_oracle()
+    monkeypatch.setattr(
+        store, "load", lambda room, reference: store.Loaded(oracle, store.read_served(Path(reference)), reference)
+    )
+    return str(model)
+
+
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("form", ["fa", "parquet"])
 def test_activities_are_those_of_the_local_engine(
     make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    model, oracle = make_oracle()
+    model = anywhere(make_oracle, monkeypatch)
     rows = pd.DataFrame({"id": [f"s{i}" for i in range(20)], "sequence": ["ACGT" * (i % 5) + "A" for i in range(20)]})
     source = tmp_path / f"s.{form}"
     source.write_text("".join(f">{name}\n{text}\n" for name, text in rows.to_numpy()))
     if form == "parquet":
         rows.to_parquet(source)
-    monkeypatch.setattr(
-        store, "load", lambda room, reference: store.Loaded(oracle, store.read_served(Path(reference)), reference)
-    )
     wanted = activity.score(source, model=model, against=(), out=tmp_path / "local")
     assert spark.run("enhancer", source, model=model, out=tmp_path / "out") == wanted
     found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local"))
@@ -146,3 +153,45 @@ def test_activities_are_those_of_the_local_engine(
     assert record["rows"].tolist() == [7, 7, 6]
     one, other = (json.loads((tmp_path / one / "summary.json").read_text()) for one in ("out", "local"))
     assert one == other
+
+
+@pytest.mark.usefixtures("alone")
+def test_rows_without_a_name_get_their_number_whatever_the_type(
+    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = anywhere(make_oracle, monkeypatch)
+    rows = pd.DataFrame({"id": pd.array([7, None] * 5, dtype="Int64"), "sequence": ["ACGT"] * 10})
+    rows.to_parquet(tmp_path / "s.parquet")
+    activity.score(tmp_path / "s.parquet", model=model, against=(), out=tmp_path / "local")
+    spark.run("enhancer", tmp_path / "s.parquet", model=model, out=tmp_path / "out")
+    found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local"))
+    assert found["id"].tolist() == ["7", "2", "7", "4", "7", "6", "7", "8", "7", "10"]
+    pd.testing.assert_frame_equal(found, known)
+
+
+@pytest.mark.usefixtures("alone")
+def test_damage_within_a_file_is_told_and_leaves_nothing(
+    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = anywhere(make_oracle, monkeypatch)
+    rows = pd.DataFrame({"sequence": [f"{'ACGT' * i}" for i in range(1, 200)]})
+    path = tmp_path / "s.parquet"
+    rows.to_parquet(path, compression="snappy")
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + b"\xff" * 300 + content[360:])
+    with pytest.raises(InputError, match=r"s\.parquet: must be whole Parquet, got: "):
+        spark.run("enhancer", path, model=model, out=tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["models", "s.parquet"]
+
+
+def test_what_a_machine_does_not_see_is_no_fault_of_the_input(
+    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = make_oracle()
+    portable = distributed.Portable("enhancer", model, model, "")
+    part = partitions.Partition(str(tmp_path / "elsewhere.parquet"), 0, 1, 0)
+    with pytest.raises(OutputError, match=r"elsewhere\.parquet: must be seen by every machine, got nothing there on"):
+        partitions.do(partition_work.Job(portable, str(tmp_path)), 0, part)
+    with pytest.raises(OutputError, match=r"nowhere: must be seen by every machine"):
+        partitions.do(partition_work.Job(portable, str(tmp_path / "nowhere")), 0, part)
+    assert [one.name for one in tmp_path.iterdir()] == ["models"]

@@ -72,7 +72,7 @@ class Steps:
         data, out = self.root / (getattr(config, "store_path", "") or given["--data"]), self.root / given["--out"]
         # a room resolves its settings further
         with tracking.run(room, {**to_dict(config), "derived": 1}, data=data, out=out, options=options) as run:
-            served = dict.fromkeys(("about", "limits", "input_columns"), "")
+            served = {"about": "a", "limits": [], "input_columns": ["sequence"]}
             files.write_json(
                 out / "model" / "served.json", {**served, "room": room, "registered_name": self.name(room)}
             )

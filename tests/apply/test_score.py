@@ -45,10 +45,13 @@ def scored(repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFacto
     return out, score.score("vdj", repertoire / "test.tsv", model=str(model), out=out)
 
 
-def test_every_row_has_its_probability(scored: tuple[Path, dict[str, Any]]) -> None:
+def test_every_row_has_its_probability(scored: tuple[Path, dict[str, Any]], repertoire: Path) -> None:
     out, summary = scored
     rows = pd.read_parquet(out / "scores.parquet")
     assert len(rows) == summary["rows"] > 20
+    assert summary["left_out"]["insertions"] > 100
+    assert summary["read"] - sum(summary["left_out"].values()) == summary["rows"]
+    assert summary["read"] == len(pd.read_csv(repertoire / "test.tsv", sep="\t"))
     assert rows["probability"].between(0, 1).all()
     assert rows["row"].tolist() == list(range(len(rows)))
     loss = -(rows["count"] * np.log(rows["probability"])).sum() / rows["count"].sum()
@@ -84,7 +87,7 @@ def test_chunks_make_no_difference(
 ) -> None:
     frames = rooms.part("vdj", "data").frames
 
-    def small(*places: Path) -> Any:
+    def small(*places: Any) -> Any:
         for frame in frames(*places):
             yield from (frame.iloc[first : first + 7] for first in range(0, len(frame), 7))
 

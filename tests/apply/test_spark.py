@@ -8,27 +8,23 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.__main__ import main
 from seqmodels.apply import annotate, depth, partition_work, partitions, score, spark
-from seqmodels.core import data as files
 from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
 from seqmodels.core.loop import TrainOptions
 from seqmodels.registry import distributed, rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
-UNTRACKED = TrainOptions(track=False)
 GENES = ["v_gene", "j_gene"]
+Trained = Callable[[str], tuple[Path, str]]
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and (
     shutil.which("java") is not None or "JAVA_HOME" in os.environ
 )
@@ -43,22 +39,14 @@ def smoke(room: str, overrides: str = "") -> Any:
     return rooms.settings(room, ROOT / "params" / room / "smoke.yaml", overrides)
 
 
-def simulated(room: str, folder: Path) -> Path:
-    with files.folder_written_whole(folder) as temporary:
-        rooms.part(room, "simulate").simulate(smoke(room), temporary)
-    return folder
+@pytest.fixture(scope="module")
+def repertoire(trained: Trained) -> Path:
+    return trained("vdj")[0]
 
 
 @pytest.fixture(scope="module")
-def repertoire(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulated("vdj", tmp_path_factory.mktemp("vdj") / "data")
-
-
-@pytest.fixture(scope="module")
-def model(repertoire: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("vdj") / "train"
-    rooms.part("vdj", "train").train(smoke("vdj", "fit.bootstrap=0"), repertoire, out, UNTRACKED)
-    return out / "model"
+def model(trained: Trained) -> Path:
+    return Path(trained("vdj")[1])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +75,7 @@ def in_turn(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Partitions so small that there are several."""
-    for room, rows in (("vdj", 50), ("copynumber", 6), ("reads", 7)):
+    for room, rows in (("vdj", 50), ("copynumber", 6), ("reads", 7), ("enhancer", 60)):
         monkeypatch.setitem(
             partition_work.ROOMS, room, dataclasses.replace(partition_work.ROOMS[room], rows=rows, batch=3)
         )
@@ -97,6 +85,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def alone(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No Spark: this process does all partitions."""
     monkeypatch.setattr(spark, "_spread", in_turn)
+    monkeypatch.setattr(spark, "ready", lambda master: None)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +103,12 @@ def done(folder: Path) -> pd.DataFrame:
 def one_load_each(record: pd.DataFrame) -> bool:
     """Tell whether no process loaded a model between its partitions; earlier tests may have made it load others."""
     return bool((record.groupby("process")["models_loaded"].nunique() == 1).all())
+
+
+def counted(summary: dict[str, Any]) -> dict[str, Any]:
+    """What both engines count; Spark's table of rows has lost those that its reader left out."""
+    kept = {name: value for name, value in summary.items() if name not in ("read", "left_out")}
+    return {**kept, "log_loss": pytest.approx(summary["log_loss"], rel=1e-9)}
 
 
 def assert_same_scores(folder: Path, wanted: Path) -> None:
@@ -137,7 +132,7 @@ def test_scores_are_those_of_the_local_engine(
 ) -> None:
     source = repertoire / "test.tsv" if form == "tsv" else table
     summary = spark.run("vdj", source, model=str(model), out=tmp_path / "out")
-    assert summary == {**local[1], "log_loss": pytest.approx(local[1]["log_loss"], rel=1e-9)}
+    assert summary == counted(local[1])
     assert_same_scores(tmp_path / "out", local[0])
     record = done(tmp_path / "out")
     assert len(record) > 4
@@ -216,9 +211,9 @@ def test_a_fault_of_one_row_is_told_and_leaves_nothing(table: Path, model: Path,
     rows = pd.read_parquet(table / "b.parquet")
     rows.loc[rows.index[60], "v_gene"] = "TRGV77*01"
     rows.to_parquet(tmp_path / "odd.parquet")
-    with pytest.raises(MissingError, match=r"odd\.parquet, rows \d+ to \d+: .*TRGV77\*01"):
+    with pytest.raises(MissingError, match=r"odd\.parquet, of the rows from 61: .*TRGV77\*01"):
         spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
 
 
 def test_of_two_processes_at_one_partition_the_first_wins(table: Path, model: Path, tmp_path: Path) -> None:
@@ -233,6 +228,7 @@ def test_of_two_processes_at_one_partition_the_first_wins(table: Path, model: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000", "model"]
 
 
+@pytest.mark.usefixtures("alone")
 def test_input_that_is_refused(table: Path, model: Path, tmp_path: Path) -> None:
     words: dict[str, Any] = {"model": str(model), "out": tmp_path / "out"}
     with pytest.raises(MissingError, match=r"nope\.parquet: must be a file or a folder, got nothing of that name"):
@@ -251,32 +247,37 @@ def test_input_that_is_refused(table: Path, model: Path, tmp_path: Path) -> None
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_folder_holds_files_of_one_kind(table: Path, model: Path, tmp_path: Path) -> None:
+    folder, words = tmp_path / "in", {"model": str(model), "out": tmp_path / "out"}
+    shutil.copytree(table, folder)
+    (folder / "_SUCCESS").touch()
+    assert spark.run("vdj", folder, **words)["rows"] > 120
+    shutil.rmtree(tmp_path / "out")
+    (folder / "c.tsv").touch()
+    with pytest.raises(InputError, match=r"in: must hold Parquet files and nothing else, got c\.tsv"):
+        spark.run("vdj", folder, **words)
+    (folder / "c.tsv").unlink()
+    pd.read_parquet(table / "b.parquet").drop(columns="ligation_mh").to_parquet(folder / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet: must have the columns of a\.parquet, v_gene, .*, got v_gene"):
+        spark.run("vdj", folder, **words)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_rows_that_nothing_can_have_made_are_refused_as_by_the_local_engine(
+    table: Path, model: Path, tmp_path: Path
+) -> None:
+    rows = pd.read_parquet(table / "a.parquet").assign(v_trim=None, j_trim=None, ligation_mh=None)
+    rows.assign(sequence="A").to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(InputError, match="must have a row that the model's genes can have made, got none"):
+        spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
+
+
 def test_results_of_the_local_engine_are_not_overwritten(table: Path, model: Path, local: tuple[Path, Any]) -> None:
     with pytest.raises(OutputError, match=r"must hold earlier results \(partitions\.tsv\) to be overwritten"):
         spark.run("vdj", table, model=str(model), out=local[0], overwrite=True)
-
-
-def test_without_pyspark_or_java_a_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pyspark", None)
-        with pytest.raises(MissingError, match=r"needs the package pyspark, got none; .* 'seqmodels\[spark\]'"):
-            spark.session("local[2]").__enter__()
-    active = SimpleNamespace(getActiveSession=lambda: None)
-    monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace(SparkConf=None))
-    monkeypatch.setitem(sys.modules, "pyspark.sql", SimpleNamespace(SparkSession=active))
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(MissingError, match="needs Java 17 or newer, got none in"):
-        spark.session("local[2]").__enter__()
-
-
-def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = [str(tmp_path), "--model", "m", "--out", str(tmp_path / "out")]
-    assert main(["score", "vdj", *words, "--master", "local[2]"]) == 2
-    assert "--master: must be given with --engine spark only, got local[2]" in capsys.readouterr().err
-    assert main(["annotate", "copynumber", *words, "--whitelist", "w", "--engine", "spark"]) == 2
-    assert "must not be given --whitelist, which is for reads" in capsys.readouterr().err
-    assert main(["score", "enhancer", *words, "--engine", "spark", "--task", "t1"]) == 2
-    assert "--engine spark: does --task activity without --against" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------- with a cluster
@@ -288,7 +289,7 @@ def test_spark_scores_as_the_local_engine_with_one_model_in_each_process(
     table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     summary = spark.run("vdj", table, model=str(model), out=tmp_path / "out")
-    assert summary == {**local[1], "log_loss": pytest.approx(local[1]["log_loss"], rel=1e-9)}
+    assert summary == counted(local[1])
     assert_same_scores(tmp_path / "out", local[0])
     record = done(tmp_path / "out")
     assert len(record) > 4
@@ -302,21 +303,24 @@ def test_spark_scores_as_the_local_engine_with_one_model_in_each_process(
 def test_spark_tells_the_fault_of_a_row(table: Path, model: Path, tmp_path: Path) -> None:
     rows = pd.read_parquet(table / "b.parquet").assign(v_trim=99.0)
     rows.to_parquet(tmp_path / "odd.parquet")
-    with pytest.raises(InputError, match=r"odd\.parquet, rows .*: row 0: v_trim must be a whole number from"):
+    with pytest.raises(
+        InputError, match=r"odd\.parquet, of the rows from \d+: row 0: v_trim must be a whole number from"
+    ):
         spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
 
 
 @needs_spark
 @pytest.mark.usefixtures("small", "cluster")
-def test_spark_calls_copy_numbers_as_the_local_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spark_calls_copy_numbers_as_the_local_engine(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # the last digits of a network depend on what it sees at once: as by default, partitions are made of whole chunks
     monkeypatch.setattr(rooms.part("copynumber", "data"), "CHUNK", 3)
-    data, out = simulated("copynumber", tmp_path / "data"), tmp_path / "train"
-    rooms.part("copynumber", "train").train(smoke("copynumber"), data, out, UNTRACKED)
+    data, own = trained("copynumber")
     source = data / "test"
-    depth.annotate("copynumber", source, model=str(out / "model"), out=tmp_path / "local")
-    summary = spark.run("copynumber", source, model=str(out / "model"), out=tmp_path / "spark")
+    depth.annotate("copynumber", source, model=own, out=tmp_path / "local")
+    summary = spark.run("copynumber", source, model=own, out=tmp_path / "spark")
     assert summary == json.loads((tmp_path / "local" / "summary.json").read_text())
     assert summary["samples"] == 16
     found, known = (pd.read_parquet(tmp_path / one / "segments.parquet") for one in ("spark", "local"))
@@ -333,15 +337,34 @@ def test_spark_calls_copy_numbers_as_the_local_engine(tmp_path: Path, monkeypatc
 
 @needs_spark
 @pytest.mark.usefixtures("small", "cluster")
-def test_spark_annotates_reads_as_the_local_engine(tmp_path: Path) -> None:
-    data, out = simulated("reads", tmp_path / "data"), tmp_path / "train"
-    rooms.part("reads", "train").train(smoke("reads"), data, out, UNTRACKED)
+def test_spark_annotates_reads_as_the_local_engine(trained: Trained, tmp_path: Path) -> None:
+    data, own = trained("reads")
     source = next((data / "example").glob("*.fastq*"))
-    annotate.annotate("reads", source, model=str(out / "model"), out=tmp_path / "local")
-    summary = spark.run("reads", source, model=str(out / "model"), out=tmp_path / "spark")
+    annotate.annotate("reads", source, model=own, out=tmp_path / "local")
+    summary = spark.run("reads", source, model=own, out=tmp_path / "spark")
     tables = assert_same_reads(tmp_path / "spark", tmp_path / "local")
     assert len(tables["valid"]) + len(tables["invalid"]) >= summary["reads"] >= 20
     assert one_load_each(done(tmp_path / "spark"))
+
+
+@needs_spark
+@pytest.mark.usefixtures("small", "cluster")
+def test_spark_scores_sequences_as_the_local_engine(trained: Trained, tmp_path: Path) -> None:
+    data, own = trained("enhancer")
+    source = data / "test.jsonl"
+    wanted = score.score("enhancer", source, model=own, out=tmp_path / "local")
+    summary = spark.run("enhancer", source, model=own, out=tmp_path / "spark")
+    counted = ("registered_name", "sequences", "n_cut", "weak_cells")
+    assert {key: summary[key] for key in counted} == {key: wanted[key] for key in counted}
+    for cell, figures in wanted["cells"].items():
+        assert summary["cells"][cell] == pytest.approx(figures, rel=1e-4, abs=1e-5), cell
+    found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("spark", "local"))
+    assert len(known) == wanted["sequences"] == 200
+    assert known.iloc[:, 1:].nunique().min() > 100
+    pd.testing.assert_frame_equal(found, known, rtol=1e-5, atol=1e-5)
+    record = done(tmp_path / "spark")
+    assert record["rows"].tolist() == [60, 60, 60, 20]
+    assert one_load_each(record)
 
 
 @needs_spark

@@ -181,6 +181,8 @@ def test_forms_of_a_list_of_one_barcode(tmp_path, name, text):
         ("i7\tx\nACGT\tA\n", "list.tsv: line 1: the header must name the columns CBC, got 'i7\\tx'"),
         ("CBC\tx\nACGT\tA\nTTTT\n", "list.tsv: line 3: must have 2 fields as the header, got 1"),
         ("barcode\nACGTACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'BARCODE'"),
+        ("cells\nACGT\nACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'CELLS'"),
+        ("ACGT\n" + "N" * 99, "list.tsv: line 2: CBC must be letters of ACGT, got '" + "N" * 70 + "'"),
         ("ACGÖ\n", "list.tsv: must be ASCII text, plain or whole gzip, got "),
     ],
 )

@@ -3,9 +3,8 @@
 Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many sequences there are.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seqmodels.apply.engines import Parts, Progress, check_out, join_tables, run_local
+from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
+from seqmodels.apply.engines import Parts, check_out, join_tables
 from seqmodels.apply.oracle import ROOM, Oracle, open_oracle
 from seqmodels.core import data as files
 from seqmodels.core import streams
 from seqmodels.core.errors import InputError
 from seqmodels.registry import rooms
 
-log = logging.getLogger(__name__)
-
-_TABLE = "activity.parquet"
+TABLE = "activity.parquet"
 _COUNTS = "counts.json"
 _ID = "id"
 
@@ -51,70 +49,43 @@ def score(
     """
     with streams.opened(source):  # is it there?
         pass
-    check_out(out, [source], mark=_TABLE, overwrite=overwrite)
+    check_out(out, [source], mark=TABLE, overwrite=overwrite)
     oracle = open_oracle(model)
-    with Parts(out, _record(source, oracle), resume=resume) as parts:
-        try:
-            _run(source, oracle, parts)
-            with files.folder_written_whole(out, replace=overwrite) as folder:
-                summary = _finish(folder, parts.folders(), oracle)
-            oracle.warn_of_cut(str(source), summary["n_cut"], summary["sequences"])
-        except InputError:
-            parts.remove()
-            raise
-        except BaseException:
-            log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
-            raise
-        parts.remove()
+    known = {key: oracle.meta[key] for key in ("oracle", "oracle_sha256", "versions")}
+    with resumable(out, made_from([source], **known), resume=resume) as parts:
+        _run(source, oracle, parts)
+        with files.folder_written_whole(out, replace=overwrite) as folder:
+            summary = _finish(folder, parts.folders(), oracle)
+        oracle.warn_of_cut(str(source), summary["n_cut"], summary["sequences"])
     return summary
 
 
-def _record(source: Path, oracle: Oracle) -> dict[str, Any]:
-    """Describe what the activities are made from, so that work is not resumed with anything else."""
-    stat = source.stat()
-    known = {key: oracle.meta[key] for key in ("oracle", "oracle_sha256", "versions")}
-    return {"input": [str(source.resolve()), stat.st_size, stat.st_mtime_ns], **known}
-
-
 def _run(source: Path, oracle: Oracle, parts: Parts) -> None:
-    """Predict all chunks that are not finished; reading, prediction and writing overlap."""
-    finished = frozenset(parts.finished)
-    frames = rooms.part(ROOM, "data").frames(source, Path())
+    """Predict all chunks that are not finished."""
 
-    def todo() -> Iterator[tuple[int, int, pd.DataFrame]]:
-        first = 0
-        for number, frame in enumerate(frames):
-            if number not in finished:
-                yield number, first, frame
-            first += len(frame)
-
-    def predict(item: tuple[int, int, pd.DataFrame]) -> tuple[int, pd.DataFrame, int]:
-        number, first, frame = item
-        sequences = frame["sequence"].tolist()
+    def predict(chunk: Chunk[pd.DataFrame]) -> pd.DataFrame:
+        sequences = chunk.rows["sequence"].tolist()
         try:
-            answer = oracle.loaded.predict(oracle.frame(sequences, frame[_ID].tolist()))
+            answer = oracle.loaded.predict(oracle.frame(sequences, chunk.rows[_ID].tolist()))
         except InputError as error:
-            raise InputError(f"{source}, of the rows from {first + 1}: {error}") from None
-        table = pd.concat([frame[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
-        return number, table, oracle.n_cut(sequences)
+            raise InputError(f"{source}, of the rows from {chunk.first + 1}: {error}") from None
+        return pd.concat([chunk.rows[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
 
-    def write(item: tuple[int, pd.DataFrame, int]) -> None:
-        number, table, n_cut = item
-        with parts.part(number) as folder:
-            pq.write_table(pa.Table.from_pandas(table, schema=_schema(oracle), preserve_index=False), folder / _TABLE)
-            files.write_json(folder / _COUNTS, {**_counts(table, oracle.panel.cells), "n_cut": n_cut})
-        bar.add(len(table))
+    def write(folder: Path, chunk: Chunk[pd.DataFrame], table: pd.DataFrame) -> None:
+        pq.write_table(pa.Table.from_pandas(table, schema=schema_of(oracle), preserve_index=False), folder / TABLE)
+        n_cut = oracle.n_cut(chunk.rows["sequence"])
+        files.write_json(folder / _COUNTS, {**counts_of(table, oracle.panel.cells), "n_cut": n_cut})
 
-    with Progress("sequences") as bar:
-        run_local(todo(), predict, write)
+    run_parts(parts, rooms.part(ROOM, "data").frames(source, Path()), predict, write, unit="sequences")
 
 
-def _schema(oracle: Oracle) -> Any:
+def schema_of(oracle: Oracle) -> Any:
+    """Types of the table's columns."""
     columns = [(name, pa.float32()) for name in oracle.panel.cell_types]
     return pa.schema([(_ID, pa.string()), *columns])
 
 
-def _counts(table: pd.DataFrame, cells: Sequence[str]) -> dict[str, Any]:
+def counts_of(table: pd.DataFrame, cells: Sequence[str]) -> dict[str, Any]:
     """Sum up a chunk: activities by cell, and how often each cell is the highest."""
     values = table[list(cells)].to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
@@ -126,11 +97,11 @@ def _counts(table: pd.DataFrame, cells: Sequence[str]) -> dict[str, Any]:
 
 def _finish(folder: Path, parts: Sequence[Path], oracle: Oracle) -> dict[str, Any]:
     """Join the parts and write the summary."""
-    join_tables(parts, folder / _TABLE, _schema(oracle))
-    return _summary(folder, parts, oracle)
+    join_tables(parts, folder / TABLE, schema_of(oracle))
+    return write_summary(folder, parts, oracle)
 
 
-def _summary(folder: Path, parts: Sequence[Path], oracle: Oracle) -> dict[str, Any]:
+def write_summary(folder: Path, parts: Sequence[Path], oracle: Oracle) -> dict[str, Any]:
     """Sum up the counts of all parts."""
     counts = [files.read_json(part / _COUNTS) for part in parts]
     n = sum(one["n"] for one in counts)

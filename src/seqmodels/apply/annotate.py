@@ -5,7 +5,6 @@ joined and the output folder appears whole. Memory holds a few chunks, and 16 by
 """
 
 import hashlib
-import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import seqmodels
 from seqmodels.apply import demultiplex, molecules
-from seqmodels.apply.engines import Parts, Progress, check_out, join_files, join_tables, run_local
+from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
+from seqmodels.apply.engines import Parts, check_out, join_files, join_tables
 from seqmodels.apply.fastq import FastqWriter, read_chunks, read_files
 from seqmodels.apply.molecules import Molecule
 from seqmodels.apply.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
@@ -28,16 +27,14 @@ from seqmodels.core import data as files
 from seqmodels.core.errors import InputError
 from seqmodels.registry import store
 
-log = logging.getLogger(__name__)
-
 _CHUNK = 4096  # reads in a chunk at most
 _MAX_DISTANCE = 2  # edits between a barcode and the list, as in the reference
 _VIEWS = 20  # reads that are drawn
 _VIEW_BASES = 3000  # and how much of each
 _PROBE = "ACGTTGCATCGGATTACCAGGTCATTGCAACGTGATCCTAGGCTTAACGTC" * 4  # a read that tells one model from another
-_TABLES = ("valid", "incomplete", "invalid")
-_FATES = "read_fates.tsv"
-_FATES_HEADER = "ReadName\tread_length\tfate\tmolecules\tassigned\treason\n"
+TABLES = ("valid", "incomplete", "invalid")
+FATES_FILE = "read_fates.tsv"
+FATES_HEADER = "ReadName\tread_length\tfate\tmolecules\tassigned\treason\n"
 
 FATES = {
     "assigned": "valid, and its barcode names one cell",
@@ -86,36 +83,26 @@ def annotate(
         written; or what is to be resumed was made from other reads, another model or list.
     """
     chunks = read_chunks(source, size=_CHUNK)
-    check_out(out, [source] if whitelist is None else [source, whitelist], mark=_FATES, overwrite=overwrite)
+    check_out(out, [source] if whitelist is None else [source, whitelist], mark=FATES_FILE, overwrite=overwrite)
     loaded = store.load(room, model)
-    cells = _read_cells(whitelist, loaded.served) if whitelist is not None else None
-    with Parts(out, _record(source, loaded, whitelist), resume=resume) as parts:
-        try:
-            _run(chunks, loaded, cells, parts)
-            with files.folder_written_whole(out, replace=overwrite) as folder:
-                summary = _finish(folder, parts.folders(), loaded, has_whitelist=cells is not None)
-        except InputError:
-            parts.remove()
-            raise
-        except BaseException:
-            log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
-            raise
-        parts.remove()
-    return summary
+    cells = read_cells(whitelist, loaded.served) if whitelist is not None else None
+    with resumable(out, _record(source, loaded, whitelist), resume=resume) as parts:
+        _run(chunks, loaded, cells, parts)
+        with files.folder_written_whole(out, replace=overwrite) as folder:
+            return _finish(folder, parts.folders(), loaded, has_whitelist=cells is not None)
 
 
 def _record(source: Path, loaded: store.Loaded, whitelist: Path | None) -> dict[str, Any]:
     """Describe what an annotation is made from, so that it is not resumed with anything else."""
-    stats = [(str(path.resolve()), path.stat()) for path in read_files(source)]
-    return {
-        "reads": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "model": loaded.reference,
-        "answer": [[s["label"], s["start"], s["end"], round(s["confidence"], 4)] for s in _answer_to_probe(loaded)],
-        "served": hashlib.md5(repr(sorted(loaded.served.items())).encode(), usedforsecurity=False).hexdigest(),
-        "whitelist": files.md5(whitelist) if whitelist is not None else None,
-        "chunk": _CHUNK,
-        "version": seqmodels.__version__,
-    }
+    answer = [[s["label"], s["start"], s["end"], round(s["confidence"], 4)] for s in _answer_to_probe(loaded)]
+    return made_from(
+        read_files(source),
+        model=loaded.reference,
+        answer=answer,
+        served=hashlib.md5(repr(sorted(loaded.served.items())).encode(), usedforsecurity=False).hexdigest(),
+        whitelist=files.md5(whitelist) if whitelist is not None else None,
+        chunk=_CHUNK,
+    )
 
 
 def _answer_to_probe(loaded: store.Loaded) -> list[Mapping[str, Any]]:
@@ -125,31 +112,19 @@ def _answer_to_probe(loaded: store.Loaded) -> list[Mapping[str, Any]]:
 
 
 def _run(chunks: Iterator[list[Any]], loaded: store.Loaded, cells: Whitelist | None, parts: Parts) -> None:
-    """Annotate all chunks that are not finished; reading, prediction and writing overlap."""
+    """Annotate all chunks that are not finished."""
 
-    def todo() -> Iterator[tuple[int, int, list[Any]]]:
-        first = 0
-        for number, records in enumerate(chunks):
-            if number not in finished:
-                yield number, first, records
-            first += len(records)
+    def predict(chunk: Chunk[list[Any]]) -> pd.DataFrame:
+        return loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in chunk.rows]}))
 
-    def predict(item: tuple[int, int, list[Any]]) -> tuple[int, int, list[Any], pd.DataFrame]:
-        number, first, records = item
-        return number, first, records, loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in records]}))
+    def write(folder: Path, chunk: Chunk[list[Any]], answer: pd.DataFrame) -> None:
+        with Part(folder, loaded.served, cells) as part:
+            part.write(chunk.rows, answer.to_dict("records"), chunk.first)
 
-    def write(item: tuple[int, int, list[Any], pd.DataFrame]) -> None:
-        number, first, records, answer = item
-        with parts.part(number) as folder, _Part(folder, loaded.served, cells) as part:
-            part.write(records, answer.to_dict("records"), first)
-        progress.add(len(records))
-
-    finished = frozenset(parts.finished)
-    with Progress("reads") as progress:
-        run_local(todo(), predict, write)
+    run_parts(parts, chunks, predict, write, unit="reads")
 
 
-def _read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
+def read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
     """Read the list of cells and compare its barcodes with those that the model finds."""
     if not served["barcodes"]:
         raise InputError(f"{path}: must not be given for {served['registered_name']}, whose reads have no barcode")
@@ -162,7 +137,7 @@ def _read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
 
 
 @dataclass
-class _Part:
+class Part:
     """Open outputs of one chunk, and what is counted in it; FASTQ files open with their first read."""
 
     folder: Path
@@ -174,7 +149,7 @@ class _Part:
     lengths: dict[str, list[int]] = field(default_factory=lambda: {"read": [], "cDNA": []})
     fastq: dict[str, FastqWriter] = field(default_factory=dict)
 
-    def __enter__(self) -> "_Part":
+    def __enter__(self) -> "Part":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -281,7 +256,7 @@ class _Part:
             self.counts["reads assigned"] += assigned > 0
             self.lengths["read"].append(length)
             lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
-        (self.folder / _FATES).write_text("".join(lines), encoding="utf-8", newline="\n")
+        (self.folder / FATES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -> dict[str, Any]:
@@ -311,10 +286,10 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, *, has_wh
         views += counted["views"]
     if counts["counts"]["reads"] == 0:
         raise InputError("annotate: the input must have at least one read, got none")
-    for kind in _TABLES:
+    for kind in TABLES:
         schema = molecules.schema(loaded.served, kind, has_whitelist=has_whitelist)
         join_tables(parts, folder / f"annotations_{kind}.parquet", schema)
-    join_files(parts, folder / _FATES, header=_FATES_HEADER)
+    join_files(parts, folder / FATES_FILE, header=FATES_HEADER)
     for name in sorted({path.name for part in parts for path in part.glob("*.gz")}):
         join_files(parts, folder / name)
     cells = Counter({int(cell): count for cell, count in counts["cells"].items()})
@@ -322,7 +297,7 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, *, has_wh
         files.write_text(folder / "matchType_readCount.tsv", demultiplex.match_type_table(counts["match_types"]))
         files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
     _plot(folder / "plots", counts["counts"], lengths, views, loaded.served)
-    return _summary(folder, counts["counts"], len(cells), loaded)
+    return write_summary(folder, counts["counts"], len(cells), loaded)
 
 
 def _plot(
@@ -349,7 +324,7 @@ def _plot(
     plots.read_views(folder / "read_views.pdf", drawn, colours)
 
 
-def _summary(folder: Path, counts: Mapping[str, int], n_cells: int, loaded: store.Loaded) -> dict[str, Any]:
+def write_summary(folder: Path, counts: Mapping[str, int], n_cells: int, loaded: store.Loaded) -> dict[str, Any]:
     """Write ``summary.json`` and return most of it."""
     fates = {name: counts[name] for name in FATES if counts[name]}
     summary = {

@@ -163,6 +163,7 @@ def _specificities(path: Path, rows: pd.DataFrame, oracle: Oracle) -> None:
         [_short(str(name)) for name in table.index],
         [oracle.marked(cell) for cell in cells],
         label="mean specificity",
+        sides=("target cell type", "system"),
     )
 
 

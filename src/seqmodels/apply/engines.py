@@ -1,7 +1,7 @@
 """Run a model over a stream of chunks: reading, predicting and writing overlap, and finished chunks outlive a crash.
 
 `run_local` is the engine of one machine. `Parts` is the folder in which it works: one part for every finished chunk,
-and a record of what they were made from, so that an interrupted run goes on where it was.
+and a record of what they were made from, so that an interrupted run goes on where it was. `chunks` puts both together.
 """
 
 import contextlib
@@ -224,14 +224,19 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def join_tables(parts: Sequence[Path], target: Path, schema: Any) -> None:
-    """Write the Parquet files of one name in some folders as one file with their row groups; some may lack it."""
-    with pq.ParquetWriter(target, schema) as writer:
-        for part in parts:
-            if (part / target.name).is_file():
-                with pq.ParquetFile(part / target.name) as file:
-                    for group in range(file.num_row_groups):
-                        writer.write_table(file.read_row_group(group))
+def join_tables(parts: Sequence[Path], target: Path, schema: Any = None, *, repeated: Sequence[str] = ()) -> None:
+    """Write the Parquet files of one name in some folders as one file with their row groups; some may lack it.
+
+    Without ``schema`` the columns have the types of all files together: one may have values where another has none.
+    ``repeated`` are those whose distinct values are few, where not all are: the others are written faster as they are.
+    """
+    found = [part / target.name for part in parts if (part / target.name).is_file()]
+    schema = schema or pa.unify_schemas([pq.read_schema(path) for path in found])
+    with pq.ParquetWriter(target, schema, use_dictionary=list(repeated) or True) as writer:
+        for path in found:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    writer.write_table(file.read_row_group(group).cast(schema))
 
 
 def join_files(parts: Sequence[Path], target: Path, *, header: str = "") -> None:
@@ -289,6 +294,19 @@ class ParquetTable:
 
 
 def exploded(nested: pd.Series) -> pd.DataFrame:
-    """Make one row of every element of the lists, with the number of the row that it belongs to."""
+    """Make one row of every element of the lists, with the number of the row that it belongs to.
+
+    All elements have the keys of the first.
+    """
     rows = np.repeat(nested.index.to_numpy(), [len(one) for one in nested])
-    return pd.DataFrame([element for one in nested for element in one]).assign(row=rows)
+    elements = [element for one in nested for element in one]
+    names = list(elements[0]) if elements else []
+    return pd.DataFrame({name: _column([element[name] for element in elements]) for name in names}).assign(row=rows)
+
+
+def _column(values: list[Any]) -> Any:
+    """Turn numbers into an array, which pandas does slowly; leave anything else to it."""
+    if not isinstance(values[0], int | float):
+        return values
+    array = np.array(values)
+    return array if array.dtype.kind in "bif" else values

@@ -95,7 +95,7 @@ def _vdj_columns(served: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str
 def _vdj_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> dict[str, Any]:
     """Score rearrangements; what was observed is summed here, since the rows of a pair lie in many partitions."""
     genes = list(_vdj_columns(loaded.served)[0])
-    nested = rearrangements._NESTED
+    nested = rearrangements.NESTED
     totals: Counter[str] = Counter()
     seen: list[pd.DataFrame] = []
     with ParquetTable(folder / "scores.parquet") as scores, ParquetTable(folder / f"{nested}.parquet") as whole:
@@ -108,11 +108,11 @@ def _vdj_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> d
             if len(each):
                 whole.write(each)
                 probability = answer["probability"].to_numpy()
-                seen.append(rearrangements._observed(frame.set_axis(rows), probability, each, genes))
-            seen = [rearrangements._pooled(seen, genes)] if len(seen) > _POOLED else seen
-            rearrangements._add(totals, frame, answer)
+                seen.append(rearrangements.observed(frame.set_axis(rows), probability, each, genes))
+            seen = [rearrangements.pooled(seen, genes)] if len(seen) > _POOLED else seen
+            rearrangements.add_counts(totals, frame, answer)
     if seen:
-        rearrangements._pooled(seen, genes).to_parquet(folder / _OBSERVED, index=False)
+        rearrangements.pooled(seen, genes).to_parquet(folder / _OBSERVED, index=False)
     return dict(totals)
 
 
@@ -121,7 +121,7 @@ def _rearrangements(frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
     frame = frame if "count" in frame else frame.assign(count=1.0)
     try:
         types = {name: np.float64 for name in frame.columns[1:] if name not in (*genes, "sequence")}
-        frame = frame.astype(types)
+        frame = frame.astype(types | {name: "str" for name in ("sequence",) if name in frame})
     except (TypeError, ValueError) as error:
         raise InputError(f"rearrangements: trims, ligation_mh and count must be numbers, got: {error}") from None
     counts = frame["count"].to_numpy()
@@ -142,11 +142,11 @@ def _vdj_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]
         totals.update(counts)
         if (part / _OBSERVED).is_file():
             seen.append(pd.read_parquet(part / _OBSERVED))
-        seen = [rearrangements._pooled(seen, genes)] if len(seen) > _POOLED else seen
-    n_pairs = 0
-    if seen:
-        path = folder / rearrangements._DISTRIBUTIONS
-        n_pairs = rearrangements._distributions(path, rearrangements._pooled(seen, genes), genes, job.model.load())
+        seen = [rearrangements.pooled(seen, genes)] if len(seen) > _POOLED else seen
+    if not seen:
+        raise InputError("score: the input must have a row that the model's genes can have made, got none")
+    pooled = rearrangements.pooled(seen, genes)
+    n_pairs = rearrangements.write_distributions(folder / rearrangements.DISTRIBUTIONS, pooled, genes, job.model.load())
     counted = {
         "rows": totals["rows"],
         "rearrangements": totals["count"],
@@ -198,19 +198,19 @@ def _activity_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job)
     oracle = Oracle(loaded, panel, {"seq_len": loaded.served["seq_len"]})
     made, n_cut = [], 0
     for _, frame in chunks:
-        answer = loaded.predict(frame[["sequence"]])
+        answer = loaded.predict(oracle.frame(frame["sequence"].tolist(), frame["id"].tolist()))
         n_cut += oracle.n_cut(frame["sequence"])
-        made.append(pd.concat([frame[["id"]].astype(str), answer[list(oracle.panel.cell_types)]], axis=1))
+        made.append(pd.concat([frame[["id"]], answer[list(oracle.panel.cell_types)]], axis=1))
     whole = pd.concat(made, ignore_index=True)
-    table = pa.Table.from_pandas(whole, schema=activity._schema(oracle), preserve_index=False)
-    pq.write_table(table, folder / activity._TABLE)
-    return {**activity._counts(whole, oracle.panel.cells), "n_cut": n_cut}
+    table = pa.Table.from_pandas(whole, schema=activity.schema_of(oracle), preserve_index=False)
+    pq.write_table(table, folder / activity.TABLE)
+    return {**activity.counts_of(whole, oracle.panel.cells), "n_cut": n_cut}
 
 
 def _activity_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:
     oracle, reference = open_oracle(job.model.folder), job.model.reference
     named = replace(oracle, loaded=job.model.load(), meta={**oracle.meta, "oracle": reference})
-    return activity._summary(folder, parts, named)
+    return activity.write_summary(folder, parts, named)
 
 
 # ----------------------------------------------------------------------------------------------------------- reads
@@ -235,15 +235,18 @@ def _reads_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) ->
     cells = cells_of(job.whitelist, job.model) if job.whitelist else None
     made: list[Path] = []
     for first, records in _grouped(chunks):
-        answer = loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in records]}))
+        try:
+            answer = loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in records]}))
+        except InputError as error:
+            raise InputError(f"from the read {records[0].name} on: {error}") from None
         made.append(folder / f"chunk-{len(made):06d}")
         made[-1].mkdir()
-        with annotate._Part(made[-1], served, cells) as part:
+        with annotate.Part(made[-1], served, cells) as part:
             part.write(records, answer.to_dict("records"), first)
-    for kind in annotate._TABLES:
+    for kind in annotate.TABLES:
         schema = molecules.schema(served, kind, has_whitelist=cells is not None)
         join_tables(made, folder / f"annotations_{kind}.parquet", schema)
-    join_files(made, folder / annotate._FATES, header=annotate._FATES_HEADER)
+    join_files(made, folder / annotate.FATES_FILE, header=annotate.FATES_HEADER)
     for name in sorted({path.name for one in made for path in one.glob("*.gz")}):
         join_files(made, folder / name)
     counts = _read_counts(made)
@@ -270,7 +273,7 @@ def cells_of(whitelist: str, model: Portable) -> Whitelist:
     InputError, MissingError
         If it is none, or not one of the model's barcodes.
     """
-    return annotate._read_cells(Path(whitelist), model.served)
+    return annotate.read_cells(Path(whitelist), model.served)
 
 
 def _grouped(chunks: Chunks) -> Iterator[tuple[int, list[_Read]]]:
@@ -314,7 +317,7 @@ def _reads_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, An
         files.write_text(folder / "matchType_readCount.tsv", table)
         files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
     loaded = store.Loaded(None, job.model.served, job.model.reference)
-    return annotate._summary(folder, Counter(totals["counts"]), len(cells), loaded)
+    return annotate.write_summary(folder, Counter(totals["counts"]), len(cells), loaded)
 
 
 def _frames(room: str) -> Callable[[Path, Path], Iterator[pd.DataFrame]]:

@@ -26,7 +26,7 @@ from seqmodels.apply.engines import ParquetTable
 from seqmodels.apply.partition_work import COUNTS, ROOMS, Chunks, Job, Room
 from seqmodels.core import data as files
 from seqmodels.core import errors
-from seqmodels.core.errors import InputError, SeqmodelsError
+from seqmodels.core.errors import InputError, OutputError, SeqmodelsError
 from seqmodels.registry.distributed import loads
 
 RECORD = "partitions.tsv"
@@ -56,11 +56,11 @@ def plan(room: Room, paths: Sequence[Path], served: Mapping[str, Any]) -> list[P
     Raises
     ------
     InputError
-        If a file is no Parquet or lacks a column, or no file has a row.
+        If a file is no Parquet, lacks a column, has others than the first, or no file has a row.
     """
-    needed, _ = room.columns(served)
+    needed, others = room.columns(served)
     made: list[Partition] = []
-    first = 0
+    first, same = 0, list[str]()
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
@@ -69,6 +69,11 @@ def plan(room: Room, paths: Sequence[Path], served: Mapping[str, Any]) -> list[P
             raise InputError(f"{path}: must be whole Parquet, got: {error}") from None
         if missing := [name for name in needed if name not in names]:
             raise InputError(f"{path}: must have the columns {', '.join(needed)}, got none of {', '.join(missing)}")
+        own = [name for name in (*needed, *others) if name in names]
+        if own != (same := same or own):
+            raise InputError(
+                f"{path}: must have the columns of {paths[0].name}, {', '.join(same)}, got {', '.join(own)}"
+            )
         bounds = [*range(0, n, room.rows), n]
         made += [Partition(str(path.resolve()), a, b, first + a) for a, b in pairwise(bounds)]
         first += n
@@ -107,14 +112,17 @@ def do(job: Job, number: int, partition: Partition) -> int:
     final, faults = folder / f"{number:06d}", folder / _FAULTS
     if final.is_dir() or (faults.is_dir() and any(faults.iterdir())):
         return 0
+    for path in filter(None, (job.folder, partition.file, job.whitelist)):
+        if not Path(path).exists():  # no fault of the input: Spark shall try another machine
+            raise OutputError(f"{path}: must be seen by every machine, got nothing there on {socket.gethostname()}")
     temporary = Path(tempfile.mkdtemp(prefix=f"open-{number:06d}-", dir=folder))
     temporary.chmod(0o755)
-    room = ROOMS[job.model.room]
+    room, chunks = ROOMS[job.model.room], _Chunks(partition)
     try:
         loaded = job.model.load()
-        counted = room.work(temporary, _chunks(room, partition, loaded.served), loaded, job)
+        counted = room.work(temporary, chunks.read(room, loaded.served), loaded, job)
     except SeqmodelsError as error:
-        where = f"{partition.file}, rows {partition.start} to {partition.stop - 1}"
+        where = f"{partition.file}, of the rows from {chunks.row + 1}"
         text = str(error) if str(error).startswith(partition.file) else f"{where}: {error}"
         faults.mkdir(exist_ok=True)
         files.write_json(faults / f"{number:06d}.json", {"kind": type(error).__name__, "text": text})
@@ -186,30 +194,57 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _chunks(room: Room, partition: Partition, served: Mapping[str, Any]) -> Chunks:
-    """Read the rows of a partition, the known columns of them."""
-    known = [room.id_column, *(name for names in room.columns(served) for name in names)]
-    with pq.ParquetFile(partition.file, buffer_size=_BUFFER, pre_buffer=False) as file:
+class _Chunks:
+    """The rows of a partition; ``row`` of its file is the first of those that were read last."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+        self.row = partition.start
+
+    def read(self, room: Room, served: Mapping[str, Any]) -> Chunks:
+        """Read chunk by chunk, the known columns.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged.
+        """
+        try:
+            with pq.ParquetFile(self._partition.file, buffer_size=_BUFFER, pre_buffer=False) as file:
+                yield from self._read(file, room, served)
+        except pa.ArrowException as error:
+            raise InputError(f"{self._partition.file}: must be whole Parquet, got: {error}") from None
+        except OSError as error:
+            if error.errno is not None:  # of the file system: may go well elsewhere
+                raise
+            raise InputError(f"{self._partition.file}: must be whole Parquet, got: {error}") from None
+
+    def _read(self, file: pq.ParquetFile, room: Room, served: Mapping[str, Any]) -> Chunks:
+        known = [room.id_column, *(name for names in room.columns(served) for name in names)]
+        start, stop = self._partition.start, self._partition.stop
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = np.cumsum(sizes)
-        groups = np.flatnonzero((ends > partition.start) & (ends - sizes < partition.stop)).tolist()
+        groups = np.flatnonzero((ends > start) & (ends - sizes < stop)).tolist()
         at = int(ends[groups[0]] - sizes[groups[0]])
         columns = [name for name in known if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=room.batch, row_groups=groups, columns=columns):
-            low, high = max(at, partition.start), min(at + len(batch), partition.stop)
+            low, high = max(at, start), min(at + len(batch), stop)
             if low < high:
-                first = partition.first + low - partition.start
-                frame = _frame(batch.slice(low - at, high - low))[columns]
-                if room.id_column not in frame:
-                    frame.insert(0, room.id_column, [str(first + row + 1) for row in range(len(frame))])
-                yield first, frame
+                self.row, first = low, self._partition.first + low - start
+                yield first, _frame(batch.slice(low - at, high - low).select(columns), room.id_column, first)
             at += len(batch)
 
 
-def _frame(batch: pa.RecordBatch) -> pd.DataFrame:
-    """Make a frame in which nested values are lists and dictionaries, not arrays."""
-    columns = {
-        field.name: column.to_pylist() if pa.types.is_nested(field.type) else column.to_pandas()
-        for field, column in zip(batch.schema, batch.columns, strict=True)
-    }
+def _frame(batch: pa.RecordBatch, id_column: str, first: int) -> pd.DataFrame:
+    """Make a frame whose names are text, and whose nested values are lists and dictionaries, not arrays.
+
+    Rows without a name have their number, from 1.
+    """
+    given = batch.column(id_column).to_pylist() if id_column in batch.schema.names else [None] * len(batch)
+    named = (str(first + row + 1 if name is None else name) for row, name in enumerate(given))
+    columns: dict[str, Any] = {id_column: pd.Series(named, dtype="str")}
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if field.name != id_column:
+            plain = column.dictionary_decode() if pa.types.is_dictionary(field.type) else column
+            columns[field.name] = plain.to_pylist() if pa.types.is_nested(field.type) else plain.to_pandas()
     return pd.DataFrame(columns)

@@ -347,9 +347,9 @@ def _metrics(run_id: str) -> Iterator[str]:
     run = tracking.get_run(run_id)
     headline, values = run.data.params.get("cfg.headline", ""), run.data.metrics
     for key in dict.fromkeys((headline, *sorted(card.gates(run)))):
-        if key not in values:
+        if card.measured(run, key) is None:
             continue
-        low, high = values.get(f"{key}.low"), values.get(f"{key}.high")
+        low, high = card.measured(run, f"{key}.low"), card.measured(run, f"{key}.high")
         interval = f" ({low:.4g} to {high:.4g})" if None not in (low, high) else ""
         yield f"{key} {values[key]:.4g}{interval}"
 

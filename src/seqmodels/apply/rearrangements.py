@@ -1,40 +1,46 @@
 """``score vdj``: probabilities of rearrangements from a model of the registry.
 
-Rows go through in chunks, so memory does not grow with the table; the output folder appears whole or not at all.
+Rows go through in chunks, so memory does not grow with the table; finished chunks outlive a crash (`engines.Parts`).
 """
 
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from seqmodels.apply.engines import ParquetTable, Progress, check_out, exploded
+from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
+from seqmodels.apply.engines import Parts, check_out, exploded, join_tables
 from seqmodels.core import data as files
 from seqmodels.core.errors import InputError
+from seqmodels.core.tables import distinct
 from seqmodels.registry import rooms, store
 
-log = logging.getLogger(__name__)
-
 _ROOM = "vdj"
-_SCORES = "scores.parquet"
-_DISTRIBUTIONS = "predicted_dist_data.tsv"
-_NESTED = "configurations"  # the column whose lists become rows of a table of their own
+_SCORES, _OBSERVED, _COUNTS = "scores.parquet", "observed.parquet", "counts.json"
+DISTRIBUTIONS = "predicted_dist_data.tsv"
+NESTED = "configurations"  # the column whose lists become rows of a table of their own
+_CHUNK = 16_384  # rows that the model sees at once
 _POOLED = 20  # chunks whose counts wait to be summed
 
 
-def score(source: Path, *, model: str, against: Sequence[str], out: Path, overwrite: bool = False) -> dict[str, Any]:
+def score(
+    source: Path, *, model: str, against: Sequence[str], out: Path, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
     """Score rearrangements with a model of the registry or a folder, and return counts and mean log loss.
 
     Writes to ``out``, all or nothing: ``scores.parquet`` (a row per rearrangement that could be read, with the model's
     columns), ``configurations.parquet`` (trims and ligations that may have made each, with posterior probabilities),
     ``predicted_dist_data.tsv`` (for every pair of genes seen: all configurations, their predicted probability, and how
-    often each was observed, in the reference's columns) and ``summary.json``. ``against`` is not looked at.
+    often each was observed, in the reference's columns) and ``summary.json`` (with the rows read, and those
+    left out by reason). Work that was interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it
+    goes on from there (all rows are read again). Faults of the input leave nothing. ``against`` is not looked at.
 
     Raises
     ------
@@ -43,43 +49,86 @@ def score(source: Path, *, model: str, against: Sequence[str], out: Path, overwr
     ModelError
         If the model is damaged or of another room.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be written.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be written; or what is to
+        be resumed was made from another table or model.
     """
     check_out(out, [source], mark=_SCORES, overwrite=overwrite)
     with store.fetch(model) as fetched, store.model_folder(str(fetched)) as folder:  # once: an alias may move
         loaded = replace(store.load(_ROOM, str(fetched)), reference=model)
-        frames = rooms.part(_ROOM, "data").frames(source, folder)
-        with files.folder_written_whole(out, replace=overwrite) as made:
-            return _write(made, frames, loaded)
+        record = made_from([source], model=model, digest=files.digest(folder), chunk=_CHUNK)
+        with resumable(out, record, resume=resume) as parts:
+            left_out: dict[str, int] = {}
+            _run(_sliced(rooms.part(_ROOM, "data").frames(source, folder, left_out)), loaded, parts)
+            with files.folder_written_whole(out, replace=overwrite) as made:
+                return _finish(made, parts.folders(), loaded, left_out)
 
 
-def _write(folder: Path, frames: Iterator[pd.DataFrame], loaded: store.Loaded) -> dict[str, Any]:
-    """Score all chunks, then every pair of genes that was seen."""
-    genes = [name for name in loaded.served["input_columns"] if name.endswith("_gene")]
+def _sliced(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Cut frames into chunks."""
+    for frame in frames:
+        for first in range(0, len(frame), _CHUNK):
+            yield frame.iloc[first : first + _CHUNK].reset_index(drop=True)
+
+
+def _genes(loaded: store.Loaded) -> list[str]:
+    return [name for name in loaded.served["input_columns"] if name.endswith("_gene")]
+
+
+def _repeated(loaded: store.Loaded) -> list[str]:
+    """Columns with few distinct values."""
+    given = loaded.served["input_columns"]
+    return [*given, *(f"likely_{name}" for name in given), "count"]
+
+
+def _run(chunks: Iterator[pd.DataFrame], loaded: store.Loaded, parts: Parts) -> None:
+    """Score all chunks that are not finished."""
+    genes, repeated = _genes(loaded), _repeated(loaded)
+
+    def predict(chunk: Chunk[pd.DataFrame]) -> pd.DataFrame:
+        return loaded.predict(chunk.rows[[name for name in loaded.served["input_columns"] if name in chunk.rows]])
+
+    def write(folder: Path, chunk: Chunk[pd.DataFrame], answer: pd.DataFrame) -> None:
+        frame, totals = chunk.rows, Counter[str]()
+        rows = np.arange(chunk.first, chunk.first + len(frame))
+        scores = pd.concat([frame.assign(row=rows), answer.drop(columns=NESTED)], axis=1)
+        _write(scores, folder / _SCORES, repeated)
+        each = exploded(answer[NESTED].set_axis(rows))
+        if len(each):  # rows that nothing can have made have no configurations, nor columns
+            _write(each, folder / f"{NESTED}.parquet", repeated)
+            shares = observed(frame.set_axis(rows), answer["probability"].to_numpy(), each, genes)
+            _write(shares, folder / _OBSERVED, repeated)
+        add_counts(totals, frame, answer)
+        files.write_json(folder / _COUNTS, totals)
+
+    run_parts(parts, chunks, predict, write, unit="rows")
+
+
+def _write(table: pd.DataFrame, path: Path, repeated: list[str]) -> None:
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), path, use_dictionary=repeated)
+
+
+def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """Join the parts, compare what was observed with what is predicted for each pair of genes, and sum up."""
     totals: Counter[str] = Counter()
     seen: list[pd.DataFrame] = []
-    paths = folder / _SCORES, folder / f"{_NESTED}.parquet"
-    with ParquetTable(paths[0]) as scores, ParquetTable(paths[1]) as nested, Progress("rows") as bar:
-        for frame in frames:
-            inputs = [name for name in loaded.served["input_columns"] if name in frame]
-            answer = loaded.predict(frame[inputs])
-            rows = np.arange(totals["rows"], totals["rows"] + len(frame))
-            scores.write(pd.concat([frame.assign(row=rows), answer.drop(columns=_NESTED)], axis=1))
-            each = exploded(answer[_NESTED].set_axis(rows))
-            if len(each):  # rows that nothing can have made have no configurations, nor columns
-                nested.write(each)
-                seen.append(_observed(frame.set_axis(rows), answer["probability"].to_numpy(), each, genes))
-            seen = [_pooled(seen, genes)] if len(seen) > _POOLED else seen
-            _add(totals, frame, answer)
-            bar.add(len(frame))
-    if not totals["rows"]:
+    genes = _genes(loaded)
+    for part in parts:
+        totals.update(files.read_json(part / _COUNTS))
+        if (part / _OBSERVED).is_file():
+            seen.append(pd.read_parquet(part / _OBSERVED))
+        seen = [pooled(seen, genes)] if len(seen) > _POOLED else seen
+    if not parts:
         raise InputError("score: the input must have at least one row that can be scored, got none")
     if not seen:
         raise InputError("score: the input must have a row that the model's genes can have made, got none")
-    n_pairs = _distributions(folder / _DISTRIBUTIONS, _pooled(seen, genes), genes, loaded)
+    for name in (_SCORES, f"{NESTED}.parquet"):
+        join_tables(parts, folder / name, repeated=_repeated(loaded))
+    n_pairs = write_distributions(folder / DISTRIBUTIONS, pooled(seen, genes), genes, loaded)
     summary = {
         "model": loaded.reference,
         "registered_name": loaded.served["registered_name"],
+        "read": totals["rows"] + sum(left_out.values()),
+        "left_out": dict(sorted(left_out.items(), key=lambda item: (-item[1], item[0]))),
         "rows": totals["rows"],
         "rearrangements": totals["count"],
         "gene_pairs": n_pairs,
@@ -90,7 +139,7 @@ def _write(folder: Path, frames: Iterator[pd.DataFrame], loaded: store.Loaded) -
     return summary
 
 
-def _add(totals: Counter[str], frame: pd.DataFrame, answer: pd.DataFrame) -> None:
+def add_counts(totals: Counter[str], frame: pd.DataFrame, answer: pd.DataFrame) -> None:
     """Count rows and sum the loss of those whose probability is defined and not zero."""
     probability, count = answer["probability"].to_numpy(), frame["count"].to_numpy()
     possible = probability > 0  # not so NaN: a row that names genes only
@@ -101,27 +150,31 @@ def _add(totals: Counter[str], frame: pd.DataFrame, answer: pd.DataFrame) -> Non
     totals["loss"] -= float((count[possible] * np.log(probability[possible])).sum())  # type: ignore[assignment]
 
 
-def _observed(
+def observed(
     frame: pd.DataFrame, probability: NDArray[np.float64], each: pd.DataFrame, genes: list[str]
 ) -> pd.DataFrame:
     """Share the count of every row among the configurations that may have made it; none where only genes are given."""
-    counts = frame["count"].where(probability > 0, 0)
-    joined = each.merge(frame[genes].assign(count=counts), left_on="row", right_index=True)
-    joined["count"] *= joined["probability"]
-    return _pooled([joined.drop(columns=["row", "probability"])], genes)
+    counts = np.where(probability > 0, frame["count"], 0)
+    at = frame.index.get_indexer(each["row"])
+    shares = each.drop(columns=["row", "probability"]).assign(count=counts[at] * each["probability"])
+    return pooled([shares.assign(**{gene: pd.Categorical(frame[gene]).take(at) for gene in genes})], genes)
 
 
-def _pooled(seen: list[pd.DataFrame], genes: list[str]) -> pd.DataFrame:
-    """Sum counts by genes and configuration."""
+def pooled(seen: list[pd.DataFrame], genes: list[str]) -> pd.DataFrame:
+    """Sum counts by genes and configuration, sorted."""
     whole = pd.concat(seen)
     keys = genes + [name for name in whole.columns if name not in (*genes, "count")]
-    return whole.groupby(keys, as_index=False, sort=True)["count"].sum()
+    found = {name: pd.factorize(whole[name], sort=True) for name in keys}  # grouping texts would take twice as long
+    first, kind = distinct([codes for codes, _ in found.values()])
+    columns = {name: pd.Index(values).take(codes[first]) for name, (codes, values) in found.items()}
+    made = pd.DataFrame(columns).astype(dict.fromkeys(genes, str))
+    return made.assign(count=np.bincount(kind, weights=whole["count"], minlength=len(first)))
 
 
-def _distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded: store.Loaded) -> int:
+def write_distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded: store.Loaded) -> int:
     """Write all configurations of every pair of genes with their probabilities, and return the number of pairs."""
     pairs = seen[genes].drop_duplicates(ignore_index=True)
-    everything = exploded(loaded.predict(pairs)[_NESTED]).rename(columns={"probability": "predicted_prob"})
+    everything = exploded(loaded.predict(pairs)[NESTED]).rename(columns={"probability": "predicted_prob"})
     table = pairs.merge(everything, left_index=True, right_on="row").drop(columns="row")
     keys = [name for name in table.columns if name != "predicted_prob"]
     table = table.merge(seen, on=keys, how="left").fillna({"count": 0.0})

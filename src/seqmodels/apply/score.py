@@ -23,7 +23,7 @@ TASKS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 _COMPARING = ("cross-oracle",)  # tasks with several models
-_RESUMABLE = ("activity",)  # tasks whose function takes ``resume`` too
+_RESUMABLE = ("", "activity")  # tasks whose function takes ``resume`` too
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ No model is pickled; workers load it from its folder, with unpickling off (`regi
 import contextlib
 import logging
 import os
+import re
 import shutil
+import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +25,9 @@ import pyarrow as pa
 
 import seqmodels
 from seqmodels.apply import partitions
+from seqmodels.apply.chunks import made_from, resumable
 from seqmodels.apply.engines import Parts, check_out
-from seqmodels.apply.partition_work import ROOMS, Job, Room, cells_of
+from seqmodels.apply.partition_work import ROOMS, Job, cells_of
 from seqmodels.apply.partitions import Partition
 from seqmodels.core import data as files
 from seqmodels.core.errors import InputError, MissingError, OutputError
@@ -31,7 +35,10 @@ from seqmodels.registry import distributed, store
 
 log = logging.getLogger(__name__)
 
-HERE = "local[*]"  # all cores of this machine
+HERE = "local[*,4]"  # all cores of this machine; as on a cluster, a partition may fail three times
+_MASTERS = r"local(\[([1-9]\d*|\*)(,[1-9]\d*)?\])?|local-cluster\[\d+,\d+,\d+\]|spark://[^\s/,]+:\d+(,[^\s/,]+:\d+)*|k8s://\S+|yarn"
+_JAVA = 17
+_PATIENCE = 10.0  # seconds in which a master must accept a connection
 _PACKAGE = Path(seqmodels.__file__).resolve().parents[1]
 _INPUT, _MODEL = "input", "model"  # folders in that of the unfinished work
 
@@ -65,7 +72,7 @@ def run(
     Raises
     ------
     InputError, MissingError
-        If the input is not as it must be, Spark or Java is missing, or the cluster cannot be reached.
+        If the input is not as it must be, there can be no such master, Spark or Java is missing, or no master answers.
     ModelError
         If the model is damaged or of another room.
     OutputError
@@ -74,49 +81,28 @@ def run(
     """
     overwrite, resume, whitelist = (options.get(name) for name in ("overwrite", "resume", "whitelist"))
     inputs = [source] if whitelist is None else [source, whitelist]
-    check_out(out, inputs, mark=partitions.RECORD, overwrite=bool(overwrite))
-    with distributed.found(room, model) as folder:
-        record = _record(inputs, model, files.digest(folder), ROOMS[room])
-        with Parts(out, record, resume=bool(resume)) as parts:
-            portable = distributed.publish(room, model, folder, parts.folder / _MODEL)
-            job = Job(portable, str(parts.folder.resolve()), str(whitelist.resolve()) if whitelist else "")
-            try:
-                _work(job, _inputs(room, source, parts.folder, folder), parts, master)
-                with files.folder_written_whole(out, replace=bool(overwrite)) as made:
-                    summary = partitions.finish(made, parts.folders(), job)
-            except InputError:
-                parts.remove()  # of input that cannot be read there is nothing to go on with
-                raise
-            except BaseException:
-                log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
-                raise
-            parts.remove()
-    return summary
-
-
-def _record(inputs: Sequence[Path], model: str, digest: str, room: Room) -> dict[str, Any]:
-    """Describe what the parts are made from, so that work is not resumed with anything else."""
-    found = []
     for path in inputs:
         if not path.exists():
             raise MissingError(f"{path}: must be a file or a folder, got nothing of that name")
-        listed = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-        found += [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in listed]
-    return {
-        "engine": "spark",
-        "input": found,
-        "model": model,
-        "digest": digest,
-        "partition": room.rows,
-        "version": seqmodels.__version__,
-    }
+    check_out(out, inputs, mark=partitions.RECORD, overwrite=bool(overwrite))
+    ready(master)
+    with distributed.found(room, model) as folder:
+        known = {"engine": "spark", "model": model, "digest": files.digest(folder), "partition": ROOMS[room].rows}
+        with resumable(out, made_from(inputs, **known), resume=bool(resume)) as parts:
+            portable = distributed.publish(room, model, folder, parts.folder / _MODEL)
+            job = Job(portable, str(parts.folder.resolve()), str(whitelist.resolve()) if whitelist else "")
+            _work(job, _inputs(room, source, parts.folder, folder), parts, master)
+            with files.folder_written_whole(out, replace=bool(overwrite)) as made:
+                return partitions.finish(made, parts.folders(), job)
 
 
 def _inputs(room: str, source: Path, folder: Path, model: Path) -> list[Path]:
     """List the Parquet files of the input, which is written as such first if it is in another form."""
-    found = [source] if source.name.lower().endswith(".parquet") and source.is_file() else []
-    if source.is_dir():
-        found = sorted(path for path in source.glob("*.parquet") if not path.name.startswith((".", "_")))
+    listed = sorted(source.iterdir()) if source.is_dir() else [source]
+    listed = [path for path in listed if not path.name.startswith((".", "_"))] if source.is_dir() else listed
+    found = [path for path in listed if path.name.lower().endswith(".parquet") and path.is_file()]
+    if found and (others := [path.name for path in listed if path not in found]):
+        raise InputError(f"{source}: must hold Parquet files and nothing else, got {others[0]}")
     if found:
         return found
     staged = folder / _INPUT
@@ -171,17 +157,82 @@ def _worker(job: Job, todo: Sequence[tuple[int, Partition]]) -> Callable[[Iterat
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
     """Turn Spark's report that a process failed, which its log has in full, into a line."""
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     try:
         yield
-    except PySparkException as error:
+    except (PySparkException, Py4JError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(("at ", "Caused by:"))]  # of Java
         told = next((line for line in reversed(lines) if "Error" in line or "Exception" in line), "no reason")
+        told = told.rpartition("org.apache.spark.SparkException: ")[2]
+        told = told.removeprefix(f"{OutputError.__module__}.{OutputError.__name__}: ")
         raise OutputError(
             f"--engine spark: every partition must end well, got: {told[:300]}; if a process or machine was lost, "
             "--resume does what is left"
         ) from error
+
+
+def _active() -> Any:
+    """Find the session that the program around us has opened; None if there is none."""
+    try:
+        from pyspark.sql import SparkSession
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"--engine spark: needs the package pyspark, got no {error.name}; install it with: pip install "
+            "'seqmodels[spark]'"
+        ) from None
+    return SparkSession.getActiveSession()
+
+
+def ready(master: str) -> None:
+    """Refuse what no session can come of before anything is read or written; Spark would take minutes and many lines.
+
+    Raises
+    ------
+    InputError
+        If Spark knows no such master.
+    MissingError
+        If pyspark or Java is missing, Java is too old, or no master answers.
+    """
+    if _active() is not None:
+        return
+    if not re.fullmatch(_MASTERS, master):
+        known = "local[N], local[N,FAILURES], spark://HOST:PORT, yarn or k8s://URL"
+        raise InputError(f"--master: must be one of {known}, got {master}")
+    _check_java()
+    if master == "yarn" and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & set(os.environ):
+        raise MissingError("--master yarn: needs HADOOP_CONF_DIR or YARN_CONF_DIR, got neither")
+    if master.startswith("spark://"):
+        _knock(master)
+
+
+def _check_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which(str(Path(home) / "bin" / "java") if home else "java")
+    needs = f"--engine spark: needs Java {_JAVA} or newer, got"
+    if java is None:
+        raise MissingError(f"{needs} none in {home or 'PATH'}; or set JAVA_HOME")
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    found = re.search(r'version "(\d+)', told.stderr + told.stdout)
+    if told.returncode or found is None or int(found.group(1)) < _JAVA:
+        lines = (told.stderr + told.stdout).strip().splitlines() or [f"exit status {told.returncode}"]
+        raise MissingError(f"{needs} {java}: {lines[0][:200]}")
+
+
+def _knock(master: str) -> None:
+    """Connect to the masters of a standalone cluster, of which one must be there."""
+    fault: Exception | None = None
+    for place in master.removeprefix("spark://").split(","):
+        host, _, port = place.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        except (OSError, ValueError, OverflowError) as error:
+            fault = error
+        else:
+            return
+    raise MissingError(f"--master {master}: must be a Spark master that answers, got: {fault}")
 
 
 @contextlib.contextmanager
@@ -193,23 +244,19 @@ def session(master: str) -> Iterator[Any]:
 
     Raises
     ------
-    MissingError
-        If pyspark or Java is missing, there can be no such master, or it does not answer.
+    InputError, MissingError
+        As `ready`.
+    OutputError
+        If the session does not come up for another reason.
     """
-    try:
-        from pyspark import SparkConf
-        from pyspark.sql import SparkSession
-    except ModuleNotFoundError as error:
-        raise MissingError(
-            f"--engine spark: needs the package {error.name}, got none; install it with: pip install 'seqmodels[spark]'"
-        ) from None
-    active = SparkSession.getActiveSession()
+    active = _active()
     if active is not None:
         yield active
         return
-    home = os.environ.get("JAVA_HOME")
-    if not shutil.which(str(Path(home) / "bin" / "java") if home else "java"):
-        raise MissingError(f"--engine spark: needs Java 17 or newer, got none in {home or 'PATH'}; or set JAVA_HOME")
+    ready(master)
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -217,10 +264,11 @@ def session(master: str) -> Iterator[Any]:
     for key, value in _settings(master, conf.get("spark.task.cpus", "1") or "1").items():
         conf.setIfMissing(key, value)
     try:
-        spark = SparkSession.builder.master(master).config(conf=conf).getOrCreate()
+        # the master comes last: a JVM that is up keeps the one of its first session among its properties
+        spark = SparkSession.builder.config(conf=conf).master(master).getOrCreate()
     except Exception as error:  # noqa: BLE001 - Spark, its bridge and Java raise what they like
         text = store.one_line(error)
-        raise MissingError(f"--master {master}: must be a Spark master that answers, got: {text[:300]}") from None
+        raise OutputError(f"--master {master}: must be a Spark master that answers, got: {text[:300]}") from None
     try:
         yield spark
     finally:

@@ -21,6 +21,7 @@ from seqmodels.core.tables import refuse_wide
 AMBIGUOUS = "Ambiguous match"
 NO_MATCH = "No match"
 
+_SHOWN = 70  # letters of a wrong barcode that a message repeats
 _DECOY_ROUNDS = 100  # shuffles before a list counts as too dense for decoys
 
 
@@ -244,17 +245,16 @@ def _barcode_array(path: Path, name: str, values: list[str], first: int) -> NDAr
     """Check one column, whose first value stands in line `first`, and pack it."""
     values = [value.strip().removesuffix("-1").upper() for value in values]
     length = len(values[0])
+    if set("".join(values)) - set("ACGT"):  # before lengths: a header is no barcode of another length
+        number, value = next((n, one) for n, one in enumerate(values, start=first) if set(one) - set("ACGT"))
+        raise InputError(f"{path}: line {number}: {name} must be letters of ACGT, got {value[:_SHOWN]!r}")
     if not 2 <= length <= LONGEST:
-        raise InputError(f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got {values[0]!r}")
+        raise InputError(f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got {values[0][:_SHOWN]!r}")
     for number, value in enumerate(values, start=first):
         if len(value) != length:
-            raise InputError(f"{path}: line {number}: {name} must have {length} bases as the first, got {value!r}")
-    array = np.array(values, dtype=f"S{length}")
-    strange = np.flatnonzero((_codes(array) > 3).any(axis=1))
-    if strange.size:
-        row = int(strange[0])
-        raise InputError(f"{path}: line {row + first}: {name} must be letters of ACGT, got {values[row]!r}")
-    return array
+            got = f"got {value[:_SHOWN]!r}"
+            raise InputError(f"{path}: line {number}: {name} must have {length} bases as the first, {got}")
+    return np.array(values, dtype=f"S{length}")
 
 
 def _refuse_repeats(path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np.bytes_]], first: int) -> None:
