@@ -157,6 +157,7 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # here and in the server
     if sys.argv[1:2] == ["--ask"]:
         print(json.dumps(ask(int(sys.argv[2]), int(sys.argv[3]))))
     else:

@@ -27,7 +27,7 @@ def trims(table):
     ending = pd.to_numeric(cigars.str.extract(r"(\d+)N$")[0]).fillna(0).where(cigars != "")
     made = pd.DataFrame({"v_trim": ending - number(table, "p3v_length").fillna(0)})
     made["j_trim"] = number(table, "j_germline_start") - 1 - number(table, "p5j_length").fillna(0)
-    return made.where(made.isin(TRIMS).all(axis=1))
+    return made.where(made.isin(TRIMS).all(axis=1)).astype("float64")  # whole numbers too, where none is missing
 
 
 def unknown(model, column, names):

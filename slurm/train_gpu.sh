@@ -2,8 +2,8 @@
 # Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [ROOM]
 #
 # Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
-# ends with status 143, the job goes back to the queue, and goes on from there. OUT, DATA, DEVICE and
-# SETTINGS (what would stand after --set) may be set.
+# ends with status 143, the job goes back to the queue, and goes on from there. Where OUT holds a finished training there
+# is nothing to do. OUT, DATA, DEVICE and SETTINGS (what would stand after --set) may be set.
 #SBATCH --job-name=seqmodels-train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -22,8 +22,13 @@ out=${OUT:-build/$room/slurm-${SLURM_JOB_ID:-local}}
 # shellcheck source=slurm/environment.sh
 source slurm/environment.sh
 
+if [[ -f $out/run.json && -f $out/metrics.json ]]; then
+    echo "$out: finished already (run.json and metrics.json are there): nothing to do" >&2
+    exit 0
+fi
+
 resume=()
-if [[ -f $out/run.json && ! -f $out/metrics.json ]]; then
+if [[ -f $out/run.json ]]; then
     resume=(--resume "$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["run_id"])' "$out/run.json")")
 fi
 
@@ -35,12 +40,11 @@ PYTHONPATH=src python -m seqmodels train "$room" --params "$config" --out "$out"
     "${more[@]}" "${resume[@]}" &
 trainer=$!
 trap 'kill -TERM "$trainer" 2>/dev/null || true' TERM
-status=0
-wait "$trainer" || status=$?
 while kill -0 "$trainer" 2>/dev/null; do # a signal ends the wait before the trainer has saved
-    status=0
-    wait "$trainer" || status=$?
+    wait "$trainer" || true
 done
+status=0
+wait "$trainer" || status=$? # its own: that of a wait which a signal ended is the signal's
 
 if [[ $status -eq 143 && -n ${SLURM_JOB_ID:-} ]]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -20,9 +20,13 @@ from seqmodels.core import arrays
 from seqmodels.core.errors import InputError, ModelError, SeqmodelsError
 from seqmodels.enhancer.backbones.checkpoints import read_safetensors
 from seqmodels.reads import model as networks
-from seqmodels.registry import store
-from seqmodels.vdj.uncertainty import read_fit
+from seqmodels.registry import rooms, store
+from seqmodels.vdj import serve as served
+from seqmodels.vdj.config import read_specification
+from seqmodels.vdj.germline import Gene, Germline
+from seqmodels.vdj.uncertainty import Fit, read_fit
 
+ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1 << 40  # bytes
 
 
@@ -83,6 +87,54 @@ def test_archives_that_claim_more_than_they_hold(tmp_path: Path, mark: Path) -> 
     claim(path, 0xFFFFFFF0)
     with pytest.raises(InputError, match=r"must be a whole archive of plain arrays, got: .*4,294,967,280 bytes"):
         arrays.check_archive(path)
+
+
+def write_inflated(path: Path, *names: str) -> None:
+    """Write arrays of zeros, together just larger than an archive may be, that need few bytes."""
+    zeros = npy("<f8", (8_000_001 // len(names) + 1,)) + bytes(8 * (8_000_001 // len(names) + 1))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(f"{name}.npy", zeros)
+
+
+@pytest.mark.parametrize("names", [["theta"], ["theta", "hessian", "scale"]])
+def test_archives_of_zeros(tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.npz"
+    write_inflated(path, *names)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(InputError, match=r"got: members of 64,000,\d{3} bytes in a file of \d{2},\d{3}$"):
+        arrays.check_archive(path)
+    monkeypatch.setattr(arrays, "_LARGEST", 64_001_000)
+    arrays.check_archive(path)
+
+
+def test_archives_may_be_20_times_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "_LARGEST", 0)
+    noise = np.random.default_rng(1).bytes(8000)
+    for zeros, refused in ((0, False), (18 * 8000, False), (21 * 8000, True)):
+        np.savez_compressed(tmp_path / "model.npz", theta=np.frombuffer(noise + bytes(zeros), dtype=np.uint8))
+        if refused:
+            with pytest.raises(InputError, match="got: members of 176,"):
+                arrays.check_archive(tmp_path / "model.npz")
+        else:
+            arrays.check_archive(tmp_path / "model.npz")
+
+
+def test_coefficients_are_those_of_the_record_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    germline = Germline("TRA", (Gene("TRAV1*01", "V", "ACGT"),), {})
+    fit = Fit(("a",), np.zeros(1), 4.0, 4.5, 1e-12, 7, "gradient", (), np.eye(1), 1000.0, 0.0)
+    config = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml")
+    about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
+    specification = read_specification(config)
+    served.save(served.VdjModel(specification, germline, fit, np.ones(1), {}, about), config, tmp_path)
+    served.load(tmp_path)
+    with (tmp_path / "coefficients.npz").open("ab") as file:
+        file.write(b"!")
+    monkeypatch.setattr(served, "read_fit", lambda *_: pytest.fail("must not be read"))
+    with pytest.raises(ModelError, match="got: coefficients or genes other than those of"):
+        served.load(tmp_path)
 
 
 def test_arrays_of_a_claimed_size(tmp_path: Path, planted: Any) -> None:

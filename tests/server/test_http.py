@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import stack
+import yaml
 
 from seqmodels.registry import store
 
@@ -221,6 +223,36 @@ def test_what_the_model_refuses_is_told_in_its_words(served: Served) -> None:
     assert message in _refused(served, {"dataframe_records": [row]})
 
 
+def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) -> None:
+    if served.room != "vdj":
+        pytest.skip("one room is enough: the package is a stranger's")
+    folder, mark = shutil.copytree(served.loaded.reference, tmp_path / "package"), tmp_path / "mark"
+    (folder / "python_model.pkl").write_bytes(f"cos\nmkdir\n(V{mark}\ntR.".encode())  # which makes a folder
+    content = yaml.safe_load((folder / "MLmodel").read_text())
+    flavour = content["flavors"]["python_function"]
+    del flavour["model_code_path"]
+    flavour |= {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
+    (folder / "MLmodel").write_text(yaml.safe_dump(content))
+    environment = _environment(tmp_path / "mlflow.db")
+
+    def run(*command: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode != 0
+        return done
+
+    run(sys.executable, "-c", f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})")
+    mark.rmdir()  # fails where nothing was made
+    text = (stack.ROOT / "docs" / "serving.md").read_text().partition("\n## ")[0]
+    script = "\n".join(line for line in text.splitlines() if line.startswith(("    export ", "    mlflow ")))
+    assert "models serve -m models:/enhancer-deepstarr@champion " in script
+    script = script.replace("models:/enhancer-deepstarr@champion", str(folder)).replace("5001", str(stack.free_port()))
+    done = run("bash", "-c", script)
+    assert "Deserializing model using pickle is disallowed" in done.stderr
+    assert not mark.exists()
+
+
 def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
     if served.room != "vdj":
         pytest.skip("one room is enough: the recipe differs in the model's files alone")
@@ -237,8 +269,12 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    documented = (stack.ROOT / "docs" / "serving.md").read_text().partition("\n## A container\n")[2].splitlines()
+    (pickles,) = [line for line in documented if line.startswith("    echo ")]
+    subprocess.run(["bash", "-c", pickles], cwd=tmp_path, check=True)
     recipe = (tmp_path / "image" / "Dockerfile").read_text()
     lines = recipe.splitlines()
+    assert lines[-1] == "ENV MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false"
     wanted = ".".join(map(str, sys.version_info[:3]))
     assert [line for line in lines if line.startswith("FROM")] == [f"FROM python:{wanted}-slim"]
     assert [line for line in lines if line.startswith("ENTRYPOINT")] == [

@@ -1,35 +1,35 @@
-"""The two scripts of ``examples/``, run as a stranger would: exported models, and no package of ours."""
+"""The two scripts of ``examples/``, run as a stranger would: exported models, in an environment without our package."""
 
 import ast
+import functools
+import importlib.metadata
 import io
 import os
 import subprocess
 import sys
-import sysconfig
+import venv
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from packaging.requirements import Requirement
 
 from seqmodels.registry import rooms
+from seqmodels.vdj import serve as vdj
+from seqmodels.vdj.config import read_specification
+from seqmodels.vdj.features import coefficient_names
+from seqmodels.vdj.germline import Gene, Germline
+from seqmodels.vdj.uncertainty import Fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = {"enhancer": "enhancer-deepstarr", "vdj": "vdj-twostep-em"}
 SETTINGS = {"vdj": "fit.bootstrap=0", "enhancer": "simulate.train_rows=200 train.max_rows=100 train.epochs=1"}
 FASTA = ">first of all\nACGTTGCAACGT\nacgtn\n\n>second\nTTAGCTCAGGTCATGAGTCATCC\n"
-
-# without site, so that no .pth file is read: the editable install of this project is not seen
-STRANGER = """
-import importlib.util, runpy, sys
-packages, script, *words = sys.argv[1:]
-sys.path.append(packages)
-assert importlib.util.find_spec("seqmodels") is None, "this project must not be found"
-sys.argv = [script, *words]
-runpy.run_path(script, run_name="__main__")
-"""
 
 
 def _cli(*words: str, database: Path) -> None:
@@ -56,11 +56,70 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def _run(script: str, *words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+def _required(requirements: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
+    """Find the installed distributions that requirements ask for, and what these need in turn."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    left, seen = [Requirement(line) for line in requirements], set()
+    while left:
+        one = left.pop()
+        if str(one) in seen:
+            continue
+        seen.add(str(one))
+        found[one.name.lower()] = distribution = importlib.metadata.distribution(one.name)
+        assert one.specifier.contains(distribution.version, prereleases=True), one
+        needed = [Requirement(text) for text in distribution.requires or []]
+        extras = [{"extra": extra} for extra in ("", *one.extras)]
+        left += [new for new in needed if new.marker is None or any(map(new.marker.evaluate, extras))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Maker of environments that have what is required, mlflow among it, and nothing else; gives their Python.
+
+    Nothing is downloaded: the packages are links to those that are installed here.
+    """
+
+    @functools.cache
+    def make(*requirements: str) -> Path:
+        folder = tmp_path_factory.mktemp("environment")
+        venv.create(folder, symlinks=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        for distribution in _required(requirements).values():
+            for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+                if not (site / name).exists():
+                    (site / name).symlink_to(Path(str(distribution.locate_file(name))).resolve())
+        python = folder / "bin" / "python"
+        code = (
+            "import importlib.util as i; print([n for n in ('mlflow', 'pandas', 'seqmodels', 'dvc') if i.find_spec(n)])"
+        )
+        told = subprocess.run([python, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True)
+        assert told.stdout == "['mlflow', 'pandas']\n"
+        return python
+
+    return make
+
+
+@pytest.fixture
+def stranger(environment: Callable[..., Path]) -> Callable[[Path], Path]:
+    """Maker of the environment that an exported model asks for."""
+    return lambda model: environment(*(model / "requirements.txt").read_text().split())
+
+
+@pytest.mark.parametrize("room", rooms.ROOMS)
+def test_what_a_model_requires_is_enough_to_load_its_room(room: str, environment: Callable[..., Path]) -> None:
+    python = environment("mlflow", *rooms.part(room, "serve").REQUIREMENTS)
+    code = f"import seqmodels.{room}.serve, seqmodels.registry.http"
+    bare = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([python, "-c", code], env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def _run(python: Path, script: str, *words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    command = [sys.executable, "-I", "-S", "-c", STRANGER, sysconfig.get_paths()["purelib"], str(EXAMPLES / script)]
     environment = {**bare, "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return subprocess.run([*command, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    command = [python, EXAMPLES / script, *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_they_know_mlflow_and_pandas_alone() -> None:
@@ -71,10 +130,75 @@ def test_they_know_mlflow_and_pandas_alone() -> None:
         assert not found - set(sys.stdlib_module_names) - {"mlflow", "pandas"}
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Package a model of two genes whose coefficients are made up."""
+    import mlflow
+    from mlflow.models import infer_signature
+
+    config = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml")
+    specification = read_specification(config)
+    names = coefficient_names(specification)
+    theta, scale = np.linspace(-0.5, 0.5, len(names)), np.ones(len(names))
+    fit = Fit(names, theta, 4.0, 4.5, 1e-12, 7, "gradient", (), np.diag(scale), 1000.0, 0.0)
+    genes = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13), Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
+    about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
+    model = vdj.VdjModel(specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about)
+    vdj.save(model, config, tmp_path / "model")
+    source = ROOT / "src" / "seqmodels"
+    mlflow.pyfunc.save_model(
+        tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"room": "vdj"},
+        artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,
+        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER), input_example=vdj.EXAMPLE,
+    )  # fmt: skip
+    return tmp_path / "tiny"
+
+
+def test_three_rearrangements_are_annotated(tiny: Path, stranger: Callable[[Path], Path], tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "sequence_id": ["trims", "genes", "strange"],
+            "v_call": ["TRAV1*01,TRAV2*01", "TRAV1*01", "TRAV99*01"],
+            "j_call": "TRAJ1*01",
+            "v_cigar": ["19=3N", "", "19=3N"],
+            "j_germline_start": ["2", "", "2"],
+        }
+    )
+    table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
+    words = ("airr.tsv", "--model", str(tiny), "--out", "annotated.tsv")
+    done = _run(stranger(tiny), "annotate_airr.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("no answer")]
+    wrong = "TRA V genes: a name must be one of the germline, got 'TRAV99*01'; near: TRAV1*01"
+    assert said == f"no answer for TRAV99*01: {wrong}"
+    made = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(made[list(table)], table)
+    frame = pd.DataFrame({"v_gene": "TRAV1*01", "j_gene": "TRAJ1*01", "v_trim": [3, None], "j_trim": [1, None]})
+    wanted = vdj.predict(vdj.load(tiny / "artifacts" / "model"), frame).drop(columns="configurations")
+    assert 0 < wanted["probability"][0] < 1
+    assert list(made)[5:] == list(wanted)
+    found = made[list(wanted)].apply(pd.to_numeric)
+    pd.testing.assert_frame_equal(found[:2], wanted, atol=1e-6)
+    assert found.iloc[2].isna().all()
+
+
+def test_a_table_that_lacks_no_number_is_annotated(
+    tiny: Path, stranger: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    whole = {"v_cigar": "19=3N", "j_germline_start": "2", "p3v_length": "0", "p5j_length": "0"}
+    table = pd.DataFrame({"v_call": ["TRAV1*01"] * 2, "j_call": "TRAJ1*01", **whole})
+    table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
+    done = _run(stranger(tiny), "annotate_airr.py", "airr.tsv", "--model", str(tiny), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (first, second) = pd.read_csv(io.StringIO(done.stdout), sep="\t")["probability"]
+    assert 0 < first == second < 1
+
+
 @pytest.mark.slow
-def test_a_fasta_is_scored(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_fasta_is_scored(exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path) -> None:
+    python = stranger(exported["enhancer"])
     (tmp_path / "some.fa").write_text(FASTA)
-    done = _run("score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
+    done = _run(python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     there = pd.read_csv(io.StringIO(done.stdout), sep="\t")
     frame = pd.DataFrame({"sequence": ["ACGTTGCAACGTacgtn", "TTAGCTCAGGTCATGAGTCATCC"]})
@@ -90,13 +214,15 @@ def test_a_fasta_is_scored(exported: dict[str, Path], tmp_path: Path) -> None:
         ("", "some.fa: must have at least one sequence, got none"),
     ):
         (tmp_path / "some.fa").write_text(text)
-        done = _run("score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
+        done = _run(python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_an_airr_table_is_annotated(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_an_airr_table_is_annotated(
+    exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path
+) -> None:
     source = exported["vdj data"] / "example" / "rearrangements.tsv"
     table = pd.read_csv(source, sep="\t", dtype=str, keep_default_na=False)
     assert len(table) == 50
@@ -104,7 +230,7 @@ def test_an_airr_table_is_annotated(exported: dict[str, Path], tmp_path: Path) -
     table.loc[1, "j_germline_start"] = ""
     table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
     words = ("airr.tsv", "--model", str(exported["vdj"]), "--out", "annotated.tsv")
-    done = _run("annotate_airr.py", *words, cwd=tmp_path)
+    done = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     said = [line for line in done.stderr.splitlines() if line.startswith("no answer")]
     assert len(said) == 1
@@ -134,12 +260,15 @@ def test_an_airr_table_is_annotated(exported: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_table_of_strangers_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_table_of_strangers_is_refused(
+    exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path
+) -> None:
     for text, message in (
         ("sequence_id\tv_call\tj_call\na\tTRAV99\tTRAJ99\n", "must have a row with two genes that the model knows"),
         ("sequence_id\tv_call\na\tTRAV1\n", "must have the columns v_call and j_call, got none named j_call"),
     ):
         (tmp_path / "airr.tsv").write_text(text)
-        done = _run("annotate_airr.py", "airr.tsv", "--model", str(exported["vdj"]), cwd=tmp_path)
+        words = ("airr.tsv", "--model", str(exported["vdj"]))
+        done = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr.splitlines()[-1]

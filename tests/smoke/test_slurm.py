@@ -100,6 +100,22 @@ def test_stopped_requeued_and_resumed(project: Path) -> None:
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
 
 
+def test_a_signal_at_the_end_hides_no_status(project: Path) -> None:
+    end = "pathlib.Path(out, 'metrics.json').write_text('{{}}'); sys.exit()"
+    text = TRAINER.replace("time.sleep(0.5)  # saving takes a while", end)
+    (project / ".venv" / "bin" / "python").write_text(text.format(python=sys.executable, root=ROOT))
+    slow = '() { builtin kill "$@"; local status=$?; sleep 0.5; return "$status"; }'  # the trainer has ended by then
+    job = _start(project, **{"BASH_FUNC_kill%%": slow})
+    _wait_for(project / "build" / "copynumber" / "slurm-7" / "run.json")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 0
+    assert not (project / "requeued.txt").exists()
+    assert _start(project).wait(timeout=20) == 0
+    assert len(_calls(project)) == 1
+    message = "build/copynumber/slurm-7: finished already (run.json and metrics.json are there): nothing to do"
+    assert (project / "said.txt").read_text().splitlines() == [message]
+
+
 def _stopped_requeued_resumed(project: Path, top: str, script: str, *words: str, n: int) -> list[str]:
     """Start two tasks, stop them, start them again as after the queue; return the calls of the trainer."""
     tasks = range(n, n + 2)

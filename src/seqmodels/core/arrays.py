@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from seqmodels.core.errors import InputError, MissingError
 
 _DEFLATED = 1032  # bytes that one byte of a compressed file can stand for
+_LARGEST, _RATIO = 64_000_000, 20  # bytes of an archive's members, or times its own: numbers seldom compress further
 _DAMAGE = (  # what NumPy's reader of headers, and the one of pickles below, raise for damaged files
     *(ValueError, LookupError, TypeError, ArithmeticError, RecursionError, SyntaxError, tokenize.TokenError),
     *(EOFError, OSError),
@@ -108,12 +109,15 @@ def check_archive(path: Path) -> None:
     Raises
     ------
     InputError
-        If it is no whole zip file, a member claims more bytes than its own can stand for, or an array of a ``.npz`` is
-        of objects or not of the size that its header tells.
+        If it is no whole zip file, its members are far larger than itself, one claims more bytes than its own can stand
+        for, or an array of a ``.npz`` is of objects or not of the size that its header tells.
     """
     try:
         held = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+            if claimed > max(_LARGEST, _RATIO * held):
+                raise ValueError(f"members of {claimed:,} bytes in a file of {held:,}")
             for member in archive.infolist():
                 most = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATED)
                 if member.compress_size > held or member.file_size > most:
