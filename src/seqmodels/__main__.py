@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seqmodels import __version__
-from seqmodels.core import terminal
+from seqmodels.core import refusals, terminal
 from seqmodels.core.errors import InterruptedRunError, SeqmodelsError
 from seqmodels.registry.rooms import ROOMS
 
@@ -44,7 +44,8 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], Any], text:
     made = verbs.add_parser(name, help=text, description=text)
     made.set_defaults(run=run)
     if room:
-        made.add_argument("room", metavar="ROOM", help=f"one of: {', '.join(ROOMS)}")
+        able = [one for one in ROOMS if name in ROOMS[one]] or list(ROOMS)
+        made.add_argument("room", metavar="ROOM", help=f"one of: {', '.join(able)}")
     return made
 
 
@@ -65,6 +66,13 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def _yes(text: str) -> bool:
+    """Read a flag from a value; MLproject hands over an empty text for "not given"."""
+    if text not in ("", "no", "yes"):
+        raise argparse.ArgumentTypeError(f"must be yes, no or empty, got {text!r}")
+    return text == "yes"
+
+
 def _add_data(verbs: Any) -> None:
     data = _verb(verbs, "data", _data, "make data/ from params/, or compare it with data.dvc", room=False)
     data.add_argument("action", choices=("build", "check"))
@@ -82,7 +90,8 @@ def _add_room_verbs(verbs: Any) -> None:
     simulate.add_argument("--out", type=_required, required=True, help="folder to write")
     train.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
     train.add_argument("--out", type=_path, default=None, help="folder to write (default: build/ROOM/runs/RUN_ID)")
-    train.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    device = "auto: a GPU where there is one; gpu insists on it"
+    train.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help=device)
     train.add_argument("--resume", default="", metavar="RUN_ID", help="continue this run from its last checkpoint")
     train.add_argument("--no-track", action="store_true", help="write files only, no tracking store")
     train.add_argument("--overwrite", action="store_true", help="replace another run's results in --out")
@@ -93,7 +102,8 @@ def _add_room_verbs(verbs: Any) -> None:
     prepare.add_argument("--set", default="", dest="overrides", metavar='"k=v a.b=w"', help="settings that win")
     prepare.add_argument("--out", type=_required, required=True, help="folder to write")
     prepare.add_argument("--germline", type=_path, default=None, metavar="FILE", help="genes (vdj)")
-    prepare.add_argument("--format", default="", dest="form", help="of the input, if its columns do not tell (vdj)")
+    form = "of the input, if it does not tell (vdj: airr, immunoseq, parsimony, igor; copynumber: gatk, mosdepth, tsv)"
+    prepare.add_argument("--format", default="", dest="form", help=form)
     evaluate = _verb(verbs, "evaluate", _evaluate, "measure a model on data it was not trained on")
     evaluate.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     evaluate.add_argument("--data", type=_path, default=None, help="folder with data (default: data/ROOM)")
@@ -110,10 +120,10 @@ def _add_registry_verbs(verbs: Any) -> None:
     promote.add_argument("--version", default="", help="another version than the candidate")
     promote.add_argument("--force", action="store_true", help="promote whatever the gates say; recorded as a tag")
     models = _verb(verbs, "models", _models, "list registered models, or the columns of one", room=False)
-    models.add_argument("uri", nargs="?", default="", metavar="URI")
+    models.add_argument("uri", nargs="?", default="", metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     export = _verb(verbs, "export", _export, "write a registered model as a self-contained folder", room=False)
-    export.add_argument("uri", type=_text, metavar="URI")
-    export.add_argument("folder", type=_required, metavar="DIR")
+    export.add_argument("uri", type=_text, metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    export.add_argument("folder", type=_required, metavar="DIR", help="folder to write")
 
 
 def _add_use_verbs(verbs: Any) -> None:
@@ -126,16 +136,16 @@ def _add_use_verbs(verbs: Any) -> None:
     annotate.add_argument(
         "--whitelist", type=_path, default=None, metavar="FILE", help="barcodes that may occur (reads)"
     )
-    annotate.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
-    annotate.add_argument("--resume", action="store_true", help="go on with an annotation that was interrupted")
+    _add_flag(annotate, "--overwrite", "replace earlier results in --out")
+    _add_flag(annotate, "--resume", "go on with an annotation that was interrupted")
     _add_engine(annotate)
     score = _verb(verbs, "score", _score, "numbers for the user's sequences")
     what = "vdj: table of rearrangements; enhancer: sequences, or predictions.jsonl (t1, t3, cross-oracle)"
     score.add_argument("input", type=_required, metavar="INPUT", help=what)
     score.add_argument("--model", type=_text, required=True, help="folder, models:/NAME@ALIAS or run id")
     score.add_argument("--out", type=_required, required=True, help="folder to write")
-    score.add_argument("--overwrite", action="store_true", help="replace earlier results in --out")
-    score.add_argument("--resume", action="store_true", help="go on with scores that were interrupted (activity)")
+    _add_flag(score, "--overwrite", "replace earlier results in --out")
+    _add_flag(score, "--resume", "go on with scores that were interrupted (vdj; enhancer: activity)")
     tasks = "enhancer: activity, t1, t3, cross-oracle, variants, mutagenesis, attribution, calibration, export"
     score.add_argument("--task", default="", help=f"what to score; {tasks}")
     others = "further models (cross-oracle); several may stand in one word"
@@ -146,9 +156,16 @@ def _add_use_verbs(verbs: Any) -> None:
     main.add_argument("--again", action="store_true", help="also what is already done")
 
 
+def _add_flag(made: Any, name: str, text: str) -> None:
+    """Add a flag, and beside it ``NAME-if VALUE`` for MLproject, whose parameters always have a value."""
+    made.add_argument(name, action="store_true", help=text)
+    own = {"dest": name.removeprefix("--"), "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    made.add_argument(f"{name}-if", type=_yes, metavar="yes", **own)
+
+
 def _add_engine(made: Any) -> None:
     made.add_argument("--engine", choices=("local", "spark"), default="local", help="spark: takes Parquet too")
-    made.add_argument("--master", default="", metavar="URL", help="of Spark (default: local[*], all cores here)")
+    made.add_argument("--master", default="", metavar="URL", help="of Spark (default: local[*,4], all cores here)")
 
 
 def _data(args: argparse.Namespace) -> Any:
@@ -260,15 +277,15 @@ def _annotate(args: argparse.Namespace) -> Any:
     from seqmodels.registry import rooms
 
     rooms.check(args.room, "annotate")
-    if args.room == "copynumber" and (args.whitelist or (args.resume and args.engine == "local")):
-        given = "--whitelist" if args.whitelist else "--resume"
-        raise InputError(f"annotate copynumber: must not be given {given}, which is for reads")
+    if args.room == "copynumber" and args.whitelist:
+        raise InputError("annotate copynumber: must not be given --whitelist, which is for reads")
     if _is_spark(args):
         return _on_spark(args, whitelist=args.whitelist)
     if args.room == "copynumber":
         from seqmodels.apply import depth
 
-        return depth.annotate(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite)
+        words = {"overwrite": args.overwrite, "resume": args.resume}
+        return depth.annotate(args.room, args.input, model=args.model, out=args.out, **words)
     from seqmodels.apply import annotate
 
     return annotate.annotate(
@@ -284,16 +301,19 @@ def _annotate(args: argparse.Namespace) -> Any:
 
 def _score(args: argparse.Namespace) -> Any:
     from seqmodels.apply import score
+    from seqmodels.core.data import is_there
     from seqmodels.core.errors import InputError
     from seqmodels.registry import rooms
 
     rooms.check(args.room, "score")
+    against = [word for text in args.against for word in ([text] if text and is_there(Path(text)) else text.split())]
     if _is_spark(args):
         first = next(iter(score.TASKS[args.room]))
-        if args.task not in ("", first) or args.against:
-            raise InputError(f"--engine spark: does --task {first or '(none)'} without --against, got another one")
+        if args.task not in ("", first) or against:
+            got = f"--against {' '.join(against)}" if against else f"--task {args.task}"
+            does = f"--task {first} of score {args.room}" if first else f"score {args.room} without --task"
+            raise InputError(f"--engine spark: does {does} only, without --against, got {got}")
         return _on_spark(args)
-    against = [word for text in args.against for word in ([text] if text and Path(text).exists() else text.split())]
     asked = score.Asked(args.task, tuple(against), args.resume)
     return score.score(args.room, args.input, model=args.model, out=args.out, overwrite=args.overwrite, asked=asked)
 
@@ -304,21 +324,36 @@ def _main(args: argparse.Namespace) -> Any:
     return pipeline.run_all(args.profile, again=args.again)
 
 
+def _of_surroundings(error: Exception) -> str:
+    """Say in one line what a store or the locale has to do with an error; empty for a fault of ours."""
+    if refusals.of_a_store(error):  # a traceback would show a login in the URI
+        return f"tracking store: must do what was asked, got: {refusals.reason(error)}"
+    if isinstance(error, UnicodeEncodeError):
+        must = f"must be text of the locale ({sys.getfilesystemencoding()})"
+        return f"{error.object[:300]!a}: {must}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    return ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
+    terminal.set_up()
     args = parser().parse_args(argv)
-    terminal.set_up_logging()
     try:
         result = args.run(args)
     except InterruptedRunError as error:
-        print(f"seqmodels: {error}", file=sys.stderr)
+        print(f"seqmodels: {terminal.message(error)}", file=sys.stderr)
         return STOPPED
     except SeqmodelsError as error:
-        print(f"seqmodels: {error}", file=sys.stderr)
+        print(f"seqmodels: {terminal.message(error)}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("seqmodels: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not (told := _of_surroundings(error)):
+            raise
+        print(f"seqmodels: {told}", file=sys.stderr)
+        return SeqmodelsError.status
     if result:  # a process that only helped another has none
         print(result if isinstance(result, str) else json.dumps(result, indent=1))
     return 0

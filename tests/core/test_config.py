@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from seqmodels.core import config
+from seqmodels.core import config, yaml12
 from seqmodels.core.config import PATH, Gate
 from seqmodels.core.errors import ConfigError, MissingError, SeqmodelsError
 
@@ -377,8 +377,8 @@ plain_settings = st.dictionaries(
 def test_what_dump_yaml_writes_reads_back(values: dict[str, Any]):
     text = config.dump_yaml(values)
 
-    assert config._load(text) == values
-    assert list(config._load(text)) == list(values)
+    assert yaml12.load(text) == values
+    assert list(yaml12.load(text)) == list(values)
 
 
 @given(plain_settings)

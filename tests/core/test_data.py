@@ -284,7 +284,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
     write(out, "old", as_folder=True)
 
     def refuse(self, target):
-        if target == out and ".old." not in self.name:
+        if target == out and not self.name.endswith(".old"):
             raise OSError(errno.EBUSY, "Device or resource busy", str(out))
         return rename(self, target)
 

@@ -130,6 +130,15 @@ def test_toy_data_gives_the_same_bytes_twice(tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, "sub"]
 
 
+def test_axes_are_named_as_asked(tmp_path):
+    plots.learning_curves(tmp_path / "h.pdf", [{"iteration": 1, "loss": 2.0}], {"nats": ["loss"]}, "iteration")
+    plots.calibration(tmp_path / "c.pdf", [0.5], [True], "how sure")
+    texts = [pdf_text((tmp_path / f"{name}.pdf").read_bytes()).replace(" ", "") for name in "hc"]
+    assert "iteration" in texts[0]
+    assert "epoch" not in texts[0]
+    assert "howsure" in texts[1]
+
+
 @pytest.mark.parametrize("name", EMPTY)
 def test_empty_data_say_so(tmp_path, name):
     EMPTY[name](tmp_path / "plot.pdf")
@@ -142,6 +151,9 @@ def test_panels_tell_n_shares_and_what_is_left_out(tmp_path):
     assert "CBC,end" in text
     assert "4" in text
     assert text.count("75.0%") == 2  # within 1 and within 2
+    assert "shareofreads" in text
+    panels.profiles(tmp_path / "t.pdf", [Profile("V1", TRIMS, SHARES, SHARES)], columns=1, label="nt")
+    assert "shar" in pdf_text((tmp_path / "t.pdf").read_bytes())
     for name, values in (("far", [0, 1, 2, 90]), ("farther", [0, 1, 2, 5000]), ("near", [0, 1, 2, 10])):
         panels.boxes(tmp_path / f"{name}.pdf", {"CBC": values}, limit=10, label="bases")
     far, farther, near = ((tmp_path / f"{name}.pdf").read_bytes() for name in ("far", "farther", "near"))

@@ -78,12 +78,42 @@ def test_a_message_is_one_line_without_passwords():
         ("postgresql://ml:pa//ss@db/mlflow", "postgresql://db/mlflow"),
         ("(mysql://ml:p/a@s:s@db/x), https://host/x", "(mysql://db/x), https://host/x"),
         ("//u:p@host", "//host"),
-        ("http://host/?a=b", "http://host/?a=b"),
+        ("http://host/?a=b and more", "http://host/ and more"),
+        ("postgresql://db/x?user=u&password=PW: refused", "postgresql://db/x refused"),
+        ("mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dse%3B", "mssql+pyodbc:///"),
+        ("http://host/x?token=PW, https://host/y", "http://host/x https://host/y"),
+        ("(host=db password=PW user=u)", "(host=db password=*** user=u)"),
+        ("DRIVER=x;Pwd=PW;UID=u, PWD%3DPW%3BUID", "DRIVER=x;Pwd=***;UID=u, PWD%3D***%3BUID"),
         ("sqlite:////home/ada@work/mlflow.db", "sqlite:////home/ada@work/mlflow.db"),
     ],
 )
 def test_passwords_with_signs_of_uris(given, told):
     assert refusals.without_password(given) == told
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://ada:se cret@host:5000", "http://host:5000"),
+        ("postgresql://u:p@ss@db/x?sslmode=require&password=PW", "postgresql://db/x"),
+        ("postgresql://db/x?user=u&password=p@ss", "postgresql://..."),
+        ("http://u:p?w@host", "http://..."),
+        ("sqlite:////home/ada@work/m.db?timeout=5", "sqlite:////home/ada@work/m.db"),
+        ("sqlite:///m@x.db", "sqlite:///m@x.db"),
+        ("mlruns", "mlruns"),
+    ],
+)
+def test_the_store_is_shown_without_what_may_be_secret(uri, told, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking.shown_uri() == told
+    assert refusals.reason(error(f"cannot reach {uri}\nnow")) == f"cannot reach {told} now"
+
+
+def test_a_password_alone_is_not_told_either(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:se%20cr%40et@host/x")
+    assert refusals.reason(error("no host se%20cr%40et, login ada:se cr@et")) == "no host ***, login ***"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://a:b@host/x")
+    assert refusals.reason(error("bad table")) == "bad table"
 
 
 @pytest.mark.parametrize("uri", ["http://ada:se/cret@host", "http://ada:secret/@host"])

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from seqmodels.core.errors import InputError
-from seqmodels.core.tables import distinct, nested, refuse_rows, whole_numbers, write_history, write_tsv
+from seqmodels.core.tables import (
+    distinct,
+    n_repeated,
+    nested,
+    refuse_rows,
+    unsent,
+    whole_numbers,
+    write_history,
+    write_tsv,
+)
 
 
 def test_fields_hold_no_breaks_and_undefined_ones_are_empty(tmp_path):
@@ -24,6 +33,19 @@ def test_history_begins_with_the_epoch(tmp_path):
     write_history(tmp_path / "history.tsv", [{"loss": 1, "epoch": 1}, {"epoch": 2, "best": 0.5}])
 
     assert (tmp_path / "history.tsv").read_bytes() == b"epoch\tloss\tbest\n1\t1\t\n2\t\t0.5\n"
+
+
+def test_a_history_may_count_other_steps_than_epochs(tmp_path):
+    write_history(tmp_path / "history.tsv", [{"train.loss": 0.5, "iteration": 3}], "iteration")
+
+    assert (tmp_path / "history.tsv").read_text(encoding="utf-8") == "iteration\ttrain.loss\n3\t0.5\n"
+    assert list(unsent(tmp_path / "history.tsv", lambda name: set())) == [(3, {"train.loss": 0.5})]
+    assert list(unsent(tmp_path / "history.tsv", lambda name: {3})) == []
+
+
+def test_values_that_equal_an_earlier_one_are_counted() -> None:
+    assert n_repeated([]) == 0
+    assert n_repeated([np.array([1, 2], np.uint64), np.array([2, 2, 3], np.uint64)]) == 2
 
 
 def test_distinct_rows_and_their_kinds() -> None:

@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 import subprocess
@@ -184,6 +185,21 @@ def test_numbers_come_to_a_run_that_has_ended(runs, store, tmp_path):
     assert found.info.status == "FINISHED"
     assert "evaluate/report.txt" in runs.stored(first)
     assert tracking.record("0" * 32, metrics=numbers, tags={}, evaluation=tmp_path) is False
+
+
+def test_what_is_undefined_now_does_not_keep_its_old_figure(runs, store, tmp_path):
+    first = runs.finished()
+    store.log_metric(first, "train.loss", 0.1)
+    data.write_text(tmp_path / "evaluate" / "report.txt", "x")
+    for number, values in enumerate(({"test.f1": 0.9, "test.rate": 0.5}, {"test.f1": 0.4, "test.rate": math.nan}, {})):
+        tags = {"test.data.md5": f"{number}.dir"}
+        assert tracking.record(first, metrics=values, tags=tags, evaluation=tmp_path / "evaluate")
+        found = store.get_run(first).data
+        wanted = {"test.f1": math.nan, "test.rate": math.nan, "train.loss": 0.1} | values
+        assert found.metrics == pytest.approx(wanted, nan_ok=True)
+        assert found.tags["test.data.md5"] == f"{number}.dir"
+        assert config.Gate(min=0.1).passes(found.metrics["test.rate"]) is (number == 0)
+        assert config.Gate(max=0.9).passes(found.metrics["test.rate"]) is (number == 0)
 
 
 @pytest.mark.parametrize("broken", ["log_artifacts", "log_batch"])

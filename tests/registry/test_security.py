@@ -57,7 +57,7 @@ def exported(registry_store: Any, tmp_path: Path) -> Path:
     """A package as a stranger may hand it over; its sums are those of what is in it, so they tell nothing."""
     folder = tmp_path / "package"
     store.export(CANDIDATE, folder)
-    (folder / store.SUMS).unlink()
+    (folder / packages.SUMS).unlink()
     return folder
 
 
@@ -159,6 +159,8 @@ def test_hostile_packages_are_refused(
     )
     assert re.search(message, line), line
     assert not (tmp_path / "annotated").exists()
+    line = refused(capsys, "models", str(exported))
+    assert re.search(message, line), line
 
 
 def test_another_adapter_is_not_run(exported: Path, mark: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -183,7 +185,7 @@ def test_our_own_packages_pass(exported: Path) -> None:
 
 def test_sums_name_files_of_the_model_only(exported: Path) -> None:
     for name in ("../../../etc/passwd", "/etc/passwd"):
-        (exported / store.SUMS).write_text(f"{'0' * 64}  {name}\n")
+        (exported / packages.SUMS).write_text(f"{'0' * 64}  {name}\n")
         with pytest.raises(ModelError, match=f"SHA256SUMS: must name files of the model, got {name}"):
             store.load("reads", str(exported))
 
@@ -204,6 +206,15 @@ def test_links_are_neither_exported_nor_registered(registry_store: Any, trained:
         store.register("reads", run_id)
     with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself"):
         packages.refuse_links(copied)
+    packed = registry_store.get_logged_model(trained.model_uri.rpartition("/")[2]).artifact_location
+    stored = Path(shutil.copytree(packed.removeprefix("file://"), tmp_path / "stored"))
+    registry_store.create_registered_model("linked")
+    registry_store.create_model_version("linked", str(stored))
+    store.export("models:/linked/1", tmp_path / "whole")
+    (stored / "artifacts" / "model" / "secret.txt").symlink_to("/etc/hostname")
+    with pytest.raises((ModelError, MissingError), match="models:/linked/1"):
+        store.export("models:/linked/1", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
     assert not registry_store.search_model_versions(f"run_id='{run_id}'")
 
 

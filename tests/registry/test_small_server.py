@@ -1,5 +1,6 @@
 """A tracking server in small: SQLite and a local folder, open, and with passwords."""
 
+import json
 import os
 import secrets
 import signal
@@ -96,6 +97,30 @@ def test_a_run_and_its_files_lie_on_the_server(
     assert found.info.artifact_uri.startswith("mlflow-artifacts:/")
     (there,) = (servers.folder / server / "files").rglob("model.txt")
     assert there.read_text() == "weights"
+
+
+def test_a_login_in_the_uri_is_not_printed(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    uri = servers.log_in(monkeypatch, "closed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@"))
+    monkeypatch.setattr("seqmodels.__main__._train", lambda args: {"run": _train(args.out)})
+    assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
+    said, told = capfd.readouterr()
+    assert tracking.get_run(json.loads(said)["run"]).info.status == "FINISHED"
+    assert servers.words["trainer"] not in said + told
+
+
+def test_an_undefined_figure_reaches_the_server(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers.log_in(monkeypatch, "open")
+    run_id = _train(tmp_path / "out")
+    for metrics in ({"test.x": 1.0, "test.y": 2.0}, {"test.y": 3.0}):
+        assert tracking.record(run_id, metrics=metrics, tags={}, evaluation=tmp_path / "out")
+    found = tracking.get_run(run_id).data.metrics
+    assert (str(found["test.x"]), found["test.y"], found["loss"]) == ("nan", 3.0, 0.5)
 
 
 @pytest.mark.parametrize(("user", "password"), [("", None), ("reader", "wrong")])

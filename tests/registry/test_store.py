@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelError, SeqmodelsError
-from seqmodels.registry import rooms, store
+from seqmodels.registry import packages, rooms, store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel
@@ -223,6 +223,6 @@ def test_damaged_exports_are_refused_by_name(registry_store: Any, tmp_path: Path
             (broken / name).write_text(content)
         with pytest.raises(ModelError, match=message):
             store.load("reads", str(broken))
-        (broken / store.SUMS).unlink()
+        (broken / packages.SUMS).unlink()
         with pytest.raises(ModelError, match="must be"):
             store.load("reads", str(broken))

@@ -67,7 +67,7 @@ def test_the_flag_of_a_process_that_was_killed_holds_nobody_up_for_good(
     server.tags = {f"promoting.{other}": "1", "promoting.3": "", "promoting.x": "1", "owner": "me"}
     with turns.turn(server, "model", "2"):
         assert server.tags["promoting.2"] == "1"
-    assert f"model: promotion of version {other} was broken off, going on" in caplog.text
+    assert f"model: work for version {other} was broken off, going on" in caplog.text
     assert server.tags == {"promoting.3": "", "promoting.x": "1", "owner": "me"}
 
 

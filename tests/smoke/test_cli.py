@@ -55,6 +55,26 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith(f"usage: seqmodels {verb}")
 
 
+@pytest.mark.parametrize(
+    ("verb", "named"),
+    [
+        ("annotate", "one of: reads, copynumber"),
+        ("score", "one of: enhancer, vdj"),
+        ("prepare", "one of: copynumber, enhancer, vdj"),
+        ("register", "one of: reads, copynumber, enhancer, vdj"),
+        ("train", "gpu insists"),
+        ("models", "models:/NAME@ALIAS"),
+        ("export", "folder to write"),
+    ],
+)
+def test_help_names_the_rooms_of_a_verb_and_what_it_takes(
+    verb: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([verb, "--help"])
+    assert f"{named}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_verbs_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["--help"])

@@ -7,6 +7,7 @@ A file may start with ``base: other.yaml`` and then overrides that file key by k
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from seqmodels.core import yaml12
 from seqmodels.core.errors import ConfigError, MissingError
 
 T = TypeVar("T")
@@ -46,74 +48,6 @@ class Gate:
         return f"at least {self.min:g}" if self.min is not None else f"at most {self.max:g}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 core schema: ``1e-4`` is a number, ``yes`` and ``off`` are text; a repeated key is an error."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is not a word", key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 (other readers) or 1.2 (``1e-4`` as text) would take for something else."""
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-):
-    for _cls in (_Loader, _Dumper):
-        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
-# PyYAML reads 010 as octal and 1:30 as sexagesimal; YAML 1.2 does neither
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
-)
-
-
-# what PyYAML raises for tags at odds with their values (!!int x), numbers without end and nesting without end
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-_MOST_VALUES = 100_000  # of a settings file, aliases followed
-
-
-def _load(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        content = loader.get_single_data()
-    finally:
-        loader.dispose()
-    if _size(content, {}) > _MOST_VALUES:
-        raise ValueError(f"more than {_MOST_VALUES:,} values")
-    return content
-
-
-def _size(content: Any, known: dict[int, int]) -> int:
-    """Count values, those behind an alias each time; ValueError for one that holds itself."""
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
-    if known.get(id(content)) == 0:
-        raise ValueError("Circular reference")
-    if id(content) not in known:
-        known[id(content)] = 0
-        known[id(content)] = 1 + sum(_size(one, known) for one in parts)
-    return known[id(content)]
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML file whose top level is a mapping; an empty file is an empty mapping.
 
@@ -131,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: must be UTF-8 text, got other bytes") from None
     try:
-        content = _load(text)
+        content = yaml12.load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -139,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{path}, line {line}: must be valid YAML, got a character {error.character!r}") from None
-    except _NOT_YAML as error:
+    except yaml12.NOT_YAML as error:
         raise ConfigError(f"{path}: must be valid YAML, got: {error}") from None
     if content is None:
         return {}
@@ -206,7 +140,7 @@ def _chain(path: Path, full: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise ConfigError(f"{current}: base must be the name of a settings file, got {base!r}")
         if base is not None:
             parent = current.parent / base
-            if not parent.is_file():
+            if not os.path.isfile(parent):  # a name too long is none
                 raise MissingError(f"{current}: base must be a settings file, got {parent}, which does not exist")
             current = parent
         else:
@@ -232,8 +166,8 @@ def parse_overrides(text: str) -> dict[str, Any]:
         if not equals or not key or "" in key.split("."):
             raise ConfigError(f"--set: must be key=value with a dotted key, got {word!r}")
         try:
-            parsed = _load(value)
-        except _NOT_YAML:
+            parsed = yaml12.load(value)
+        except yaml12.NOT_YAML:
             raise ConfigError(f"--set: the value of {key} must be YAML, got {value!r}") from None
         level = nested
         *parents, last = key.split(".")
@@ -396,5 +330,4 @@ def digest(values: Mapping[str, Any]) -> str:
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write settings as YAML, keys in their own order."""
-    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
+    return yaml12.dump(dict(values))

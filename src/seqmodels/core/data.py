@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 import re
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from seqmodels.core import yaml12
 from seqmodels.core.errors import InputError, MissingError, OutputError
 
 _BLOCK = 1 << 20
@@ -87,18 +89,18 @@ def read_pin(root: Path) -> dict[str, Any]:
     meta = content.get("meta") or {}
     rooms = (meta.get("rooms") or {}) if isinstance(meta, dict) else meta
     if not isinstance(rooms, dict):
-        raise InputError(f"{path}: meta.rooms must give each room's digest, got {rooms!r}")
+        raise InputError(f"{path}: meta.rooms must give each room's digest, got {reprlib.repr(rooms)}")
     return {"md5": str(content["outs"][0]["md5"]), "rooms": rooms}
 
 
 def _read_dvc_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml12.load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content["outs"][0]["md5"]:
             return content
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist; make it with: seqmodels data build --update") from None
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (OSError, *yaml12.NOT_YAML):
         pass
     raise InputError(f"{path}: must be a DVC file with outs[0].md5, got something else")
 
@@ -138,6 +140,23 @@ def check_manifest(path: Path, folder: Path) -> str:
     return found
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether there is anything of this name that the user may look at; `Path.exists` raises for some names."""
+    return os.path.exists(path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse an output folder whose place no other can take.
+
+    Raises
+    ------
+    OutputError
+        If a disk is mounted there.
+    """
+    if os.path.ismount(os.path.realpath(folder)):
+        raise OutputError(f"{folder}: must be a folder that can be replaced, got a mount point; name a folder in it")
+
+
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait.
@@ -148,7 +167,7 @@ def lock(path: Path) -> Iterator[None]:
         If the file cannot be made or locked.
     """
     with contextlib.ExitStack() as stack:
-        with _as_output_error(path):
+        with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("a"))  # closing it ends the lock
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -164,7 +183,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     OutputError
         If the folder cannot be written, or the disk is full.
     """
-    with _as_output_error(path):
+    with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -199,34 +218,42 @@ def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
 def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path``, which takes its place if the block ends well, else is removed.
 
+    Where ``path`` is a link, the folder behind it is meant.
+
     Raises
     ------
     OutputError
         If ``path`` exists and is not empty (unless ``replace``), cannot be written, or the disk is full.
     """
-    with _as_output_error(path):
+    with as_output_error(path):
+        check_replaceable(path)
         if path.is_file():
             raise OutputError(f"{path}: must be a new or empty folder, got a file")
         if path.is_dir() and any(path.iterdir()) and not replace:
             raise OutputError(f"{path}: must be a new or empty folder, got one with content")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
-            if path.is_dir():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                path.replace(old)
-                try:
-                    temporary.replace(path)
-                except OSError:
-                    old.replace(path)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                temporary.replace(path)
+            _put(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(made: Path, place: Path) -> None:
+    """Put a folder in the place of another, which is put back if that fails, or where there is none."""
+    old = made.with_name(f"{made.name}.old")
+    if place.is_dir():
+        place.replace(old)
+    try:
+        made.replace(place)
+    except OSError:
+        if old.is_dir():
+            old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
@@ -247,7 +274,7 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: must be a writable folder, got: {error.strerror}") from None
     owner = run_in(folder).get("run_id")
     if owner == run_id or all(_BEGUN.fullmatch(entry.name) for entry in folder.iterdir()):
-        with _as_output_error(folder):
+        with as_output_error(folder):
             _remove_temporary(folder)
         return
     if owner is None:
@@ -257,7 +284,7 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
         raise OutputError(
             f"{folder}: must {wanted}, got the results of run {owner}; choose another --out, or --overwrite"
         )
-    with _as_output_error(folder):
+    with as_output_error(folder):
         for entry in folder.iterdir():  # the folder itself stays: it may be a link or a mount
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -282,7 +309,7 @@ def remove_unfinished(path: Path) -> None:
     OutputError
         If it cannot be removed.
     """
-    with _as_output_error(path):
+    with as_output_error(path):
         for beside in path.parent.glob(f".{path.name}.*"):
             if _TEMPORARY.fullmatch(beside.name) and beside.is_dir() and not beside.is_symlink():
                 shutil.rmtree(beside)
@@ -297,7 +324,7 @@ def run_in(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
     """Turn a refusal of the operating system (permission, full disk) into a message that names ``path``."""
     try:
         yield

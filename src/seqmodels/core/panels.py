@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,8 +18,8 @@ from seqmodels.core.errors import InputError
 def error_histograms(path: Path, groups: Mapping[str, ArrayLike], *, columns: int, limit: int, label: str) -> None:
     """Draw how often whole-numbered errors occur, one small panel per group, row by row.
 
-    Errors beyond ``limit`` are counted in the last bars. The title of a panel tells its n and the shares at most 0, 1
-    and 2 off. InputError if ``columns`` or ``limit`` is below 1.
+    Bars are shares of the group. Errors beyond ``limit`` are counted in the last bars. The title of a panel tells its n
+    and the shares at most 0, 1 and 2 off. InputError if ``columns`` or ``limit`` is below 1.
     """
     if columns < 1 or limit < 1:
         raise InputError(f"error_histograms: columns and limit must be at least 1, got {columns} and {limit}")
@@ -33,6 +33,8 @@ def error_histograms(path: Path, groups: Mapping[str, ArrayLike], *, columns: in
             _errors(axes, name, np.asarray(errors, dtype=np.int64).ravel(), limit)
             if place >= len(groups) - columns:
                 axes.set_xlabel(label)
+            if place % columns == 0:
+                axes.set_ylabel("share of reads")
         plots.save(figure, path)
 
 
@@ -115,7 +117,7 @@ def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str)
             shapes = f"{np.shape(one.places)}, {np.shape(one.observed)} and {np.shape(one.predicted)}"
             raise InputError(f"profiles, {one.title}: must have one share of both kinds per place, got {shapes}")
     drawing = [(one.title, lambda axes, one=one: _profile(axes, one)) for one in groups]
-    _grid(path, drawing, columns=columns, label=label)
+    _grid(path, drawing, columns=columns, label=label, side="share of reads")
 
 
 def _profile(axes: Axes, one: Profile) -> None:
@@ -138,7 +140,7 @@ def distributions(path: Path, groups: Mapping[str, tuple[ArrayLike, float]], *, 
     Values that are not finite are left out; so is an estimate that is not. InputError if ``columns`` is below 1.
     """
     drawing = [(name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()]
-    _grid(path, drawing, columns=columns, label=label)
+    _grid(path, drawing, columns=columns, label=label, side="count")
 
 
 def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
@@ -155,8 +157,13 @@ def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _grid(path: Path, drawing: Sequence[tuple[str, Callable[[Axes], None]]], *, columns: int, label: str) -> None:
-    """Draw titled small panels row by row; where panels differ in kinds of marks, the first says what they mean."""
+def _grid(
+    path: Path, drawing: Sequence[tuple[str, Callable[[Axes], None]]], *, columns: int, label: str, side: str = ""
+) -> None:
+    """Draw titled small panels row by row; where panels differ in kinds of marks, the first says what they mean.
+
+    ``label`` names the horizontal axes, ``side`` the vertical ones.
+    """
     if columns < 1:
         raise InputError(f"{path.name}: columns must be at least 1, got {columns}")
     with plots.style():
@@ -170,15 +177,26 @@ def _grid(path: Path, drawing: Sequence[tuple[str, Callable[[Axes], None]]], *, 
             draw(axes)
             if place >= len(drawing) - columns:
                 axes.set_xlabel(label, fontsize=8)
+            if place % columns == 0:
+                axes.set_ylabel(side, fontsize=8)
             if place == 0 and axes.get_legend_handles_labels()[0]:
                 figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
         plots.save(figure, path)
 
 
-def heat_map(path: Path, values: ArrayLike, rows: Sequence[str], columns: Sequence[str], *, label: str) -> None:
+def heat_map(
+    path: Path,
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    sides: tuple[str, str] = ("", ""),
+) -> None:
     """Draw signed numbers as colours from blue (below 0) over white to red (above); undefined cells (NaN) are grey.
 
-    InputError if ``values`` is not of shape ``(len(rows), len(columns))``.
+    ``label`` names the numbers, ``sides`` columns and rows. InputError if ``values`` is not of shape
+    ``(len(rows), len(columns))``.
     """
     table = np.asarray(values, dtype=np.float64)
     if table.shape != (len(rows), len(columns)):
@@ -197,6 +215,7 @@ def heat_map(path: Path, values: ArrayLike, rows: Sequence[str], columns: Sequen
             axes.set_xticks(range(len(columns)), columns)
             axes.set_yticks(range(len(rows)), rows)
             axes.tick_params(length=0)
+            axes.set(xlabel=sides[0], ylabel=sides[1])
             for (row, column), value in np.ndenumerate(table):
                 if np.isfinite(value):
                     ink = "white" if abs(value) > 0.6 * most else "black"
@@ -247,9 +266,9 @@ def estimates(
 
 
 def tracks(path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
-    """Draw values along a chromosome (``places`` in megabases) as dots, and levels as a line, one line of panels each.
+    """Draw ratios along a chromosome (``places`` in megabases) as dots, and called copies as a line, a panel per group.
 
-    A group is (values, levels), NaN where there are none. Values above 4 are drawn at 4.
+    A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as triangles.
     """
     with plots.style():
         figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
@@ -262,23 +281,27 @@ def tracks(path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, 
             if not np.isfinite(shown).any():
                 plots.no_data(axes)
                 continue
-            axes.plot(places, np.minimum(shown, 4), ".", color=plots.PALETTE[4], markersize=1.2, rasterized=True)
-            axes.plot(
-                places, np.minimum(np.asarray(levels, dtype=np.float64), 4), color=plots.PALETTE[1], linewidth=1.1
-            )
-            axes.set_ylim(0, 4.1)
+            above = np.where(shown > 4, 4, np.nan)
+            look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
+            axes.plot(places, np.where(shown > 4, np.nan, shown), ".", markersize=1.2, label="depth ratio", **look)
+            axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
+            called = np.minimum(np.asarray(levels, dtype=np.float64), 4)
+            axes.plot(places, called, color=plots.PALETTE[1], linewidth=1.1, label="called copies (3: 3 and more)")
+            axes.set_ylim(0, 4.25)
             axes.set_yticks(range(5))
             axes.grid(axis="y")
         if groups:
             figure.axes[-1].set_xlabel("position (Mb)")
             figure.supylabel("copies", fontsize=9)
+            marks = next((found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]), ([], []))
+            figure.legend(*marks, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
         plots.save(figure, path)
 
 
-def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) -> None:
+def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike], *, labels: tuple[str, str]) -> None:
     """Draw the same points (n, 2) once for each colouring: numbers as a scale, names as the most frequent groups.
 
-    InputError if a colouring has not one value per point.
+    ``labels`` name the axes. InputError if a colouring has not one value per point.
     """
     places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     with plots.style():
@@ -291,8 +314,9 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) ->
                 )
             axes = figure.add_subplot(1, len(colours), place + 1)
             axes.set_title(title, loc="left", fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set_xlabel(labels[0], fontsize=8)
+            axes.set_ylabel(labels[1], fontsize=8)
+            axes.tick_params(labelsize=7)
             if values.dtype.kind in "fiu":
                 drawn = axes.scatter(places[:, 0], places[:, 1], c=values, s=6, cmap="viridis", linewidths=0)
                 figure.colorbar(drawn, ax=axes, fraction=0.05)
@@ -302,17 +326,19 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike]) ->
             for number, name in enumerate(names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]):
                 own = places[values == name]
                 axes.scatter(own[:, 0], own[:, 1], color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
-            axes.legend(fontsize=7, loc="best")
+            axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         plots.save(figure, path)
 
 
-def pairs(path: Path, groups: Mapping[str, tuple[ArrayLike, ArrayLike]], *, columns: int, label: str) -> None:
-    """Draw measured (across, named ``label``) against predicted values, a small panel per group, equality dashed.
+def pairs(
+    path: Path, groups: Mapping[str, tuple[ArrayLike, ArrayLike]], *, columns: int, labels: tuple[str, str]
+) -> None:
+    """Draw measured (across) against predicted values, named ``labels``, a small panel per group, equality dashed.
 
     Pairs that are not finite are left out. InputError if ``columns`` is below 1.
     """
     drawing = [(name, lambda axes, one=one: _pairs(axes, *one)) for name, one in groups.items()]
-    _grid(path, drawing, columns=columns, label=label)
+    _grid(path, drawing, columns=columns, label=labels[0], side=labels[1])
 
 
 def _pairs(axes: Axes, measured: ArrayLike, predicted: ArrayLike) -> None:

@@ -48,7 +48,7 @@ _STYLE = {
     "text.hinting": "none",  # letters as wide as the font says, so that they stay on their colours
 }
 _METADATA: Mapping[str, dict[str, None]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
-_MOST_MARKED_ROWS = 60
+_MOST_MARKED_ROWS, _MOST_INSIDE = 60, 4  # the latter: curves whose legend finds room among them
 _MOST_COUNTED_CLASSES = 20
 
 # read views: in points (1/72 inch) on A4, from the top left corner
@@ -70,42 +70,41 @@ def style() -> Iterator[None]:
         yield
 
 
-def learning_curves(path: Path, rows: History, series: Mapping[str, Sequence[str]]) -> None:
-    """Draw columns of a training history against its column ``epoch``; None and NaN are passed over.
+def learning_curves(path: Path, rows: History, series: Mapping[str, Sequence[str]], step: str = "epoch") -> None:
+    """Draw columns of a training history against its column ``step``; None and NaN are passed over.
 
-    ``series`` gives for each panel the label of its vertical axis (with unit) and the columns drawn there. InputError
-    if a row lacks ``epoch`` or one of them.
+    ``series``: label of each panel's vertical axis (with unit), and columns drawn there. InputError if a row lacks one.
     """
     for index, row in enumerate(rows):
-        for column in ["epoch", *(name for names in series.values() for name in names)]:
+        for column in [step, *(name for names in series.values() for name in names)]:
             if column not in row:
                 raise InputError(f"learning_curves, row {index}: must have the column {column!r}, got {sorted(row)}")
     with style():
         n_columns = 2 if len(series) == 4 else min(max(len(series), 1), 3)
         n_lines = max(math.ceil(len(series) / n_columns), 1)
-        figure = new_figure(max(3.8 * n_columns, 4.6), 3.0 * n_lines)
+        beside = 1.6 * any(len(names) > _MOST_INSIDE for names in series.values())
+        figure = new_figure(max(3.8 * n_columns, 4.6) + beside, 3.0 * n_lines)
         if not series:
             no_data(figure.subplots())
         for place, (label, names) in enumerate(series.items()):
-            _curves(figure.add_subplot(n_lines, n_columns, place + 1), rows, label, names)
+            axes = figure.add_subplot(n_lines, n_columns, place + 1, xlabel=step, ylabel=label)
+            _curves(axes, np.array([row[step] for row in rows], dtype=np.float64), rows, names)
         save(figure, path)
 
 
-def _curves(axes: Axes, rows: History, label: str, names: Sequence[str]) -> None:
-    axes.set(xlabel="epoch", ylabel=label)
+def _curves(axes: Axes, steps: NDArray[np.float64], rows: History, names: Sequence[str]) -> None:
     values = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
     if not any(np.isfinite(column).any() for column in values.values()):
         no_data(axes)
         return
-    epochs = np.array([row["epoch"] for row in rows], dtype=np.float64)
     for place, (name, column) in enumerate(values.items()):
-        colour = PALETTE[place % len(PALETTE)]
-        known = np.isfinite(column)
+        colour, known = PALETTE[place % len(PALETTE)], np.isfinite(column)
         marker = "o" if known.sum() <= _MOST_MARKED_ROWS else None
-        axes.plot(epochs[known], column[known], color=colour, marker=marker, markersize=3, label=name)
+        axes.plot(steps[known], column[known], color=colour, marker=marker, markersize=3, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.grid(axis="y")
-    axes.legend(fontsize=8)
+    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(values) > _MOST_INSIDE else {}
+    axes.legend(fontsize=8, **beside)
 
 
 def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], title: str, axis_label: str) -> None:
@@ -207,7 +206,9 @@ def _log_axis(axes: Axes, *, decades: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def calibration(path: Path, confidence: ArrayLike, correct: ArrayLike) -> None:
+def calibration(
+    path: Path, confidence: ArrayLike, correct: ArrayLike, label: str = "confidence (probability of that prediction)"
+) -> None:
     """Draw a reliability diagram: how often predictions are right against how sure they were, in ten equal bins.
 
     Each bin with cases is a point at its mean confidence, with a 95 % interval; bars below count the cases; the title
@@ -218,7 +219,7 @@ def calibration(path: Path, confidence: ArrayLike, correct: ArrayLike) -> None:
         figure = new_figure(4.8, 5.2)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.set(ylabel="share of right predictions")
-        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="count", xlim=(0, 1))
+        lower.set(xlabel=label, ylabel="count", xlim=(0, 1))
         if found.rates:
             _reliability(upper, lower, found)
         else:

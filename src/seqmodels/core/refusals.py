@@ -3,17 +3,53 @@
 import contextlib
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator
 
 ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # MLflow's codes for "there is none"
+_STORE_LIBRARIES = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "google"})
+_CALLED_SECRET = re.compile(r"((?:passw(?:or)?d|pwd|token|secret)(?:=|%3D))(?:(?!%3B)[^\s;&'\"])+", re.IGNORECASE)
+_SHORTEST = 4  # characters of a password that is looked for in messages: a shorter one is found in half of all words
+
+
+def shown(uri: str) -> str:
+    """Write the URI of a store for messages: without user and password, and without options, which may hold others.
+
+    Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the scheme is left.
+    """
+    scheme, slashes, rest = uri.partition("//")
+    place, _, options = rest.partition("?")
+    if rest.startswith("/"):  # a path: sqlite:////home/ada@work
+        return f"{scheme}{slashes}{place}"
+    return f"{scheme}{slashes}{'...' if '@' in options else place.rpartition('@')[2]}"
 
 
 def without_password(text: str) -> str:
-    """Remove user and password from every URI in a text; a password may hold ``@``, ``/`` and ``:`` as it is.
+    """Remove user, password and options from every URI in a text; a password may hold ``@``, ``/`` and ``:`` as it is.
 
-    Rather too much is removed than too little: all before the last ``@`` of a word, but for paths (``sqlite:////a@b``).
+    Rather too much is removed than too little: all before the last ``@`` of a word, but for paths (``sqlite:////a@b``),
+    and what is called a password or a token anywhere.
     """
-    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
+    text = re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
+    text = re.sub(r"(//[^\s?]*)\?\S*", r"\1", text)
+    return _CALLED_SECRET.sub(r"\1***", text)
+
+
+def _without_ours(text: str) -> str:
+    """Write the store's URI, where a text repeats it, as it is shown, and ``***`` for its login and password alone."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    rest = uri.partition("//")[2]
+    login = "" if rest.startswith("/") else rest.rpartition("@")[0]
+    for part in (uri, login, login.partition(":")[2]):
+        for form in (part, urllib.parse.unquote(part)):
+            if len(form) >= _SHORTEST:
+                text = text.replace(form, shown(uri) if part == uri else "***")
+    return text
+
+
+def of_a_store(error: BaseException) -> bool:
+    """Tell whether an error is one of the libraries behind a store."""
+    return type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
 
 
 def refused(error: BaseException) -> bool:
@@ -33,7 +69,7 @@ def passed_over() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Write in one line why a store did not do what was asked."""
-    return _advice(error) or " ".join(without_password(str(error)).split())
+    return _advice(error) or " ".join(without_password(_without_ours(str(error))).split())
 
 
 def _advice(error: BaseException) -> str:

@@ -320,8 +320,12 @@ def _format(
         if len(row) != len(columns):
             raise InputError(f"{where}, row {index}: must have {len(columns)} cells, got {len(row)}")
     cells = [[_text(cell, digits) for cell in row] for row in rows]
-    right = [bool(rows) and not any(isinstance(row[k], str) for row in rows) for k in range(len(columns))]
+    right = [bool(rows) and not any(_is_word(row[k]) for row in rows) for k in range(len(columns))]
     return cells, right
+
+
+def _is_word(cell: Cell) -> bool:
+    return isinstance(cell, str) and not cell.startswith("< ")  # a bound is a number
 
 
 def _text(cell: Cell, digits: int) -> str:

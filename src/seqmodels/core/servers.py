@@ -25,7 +25,7 @@ def check(uri: str) -> None:
         return
     except (ValueError, http.client.InvalidURL):  # their messages repeat what may be a part of the password
         reason = "one that cannot be read; write : / @ of a password as %3A %2F %40"
-        raise TrackingError(f"tracking server {refusals.without_password(uri)}: must be a URI, got {reason}") from None
+        raise TrackingError(f"tracking server {refusals.shown(uri)}: must be a URI, got {reason}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or use --no-track"
-        raise TrackingError(f"tracking server {refusals.without_password(uri)}: must answer, got: {reason}") from None
+        raise TrackingError(f"tracking server {refusals.shown(uri)}: must answer, got: {reason}") from None

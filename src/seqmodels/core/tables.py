@@ -43,16 +43,16 @@ def _field(value: Any) -> str:
     return _BREAKS.sub(" ", str(value))
 
 
-def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one row per epoch; ``epoch`` comes first, the other columns as the rows name them."""
-    columns = ["epoch", *dict.fromkeys(key for row in rows for key in row if key != "epoch")]
+def write_history(path: Path, rows: Sequence[Mapping[str, Any]], step: str = "epoch") -> None:
+    """Write one row per epoch (or other ``step``); its number comes first, the other columns as the rows name them."""
+    columns = [step, *dict.fromkeys(key for row in rows for key in row if key != step)]
     write_tsv(path, columns, rows)
 
 
 def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield epoch and figure for every figure of training and validation that a history has and ``sent`` does not.
 
-    ``sent`` gives the epochs that are known of a metric. No such file: nothing.
+    ``sent`` gives the epochs (the first column) that are known of a metric. No such file: nothing.
     """
     if not path.is_file():
         return
@@ -60,7 +60,7 @@ def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, d
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     for name in (key for key in (rows[0] if rows else ()) if key.startswith(("train.", "valid."))):
         known = sent(name)
-        for epoch, text in ((int(float(row["epoch"])), row[name]) for row in rows):
+        for epoch, text in ((int(float(next(iter(row.values())))), row[name]) for row in rows):
             if text and epoch not in known:
                 yield epoch, {name: float(text)}
 
@@ -86,6 +86,11 @@ def whole_numbers(name: str, values: Sequence[Any] | NDArray[Any], low: int, hig
     for row in np.flatnonzero(~np.isnan(numbers) & ~((numbers >= low) & (numbers <= high) & (numbers % 1 == 0)))[:1]:
         raise InputError(f"row {row}: {name} must be a whole number from {low} to {high}, got {numbers[row]:g}")
     return numbers
+
+
+def n_repeated(parts: Sequence[NDArray[np.uint64]]) -> int:
+    """Count values, given in parts, that equal an earlier one."""
+    return sum(map(len, parts)) - len(np.unique(np.concatenate(parts))) if parts else 0
 
 
 def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

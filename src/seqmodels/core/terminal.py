@@ -1,18 +1,33 @@
 """What the user sees on the terminal: our own progress lines, warnings of others, nothing else."""
 
 import contextlib
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 
+from seqmodels.core.errors import ConfigError
 
-def set_up_logging() -> None:
-    """Send progress lines of this package and warnings of all others to standard error."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def set_up() -> None:
+    """Send progress lines of this package and warnings of all others to standard error; no sign is too much for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # signs that an ASCII locale lacks, bytes of file names
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("seqmodels").setLevel(logging.INFO)
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
         os.environ.setdefault(name, value)
+
+
+def message(error: Exception) -> str:
+    """Write an error in one line, one of settings in one for each fault, without signs that steer the terminal."""
+    lines = str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]
+    return "\n".join(_CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line) for line in lines)
 
 
 @contextlib.contextmanager

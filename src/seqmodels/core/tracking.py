@@ -32,13 +32,13 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block a trainer for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it has the login; standard output is our result alone
 }
 _FLUSH_SECONDS = 5.0
 _PATIENCE = 20.0  # after a failed flush, train this many times as long as it took: a dead store costs 5 % at most
 _UPLOAD_TRIES = 3
 _CHECKPOINT_SECONDS = 300.0  # a checkpoint leaves this machine at most this often
 _BATCH = 1000  # metrics per call that the REST interface takes; parameters and tags: 100
-_STORE_LIBRARIES = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "google"})
 _LONGEST_VALUE = 6000  # characters of a parameter that the store keeps
 
 
@@ -48,8 +48,8 @@ def store_uri() -> str:
 
 
 def shown_uri() -> str:
-    """Write the URI of the tracking store for messages and logs, without user and password."""
-    return refusals.without_password(store_uri())
+    """Write the URI of the tracking store for messages and logs, without user, password and options."""
+    return refusals.shown(store_uri())
 
 
 def client() -> Any:
@@ -86,8 +86,8 @@ def as_tracking_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
-        theirs = type(error).__module__.partition(".")[0] in _STORE_LIBRARIES
-        if theirs or (isinstance(error, OSError | ImportError) and not isinstance(error, SeqmodelsError)):
+        ours = isinstance(error, SeqmodelsError)
+        if refusals.of_a_store(error) or (isinstance(error, OSError | ImportError) and not ours):
             reason = f"must do what was asked, got: {refusals.reason(error)}"
             raise TrackingError(f"tracking store {shown_uri()}: {reason}") from error
         raise
@@ -236,8 +236,7 @@ def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], da
     if handle.resumed:
         stored = get_run(handle.id, handle.client).data.tags if handle.client is not None else {}
         tags = provenance.resumed_tags(tags, {**files.run_in(handle.out), **stored})
-    record = {"run_id": handle.id, "tracked": handle.client is not None, **tags}
-    files.write_json(handle.out / "run.json", record)
+    files.write_json(handle.out / "run.json", {"run_id": handle.id, "tracked": handle.client is not None, **tags})
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
     if handle.client is not None:
         with as_tracking_error():
@@ -364,20 +363,23 @@ def close_stale_runs(opened: Any) -> list[str]:
 def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path) -> bool:
     """Add an evaluation (files, metrics, tags) to a run that has ended; False where the store does not know the run.
 
-    The tags come last and those of an earlier evaluation are emptied first, so that they never vouch for other figures.
+    The tags come last and those of an earlier evaluation are emptied first, so that they never vouch for other figures;
+    of those figures, the ones that are undefined now become NaN.
     """
-    from mlflow.entities import RunTag
+    from mlflow.entities import Metric, RunTag
 
     opened = client()
     try:
-        known = get_run(run_id, opened).data.tags
+        known = get_run(run_id, opened).data
     except MissingError:
         return False
     with as_tracking_error():
         opened.log_artifacts(run_id, str(evaluation), "evaluate")
-        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known])
-    Run(run_id, Path(), resumed=True, client=opened, _metrics=_entities(metrics, 0)).flush()
-    with as_tracking_error():
+        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known.tags])
+        sent = _entities(metrics, 0)
+        old = {key for key in known.metrics if key.startswith("test.")} - {metric.key for metric in sent}
+        sent += [Metric(key, math.nan, int(time.time() * 1000), 0) for key in sorted(old)]
+        Run(run_id, Path(), resumed=True, client=opened, _metrics=sent).flush()
         opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return True
 
@@ -385,8 +387,7 @@ def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[st
 def open_parent(opened: Any, name: str) -> str:
     """Start the run whose children the steps of ``main`` are: the one of ``mlflow run``, or a new one."""
     with as_tracking_error():
-        run_id = os.environ.get("MLFLOW_RUN_ID")
-        run_id = run_id or str(opened.create_run(_experiment_id(opened)).info.run_id)
+        run_id = os.environ.get("MLFLOW_RUN_ID") or str(opened.create_run(_experiment_id(opened)).info.run_id)
         opened.update_run(run_id, name=name)
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
             opened.set_tag(run_id, key, value)

@@ -1,5 +1,6 @@
 """Model cards: the description that every version carries, the tag that sums up its gates, and the page of a model."""
 
+import math
 from typing import Any
 
 from seqmodels.core.config import Gate
@@ -18,6 +19,12 @@ def gates(run: Any) -> dict[str, Gate]:
         if key.startswith("cfg.gates.") and side in ("min", "max") and value != "None":
             found[metric] = Gate(min=float(value)) if side == "min" else Gate(max=float(value))
     return found
+
+
+def measured(run: Any, name: str) -> float | None:
+    """Value of a metric of a run; None where it was not measured, or is undefined on the data measured last."""
+    value: float | None = run.data.metrics.get(name)
+    return None if value is None or math.isnan(value) else value
 
 
 def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: str) -> None:
@@ -40,20 +47,20 @@ def headline(run: Any) -> str:
     if name not in run.data.metrics:
         return "Not evaluated yet."
     interval = _interval(run.data.metrics, name)
-    return f"{name} {_number(run.data.metrics[name])}{f' (95 % interval {interval})' if interval else ''}."
+    return f"{name} {_number(measured(run, name))}{f' (95 % interval {interval})' if interval else ''}."
 
 
 def verdict(run: Any) -> str:
     """Sum up the gates of a run in one line: passed, missed, or not measured; none where its settings have none."""
     parts, passes = [], []
     for name, gate in sorted(gates(run).items()):
-        value = run.data.metrics.get(name)
-        parts.append(f"{name} {'not measured' if value is None else _number(value)}, must be {gate}")
+        value = measured(run, name)
+        parts.append(f"{name} {_number(value)}, must be {gate}")
         passes.append(value is not None and gate.passes(value))
     if not parts:
         return "none"
-    measured = any(name in run.data.metrics for name in gates(run))
-    word = "passed" if all(passes) else "missed" if measured else "not measured"
+    evaluated = any(name in run.data.metrics for name in gates(run))
+    word = "passed" if all(passes) else "missed" if evaluated else "not measured"
     return f"{word}: {'; '.join(parts)}"
 
 
@@ -160,9 +167,11 @@ def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str
 
 def _interval(metrics: dict[str, float], name: str) -> str:
     low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
-    return f"{_number(low)} to {_number(high)}" if low is not None and high is not None else ""
+    return "" if low is None or high is None or math.isnan(low + high) else f"{_number(low)} to {_number(high)}"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Write counts whole and shares with four digits."""
+    if value is None or math.isnan(value):
+        return "not measured"
     return f"{value:,.0f}" if value > 1 and value.is_integer() else f"{value:.4f}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from seqmodels.core import refusals, tracking
 from seqmodels.core.errors import MissingError, ModelError
-from seqmodels.registry import card, store
+from seqmodels.registry import card, packages, store
 
 
 def models() -> list[dict[str, str]]:
@@ -84,8 +84,10 @@ def _headline(opened: Any, run_id: str | None) -> str:
     except MissingError:
         run = None
     name = run.data.params.get("cfg.headline", "") if run is not None else ""
-    value = run.data.metrics.get(name) if run is not None else None
-    return f"{name} {value:.4f}" if value is not None else ""
+    if run is None or name not in run.data.metrics:
+        return ""
+    value = card.measured(run, name)
+    return f"{name} {'not measured' if value is None else f'{value:.4f}'}"
 
 
 def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
@@ -96,22 +98,19 @@ def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
     MissingError
         If there is no such model.
     ModelError
-        If it is no packaged model of ours, or damaged.
+        If it is no packaged model of ours, damaged, or holds other code (see `packages.check`).
     """
     with store.fetch(reference) as fetched:
-        import yaml
-        from mlflow.exceptions import MlflowException
         from mlflow.models import Model
 
         if not (fetched / "MLmodel").is_file():
             raise ModelError(f"{reference}: must be a registered or exported model (with MLmodel), got another folder")
-        try:
+        packages.check(fetched, store.read_served(fetched / "artifacts" / "model")["room"])
+        with packages.damaged(f"{fetched / 'MLmodel'}: must describe a model"):
             signature = Model.load(str(fetched)).signature
-        except (MlflowException, OSError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise ModelError(f"{fetched / 'MLmodel'}: must describe a model, got: {store.one_line(error)}") from None
-        if signature is None or signature.inputs is None or signature.outputs is None:
-            raise ModelError(f"{reference}: must name its input and output columns, got a model that does not")
-        return {
-            side: [(str(column.name), repr(column.type)) for column in schema.inputs]
-            for side, schema in (("input", signature.inputs), ("output", signature.outputs))
-        }
+            if signature is None or signature.inputs is None or signature.outputs is None:
+                raise ModelError(f"{reference}: must name its input and output columns, got a model that does not")
+            return {
+                side: [(str(column.name), repr(column.type)) for column in schema.inputs]
+                for side, schema in (("input", signature.inputs), ("output", signature.outputs))
+            }

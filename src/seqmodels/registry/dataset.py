@@ -151,10 +151,9 @@ def ensure(room: str, folder: Path | None) -> Path:
         with _locked(room):
             files.check_manifest(manifest_path(room), own)
         return own
-    if not folder.is_dir() or not any(folder.iterdir()):
-        raise MissingError(
-            f"--data {folder}: must be a folder with data, got {'an empty one' if folder.is_dir() else 'none'}"
-        )
+    there = files.is_there(folder) and folder.is_dir()
+    if not there or not any(folder.iterdir()):
+        raise MissingError(f"--data {folder}: must be a folder with data, got {'an empty one' if there else 'none'}")
     return folder
 
 

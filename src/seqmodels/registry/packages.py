@@ -4,17 +4,47 @@ MLflow runs what ``MLmodel`` names (a loader, pickled or written code, folders p
 here first. Copies of the package that travel with a model are for those who have not installed it; here they rest.
 """
 
+import contextlib
+import hashlib
 import logging
+import reprlib
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seqmodels.core.errors import ModelError
+from seqmodels.core import yaml12
+from seqmodels.core.data import is_there
+from seqmodels.core.errors import ModelError, SeqmodelsError
 
 _LOG = logging.getLogger(__name__)
 
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _ADAPTER = Path(__file__).with_name("served.py")
+SUMS = "SHA256SUMS"
+_LONGEST = 300  # characters of a value in a message
 _CODE, _OWN = "code", "seqmodels"  # folder that MLflow puts on the path, and all that may lie in it
+
+
+@contextlib.contextmanager
+def damaged(where: str) -> Iterator[None]:
+    """Turn what damaged files make their readers raise into a ``ModelError`` that begins with ``where``."""
+    try:
+        yield
+    except SeqmodelsError:
+        raise
+    except Exception as error:
+        # MLflow checks little of what it reads, and is not imported for those who do without it
+        if type(error).__module__ != "mlflow.exceptions" and not isinstance(error, (OSError, *yaml12.NOT_YAML)):
+            raise
+        raise ModelError(f"{where}, got: {shown(' '.join(str(error).split()))}") from error
+
+
+def shown(value: Any) -> str:
+    """Write a value of a file for a message: short, whatever it is."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else f"{value[:_LONGEST]} ..."
+    return reprlib.repr(value)
 
 
 def check(folder: Path, room: str) -> bool:
@@ -33,14 +63,15 @@ def check(folder: Path, room: str) -> bool:
     found = _flavour(folder / "MLmodel")
     where = f"{folder / 'MLmodel'}: python_function"
     if found.get("loader_module") != _LOADER or "python_model" in found or found.get("data"):
-        got = "a pickle" if "python_model" in found else found.get("loader_module")
+        got = "a pickle" if "python_model" in found else shown(found.get("loader_module"))
         raise ModelError(f"{where}: must be loaded by {_LOADER} from {_ADAPTER.name}, got {got}; not executed")
-    adapter = Path(str(found.get("model_code_path"))).name  # MLflow writes its path on the machine that packed it
+    code = found.get("model_code_path")
+    adapter = Path(code).name if isinstance(code, str) else ""  # MLflow writes its path on the machine that packed it
     if adapter != _ADAPTER.name or found.get("code", _CODE) != _CODE:
-        got = f"{adapter} and {found.get('code')}"
+        got = f"{shown(adapter or code)} and {shown(found.get('code'))}"
         raise ModelError(f"{where}: must name {_ADAPTER.name} and the folder {_CODE}, got {got}; not executed")
     if found.get("config") != {"room": room}:
-        raise ModelError(f"{where}: must have the config of the room {room}, got {found.get('config')}")
+        raise ModelError(f"{where}: must have the config of the room {room}, got {shown(found.get('config'))}")
     _check_artifacts(where, found.get("artifacts"))
     others = [path.name for path in (folder / _CODE).glob("*") if path.name != _OWN]
     if others:
@@ -54,24 +85,49 @@ def check(folder: Path, room: str) -> bool:
 
 
 def _flavour(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
+    """Read what ``MLmodel`` says of the Python function, before MLflow, which knows no bounds, reads the file."""
+    with damaged(f"{path}: must be a whole packaged model of ours"):
+        found = yaml12.load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
         if isinstance(found, dict):
             return found
-        reason = f"python_function {found!r}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-    raise ModelError(f"{path}: must be a whole packaged model of ours, got: {reason}")
+        raise ValueError(f"python_function {shown(found)}")
 
 
 def _check_artifacts(where: str, artifacts: Any) -> None:
     """Refuse artifacts other than the room's own folder, such as one that leads out of the package."""
     own = artifacts.get("model") if isinstance(artifacts, dict) else None
-    found = str(own.get("path")) if isinstance(own, dict) and len(artifacts) == 1 else str(artifacts)
+    found = shown(own.get("path") if isinstance(own, dict) and len(artifacts) == 1 else artifacts)
     if found.replace("\\", "/") != "artifacts/model":
         raise ModelError(f"{where}: must have the artifact artifacts/model alone, got {found}")
+
+
+def write_sums(folder: Path) -> None:
+    """Write the SHA-256 of every file of an exported model, as ``sha256sum`` does, beside them."""
+    listed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in listed), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sums(folder: Path) -> None:
+    """Refuse an exported model of which a file is not the one that was exported.
+
+    Raises
+    ------
+    ModelError
+        Naming the first file that is absent or differs.
+    """
+    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
+        wanted, _, name = line.partition("  ")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{folder / SUMS}: must name files of the model, got {shown(name)}")
+        path = folder / name
+        found = _sha256(path) if is_there(path) and path.is_file() else "no such file"
+        if found != wanted:
+            raise ModelError(f"{shown(str(path))}: must have the SHA-256 {shown(wanted)} ({SUMS}), got {found}")
 
 
 def _refuse_bytecode(folder: Path) -> None:
@@ -86,7 +142,7 @@ def _refuse_bytecode(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a model folder with links, which could bring in files from anywhere.
+    """Refuse a model folder with links, which could bring in files from anywhere, or with what is no file.
 
     Raises
     ------
@@ -96,3 +152,23 @@ def refuse_links(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise ModelError(f"{path}: must be a file or folder of the model itself, got a link to {path.readlink()}")
+        _refuse_special(path)
+
+
+def refuse_special(folder: Path) -> None:
+    """Refuse a model folder with named pipes and the like, at which a reader would wait for ever; links are followed.
+
+    Raises
+    ------
+    ModelError
+        Naming the first.
+    """
+    for path in sorted(folder.rglob("*")):
+        if is_there(path):
+            _refuse_special(path)
+
+
+def _refuse_special(path: Path) -> None:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ModelError(f"{path}: must be a file or folder, got another thing, such as a named pipe")

@@ -64,6 +64,12 @@ def _renew_cards(run_id: str) -> None:
 
 def check_out(out: Path) -> None:
     """Refuse, before anything is measured, a folder that an evaluation must not replace."""
+    with files.as_output_error(out):
+        _check_out(out)
+
+
+def _check_out(out: Path) -> None:
+    files.check_replaceable(out)
     if out.is_file():
         raise OutputError(f"{out}: must be a folder, got a file")
     if (out / "run.json").is_file():
@@ -201,10 +207,11 @@ def _gate_faults(run: Any) -> list[str]:
     """List the gates of the run's own settings that its test metrics miss."""
     faults = []
     for metric, gate in sorted(card.gates(run).items()):
-        value = run.data.metrics.get(metric)
+        value = card.measured(run, metric)
         if value is None:
-            faults.append(f"{metric} must be {gate}, got nothing (run: seqmodels evaluate)")
-        elif not gate.passes(value):  # so is NaN
+            why = "undefined on its test data" if metric in run.data.metrics else "run: seqmodels evaluate"
+            faults.append(f"{metric} must be {gate}, got nothing ({why})")
+        elif not gate.passes(value):
             faults.append(f"{metric} must be {gate}, got {value:.6g}")
     return faults
 
@@ -219,7 +226,7 @@ def _champion_faults(opened: Any, run: Any, champion: Any, *, force: bool) -> li
     """
     headline = run.data.params.get("cfg.headline", "")
     gate = card.gates(run).get(headline)
-    new = run.data.metrics.get(headline)
+    new = card.measured(run, headline)
     if gate is None or new is None:
         return [f"the headline metric {headline!r} must be measured and have a gate, got {new}"]
     try:
@@ -247,8 +254,7 @@ def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> floa
     tags = run.data.tags
     digest, path = tags.get("test.data.md5", ""), Path(tags.get("test.data.path") or "(unknown)")
     if digest and other.data.tags.get("test.data.md5") == digest:
-        value: float | None = other.data.metrics.get(headline)
-        return value
+        return card.measured(other, headline)
     found = files.digest(path)
     if found != digest:
         raise InputError(f"{path}: must have the digest {digest or '(unknown)'}, got {found}")

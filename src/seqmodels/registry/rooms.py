@@ -1,6 +1,7 @@
 """The only list of rooms. Nothing of a room is imported until it is asked for."""
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,8 @@ FOREIGN = {"reads": "_params.yaml"}
 
 def adopted(folder: Path) -> str | None:
     """Room whose reference made a model folder; None for a folder of ours, or of nobody we know."""
-    if any((folder / inside / "served.json").is_file() for inside in ("", "model", "artifacts/model")):
+    # Path.is_file would raise where the user may not look
+    if any(os.path.isfile(folder / inside / "served.json") for inside in ("", "model", "artifacts/model")):
         return None
     return next((room for room, end in FOREIGN.items() if any(folder.glob(f"*{end}"))), None)
 

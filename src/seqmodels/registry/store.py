@@ -1,14 +1,14 @@
 """The registry: register, find, load and export models. Aliases, never stages; unpickling is off."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
 import re
+import reprlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ import pandas as pd
 import seqmodels
 from seqmodels.core import data as files
 from seqmodels.core import refusals, tracking
-from seqmodels.core.errors import InputError, MissingError, ModelError, SeqmodelsError, TrackingError
-from seqmodels.registry import card, packages, rooms
+from seqmodels.core.errors import InputError, MissingError, ModelError, TrackingError
+from seqmodels.registry import card, packages, rooms, turns
 
 CANDIDATE = "candidate"
-SUMS = "SHA256SUMS"
 _VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "room")
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"
 _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
@@ -59,7 +58,8 @@ def model_folder(reference: str) -> Iterator[Path]:
 def _inside(folder: Path, reference: str) -> Path:
     """Find the room's ``model/`` folder in one of a registered model, an exported one, a run, or itself."""
     for inside in (folder, folder / "artifacts" / "model", folder / "model"):
-        if (inside / "served.json").is_file():
+        if files.is_there(inside / "served.json") and (inside / "served.json").is_file():
+            packages.refuse_special(inside)
             return inside
     raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
 
@@ -68,11 +68,12 @@ def _inside(folder: Path, reference: str) -> Path:
 def fetch(reference: str, inside: str = "") -> Iterator[Path]:
     """Bring what a reference names, or of a version the folder ``inside`` it, here; a copy goes when the block ends."""
     path = Path(reference)
-    if reference and path.exists():
+    if reference and files.is_there(path):
         room = rooms.adopted(path)
         if room is None:
             yield path
             return
+        packages.refuse_special(path)
         with tempfile.TemporaryDirectory(prefix="seqmodels-") as temporary:
             rooms.part(room, "serve").adopt(path, Path(temporary))
             yield Path(temporary)
@@ -109,6 +110,22 @@ def one_line(error: Exception) -> str:
 _KEYS = ("room", "registered_name", "about", "limits", "input_columns")
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,100}", value) is not None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_FORM: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("registered_name", "1 to 100 letters, digits, _ . or -", _is_name),
+    ("about", "a text", lambda value: isinstance(value, str)),
+    ("limits", "a list of texts", _is_texts),
+    ("input_columns", "a list of one text or more", lambda value: bool(value) and _is_texts(value)),
+)
+
+
 def read_served(folder: Path) -> dict[str, Any]:
     """Read ``served.json`` of a model folder: room, format, name in the registry, what ``apply`` must know.
 
@@ -117,14 +134,16 @@ def read_served(folder: Path) -> dict[str, Any]:
     ModelError
         If it is damaged.
     """
-    try:
-        served: dict[str, Any] = json.loads((folder / "served.json").read_text(encoding="utf-8"))
-        rooms.check(served["room"])
-        missing = [key for key in _KEYS if key not in served]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ModelError(f"{folder / 'served.json'}: must describe a model of a known room, got: {error}") from None
-    if missing:
-        raise ModelError(f"{folder / 'served.json'}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
+    path = folder / "served.json"
+    with packages.damaged(f"{path}: must describe a model of a known room"):
+        served: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if served["room"] not in rooms.ROOMS:
+            raise ValueError(f"room must be one of {', '.join(rooms.ROOMS)}, got {served['room']!r}")
+    if missing := [key for key in _KEYS if key not in served]:
+        raise ModelError(f"{path}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
+    for key, what, fits in _FORM:
+        if not fits(served[key]):
+            raise ModelError(f"{path}: {key} must be {what}, got {reprlib.repr(served[key])}")
     return served
 
 
@@ -152,18 +171,44 @@ def register(room: str, run_id: str) -> str:
     with model_folder(run_id) as folder:
         packages.refuse_links(folder)
         served = read_served(folder)
+        name = served["registered_name"]
         if served["room"] != room:
             raise ModelError(f"run {run_id}: must hold a model of the room {room}, got one of {served['room']}")
+        _refuse_anothers(opened, name, room)
+        card.describe(found, served, name, "1")  # as the next two, fails before anything is packaged
         serve = rooms.part(room, "serve")
         model = serve.load(folder)
         example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
-        answer = serve.predict(model, example)  # fails here, before anything is packaged
+        answer = serve.predict(model, example)
         version = _package(found, folder, served, (example, answer))
-    name = served["registered_name"]
     with tracking.as_tracking_error():
-        opened.set_registered_model_alias(name, CANDIDATE, version)
+        with turns.turn(opened, name, version):
+            newest = opened.get_registered_model(name).aliases.get(CANDIDATE, 0)
+            if int(newest) < int(version):  # another registration may have overtaken this one
+                opened.set_registered_model_alias(name, CANDIDATE, version)
         card.publish(opened, found, served, name, version)
     return f"models:/{name}/{version}"
+
+
+def _refuse_anothers(opened: Any, name: str, room: str) -> None:
+    """Refuse a registered model of another room: the names of its versions promise its answers.
+
+    Raises
+    ------
+    ModelError
+        If there is one of this name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with tracking.as_tracking_error():
+        try:
+            owner = opened.get_registered_model(name).tags.get("room", room)
+        except MlflowException as error:
+            if error.error_code not in refusals.ABSENT:
+                raise
+            return
+    if owner != room:
+        raise ModelError(f"registered model {name}: must be of the room {room}, got one of {owner}")
 
 
 def run_id_of(text: str) -> str:
@@ -175,7 +220,7 @@ def run_id_of(text: str) -> str:
         If the folder holds no run, or one that was not tracked.
     """
     folder = Path(text)
-    if not text or not folder.is_dir():
+    if not text or not files.is_there(folder) or not folder.is_dir():
         return text
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -203,10 +248,12 @@ def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.D
         with _loading():
             with tracking.as_tracking_error():
                 _log((logged.model_id, run.run_id), folder, served, known[0])
-            again = mlflow.pyfunc.load_model(logged.model_uri).predict(known[0])
+                packaged = mlflow.pyfunc.load_model(logged.model_uri)
+            again = packaged.predict(known[0])
         _compare(known[1], again, run.run_id)
     except BaseException:
-        client.delete_logged_model(logged.model_id)
+        with contextlib.suppress(TrackingError), tracking.as_tracking_error():  # the first error is the one to tell
+            client.delete_logged_model(logged.model_id)
         raise
     tags = {key: found.data.tags.get(key, "") for key in _VERSION_TAGS}
     with tracking.as_tracking_error(), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
@@ -310,8 +357,8 @@ def load(room: str, reference: str) -> Loaded:
             raise ModelError(f"{reference}: must be a model of the room {room}, got one of {served['room']}")
         if not (fetched / "MLmodel").is_file():
             return Loaded(_Local(room, folder), served, reference)
-        if (fetched / SUMS).is_file():
-            _check_sums(fetched)
+        if (fetched / packages.SUMS).is_file():
+            packages.check_sums(fetched)
         if not packages.check(fetched, room):
             return Loaded(_Local(room, folder), served, reference)
         rooms.part(room, "serve")  # before bytecode is not read, which frameworks would take long without
@@ -322,16 +369,11 @@ def _load_packaged(folder: Path) -> Any:
     """Load a packaged model through MLflow, without unpickling."""
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     import mlflow
-    import yaml
-    from mlflow.exceptions import MlflowException
 
-    try:
-        with _loading():
-            return mlflow.pyfunc.load_model(str(folder))
-    except SeqmodelsError:
-        raise
-    except (MlflowException, OSError, LookupError, TypeError, yaml.YAMLError) as error:
-        raise ModelError(f"{folder}: must be a whole packaged model, got: {one_line(error)}") from error
+    with packages.damaged(f"{folder}: must be a whole packaged model"), _loading():
+        loaded = mlflow.pyfunc.load_model(str(folder))
+        loaded.metadata.get_input_schema()  # else it is damage to the signature that the first answer runs into
+        return loaded
 
 
 def export(reference: str, folder: Path) -> None:
@@ -351,28 +393,4 @@ def export(reference: str, folder: Path) -> None:
     with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
         packages.refuse_links(fetched)
         shutil.copytree(fetched, made, dirs_exist_ok=True)
-        listed = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
-        (made / SUMS).write_text("".join(f"{_sha256(made / name)}  {name}\n" for name in listed), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_sums(folder: Path) -> None:
-    """Refuse an exported model of which a file is not the one that was exported.
-
-    Raises
-    ------
-    ModelError
-        Naming the first file that is absent or differs.
-    """
-    for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-        wanted, _, name = line.partition("  ")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"{folder / SUMS}: must name files of the model, got {name}")
-        path = folder / name
-        found = _sha256(path) if path.is_file() else "no such file"
-        if found != wanted:
-            raise ModelError(f"{path}: must have the SHA-256 {wanted} ({SUMS}), got {found}")
+        packages.write_sums(made)

@@ -65,7 +65,7 @@ def _until_lowered(opened: Any, name: str, number: str, versions: list[str]) -> 
     end, waiting = time.monotonic() + _PATIENCE, set(versions)
     while waiting := waiting & set(_others(opened, name, number)):
         if time.monotonic() > end:
-            log.warning("%s: promotion of version %s was broken off, going on", name, ", ".join(sorted(waiting)))
+            log.warning("%s: work for version %s was broken off, going on", name, ", ".join(sorted(waiting)))
             for other in waiting:
                 _lower(opened, name, other)
             return
