@@ -27,6 +27,7 @@ from seqmodels.copynumber.quality.gene_calls import (
     score,
 )
 from seqmodels.core.errors import InputError
+from seqmodels.core.metrics import proportion
 
 BINS = Bins.tiling("c", 200_000, 1000)
 LABELS = st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0, 1])), max_size=40)
@@ -231,6 +232,22 @@ def test_an_event_is_found_by_one_segment_of_its_state() -> None:
     alone = found.summary(np.array([False, True, False, False, False]))
     assert alone["segment_f1"].reason == "no event or no segment of such a length"
     assert alone["breakpoint_error"].value is None
+
+
+def test_no_error_in_any_sample_still_has_an_interval() -> None:
+    segments = cohort_of(*[[(0, 20, 1), (20, 31, 2), (31, 200, 1)]] * 10)
+    found = matched(segments, *[(f"s{i}", 20_000, 31_000, 2, "event") for i in range(10)]).summary()
+    low = proportion(10, 10).low  # of recall and precision alike, and so of their harmonic mean
+    assert found["segment_f1"][:3] == pytest.approx((1, low, 1))
+    assert low == pytest.approx(0.7225, abs=1e-4)
+    assert found["false_segments"][:3] == pytest.approx((0, 0, 0.3689), abs=1e-4), "Poisson: 3.689 in 10 samples"
+
+
+def test_nothing_found_still_has_an_interval() -> None:
+    segments = cohort_of(*[[(0, 20, 1), (20, 31, 2), (31, 200, 1)]] * 4)
+    found = matched(segments, *[(f"s{i}", 120_000, 131_000, 0, "event") for i in range(4)]).summary()
+    assert found["segment_f1"].value == found["segment_f1"].low == 0
+    assert found["segment_f1"].high == pytest.approx(proportion(0, 4).high)
 
 
 def test_a_deletion_beside_a_missing_region_is_found_with_it() -> None:

@@ -226,11 +226,16 @@ def test_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
         "metrics.json", "evaluation.txt", "report.html", "plots",
     }  # fmt: skip
     text = (tmp_path / "out" / "evaluation.txt").read_text()
-    for name in ("median", "bin_median", "bin_median_ori", "pca", "vae"):
+    for name in ("median", "bin_median", "bin_median_ori", "pca", "untrained", "vae"):
         assert f"\n{name} " in text
         assert metrics[f"test.{name}.noise"] > 0
         assert abs(metrics[f"test.{name}.absorbed"]) < 5
     assert metrics["test.bin_median_ori.false_segments"] < metrics["test.median.false_segments"]
+    assert metrics["test.vae.noise"] != metrics["test.untrained.noise"], "two epochs moved something"
+    mccs = [value for key, value in metrics.items() if key.endswith(".mcc") and value is not None]
+    assert metrics["test.lowest_mcc"] == min(mccs)
+    assert metrics["test.lowest_ppv.low"] <= metrics["test.lowest_ppv"] <= metrics["test.lowest_ppv.high"]
+    assert metrics["test.segment_f1.low"] < metrics["test.segment_f1.high"]
     assert "vae does" in text or "vae finds segments best" in text
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.copynumber.cohort import Cohort, cohort, grouped_split
+from seqmodels.copynumber.cohort import Cohort, cohort
 from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.data import frames, prepare
 from seqmodels.copynumber.depth.bins import Bins, Layout, write_layout
 from seqmodels.copynumber.depth.store import open_plasmid_store, open_store
+from seqmodels.copynumber.samples import grouped_split
 from seqmodels.core import config as settings
 from seqmodels.core.errors import InputError, MissingError, OutputError
 from seqmodels.core.provenance import project_root

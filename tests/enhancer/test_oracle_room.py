@@ -21,6 +21,7 @@ from seqmodels.enhancer import evaluate as evaluation
 from seqmodels.enhancer import serve, train
 from seqmodels.enhancer.config import CELL_TYPES, Config
 from seqmodels.enhancer.scores.assessment import Assessment, interval, read_ceilings
+from seqmodels.enhancer.scores.figures import mean_intervals, measure
 from seqmodels.enhancer.serve import load_oracle
 from seqmodels.registry import rooms
 
@@ -373,8 +374,68 @@ def test_figures_of_a_perfect_and_an_upside_down_oracle() -> None:
     assert found["test.pearson_mean_raw"] == pytest.approx(0, abs=1e-6)
     assert found["test.of_ceiling"] == pytest.approx(0, abs=1e-6)
     assert found["test.mse"] == pytest.approx(float(2 * np.square(measured[:, 1]).mean()), rel=1e-5)
+    assert found["test.pearson_lowest_raw"] == found["test.pearson.In"]
     assert interval(None, 100) == (None, None)
     assert interval(0.5, 3) == (None, None)
+
+
+def test_means_of_correlations_have_intervals() -> None:
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(400, 3))
+    predicted, measured = signal.astype(np.float32), (signal + rng.normal(size=signal.shape)).astype(np.float32)
+    measured[::7, 1] = np.nan
+    ends = mean_intervals(predicted, measured, {"all": [0, 1, 2], "first": [0]})
+    low, high = ends["first"]
+    value = np.corrcoef(predicted[:, 0], measured[:, 0])[0, 1]
+    fisher = interval(value, 400)
+    assert (low, high) == pytest.approx(fisher, abs=0.02), "of one column the interval is about Fisher's"
+    assert ends["all"][0] < np.mean([measure(predicted, measured).pearson]) < ends["all"][1]
+    assert ends["all"][1] - ends["all"][0] < high - low, "a mean of three is more certain"
+    assert mean_intervals(predicted, measured, {"first": [0]}) == {"first": (low, high)}, "seeded"
+    scaled = mean_intervals(predicted * 1e-6 + 5, measured * 1e6 - 3e7, {"first": [0]})
+    assert scaled["first"] == pytest.approx((low, high), abs=0.01)
+
+
+def test_intervals_keep_groups_together() -> None:
+    rng = np.random.default_rng(1)
+    signal, noise = rng.normal(size=(20, 1)), rng.normal(size=(20, 1))
+    predicted, measured = (np.repeat(values, 30, axis=0) for values in (signal, signal + noise))
+    groups = [f"g{i}" for i in range(20) for _ in range(30)]
+    rows, whole = (mean_intervals(predicted, measured, {"x": [0]}, groups=own)["x"] for own in ((), groups))
+    assert whole[1] - whole[0] > 3 * (rows[1] - rows[0])
+    assert mean_intervals(predicted, measured, {"x": [0]}, groups=["one"] * 600)["x"] == rows
+
+
+def test_intervals_of_what_is_undefined() -> None:
+    nothing = np.full((5, 2), np.nan)
+    assert mean_intervals(np.ones((5, 2)), nothing, {"x": [0, 1]}) == {"x": (None, None)}
+    assert mean_intervals(np.ones((0, 2)), np.ones((0, 2)), {"x": [0]}) == {"x": (None, None)}
+    line = np.arange(50.0)[:, None]
+    pair = np.hstack([line, np.ones_like(line)])
+    assert mean_intervals(pair, pair, {"x": [0, 1]})["x"] == pytest.approx((1, 1)), "constant columns are left out"
+    assert mean_intervals(pair, pair, {"x": [0, 1]}, policy="zero")["x"] == pytest.approx((0.5, 0.5))
+
+
+def test_cards_say_whether_rows_were_simulated(run: Path, data: Path, tmp_path: Path) -> None:
+    limit = "Trained and measured on simulated data only."
+    assert limit in files.read_json(run / "model" / "served.json")["limits"]
+    shutil.copyfile(data / "train.jsonl", tmp_path / "rows.jsonl")
+    prepared = settings("train.epochs=1 prepare.test_share=0.2")
+    rooms.part("enhancer", "data").prepare(prepared, [tmp_path / "rows.jsonl"], None, tmp_path / "panel")
+    train.train(prepared, tmp_path / "panel", tmp_path / "out", UNTRACKED)
+    assert limit not in files.read_json(tmp_path / "out" / "model" / "served.json")["limits"]
+
+
+def test_names_that_are_there_twice_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.fa"
+    path.write_text(">a\nACGT\n>b\nACGT\n>a again\nTTTT\n>a\nGGGG\n")
+    frames = list(rooms.part("enhancer", "data").frames(path, tmp_path))
+    assert [row for frame in frames for row in frame["sequence"]] == ["ACGT", "ACGT", "TTTT", "GGGG"]
+    assert "2 sequences have the name of an earlier one, such as a; all are scored" in caplog.text
+    caplog.clear()
+    path.write_text(">a\nACGT\n>b\nACGT\n")
+    list(rooms.part("enhancer", "data").frames(path, tmp_path))
+    assert not caplog.text
 
 
 def test_damaged_ceilings_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A cohort as training and evaluation see it: stores, what is known of their samples, and which of them are related."""
 
+import hashlib
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,13 @@ from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.data import cohort_stores
 from seqmodels.copynumber.depth.bins import Layout, read_families, read_panel
 from seqmodels.copynumber.depth.store import PlasmidStore, Store, some
+from seqmodels.copynumber.samples import lineages, of_samples, read_metadata, read_table
+from seqmodels.core import data as files
 from seqmodels.core.errors import InputError, MissingError
-from seqmodels.core.tables import refuse_wide
 
 _LOG = logging.getLogger(__name__)
 
 _KEYS = ("sample_id", "biosample", "sample_accession")  # columns of a ground truth that are no genes
-_VARIANT = re.compile(r"-\d+LV$")  # a sequence type that differs from another in so many loci
 _TRUTH = {
     "truth_segments": ("sample_id", "chrom", "x0", "x1", "cn"),
     "truth_plasmids": ("sample_id", "replicon", "copies"),
@@ -71,14 +71,49 @@ class Cohort:
         return len(self.chromosome)
 
     @property
-    def lineages(self) -> NDArray[np.str_]:
-        """Group of each sample that must not be split: its sequence type; without one, a group of its own.
+    def simulated(self) -> bool:
+        """Whether ``simulate`` made the samples, by the manifest beside them."""
+        folders = list(self.chromosome.folder.resolve().parents)[:2]
+        manifests = [folder / "manifest.json" for folder in folders if (folder / "manifest.json").is_file()]
+        return any("simulate" in files.read_json(path) for path in manifests)
 
-        Locus variants (``ST490-2LV``) are of the type that they vary; ``0`` is no type.
-        """
-        types = [_VARIANT.sub("", name) for name in self.metadata["ST"]]
-        pairs = zip(types, self.chromosome.samples, strict=True)
-        return np.array([name if name not in ("", "0", "ST0") else f"sample {sample}" for name, sample in pairs])
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """64 bits of a digest of the counts of each sample, by which it is known under any name; 0 without reads."""
+        made = np.zeros(len(self), dtype=np.uint64)
+        for window, counts in self.chromosome.blocks():
+            rows = np.ascontiguousarray(counts, dtype="<u4")
+            made[window] = [_digest(row) if row.any() else 0 for row in rows]
+        return made
+
+    def take(self, rows: NDArray[np.int64]) -> "Cohort":
+        """Return some samples, whose counts are then in memory."""
+        names = tuple(self.chromosome.samples[i] for i in rows.tolist())
+        chromosome = replace(self.chromosome, counts=np.asarray(self.chromosome.counts[rows]), samples=names)
+        plasmid = self.plasmid
+        if plasmid is not None:
+            genes, copies, breadth = (
+                np.asarray(one)[rows] for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
+            )
+            plasmid = replace(plasmid, samples=names, genes=genes, replicons=copies, breadth=breadth)
+        known = self.ground_truth
+        return replace(
+            self,
+            chromosome=chromosome,
+            plasmid=plasmid,
+            metadata=self.metadata.iloc[rows].reset_index(drop=True),
+            ground_truth=None if known is None else known.iloc[rows].reset_index(drop=True),
+            held_out=self.held_out[rows],
+            truth={name: frame[frame["sample_id"].isin(names)] for name, frame in self.truth.items()},
+        )
+
+    @property
+    def lineages(self) -> NDArray[np.str_]:
+        """Group of each sample that must not be split: see `samples.lineages`."""
+        return lineages(self.metadata["ST"], self.chromosome.samples)
+
+
+def _digest(row: NDArray[np.uint32]) -> int:
+    return int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little") or 1
 
 
 def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
@@ -109,7 +144,7 @@ def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
     samples = chromosome.samples
     targets = _targets(config)
     sources = dict(paths)
-    metadata = _metadata(paths["metadata"], samples)
+    metadata = read_metadata(paths["metadata"], samples)
     truth = {name: _read_truth(base / f"{name}.tsv", columns, samples) for name, columns in _TRUTH.items() if own}
     known = None
     if paths["ground_truth"]:
@@ -147,51 +182,9 @@ def _targets(config: Config) -> dict[str, Target]:
     return {name: target for name, target in targets.items() if target.genes}
 
 
-def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a table as text, every field as it stands; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            refuse_wide(path, file.readline().count(b"\t") + 1)
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise MissingError(f"{path}: must exist, got none") from None
-    except (ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: must be a table with tabs in UTF-8, got: {error}") from None
-    absent = [name for name in columns if name not in frame]
-    if absent:
-        raise InputError(f"{path}: must have the column {absent[0]}, got {some(frame.columns)}")
-    return frame
-
-
-def _of_samples(path: Path, frame: pd.DataFrame, samples: Sequence[str]) -> pd.DataFrame:
-    """Rows of the samples, in their order, empty for those that the table lacks; rows of others are counted."""
-    known = frame[frame["sample_id"].isin(samples)]
-    doubled = known.loc[known["sample_id"].duplicated(), "sample_id"]
-    if len(doubled):
-        raise InputError(f"{path}: must have one row for each sample, got more for {some(doubled)}")
-    if known.empty:
-        raise InputError(f"{path}: must have rows of the samples of the store, such as {samples[0]}, got none")
-    _LOG.info("%s: %d of %d samples, %d rows of others", path.name, len(known), len(samples), len(frame) - len(known))
-    return known.set_index("sample_id").reindex(list(samples), fill_value="").reset_index()
-
-
-def _metadata(path: str, samples: Sequence[str]) -> pd.DataFrame:
-    """Species and sequence type of every sample; without a file, unknown for all."""
-    if not path:
-        _LOG.warning("no metadata: sequence types are unknown, and every sample is a group of its own")
-        return pd.DataFrame({"sample_id": list(samples), "Species": "", "ST": ""})
-    frame = _read(Path(path), ("sample_id", "Species", "ST"))
-    absent = set(samples) - set(frame["sample_id"])
-    if absent:
-        raise InputError(f"{path}: must have all samples of the store, lacks {len(absent)}: {some(absent)}")
-    return _of_samples(Path(path), frame, samples)
-
-
 def _ground_truth(path: Path, samples: Sequence[str], targets: Mapping[str, Target]) -> pd.DataFrame:
     """Columns of genes as numbers, NaN where a sample or a field is unknown."""
-    frame = _read(path, ("sample_id",))
+    frame = read_table(path, ("sample_id",))
     genes = [name for name in frame if name not in _KEYS]
     strange = [name for name in genes if name not in targets]
     if strange or not genes:
@@ -199,7 +192,7 @@ def _ground_truth(path: Path, samples: Sequence[str], targets: Mapping[str, Targ
             f"{path}: columns must be genes or families of the settings, {', '.join(sorted(targets))}, got "
             f"{some(strange) or 'none'}"
         )
-    return _numbers(path, _of_samples(path, frame, samples), genes)
+    return _numbers(path, of_samples(path, frame, samples), genes)
 
 
 def _numbers(path: Path, frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
@@ -219,12 +212,12 @@ def _numbers(path: Path, frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFr
 
 def _override(known: pd.DataFrame, path: Path, samples: Sequence[str]) -> str:
     """Let a table of Kleborate correct columns that it has, where it knows; return what a report is to say of it."""
-    frame = _read(path, ("sample_id",))
+    frame = read_table(path, ("sample_id",))
     genes = [name for name in known if name in frame]
     if not genes:
         _LOG.warning("%s: has no column of the ground truth, not used", path)
         return f"{path} (not used: no column of the ground truth)"
-    better = _numbers(path, _of_samples(path, frame, samples), genes)
+    better = _numbers(path, of_samples(path, frame, samples), genes)
     for name in genes:
         known[name] = better[name].fillna(known[name])
     return f"{path} ({', '.join(genes)})"
@@ -251,45 +244,8 @@ def _read_truth(path: Path, columns: Sequence[str], samples: Sequence[str]) -> p
     """Read a table of simulated truth; None where there is none."""
     if not path.is_file():
         return None
-    text = _read(path, columns)
+    text = read_table(path, columns)
     extra = set(text["sample_id"]) - set(samples)
     if extra:
         raise InputError(f"{path}: must be of samples of the store only, got {some(extra)}")
     return pd.read_csv(path, sep="\t", dtype={"sample_id": str})
-
-
-def grouped_split(
-    groups: Sequence[str] | NDArray[np.str_], share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose whole groups at random until they hold about ``share`` of the samples; groups are never divided.
-
-    A group that would bring more is passed over, so that a common lineage does not fill the share alone; where all do,
-    the smallest is chosen.
-
-    Returns
-    -------
-    Indices of the samples left, and of those chosen (none for a share of 0), both rising.
-
-    Raises
-    ------
-    InputError
-        If something is to be chosen of fewer than two groups.
-
-    Examples
-    --------
-    >>> rest, chosen = grouped_split(["ST11", "ST11", "ST15", "ST258"], share=0.25, seed=1)
-    >>> len(rest), len(chosen)
-    (3, 1)
-    """
-    names, member, sizes = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True)
-    if share <= 0:
-        return np.arange(len(member)), np.zeros(0, dtype=np.int64)
-    if len(names) < 2:
-        raise InputError(f"sequence types: must be at least two to set some aside, got {len(names)}: {some(names)}")
-    wanted, taken = share * len(member), np.zeros(len(names), dtype=bool)
-    for group in np.random.default_rng(seed).permutation(len(names)):
-        if sizes[taken].sum() + sizes[group] <= wanted and taken.sum() < len(names) - 1:
-            taken[group] = True
-    if not taken.any():
-        taken[np.argmin(sizes)] = True
-    return np.flatnonzero(~taken[member]), np.flatnonzero(taken[member])

@@ -47,6 +47,13 @@ class SimulateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """``test_share`` of a user's own samples, as whole sequence types, is set aside as test samples."""
+
+    test_share: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings of one run. Keys up to ``eval_min_group_n`` are those of the mission's experiment files.
 
@@ -134,6 +141,7 @@ class Config:
     mapq: Count
     read_length: Positive
     seed: Count
+    prepare: PrepareConfig
     simulate: SimulateConfig
     gates: dict[str, Gate]
     headline: str

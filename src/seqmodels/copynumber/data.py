@@ -1,6 +1,7 @@
 """Read counts on their way in: tables and others' stores into ours, several stores into one, rows for a model.
 
-A prepared folder is a cohort: ``chromosome/``, ``plasmid/`` where reads were mapped to plasmids too, ``manifest.json``.
+A prepared folder is a cohort: ``chromosome/``, ``plasmid/`` where reads were mapped to plasmids too, ``manifest.json``;
+or two, in ``train/`` and ``test/``.
 """
 
 import logging
@@ -41,6 +42,7 @@ from seqmodels.copynumber.depth.store import (
     write_plasmid_store,
 )
 from seqmodels.copynumber.depth.tables import Block, find_tables, read_blocks
+from seqmodels.copynumber.samples import divide
 from seqmodels.core import data as files
 from seqmodels.core.arrays import Rows, open_array, read_objects
 from seqmodels.core.errors import InputError
@@ -72,7 +74,8 @@ def prepare(
 
     Returns
     -------
-    What was read. Samples without a single read are kept, and named under ``all_zero``.
+    What was read, and samples of each part where ``prepare.test_share`` divides them (see `samples.divide`). Samples
+    without a single read are kept, and named under ``all_zero``.
 
     Raises
     ------
@@ -91,6 +94,7 @@ def prepare(
         else:
             _write_tables(inputs, folder, layout, form)
         summary = _summary(folder)
+        summary |= divide(folder, config)
         files.write_json(folder / "manifest.json", {"room": "copynumber", "format_version": FORMAT_VERSION, **summary})
     return summary
 

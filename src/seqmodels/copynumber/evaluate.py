@@ -3,8 +3,10 @@
 Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is seen to do so.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,17 @@ from seqmodels.copynumber import serve
 from seqmodels.copynumber.calling.segments import tracks
 from seqmodels.copynumber.cohort import Cohort, cohort
 from seqmodels.copynumber.config import BASELINES, Config
+from seqmodels.copynumber.model import build
 from seqmodels.copynumber.quality.assessment import Assessment, Table, add_to, as_text, assess_cohort, tables
 from seqmodels.core import data as files
 from seqmodels.core import panels, plots
-from seqmodels.core.errors import InputError
+from seqmodels.core.arrays import open_array
+from seqmodels.core.errors import InputError, ModelError
 from seqmodels.core.report import Cell, Report
+
+Expected = Callable[[NDArray[Any]], NDArray[np.float32]]
+
+_LOG = logging.getLogger(__name__)
 
 _PATHS = ("store_path", "plasmid_store_path", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
           "eval_holdout_ids_path")  # fmt: skip
@@ -34,6 +42,9 @@ _SIDE = ("model", "noise", "callable", "segment_f1", "false_segments", "F1 >= 30
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure the model folder ``model`` on the cohort ``data/test`` (or ``data``) and write the report to ``out``.
 
+    Samples that the model was trained on, whatever their names, are left out. ``untrained`` is the model's network with
+    weights drawn at random: what differs from it is what training gives.
+
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an earlier evaluation
     is replaced. Returns the metrics, named ``test.*``.
 
@@ -42,18 +53,18 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     ModelError
         If the model is damaged.
     InputError, MissingError
-        If the cohort is damaged, has other bins than the model, or no samples.
+        If the cohort is damaged, has other bins than the model, or no samples that the model was not trained on.
     OutputError
         If ``out`` holds anything but an earlier evaluation, or cannot be written.
     """
     loaded = serve.load(model)
-    found = _cohort(loaded, data)
-    names = [name for name in BASELINES if name in loaded.baselines or (name == "vae" and loaded.network is not None)]
-    assessed = {name: _assess(loaded, found, name) for name in names}
+    found, remark = _unseen(_cohort(loaded, data), model / serve.SEEN, data)
+    ways = _ways(loaded)
+    assessed = {name: _assess(loaded, found, expected) for name, expected in ways.items()}
     own = assessed[loaded.config.baseline]
-    absorbed = {name: _absorbed(loaded, found, name) for name in names}
+    absorbed = {name: _absorbed(loaded, found, expected) for name, expected in ways.items()}
     rows = [_side_row(name, one, absorbed[name]) for name, one in assessed.items()]
-    verdict = _verdict(loaded.config.baseline, assessed)
+    verdict = f"{remark} {_verdict(loaded.config.baseline, assessed)}"
     metrics = own.metrics("test")
     for name, one in assessed.items():
         short = one.metrics(f"test.{name}")
@@ -84,15 +95,43 @@ def _cohort(loaded: serve.CopyNumberModel, data: Path) -> Cohort:
     return found
 
 
-def _assess(loaded: serve.CopyNumberModel, found: Cohort, name: str) -> Assessment:
-    def expected(counts: NDArray[Any]) -> NDArray[np.float32]:
-        return loaded.expected(counts, name)
+def _unseen(found: Cohort, record: Path, data: Path) -> tuple[Cohort, str]:
+    """Leave out the samples that a model was trained on, by its record of them; tell how many in a sentence."""
+    if not record.is_file():  # a model before 2026-11-21
+        return found, "The model has no record of the samples that it was trained on."
+    known = open_array(record)
+    if known.dtype != np.uint64 or known.ndim != 1:
+        raise ModelError(f"{record}: must be a list of 64-bit numbers, got {known.dtype} of shape {known.shape}")
+    seen = np.isin(found.fingerprints(), known)
+    if seen.all():
+        raise InputError(
+            f"{data}: must have samples that the model was not trained on, got {len(found)} that it was; set some "
+            "aside: seqmodels prepare copynumber --set prepare.test_share=0.2"
+        )
+    if not seen.any():
+        return found, "The model was trained on none of them."
+    _LOG.warning("%s: %d of %d samples were trained on, left out", data, int(seen.sum()), len(found))
+    rest = found.take(np.flatnonzero(~seen))
+    return rest, f"{int(seen.sum())} others were left out, since the model was trained on them."
 
+
+def _ways(loaded: serve.CopyNumberModel) -> dict[str, Expected]:
+    """Ways to expect depth: the model's baselines and its network, also with the weights that training begins with."""
+    ways: dict[str, Expected] = {
+        name: partial(loaded.expected, name=name) for name in BASELINES if name in loaded.baselines
+    }
+    if loaded.network is not None:
+        untrained = replace(loaded, network=build(loaded.config, len(loaded.layout.bins)))
+        ways |= {"untrained": partial(untrained.expected, name="vae"), "vae": partial(loaded.expected, name="vae")}
+    return ways
+
+
+def _assess(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> Assessment:
     called = serve.call_samples(loaded, found.chromosome.counts, found.plasmid, expected)
     return assess_cohort(called, found, loaded.layout.bins, loaded.config)
 
 
-def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, name: str) -> float | None:
+def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> float | None:
     """Mean share (%) of a spike's log2 height that moves into the expected depth, over samples and spikes."""
     rows = np.unique(np.linspace(0, len(found) - 1, min(_SPIKED, len(found))).astype(int))
     counts = np.asarray(found.chromosome.counts[rows]).astype(np.int64)
@@ -100,14 +139,14 @@ def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, name: str) -> float 
     counts = counts[rows_kept]
     if not len(counts):
         return None
-    plain = loaded.expected(counts, name)
+    plain = expected(counts)
     generator = np.random.default_rng(loaded.config.seed)
     shares = []
     for copies, size in _SPIKES:
         first = int(generator.integers(0, counts.shape[1] - size))
         spiked = counts.copy()
         spiked[:, first : first + size] = np.rint(spiked[:, first : first + size] * copies)
-        moved = np.log2(loaded.expected(spiked, name)[:, first : first + size] / plain[:, first : first + size])
+        moved = np.log2(expected(spiked)[:, first : first + size] / plain[:, first : first + size])
         shares.append(float(np.mean(moved) / np.log2(copies)))
     return 100 * float(np.mean(np.abs(shares)))
 
@@ -148,7 +187,8 @@ def _write(
         f"{len(samples)} samples. {verdict}",
         "noise: median over samples of the spread of the ratio at one copy. absorbed: mean share of the log2 height "
         "of a change of copies, added before depth is expected, that the expected depth takes up. gene MCC: "
-        "amplification of the genes of the chromosome.",
+        "amplification of the genes of the chromosome. untrained: the network with the weights that its training began "
+        "with; what vae has over it is what training gave.",
         "Intervals are 95 %: Wilson for shares, bootstrap over samples for F1, false segments and MCC.",
     ]
     files.write_text(folder / "evaluation.txt", as_text(title, paragraphs, found))

@@ -41,6 +41,7 @@ from seqmodels.core.provenance import pinned, read_model_record
 
 FORMAT_VERSION = 1
 REGISTERED = "copynumber-kpsc"
+SEEN = "seen.npy"  # fingerprints of the samples trained on, see `cohort.Cohort`
 REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "torch")
 _PATHS = ("store_path", "plasmid_store_path", "out_dir", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
           "eval_holdout_ids_path")  # fmt: skip
@@ -126,8 +127,8 @@ def call_samples(
     return Called(segments, genes, found, chromosome)
 
 
-def save(model: CopyNumberModel, config: Config, folder: Path) -> None:
-    """Write a model folder; no pickle."""
+def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: bool = False) -> None:
+    """Write a model folder; no pickle. ``simulated``: whether its samples were."""
     folder.mkdir(parents=True, exist_ok=True)
     name = model.config.baseline
     how = "a variational autoencoder" if name == "vae" else f"the baseline {name}"
@@ -145,6 +146,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path) -> None:
             "Regions that a strain shares with a plasmid, or has twice, are called as what they are: more copies.",
             "Plasmid copy numbers are depth relative to the chromosome; a bin that a gene shares with a backbone "
             "counts for both.",
+            *["Trained and measured on simulated data only."] * simulated,
         ],
         "input_columns": ["sample_id", "counts", "genes", "replicons"],
         "genes": [gene.name for gene in model.genes],
@@ -160,9 +162,9 @@ def save(model: CopyNumberModel, config: Config, folder: Path) -> None:
     for key, baseline in model.baselines.items():
         baselines.save(baseline, folder / f"{key}.npz")
         sums[f"{key}.npz"] = files.md5(folder / f"{key}.npz")
-    for key, file in _TABLES.items():
+    for key, table in _TABLES.items():
         if getattr(model.config, key):
-            shutil.copyfile(getattr(model.config, key), folder / file)
+            shutil.copyfile(getattr(model.config, key), folder / table)
     settings = to_dict(model.config) | dict.fromkeys((*_PATHS, *_TABLES), "")
     content = {
         "settings": settings,
@@ -189,7 +191,8 @@ def load(folder: Path) -> CopyNumberModel:
         own = {key: str(folder / file) for key, file in _TABLES.items() if (folder / file).is_file()}
         _refuse_code(content["settings"], where)
         nowhere = dict.fromkeys((*_PATHS, *_TABLES), "")  # paths of a model's settings are its maker's, if not planted
-        config = build_plain(content["settings"] | nowhere | own, Config, origin=lambda _: where)
+        settings = {"prepare": {"test_share": 0.0}} | content["settings"]  # which models before 2026-11-21 lack
+        config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(Gene(**one) for one in content["genes"])
         rules = _rules(content["rules"])
         for name, wanted in content["md5"].items():

@@ -27,13 +27,14 @@ from seqmodels.copynumber import losses, serve
 from seqmodels.copynumber.calling.genes import write_calls
 from seqmodels.copynumber.calling.plasmids import caller_named
 from seqmodels.copynumber.calling.segments import decoder_named, tracks
-from seqmodels.copynumber.cohort import Cohort, cohort, grouped_split
+from seqmodels.copynumber.cohort import Cohort, cohort
 from seqmodels.copynumber.config import Config
 from seqmodels.copynumber.depth import baselines
 from seqmodels.copynumber.depth.bins import Layout
 from seqmodels.copynumber.model import architecture_named, latents, read_weights
 from seqmodels.copynumber.parallel import Group, tensor_cores
 from seqmodels.copynumber.quality.assessment import Assessment, as_text, assess_cohort, evaluation_named, tables
+from seqmodels.copynumber.samples import grouped_split
 from seqmodels.core import data as files
 from seqmodels.core import panels, plots, provenance, tracking
 from seqmodels.core.arrays import Rows
@@ -308,10 +309,18 @@ def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progr
     files.write_text(out / "evaluation.txt", _text(task, assessed))
     if own := evaluation_named(task.config.evaluation):
         own(out, task.config)
-    serve.save(model, task.config, out / "model")
+    serve.save(model, task.config, out / "model", simulated=found.simulated)
+    _write_seen(out / "model" / serve.SEEN, task)
     files.copy_whole(out / "run.json", out / "model" / "run.json")
     _plot(out / "plots", task, assessed, expected, progress)
     return metrics
+
+
+def _write_seen(path: Path, task: Task) -> None:
+    """Write fingerprints of the samples that weights, epoch or baselines were chosen by, for `evaluate`."""
+    chosen = np.sort(task.cohort.fingerprints()[np.concatenate([task.train, task.valid])])
+    with files.written_whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, chosen[chosen > 0], allow_pickle=False)
 
 
 def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDArray[np.float32]:
@@ -334,10 +343,16 @@ def _text(task: Task, assessed: Assessment) -> str:
     scored = f"{held} held-out samples" if held else "all samples, which were also trained on"
     paragraphs = [
         f"{len(task.cohort)} samples; expected depth by {config.baseline}; figures of {scored}.",
-        *(f"{name}: {where}" for name, where in sources.items() if where),
+        *(f"{name}: {_place(where)}" for name, where in sources.items() if where),
         "Intervals are 95 %: Wilson for shares, bootstrap for MCC. A call that is missing is unknown, not negative.",
     ]
     return as_text("copynumber: calls of the training cohort", paragraphs, tables(assessed, config))
+
+
+def _place(path: str) -> str:
+    """Write a path without what only this machine has: from the project on, or its last parts."""
+    inside = Path(provenance.within_project(Path(path)))
+    return Path(*inside.parts[-3:]).as_posix() if inside.is_absolute() else inside.as_posix()
 
 
 def _plane(latent: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -366,7 +381,8 @@ def _plot(folder: Path, task: Task, assessed: Assessment, expected: NDArray[np.f
     if latent.is_file():
         depth = np.log10(np.maximum(assessed.called.chromosome.median, 1))
         colours = {"log10 of the median depth": depth, "sequence type": task.cohort.lineages}
-        panels.scatters(folder / "latents.png", _plane(np.load(latent, allow_pickle=False)), colours)
+        labels = ("latents, 1st principal component", "latents, 2nd principal component")
+        panels.scatters(folder / "latents.png", _plane(np.load(latent, allow_pickle=False)), colours, labels=labels)
     found = assessed.called.plasmids
     if found is not None:
         groups = {name: found.families.value[:, i] for i, name in enumerate(found.families.names)}

@@ -364,19 +364,26 @@ def prepare(
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     """Read ``id`` and ``sequence`` of a file as frames that any model takes (``model_folder`` is not looked at).
 
-    JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`.
+    JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`. Of rows with one name all are
+    kept, and one line warns of them.
 
     Raises
     ------
     MissingError, InputError
         If there is no such file, it has no rows, or a sequence is empty or has letters that are none.
     """
-    n_rows = 0
+    n_rows, names, doubled = 0, set[int](), ""
     for frame in streams.frames(path, "sequence", size=_CHUNK):
         for i, sequence in enumerate(frame["sequence"]):
             if fault := fault_in(sequence):
                 raise InputError(f"{path}, row {n_rows + i + 1} ({frame['id'][i]}): sequence: {fault}")
         n_rows += len(frame)
+        for name in frame["id"]:
+            doubled = doubled or (name if hash(name) in names else "")
+            names.add(hash(name))
         yield frame
     if not n_rows:
         raise InputError(f"{path}: must have at least one sequence, got none")
+    if doubled:
+        text = "%s: %d sequences have the name of an earlier one, such as %s; all are scored, in the order of the file"
+        _LOG.warning(text, path, n_rows - len(names), doubled)

@@ -39,7 +39,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         raise InputError(f"{path}: must have rows, got none")
     predicted = oracle.predict_codes(rows.codes, rows.ids).activities
     ceilings = read_ceilings(data, "test", config.cell_types)
-    found = Assessment(config.cell_types, predicted, rows.activities, ceilings, config.nan_policy)
+    found = Assessment(config.cell_types, predicted, rows.activities, ceilings, config.nan_policy, rows.groups)
     some = slice(0, _STRANDS)
     turned = reverse_complement(rows.codes[some], rows.lengths[some], config.pad)
     other = oracle.predict_codes(turned, rows.ids[some]).activities
@@ -50,6 +50,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         f"{len(rows)} rows of {path.name}.",
         "Predictions for a sequence and its reverse complement correlate "
         f"{_shown(metrics['test.strands'])} (mean over raw columns, {len(other)} rows).",
+        _headline(metrics, "groups" if len(set(rows.groups)) > 1 else "rows"),
         *([_of_ceiling(metrics)] if ceilings else []),
     ]
     with files.folder_written_whole(out, replace=True) as folder:
@@ -71,10 +72,15 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
+def _headline(metrics: dict[str, Any], units: str) -> str:
+    name = "test.pearson_mean_raw"
+    low, high = (_shown(metrics[f"{name}.{end}"]) for end in ("low", "high"))
+    return f"Mean correlation of the raw columns: {_shown(metrics[name])} ({low} to {high}, bootstrap over {units})."
+
+
 def _of_ceiling(metrics: dict[str, Any]) -> str:
     return (
-        f"Mean correlation of the raw columns: {_shown(metrics['test.pearson_mean_raw'])}, "
-        f"{_shown(metrics['test.of_ceiling'])} of what a perfect model would reach "
+        f"That is {_shown(metrics['test.of_ceiling'])} of what a perfect model would reach "
         f"({_shown(metrics['test.ceiling_mean_raw'])}); the order of cells agrees with that of the ceilings with a "
         f"rank correlation of {_shown(metrics['test.order_of_cells'])}."
     )

@@ -33,7 +33,7 @@ from seqmodels.enhancer.scores.predictions import Panel
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
 FORMAT_VERSION = 1
-REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch")
+REQUIREMENTS = pinned("dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch")
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")
 _SEQUENCES = ["ACGTTGCA" * 62, "ttagctnnCAGGTCATGAGTCATCC"]
@@ -170,8 +170,8 @@ def _network(config: Config, folder: Path) -> Network:
     return DeepStarr(config) if count == 1 else Ensemble([DeepStarr(config) for _ in range(count)])
 
 
-def save(model: Oracle, config: Config, folder: Path) -> None:
-    """Write a model folder; no code in any file."""
+def save(model: Oracle, config: Config, folder: Path, *, simulated: bool = False) -> None:
+    """Write a model folder; no code in any file. ``simulated``: whether its rows were."""
     folder.mkdir(parents=True, exist_ok=True)
     network, panel = model.network, _plain_panel(model.panel)
     state = network.head.state_dict() if isinstance(network, Probe) else network.state_dict()
@@ -187,7 +187,7 @@ def save(model: Oracle, config: Config, folder: Path) -> None:
     owned = [path for path in sorted(folder.rglob("*")) if path.suffix in (".pt", ".safetensors")]
     sums = {path.relative_to(folder).as_posix(): files.md5(path) for path in owned}
     files.write_json(folder / "model.json", {"md5": sums})
-    files.write_json(folder / "served.json", _served(model, panel))
+    files.write_json(folder / "served.json", _served(model, panel, simulated=simulated))
 
 
 def _flat(config: Config) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _plain_panel(panel: Panel) -> dict[str, Any]:
     return {"cell_types": list(panel.cell_types), "pearson": dict(panel.pearson), **lists}
 
 
-def _served(oracle: Oracle, panel: dict[str, Any]) -> dict[str, Any]:
+def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
     config, weak = oracle.config, [cell for cell in oracle.panel.cells if oracle.panel.weak(cell)]
     kinds = {"deepstarr_7cell": "a DeepSTARR network", "enformer": "a linear head on a frozen Enformer trunk",
              "sei": "a linear head on a frozen Sei trunk"}  # fmt: skip
@@ -231,6 +231,8 @@ def _served(oracle: Oracle, panel: dict[str, Any]) -> dict[str, Any]:
         "Columns differ in scale and offset: compare sequences within one cell type, or changes of one sequence.",
         f"Cell types that it hardly knows (Pearson below 0.1 on held-out rows): {', '.join(weak) or 'none'}.",
     ]
+    if simulated:
+        limits.append("Trained and measured on simulated data only.")
     if config.oracle == "sei":
         limits.append("The published weights of Sei are for academic and non-commercial research only.")
     if config.backbone.tiny and config.oracle != "deepstarr_7cell":

@@ -303,7 +303,8 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
     on_train, on_valid = (
         np.mean([one.predict(chosen) for one in members], axis=0) for chosen in (task.train, task.valid)
     )
-    own = Assessment(config.cell_types, on_valid, measured[task.valid], task.ceilings, config.nan_policy)
+    groups = [task.rows.groups[i] for i in task.valid.tolist()]
+    own = Assessment(config.cell_types, on_valid, measured[task.valid], task.ceilings, config.nan_policy, groups)
     figures = own.figures
     panel = Panel(
         cell_types=config.cell_types,
@@ -316,7 +317,7 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
     network = parts[0] if len(parts) == 1 else Ensemble(parts)
     best = max(range(len(members)), key=lambda i: progress.of(i)[progress.best(i)]["score"])
     oracle = serve.Oracle(network, config, panel, progress.best(best))
-    serve.save(oracle, config, run.out / "model")
+    serve.save(oracle, config, run.out / "model", simulated=task.ceilings is not None)
     for name, folder in (("oracle.pt", run.out), ("run.json", run.out / "model")):
         source = run.out / "model" / name if name == "oracle.pt" else run.out / name
         files.copy_whole(source, folder / name)

@@ -1,7 +1,7 @@
 """What a cohort's calls are worth, as numbers and as the tables of ``evaluation.txt``; for training and evaluation."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class Assessment:
         return None if self.depth is None else self.depth >= _DEEP
 
     def metrics(self, prefix: str) -> dict[str, float | None]:
-        """Flat figures with their intervals, named ``<prefix>.*``."""
+        """Flat figures with their intervals, named ``<prefix>.*``; ``lowest_*`` are those of the worst gene."""
         found: dict[str, float | None] = {}
 
         def add(name: str, figure: Figure) -> None:
@@ -62,10 +62,8 @@ class Assessment:
         add("callable", segments.callable)
         found[f"{prefix}.noise"] = _float(segments.noise["p50"])
         found[f"{prefix}.samples"] = float(len(self.called.segments.scale))
-        for score in (one for one in self.scores if one.by == "all"):
-            name = f"{score.mode}.{score.gene}"
-            for key in ("mcc", "fnr", "ppv", "call_rate"):
-                add(f"{name}.{key}", getattr(score, key))
+        for name, figure in _gene_figures([one for one in self.scores if one.by == "all"]):
+            add(name, figure)
         if self.events is not None:
             for rows, tail in ((None, ""), (self.deep, "_30x")):
                 if rows is not None or not tail:
@@ -74,6 +72,16 @@ class Assessment:
             calibration = self.events.calibration()
             found[f"{prefix}.confidence_ece"] = _float(calibration.error)
         return found
+
+
+def _gene_figures(scores: Sequence[Score]) -> Iterator[tuple[str, Figure]]:
+    """Name the figures of each gene, and the lowest of all."""
+    for key in ("mcc", "ppv"):
+        known = [figure for one in scores if (figure := getattr(one, key)).value is not None]
+        if known:
+            yield f"lowest_{key}", min(known, key=lambda figure: figure.value)
+    for one in scores:
+        yield from ((f"{one.mode}.{one.gene}.{key}", getattr(one, key)) for key in ("mcc", "fnr", "ppv", "call_rate"))
 
 
 def _float(value: Any) -> float | None:

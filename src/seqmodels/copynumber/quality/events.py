@@ -7,6 +7,7 @@ the middle of its bins contradicts it, whatever its length. Regions that a linea
 are right about them count neither as found nor as wrong.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from seqmodels.copynumber.config import COPY_NUMBERS
 from seqmodels.copynumber.depth.bins import Bins
 from seqmodels.copynumber.quality.gene_calls import Figure, rate
 from seqmodels.core.errors import InputError
-from seqmodels.core.metrics import Reliability, reliability
+from seqmodels.core.metrics import Reliability, proportion, reliability
 
 Mask = NDArray[np.bool_]
 
@@ -79,7 +80,9 @@ class Events:
         ``segment_recall``, ``segment_precision`` and ``segment_f1`` are of events and segments of `LONG` bins and more,
         ``false_segments`` per sample, of any length; ``breakpoints_1``: share of the ends of found events that are at
         most one bin off, ``breakpoint_error``: mean of these errors in bins. Intervals of F1, false segments and error
-        are bootstraps over samples, which ``seed`` decides.
+        are bootstraps over samples, which ``seed`` decides. Where no resample differs, as without any error, that of
+        F1 is from the F1 of the lower to that of the upper Wilson bounds of recall and precision, and that of no false
+        segment ends at -ln(0.025) per number of samples (Poisson, exact).
         """
         rows = self.callable if rows is None else rows & self.callable
         events, changed = self.events, self.changed
@@ -162,7 +165,22 @@ def _bootstrapped(counts: Array, seed: int) -> tuple[Figure, Figure, Figure]:
         else:
             low, high = np.quantile(known, [0.025, 0.975])
             made.append(Figure(value, float(low), float(high), n))
-    return made[0], made[1], made[2]
+    return _spread_f1(made[0], counts.sum(axis=1)), _spread_rate(made[1]), made[2]
+
+
+def _spread_f1(found: Figure, totals: Array) -> Figure:
+    """Widen an interval without width by the Wilson bounds of recall and precision, from counts of all samples."""
+    if found.value is None or found.low != found.high:
+        return found
+    parts = [proportion(int(totals[i]), int(totals[i + 1])) for i in (0, 2)]
+    ends = [(one.low, one.high) for one in parts]
+    low, high = (0.0 if not a + b else 2 * a * b / (a + b) for a, b in zip(*ends, strict=True))
+    return found._replace(low=min(low, found.value), high=max(high, found.value))
+
+
+def _spread_rate(found: Figure) -> Figure:
+    """Give a rate of 0 per sample an upper bound."""
+    return found._replace(high=-math.log(0.025) / found.n) if found.value == found.high == 0 else found
 
 
 def _ratio(part: Any, whole: Any) -> Array:

@@ -14,7 +14,7 @@ from seqmodels.core import panels
 from seqmodels.core.errors import InputError
 from seqmodels.core.report import Cell, Report, text_table
 from seqmodels.enhancer.scores.agreement import ranks
-from seqmodels.enhancer.scores.figures import Figures, correlation, mean_of, measure
+from seqmodels.enhancer.scores.figures import Figures, correlation, mean_intervals, mean_of, measure
 from seqmodels.enhancer.scores.predictions import raw_columns
 
 _Z = 1.959964  # of a 95 % interval
@@ -29,13 +29,17 @@ DEFINITIONS = (
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """Predictions beside measurements ``(n, C)``; ``ceilings`` (C) are None where no model could tell."""
+    """Predictions beside measurements ``(n, C)``; ``ceilings`` (C) are None where no model could tell.
+
+    ``groups`` are those that intervals of means keep together (none: rows are drawn).
+    """
 
     cell_types: tuple[str, ...]
     predicted: NDArray[np.float32]
     measured: NDArray[np.float32]
     ceilings: Sequence[float | None] | None
     nan_policy: str = "skip"
+    groups: Sequence[str] = ()
 
     @property
     def figures(self) -> Figures:
@@ -43,15 +47,22 @@ class Assessment:
         return measure(self.predicted, self.measured)
 
     def metrics(self, prefix: str) -> dict[str, float | None]:
-        """Flat figures, named ``<prefix>.*``; None where undefined."""
+        """Flat figures, named ``<prefix>.*``; None where undefined. Intervals of means are bootstraps over rows."""
         found, raw = self.figures, raw_columns(self.cell_types)
         made: dict[str, float | None] = {f"{prefix}.n": float(len(self.measured)), f"{prefix}.mse": found.total}
         for name, values in (("pearson", found.pearson), ("spearman", found.spearman)):
             made[f"{prefix}.{name}_mean"] = mean_of(values, self.nan_policy)
             made[f"{prefix}.{name}_mean_raw"] = mean_of([values[i] for i in raw], self.nan_policy)
             made |= {f"{prefix}.{name}.{cell}": value for cell, value in zip(self.cell_types, values, strict=True)}
+        means = {"pearson_mean": range(len(self.cell_types)), "pearson_mean_raw": raw}
+        ends = mean_intervals(self.predicted, self.measured, means, groups=self.groups, policy=self.nan_policy)
+        for name, (low, high) in ends.items():
+            made |= {f"{prefix}.{name}.low": low, f"{prefix}.{name}.high": high}
         for cell, row in zip(self.cell_types, self.rows(), strict=True):
             made[f"{prefix}.pearson.{cell}.low"], made[f"{prefix}.pearson.{cell}.high"] = _numbers(row[3], row[4])
+        known = [(value, self.cell_types[i]) for i in raw if (value := found.pearson[i]) is not None]
+        worst = f"{prefix}.pearson.{min(known)[1]}" if known else ""
+        made |= {f"{prefix}.pearson_lowest_raw{end}": made.get(f"{worst}{end}") for end in ("", ".low", ".high")}
         return made | self._of_ceilings(prefix, found, raw)
 
     def _of_ceilings(self, prefix: str, found: Figures, raw: Sequence[int]) -> dict[str, float | None]:
@@ -102,7 +113,7 @@ class Assessment:
         for i, (cell, value) in enumerate(zip(self.cell_types, self.figures.pearson, strict=True)):
             title = f"{cell}, Pearson {'undefined' if value is None else f'{value:.3f}'}"
             groups[title] = (self.measured[rows, i], self.predicted[rows, i])
-        panels.pairs(path, groups, columns=7 if len(groups) % 7 == 0 else 4, label="measured (up: predicted)")
+        panels.pairs(path, groups, columns=4, labels=("measured activity", "predicted activity"))
 
 
 def _numbers(*cells: Cell) -> tuple[float | None, ...]:
