@@ -247,6 +247,8 @@ def test_loaded_models_answer_the_same(model: serve.ReadModel, folder: Path) -> 
     assert again.config == SMALL
     served = json.loads((folder / "served.json").read_text())
     assert served["barcode_lengths"] == {"CBC": 16}
+    assert served["limits"][0].startswith("Trained and measured on simulated data only: ")
+    assert any("counting different UMIs overcounts molecules" in one for one in served["limits"])
     assert served["registered_name"] == "reads-10x3p_sc_ont_016"
     # no pickle: an opcode stream begins with \x80, an archive of one with PK
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "served.json", "weights.h5"]

@@ -90,7 +90,8 @@ def _compare(clone: Path, dvc: Callable[..., "subprocess.CompletedProcess[str]"]
     for room in ROOMS:
         (drawn,) = plots["data"][room]
         lines = drawn["content"]["data"]["values"]
-        new, old = ({line["epoch"] for line in lines if line["rev"] == one} for one in ("workspace", "HEAD"))
+        step = "iteration" if room == "vdj" else "epoch"
+        new, old = ({line[step] for line in lines if line["rev"] == one} for one in ("workspace", "HEAD"))
         assert new < old, room
         assert all(line["dvc_inferred_y_value"] for line in lines)
     page = dvc("plots", "show")

@@ -14,11 +14,14 @@ from seqmodels.core.config import build, resolve
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.core.loop import TrainOptions
 from seqmodels.vdj import evaluate as room
+from seqmodels.vdj import model as likelihood
 from seqmodels.vdj import serve
 from seqmodels.vdj import train as training
+from seqmodels.vdj.choices import build as build_choices
 from seqmodels.vdj.config import Config
-from seqmodels.vdj.data import frames
+from seqmodels.vdj.data import frames, read_observations
 from seqmodels.vdj.evaluate import GeneFit
+from seqmodels.vdj.germline import read_germline
 from seqmodels.vdj.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "vdj"
@@ -75,6 +78,8 @@ def test_files_and_metrics(name: str, measure: Measure) -> None:
     is_right = metrics["test.trim_tv"] < 1.25 * metrics["test.trim_tv_by_chance"]
     assert is_right == (name != "no truth")  # that model lacks the motif, and the genes show it
     text = (folder / "out" / "evaluation.txt").read_text()
+    ends = [metrics[f"test.below_null.{end}"] for end in ("low", "high")]
+    assert f"{ends[0]:.5f} to {ends[1]:.5f}" in text
     for word in ("test.observed_nll", "Genes that fit worst", "ARTJ1*01", "trim_tv_by_chance: "):
         assert word in text
 
@@ -117,6 +122,24 @@ def test_every_domain_has_its_row(name: str, measure: Measure) -> None:
     if len(wanted) == 3:
         n = [metrics["test.n"], metrics["test.productive.n"], metrics["test.both.n"]]
         assert n[0] + n[1] == n[2]
+
+
+def test_interval_of_the_headline_is_that_of_a_bootstrap(measure: Measure, data: Path) -> None:
+    folder, metrics = measure("latent")
+    model, frame = serve.load(folder / "train" / "model"), read_observations(data, "test")
+    group = model.specification.group
+    (domain, *_) = room._domains(
+        model, frame, build_choices(read_germline(data), group.sides, group.lower, group.upper)
+    )
+    counts = domain.observed.counts
+    thetas = model.fit.theta, np.zeros_like(model.fit.theta)
+    logs = [np.asarray(likelihood.log_probabilities(theta, domain.problem)[1]) for theta in thetas]
+    drawn = np.random.default_rng(1).multinomial(int(counts.sum()), counts / counts.sum(), size=2000) / counts.sum()
+    low, high = np.quantile(drawn @ (logs[0] - logs[1]), [0.025, 0.975])
+    width = high - low
+    assert metrics["test.below_null.low"] == pytest.approx(low, abs=0.1 * width)
+    assert metrics["test.below_null.high"] == pytest.approx(high, abs=0.1 * width)
+    assert metrics["test.below_null.low"] < metrics["test.below_null"] < metrics["test.below_null.high"]
 
 
 def test_calibration_counts_every_read_and_tells_chance_from_misfit() -> None:

@@ -444,7 +444,8 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
     [
         (b"", "must be a table with a header, got an empty file"),
         (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\n", "must have rows below its header, got none"),
-        (b"v_gene,j_gene\nTRAV1-1,TRAJ1\n", r"must have the columns of one format .*, got: v_gene,j_gene"),
+        (b"v_gene,j_gene\nTRAV1-1,TRAJ1\n", r"of one format .*, got: v_gene,j_gene \(one column: there must be tabs"),
+        ((",".join(f"column{i}" for i in range(40)) + "\n").encode(), r"got: column0,.{92} \(one column"),
         (b"v_gene\tj_gene\tv_trim\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\n", r"must have the columns vj_insert \(igor\)"),
         (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\t0\t7\n", "Duplicate names"),
         (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\nTRAV\xff\tTRAJ1\t0\t0\t0\n", "must be a whole table with tabs"),
@@ -454,7 +455,17 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
         ),
         (gzip.compress(np.random.default_rng(1).bytes(999), mtime=0)[:20], "must be a whole table with tabs"),
     ],
-    ids=["empty", "no rows", "commas", "columns", "a column twice", "not UTF-8", "truncated gzip", "truncated header"],
+    ids=[
+        "empty",
+        "no rows",
+        "commas",
+        "many commas",
+        "columns",
+        "a column twice",
+        "not UTF-8",
+        "truncated gzip",
+        "truncated header",
+    ],
 )
 def test_files_that_are_refused(tmp_path, content, message):
     path = tmp_path / "table.tsv"

@@ -277,8 +277,8 @@ def _edit(path: Path, **values: Any) -> None:
     [
         ("served.json", {"room": "reads"}, "must be a model of the room vdj, got one of reads"),
         ("served.json", {"format_version": 99}, "format_version must be 1, got 99"),
-        ("model.json", {"coefficients_md5": "0"}, "must hold the coefficients and genes"),
-        ("model.json", {"germline_sha256": "0"}, "must hold the coefficients and genes"),
+        ("model.json", {"coefficients_md5": "0"}, "got: coefficients or genes other than those of"),
+        ("model.json", {"germline_sha256": "0"}, "got: coefficients or genes other than those of"),
         ("model.json", {"fit": {}}, "must be a whole model folder"),
         ("model.json", {"specification": {}}, "must be a whole model folder"),
         ("model.json", {"dropped": 3}, "must be a whole model folder"),
@@ -299,6 +299,16 @@ def test_missing_and_cut_files_are_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ModelError):
         serve.load(folder)
+
+
+def test_only_simulated_data_are_called_so(latent: serve.VdjModel, tmp_path: Path) -> None:
+    for simulated in (True, False):
+        model = replace(latent, settings={**latent.settings, "simulated": simulated})
+        serve.save(model, settings(), tmp_path / str(simulated))
+        served = json.loads((tmp_path / str(simulated) / "served.json").read_text())
+        assert ("Trained and measured on simulated data only." in served["limits"]) == simulated
+        assert ("fitted to 1,000 simulated rearrangements" in served["about"]) == simulated
+        assert "trims genes of TRA" in served["about"]  # these are not called artificial
 
 
 def test_a_fit_that_has_not_converged_says_so(latent: serve.VdjModel, tmp_path: Path) -> None:

@@ -77,11 +77,19 @@ def test_metrics_history_and_text(whole: Path) -> None:
     assert metrics["train.expected_complete_nll"] > metrics["train.observed_nll"]
     assert math.isclose(metrics["train.below_null"], metrics["train.null_nll"] - metrics["train.observed_nll"])
     assert metrics["train.aic"] == 16 + 2 * metrics["train.n"] * metrics["train.observed_nll"]
-    assert list(history["epoch"]) == list(range(len(history)))
+    assert next(iter(history)) == "iteration"
+    assert list(history["iteration"]) == list(range(len(history)))
     assert math.isclose(history["train.observed_nll"].iloc[-1], metrics["train.observed_nll"])
     text = (whole / "evaluation.txt").read_text()
     for word in ("converged after", "average_mh", "Likelihood-ratio test against twostep_null", "below_null: null_nll"):
         assert word in text
+    figures = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith(("train.", "lrt.")))
+    assert figures["train.n"] == f"{metrics['train.n']:,.0f}"
+    assert figures["train.converged"] == "1"
+    served = json.loads((whole / "model" / "served.json").read_text())
+    assert served["limits"][0] == "Trained and measured on simulated data only."
+    assert "trims artificial genes of TRA" in served["about"]
+    assert served["about"].endswith(f"fitted to {metrics['train.n']:,.0f} simulated rearrangements.")
 
 
 def test_tables_have_the_references_columns(whole: Path) -> None:

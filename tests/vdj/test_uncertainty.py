@@ -1,13 +1,15 @@
 """Tests and tables of coefficients whose fit is given; standard errors of real fits are tested with the fits."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from seqmodels.core.errors import InputError
-from seqmodels.vdj.uncertainty import Fit, bootstrap_table, chi2_tail, contrasts, likelihood_ratio
+from seqmodels.core.report import text_table
+from seqmodels.vdj.uncertainty import Fit, bootstrap_table, chi2_tail, contrasts, likelihood_ratio, shown
 
 NAMES = ("average_mh", "v_trim_motif_5end_pos1_A", "v_trim_motif_5end_pos1_C", "a", "b", "ligation_mh")
 FULL = Fit(
@@ -61,3 +63,13 @@ def test_chi_squared_tail():
         for statistic in (0.0, 0.5, 3.0, 40.0, 900.0):
             expected = scipy.stats.chi2.sf(statistic, degrees)
             assert chi2_tail(statistic, degrees) == pytest.approx(expected, rel=1e-10, abs=1e-300)
+
+
+def test_figures_are_shown_as_a_person_reads_them() -> None:
+    assert shown("lrt.pvalue", 0.0) == shown("LRT_pval", 1e-320) == "< 1e-300"
+    assert shown("p", 1e-299) == 1e-299
+    assert math.isnan(shown("p", math.nan))
+    assert repr(shown("train.n", 9834.0)) == "9834"
+    assert shown("below_null", 0.25) == 0.25
+    text = text_table(["figure", "value"], [["p", "< 1e-300"], ["n", 5]])
+    assert text.splitlines()[-1] == "n              5"  # a bound stands among numbers

@@ -299,6 +299,17 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
     assert 0.2 < parts["test"]["count"].sum() / wanted.sum() < 0.3
 
 
+def test_prepare_warns_of_ids_that_a_table_has_twice(tmp_path, genes, caplog):
+    columns = "sequence_id\tv_gene\tj_gene\tv_trim\tj_trim\tvj_insert\tproductive\tcount\n"
+    rows = [f"{name}\tTRAV1*01\tTRAJ1*01\t1\t1\t0\tFALSE\t1\n" for name in "abcabaz"]
+    (tmp_path / "a.tsv").write_text(columns + "".join(rows))
+    (tmp_path / "b.tsv").write_text(columns + "".join(rows[:3]))  # as those of the other table, which is none of b's
+    prepare(config(), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, tmp_path / "out")
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        "a.tsv: 3 rows have the sequence_id of an earlier one; each counts"
+    ]
+
+
 def test_prepare_gives_the_same_bytes_again_and_other_seeds_other_splits(tmp_path, genes):
     igor(tmp_path / "a.tsv", 500)
     made = [config(), config(), dataclasses.replace(config(), seed=7)]
@@ -369,7 +380,9 @@ def test_frames_of_a_table(tmp_path):
     path = tmp_path / "a.tsv"
     rows = ["TRAV1\tTRAJ1\t1\t2\t0\tFALSE\t2", "TRAV1\tTRAJ1\t3\t7\t0\tFALSE\t2", "TRAV1\tTRAJ1\t3\t2\t1\tFALSE\t2"]
     path.write_text(HEADER + "\n".join([*rows, "TRAV2\tTRAJ1\t3\t2\t0\t\t4"]) + "\n")
-    found = pd.concat(list(frames(path, model_folder(tmp_path / "em", specification()))))
+    left_out: dict[str, int] = {}
+    found = pd.concat(list(frames(path, model_folder(tmp_path / "em", specification()), left_out)))
+    assert left_out == {"insertions": 1, "j_trim outside -2..6": 1, "not nonproductive": 1}
     assert found.to_dict("list") == {
         "sequence_id": ["1"], "v_gene": ["TRAV1*01"], "j_gene": ["TRAJ1*01"], "v_trim": [1], "j_trim": [2],
         "ligation_mh": [0], "count": [2],

@@ -328,7 +328,8 @@ def _draw(folder: Path, measured: quality.Quality, called: Called, distances: Ma
     plots.bars_with_intervals(folder / "recovery.png", recovery, "Molecules found", "share of molecules")
     plots.confusion(folder / "confusion.png", measured.confusion, measured.names)
     right = called.runs.per_base() == called.truth.labels
-    plots.calibration(folder / "calibration.png", called.confidence, right)
+    label = "confidence of the base's segment (mean over its bases)"
+    plots.calibration(folder / "calibration.png", called.confidence, right, label)
     errors = {
         f"{name}, {end}": ends.errors[:, number]
         for name, ends in measured.ends.items()
@@ -379,7 +380,8 @@ def _fill(
     report.table("Precision, recall and F1", ["label", "precision", "recall", "F1", "bases"], bases)
     report.figure("Confusion of labels, share of each true label", drawn / "confusion.png")
     report.figure(
-        "Calibration: how often bases are right, by the confidence of their segment", drawn / "calibration.png"
+        "Calibration: how often bases are right, by the confidence of their segment (too low where it is low)",
+        drawn / "calibration.png",
     )
     report.section("Definitions")
     report.table("What the figures mean", ["figure", "meaning"], [[*item] for item in quality.DEFINITIONS.items()])

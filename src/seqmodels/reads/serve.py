@@ -98,8 +98,10 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
         "about": f"Labels every base of a long RNA-seq read of the library {protocol.library} "
         f"({', '.join(segment.name for segment in protocol.segments)}) and finds the molecules in it.",
         "limits": [
-            "Trained on simulated reads only: shares on real reads are to be checked on your own.",
-            "Segment ends are uncertain by a base or two where insertions and deletions are possible.",
+            "Trained and measured on simulated data only: shares on real reads are to be checked on your own.",
+            "Segment ends are uncertain by a base or two where insertions and deletions are possible: few barcodes and "
+            "UMIs come out base for base (exact.* in the report), so counting different UMIs overcounts molecules.",
+            "Reads with an adapter several times are called invalid; their molecules are cut out of most of them.",
             "Reads of another library are labelled too, and wrongly; most of them come out as invalid.",
         ],
         "input_columns": list(EXAMPLE.columns),

@@ -160,6 +160,15 @@ class ParamGroup:
         if self.lower >= self.upper:
             raise ValueError(f"upper must be above lower = {self.lower}, got {self.upper}")
 
+    @property
+    def limits(self) -> list[str]:
+        """What a model of the group describes, in sentences."""
+        rows = {"nonzero": "with", "zero": "without", "all": "with or without"}[self.insertions]
+        return [
+            f"Describes {self.productivity} rearrangements {rows} insertions; others follow other probabilities.",
+            f"Trims of {self.lower} to {self.upper} only; negative ones are P-nucleotides kept.",
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelType:

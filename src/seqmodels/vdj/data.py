@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seqmodels.core import data as files
 from seqmodels.core.config import build_plain
 from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.core.tables import write_tsv
+from seqmodels.core.tables import n_repeated, write_tsv
 from seqmodels.vdj import choices as ways
 from seqmodels.vdj import rearrangements as tables
 from seqmodels.vdj.choices import MAX_LIGATION, Choices
@@ -131,15 +131,11 @@ def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
 def prepare(
     config: Config, inputs: list[Path], germline: Path | None, out: Path, form: str | None = None
 ) -> dict[str, Any]:
-    """Read tables of rearrangements and write a prepared folder, whole or not at all.
+    """Read tables of rearrangements, write a prepared folder, whole or not at all, and return what was read and kept.
 
     It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal ones summed),
     ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a table is one rearrangement and goes
-    with all its reads to one of the two, by the seed.
-
-    Returns
-    -------
-    What was read, kept and left out.
+    with all its reads to one of the two, by the seed. Ids that a table has twice are warned of: each row counts.
 
     Raises
     ------
@@ -154,12 +150,16 @@ def prepare(
     parts: dict[str, list[pd.DataFrame]] = {"train": [], "test": []}
     n_rows = 0
     for path in inputs:
+        ids: list[NDArray[np.uint64]] = []
         for frame in read_rearrangements(path, genes, rejected, form=form, ambiguous=settings.ambiguous):
             frame = _told(frame, path, rejected)
+            ids.append(pd.util.hash_array(frame["id"].to_numpy(dtype=object)))
             n_rows += len(frame)
             is_test = generator.random(len(frame)) < settings.test_share
             for name, rows in (("train", ~is_test), ("test", is_test)):
                 parts[name] = _added(parts[name], frame[rows], columns)
+        if number := n_repeated(ids):
+            _LOG.warning("%s: %d rows have the sequence_id of an earlier one; each counts", path.name, number)
     if n_rows == 0:
         raise InputError(f"{inputs[0]}: must have rearrangements that can be used, got none: {_text(rejected)}")
     for reason, number in rejected.counts.items():
@@ -241,18 +241,18 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
     return _pooled(found, normal_columns(germline))
 
 
-def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
+def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = None) -> Iterator[pd.DataFrame]:
     """Read a table of rearrangements, or the test rows of a prepared folder, as chunks that a model takes.
 
     Columns: ``sequence_id``, the genes, trims and ``ligation_mh`` of the model's junction, ``count``. Rows that cannot
-    be read, or are none of those the model describes, are left out and counted in the log.
+    be read, or are none of those the model describes, are left out and counted in ``left_out``, by reason.
 
     Raises
     ------
     InputError
         If the table is not as it must be, or no row is left; the message counts the reasons.
     """
-    germline, rejected, n_rows = read_germline(model_folder), Rejected(), 0
+    germline, rejected, n_rows = read_germline(model_folder), Rejected({} if left_out is None else left_out), 0
     values = files.read_json(model_folder / "model.json").get("specification")
     if not isinstance(values, dict):
         raise ModelError(f"{model_folder / 'model.json'}: must hold a specification, got none")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqmodels.core import data as files
 from seqmodels.core import panels
 from seqmodels.core.errors import InputError
-from seqmodels.core.report import Cell, Report, text_table
+from seqmodels.core.report import Cell, Report, number, text_table
 from seqmodels.core.tables import write_tsv
 from seqmodels.vdj import model as likelihood
 from seqmodels.vdj import serve
@@ -26,7 +26,7 @@ from seqmodels.vdj.config import Specification
 from seqmodels.vdj.data import Observed, observe, read_observations
 from seqmodels.vdj.features import WINDOW, design
 from seqmodels.vdj.germline import read_germline
-from seqmodels.vdj.uncertainty import FIGURES, chi2_tail, contrasts, wald
+from seqmodels.vdj.uncertainty import FIGURES, NORMAL_95, chi2_tail, contrasts, shown, wald
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +37,7 @@ _WORST = 10  # genes in the table
 
 DEFINITIONS = {
     **FIGURES,
+    "interval": "of below_null, over samples of as many rearrangements; the coefficients are taken as they are",
     "excess_nll": "observed_nll less that of the coefficients which the data were simulated with",
     "trims": "of the gene; where configurations are latent, the fewest nucleotides that it can have lost",
     "trim_tv": "total variation distance of observed and predicted trims, mean over genes weighted by reads",
@@ -184,12 +185,17 @@ def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
     weights, n = domain.weights, float(domain.observed.counts.sum())
     observed = float(likelihood.observed_nll(theta, domain.problem, weights))
     null = float(likelihood.observed_nll(np.zeros_like(theta), domain.problem, weights))
+    logs = [np.asarray(likelihood.log_probabilities(one, domain.problem)[1]) for one in (theta, np.zeros_like(theta))]
+    variance = float(weights @ (logs[0] - logs[1] - (null - observed)) ** 2)
+    margin = NORMAL_95 * math.sqrt(variance / (n - 1)) if n > 1 else math.nan  # of a mean over independent reads
     return {
         "n": n,
         "observed_nll": observed,
         "expected_complete_nll": float(likelihood.expected_complete_nll(theta, domain.problem, weights)),
         "null_nll": null,
         "below_null": null - observed,
+        "below_null.low": null - observed - margin,
+        "below_null.high": null - observed + margin,
         "aic": 2 * len(theta) + 2 * n * observed,
     }
 
@@ -268,12 +274,16 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     write_tsv(folder / "calibration.tsv", ["side", "gene", "n", "tv", "tv_by_chance", "chi2", "p"], rows)
     _write_results(folder, model, measured, annotation)
     title = f"vdj: {model.settings['model_type']} of {model.settings['param_group']}, test rearrangements"
-    figures: list[list[Cell]] = [[key, value] for key, value in measured.metrics.items()]
-    cells: list[list[Cell]] = [[*row.values()] for row in rows[:_WORST]]  # type: ignore[list-item]
+    figures: list[list[Cell]] = [
+        [key, shown(key, value), _interval(measured.metrics, key)]
+        for key, value in measured.metrics.items()
+        if not key.endswith((".low", ".high"))
+    ]
+    cells: list[list[Cell]] = [[shown(*item) for item in row.items()] for row in rows[:_WORST]]
     columns = [name for name in measured.coefficients.columns if name not in ("zscore", "pvalue")]
     coefficients: list[list[Cell]] = measured.coefficients[columns].astype(object).to_numpy().tolist()
     tables: dict[str, tuple[list[str], list[list[Cell]], int]] = {
-        "Figures": (["figure", "value"], figures, 5),
+        "Figures": (["figure", "value", "95 % interval"], figures, 5),
         "Coefficients (log odds per unit), 95 % intervals": (columns, coefficients, 4),
         "Genes that fit worst": (list(rows[0]), cells, 4),
     }
@@ -294,6 +304,11 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
         "Definitions\n-----------\n" + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items()) + "\n"
     )
     files.write_text(folder / "evaluation.txt", "\n".join(parts))
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    ends = [metrics.get(f"{name}.{end}") for end in ("low", "high")]
+    return "" if None in ends else " to ".join(number(end, 5) for end in ends)
 
 
 def _draw(folder: Path, model: serve.VdjModel, measured: Measured, worst: list[GeneFit]) -> dict[str, str]:

@@ -72,9 +72,10 @@ class Chunk:
     def of(cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int) -> "Chunk":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
         raw = raw.fillna("").reset_index(drop=True)
-        numbers = pd.Series(np.arange(first, first + len(raw)).astype(str))
-        ids = next((raw[column] for column in ("sequence_id", "seq_index") if column in raw), numbers)
-        return cls(raw, germline, rejected, where, ids.where(ids != "", numbers), np.ones(len(raw), dtype=bool))
+        ids = next((raw[column] for column in ("sequence_id", "seq_index") if column in raw), pd.Series("", raw.index))
+        if (ids == "").any():
+            ids = ids.where(ids != "", pd.Series(np.arange(first, first + len(raw)).astype(str)))
+        return cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
 
     def drop(self, wrong: Any, reason: str) -> None:
         """Leave out good rows where ``wrong``, counted under ``reason``."""
@@ -90,8 +91,9 @@ class Chunk:
     def number(self, *columns: str) -> Numbers:
         """Return the first of the columns that the table has, as numbers; NaN where there is none."""
         found = next((column for column in columns if column in self.raw), columns[0])
-        values = pd.to_numeric(self.text(found), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-        return np.where(np.isfinite(values), values, np.nan)
+        codes, texts = pd.factorize(self.text(found))  # few are distinct
+        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        return np.asarray(np.where(np.isfinite(values), values, np.nan)[codes])
 
     def of_gene(self, side: str, values: Any) -> Any:
         """Spread values of the genes of a side over the rows; nonsense where the gene is unknown."""
@@ -130,7 +132,7 @@ def form_of(path: Path, header: list[str], germline: Germline, form: str | None)
     if form is not None and form not in _FORMS:
         raise InputError(f"{path}: the format must be one of {', '.join(_FORMS)}, got {form}")
     refuse_wide(path, len(header))
-    present = ", ".join(header)[:1000]
+    present = ", ".join(header)[:100] + " (one column: there must be tabs between them)" * (len(header) == 1)
     form = form or next((name for name, (marks, *_) in _FORMS.items() if set(marks.split()) <= set(header)), None)
     if form is None:
         known = "; ".join(f"{name}: {marks}" for name, (marks, *_) in _FORMS.items())

@@ -63,7 +63,7 @@ REQUIREMENTS = pinned("jax", "numpy", "pandas", "pydantic", "pyyaml")
 class VdjModel:
     """A fit ready to answer: ``scale`` divides the variables of its coefficients, ``dropped`` says what has none.
 
-    ``settings`` are the names that its run was given: annotation, param_group, model_type, l2.
+    ``settings`` are the names that its run was given and whether its data were ``simulated``.
     """
 
     specification: Specification
@@ -95,17 +95,18 @@ def save(model: VdjModel, config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     group, fit = model.specification.group, model.fit
     joined = " and how their ends are joined" if group.ligation else ""
-    rows = {"nonzero": "with", "zero": "without", "all": "with or without"}[group.insertions]
+    artificial = "artificial " * (model.germline.source.get("format") == "artificial")
+    simulated = "simulated " * bool(model.settings.get("simulated"))
     served = {
         "format_version": FORMAT_VERSION,
         "room": "vdj",
         "package_version": seqmodels.__version__,
         "registered_name": REGISTERED[config.trainer],
-        "about": f"How V(D)J recombination trims genes of {model.germline.locus} ({'-'.join(group.sides)}){joined}: "
-        f"the model {model.settings['model_type']}, fitted to {fit.total:,.0f} rearrangements.",
+        "about": f"How V(D)J recombination trims {artificial}genes of {model.germline.locus} ({'-'.join(group.sides)})"
+        f"{joined}: the model {model.settings['model_type']}, fitted to {fit.total:,.0f} {simulated}rearrangements.",
         "limits": [
-            f"Describes {group.productivity} rearrangements {rows} insertions; others follow other probabilities.",
-            f"Trims of {group.lower} to {group.upper} only; negative ones are P-nucleotides kept.",
+            *["Trained and measured on simulated data only."] * bool(simulated),
+            *group.limits,
             "An allele that the germline lacks is to be given by its sequence.",
             *([] if fit.converged else [f"The fit has not converged ({fit.reason}): the coefficients are no optimum."]),
         ],
@@ -138,13 +139,13 @@ def load(folder: Path) -> VdjModel:
     where, path = str(folder / "model.json"), folder / "coefficients.npz"
     try:
         specification = build_plain(content["specification"], Specification, origin=lambda _: where)
-        germline, found = read_germline(folder), files.md5(path)
+        germline = read_germline(folder)
+        if files.md5(path) != content["coefficients_md5"] or germline.digest != content["germline_sha256"]:
+            raise InputError("coefficients or genes other than those of model.json")
         fit, scale = read_fit(path, content["fit"])
         dropped, settings = dict(content["dropped"]), dict(content["settings"])
     except (ConfigError, InputError, MissingError, TypeError, ValueError) as error:  # nobody's input: files of ours
         raise ModelError(f"{folder}: must be a whole model folder of the room vdj, got: {error}") from None
-    if found != content["coefficients_md5"] or germline.digest != content["germline_sha256"]:
-        raise ModelError(f"{folder}: must hold the coefficients and genes of model.json, got others")
     return VdjModel(specification, germline, fit, scale, dropped, settings)
 
 

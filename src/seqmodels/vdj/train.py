@@ -26,14 +26,14 @@ from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, 
 from seqmodels.core.loop import TrainOptions
 from seqmodels.core.report import text_table
 from seqmodels.core.tables import write_history, write_tsv
-from seqmodels.vdj import inference, serve
+from seqmodels.vdj import inference, serve, uncertainty
 from seqmodels.vdj import model as likelihood
 from seqmodels.vdj.choices import Choices, build, sequence_of, table
 from seqmodels.vdj.config import Config, Specification, read_specification
 from seqmodels.vdj.data import Observed, observe, read_observations
 from seqmodels.vdj.features import Design, coefficient_names, design
 from seqmodels.vdj.germline import SEGMENT_OF, Germline, read_germline
-from seqmodels.vdj.uncertainty import FIGURES, Fit, bootstrap_table, likelihood_ratio, split_names, unidentified, wald
+from seqmodels.vdj.uncertainty import FIGURES, Fit, bootstrap_table, likelihood_ratio, split_names, wald
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Task:
     observed: Observed
     design: Design
     problem: likelihood.Problem
+    simulated: bool  # the data
 
     @property
     def suffix(self) -> str:
@@ -134,7 +135,8 @@ def _task(config: Config, specification: Specification, data: Path) -> Task:
     observed = observe(read_observations(data, "train"), choices, specification)
     variables = design(choices, observed.pairs, specification)
     problem = inference.sharded(likelihood.problem(choices, variables, observed, specification))
-    return Task(config, specification, germline, choices, observed, variables, problem)
+    simulated = "simulate" in files.read_json(data / "manifest.json")
+    return Task(config, specification, germline, choices, observed, variables, problem, simulated)
 
 
 def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]:
@@ -187,14 +189,14 @@ def _choose_penalty(task: Task, progress: Progress) -> None:
 
 def _record(run: tracking.Run, task: Task, progress: Progress, iteration: inference.Iteration, settings: str) -> None:
     """Log an iteration, save the checkpoints and the history so far."""
-    row = {"epoch": iteration.number, "train.loss": iteration.loss, "train.gradient_norm": iteration.gradient_norm}
+    row = {"iteration": iteration.number, "train.loss": iteration.loss, "train.gradient_norm": iteration.gradient_norm}
     penalty = float(likelihood.penalty_of(iteration.theta, task.problem, progress.penalty or 0.0))
     row["train.observed_nll"] = iteration.loss - penalty
     if task.config.fit.method == "em":
         expected = iteration.expected_loss
         row["train.expected_complete_nll"] = math.nan if expected is None else expected - penalty
     log.info("iteration %d: loss %.8f, gradient %.2e", iteration.number, iteration.loss, iteration.gradient_norm)
-    before = [one for one in progress.history if one["epoch"] < iteration.number]
+    before = [one for one in progress.history if one["iteration"] < iteration.number]
     lowest = min((one["train.loss"] for one in before), default=math.inf)
     progress.history = [*before, row]
     progress.states = [*progress.states, iteration.state][-2:]
@@ -202,8 +204,8 @@ def _record(run: tracking.Run, task: Task, progress: Progress, iteration: infere
     if iteration.loss <= lowest:  # before the last: a run killed between the two does this iteration again
         _save(checkpoints / "best.npz", progress, settings)
     _save(checkpoints / "last.npz", progress, settings)
-    write_history(run.out / "history.tsv", progress.history)
-    run.metrics({key: value for key, value in row.items() if key != "epoch"}, step=iteration.number)
+    write_history(run.out / "history.tsv", progress.history, "iteration")
+    run.metrics({key: value for key, value in row.items() if key != "iteration"}, step=iteration.number)
     run.checkpoint(checkpoints)
 
 
@@ -291,15 +293,15 @@ def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, floa
 def _write(out: Path, task: Task, results: Results, progress: Progress, metrics: Mapping[str, float]) -> None:
     """Write everything that a run leaves."""
     names = {key: getattr(task.config, key) for key in ("annotation", "param_group", "model_type", "l2")}
-    found = (results.fit, task.design.scale, task.design.dropped, names)
+    found = (results.fit, task.design.scale, task.design.dropped, {**names, "simulated": task.simulated})
     model = serve.VdjModel(task.specification, task.germline, *found)
     serve.save(model, task.config, out / "model")
     files.copy_whole(out / "run.json", out / "model" / "run.json")
     _write_tables(out, task, results, progress)
     files.write_text(out / "evaluation.txt", _text(task, results, metrics))
     logs = [{**row, "gradient": math.log10(max(row["train.gradient_norm"], 1e-300))} for row in progress.history]
-    series = {"loss (nats)": ["train.loss"], "log10 of the gradient": ["gradient"]}
-    plots.learning_curves(out / "plots" / "history.png", logs, series)
+    series = {"loss (nats)": ["train.loss"], "largest slope (log10, nats per log odds)": ["gradient"]}
+    plots.learning_curves(out / "plots" / "history.png", logs, series, "iteration")
     columns = results.wald[["coefficient", "value", "lower", "upper"]].itertuples(index=False)
     estimates = [panels.Estimate(*row) for row in columns]
     panels.estimates(out / "plots" / "coefficients.png", estimates, label="coefficient (log odds per unit)")
@@ -333,8 +335,7 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
     if len(results.replicates):
         found = split_names(bootstrap_table(fit, results.replicates, results.are_converged))
         folder = out / "bootstraps"
-        rows = found.to_dict("records")
-        write_tsv(folder / f"bootstrap_coef_significance_results{end}.tsv", list(found.columns), rows)
+        write_tsv(folder / f"bootstrap_coef_significance_results{end}.tsv", list(found), found.to_dict("records"))
         drawn = pd.DataFrame(results.replicates, columns=list(fit.names)).assign(converged=results.are_converged)
         write_tsv(folder / f"bootstrap_coefs{end}.tsv", list(drawn.columns), drawn.to_dict("records"))
 
@@ -377,10 +378,9 @@ def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
     ended = "converged" if fit.converged else f"NOT CONVERGED ({fit.reason})"
     notes = [f"dropped: {name}: {why}" for name, why in task.design.dropped.items()]
     notes += [f"runs away (separation): {name}" for name in fit.runaway]
-    notes += [f"not identified by these data: {name}" for name in unidentified(fit)]
-    shown = {"coefficient": "coefficient", "value": "value", "error": "error", "zscore": "z", "pvalue": "p"}
-    shown |= {"lower": "low", "upper": "high"}
-    cells = results.wald[list(shown)].astype(object).to_numpy().tolist()
+    notes += [f"not identified by these data: {name}" for name in uncertainty.unidentified(fit)]
+    table_ = results.wald.rename(columns={"zscore": "z", "pvalue": "p", "lower": "low", "upper": "high"})
+    cells = [[uncertainty.shown(*item) for item in row.items()] for row in table_.to_dict("records")]
     ended += f" after {fit.iterations} iterations of the {config.fit.method} fit"
     sections = {
         f"{config.trainer}: {config.model_type} of {config.param_group}, {config.annotation} ({task.germline.locus})": (
@@ -388,7 +388,7 @@ def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
         ),
         "Figures": _figures(metrics),
         "Notes": "\n".join(notes or ["none"]),
-        "Coefficients (log odds per unit)": text_table(list(shown.values()), cells, digits=4),
+        "Coefficients (log odds per unit)": text_table(list(table_), cells, digits=4),
         **({f"Likelihood-ratio test against {config.fit.against}": _figures(results.test)} if results.test else {}),
         "Definitions": "\n".join(f"{name}: {meaning}" for name, meaning in FIGURES.items()),
     }
@@ -396,4 +396,4 @@ def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
 
 
 def _figures(values: Mapping[str, float]) -> str:
-    return text_table(["figure", "value"], [[key, value] for key, value in values.items()], digits=6)
+    return text_table(["figure", "value"], [[one, uncertainty.shown(one, values[one])] for one in values], digits=6)

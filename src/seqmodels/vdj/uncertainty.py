@@ -26,8 +26,9 @@ _NAMES = (  # of coefficients of several parts
     r"(?P<trim_type>\w+_trim)_(?P<side>[35]end)_(?P<coefficient>base_count)_(?P<base>AT|GC)",
     r"(?P<coefficient>mh_prop|mh_count)_(?P<side>up|mid|down)_(?P<position>overlap_\d)",
 )
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054
 _FLAT = 1e-9  # eigenvalue of the information, of the largest, below which a direction is not identified
+_LEAST_P = 1e-300  # smaller p-values become 0 sooner or later
 _RUNAWAY = 0.01  # Newton step, in a direction of length 1, that a converged fit would still take
 
 # what the figures of a report mean
@@ -40,6 +41,21 @@ FIGURES = {
     "aic": "Akaike's criterion: 2 x coefficients + 2 x n x observed_nll",
     "error": "standard error, from the inverse of the observed information; low, high: 95 % interval",
 }
+
+
+def shown(name: str, value: Any) -> Any:
+    """Return a figure as a person reads it: whole numbers as such, p-values that numbers cannot hold as a bound.
+
+    Examples
+    --------
+    >>> shown("train.n", 48405.0), shown("lrt.pvalue", 0.0), shown("penalty", 0.0), shown("p", 0.25)
+    (48405, '< 1e-300', 0, 0.25)
+    """
+    if isinstance(value, str):
+        return value
+    if name.rpartition(".")[2] in ("pvalue", "LRT_pval", "p") and value < _LEAST_P:
+        return f"< {_LEAST_P:g}"
+    return int(value) if float(value).is_integer() else value
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def wald(fit: Fit) -> pd.DataFrame:
     frame = pd.DataFrame({"coefficient": names, "value": values, "error": error})
     frame["zscore"] = values / error
     frame["pvalue"] = _two_sided(values / error)
-    return frame.assign(lower=values - _NORMAL_95 * error, upper=values + _NORMAL_95 * error)
+    return frame.assign(lower=values - NORMAL_95 * error, upper=values + NORMAL_95 * error)
 
 
 def _two_sided(z: Floats) -> Floats:
