@@ -178,6 +178,14 @@ def test_a_chain_of_bases_merges_key_by_key(params):
     assert (read.name, read.model.width, read.model.kernels, read.model.rate) == ("demo", 2, (7,), 1e-4)
 
 
+def test_null_removes_a_mapping_that_the_base_has(params):
+    params.write("demo.yaml", "base: full.yaml\nmodel: {width: 4}")
+    settings = params.resolve("base: demo.yaml\nmodel: null")
+
+    assert "model" not in settings.values
+    assert "model must be given, got nothing" in message_of(config.build, settings, Room)
+
+
 def test_full_itself_has_no_base(params):
     assert config.build(config.resolve(params.path / "full.yaml", Room, full=params.path / "full.yaml"), Room)
 

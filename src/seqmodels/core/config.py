@@ -196,7 +196,7 @@ def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
-    """Lay ``values`` over ``settings`` key by key, in place; lists and scalars replace."""
+    """Lay ``values`` over ``settings`` key by key, in place; lists and scalars replace, null removes a mapping."""
     _merge_level(settings.values, values, settings.origins, (where, ""))
 
 
@@ -207,14 +207,16 @@ def _merge_level(
     where, prefix = at
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if not isinstance(value, Mapping):
+        if value is None and isinstance(level.get(key), dict):
+            del level[key]  # such as a gate that full.yaml has
+        elif not isinstance(value, Mapping):
             level[key] = value
             origins[dotted] = where
-            continue
-        if not isinstance(level.get(key), dict):
-            level[key] = {}
-            origins[dotted] = where
-        _merge_level(level[key], value, origins, (where, f"{dotted}."))
+        else:
+            if not isinstance(level.get(key), dict):
+                level[key] = {}
+                origins[dotted] = where
+            _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
 def path_keys(cls: type, prefix: str = "", mark: str = PATH) -> Iterator[str]:

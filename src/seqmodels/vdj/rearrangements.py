@@ -372,8 +372,7 @@ def _read_igor(chunk: Chunk) -> None:
     known = [gene.name for gene in chunk.germline.of("v")]
     calls = chunk.text("adaptive_v_gene_call")
     other = {call: imgt_name(call, tuple(known)).partition("*")[0] for call in calls.unique() if call not in _NONE}
-    ours = pd.Series(chunk.of_gene("v", [name.partition("*")[0] for name in known]))
-    adaptive = calls.isin(list(other))
+    ours, adaptive = chunk.of_gene("v", [name.partition("*")[0] for name in known]), calls.isin(list(other))
     chunk.drop(adaptive & (calls.map(other) != ours), "V gene is not adaptive_v_gene_call")
     _drop_long(chunk, adaptive)
     chunk.made["count"] = chunk.number("count") if "count" in chunk.raw else np.ones(len(chunk.raw))
