@@ -178,12 +178,13 @@ def _active() -> Any:
     """Find the session that the program around us has opened; None if there is none."""
     try:
         from pyspark.sql import SparkSession
+
+        return SparkSession.getActiveSession()
     except ModuleNotFoundError as error:
         raise MissingError(
             f"--engine spark: needs the package pyspark, got no {error.name}; install it with: pip install "
             "'seqmodels[spark]'"
         ) from None
-    return SparkSession.getActiveSession()
 
 
 def ready(master: str) -> None:
