@@ -21,7 +21,7 @@ demo: setup  ## All rooms from data to a registered champion and its first answe
 	mlflow run . --env-manager local --experiment-name seqmodels
 
 test: setup  ## The tests, without those that are run by hand
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile  # a file's tests share what they made
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # a file's tests share what they made
 
 check: setup  ## Format, lint, types, layers
 	ruff format --check .

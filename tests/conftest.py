@@ -11,6 +11,11 @@ hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, dera
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of few long tests, so that at the end no process waits for another."""
+    items.sort(key=lambda item: "smoke" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Point MLflow at a SQLite file that goes with the session; a test may set its own on top."""

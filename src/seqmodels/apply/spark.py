@@ -197,11 +197,11 @@ def ready(master: str) -> None:
     MissingError
         If pyspark or Java is missing, Java is too old, or no master answers.
     """
-    if _active() is not None:
-        return
     if not re.fullmatch(_MASTERS, master):
         known = "local[N], local[N,FAILURES], spark://HOST:PORT, yarn or k8s://URL"
         raise InputError(f"--master: must be one of {known}, got {master}")
+    if _active() is not None:
+        return
     _check_java()
     if master == "yarn" and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & set(os.environ):
         raise MissingError("--master yarn: needs HADOOP_CONF_DIR or YARN_CONF_DIR, got neither")
