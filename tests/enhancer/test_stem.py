@@ -260,6 +260,14 @@ def test_every_step_from_equal_weights_has_the_same_loss() -> None:
             assert other.step(*batch_of(i))[0] == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_process_that_has_predicted_can_train() -> None:
+    stem._words.cache_clear()
+    predict(build(config_of(engine="compiled")), letters(30, 4, 512).numpy())
+    training = Training.start(config_of(engine="compiled"), batch_of(0)[1], device="cpu")
+
+    assert np.isfinite(training.step(*batch_of(0))[0])
+
+
 def test_engines_share_weights_and_predictions() -> None:
     codes, outputs = letters(30, 40, 512).numpy(), {}
     weights = build(config_of(engine="eager")).state_dict()

@@ -218,6 +218,7 @@ def _steps(windows: Tensor) -> list[slice]:
 
 
 @functools.cache
+@torch.inference_mode(mode=False)  # training uses them too, whoever asks first
 def _words(length: int) -> Tensor:
     """One-hot columns ``(5^length, 4 length)`` of all words, in the order of their numbers in base 5."""
     numbers = np.indices((_LETTERS,) * length).reshape(length, -1).T
