@@ -5,15 +5,17 @@ import math
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.core import data
 from seqmodels.core.errors import InputError
+
+if TYPE_CHECKING:
+    from pandas.arrays import ArrowExtensionArray
 
 MOST_COLUMNS = 10_000
 
@@ -107,9 +109,17 @@ def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], N
     return first, kind
 
 
-def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> list[list[dict[str, Any]]]:
-    """Make lists of dictionaries, one for each of ``n`` owners; ``owner`` (rising) tells whose an element is."""
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    elements = [dict(zip(columns, row, strict=True)) for row in rows]
-    ends = np.cumsum(np.bincount(owner, minlength=n)).tolist()
-    return [elements[start:end] for start, end in pairwise([0, *ends])]
+def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> "ArrowExtensionArray":
+    """Make lists of records, one for each of ``n`` owners; ``owner`` (rising) tells whose a record is.
+
+    Returns
+    -------
+    Arrow's lists of structs, which other tools take without a copy; elements read as lists of dictionaries.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    records = pa.StructArray.from_arrays([pa.array(column) for column in columns.values()], names=list(columns))
+    ends = np.cumsum(np.bincount(owner, minlength=n)[:n])
+    lists = pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), records)
+    return pd.arrays.ArrowExtensionArray(lists)

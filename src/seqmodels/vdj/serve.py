@@ -56,7 +56,7 @@ ANSWER = pd.DataFrame(
     | {f"{what}_{name}": [float(value)] for what in ("expected", "likely") for name, value in _MADE.items()}
     | {"configurations": [[{**_MADE, "probability": 0.5}]]}
 )
-REQUIREMENTS = pinned("jax", "numpy", "pandas", "pydantic", "pyyaml")
+REQUIREMENTS = pinned("jax", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +300,9 @@ def _undefined(model: VdjModel, places: Indices) -> pd.DataFrame:
     names = ["probability", *["p_productive"] * model.specification.group.ligation]
     names += [f"{what}_{name}" for what in ("expected", "likely") for name in model.parts]
     made = pd.DataFrame(np.nan, index=places, columns=names)
-    made["configurations"] = pd.Series([[] for _ in places], index=places, dtype=object)
-    return made
+    none = np.zeros(0, dtype=np.int64)
+    records = dict.fromkeys(model.parts, none) | {"probability": none.astype(np.float64)}
+    return made.assign(configurations=nested(records, none, len(places)))
 
 
 def _answer(
@@ -372,8 +373,7 @@ def _filled(model: VdjModel, tables: Tables, queries: _Rows, listed: tuple[Indic
     given = chance / total[query]
     made = _undefined(model, np.arange(n))
     made["probability"] = np.where(queries.kind == _GENES, np.nan, total)
-    best = np.lexsort((-given, query))
-    best = best[np.diff(query[best], prepend=-1) > 0]
+    best = _largest(given, query)
     trims = [tables.choices.trims[one] for one in (t, u)][: len(model.genes)]
     columns = dict(zip(model.parts, [*trims, m], strict=False))
     for name, column in columns.items():
@@ -382,8 +382,16 @@ def _filled(model: VdjModel, tables: Tables, queries: _Rows, listed: tuple[Indic
         made.loc[query[best], f"likely_{name}"] = column[best].astype(np.float64)
     if model.specification.group.ligation:
         made["p_productive"] = _productive(tables, queries, listed)
-    made["configurations"] = pd.Series(nested({**columns, "probability": given}, query, n), dtype=object)
-    return made
+    return made.assign(configurations=nested({**columns, "probability": given}, query, n))
+
+
+def _largest(values: NDArray[np.float64], owner: Indices) -> Indices:
+    """Find the first of the largest values of each owner (rising)."""
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    sizes = np.diff(first, append=len(owner))
+    largest = np.maximum.reduceat(values, first) if len(first) else values
+    found = np.flatnonzero(values == np.repeat(largest, sizes))
+    return found[np.diff(owner[found], prepend=-1) > 0]
 
 
 def _productive(tables: Tables, queries: _Rows, listed: tuple[Indices, ...]) -> NDArray[np.float64]:
