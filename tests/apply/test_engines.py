@@ -13,7 +13,7 @@ import pytest
 
 from seqmodels.apply import engines
 from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local
+from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local, write_part
 from seqmodels.core.errors import InputError, MissingError, OutputError
 
 
@@ -201,7 +201,7 @@ def test_tables_are_joined_with_the_types_of_all(tmp_path: Path) -> None:
     for folder, values in zip(folders, columns, strict=True):
         folder.mkdir()
         if values:
-            pq.write_table(pa.table(values), folder / "t.parquet")
+            write_part(folder / "t.parquet", pa.table(values))
     join_tables(folders, tmp_path / "t.parquet")
     with pq.ParquetFile(tmp_path / "t.parquet") as file:
         assert file.read().to_pydict() == {"x": [None, "text"], "y": [1, 2]}

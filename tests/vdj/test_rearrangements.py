@@ -435,7 +435,7 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
     path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"v_gene", b'"v_gene"').replace(b"TRAJ1*01", b'"TRAJ1*01"'))
     pd.testing.assert_frame_equal(read(path)[0], plain)
     path.write_bytes(gzip.compress(content, mtime=0))
-    monkeypatch.setattr(data, "_ROWS", 3)
+    monkeypatch.setattr(data, "CHUNK", 3)
     pd.testing.assert_frame_equal(read(path)[0], plain)
 
 

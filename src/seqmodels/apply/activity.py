@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, check_out, join_tables
+from seqmodels.apply.engines import Parts, check_out, join_tables, write_part
 from seqmodels.apply.oracle import ROOM, Oracle, open_oracle
 from seqmodels.core import data as files
 from seqmodels.core import streams
@@ -72,7 +71,7 @@ def _run(source: Path, oracle: Oracle, parts: Parts) -> None:
         return pd.concat([chunk.rows[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
 
     def write(folder: Path, chunk: Chunk[pd.DataFrame], table: pd.DataFrame) -> None:
-        pq.write_table(pa.Table.from_pandas(table, schema=schema_of(oracle), preserve_index=False), folder / TABLE)
+        write_part(folder / TABLE, pa.Table.from_pandas(table, schema=schema_of(oracle), preserve_index=False))
         n_cut = oracle.n_cut(chunk.rows["sequence"])
         files.write_json(folder / _COUNTS, {**counts_of(table, oracle.panel.cells), "n_cut": n_cut})
 

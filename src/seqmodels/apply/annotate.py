@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seqmodels.apply import demultiplex, molecules
 from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, check_out, join_files, join_tables
+from seqmodels.apply.engines import Parts, check_out, join_files, join_tables, write_part
 from seqmodels.apply.fastq import FastqWriter, read_chunks, read_files
 from seqmodels.apply.molecules import Molecule
 from seqmodels.apply.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
@@ -208,7 +207,7 @@ class Part:
             model = self.served["registered_name"]
             columns = {name: [row.get(name) for row in rows] for name in schema.names if name != "model_name"}
             table = pa.table(columns | {"model_name": [model] * len(rows)}, schema=schema)
-            pq.write_table(table, self.folder / f"annotations_{kind}.parquet")
+            write_part(self.folder / f"annotations_{kind}.parquet", table)
 
     def _assign(self, found: Sequence[Molecule]) -> list[tuple[str, int, dict[str, str]]]:
         """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read but turned."""

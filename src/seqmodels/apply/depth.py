@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, check_out, exploded, join_files, join_tables
+from seqmodels.apply.engines import Parts, check_out, exploded, join_files, join_tables, write_part
 from seqmodels.core import data as files
 from seqmodels.core.errors import InputError
 from seqmodels.registry import rooms, store
@@ -63,7 +62,7 @@ def _run(frames: Iterator[pd.DataFrame], loaded: store.Loaded, parts: Parts) -> 
 
     def write(folder: Path, chunk: Chunk[pd.DataFrame], answer: pd.DataFrame) -> None:
         found = named(answer["segments"], columns["segments"])
-        pq.write_table(pa.Table.from_pandas(found, preserve_index=False), folder / _SEGMENTS)
+        write_part(folder / _SEGMENTS, pa.Table.from_pandas(found, preserve_index=False))
         tables = {name: named(answer[name], columns[name]) for name in CALLS}
         tables[_SAMPLES] = answer.drop(columns=["segments", *CALLS]).reset_index()
         for name, table in tables.items():  # the first part has the header

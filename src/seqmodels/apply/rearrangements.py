@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import csv
 
 from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, check_out, exploded, join_tables
+from seqmodels.apply.engines import Parts, check_out, exploded, join_tables, write_part
 from seqmodels.core import data as files
 from seqmodels.core.errors import InputError
 from seqmodels.core.tables import distinct
 from seqmodels.registry import rooms, store
 
 _ROOM = "vdj"
-_SCORES, _OBSERVED, _COUNTS = "scores.parquet", "observed.parquet", "counts.json"
+_SCORES, _OBSERVED, _COUNTS = "scores.parquet", "observed.arrow", "counts.json"
 DISTRIBUTIONS = "predicted_dist_data.tsv"
 NESTED = "configurations"  # the column whose lists become rows of a table of their own
-_CHUNK = 16_384  # rows that the model sees at once
+_CONFIGURATIONS = f"{NESTED}.parquet"
 _POOLED = 20  # chunks whose counts wait to be summed
 
 
@@ -55,19 +55,12 @@ def score(
     check_out(out, [source], mark=_SCORES, overwrite=overwrite)
     with store.fetch(model) as fetched, store.model_folder(str(fetched)) as folder:  # once: an alias may move
         loaded = replace(store.load(_ROOM, str(fetched)), reference=model)
-        record = made_from([source], model=model, digest=files.digest(folder), chunk=_CHUNK)
+        data, left_out = rooms.part(_ROOM, "data"), dict[str, int]()
+        record = made_from([source], model=model, digest=files.digest(folder), chunk=data.CHUNK)
         with resumable(out, record, resume=resume) as parts:
-            left_out: dict[str, int] = {}
-            _run(_sliced(rooms.part(_ROOM, "data").frames(source, folder, left_out)), loaded, parts)
+            _run(data.frames(source, folder, left_out), loaded, parts)
             with files.folder_written_whole(out, replace=overwrite) as made:
                 return _finish(made, parts.folders(), loaded, left_out)
-
-
-def _sliced(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Cut frames into chunks."""
-    for frame in frames:
-        for first in range(0, len(frame), _CHUNK):
-            yield frame.iloc[first : first + _CHUNK].reset_index(drop=True)
 
 
 def _genes(loaded: store.Loaded) -> list[str]:
@@ -82,7 +75,7 @@ def _repeated(loaded: store.Loaded) -> list[str]:
 
 def _run(chunks: Iterator[pd.DataFrame], loaded: store.Loaded, parts: Parts) -> None:
     """Score all chunks that are not finished."""
-    genes, repeated = _genes(loaded), _repeated(loaded)
+    genes = _genes(loaded)
 
     def predict(chunk: Chunk[pd.DataFrame]) -> pd.DataFrame:
         return loaded.predict(chunk.rows[[name for name in loaded.served["input_columns"] if name in chunk.rows]])
@@ -91,20 +84,20 @@ def _run(chunks: Iterator[pd.DataFrame], loaded: store.Loaded, parts: Parts) -> 
         frame, totals = chunk.rows, Counter[str]()
         rows = np.arange(chunk.first, chunk.first + len(frame))
         scores = pd.concat([frame.assign(row=rows), answer.drop(columns=NESTED)], axis=1)
-        _write(scores, folder / _SCORES, repeated)
+        write_part(folder / _SCORES, _table(scores))
         each = exploded(answer[NESTED].set_axis(rows))
         if len(each):  # rows that nothing can have made have no configurations, nor columns
-            _write(each, folder / f"{NESTED}.parquet", repeated)
+            write_part(folder / _CONFIGURATIONS, _table(each))
             shares = observed(frame.set_axis(rows), answer["probability"].to_numpy(), each, genes)
-            _write(shares, folder / _OBSERVED, repeated)
+            shares.to_feather(folder / _OBSERVED)
         add_counts(totals, frame, answer)
         files.write_json(folder / _COUNTS, totals)
 
     run_parts(parts, chunks, predict, write, unit="rows")
 
 
-def _write(table: pd.DataFrame, path: Path, repeated: list[str]) -> None:
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), path, use_dictionary=repeated)
+def _table(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
 
 
 def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -115,13 +108,13 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, left_out:
     for part in parts:
         totals.update(files.read_json(part / _COUNTS))
         if (part / _OBSERVED).is_file():
-            seen.append(pd.read_parquet(part / _OBSERVED))
+            seen.append(pd.read_feather(part / _OBSERVED))
         seen = [pooled(seen, genes)] if len(seen) > _POOLED else seen
     if not parts:
         raise InputError("score: the input must have at least one row that can be scored, got none")
     if not seen:
         raise InputError("score: the input must have a row that the model's genes can have made, got none")
-    for name in (_SCORES, f"{NESTED}.parquet"):
+    for name in (_SCORES, _CONFIGURATIONS):
         join_tables(parts, folder / name, repeated=_repeated(loaded))
     n_pairs = write_distributions(folder / DISTRIBUTIONS, pooled(seen, genes), genes, loaded)
     summary = {
@@ -180,5 +173,7 @@ def write_distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded
     table = table.merge(seen, on=keys, how="left").fillna({"count": 0.0})
     table["weighted_observation"] = table["count"] / max(table["count"].sum(), 1)
     with files.written_whole(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, lineterminator="\n", float_format="%.10g")
+        csv.write_csv(
+            _table(table), temporary, csv.WriteOptions(delimiter="\t", quoting_style="none", quoting_header="none")
+        )
     return len(pairs)

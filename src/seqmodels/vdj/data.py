@@ -26,7 +26,7 @@ from seqmodels.vdj.rearrangements import Rejected, ligation_column, normal_colum
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of prepared folders
-_ROWS = 100_000  # of a table, read at a time
+CHUNK = 100_000  # rows of a table, read at a time
 _POOL = 300_000  # rows that wait to be summed
 
 Indices = NDArray[np.int64]
@@ -90,9 +90,10 @@ def _raw_chunks(path: Path, germline: Germline, form: str | None) -> Iterator[tu
             form = tables.form_of(path, header, germline, form)
             file.seek(0)
             known = [column for column in header if tables.KNOWN.fullmatch(column)]
+            types = {column: "category" if tables.FEW.fullmatch(column) else "str" for column in known}
             reader = pd.read_csv(
-                file, sep="\t", names=header, header=0, usecols=known, index_col=False, dtype=str,
-                keep_default_na=False, chunksize=_ROWS, encoding="utf-8-sig",
+                file, sep="\t", names=header, header=0, usecols=known, index_col=False, dtype=types,
+                keep_default_na=False, chunksize=CHUNK, encoding="utf-8-sig",
             )  # fmt: skip
             for raw in reader:
                 yield form, raw
@@ -264,7 +265,7 @@ def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = Non
     for frame in read_rearrangements(path, germline, rejected):
         frame = _of_group(frame, specification, rejected)
         if group.ligation and specification.junction == "vj":
-            told = _with_productivity(frame.assign(productive=pd.array([pd.NA] * len(frame), "boolean")), germline)
+            told = _with_productivity(frame.assign(productive=_unknown(len(frame))), germline)
             frame = _of_productivity(frame, told["productive"], group.productivity, rejected)
         for trim in trims:
             outside = (frame[trim] < group.lower) | (frame[trim] > group.upper)
@@ -279,6 +280,10 @@ def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = Non
         _LOG.info("%s: left out: %s", path.name, _text(rejected))
     if n_rows == 0:
         raise InputError(f"{path}: must have rearrangements that the model describes, got none: {_text(rejected)}")
+
+
+def _unknown(n: int) -> pd.arrays.BooleanArray:
+    return pd.arrays.BooleanArray(np.zeros(n, dtype=bool), np.ones(n, dtype=bool))
 
 
 def _of_group(frame: pd.DataFrame, specification: Specification, rejected: Rejected) -> pd.DataFrame:

@@ -31,6 +31,12 @@ KNOWN = re.compile(  # columns that are read
     r"|frequency|frame_type|rearrangement(_type)?|cdr3_nucseq|sequence_id|seq_index"
 )
 
+FEW = re.compile(  # of these, columns with few distinct values
+    r"([vdj]|adaptive_v_gene)_(call|gene|resolved|index|(sequence|germline)_(start|end))|locus|([vj]|d[0135])_(trim|pnuc"
+    r"|deletions)|(vj|vd|dj)_(insert|ligation_mh)|n[12]_(insertions|length|index)|(np[12]|p3[vd]|p5[dj])_length"
+    r"|ligation_mh|productive|vj_in_frame|stop_codon|frame_type|count|(duplicate|consensus)_count"
+)
+
 LOWER, UPPER = -2, 30  # trims that a parameter group can ask for
 MOST_INSERTED = 15  # nucleotides, of TRA rearrangements read by Adaptive: with more, the reference doubts the call
 SIDES = {"vj": ("v", "j"), "vd": ("v", "d5"), "dj": ("d3", "j")}  # of each junction
@@ -71,8 +77,9 @@ class Chunk:
     @classmethod
     def of(cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int) -> "Chunk":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
-        raw = raw.fillna("").reset_index(drop=True)
-        ids = next((raw[column] for column in ("sequence_id", "seq_index") if column in raw), pd.Series("", raw.index))
+        raw = raw.reset_index(drop=True)
+        known = next((raw[column] for column in ("sequence_id", "seq_index") if column in raw), None)
+        ids = pd.Series("", raw.index) if known is None else known.astype("str").fillna("")
         if (ids == "").any():
             ids = ids.where(ids != "", pd.Series(np.arange(first, first + len(raw)).astype(str)))
         return cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
@@ -86,12 +93,19 @@ class Chunk:
 
     def text(self, column: str) -> pd.Series:
         """Return a column; empty text where the table has none."""
-        return self.raw[column] if column in self.raw else pd.Series("", index=self.raw.index, dtype="str")
+        if column not in self.raw:
+            return pd.Series("", index=self.raw.index, dtype="str")
+        return self.raw[column].astype("str").fillna("")
+
+    def factors(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
+        """Give each row the number of its text, and the texts; for columns with few. The last is for rows without."""
+        codes, texts = pd.factorize(self.raw[column] if column in self.raw else self.text(column))
+        return np.where(codes < 0, len(texts), codes), [*map(str, texts), ""]
 
     def number(self, *columns: str) -> Numbers:
         """Return the first of the columns that the table has, as numbers; NaN where there is none."""
         found = next((column for column in columns if column in self.raw), columns[0])
-        codes, texts = pd.factorize(self.text(found))  # few are distinct
+        codes, texts = self.factors(found)
         values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
         return np.asarray(np.where(np.isfinite(values), values, np.nan)[codes])
 
@@ -179,11 +193,13 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
 
 def _find_genes(chunk: Chunk, form: str, ambiguous: str) -> None:
     """Find the gene of every call; each distinct call is looked up once."""
-    for name in set(chunk.text("locus").unique()) - {chunk.germline.locus, *_NONE}:
-        chunk.drop(chunk.text("locus") == name, f"other locus: {name}")
+    codes, loci = chunk.factors("locus")
+    for number, name in enumerate(loci):
+        if name not in (chunk.germline.locus, *_NONE):
+            chunk.drop(codes == number, f"other locus: {name}")
     suffix = {"airr": "call", "immunoseq": "resolved"}.get(form, "gene")
     for segment in "vj" if junctions(chunk.germline) == ("vj",) else "vdj":
-        codes, calls = pd.factorize(chunk.text(f"{segment}_{suffix}"))
+        codes, calls = chunk.factors(f"{segment}_{suffix}")
         side = "d5" if segment == "d" else segment
         place = {gene.name: index for index, gene in enumerate(chunk.germline.of(side))}
         found = [_look_up(chunk.germline, side, imgt_name(call, tuple(place)), ambiguous) for call in calls]
@@ -258,9 +274,12 @@ def _recover_palindromes(chunk: Chunk, junction: str) -> None:
         numbers[rows] += change
 
 
-def _truth(words: pd.Series, true: set[str], false: set[str]) -> Numbers:
-    """Read words as 1 and 0; NaN where neither."""
-    return np.select([words.str.lower().isin(true), words.str.lower().isin(false)], [1.0, 0.0], np.nan)
+def _truth(chunk: Chunk, column: str, true: set[str], false: set[str]) -> Numbers:
+    """Read the words of a column as 1 and 0; NaN where neither."""
+    codes, words = chunk.factors(column)
+    return np.array([1.0 if (low := word.lower()) in true else 0.0 if low in false else np.nan for word in words])[
+        codes
+    ]
 
 
 def _cut_out(texts: pd.Series, start: Numbers, size: Numbers) -> pd.Series:
@@ -305,7 +324,7 @@ def _read_airr(chunk: Chunk) -> None:
 def _airr_productivity(chunk: Chunk) -> Numbers:
     """Say what ``productive`` says; else frame and stop codons as given, else those of the junction."""
     names = ("productive", "vj_in_frame", "stop_codon")
-    given, in_frame, stop = (_truth(chunk.text(name), _TRUE, _FALSE) for name in names)
+    given, in_frame, stop = (_truth(chunk, name, _TRUE, _FALSE) for name in names)
     junction = chunk.text("junction").str.upper()
     whole = (junction.str.len() % 3 == 0) & ~junction.str.contains(_STOP)
     found = np.where(junction == "", np.nan, whole.astype(float))
@@ -336,7 +355,7 @@ def _positions(chunk: Chunk, segment: str) -> list[Numbers]:
 
 def _read_immunoseq(chunk: Chunk) -> None:
     """Insert sizes n1 and n2 are V-D and D-J; ``no data`` is 0; a count of -1 is none."""
-    chunk.raw = chunk.raw.replace("no data", "0")
+    chunk.raw = chunk.raw.astype("str").replace("no data", "0")
     found, kinds = junctions(chunk.germline), chunk.text("rearrangement_type")
     chunk.drop(~kinds.isin(["", "VJ" if found == ("vj",) else "VDJ"]), "rearrangement of another type (VJ, VDJ, DJ)")
     for side in _sides(chunk.germline):
@@ -351,7 +370,7 @@ def _read_immunoseq(chunk: Chunk) -> None:
     _drop_long(chunk, np.ones(len(chunk.raw), dtype=bool))
     counts = chunk.number("templates") if "templates" in chunk.raw else 100 * chunk.number("frequency")
     chunk.made["count"] = np.where(counts == -1, 0, counts)
-    chunk.made["productive"] = _truth(chunk.text("frame_type"), {"in"}, {"out", "stop"})
+    chunk.made["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
 
 
 def _drop_long(chunk: Chunk, adaptive: Any) -> None:
@@ -370,14 +389,15 @@ def _read_igor(chunk: Chunk) -> None:
         chunk.made[f"{junction}_insert"] = chunk.number(f"{junction}_insert")
         chunk.made[column] = chunk.number(column) if column in chunk.raw else np.zeros(len(chunk.raw))
     known = [gene.name for gene in chunk.germline.of("v")]
-    calls = chunk.text("adaptive_v_gene_call")
-    other = {call: imgt_name(call, tuple(known)).partition("*")[0] for call in calls.unique() if call not in _NONE}
-    ours, adaptive = chunk.of_gene("v", [name.partition("*")[0] for name in known]), calls.isin(list(other))
-    chunk.drop(adaptive & (calls.map(other) != ours), "V gene is not adaptive_v_gene_call")
+    codes, calls = chunk.factors("adaptive_v_gene_call")
+    other = [imgt_name(call, tuple(known)).partition("*")[0] if call not in _NONE else "" for call in calls]
+    ours, theirs = chunk.of_gene("v", [name.partition("*")[0] for name in known]), np.array(other)[codes]
+    adaptive = theirs != ""
+    chunk.drop(adaptive & (theirs != ours), "V gene is not adaptive_v_gene_call")
     _drop_long(chunk, adaptive)
     chunk.made["count"] = chunk.number("count") if "count" in chunk.raw else np.ones(len(chunk.raw))
     true, false = {"true", "t", "1", "productive"}, {"false", "f", "0", "nonproductive", "unproductive"}
-    chunk.made["productive"] = _truth(chunk.text("productive"), true, false)
+    chunk.made["productive"] = _truth(chunk, "productive", true, false)
 
 
 def _read_parsimony(chunk: Chunk) -> None:
