@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def write(folder: Path, before: str = "", **changes: str) -> None:
 
 def test_the_form_that_we_write_passes(package: Path) -> None:
     assert packages.check(package, "reads")
+
+
+def test_other_versions_are_told(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    packages.warn_of_requirements(package, "models:/x/1")  # there is no list
+    numpy = version("numpy")
+    (package / "requirements.txt").write_text(f"numpy=={numpy}\npandas==0.1\nnot-there==1\n==\njax\n")
+    packages.warn_of_requirements(package, "models:/x/1")
+    assert [record.message for record in caplog.records] == [
+        f"models:/x/1: made with pandas==0.1, got {version('pandas')} here: answers may differ",
+        "models:/x/1: made with not-there==1, got none here: answers may differ",
+    ]
 
 
 BOMB = "\n".join(

@@ -187,15 +187,18 @@ def version_tags() -> dict[str, str]:
 
 def pinned(*names: str) -> list[str]:
     """Write pip requirements for installed packages at their exact versions, without local parts such as ``+cpu``."""
-    return [f"{name}=={_version(name).partition('+')[0]}" for name in names]
+    found = {name: installed(name) for name in names}
+    if missing := [name for name, version in found.items() if version is None]:
+        raise importlib.metadata.PackageNotFoundError(missing[0])
+    return [f"{name}=={version}" for name, version in found.items()]
 
 
-def _version(name: str) -> str:
-    """Version of an installed package; TensorFlow for CPUs alone has another name and the same version."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return importlib.metadata.version(f"{name}-cpu")
+def installed(name: str) -> str | None:
+    """Version of a package without local part, if installed; TensorFlow for CPUs alone has another name."""
+    for one in (name, f"{name}-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(one).partition("+")[0]
+    return None
 
 
 def warn_version(what: Path, version: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seqmodels.core import yaml12
+from seqmodels.core import provenance, yaml12
 from seqmodels.core.data import is_there
 from seqmodels.core.errors import ModelError, SeqmodelsError
 
@@ -38,6 +38,18 @@ def damaged(where: str) -> Iterator[None]:
         if type(error).__module__ != "mlflow.exceptions" and not isinstance(error, (OSError, *yaml12.NOT_YAML)):
             raise
         raise ModelError(f"{where}, got: {shown(' '.join(str(error).split()))}") from error
+
+
+def warn_of_requirements(folder: Path, reference: str) -> None:
+    """Say which installed packages are not those that a packaged model was made with, as far as it tells.
+
+    MLflow does that too, but takes a second for a map of all modules that are installed.
+    """
+    path = folder / "requirements.txt"
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        name, _, wanted = line.partition("==")
+        if name and wanted and (found := provenance.installed(name)) != wanted:
+            _LOG.warning("%s: made with %s, got %s here: answers may differ", reference, shown(line), found or "none")
 
 
 def shown(value: Any) -> str:

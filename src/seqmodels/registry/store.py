@@ -361,6 +361,7 @@ def load(room: str, reference: str) -> Loaded:
             packages.check_sums(fetched)
         if not packages.check(fetched, room):
             return Loaded(_Local(room, folder), served, reference)
+        packages.warn_of_requirements(fetched, reference)
         rooms.part(room, "serve")  # before bytecode is not read, which frameworks would take long without
         return Loaded(_load_packaged(fetched), served, reference)
 
@@ -371,7 +372,7 @@ def _load_packaged(folder: Path) -> Any:
     import mlflow
 
     with packages.damaged(f"{folder}: must be a whole packaged model"), _loading():
-        loaded = mlflow.pyfunc.load_model(str(folder))
+        loaded = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
         loaded.metadata.get_input_schema()  # else it is damage to the signature that the first answer runs into
         return loaded
 
