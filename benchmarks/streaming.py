@@ -41,7 +41,7 @@ SETTINGS = {
     "copynumber": "",
     "enhancer": "",
     "vdj": "fit.bootstrap=0 simulate.v_genes=20 simulate.j_genes=20 simulate.train_reads=20000 "
-    "simulate.test_reads=80000",
+    "simulate.test_reads=5000000",
 }
 
 
@@ -124,13 +124,15 @@ def write_sequences(folder: Path, n: int) -> None:
 
 
 def write_rearrangements(folder: Path, n: int) -> None:
-    """Repeat simulated rearrangements that the model describes under names of their own."""
+    """Write a row for each simulated rearrangement that the model describes, shuffled, under names of their own."""
+    import numpy as np
     import pandas as pd
 
-    raw = pd.read_csv(folder / "data" / "test.tsv", sep="\t", dtype=str, keep_default_na=False)
-    raw = raw[(raw["vj_insert"] == "0") & (raw["productive"] == "false")]
-    whole = pd.concat([raw] * (-(-n // len(raw))), ignore_index=True).iloc[:n]
-    whole.assign(sequence_id=[f"row_{i}" for i in range(n)]).to_csv(folder / f"{n}.tsv", sep="\t", index=False)
+    raw = pd.read_csv(folder / "data" / "test.tsv", sep="\t", dtype={"productive": str})
+    raw = raw[(raw["vj_insert"] == 0) & (raw["productive"] == "false")]
+    generator, rows = np.random.default_rng(1), np.repeat(np.arange(len(raw)), raw["count"])
+    drawn = raw.iloc[np.resize(generator.permutation(rows), n)]
+    drawn.assign(count=1, sequence_id=[f"row_{i}" for i in range(n)]).to_csv(folder / f"{n}.tsv", sep="\t", index=False)
 
 
 INPUTS = {
