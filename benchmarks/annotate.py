@@ -28,10 +28,10 @@ from seqmodels.core.dna import decode
 from seqmodels.reads import serve
 from seqmodels.reads.config import SimulateConfig
 from seqmodels.reads.data import Reads, collapse
-from seqmodels.reads.molecules import Sources
-from seqmodels.reads.protocol import Protocol, read_protocol
+from seqmodels.reads.labelling.structure import Grammar, architectures
+from seqmodels.reads.library.molecules import Sources
+from seqmodels.reads.library.protocol import Protocol, read_protocol
 from seqmodels.reads.simulate import Truth, draw_example
-from seqmodels.reads.structure import Grammar, architectures
 from seqmodels.registry import store
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmodels.reads.crf import Crf
+from seqmodels.reads.labelling.crf import Crf
 from seqmodels.reads.model import crf_loss_fused, crf_loss_scan, tf
 
 READS, LENGTH, LABELS, REPEATS = 16, 1024, 6, 9

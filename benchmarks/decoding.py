@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from seqmodels.reads import quality, serve
-from seqmodels.reads.crf import viterbi
 from seqmodels.reads.data import padded_codes, plan, read_reads
-from seqmodels.reads.structure import parse
+from seqmodels.reads.labelling.crf import viterbi
+from seqmodels.reads.labelling.structure import parse
 
 REPEATS, TOKENS = 7, 262_144
 

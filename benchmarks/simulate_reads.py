@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.protocol import Protocol, Structure, read_protocol
+from seqmodels.reads.library.protocol import Protocol, Structure, read_protocol
 from seqmodels.reads.simulate import draw
 
 REPEATS = 5

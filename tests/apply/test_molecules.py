@@ -11,8 +11,8 @@ import pytest
 
 from seqmodels.apply.molecules import WINDOW, Molecule, invalid_row, segment_columns, split
 from seqmodels.core.dna import decode
-from seqmodels.reads.molecules import Transcripts
-from seqmodels.reads.protocol import Protocol, read_protocol
+from seqmodels.reads.library.molecules import Transcripts
+from seqmodels.reads.library.protocol import Protocol, read_protocol
 from seqmodels.reads.simulate import draw
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import pytest
 from seqmodels.core.errors import InputError
 from seqmodels.reads import evaluate as room
 from seqmodels.reads.data import Reads, Runs, collapse, write_reads
-from seqmodels.reads.protocol import read_protocol
-from seqmodels.reads.structure import Architecture, Fragment, Grammar
+from seqmodels.reads.labelling.structure import Architecture, Fragment, Grammar
+from seqmodels.reads.library.protocol import read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")

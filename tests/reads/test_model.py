@@ -17,7 +17,7 @@ from seqmodels.core.errors import InputError, ModelError
 from seqmodels.reads import model as reads_model
 from seqmodels.reads import steps
 from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork
-from seqmodels.reads.crf import Crf, log_likelihood
+from seqmodels.reads.labelling.crf import Crf, log_likelihood
 
 Array = NDArray[Any]
 

@@ -13,8 +13,8 @@ import pytest
 from seqmodels.core.dna import decode, encode, reverse_complement, reverse_complement_text
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.molecules import Sources, Transcripts, ranges, read_transcripts
-from seqmodels.reads.protocol import Element, Protocol, Segment, Structure, read_protocol
+from seqmodels.reads.library.molecules import Sources, Transcripts, ranges, read_transcripts
+from seqmodels.reads.library.protocol import Element, Protocol, Segment, Structure, read_protocol
 from seqmodels.reads.simulate import draw, draw_example
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from seqmodels.core.errors import ConfigError, MissingError
-from seqmodels.reads.protocol import Element, Protocol, Segment, read_protocol
+from seqmodels.reads.library.protocol import Element, Protocol, Segment, read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 

@@ -17,7 +17,7 @@ from seqmodels.reads import serve
 from seqmodels.reads import train as training
 from seqmodels.reads.config import Config
 from seqmodels.reads.data import read_reads
-from seqmodels.reads.protocol import read_protocol
+from seqmodels.reads.library.protocol import read_protocol
 from seqmodels.reads.simulate import draw, simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "reads"

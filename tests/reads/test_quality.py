@@ -12,10 +12,10 @@ from sklearn.metrics import classification_report
 from seqmodels.core.config import read_yaml
 from seqmodels.reads.config import SimulateConfig
 from seqmodels.reads.data import Reads, collapse
-from seqmodels.reads.protocol import read_protocol
+from seqmodels.reads.labelling.structure import Grammar, architectures
+from seqmodels.reads.library.protocol import read_protocol
 from seqmodels.reads.quality import DEFINITIONS, Quality, colours, compare, damaged, evaluation_text, read_views
 from seqmodels.reads.simulate import draw
-from seqmodels.reads.structure import Grammar, architectures
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 FULL = SHIPPED.with_name("full.yaml")

@@ -17,7 +17,7 @@ from seqmodels.reads import model as networks
 from seqmodels.reads import serve
 from seqmodels.reads.config import DecodeConfig, SimulateConfig, build_network
 from seqmodels.reads.evaluate import _predict, evaluate
-from seqmodels.reads.protocol import read_protocol
+from seqmodels.reads.library.protocol import read_protocol
 from seqmodels.reads.simulate import draw
 
 PARAMS = Path(__file__).parents[2] / "params" / "reads"

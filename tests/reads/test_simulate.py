@@ -16,7 +16,7 @@ from seqmodels.core.dna import decode, reverse_complement_text
 from seqmodels.core.errors import ConfigError, OutputError
 from seqmodels.reads.config import SimulateConfig
 from seqmodels.reads.data import Reads, read_reads
-from seqmodels.reads.protocol import Element, Segment, Structure, read_protocol
+from seqmodels.reads.library.protocol import Element, Segment, Structure, read_protocol
 from seqmodels.reads.simulate import add_errors, draw, simulate, write_data_set
 
 ROOT = Path(__file__).parents[2]

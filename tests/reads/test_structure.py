@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from seqmodels.core.dna import encode
 from seqmodels.core.errors import ConfigError
 from seqmodels.reads.data import collapse
-from seqmodels.reads.protocol import Protocol, read_protocol
-from seqmodels.reads.structure import Architecture, Fragment, Grammar, architectures
+from seqmodels.reads.labelling.structure import Architecture, Fragment, Grammar, architectures
+from seqmodels.reads.library.protocol import Protocol, read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")

@@ -20,7 +20,7 @@ from seqmodels.reads import steps
 from seqmodels.reads import train as training
 from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, learning_rate, read_grid
 from seqmodels.reads.data import read_reads
-from seqmodels.reads.protocol import read_protocol
+from seqmodels.reads.library.protocol import read_protocol
 from seqmodels.reads.simulate import simulate
 
 ROOT = Path(__file__).parents[2]

@@ -25,8 +25,8 @@ from seqmodels.core.report import Cell, Report, text_table
 from seqmodels.core.tables import write_tsv
 from seqmodels.reads import quality, serve
 from seqmodels.reads.data import Reads, Runs, collapse, read_reads
-from seqmodels.reads.protocol import CDNA
-from seqmodels.reads.structure import Architecture, Grammar, architectures
+from seqmodels.reads.labelling.structure import Architecture, Grammar, architectures
+from seqmodels.reads.library.protocol import CDNA
 
 _CHUNK = 2000  # reads predicted at a time, so that memory does not grow with the test set
 _TURNED_READS = 1000  # at most so many are labelled a second time, as their reverse complement

@@ -3,7 +3,7 @@
 Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are logits
 ``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every convolution, masked in batch
 statistics, recurrences and attention, zero in the logits and absent from losses (in the reference it is trained as
-the first label). Every network owns the scores of a label chain (``seqmodels.reads.crf``), trained with the CRF loss
+the first label). Every network owns the scores of a label chain (``reads.labelling.crf``), trained with the CRF loss
 or, without it, counted from labels by ``set_transitions_from_counts``.
 """
 
@@ -26,9 +26,9 @@ from seqmodels.core.data import write_text, written_whole
 from seqmodels.core.errors import InputError, ModelError
 from seqmodels.core.terminal import silenced
 from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork, read_mission_params
-from seqmodels.reads.crf import Crf, negative_log_likelihood_and_gradients
 from seqmodels.reads.data import Reads
-from seqmodels.reads.protocol import Protocol, read_protocol
+from seqmodels.reads.labelling.crf import Crf, negative_log_likelihood_and_gradients
+from seqmodels.reads.library.protocol import Protocol, read_protocol
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 

@@ -26,8 +26,8 @@ from seqmodels.core.plots import GREY, PALETTE, ReadView
 from seqmodels.core.report import Cell, text_table
 from seqmodels.core.report import number as written
 from seqmodels.reads.data import Reads, Runs, collapse
-from seqmodels.reads.protocol import CDNA, Protocol
-from seqmodels.reads.structure import REVERSE, Architecture, Fragment, Grammar, architectures
+from seqmodels.reads.labelling.structure import REVERSE, Architecture, Fragment, Grammar, architectures
+from seqmodels.reads.library.protocol import CDNA, Protocol
 
 TAIL_COLOUR = PALETTE[5]
 _BOOTSTRAPS = 200

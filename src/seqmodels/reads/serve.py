@@ -28,10 +28,10 @@ from seqmodels.core.provenance import pinned, project_root, warn_version
 from seqmodels.reads import data as batches
 from seqmodels.reads import model as networks
 from seqmodels.reads.config import ConvNetwork, DecodeConfig, ResidualNetwork, build_network
-from seqmodels.reads.crf import Crf, marginals, viterbi
 from seqmodels.reads.data import Runs, collapse
-from seqmodels.reads.protocol import CDNA, Protocol
-from seqmodels.reads.structure import Architecture, Grammar, Graph, architectures, build_graph, parse
+from seqmodels.reads.labelling.crf import Crf, marginals, viterbi
+from seqmodels.reads.labelling.structure import Architecture, Grammar, Graph, architectures, build_graph, parse
+from seqmodels.reads.library.protocol import CDNA, Protocol
 
 FORMAT_VERSION = 1
 _BATCH_TOKENS = 32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU

@@ -19,7 +19,7 @@ from seqmodels.core.dna import Codes, Offsets, decode
 from seqmodels.core.errors import ConfigError, OutputError
 from seqmodels.reads.config import Config, SimulateConfig
 from seqmodels.reads.data import Reads, concatenate, write_reads
-from seqmodels.reads.molecules import (
+from seqmodels.reads.library.molecules import (
     TAIL,
     Integers,
     Layout,
@@ -34,7 +34,7 @@ from seqmodels.reads.molecules import (
     truncate,
     with_mates,
 )
-from seqmodels.reads.protocol import CDNA, Protocol, Structure, read_protocol
+from seqmodels.reads.library.protocol import CDNA, Protocol, Structure, read_protocol
 
 logger = logging.getLogger(__name__)
 

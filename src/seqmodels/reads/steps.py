@@ -11,7 +11,7 @@ import numpy as np
 from seqmodels.core.data import written_whole
 from seqmodels.core.errors import ConfigError, ModelError
 from seqmodels.core.terminal import silenced
-from seqmodels.reads.crf import Crf
+from seqmodels.reads.labelling.crf import Crf
 from seqmodels.reads.model import BATCH, Annotator, Array, CrfLoss, crf_loss_fused, over_replicas
 
 with silenced():

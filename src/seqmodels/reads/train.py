@@ -26,8 +26,8 @@ from seqmodels.reads import model as networks
 from seqmodels.reads import quality, serve, steps
 from seqmodels.reads.config import Config, ConvNetwork, GridPoint, ResidualNetwork, best_point, learning_rate, read_grid
 from seqmodels.reads.data import Reads, read_reads
-from seqmodels.reads.molecules import read_transcripts
-from seqmodels.reads.protocol import Protocol, check_labels, read_protocol
+from seqmodels.reads.library.molecules import read_transcripts
+from seqmodels.reads.library.protocol import Protocol, check_labels, read_protocol
 from seqmodels.reads.simulate import draw
 
 log = logging.getLogger(__name__)

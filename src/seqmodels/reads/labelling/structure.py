@@ -9,7 +9,7 @@ a valid read. A molecule counts only if its adapters are there: the pattern of e
 ``parse`` reads the segments out of a network's scores under the same structures: elements follow each other as in one
 of them, or are *hub* (cDNA outside molecules, and whatever fits nowhere); leaving or entering a molecule in its middle
 costs ``penalty``, so that odd and truncated reads stay readable; segments have shortest and longest lengths. The score
-is that of the label chain (``seqmodels.reads.crf``), so without penalties and limits the answer is its most likely
+is that of the label chain (``reads.labelling.crf``), so without penalties and limits the answer is its most likely
 path. It is a semi-Markov Viterbi recursion (Sarawagi and Cohen 2004, NIPS 17) in which the maximum over lengths is a
 sliding-window maximum: time goes with bases times elements, whatever the lengths.
 """
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from seqmodels.core.dna import Codes, Offsets, decode, reverse_complement_text
 from seqmodels.core.errors import ConfigError
 from seqmodels.reads.config import DecodeConfig
-from seqmodels.reads.crf import Crf, compiled, over_reads
 from seqmodels.reads.data import Runs
-from seqmodels.reads.protocol import CDNA, Protocol, Segment
+from seqmodels.reads.labelling.crf import Crf, compiled, over_reads
+from seqmodels.reads.library.protocol import CDNA, Protocol, Segment
 
 Array = NDArray[Any]
 FORWARD, REVERSE = "+", "-"

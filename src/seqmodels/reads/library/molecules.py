@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from seqmodels.core.dna import LETTERS, Codes, N, Offsets, decode, encode
 from seqmodels.core.errors import InputError, MissingError
 from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.protocol import CDNA, Orientation, Protocol, Segment, Structure
+from seqmodels.reads.library.protocol import CDNA, Orientation, Protocol, Segment, Structure
 
 Integers = NDArray[np.int64]
 _LEAST_WHOLE = 30  # percent of a broken molecule that is left, as in the reference

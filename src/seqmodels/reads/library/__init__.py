@@ -1,0 +1,1 @@
+"""What a read library is: its structures, as ``seq_orders.yaml`` has them, and error-free molecules of these."""
