@@ -59,9 +59,9 @@ def test_distinct_rows_and_their_kinds() -> None:
 def test_nested_lists_belong_to_their_owners() -> None:
     columns = {"a": np.array([1, 2, 3]), "p": np.array([0.5, 0.25, 0.25])}
     wanted = [[], [{"a": 1, "p": 0.5}, {"a": 2, "p": 0.25}], [{"a": 3, "p": 0.25}], []]
-    assert list(nested(columns, np.array([1, 1, 2]), 4)) == wanted
-    assert list(nested({"a": np.zeros(0)}, np.zeros(0, np.int64), 0)) == []
-    assert list(nested({"a": np.zeros(0)}, np.zeros(0, np.int64), 2)) == [[], []]
+    assert nested(columns, np.array([1, 1, 2]), 4).to_pylist() == wanted
+    assert nested({"a": np.zeros(0)}, np.zeros(0, np.int64), 0).to_pylist() == []
+    assert nested({"a": np.zeros(0)}, np.zeros(0, np.int64), 2).to_pylist() == [[], []]
 
 
 def test_whole_numbers_may_lack_and_are_refused_by_row() -> None:

@@ -15,7 +15,7 @@ from seqmodels.core import data
 from seqmodels.core.errors import InputError
 
 if TYPE_CHECKING:
-    from pandas.arrays import ArrowExtensionArray
+    from pyarrow import ListArray
 
 MOST_COLUMNS = 10_000
 
@@ -109,17 +109,15 @@ def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], N
     return first, kind
 
 
-def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> "ArrowExtensionArray":
+def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> "ListArray":
     """Make lists of records, one for each of ``n`` owners; ``owner`` (rising) tells whose a record is.
 
     Returns
     -------
     Arrow's lists of structs, which other tools take without a copy; elements read as lists of dictionaries.
     """
-    import pandas as pd
     import pyarrow as pa
 
     records = pa.StructArray.from_arrays([pa.array(column) for column in columns.values()], names=list(columns))
     ends = np.cumsum(np.bincount(owner, minlength=n)[:n])
-    lists = pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), records)
-    return pd.arrays.ArrowExtensionArray(lists)
+    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), records)

@@ -302,7 +302,7 @@ def _undefined(model: VdjModel, places: Indices) -> pd.DataFrame:
     made = pd.DataFrame(np.nan, index=places, columns=names)
     none = np.zeros(0, dtype=np.int64)
     records = dict.fromkeys(model.parts, none) | {"probability": none.astype(np.float64)}
-    return made.assign(configurations=nested(records, none, len(places)))
+    return made.assign(configurations=pd.arrays.ArrowExtensionArray(nested(records, none, len(places))))
 
 
 def _answer(
@@ -382,7 +382,8 @@ def _filled(model: VdjModel, tables: Tables, queries: _Rows, listed: tuple[Indic
         made.loc[query[best], f"likely_{name}"] = column[best].astype(np.float64)
     if model.specification.group.ligation:
         made["p_productive"] = _productive(tables, queries, listed)
-    return made.assign(configurations=nested({**columns, "probability": given}, query, n))
+    lists = nested({**columns, "probability": given}, query, n)
+    return made.assign(configurations=pd.arrays.ArrowExtensionArray(lists))
 
 
 def _largest(values: NDArray[np.float64], owner: Indices) -> Indices:
