@@ -26,7 +26,7 @@ from seqmodels.vdj.rearrangements import Rejected, ligation_column, normal_colum
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of prepared folders
-CHUNK = 100_000  # rows of a table, read at a time
+CHUNK = 50_000  # rows of a table, read at a time
 _POOL = 300_000  # rows that wait to be summed
 
 Indices = NDArray[np.int64]
