@@ -209,6 +209,7 @@ def _train(args: argparse.Namespace) -> Any:
     from seqmodels.registry import dataset, rooms
 
     rooms.check(args.room, "train")
+    rooms.check_processes(args.room)
     config = rooms.settings(args.room, args.params, args.overrides)
     has_own = args.data is None and hasattr(config, "store_path") and config.store_path  # the settings name their data
     data = None if has_own else dataset.ensure(args.room, args.data)

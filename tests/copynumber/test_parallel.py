@@ -1,9 +1,11 @@
 """Two processes that train one network do what one does: losses, gradients, decisions; one of them writes."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -26,7 +28,7 @@ from seqmodels.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params" / "copynumber"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+MAIN = "import sys; from seqmodels.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 EQUALITY = """
 import json, sys
@@ -70,14 +72,19 @@ CASES = [
 ]
 
 
-def in_processes(words: Sequence[str], size: int) -> list[tuple[int, str]]:
-    """Run a command in several processes as torchrun does; their exit states and what they say on stderr."""
+def environment(**more: str) -> dict[str, str]:
+    """Give a process the store of the tests, which is not known before they begin."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **more}
+
+
+def in_processes(words: Sequence[str], size: int, **more: str) -> list[tuple[int, str]]:
+    """Run a command in several processes, ended by none; their exit states and what they say on stderr."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
     running = [
         subprocess.Popen(
-            words, env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            words, env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(size)
@@ -143,15 +150,15 @@ def test_shares_are_all_rows_once() -> None:
 
 @pytest.mark.parametrize(
     "words", [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-              {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}],
+              {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}],
 )  # fmt: skip
 def test_half_an_environment_is_refused(words: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert Place.here() == Place()
     for name, value in words.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"^environment: must have RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets"):
+    with pytest.raises(ConfigError, match=r"^environment: must have RANK, .*, MASTER_PORT as torchrun sets them, got"):
         Place.here()
 
 
@@ -175,7 +182,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 def torchrun(*words: str) -> subprocess.Popen[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(launch, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(launch, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -204,7 +211,11 @@ def rows_of(out: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 def test_torchrun_writes_what_one_process_writes(data: Path, tmp_path: Path) -> None:
     alone = subprocess.run(
-        [sys.executable, *command(data, tmp_path / "one")], env=ENVIRONMENT, check=False, capture_output=True, text=True
+        [sys.executable, *command(data, tmp_path / "one")],
+        env=environment(),
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert alone.returncode == 0, alone.stderr
     process = torchrun(*command(data, tmp_path / "two"))
@@ -235,6 +246,83 @@ def stopped(data: Path, out: Path, number: signal.Signals, *, which: int | None)
     finally:
         end(process)
     return process.returncode, text
+
+
+GONE = "seqmodels: process 1 of 2: all must go on together, got one that has ended or cannot be reached"
+
+
+@pytest.mark.parametrize("fault", ["store", "out", "disk"])
+def test_a_first_process_that_fails_ends_the_other(fault: str, data: Path, tmp_path: Path) -> None:
+    """Nobody ends them from outside: what one says, the other notices by itself."""
+    out, store = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    if fault == "out":
+        out.write_text("in the way")
+    full = (
+        "import os, resource; os.environ['RANK'] == '0' and resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20,) * 2)"
+    )
+    words = [sys.executable, "-c", f"{full}\n{MAIN}" if fault == "disk" else MAIN, *command(data, out)[2:]]
+    found = in_processes(words, 2, MLFLOW_TRACKING_URI="http://127.0.0.1:1" if fault == "store" else store)
+    says = {
+        "store": "tracking server http://127.0.0.1:1: must answer, got",
+        "out": f"{out}: must be a writable folder, got: File exists",
+        "disk": f"{out / 'checkpoints' / 'best.pt'}: must be writable, got: File too large",
+    }
+    assert [state for state, _ in found] == [2, 2], found
+    assert f"seqmodels: {says[fault]}" in found[0][1]
+    assert GONE in found[1][1]
+    assert not any("Traceback" in text for _, text in found)
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} if out.is_dir() else set()
+    assert left == ({"run.json", "params.yaml"} if fault == "disk" else set())
+    if fault == "disk":
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as opened:
+            assert opened.execute("select status from runs").fetchall() == [("FAILED",)]
+
+
+def test_who_never_comes_is_not_waited_for(tmp_path: Path) -> None:
+    """On another machine it may have failed before, and torchrun tells nobody."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+from seqmodels.copynumber import parallel
+from seqmodels.core.errors import SeqmodelsError
+
+parallel._MEETING = timedelta(seconds=1)
+if os.environ["RANK"] == "1":
+    time.sleep(4)
+    sys.exit()
+try:
+    parallel.Group.join("cpu")
+except SeqmodelsError as error:
+    Path(sys.argv[1]).write_text(str(error))
+""")
+    process = torchrun(str(script), str(tmp_path / "said"))
+    try:
+        text = process.communicate(timeout=60)[1]
+    finally:
+        end(process)
+    assert (tmp_path / "said").is_file(), text
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("process 0 of 2: all must go on together, got one that has ended or cannot be reached (wait")
+
+
+def test_the_others_stay_until_the_first_is_done(tmp_path: Path) -> None:
+    """Else torchrun ends the first one, too, once the others have been gone for some minutes."""
+    script = """
+import sys, time
+from pathlib import Path
+from seqmodels.copynumber.parallel import Group
+group, done = Group.join("cpu"), Path(sys.argv[1])
+group.leave()
+if group.rank == 0:
+    time.sleep(2)
+    done.touch()
+group.stay()
+assert done.is_file()
+"""
+    for state, text in in_processes([sys.executable, "-c", script, str(tmp_path / "done")], 2):
+        assert state == 0, text
 
 
 @pytest.mark.parametrize("which", [pytest.param(0, marks=pytest.mark.slow), 1])

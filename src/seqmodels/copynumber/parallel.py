@@ -2,16 +2,22 @@
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from seqmodels.core.errors import ConfigError
 from seqmodels.core.processes import Place
+
+_MEETING = timedelta(minutes=5)  # torchrun tells no machine that a process of another one has failed before it came
+_PAUSE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -19,24 +25,44 @@ class Group(Place):
     """Processes that each have a share of every batch; one that is alone sends nothing."""
 
     device: str = "cpu"
+    store: Any = field(default=None, repr=False, compare=False)  # all see it; it goes when the first one does
 
     @classmethod
     def join(cls, device: str) -> Self:
         """Meet the others; ``device`` is cuda (one GPU each, NCCL) or cpu (gloo). ConfigError if GPUs are too few."""
-        place = Place.here()
+        place, store = Place.here(), None
         if place.size > 1:
             if device == "cuda" and place.local >= torch.cuda.device_count():
                 raise ConfigError(f"--nproc-per-node: must be at most the GPUs, {torch.cuda.device_count()}, got more")
             device = f"cuda:{place.local}" if device == "cuda" else device
             place.quieten()
             with place.together():
-                dist.init_process_group("nccl" if device != "cpu" else "gloo")
-        return cls(place.rank, place.size, place.local, device)
+                store, *_ = next(rendezvous("env://", timeout=_MEETING))
+                store.set(f"come/{place.rank}", "")
+                store.wait([f"come/{rank}" for rank in range(place.size)], _MEETING)
+                backend = "nccl" if device != "cpu" else "gloo"
+                dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
+        return cls(place.rank, place.size, place.local, device, store)
 
     def leave(self) -> None:
-        """End what `join` began; all do it at the same time."""
+        """End the exchange that `join` began; all do it at the same time."""
         if self.size > 1:
             dist.destroy_process_group()
+
+    def stay(self) -> None:
+        """Wait until the first process has done what it does alone: torchrun lets machines end 5 minutes apart at most.
+
+        What the first one has written by then stands, whether or not another is gone.
+        """
+        if self.size > 1 and self.rank == 0:
+            with contextlib.suppress(RuntimeError):
+                self.store.set("done", "")
+                self.store.wait([f"gone/{rank}" for rank in range(1, self.size)], _MEETING)
+        elif self.rank:
+            with self.together():
+                while not self.store.check(["done"]):
+                    time.sleep(_PAUSE)
+                self.store.set(f"gone/{self.rank}", "")
 
     def sum(self, part: Tensor) -> Tensor:
         """Add the tensors of all processes; gradients flow to all."""

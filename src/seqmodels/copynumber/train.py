@@ -103,11 +103,13 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
     task = _task(config, found)
     if group.rank:
         _help(task, group)
+        group.stay()
         return {}
     place = out or (Path(config.out_dir) if config.out_dir else None)
     source = Path(config.store_path) if config.store_path else data
     with tracking.run("copynumber", _settings(config), data=source, out=place, options=options) as run:
         metrics = _carry_out(run, task, group)
+    group.stay()
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
     return {"run_id": run.id, "out": str(run.out), **{key: round(float(value or 0), 4) for key, value in shown.items()}}
 

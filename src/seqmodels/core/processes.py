@@ -16,7 +16,8 @@ from seqmodels.core.errors import ConfigError, SeqmodelsError
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
-_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # what torchrun says
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # what torchrun says
+_NAMES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,10 @@ class Place:
         if not found["WORLD_SIZE"] or found["WORLD_SIZE"] == "1":
             return cls()
         try:
-            made = cls(*(int(found[name]) for name in _NAMES))
+            made = cls(*(int(found[name]) for name in _NUMBERS))
         except ValueError:
             made = cls(rank=-1)
-        if not (0 <= made.rank < made.size and 0 <= made.local < made.size):
+        if not (0 <= made.rank < made.size and 0 <= made.local < made.size and all(found.values())):
             raise ConfigError(f"environment: must have {', '.join(_NAMES)} as torchrun sets them, got {found}")
         return made
 

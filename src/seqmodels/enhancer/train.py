@@ -89,6 +89,7 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     check_columns(rows, *chosen, config.cell_types)
     if group.rank:
         _help(task)
+        group.stay()
         return {}
     with tracking.run("enhancer", _settings(config), data=data, out=out, options=options) as run:
         try:
@@ -97,6 +98,7 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
             raise InterruptedRunError(
                 f"stopped on request; go on with the same command and --resume {run.id}"
             ) from None
+    group.stay()
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
     return {"run_id": run.id, "out": str(run.out), **{key: round(value, 4) for key, value in shown.items()}}
 

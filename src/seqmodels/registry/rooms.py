@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from seqmodels.core import provenance
-from seqmodels.core.errors import InputError, MissingError
+from seqmodels.core.errors import ConfigError, InputError, MissingError
+from seqmodels.core.processes import Place
 
 # room -> verbs of the command line that it supports
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -16,6 +17,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "enhancer": ("simulate", "prepare", "train", "evaluate", "score"),
     "vdj": ("simulate", "prepare", "train", "evaluate", "score"),
 }
+
+# rooms whose training several processes share (torchrun); one process of the others uses all devices
+SHARED = frozenset({"copynumber", "enhancer"})
 
 # room -> end of the name of a file by which a folder in the form of the reference's tools is known
 FOREIGN = {"reads": "_params.yaml"}
@@ -44,6 +48,19 @@ def check(room: str, verb: str | None = None) -> str:
     if verb is not None and verb not in ROOMS[room]:
         raise InputError(f"{verb} {room}: the room must support the verb, got one that has {', '.join(ROOMS[room])}")
     return room
+
+
+def check_processes(room: str) -> None:
+    """Refuse to train a room in several processes that would each train the same model into the same folder.
+
+    Raises
+    ------
+    ConfigError
+        If torchrun started more than one for a room that has its own means.
+    """
+    if room not in SHARED and (size := Place.here().size) > 1:
+        must = f"must start one process for the room {room}, which uses all devices from one process"
+        raise ConfigError(f"torchrun: {must}, got {size}")
 
 
 def part(room: str, name: str) -> ModuleType:
