@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from seqmodels.core.dna import reverse_complement_text
-from seqmodels.vdj.choices import Choices, build
 from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
 from seqmodels.vdj.features import PROPORTIONS, choice_table, design
-from seqmodels.vdj.germline import Gene
-from seqmodels.vdj.simulate import artificial
+from seqmodels.vdj.genes.artificial import artificial
+from seqmodels.vdj.genes.choices import Choices, build
+from seqmodels.vdj.genes.germline import Gene
 
 N_V, N_J, N_NAIVE, REPEATS = 46, 54, 4, 5
 LEFT, RIGHT = 1, 2

@@ -23,8 +23,8 @@ from seqmodels.reads import model as networks
 from seqmodels.registry import rooms, store
 from seqmodels.vdj import serve as served
 from seqmodels.vdj.config import read_specification
-from seqmodels.vdj.germline import Gene, Germline
-from seqmodels.vdj.uncertainty import Fit, read_fit
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.inference.uncertainty import Fit, read_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1 << 40  # bytes

@@ -20,8 +20,8 @@ from seqmodels.registry import rooms
 from seqmodels.vdj import serve as vdj
 from seqmodels.vdj.config import read_specification
 from seqmodels.vdj.features import coefficient_names
-from seqmodels.vdj.germline import Gene, Germline
-from seqmodels.vdj.uncertainty import Fit
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.inference.uncertainty import Fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 

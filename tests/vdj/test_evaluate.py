@@ -17,11 +17,11 @@ from seqmodels.vdj import evaluate as room
 from seqmodels.vdj import model as likelihood
 from seqmodels.vdj import serve
 from seqmodels.vdj import train as training
-from seqmodels.vdj.choices import build as build_choices
 from seqmodels.vdj.config import Config
 from seqmodels.vdj.data import frames, read_observations
 from seqmodels.vdj.evaluate import GeneFit
-from seqmodels.vdj.germline import read_germline
+from seqmodels.vdj.genes.choices import build as build_choices
+from seqmodels.vdj.genes.references import read_germline
 from seqmodels.vdj.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "vdj"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from seqmodels.core.config import read_yaml
 from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import ModelError
-from seqmodels.vdj.choices import Choices, build
 from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
 from seqmodels.vdj.features import (
     PROPORTIONS,
@@ -24,11 +23,12 @@ from seqmodels.vdj.features import (
     interior_counts,
     mh_proportions,
     option_features,
-    oriented,
     side_columns,
     side_table,
 )
-from seqmodels.vdj.germline import Gene, Germline
+from seqmodels.vdj.genes.choices import Choices, build
+from seqmodels.vdj.genes.ends import oriented
+from seqmodels.vdj.genes.germline import Gene, Germline
 
 TOY_V = Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
 TOY_J = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)

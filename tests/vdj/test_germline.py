@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from seqmodels.core.errors import InputError, MissingError
-from seqmodels.vdj.germline import Gene, Germline, import_germline, read_germline, resolve, write_germline
+from seqmodels.vdj.genes.germline import Gene, Germline, resolve
+from seqmodels.vdj.genes.references import import_germline, read_germline, write_germline
 
 # own sequences: a V of 30 nt with its Cys codon at 18, a J of 24 nt with its Phe codon at 11
 V = "GATACAGCCACCTACTTCTGTGCTGTGAGA"

@@ -10,11 +10,10 @@ import pytest
 
 from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import InputError
-from seqmodels.vdj.choices import build, configurations, frames, sequence_of
 from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
-from seqmodels.vdj.data import Observed
 from seqmodels.vdj.features import design
-from seqmodels.vdj.germline import Gene, Germline
+from seqmodels.vdj.genes.choices import build, configurations, frames, sequence_of
+from seqmodels.vdj.genes.germline import Gene, Germline
 from seqmodels.vdj.model import (
     completed,
     expected_complete_nll,
@@ -27,6 +26,7 @@ from seqmodels.vdj.model import (
     unconditioned,
     value_gradient_hessian,
 )
+from seqmodels.vdj.rearrangements.observations import Observed
 
 LOWER, UPPER = -2, 3
 

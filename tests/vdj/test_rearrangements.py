@@ -10,8 +10,9 @@ from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import InputError
 from seqmodels.vdj import data
 from seqmodels.vdj.data import read_rearrangements
-from seqmodels.vdj.germline import Gene, Germline
-from seqmodels.vdj.rearrangements import Rejected, imgt_name, normal_columns
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.rearrangements.calls import imgt_name
+from seqmodels.vdj.rearrangements.chunks import Rejected, normal_columns
 
 START = "GATACTTGTGCTGTGAG"  # Cys codon at 6
 PLAIN = "TRAV1-1*01"  # P-nucleotides TG

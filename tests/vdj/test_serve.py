@@ -18,8 +18,8 @@ from seqmodels.core.errors import InputError, MissingError, ModelError
 from seqmodels.vdj import serve
 from seqmodels.vdj.config import Config, read_specification
 from seqmodels.vdj.features import coefficient_names
-from seqmodels.vdj.germline import Gene, Germline
-from seqmodels.vdj.uncertainty import Fit
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.inference.uncertainty import Fit
 
 PARAMS = Path(__file__).parents[2] / "params" / "vdj"
 V, J, D = "GATACTTGTGCTGTGAGTGCCA", "TGGCACTGGAGGCTTCAAAACTA", "GGGACAGGGGGCTACGTA"

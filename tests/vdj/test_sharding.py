@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seqmodels.registry import rooms
-from seqmodels.vdj import inference
+from seqmodels.vdj.inference import sharding
 
 HERE = Path(__file__).resolve().parent
 PARAMS = HERE.parents[1] / "params" / "vdj"
@@ -20,8 +20,9 @@ import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
 import test_inference, test_model as toy
 from dataclasses import replace
-from seqmodels.vdj import inference, model
-from seqmodels.vdj.sharding import devices, sharded, weights_of
+from seqmodels.vdj import model
+from seqmodels.vdj.inference import fitting
+from seqmodels.vdj.inference.sharding import devices, sharded, weights_of
 
 found, n = {}, len(devices())
 for name, latent in CASES:
@@ -45,11 +46,11 @@ for name, latent in CASES:
         names = [f"c{i}" for i in range(len(theta))]
         config = replace(test_inference.CONFIG, bootstrap=3, folds=2, em_iterations=2, max_iterations=2)
         for method in ({}, {"optimizer": "lbfgs"}, {"method": "em"}):
-            fit = inference.fit(split, observed.counts, names, replace(config, **method), 40.0)
+            fit = fitting.fit(split, observed.counts, names, replace(config, **method), 40.0)
             found[f"{name} fit {method}"] = fit.observed_nll  # coefficients of toys are not identified
-        draws, _ = inference.bootstrap(split, observed.counts, fit, config, np.random.default_rng(1))
+        draws, _ = fitting.bootstrap(split, observed.counts, fit, config, np.random.default_rng(1))
         found[f"{name} replicates"] = [model.observed_nll(drawn, split, weights) for drawn in draws]
-        _, grid = inference.choose_penalty(split, observed.counts, len(names), config, [10.0, 100.0])
+        _, grid = fitting.choose_penalty(split, observed.counts, len(names), config, [10.0, 100.0])
         found[f"{name} penalties"] = grid.to_numpy()
 np.savez(sys.argv[1], **{key: np.asarray(value) for key, value in found.items()})
 """
@@ -107,7 +108,7 @@ def test_a_training_on_two_devices_leaves_the_same_tables(tmp_path: Path) -> Non
 
 
 def test_one_device_changes_nothing() -> None:
-    if len(inference.jax.devices()) > 1:
+    if len(sharding.devices()) > 1:
         pytest.skip("this process has several devices")
     problem = object()
-    assert inference.sharded(problem) is problem
+    assert sharding.sharded(problem) is problem

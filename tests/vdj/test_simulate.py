@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from seqmodels.core import config as settings
 from seqmodels.core.dna import decode, reverse_complement_text
 from seqmodels.core.errors import ConfigError, InputError, OutputError
-from seqmodels.vdj.choices import Choices, build
 from seqmodels.vdj.config import Config
-from seqmodels.vdj.germline import Gene, Germline, read_germline, write_germline
+from seqmodels.vdj.genes.artificial import artificial
+from seqmodels.vdj.genes.choices import Choices, build
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.genes.references import read_germline, write_germline
 from seqmodels.vdj.simulate import (
     Truth,
     _poisson,
     _usage,
     _weights,
-    artificial,
     draw_reads,
     is_productive,
     read_truth,

@@ -11,11 +11,13 @@ from seqmodels.core.config import build as build_config
 from seqmodels.core.config import resolve
 from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.vdj.choices import build
 from seqmodels.vdj.config import Annotation, Config, ModelType, ParamGroup, Specification
-from seqmodels.vdj.data import Observed, frames, observe, prepare, read_observations, read_rearrangements
-from seqmodels.vdj.germline import Gene, Germline, read_germline, write_germline
-from seqmodels.vdj.rearrangements import Rejected, normal_columns
+from seqmodels.vdj.data import frames, prepare, read_observations, read_rearrangements
+from seqmodels.vdj.genes.choices import build
+from seqmodels.vdj.genes.germline import Gene, Germline
+from seqmodels.vdj.genes.references import read_germline, write_germline
+from seqmodels.vdj.rearrangements.chunks import Rejected, normal_columns
+from seqmodels.vdj.rearrangements.observations import Observed, observe
 
 ROOT = Path(__file__).parents[2]
 V = ("TRAV1*01", "GATACTTGTGCTGTGAGTGCCA"), ("TRAV2*01", "GATACTTGTGCTGCTACTGGCT")

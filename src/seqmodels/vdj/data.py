@@ -1,10 +1,9 @@
-"""Tables of rearrangements in, prepared folders in between, observations that a likelihood is made of out."""
+"""Tables of rearrangements in; prepared folders, and rows as a model takes them, out."""
 
 import gzip
 import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,48 +15,20 @@ from seqmodels.core import data as files
 from seqmodels.core.config import build_plain
 from seqmodels.core.errors import InputError, MissingError, ModelError
 from seqmodels.core.tables import n_repeated, write_tsv
-from seqmodels.vdj import choices as ways
-from seqmodels.vdj import rearrangements as tables
-from seqmodels.vdj.choices import MAX_LIGATION, Choices
 from seqmodels.vdj.config import Config, Specification
-from seqmodels.vdj.germline import SEGMENT_OF, Germline, import_germline, read_germline, write_germline
-from seqmodels.vdj.rearrangements import Rejected, ligation_column, normal_columns
+from seqmodels.vdj.genes import choices as ways
+from seqmodels.vdj.genes.germline import SEGMENT_OF, Germline
+from seqmodels.vdj.genes.references import import_germline, read_germline, write_germline
+from seqmodels.vdj.rearrangements.chunks import Chunk, Rejected, commonest, junctions, ligation_column, normal_columns
+from seqmodels.vdj.rearrangements.forms import FEW, KNOWN, form_of
+from seqmodels.vdj.rearrangements.normal import NO_READS, normalise
+from seqmodels.vdj.rearrangements.selection import leave_out, of_group, of_productivity
 
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # of prepared folders
 CHUNK = 50_000  # rows of a table, read at a time
 _POOL = 300_000  # rows that wait to be summed
-
-Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Observed sequences of gene pairs, and the configurations that may have made each.
-
-    Attributes
-    ----------
-    pairs
-        ``(G, 2)`` indices into ``choices.left`` and ``choices.right`` of the observed pairs, sorted; the second is 0
-        where one gene is trimmed. No pair has total 0.
-    counts
-        ``(S,)`` reads of each sequence, float64, above 0.
-    sequence_pair
-        ``(S,)`` index into ``pairs``, rising.
-    sequence, pair, t, u, m
-        ``(C,)`` configurations: index of the sequence (rising) and of its pair, indices into ``choices.trims`` of the
-        left and right trim (right: 0 where one gene is trimmed), and the number of microhomologous nucleotides.
-    """
-
-    pairs: Indices
-    counts: NDArray[np.float64]
-    sequence_pair: Indices
-    sequence: Indices
-    pair: Indices
-    t: Indices
-    u: Indices
-    m: Indices
 
 
 def read_rearrangements(
@@ -75,9 +46,9 @@ def read_rearrangements(
     """
     first = 1
     for found, raw in _raw_chunks(path, germline, form):
-        chunk = tables.Chunk.of(raw, germline, rejected, path.name, first)
+        chunk = Chunk.of(raw, germline, rejected, path.name, first)
         first += len(raw)
-        yield _with_productivity(tables.normalise(chunk, found, ambiguous), germline)
+        yield _with_productivity(normalise(chunk, found, ambiguous), germline)
     if first == 1:
         raise InputError(f"{path}: must have rows below its header, got none")
 
@@ -87,10 +58,10 @@ def _raw_chunks(path: Path, germline: Germline, form: str | None) -> Iterator[tu
     with _open(path) as file:
         try:
             header = [name.strip(' "\r\n') for name in file.readline().decode("utf-8-sig").split("\t")]
-            form = tables.form_of(path, header, germline, form)
+            form = form_of(path, header, germline, form)
             file.seek(0)
-            known = [column for column in header if tables.KNOWN.fullmatch(column)]
-            types = {column: "category" if tables.FEW.fullmatch(column) else "str" for column in known}
+            known = [column for column in header if KNOWN.fullmatch(column)]
+            types = {column: "category" if FEW.fullmatch(column) else "str" for column in known}
             reader = pd.read_csv(
                 file, sep="\t", names=header, header=0, usecols=known, index_col=False, dtype=types,
                 keep_default_na=False, chunksize=CHUNK, encoding="utf-8-sig",
@@ -117,7 +88,7 @@ def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
 def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
     """Tell by arithmetic which V-J rearrangements without insertions are productive, where the table does not."""
     unknown = frame["productive"].isna().to_numpy()
-    if tables.junctions(germline) != ("vj",) or not (unknown & (frame["vj_insert"] == 0)).any():
+    if junctions(germline) != ("vj",) or not (unknown & (frame["vj_insert"] == 0)).any():
         return frame
     choices = ways.build(germline, ("v", "j"), 0, 1)  # of small bounds: its genes are what matters
     left, right = frame["v_gene"].cat.codes.to_numpy(), frame["j_gene"].cat.codes.to_numpy()
@@ -162,7 +133,7 @@ def prepare(
         if number := n_repeated(ids):
             _LOG.warning("%s: %d rows have the sequence_id of an earlier one; each counts", path.name, number)
     if n_rows == 0:
-        raise InputError(f"{inputs[0]}: must have rearrangements that can be used, got none: {_text(rejected)}")
+        raise InputError(f"{inputs[0]}: must have rearrangements that can be used, got none: {commonest(rejected)}")
     for reason, number in rejected.counts.items():
         _LOG.info("%d rows left out: %s (such as %s)", number, reason, rejected.examples[reason])
     with files.folder_written_whole(out) as folder:
@@ -177,26 +148,9 @@ def prepare(
     return {"locus": genes.locus, "rows": n_rows + left_out, "kept": n_rows, "rejected": rejected.counts, **splits}
 
 
-def _text(rejected: Rejected) -> str:
-    """Write the five commonest reasons, such as ``12 x negative count; 3 x no J gene``."""
-    ordered = sorted(rejected.counts.items(), key=lambda item: (-item[1], item[0]))
-    more = [f"{len(ordered) - 5} more reasons"] if len(ordered) > 5 else []
-    return "; ".join([*(f"{number} x {reason}" for reason, number in ordered[:5]), *more])
-
-
 def _told(frame: pd.DataFrame, path: Path, rejected: Rejected) -> pd.DataFrame:
     """Leave out rows of which it is not known whether they are productive."""
-    return _left(frame, frame["productive"].isna(), "productivity unknown", rejected, where=f"{path.name}: ")
-
-
-def _left(frame: pd.DataFrame, wrong: Any, reason: str, rejected: Rejected, where: str = "") -> pd.DataFrame:
-    """Leave out rows where ``wrong``, counted under ``reason``."""
-    bad = np.asarray(wrong, dtype=bool)
-    if not bad.any():
-        return frame
-    example = frame["id"].iloc[int(bad.argmax())] if "id" in frame else int(bad.argmax()) + 1
-    rejected.add(reason, int(bad.sum()), f"{where}{example}")
-    return frame[~bad]
+    return leave_out(frame, frame["productive"].isna(), "productivity unknown", rejected, where=f"{path.name}: ")
 
 
 def _added(parts: list[pd.DataFrame], frame: pd.DataFrame, columns: list[str]) -> list[pd.DataFrame]:
@@ -235,10 +189,10 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
         raise MissingError(f"{path}: must exist, made by prepare or simulate, got none")
     rejected = Rejected()
     found = [_told(frame, path, rejected) for frame in read_rearrangements(path, germline, rejected, form="igor")]
-    rejected.counts.pop(tables.NO_READS, None)
+    rejected.counts.pop(NO_READS, None)
     if rejected.counts:
         examples = "; ".join(rejected.examples[reason] for reason in list(rejected.counts)[:5])
-        raise InputError(f"{path}: rows must be whole and legal, got {_text(rejected)} (row {examples})")
+        raise InputError(f"{path}: rows must be whole and legal, got {commonest(rejected)} (row {examples})")
     return _pooled(found, normal_columns(germline))
 
 
@@ -263,13 +217,13 @@ def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = Non
     trims = [f"{side}_trim" for side in group.sides]
     path = path / "test.tsv" if path.is_dir() else path
     for frame in read_rearrangements(path, germline, rejected):
-        frame = _of_group(frame, specification, rejected)
+        frame = of_group(frame, specification, rejected)
         if group.ligation and specification.junction == "vj":
             told = _with_productivity(frame.assign(productive=_unknown(len(frame))), germline)
-            frame = _of_productivity(frame, told["productive"], group.productivity, rejected)
+            frame = of_productivity(frame, told["productive"], group.productivity, rejected)
         for trim in trims:
             outside = (frame[trim] < group.lower) | (frame[trim] > group.upper)
-            frame = _left(frame, outside, f"{trim} outside {group.lower}..{group.upper}", rejected)
+            frame = leave_out(frame, outside, f"{trim} outside {group.lower}..{group.upper}", rejected)
         if len(frame):
             n_rows += len(frame)
             types = dict.fromkeys(genes, str) | dict.fromkeys(trims, np.float64)  # registered models take no integers
@@ -277,129 +231,10 @@ def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = Non
             ligation = frame[ligation_column(specification.junction)].astype(np.float64) if group.ligation else 0.0
             yield made.assign(ligation_mh=ligation, count=frame["count"]).reset_index(drop=True)
     if rejected.counts:
-        _LOG.info("%s: left out: %s", path.name, _text(rejected))
+        _LOG.info("%s: left out: %s", path.name, commonest(rejected))
     if n_rows == 0:
-        raise InputError(f"{path}: must have rearrangements that the model describes, got none: {_text(rejected)}")
+        raise InputError(f"{path}: must have rearrangements that the model describes, got none: {commonest(rejected)}")
 
 
 def _unknown(n: int) -> pd.arrays.BooleanArray:
     return pd.arrays.BooleanArray(np.zeros(n, dtype=bool), np.ones(n, dtype=bool))
-
-
-def _of_group(frame: pd.DataFrame, specification: Specification, rejected: Rejected) -> pd.DataFrame:
-    """Leave out rows of another productivity (where ligation is modelled, the sequence tells it) or insertions."""
-    group = specification.group
-    if not group.ligation:
-        frame = _of_productivity(frame, frame["productive"], group.productivity, rejected)
-    if group.insertions != "all":
-        inserted = frame[f"{specification.junction}_insert"] > 0
-        wrong = ~inserted if group.insertions == "nonzero" else inserted
-        frame = _left(frame, wrong, "no insertions" if group.insertions == "nonzero" else "insertions", rejected)
-    return frame
-
-
-def _of_productivity(frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected) -> pd.DataFrame:
-    """Leave out rows that are not of the productivity ``wanted``, or of which it is not known (missing)."""
-    if wanted == "both":
-        return frame
-    frame = frame.assign(productive=pd.array(productive, dtype="boolean"))
-    frame = _left(frame, frame["productive"].isna(), "productivity unknown", rejected)
-    return _left(frame, frame["productive"] != (wanted == "productive"), f"not {wanted}", rejected)
-
-
-def observe(frame: pd.DataFrame, choices: Choices, specification: Specification) -> Observed:
-    """Turn prepared rows into observations of what the specification models; equal ones are pooled.
-
-    Rows are left out in this order: of another productivity (of models without ligation), with or without insertions,
-    genes that ``choices`` lacks; with ligation: microhomology that the genes do not have, another productivity (by the
-    sequence, not by the table); trims out of bounds. Where configurations are latent, a row stands for its joined
-    sequence, even if the annotated trims are out of bounds, and all its configurations within them are listed.
-
-    Raises
-    ------
-    InputError
-        If nothing is left; the message counts what was left out.
-    """
-    rejected = Rejected()
-    rows = _of_group(frame, specification, rejected)
-    sides = specification.group.sides
-    genes = []
-    for side, known in zip(sides, (choices.left, choices.right), strict=False):
-        column = rows[f"{SEGMENT_OF[side].lower()}_gene"]
-        place = pd.Index([gene.name for gene in known])
-        genes.append(pd.Series(place.get_indexer(column.astype(str)), index=rows.index))
-    rows = rows.assign(left=genes[0], right=genes[1] if len(sides) == 2 else 0)
-    rows = _left(rows, (rows["left"] < 0) | (rows["right"] < 0), "gene not in the germline", rejected)
-    cuts = rows[["left", "right"]].assign(
-        t=rows[f"{sides[0]}_trim"], u=rows[f"{sides[-1]}_trim"] if len(sides) == 2 else 0
-    )
-    ligation = specification.group.ligation
-    cuts = cuts.assign(m=rows[ligation_column(specification.junction)] if ligation else 0, count=rows["count"])
-    cuts = cuts.groupby(["left", "right", "t", "u", "m"], as_index=False)["count"].sum()
-    made = _latent if specification.latent else _known
-    observed = made(cuts[cuts["count"] > 0], choices, specification, rejected)
-    if rejected.counts:
-        _LOG.info("observations: left out: %s", _text(rejected))
-    if not len(observed.pairs):
-        raise InputError(f"observations: must leave rearrangements to model, got none: {_text(rejected)}")
-    return observed
-
-
-def _latent(cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected) -> Observed:
-    cuts = _left(cuts, cuts["m"] > MAX_LIGATION, f"microhomology above {MAX_LIGATION}", rejected)
-    genes = cuts["left"], cuts["right"]
-    t, k = ways.sequence_of(choices, *genes, cuts["t"], cuts["u"] + cuts["m"])
-    same = np.equal((t, k), ways.sequence_of(choices, *genes, cuts["t"] + cuts["m"], cuts["u"])).all(axis=0)
-    cuts = _left(cuts.assign(t=t, k=k), ~same, "microhomology that the genes do not have", rejected)
-    cuts = cuts.groupby(["left", "right", "t", "k"], as_index=False)["count"].sum()
-    in_frame, stop = ways.frames(choices, *(cuts[name] for name in ("left", "right", "t", "k")))
-    productive = _by_sequence(cuts, in_frame & ~stop, choices)
-    cuts = _of_productivity(cuts, productive, specification.group.productivity, rejected)
-    sequence, t, u, m = ways.configurations(choices, *(cuts[name] for name in ("left", "right", "t", "k")))
-    bits = _bits(choices.feasible, cuts.iloc[sequence], choices, t, u)
-    sequence, t, u, m = (values[(bits >> m) & 1 == 1] for values in (sequence, t, u, m))
-    kept = np.unique(sequence)
-    outside = ~np.isin(np.arange(len(cuts)), kept)
-    cuts = _left(cuts, outside, "no configuration with trims within the bounds", rejected)
-    return _observed(cuts, choices, np.searchsorted(kept, sequence), t, u, m)
-
-
-def _known(cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected) -> Observed:
-    lower, upper = int(choices.trims[0]), int(choices.trims[-1])
-    trims = cuts[["t", "u"][: len(choices.sides)]]
-    outside = ((trims < lower) | (trims > upper)).any(axis=1)
-    cuts = _left(cuts, outside, f"trims outside {lower}..{upper}", rejected)
-    bits = _bits(choices.feasible, cuts, choices, cuts["t"], cuts["u"])
-    impossible = (cuts["m"] > MAX_LIGATION) | ((bits >> np.minimum(cuts["m"], MAX_LIGATION)) & 1 == 0)
-    reason = "trims or microhomology that the genes do not have"
-    cuts = _left(cuts, impossible, reason, rejected)
-    if specification.group.ligation:
-        bits = _bits(choices.nonproductive, cuts, choices, cuts["t"], cuts["u"])
-        productive = _by_sequence(cuts, (bits >> cuts["m"]) & 1 == 0, choices)
-        cuts = _of_productivity(cuts, productive, specification.group.productivity, rejected)
-    return _observed(cuts, choices, np.arange(len(cuts)), cuts["t"], cuts["u"], cuts["m"])
-
-
-def _bits(masks: Any, cuts: pd.DataFrame, choices: Choices, t: Any, u: Any) -> Any:
-    """Look up the option masks of trims, which are numbers of nucleotides."""
-    lower = int(choices.trims[0])
-    right = np.asarray(u) - lower if len(choices.sides) == 2 else 0
-    return masks[cuts["left"], cuts["right"], np.asarray(t) - lower, right].astype(np.int64)
-
-
-def _by_sequence(cuts: pd.DataFrame, productive: Any, choices: Choices) -> Any:
-    """Return whether sequences are productive, missing where a gene has no anchor codon."""
-    unknown = ~choices.anchored[cuts["left"], cuts["right"]] & (choices.sides == ("v", "j"))
-    return pd.array(np.where(unknown, None, productive), dtype="boolean")
-
-
-def _observed(cuts: pd.DataFrame, choices: Choices, sequence: Any, t: Any, u: Any, m: Any) -> Observed:
-    """Take a row of ``cuts``, sorted by genes, as a sequence, and give it its configurations."""
-    pairs, sequence_pair = np.unique(cuts[["left", "right"]].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
-    sequence_pair = sequence_pair.reshape(-1)
-    sequence = np.asarray(sequence, dtype=np.int64)
-    lower = int(choices.trims[0])
-    right = np.asarray(u) - lower if len(choices.sides) == 2 else np.zeros(len(sequence), dtype=np.int64)
-    trims = (np.asarray(values, dtype=np.int64) for values in (np.asarray(t) - lower, right, m))
-    counts = cuts["count"].to_numpy(dtype=np.float64)
-    return Observed(pairs, counts, sequence_pair, sequence, sequence_pair[sequence], *trims)

@@ -21,12 +21,13 @@ from seqmodels.core.report import Cell, Report, number, text_table
 from seqmodels.core.tables import write_tsv
 from seqmodels.vdj import model as likelihood
 from seqmodels.vdj import serve
-from seqmodels.vdj.choices import Choices, build, sequence_of, table
 from seqmodels.vdj.config import Specification
-from seqmodels.vdj.data import Observed, observe, read_observations
+from seqmodels.vdj.data import read_observations
 from seqmodels.vdj.features import WINDOW, design
-from seqmodels.vdj.germline import read_germline
-from seqmodels.vdj.uncertainty import FIGURES, NORMAL_95, chi2_tail, contrasts, shown, wald
+from seqmodels.vdj.genes.choices import Choices, build, sequence_of, table
+from seqmodels.vdj.genes.references import read_germline
+from seqmodels.vdj.inference.uncertainty import FIGURES, NORMAL_95, chi2_tail, contrasts, shown, wald
+from seqmodels.vdj.rearrangements.observations import Observed, observe
 
 Floats = NDArray[np.float64]
 

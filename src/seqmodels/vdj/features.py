@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqmodels.core.errors import ModelError
-from seqmodels.vdj.choices import P_NUCLEOTIDES, Choices, Integers, Masks, end_codes, table
-from seqmodels.vdj.choices import oriented as oriented
 from seqmodels.vdj.config import OPTION_VARIABLES, Specification
-from seqmodels.vdj.germline import Gene
+from seqmodels.vdj.genes.choices import Choices, Integers, Masks, table
+from seqmodels.vdj.genes.ends import P_NUCLEOTIDES, end_codes
+from seqmodels.vdj.genes.germline import Gene
 
 logger = logging.getLogger(__name__)
 

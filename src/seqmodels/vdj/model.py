@@ -22,10 +22,10 @@ from jax.ops import segment_max, segment_sum
 from numpy.typing import NDArray
 
 from seqmodels.core.errors import InputError
-from seqmodels.vdj.choices import Choices
 from seqmodels.vdj.config import Specification
-from seqmodels.vdj.data import Observed
 from seqmodels.vdj.features import Design
+from seqmodels.vdj.genes.choices import Choices
+from seqmodels.vdj.rearrangements.observations import Observed
 
 jax.config.update("jax_enable_x64", True)
 

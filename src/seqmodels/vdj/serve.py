@@ -22,19 +22,18 @@ from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelError
 from seqmodels.core.provenance import pinned, read_model_record
 from seqmodels.core.tables import distinct, nested, refuse_rows, whole_numbers
-from seqmodels.vdj import model as likelihood
-from seqmodels.vdj.choices import MAX_LIGATION, P_NUCLEOTIDES, Choices, build, configurations
 from seqmodels.vdj.config import REGISTERED, Config, Specification
-from seqmodels.vdj.data import Observed
-from seqmodels.vdj.features import design
-from seqmodels.vdj.germline import SEGMENT_OF, Gene, Germline, read_germline, resolve, write_germline
-from seqmodels.vdj.uncertainty import Fit, read_fit, write_fit
+from seqmodels.vdj.genes.choices import MAX_LIGATION, Choices, configurations
+from seqmodels.vdj.genes.ends import P_NUCLEOTIDES
+from seqmodels.vdj.genes.germline import SEGMENT_OF, Gene, Germline, resolve
+from seqmodels.vdj.genes.references import read_germline, write_germline
+from seqmodels.vdj.inference.probabilities import LIGATIONS, Tables, tabulate
+from seqmodels.vdj.inference.uncertainty import Fit, read_fit, write_fit
 
 Indices = NDArray[np.int64]
 
 FORMAT_VERSION = 1
 _KEYS = ("specification", "fit", "dropped", "settings", "germline_sha256", "coefficients_md5")  # of model.json
-_LIGATIONS = np.arange(MAX_LIGATION + 1)
 _PAIRS_AT_ONCE = 256  # pairs of genes whose options are listed at a time
 _SEQUENCE = re.compile(r"[ACGTacgt]+")  # no gene has such a name
 _GENES, _TRIMS, _CONFIGURATION, _JOINED = range(4)  # what a row gives
@@ -74,9 +73,13 @@ class VdjModel:
     settings: dict[str, Any]
 
     @cached_property
-    def tables(self) -> "Tables | None":
+    def tables(self) -> Tables | None:
         """Probabilities for the model's own genes."""
-        return tabulate(self, self.germline)
+        return self.tables_of(self.germline)
+
+    def tables_of(self, germline: Germline) -> Tables | None:
+        """Probabilities for other genes; None where no pair of them has a modelled option."""
+        return tabulate(self.specification, self.fit, self.scale, germline)
 
     @property
     def genes(self) -> list[str]:
@@ -149,53 +152,6 @@ def load(folder: Path) -> VdjModel:
     return VdjModel(specification, germline, fit, scale, dropped, settings)
 
 
-@dataclass(frozen=True, eq=False)
-class Tables:
-    """Probabilities of all options of all pairs of genes; ``place`` is -1 where a pair has no modelled option."""
-
-    choices: Choices
-    place: NDArray[np.int64]  # (nL, nR) index of the pair below
-    option_set: NDArray[np.int64]  # (G, T, U)
-    trims: NDArray[np.float64]  # (G, T, U) given the productivity that the model describes
-    ligation: NDArray[np.float64]  # (n, 16) given the trims, by option set
-    free_trims: NDArray[np.float64]  # (G, T, U) the same whatever the productivity
-    productive: NDArray[np.float64]  # (G, T, U) probability that the trims are joined to a productive sequence
-
-    def of(self, pair: Any, t: Any, u: Any, m: Any) -> NDArray[np.float64]:
-        """Probabilities of configurations, given by indices of pairs and trims; they broadcast."""
-        chances: NDArray[np.float64] = self.trims[pair, t, u] * self.ligation[self.option_set[pair, t, u], m]
-        return chances
-
-
-def tabulate(model: VdjModel, germline: Germline) -> Tables | None:
-    """Compute all probabilities for the genes of ``germline``; None where no pair of them has a modelled option."""
-    group = model.specification.group
-    choices = build(germline, group.sides, group.lower, group.upper)
-    wanted = choices.feasible
-    if group.ligation and group.productivity != "both":
-        nonproductive = choices.nonproductive
-        wanted = nonproductive if group.productivity == "nonproductive" else wanted & ~nonproductive
-    pairs = np.argwhere((wanted != 0).any(axis=(2, 3)))
-    if not len(pairs):
-        return None
-    n = np.arange(len(pairs))
-    masks = wanted[pairs[:, 0], pairs[:, 1]]
-    first = (masks.reshape(len(pairs), -1) != 0).argmax(axis=1)  # any option will do: nothing is fitted
-    t, u = np.unravel_index(first, masks.shape[1:])
-    m = (masks[n, t, u][:, None] >> _LIGATIONS & 1).argmax(axis=1)
-    observed = Observed(pairs, np.ones(len(pairs)), n, n, n, t, u, m)
-    variables = design(choices, pairs, model.specification, scale=model.scale, names=model.fit.names)
-    laid_out = likelihood.problem(choices, variables, observed, model.specification)
-    given = likelihood.option_probabilities(model.fit.theta, laid_out, conditioned=True)
-    free = likelihood.option_probabilities(model.fit.theta, laid_out, conditioned=False)
-    place = np.full(choices.feasible.shape[:2], -1)
-    place[pairs[:, 0], pairs[:, 1]] = n
-    option_set = np.asarray(laid_out.option_set, dtype=np.int64)
-    masks = (choices.feasible & ~choices.nonproductive)[pairs[:, 0], pairs[:, 1]]
-    productive = sum(free.ligation[option_set, m] * (masks >> m & 1) for m in _LIGATIONS)
-    return Tables(choices, place, option_set, *given, free.trims, np.asarray(productive))
-
-
 def predict(model: VdjModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Find the probabilities of rearrangements, or how they may have come about; new columns, same index and order.
 
@@ -227,7 +183,7 @@ def predict(model: VdjModel, frame: pd.DataFrame) -> pd.DataFrame:
     for ours in (True, False):
         if len(places := np.flatnonzero(~lacking & (own == ours))):
             chosen = _Rows(*(column[places] for column in rows))
-            tables = model.tables if ours else tabulate(model, _germline(model, known, chosen))
+            tables = model.tables if ours else model.tables_of(_germline(model, known, chosen))
             answers.append(_answer(model, tables, chosen, known, sequences).set_axis(places))
     return pd.concat(answers).sort_index().set_axis(frame.index)
 
@@ -327,12 +283,12 @@ def _listed(model: VdjModel, tables: Tables, queries: _Rows, sequences: Sequence
     pair = tables.place[queries.left, queries.right]
     genes, trims, given, joined = (np.flatnonzero((queries.kind == k) & (pair >= 0)) for k in range(4))
     parts = [np.zeros((4, 0), dtype=np.int64)]
-    grid = np.ogrid[: tables.trims.shape[1], : tables.trims.shape[2], : len(_LIGATIONS)]
+    grid = np.ogrid[: tables.trims.shape[1], : tables.trims.shape[2], : len(LIGATIONS)]
     for some in np.split(genes, range(_PAIRS_AT_ONCE, len(genes), _PAIRS_AT_ONCE)):
         query, *options = np.nonzero(tables.of(pair[some][:, None, None, None], *grid))
         parts.append(np.stack([some[query], *options]))
     t, u = queries.t[trims], queries.u[trims]
-    query, m = np.nonzero(tables.of(pair[trims][:, None], t[:, None], u[:, None], _LIGATIONS))
+    query, m = np.nonzero(tables.of(pair[trims][:, None], t[:, None], u[:, None], LIGATIONS))
     parts.append(np.stack([trims[query], t[query], u[query], m]))
     possible = given[tables.of(pair[given], queries.t[given], queries.u[given], queries.m[given]) > 0]
     exact = np.stack([possible, queries.t[possible], queries.u[possible], queries.m[possible]])

@@ -5,10 +5,8 @@ whole numbers with whole-number weights, and weights come from additions, multip
 machine rounds differently.
 """
 
-from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +19,11 @@ from seqmodels.core.dna import decode, reverse_complement_text
 from seqmodels.core.errors import ConfigError
 from seqmodels.core.tables import write_tsv
 from seqmodels.vdj import config as configs
-from seqmodels.vdj.choices import P_NUCLEOTIDES, Choices, build
 from seqmodels.vdj.features import coefficient_names, design, option_features
-from seqmodels.vdj.germline import Gene, Germline, Segment, import_germline, write_germline
+from seqmodels.vdj.genes.artificial import artificial
+from seqmodels.vdj.genes.choices import Choices, build
+from seqmodels.vdj.genes.ends import P_NUCLEOTIDES
+from seqmodels.vdj.genes.references import import_germline, write_germline
 
 Integers = NDArray[np.int64]
 
@@ -36,15 +36,6 @@ _FEWEST = 1.2  # mean number of inserted bases; with fewer, those redrawn are mo
 _CHUNK = 1 << 15  # reads whose junction is written out at once, so that memory stays flat
 _AMINO_ACIDS = "KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"  # of the codons AAA, AAC ... TTT
 _STOPS = np.array([48, 50, 56])  # TAA, TAG, TGA among them
-# Composition of human TRA genes, rounded: weights of A, C, G, T anywhere; times these after an A, C, G, T; then of each
-# base of a V from TyrPheCys on (but the first T), of the first bases of a J, and of a J around its Phe codon
-_ANY = "7566"
-_AFTER = ((20, 20, 23, 15), (25, 20, 5, 28), (21, 19, 24, 15), (13, 21, 26, 21))
-_V_END = "1000 0901 0207 1009 0901 0001 0010 0109 0090 0801 2206 1261 1117 2071 6130 4060 2224 3070 7111 1531 4150 2350"
-_J_START = "1125 2151 6112 6202 2215 4313"
-_J_ANCHOR = "7111 1414 2602 0001 0001 0109 0010 0010 5140 6121 4411 4132 0010 0010 4240"
-_V_TAILS = (11, 12, 13, 13, 13, 13, 13, 14, 14, 14, 15, 16, 17)  # nucleotides from the Cys codon on
-_J_HEADS = (22, 23, 23, 25, 26, 26, 26, 28, 28, 29, 29, 29, 32, 32)  # before the Phe codon; from there on 34
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,47 +75,6 @@ class Reads:
     m: Integers
     productive: NDArray[np.bool_]
     bases: NDArray[np.uint8]
-
-
-def artificial(n_v: int, n_j: int, generator: np.random.Generator, n_d: int = 0, locus: str = "TRA") -> Germline:
-    """Make genes that are none, with the geometry and the composition of human TRA genes.
-
-    V genes have 263 to 287 nucleotides, a Cys codon 11 to 17 before the end and no stop codon in its frame; J genes 56
-    to 66, a Phe codon and GGNNNNGGN after 22 to 32, and no stop codon either; D genes 12.
-    """
-    genes: dict[str, Gene] = {}
-    segments: list[tuple[Segment, int]] = [("V", n_v), ("D", n_d), ("J", n_j)]
-    for number, (segment, i) in enumerate((segment, i) for segment, n in segments for i in range(n)):
-        while len(genes) <= number:
-            gene = _artificial_gene(segment, f"ART{segment}{i + 1}*01", generator)
-            genes.setdefault(gene.sequence, gene)
-    ordered = sorted(genes.values(), key=lambda gene: (gene.segment, gene.name))
-    return Germline(locus, tuple(ordered), {"format": "artificial", "organism": "none", "licence": "MIT"})
-
-
-def _artificial_gene(segment: Segment, name: str, generator: np.random.Generator) -> Gene:
-    if segment == "D":
-        return Gene(name, segment, _spell([_ANY] * 12, 0, generator))
-    if segment == "V":
-        anchor, tail = 3 * int(generator.integers(84, 91)), _V_TAILS[int(generator.integers(len(_V_TAILS)))]
-        columns = [_ANY] * (anchor - 6) + ["0001", *_V_END.split()[: 5 + tail]]
-    else:
-        anchor, start, end = _J_HEADS[int(generator.integers(len(_J_HEADS)))], _J_START.split(), _J_ANCHOR.split()
-        columns = start + [_ANY] * (anchor - 3 - len(start)) + end
-        columns += [_ANY] * (anchor + 34 - len(columns))
-    return Gene(name, segment, _spell(columns, anchor % 3, generator), anchor)
-
-
-def _spell(columns: Sequence[str], phase: int, generator: np.random.Generator) -> str:
-    """Draw a base by each column of weights, without stop codons in the frame that starts at ``phase``."""
-    text = ""
-    while len(text) < len(columns):
-        after = _AFTER["ACGT".index(text[-1])] if columns[len(text)] is _ANY and text else (1, 1, 1, 1)
-        limits = list(accumulate(int(digit) * times for digit, times in zip(columns[len(text)], after, strict=True)))
-        text += "ACGT"[bisect(limits, int(generator.integers(limits[-1])))]
-        if (len(text) - phase) % 3 == 0 and text[-3:] in ("TAA", "TAG", "TGA"):
-            text = text[:-3]
-    return text
 
 
 def read_truth(path: Path) -> Truth:

@@ -26,14 +26,18 @@ from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, 
 from seqmodels.core.loop import TrainOptions
 from seqmodels.core.report import text_table
 from seqmodels.core.tables import write_history, write_tsv
-from seqmodels.vdj import inference, serve, uncertainty
 from seqmodels.vdj import model as likelihood
-from seqmodels.vdj.choices import Choices, build, sequence_of, table
+from seqmodels.vdj import serve
 from seqmodels.vdj.config import Config, Specification, read_specification
-from seqmodels.vdj.data import Observed, observe, read_observations
+from seqmodels.vdj.data import read_observations
 from seqmodels.vdj.features import Design, coefficient_names, design
-from seqmodels.vdj.germline import SEGMENT_OF, Germline, read_germline
-from seqmodels.vdj.uncertainty import FIGURES, Fit, bootstrap_table, likelihood_ratio, split_names, wald
+from seqmodels.vdj.genes.choices import Choices, build
+from seqmodels.vdj.genes.germline import Germline
+from seqmodels.vdj.genes.references import read_germline
+from seqmodels.vdj.inference import fitting, sharding, uncertainty
+from seqmodels.vdj.inference.probabilities import predicted_distribution
+from seqmodels.vdj.inference.uncertainty import FIGURES, Fit, bootstrap_table, likelihood_ratio, split_names, wald
+from seqmodels.vdj.rearrangements.observations import Observed, observe
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
         if not set(coefficient_names(nested)) < set(names):
             wanted = f"have some, not all, of the coefficients of {config.model_type}"
             raise ConfigError(f"fit.against must {wanted}, got {config.fit.against}")
-    inference.choose_device(options.device)
+    fitting.choose_device(options.device)
     task = _task(config, specification, data)
     settings = _settings(config, specification)
     with tracking.run("vdj", settings, data=data, out=out, options=options) as run:
@@ -134,7 +138,7 @@ def _task(config: Config, specification: Specification, data: Path) -> Task:
     choices = build(germline, group.sides, group.lower, group.upper, cache)
     observed = observe(read_observations(data, "train"), choices, specification)
     variables = design(choices, observed.pairs, specification)
-    problem = inference.sharded(likelihood.problem(choices, variables, observed, specification))
+    problem = sharding.sharded(likelihood.problem(choices, variables, observed, specification))
     simulated = "simulate" in files.read_json(data / "manifest.json")
     return Task(config, specification, germline, choices, observed, variables, problem, simulated)
 
@@ -145,7 +149,7 @@ def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]
     progress = _restore(last, settings) if run.resumed else Progress()
     start, before = time.perf_counter(), progress.seconds
 
-    def watch(iteration: inference.Iteration) -> bool:
+    def watch(iteration: fitting.Iteration) -> bool:
         progress.seconds = before + time.perf_counter() - start
         _record(run, task, progress, iteration, settings)
         return run.stop_requested
@@ -155,7 +159,7 @@ def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]
             _choose_penalty(task, progress)
         begun, penalty = progress.states[0] if progress.states else None, progress.penalty or 0.0
         counts, names = task.observed.counts, task.design.names
-        fit = inference.fit(task.problem, counts, names, task.config.fit, penalty, begun, watch)
+        fit = fitting.fit(task.problem, counts, names, task.config.fit, penalty, begun, watch)
         _stop_if(run.stop_requested)
         results = _results(task, fit, lambda: _stop_if(run.stop_requested))
     except InterruptedRunError:
@@ -182,12 +186,12 @@ def _choose_penalty(task: Task, progress: Progress) -> None:
         fit = task.config.fit
         penalties = fit.em_penalties if task.specification.latent else fit.penalties
         counts, n_names = task.observed.counts, len(task.design.names)
-        progress.penalty, grid = inference.choose_penalty(task.problem, counts, n_names, fit, penalties)
+        progress.penalty, grid = fitting.choose_penalty(task.problem, counts, n_names, fit, penalties)
         progress.grid = grid.to_dict("records")
         log.info("L2 penalty %g chosen by cross-validation", progress.penalty)
 
 
-def _record(run: tracking.Run, task: Task, progress: Progress, iteration: inference.Iteration, settings: str) -> None:
+def _record(run: tracking.Run, task: Task, progress: Progress, iteration: fitting.Iteration, settings: str) -> None:
     """Log an iteration, save the checkpoints and the history so far."""
     row = {"iteration": iteration.number, "train.loss": iteration.loss, "train.gradient_norm": iteration.gradient_norm}
     penalty = float(likelihood.penalty_of(iteration.theta, task.problem, progress.penalty or 0.0))
@@ -245,20 +249,20 @@ def _restore(path: Path, settings: str) -> Progress:
 def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
     """Test the fit against the null model and a nested one, and draw replicates."""
     counts, config = task.observed.counts, task.config.fit
-    weights = inference.weights_of(counts / counts.sum(), task.problem)
+    weights = sharding.weights_of(counts / counts.sum(), task.problem)
     null = likelihood.observed_nll(np.zeros(len(fit.names)), task.problem, weights)
     test: dict[str, float] = {}
     if config.against:
         nested = read_specification(task.config, config.against)
         variables = design(task.choices, task.observed.pairs, nested)
-        problem = inference.sharded(likelihood.problem(task.choices, variables, task.observed, nested))
-        sub = inference.fit(problem, counts, variables.names, config, fit.penalty)
+        problem = sharding.sharded(likelihood.problem(task.choices, variables, task.observed, nested))
+        sub = fitting.fit(problem, counts, variables.names, config, fit.penalty)
         test = likelihood_ratio(fit, sub)
         check()
     replicates, are_converged = np.zeros((0, len(fit.names))), np.zeros(0, dtype=np.bool_)
     if config.bootstrap and fit.names:
         generator = np.random.default_rng([task.config.seed, _BOOTSTRAP])
-        replicates, are_converged = inference.bootstrap(task.problem, counts, fit, config, generator)
+        replicates, are_converged = fitting.bootstrap(task.problem, counts, fit, config, generator)
         check()
     return Results(fit, wald(fit), float(null), test, replicates, are_converged)
 
@@ -324,7 +328,7 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
         rows = [{**row, **last, "observed_nll": fit.observed_nll} for row in rows]
         write_tsv(out / f"trained_coefs{end}.tsv", [*first, *last, *ours], rows)
     with files.written_whole(out / f"predicted_dist_data{end}.tsv") as temporary:
-        predicted = _predicted(task, fit)
+        predicted = predicted_distribution(fit, task.problem, task.choices, task.observed, task.specification)
         predicted.to_csv(temporary, sep="\t", index=False, lineterminator="\n", float_format="%.10g")
     if progress.grid:
         write_tsv(out / f"lambda_grid{end}.tsv", list(progress.grid[0]), progress.grid)
@@ -338,38 +342,6 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
         write_tsv(folder / f"bootstrap_coef_significance_results{end}.tsv", list(found), found.to_dict("records"))
         drawn = pd.DataFrame(results.replicates, columns=list(fit.names)).assign(converged=results.are_converged)
         write_tsv(folder / f"bootstrap_coefs{end}.tsv", list(drawn.columns), drawn.to_dict("records"))
-
-
-def _predicted(task: Task, fit: Fit) -> pd.DataFrame:
-    """All options of the observed pairs, how often each was observed and how probable it is; 0 outside the domain."""
-    choices, observed, group = task.choices, task.observed, task.specification.group
-    made = table(choices, observed.pairs, ligation=group.ligation)
-    lower = int(choices.trims[0])
-    t, u = made["left_trim"] - lower, (made["right_trim"] - lower if len(group.sides) == 2 else made["right_trim"])
-    m = made.get("ligation_mh", np.zeros_like(t))
-    given = likelihood.option_probabilities(fit.theta, task.problem, conditioned=True)
-    sets = np.asarray(task.problem.option_set)[made["pair"], t, u]
-    trims, ligation = given.trims[made["pair"], t, u], given.ligation[sets, m]
-    shape = (len(observed.pairs), *given.trims.shape[1:], likelihood.N_LIGATIONS)
-    share = np.asarray(likelihood.responsibilities(fit.theta, task.problem))[: len(observed.sequence)]
-    places = np.searchsorted(
-        np.ravel_multi_index((made["pair"], t, u, m), shape),
-        np.ravel_multi_index((observed.pair, observed.t, observed.u, observed.m), shape),
-    )
-    count = np.bincount(places, weights=share * observed.counts[observed.sequence], minlength=len(t))
-    ends = list(zip(group.sides, ("left", "right"), (choices.left, choices.right), strict=False))
-    names = {end: np.array([gene.name for gene in genes], dtype=object) for _, end, genes in ends}
-    columns: dict[str, Any] = {f"{SEGMENT_OF[side].lower()}_gene": names[end][made[end]] for side, end, _ in ends}
-    columns |= {f"{side}_trim": made[f"{end}_trim"] for side, end, _ in ends}
-    columns |= {name: made[name] for name in ("ligation_mh", "frame_type", "frame_stop") if name in made}
-    if task.specification.latent:
-        cuts = sequence_of(choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m)
-        columns["index"] = np.unique(np.stack([made["pair"], *cuts]), axis=1, return_inverse=True)[1]
-    columns |= {"count": count, "weighted_observation": count / fit.total, "total_tcr": fit.total}
-    columns["predicted_prob"] = trims * ligation
-    if task.specification.latent:
-        columns |= {"trimming_config_predicted_prob": trims, "ligation_config_predicted_prob": ligation}
-    return pd.DataFrame(columns)
 
 
 def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Germline genes of a locus: sequences, anchors, where they come from, and which gene a name means.
+"""Reference sets of germline genes: read, written, and imported from the forms that others give them.
 
 Read from FASTA, from the tables ``combo_xcr`` that TCRdist's family of tools shares, from folders of OLGA and IGoR
 models, or from a table with the columns ``gene`` and ``sequence``. None of them ships with this package.
@@ -7,24 +7,19 @@ models, or from a table with the columns ``gene`` and ``sequence``. None of them
 import csv
 import gzip
 import hashlib
-import json
 import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from seqmodels.core.data import read_json, write_json, write_text
 from seqmodels.core.errors import InputError, MissingError
+from seqmodels.vdj.genes.germline import END, Gene, Germline, Segment
 
 logger = logging.getLogger(__name__)
 
-Segment = Literal["V", "D", "J"]
-
-SEGMENT_OF: dict[str, Segment] = {"v": "V", "d5": "D", "d3": "D", "j": "J"}  # of each side
 FORMAT_VERSION = 1
 COLUMNS = ("gene", "segment", "locus", "sequence", "anchor")
 SHORTEST_V_END = 9  # nucleotides from the Cys codon on; database entries with fewer are incomplete
@@ -39,36 +34,6 @@ _LATIN = {"human": "homo sapiens", "mouse": "mus musculus", "rhesus": "macaca mu
 _PHE = re.compile(r"(?=(?:TT[TC]|TGG)GG[ACGT]{4}GG)")
 _CYS = re.compile(r"(?=TG[TC])")
 _ANCHORS = ("anchors.csv", "anchors.tsv")
-_END = 30  # nucleotides of an end that trimming, joining and their contexts can reach
-
-
-@dataclass(frozen=True, slots=True)
-class Gene:
-    """One allele. ``anchor`` is the 0-based start of its Cys codon (V) or Phe/Trp codon (J); None: unknown, or a D."""
-
-    name: str
-    segment: Segment
-    sequence: str  # A, C, G, T; top strand
-    anchor: int | None = None
-
-
-@dataclass(frozen=True)
-class Germline:
-    """The genes of one locus, sorted by segment and name. ``source`` says where they come from."""
-
-    locus: str
-    genes: tuple[Gene, ...]
-    source: dict[str, str] = field(default_factory=dict, hash=False, compare=False)
-
-    def of(self, side: str) -> tuple[Gene, ...]:
-        """Genes that have the given end: v, j, or d5 and d3 (both D)."""
-        return tuple(gene for gene in self.genes if gene.segment == SEGMENT_OF[side])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of locus, names, sequences and anchors; where they come from does not matter."""
-        content = [self.locus, *([gene.name, gene.segment, gene.sequence, gene.anchor] for gene in self.genes)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def write_germline(folder: Path, germline: Germline) -> None:
@@ -154,42 +119,6 @@ def import_germline(path: Path, locus: str, organism: str = "human", *, find_anc
     licence = {"combo_xcr": "MIT, as TCRdist tables are", "olga": "GPL-3.0, if OLGA's own"}.get(form, "unknown")
     source = {"file": path.name, "format": form, "organism": organism, "licence": licence, "sha256": total.hexdigest()}
     return Germline(locus, genes, {**source, "left_out": "; ".join(left_out)})
-
-
-def resolve(germline: Germline, side: str, name: str) -> str:
-    r"""Find the allele that a call names.
-
-    An exact name; else a gene without allele, if one allele is present or all have the same end (then \*01 if present,
-    else the first); a slash may be missing (TRAV14DV4). Of a list with commas, the first counts.
-
-    Raises
-    ------
-    MissingError
-        If there is no such gene, and which are near; or only several alleles with different ends.
-    """
-    genes, first = germline.of(side), name.split(",")[0].strip()
-    key = first.replace("/", "")
-    names = {gene.name.replace("/", ""): gene.name for gene in genes} | {gene.name: gene.name for gene in genes}
-    if found := names.get(first, names.get(key)):
-        return found
-    alleles = [gene for gene in genes if gene.name.replace("/", "").partition("*")[0] == key]
-    if not alleles:
-        near = ", ".join(get_close_matches(first, [gene.name for gene in genes], n=3, cutoff=0.0)) or "none"
-        where = f"{germline.locus} {SEGMENT_OF[side]} genes"
-        raise MissingError(f"{where}: a name must be one of the germline, got {first!r}; near: {near}")
-    if not _same_end(alleles):
-        listed = ", ".join(gene.name for gene in alleles)
-        raise MissingError(f"{germline.locus}: {first} must say which allele, as ends differ, got none of {listed}")
-    return next((gene.name for gene in alleles if gene.name.endswith("*01")), alleles[0].name)
-
-
-def _same_end(alleles: list[Gene]) -> bool:
-    """Whether alleles have the same end; a V sequenced less far may lack the last nucleotides."""
-    if alleles[0].segment == "V" and all(gene.anchor is not None for gene in alleles):
-        ends = [gene.sequence[max((gene.anchor or 0) - _END // 2, 0) :] for gene in alleles]
-        return all(max(ends, key=len).startswith(end) for end in ends)
-    cut = slice(-_END, None) if alleles[0].segment == "V" else slice(_END)
-    return len({gene.sequence[cut] for gene in alleles}) == 1
 
 
 def _form(path: Path) -> tuple[str, list[Path]]:
@@ -363,7 +292,7 @@ def _conserved(gene: Gene) -> int | None:
     """Find the anchor by conserved codons."""
     if gene.segment == "V":
         found = [match.start() for match in _CYS.finditer(gene.sequence) if match.start() % 3 == 0]
-        return found[-1] if found and len(gene.sequence) - found[-1] <= _END else None
+        return found[-1] if found and len(gene.sequence) - found[-1] <= END else None
     found = [match.start() for match in _PHE.finditer(gene.sequence)]
     return found[0] if gene.segment == "J" and len(found) == 1 else None
 

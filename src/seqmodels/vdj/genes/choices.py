@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seqmodels.core.data import written_whole
-from seqmodels.core.dna import encode, reverse_complement_text
+from seqmodels.core.dna import reverse_complement_text
 from seqmodels.core.errors import OutputError
-from seqmodels.vdj.germline import Gene, Germline
+from seqmodels.vdj.genes.ends import MARGIN, NONE_LEFT, NONE_RIGHT, P_NUCLEOTIDES, end_codes
+from seqmodels.vdj.genes.germline import Gene, Germline
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,7 @@ Integers = NDArray[np.int64]
 Masks = NDArray[np.uint16]
 
 MAX_LIGATION = 15  # nucleotides of microhomology that a ligation uses at most
-P_NUCLEOTIDES = 2
 FORMAT_VERSION = 1  # of the cache
-LEFT_SIDES = ("v", "d3")
-_MARGIN = 80  # empty columns beyond the longest gene: no index of a trim, motif or window passes it
-_NONE_LEFT, _NONE_RIGHT = 4, 5  # codes of no nucleotide, unequal so that nothing matches there
 _STOPS = ("TAA", "TAG", "TGA")
 _CUT_LEFT, _CUT_RIGHT = 42, 96  # states of a side whose anchor is lost
 _STOP_LEFT, _STOP_RIGHT = 21, 48  # added to a state where a stop codon stands between anchor and cut
@@ -94,27 +91,6 @@ class Choices:
         return found
 
 
-def oriented(gene: Gene, side: str) -> str:
-    """Sequence of the strand that is trimmed at its 3' end, written 5' to 3'."""
-    return gene.sequence if side in LEFT_SIDES else reverse_complement_text(gene.sequence)
-
-
-def end_codes(genes: Sequence[Gene], side: str) -> NDArray[np.int8]:
-    """Codes of the oriented genes with P-nucleotides, backwards: column q is nucleotide ``len(gene) + 1 - q``.
-
-    So columns 0 and 1 are the P-nucleotides, and column ``t + 2`` is the last one kept after a trim of t. Beyond the
-    gene stands 4.
-    """
-    ends = np.full((len(genes), max((len(gene.sequence) for gene in genes), default=0) + _MARGIN), _NONE_LEFT, np.int8)
-    for row, gene in zip(ends, genes, strict=True):
-        sequence = oriented(gene, side)
-        palindrome = reverse_complement_text(sequence)[:P_NUCLEOTIDES]
-        first = P_NUCLEOTIDES - len(palindrome)
-        codes = encode([sequence + palindrome])[0]
-        row[first : first + codes.size] = codes[::-1]
-    return ends
-
-
 def build(germline: Germline, sides: tuple[str, ...], lower: int, upper: int, cache: Path | None = None) -> Choices:
     """Find all options of all pairs of genes of ``germline`` with trims of ``lower`` to ``upper``.
 
@@ -124,10 +100,10 @@ def build(germline: Germline, sides: tuple[str, ...], lower: int, upper: int, ca
     left, right = germline.of(sides[0]), germline.of(sides[1]) if len(sides) == 2 else ()
     trims = np.arange(lower, upper + 1)
     left_ends, allowed_left = end_codes(left, sides[0]), _lengths(left)[:, None] >= trims
-    right_ends, allowed_right = np.full((1, _MARGIN), _NONE_RIGHT, np.int8), np.ones((1, 1), np.bool_)
+    right_ends, allowed_right = np.full((1, MARGIN), NONE_RIGHT, np.int8), np.ones((1, 1), np.bool_)
     if len(sides) == 2:
         right_ends, allowed_right = end_codes(right, sides[1]), _lengths(right)[:, None] >= trims
-        right_ends = np.where(right_ends < _NONE_LEFT, 3 - right_ends, _NONE_RIGHT).astype(np.int8)
+        right_ends = np.where(right_ends < NONE_LEFT, 3 - right_ends, NONE_RIGHT).astype(np.int8)
     none = np.zeros((len(left), len(allowed_right), len(trims), allowed_right.shape[1]), np.uint16)
     made = Choices(sides, left, right, trims, allowed_left, allowed_right, none, none, none, left_ends, right_ends)
     content = [FORMAT_VERSION, MAX_LIGATION, germline.digest, list(sides), lower, upper]

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from seqmodels.core.errors import ConfigError, InputError
 from seqmodels.vdj.config import FitConfig
+from seqmodels.vdj.inference.sharding import weights_of
+from seqmodels.vdj.inference.uncertainty import Fit, runaways
 from seqmodels.vdj.model import (
     Array,
     Evaluation,
@@ -30,16 +32,6 @@ from seqmodels.vdj.model import (
     responsibilities,
     value_gradient_hessian,
 )
-from seqmodels.vdj.sharding import sharded as sharded
-from seqmodels.vdj.sharding import weights_of as weights_of
-from seqmodels.vdj.uncertainty import Fit as Fit
-from seqmodels.vdj.uncertainty import bootstrap_table as bootstrap_table
-from seqmodels.vdj.uncertainty import contrasts as contrasts
-from seqmodels.vdj.uncertainty import covariance as covariance
-from seqmodels.vdj.uncertainty import likelihood_ratio as likelihood_ratio
-from seqmodels.vdj.uncertainty import runaways
-from seqmodels.vdj.uncertainty import unidentified as unidentified
-from seqmodels.vdj.uncertainty import wald as wald
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Rearrangements: tables of several forms brought to a normal one, and observations pooled for a likelihood."""
