@@ -2,8 +2,8 @@
 # Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [ROOM]
 #
 # Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
-# ends with status 143, the job goes back to the queue, and goes on from there. Where OUT holds a finished training there
-# is nothing to do. OUT, DATA, DEVICE and SETTINGS (what would stand after --set) may be set.
+# ends with status 143, the job goes back to the queue, and goes on from there; a cancelled job ends. Where OUT holds a
+# finished training there is nothing to do. OUT, DATA, DEVICE and SETTINGS (what would stand after --set) may be set.
 #SBATCH --job-name=seqmodels-train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
@@ -47,6 +47,12 @@ status=0
 wait "$trainer" || status=$? # its own: that of a wait which a signal ended is the signal's
 
 if [[ $status -eq 143 && -n ${SLURM_JOB_ID:-} ]]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    job=$SLURM_JOB_ID
+    # one task of an array has the number of the whole array, and would requeue the others too
+    [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    case $(squeue --noheader --jobs="$job" --format='%T %r') in
+    RUNNING* | *TimeLimit) scontrol requeue "$job" || true ;; # where that is not allowed, the status shows it
+    *) ;;                                                     # SLURM requeued it itself, or it was cancelled
+    esac
 fi
 exit "$status"

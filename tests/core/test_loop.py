@@ -26,8 +26,11 @@ def test_stalled(scores, patience, answer):
     assert stalled(scores, patience=patience) is answer
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_second_does_what_it_did_before(number):
+@pytest.mark.parametrize(
+    ("number", "within"),
+    [(signal.SIGINT, ["ask", "before"]), (signal.SIGTERM, ["ask"])],  # SLURM sends SIGTERM twice and means it once
+)
+def test_the_first_signal_asks_and_the_second_ctrl_c_does_what_it_did_before(number, within):
     got = []
     before = signal.signal(number, lambda *_: got.append("before"))
     try:
@@ -38,7 +41,7 @@ def test_the_first_signal_asks_and_the_second_does_what_it_did_before(number):
     finally:
         signal.signal(number, before)
 
-    assert got == ["ask", "before", "before"]
+    assert got == [*within, "before"]
 
 
 def test_signals_outside_the_main_thread_are_left_alone():

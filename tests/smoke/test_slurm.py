@@ -40,13 +40,15 @@ time.sleep(60)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose environment has a stub of python, and a stub of scontrol."""
+    """A project whose environment has stubs of python, scontrol and squeue, which says what is in ``state.txt``."""
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "activate").write_text(f'export PATH="{folder}:$PATH"\n')
     (folder / "python").write_text(TRAINER.format(python=sys.executable, root=ROOT))
     (folder / "scontrol").write_text('#!/bin/sh\necho "$@" >> requeued.txt\n')
-    for stub in ("python", "scontrol"):
+    (folder / "squeue").write_text('#!/bin/sh\necho "$@" >> asked.txt\ncat state.txt\n')
+    (tmp_path / "state.txt").write_text("RUNNING None\n")
+    for stub in ("python", "scontrol", "squeue"):
         (folder / stub).chmod(0o755)
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     (tmp_path / "spool").mkdir()  # SLURM runs a copy of the script alone
@@ -100,6 +102,28 @@ def test_stopped_requeued_and_resumed(project: Path) -> None:
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize(
+    ("state", "requeued"),
+    [("RUNNING None", True), ("COMPLETING TimeLimit", True), ("COMPLETING None", False), ("", False)],
+)
+def test_what_was_cancelled_or_is_in_the_queue_is_not_requeued(project: Path, state: str, requeued: bool) -> None:
+    (project / "state.txt").write_text(state + "\n")
+    job = _start(project)
+    _wait_for(project / "build" / "copynumber" / "slurm-7" / "run.json")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 143
+    assert (project / "asked.txt").read_text() == "--noheader --jobs=7 --format=%T %r\n"
+    assert (project / "requeued.txt").exists() is requeued
+
+
+def test_where_requeueing_is_forbidden_the_status_is_the_trainers(project: Path) -> None:
+    (project / ".venv" / "bin" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    job = _start(project)
+    _wait_for(project / "build" / "copynumber" / "slurm-7" / "run.json")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == 143
+
+
 def test_a_signal_at_the_end_hides_no_status(project: Path) -> None:
     end = "pathlib.Path(out, 'metrics.json').write_text('{{}}'); sys.exit()"
     text = TRAINER.replace("time.sleep(0.5)  # saving takes a while", end)
@@ -124,7 +148,7 @@ def _stopped_requeued_resumed(project: Path, top: str, script: str, *words: str,
         _wait_for(project / top / str(task) / "run.json")
         job.send_signal(signal.SIGTERM)
     assert [job.wait(timeout=20) for job in jobs] == [143, 143]
-    wanted = [f"requeue {100 + task}" for task in tasks]
+    wanted = [f"requeue 99_{task}" for task in tasks]  # by its own number the last would requeue the whole array
     assert sorted((project / "requeued.txt").read_text().splitlines()) == wanted
     before = _calls(project)
     assert [job.wait(timeout=20) for job in _sbatch(project, tasks, script, *words)] == [0, 0]

@@ -52,15 +52,16 @@ def stalled(scores: Sequence[float], *, patience: int) -> bool:
 
 @contextlib.contextmanager
 def stopping_on_signals(ask: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C call ``ask``, so that training stops at the next safe point; the second stops at once.
+    """Let SIGTERM and Ctrl-C call ``ask``, so training stops at the next safe point; a second Ctrl-C stops at once.
 
-    Only the main thread may watch signals; in another one nothing changes.
+    A second SIGTERM does not: SLURM sends it to the whole job, to the script that passes it on too, and again when a
+    grace time ends. Only the main thread may watch signals; in another one nothing changes.
     """
     previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number: int, _: Any) -> None:
+        signal.signal(number, previous[signal.SIGINT] if number == signal.SIGINT else lambda *_: None)
         ask()
-        signal.signal(number, previous[signal.Signals(number)])
         log.warning("%s: stopping after the current step, with a checkpoint", signal.Signals(number).name)
 
     try:
