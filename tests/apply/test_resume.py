@@ -30,10 +30,10 @@ from seqmodels import __main__ as command
 from seqmodels.registry import rooms, store
 rooms.part("vdj", "data").CHUNK = rooms.part("copynumber", "data").CHUNK = int(sys.argv[1])
 answer, calls = store.Loaded.predict, iter(range(1000))
-def predict(self, frame):
+def predict(self, frame, **params):
     if next(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return answer(self, frame)
+    return answer(self, frame, **params)
 store.Loaded.predict = predict
 command.main(sys.argv[2:])
 """
@@ -98,9 +98,9 @@ def test_killed_work_is_resumed(case: Case, tmp_path: Path, monkeypatch: pytest.
     finished = case.kill(out)
     answer = store.Loaded.predict
 
-    def predict(self: store.Loaded, frame: Any) -> Any:
+    def predict(self: store.Loaded, frame: Any, **params: Any) -> Any:
         seen.append(len(frame))
-        return answer(self, frame)
+        return answer(self, frame, **params)
 
     monkeypatch.setattr(store.Loaded, "predict", predict)
     assert command.main(case.words(out, "--resume")) == 0
@@ -121,14 +121,14 @@ def test_without_the_word_it_begins_anew(case: Case, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("what", ["input", "model", "digest", "engine"])
+@pytest.mark.parametrize("what", ["input", "model", "digest", "engine", "parts"])
 def test_other_work_is_not_resumed(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
     out, source = tmp_path / "out", tmp_path / case.source.name
     (shutil.copytree if case.source.is_dir() else shutil.copy)(case.source, source)
     model = Path(shutil.copytree(case.model, tmp_path / "model"))
     with store.model_folder(str(model)) as folder:
         record = made_from([source], model=str(model), digest=files.digest(folder), chunk=ROWS)
-    record = {**record, "engine": "spark"} if what == "engine" else record
+    record |= {"engine": "spark"} if what == "engine" else {"parts": 1} if what == "parts" else {}
     with Parts(out, record, resume=False) as parts, parts.part(0) as folder:
         (folder / "counts.json").write_text("{}")
     changed = {"source": source, "model": model}

@@ -57,7 +57,9 @@ def test_the_form_that_we_write_passes(package: Path) -> None:
 def test_other_versions_are_told(package: Path, caplog: pytest.LogCaptureFixture) -> None:
     packages.warn_of_requirements(package, "models:/x/1")  # there is no list
     numpy = version("numpy")
-    (package / "requirements.txt").write_text(f"numpy=={numpy}\npandas==0.1\nnot-there==1\n==\njax\n")
+    (package / "requirements.txt").write_text(
+        f"numpy=={numpy}\npandas==0.1\nnot-there==1\n==\njax\n\x1b[31m==1\nx[y]==1\n"
+    )
     packages.warn_of_requirements(package, "models:/x/1")
     assert [record.message for record in caplog.records] == [
         f"models:/x/1: made with pandas==0.1, got {version('pandas')} here: answers may differ",

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 
-from seqmodels.registry import rooms
+from seqmodels.registry import rooms, store
 from seqmodels.vdj import serve as vdj
 from seqmodels.vdj.config import read_specification
 from seqmodels.vdj.features import coefficient_names
@@ -149,7 +149,7 @@ def tiny(tmp_path: Path) -> Path:
     mlflow.pyfunc.save_model(
         tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"room": "vdj"},
         artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,
-        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER), input_example=vdj.EXAMPLE,
+        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS), input_example=vdj.EXAMPLE,
     )  # fmt: skip
     return tmp_path / "tiny"
 
@@ -192,6 +192,16 @@ def test_a_table_that_lacks_no_number_is_annotated(
     assert done.returncode == 0, done.stderr[-2000:]
     (first, second) = pd.read_csv(io.StringIO(done.stdout), sep="\t")["probability"]
     assert 0 < first == second < 1
+
+
+def test_a_packaged_model_answers_with_lists_of_arrow_where_they_are_asked_for(tiny: Path) -> None:
+    loaded = store.load("vdj", str(tiny))
+    frame = pd.DataFrame({"v_gene": ["TRAV1*01", None], "j_gene": "TRAJ1*01"})
+    plain, arrow = loaded.predict(frame)["configurations"], loaded.predict(frame, arrow_lists=True)["configurations"]
+    assert plain.dtype == object
+    assert isinstance(arrow.dtype, pd.ArrowDtype)
+    assert len(plain[0]) > 100
+    assert plain.tolist() == arrow.tolist()
 
 
 @pytest.mark.slow

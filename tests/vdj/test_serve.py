@@ -177,6 +177,21 @@ def test_genes_by_sequence_answer_like_genes_by_name() -> None:
     assert math.isnan(unknown["p_productive"])
 
 
+def test_lists_of_arrow_hold_the_same_and_repeated_rows_share_plain_ones(latent: serve.VdjModel) -> None:
+    frame = pd.DataFrame({"v_gene": ["TRAV1*01", None, V, "TRAV1*01"], "j_gene": ["TRAJ1*01"] * 4}, index=[3, 1, 4, 1])
+    plain, arrow = (serve.predict(latent, frame, arrow_lists=wanted) for wanted in (False, True))
+    assert plain["configurations"].tolist() == arrow["configurations"].tolist()
+    assert plain["configurations"].iloc[0] is plain["configurations"].iloc[3]
+    assert len(plain["configurations"].iloc[2]) > 10
+    pd.testing.assert_frame_equal(plain.drop(columns="configurations"), arrow.drop(columns="configurations"))
+    flat = arrow["configurations"].list.flatten().struct.explode()
+    assert flat.index.tolist() == [i for i, one in plain["configurations"].items() for _ in one]
+    assert flat.to_dict("records") == [record for one in plain["configurations"] for record in one]
+    nothing = serve.predict(latent, frame.iloc[:0], arrow_lists=True)
+    assert len(nothing) == 0
+    assert arrow["configurations"].dtype == nothing["configurations"].dtype
+
+
 def test_rows_keep_order_and_index_and_may_lack_genes(latent: serve.VdjModel) -> None:
     frame = pd.DataFrame(
         {

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 Rows = TypeVar("Rows", bound=Sized)
 
+_PARTS = 2  # form of the parts: other ones are not gone on with
 _GARBAGE = 200_000  # new objects after which Python looks for cycles
 
 
@@ -39,7 +40,7 @@ def made_from(inputs: Sequence[Path], **known: Any) -> dict[str, Any]:
     not there is left to its reader, who knows what it should be.
     """
     state = [_state(path) for path in inputs if path.exists()]
-    return {"engine": "local", "input": state, **known, "version": seqmodels.__version__}
+    return {"engine": "local", "parts": _PARTS, "input": state, **known, "version": seqmodels.__version__}
 
 
 def _state(path: Path) -> list[Any]:

@@ -101,7 +101,8 @@ def _vdj_work(folder: Path, chunks: Chunks, loaded: store.Loaded, job: Job) -> d
     with ParquetTable(folder / "scores.parquet") as scores, ParquetTable(folder / f"{nested}.parquet") as whole:
         for first, read in chunks:
             frame = _rearrangements(read, genes)
-            answer = loaded.predict(frame[[name for name in loaded.served["input_columns"] if name in frame]])
+            given = [name for name in loaded.served["input_columns"] if name in frame]
+            answer = loaded.predict(frame[given], arrow_lists=True)
             rows = np.arange(first, first + len(frame))
             scores.write(pd.concat([frame.assign(row=rows), answer.drop(columns=nested)], axis=1))
             each = exploded(answer[nested].set_axis(rows))

@@ -78,7 +78,8 @@ def _run(chunks: Iterator[pd.DataFrame], loaded: store.Loaded, parts: Parts) -> 
     genes = _genes(loaded)
 
     def predict(chunk: Chunk[pd.DataFrame]) -> pd.DataFrame:
-        return loaded.predict(chunk.rows[[name for name in loaded.served["input_columns"] if name in chunk.rows]])
+        given = [name for name in loaded.served["input_columns"] if name in chunk.rows]
+        return loaded.predict(chunk.rows[given], arrow_lists=True)
 
     def write(folder: Path, chunk: Chunk[pd.DataFrame], answer: pd.DataFrame) -> None:
         frame, totals = chunk.rows, Counter[str]()
@@ -167,7 +168,9 @@ def pooled(seen: list[pd.DataFrame], genes: list[str]) -> pd.DataFrame:
 def write_distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded: store.Loaded) -> int:
     """Write all configurations of every pair of genes with their probabilities, and return the number of pairs."""
     pairs = seen[genes].drop_duplicates(ignore_index=True)
-    everything = exploded(loaded.predict(pairs)[NESTED]).rename(columns={"probability": "predicted_prob"})
+    everything = exploded(loaded.predict(pairs, arrow_lists=True)[NESTED]).rename(
+        columns={"probability": "predicted_prob"}
+    )
     table = pairs.merge(everything, left_index=True, right_on="row").drop(columns="row")
     keys = [name for name in table.columns if name != "predicted_prob"]
     table = table.merge(seen, on=keys, how="left").fillna({"count": 0.0})

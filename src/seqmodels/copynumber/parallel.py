@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ class Group(Place):
             place.quieten()
             with place.together():
                 store, *_ = next(rendezvous("env://", timeout=_MEETING))
+                # torchrun keeps the store when it starts all anew
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
                 store.set(f"come/{place.rank}", "")
                 store.wait([f"come/{rank}" for rank in range(place.size)], _MEETING)
                 backend = "nccl" if device != "cpu" else "gloo"

@@ -7,6 +7,7 @@ here first. Copies of the package that travel with a model are for those who hav
 import contextlib
 import hashlib
 import logging
+import re
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _LOADER = "mlflow.pyfunc.loaders.code_model"
 _ADAPTER = Path(__file__).with_name("served.py")
 SUMS = "SHA256SUMS"
 _LONGEST = 300  # characters of a value in a message
+_LONGEST_LIST = 1 << 14  # bytes of requirements that are compared
+_PINNED = re.compile(r"^(?P<name>[\w.-]{1,100})==(?P<version>[\w.!]{1,100})$", re.ASCII | re.MULTILINE)
 _CODE, _OWN = "code", "seqmodels"  # folder that MLflow puts on the path, and all that may lie in it
 
 
@@ -46,10 +49,13 @@ def warn_of_requirements(folder: Path, reference: str) -> None:
     MLflow does that too, but takes a second for a map of all modules that are installed.
     """
     path = folder / "requirements.txt"
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        name, _, wanted = line.partition("==")
-        if name and wanted and (found := provenance.installed(name)) != wanted:
-            _LOG.warning("%s: made with %s, got %s here: answers may differ", reference, shown(line), found or "none")
+    if not path.is_file():
+        return
+    with damaged(f"{path}: must be a readable list"), path.open("rb") as file:
+        text = file.read(_LONGEST_LIST).decode("utf-8", errors="replace")
+    for found in _PINNED.finditer(text):
+        if (here := provenance.installed(found["name"])) != found["version"]:
+            _LOG.warning("%s: made with %s, got %s here: answers may differ", reference, found[0], here or "none")
 
 
 def shown(value: Any) -> str:

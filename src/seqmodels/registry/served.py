@@ -22,8 +22,8 @@ class RoomModel(mlflow.pyfunc.PythonModel):
         importlib.import_module("seqmodels.registry.http").guard()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answer with the room's new columns."""
-        answer: pd.DataFrame = self.serve.predict(self.model, model_input)
+        """Answer with the room's new columns; ``params`` are those that its ``serve.PARAMS`` names."""
+        answer: pd.DataFrame = self.serve.predict(self.model, model_input, **(params or {}))
         return answer
 
 

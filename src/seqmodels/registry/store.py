@@ -276,7 +276,7 @@ def _log(ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd
         model_config={"room": served["room"]},
         artifacts={"model": str(folder)},
         code_paths=[str(_SOURCE)],
-        signature=infer_signature(example, serve.ANSWER),
+        signature=infer_signature(example, serve.ANSWER, getattr(serve, "PARAMS", None)),
         input_example=example,
         pip_requirements=serve.REQUIREMENTS,
     )
@@ -321,9 +321,9 @@ class Loaded:
     served: dict[str, Any]
     reference: str
 
-    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Answer with the new columns for ``frame``: same index, same order."""
-        answer: pd.DataFrame = self.predictor.predict(frame)
+    def predict(self, frame: pd.DataFrame, **params: Any) -> pd.DataFrame:
+        """Answer with the new columns for ``frame``: same index, same order. ``params`` are the room's own."""
+        answer: pd.DataFrame = self.predictor.predict(frame, params or None)
         return answer
 
 
@@ -334,8 +334,8 @@ class _Local:
         self._serve = rooms.part(room, "serve")
         self._model = self._serve.load(folder)
 
-    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        answer: pd.DataFrame = self._serve.predict(self._model, frame)
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        answer: pd.DataFrame = self._serve.predict(self._model, frame, **(params or {}))
         return answer
 
 

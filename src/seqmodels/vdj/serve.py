@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 import seqmodels
@@ -55,6 +56,7 @@ ANSWER = pd.DataFrame(
     | {f"{what}_{name}": [float(value)] for what in ("expected", "likely") for name, value in _MADE.items()}
     | {"configurations": [[{**_MADE, "probability": 0.5}]]}
 )
+PARAMS = {"arrow_lists": False}  # of ``predict``
 REQUIREMENTS = pinned("jax", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml")
 
 
@@ -152,7 +154,7 @@ def load(folder: Path) -> VdjModel:
     return VdjModel(specification, germline, fit, scale, dropped, settings)
 
 
-def predict(model: VdjModel, frame: pd.DataFrame) -> pd.DataFrame:
+def predict(model: VdjModel, frame: pd.DataFrame, *, arrow_lists: bool = False) -> pd.DataFrame:
     """Find the probabilities of rearrangements, or how they may have come about; new columns, same index and order.
 
     A row names its genes, or gives their germline sequences (top strand; the anchor's codon in lower case where it is
@@ -165,8 +167,10 @@ def predict(model: VdjModel, frame: pd.DataFrame) -> pd.DataFrame:
     -------
     ``probability`` of what the row tells, given its genes and the productivity that the model describes (undefined for
     genes alone, 0 where impossible). ``configurations``: a list of trims, ligation and ``probability`` given the row;
-    their means are ``expected_*``, the most probable is ``likely_*``. For models of ligation ``p_productive``, how
-    probable it is under the model that such a rearrangement is productive (undefined where an anchor is unknown).
+    their means are ``expected_*``, the most probable is ``likely_*``. With ``arrow_lists`` that column is of Arrow's
+    lists of structs, which are much faster to make, but rows that are alike have a copy each. For models of ligation
+    ``p_productive``, how probable it is under the model that such a rearrangement is productive (undefined where an
+    anchor is unknown).
 
     Raises
     ------
@@ -178,14 +182,20 @@ def predict(model: VdjModel, frame: pd.DataFrame) -> pd.DataFrame:
     """
     known, sequences = list(model.germline.genes), list[str]()
     rows = _read(model, frame, known, sequences)
-    lacking, own = np.minimum(rows.left, rows.right) < 0, np.maximum(rows.left, rows.right) < len(model.germline.genes)
-    answers = [_undefined(model, np.flatnonzero(lacking))]
+    first, kind = distinct(rows)  # each is answered once
+    queries = _Rows(*(column[first] for column in rows))
+    least, most = np.minimum(queries.left, queries.right), np.maximum(queries.left, queries.right)
+    answers = [_undefined(model, np.flatnonzero(least < 0))]
     for ours in (True, False):
-        if len(places := np.flatnonzero(~lacking & (own == ours))):
-            chosen = _Rows(*(column[places] for column in rows))
+        if len(places := np.flatnonzero((least >= 0) & ((most < len(model.germline.genes)) == ours))):
+            chosen = _Rows(*(column[places] for column in queries))
             tables = model.tables if ours else model.tables_of(_germline(model, known, chosen))
             answers.append(_answer(model, tables, chosen, known, sequences).set_axis(places))
-    return pd.concat(answers).sort_index().set_axis(frame.index)
+    made = pd.concat(answers).sort_index()
+    if not arrow_lists:
+        lists = pa.chunked_array(made["configurations"]).to_pylist()
+        made["configurations"] = pd.Series(lists, made.index, dtype=object)
+    return made.take(kind).set_axis(frame.index)
 
 
 class _Rows(NamedTuple):
@@ -264,17 +274,15 @@ def _undefined(model: VdjModel, places: Indices) -> pd.DataFrame:
 def _answer(
     model: VdjModel, tables: Tables | None, rows: _Rows, known: Sequence[Gene], sequences: Sequence[str]
 ) -> pd.DataFrame:
-    """Answer each distinct row once."""
+    """Answer rows that differ."""
     if tables is None:
         made = _undefined(model, np.arange(len(rows.kind)))
         return made.assign(probability=np.where(rows.kind == _GENES, np.nan, 0.0))
     choices = tables.choices
     index = [{gene: i for i, gene in enumerate(genes)} for genes in (choices.left, choices.right)]
     to_left, to_right = (np.array([of.get(gene, 0) for gene in known]) for of in index)
-    rows = rows._replace(left=to_left[rows.left], right=to_right[rows.right])
-    first, kind = distinct(rows)
-    queries = _Rows(*(column[first] for column in rows))
-    return _filled(model, tables, queries, _listed(model, tables, queries, sequences)).take(kind)
+    queries = rows._replace(left=to_left[rows.left], right=to_right[rows.right])
+    return _filled(model, tables, queries, _listed(model, tables, queries, sequences))
 
 
 def _listed(model: VdjModel, tables: Tables, queries: _Rows, sequences: Sequence[str]) -> tuple[Indices, ...]:

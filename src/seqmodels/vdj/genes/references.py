@@ -322,6 +322,8 @@ def _checked(path: Path, found: Iterable[Gene]) -> tuple[tuple[Gene, ...], list[
 
 
 def _unusable(gene: Gene) -> str | None:
+    if '"' in gene.name:  # tables that are written have no quotes
+        return "has a quotation mark in its name"
     if ambiguous := _AMBIGUOUS.search(gene.sequence):
         return f"has {ambiguous[0]} as letter {ambiguous.start() + 1}"
     end = SHORTEST_V_END if gene.segment != "V" or gene.anchor is None else len(gene.sequence) - gene.anchor
