@@ -27,6 +27,7 @@ _SCORES, _OBSERVED, _COUNTS = "scores.parquet", "observed.arrow", "counts.json"
 DISTRIBUTIONS = "predicted_dist_data.tsv"
 NESTED = "configurations"  # the column whose lists become rows of a table of their own
 _CONFIGURATIONS = f"{NESTED}.parquet"
+_TSV = csv.WriteOptions(delimiter="\t", quoting_style="none", quoting_header="none")
 _POOLED = 20  # chunks whose counts wait to be summed
 
 
@@ -168,15 +169,12 @@ def pooled(seen: list[pd.DataFrame], genes: list[str]) -> pd.DataFrame:
 def write_distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded: store.Loaded) -> int:
     """Write all configurations of every pair of genes with their probabilities, and return the number of pairs."""
     pairs = seen[genes].drop_duplicates(ignore_index=True)
-    everything = exploded(loaded.predict(pairs, arrow_lists=True)[NESTED]).rename(
-        columns={"probability": "predicted_prob"}
-    )
+    answer = loaded.predict(pairs, arrow_lists=True)
+    everything = exploded(answer[NESTED]).rename(columns={"probability": "predicted_prob"})
     table = pairs.merge(everything, left_index=True, right_on="row").drop(columns="row")
     keys = [name for name in table.columns if name != "predicted_prob"]
     table = table.merge(seen, on=keys, how="left").fillna({"count": 0.0})
     table["weighted_observation"] = table["count"] / max(table["count"].sum(), 1)
     with files.written_whole(path) as temporary:
-        csv.write_csv(
-            _table(table), temporary, csv.WriteOptions(delimiter="\t", quoting_style="none", quoting_header="none")
-        )
+        csv.write_csv(_table(table), temporary, _TSV)
     return len(pairs)
