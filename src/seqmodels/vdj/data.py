@@ -20,7 +20,7 @@ from seqmodels.vdj.genes import choices as ways
 from seqmodels.vdj.genes.germline import SEGMENT_OF, Germline
 from seqmodels.vdj.genes.references import import_germline, read_germline, write_germline
 from seqmodels.vdj.rearrangements.chunks import Chunk, Rejected, commonest, junctions, ligation_column, normal_columns
-from seqmodels.vdj.rearrangements.forms import FEW, KNOWN, form_of
+from seqmodels.vdj.rearrangements.forms import KNOWN, MANY, form_of
 from seqmodels.vdj.rearrangements.normal import NO_READS, normalise
 from seqmodels.vdj.rearrangements.selection import leave_out, of_group, of_productivity
 
@@ -61,7 +61,7 @@ def _raw_chunks(path: Path, germline: Germline, form: str | None) -> Iterator[tu
             form = form_of(path, header, germline, form)
             file.seek(0)
             known = [column for column in header if KNOWN.fullmatch(column)]
-            types = {column: "category" if FEW.fullmatch(column) else "str" for column in known}
+            types = {column: "str" if MANY.fullmatch(column) else "category" for column in known}
             reader = pd.read_csv(
                 file, sep="\t", names=header, header=0, usecols=known, index_col=False, dtype=types,
                 keep_default_na=False, chunksize=CHUNK, encoding="utf-8-sig",

@@ -26,11 +26,7 @@ KNOWN = re.compile(  # columns that are read
     r"|frequency|frame_type|rearrangement(_type)?|cdr3_nucseq|sequence_id|seq_index"
 )
 
-FEW = re.compile(  # of these, columns with few distinct values
-    r"([vdj]|adaptive_v_gene)_(call|gene|resolved|index|(sequence|germline)_(start|end))|locus|([vj]|d[0135])_(trim|pnuc"
-    r"|deletions)|(vj|vd|dj)_(insert|ligation_mh)|n[12]_(insertions|length|index)|(np[12]|p3[vd]|p5[dj])_length"
-    r"|ligation_mh|productive|vj_in_frame|stop_codon|frame_type|count|(duplicate|consensus)_count"
-)
+MANY = re.compile(r"[vdj]_cigar|junction|np[12]|rearrangement|cdr3_nucseq|sequence_id|seq_index")  # distinct values
 
 MOST_INSERTED = 15  # nucleotides, of TRA rearrangements read by Adaptive: with more, the reference doubts the call
 _TRUE, _FALSE = {"true", "t", "1"}, {"false", "f", "0"}  # in AIRR tables
