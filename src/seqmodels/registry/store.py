@@ -323,7 +323,7 @@ class Loaded:
 
     def predict(self, frame: pd.DataFrame, **params: Any) -> pd.DataFrame:
         """Answer with the new columns for ``frame``: same index, same order. ``params`` are the room's own."""
-        answer: pd.DataFrame = self.predictor.predict(frame, params or None)
+        answer: pd.DataFrame = self.predictor.predict(frame, params) if params else self.predictor.predict(frame)
         return answer
 
 
