@@ -5,6 +5,7 @@ Rows go through in chunks, so memory does not grow with the table; finished chun
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,12 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: store.Loaded, left_out:
         raise InputError("score: the input must have at least one row that can be scored, got none")
     if not seen:
         raise InputError("score: the input must have a row that the model's genes can have made, got none")
-    for name in (_SCORES, _CONFIGURATIONS):
-        join_tables(parts, folder / name, repeated=_repeated(loaded))
-    n_pairs = write_distributions(folder / DISTRIBUTIONS, pooled(seen, genes), genes, loaded)
+    with ThreadPoolExecutor() as pool:  # Arrow works without Python's lock
+        tables = (folder / name for name in (_SCORES, _CONFIGURATIONS))
+        joined = [pool.submit(join_tables, parts, table, repeated=_repeated(loaded)) for table in tables]
+        n_pairs = write_distributions(folder / DISTRIBUTIONS, pooled(seen, genes), genes, loaded)
+        for one in joined:
+            one.result()
     summary = {
         "model": loaded.reference,
         "registered_name": loaded.served["registered_name"],
