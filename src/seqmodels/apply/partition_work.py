@@ -343,6 +343,6 @@ ROOMS = {
         "id", lambda _: (("sequence",), ()), 8192, 1024, _frames("enhancer"), _activity_work, _activity_finish,
     ),
     "vdj": Room(
-        "sequence_id", _vdj_columns, 16_384, 8192, _frames("vdj"), _vdj_work, _vdj_finish,
+        "sequence_id", _vdj_columns, 65_536, 8192, _frames("vdj"), _vdj_work, _vdj_finish,
     ),
 }  # fmt: skip
