@@ -1,0 +1,71 @@
+"""Models of every release go on answering as they did: small ones, packaged by that release, are kept as archives.
+
+``tests/archive/<release>/<registered name>.zip`` holds the exported ``model/`` and ``answer.json``, its answer to its
+own input example.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARCHIVES = sorted((Path(__file__).parents[1] / "archive").glob("*/*.zip"))
+
+ASK_BY_MLFLOW_ALONE = """
+import mlflow, sys
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answer = model.predict(model.input_example)
+print(answer.to_json(orient="split", double_precision=15))
+"""
+
+
+def same(answer: Any, recorded: Any) -> bool:
+    """Compare nested JSON: texts and whole numbers exactly, other numbers to what another processor may change."""
+    if isinstance(recorded, dict):
+        return answer.keys() == recorded.keys() and all(same(answer[key], recorded[key]) for key in recorded)
+    if isinstance(recorded, list):
+        return len(answer) == len(recorded) and all(map(same, answer, recorded))
+    if isinstance(recorded, float):
+        return math.isclose(answer, recorded, rel_tol=1e-5, abs_tol=1e-6)
+    return bool(answer == recorded)
+
+
+def unpack(archive: Path, folder: Path) -> tuple[Path, Any]:
+    """Unpack an archive, and return the model's folder and the recorded answer."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
+    return folder / "model", json.loads((folder / "answer.json").read_text())
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -> None:
+    model, recorded = unpack(archive, tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "CUDA_VISIBLE_DEVICES": ""}
+
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_BY_MLFLOW_ALONE, str(model)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert same(json.loads(done.stdout), recorded)
+
+
+def test_there_is_an_archive_of_every_family() -> None:
+    first_edition = {path.stem.partition("-")[0] for path in ARCHIVES if path.parent.name == "0.1.0"}
+    assert first_edition == {"reads", "copynumber", "enhancer", "vdj"}
+
+
+def test_another_answer_is_noticed() -> None:
+    recorded = {"data": [[1.0, 2, "A", None, [{"start": 3}]]]}
+    assert same({"data": [[1.0 + 1e-7, 2, "A", None, [{"start": 3}]]]}, recorded)
+    assert not same({"data": [[1.01, 2, "A", None, [{"start": 3}]]]}, recorded)
+    assert not same({"data": [[1.0, 2, "A", None, [{"start": 4}]]]}, recorded)
+    assert not same({"data": [[1.0, 2, "C", None, [{"start": 3}]]]}, recorded)
