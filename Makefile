@@ -18,7 +18,7 @@ help:    ## List the targets
 setup: .venv/.installed  ## Make .venv with everything that is needed
 
 demo: setup  ## All rooms from data to a registered champion and its first answers
-	mlflow run . --env-manager local --experiment-name seqmodels
+	mlflow run . --env-manager local --experiment-name seqfoundry
 
 test: setup  ## The tests, without those that are run by hand
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # a file's tests share what they made
@@ -30,7 +30,7 @@ check: setup  ## Format, lint, types, layers
 	PYTHONPATH=src lint-imports
 
 data: setup  ## Build data/ and compare it with data.dvc
-	python -m seqmodels data build
+	python -m seqfoundry data build
 
 bench: setup  ## Timings, one JSON line each
 	for script in benchmarks/*.py; do python $$script; done

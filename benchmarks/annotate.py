@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seqmodels.apply.annotate import annotate
-from seqmodels.core.config import build_plain, read_yaml
-from seqmodels.core.dna import decode
-from seqmodels.reads import serve
-from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.data import Reads, collapse
-from seqmodels.reads.labelling.structure import Grammar, architectures
-from seqmodels.reads.library.molecules import Sources
-from seqmodels.reads.library.protocol import Protocol, read_protocol
-from seqmodels.reads.simulate import Truth, draw_example
-from seqmodels.registry import store
+from seqfoundry.apply.annotate import annotate
+from seqfoundry.core.config import build_plain, read_yaml
+from seqfoundry.core.dna import decode
+from seqfoundry.reads import serve
+from seqfoundry.reads.config import SimulateConfig
+from seqfoundry.reads.data import Reads, collapse
+from seqfoundry.reads.labelling.structure import Grammar, architectures
+from seqfoundry.reads.library.molecules import Sources
+from seqfoundry.reads.library.protocol import Protocol, read_protocol
+from seqfoundry.reads.simulate import Truth, draw_example
+from seqfoundry.registry import store
 
 ROOT = Path(__file__).parents[1]
 PARAMS = ROOT / "params" / "reads"

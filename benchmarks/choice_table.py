@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
-from seqmodels.vdj.features import PROPORTIONS, choice_table, design
-from seqmodels.vdj.genes.artificial import artificial
-from seqmodels.vdj.genes.choices import Choices, build
-from seqmodels.vdj.genes.germline import Gene
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.vdj.config import Annotation, ModelType, ParamGroup, Specification
+from seqfoundry.vdj.features import PROPORTIONS, choice_table, design
+from seqfoundry.vdj.genes.artificial import artificial
+from seqfoundry.vdj.genes.choices import Choices, build
+from seqfoundry.vdj.genes.germline import Gene
 
 N_V, N_J, N_NAIVE, REPEATS = 46, 54, 4, 5
 LEFT, RIGHT = 1, 2

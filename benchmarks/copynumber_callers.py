@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling.genes import call_genes
-from seqmodels.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
-from seqmodels.copynumber.calling.segments import call
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.bins import Bins, Gene, read_panel
-from seqmodels.core.config import build, resolve
+from seqfoundry.copynumber.calling.genes import call_genes
+from seqfoundry.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqfoundry.copynumber.calling.segments import call
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.bins import Bins, Gene, read_panel
+from seqfoundry.core.config import build, resolve
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 5_000, 50, 5, 1
 BINS = Bins.tiling("NC_016845.1", 5_333_942, 1000)

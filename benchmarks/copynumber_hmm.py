@@ -25,11 +25,11 @@ import numpy as np
 from hmmlearn.hmm import GaussianHMM
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode
-from seqmodels.copynumber.calling.segments import call
-from seqmodels.copynumber.config import COPY_NUMBERS, Config
-from seqmodels.copynumber.depth.bins import Bins
-from seqmodels.core.config import build, resolve
+from seqfoundry.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode
+from seqfoundry.copynumber.calling.segments import call
+from seqfoundry.copynumber.config import COPY_NUMBERS, Config
+from seqfoundry.copynumber.depth.bins import Bins
+from seqfoundry.core.config import build, resolve
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 512, 16, 7, 1
 STORES = (5_000, 20_000)

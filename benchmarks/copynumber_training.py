@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from seqmodels.copynumber import losses
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.store import open_store
-from seqmodels.copynumber.losses import Training
-from seqmodels.copynumber.model import ARCHITECTURES, build
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
+from seqfoundry.copynumber import losses
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.store import open_store
+from seqfoundry.copynumber.losses import Training
+from seqfoundry.copynumber.model import ARCHITECTURES, build
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
 
 PARAMS = Path(__file__).parents[1] / "params" / "copynumber"
 SAMPLES, REPEATS = 256, 2

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmodels.reads import quality, serve
-from seqmodels.reads.data import padded_codes, plan, read_reads
-from seqmodels.reads.labelling.crf import viterbi
-from seqmodels.reads.labelling.structure import parse
+from seqfoundry.reads import quality, serve
+from seqfoundry.reads.data import padded_codes, plan, read_reads
+from seqfoundry.reads.labelling.crf import viterbi
+from seqfoundry.reads.labelling.structure import parse
 
 REPEATS, TOKENS = 7, 262_144
 

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seqmodels.copynumber import config as depth_config
-from seqmodels.copynumber import losses
-from seqmodels.copynumber.parallel import Group, tensor_cores
-from seqmodels.core.config import build, resolve
-from seqmodels.enhancer import config as enhancer_config
-from seqmodels.enhancer import model as oracle
-from seqmodels.enhancer.data import Rows
-from seqmodels.enhancer.parallel import Group as OracleGroup
+from seqfoundry.copynumber import config as depth_config
+from seqfoundry.copynumber import losses
+from seqfoundry.copynumber.parallel import Group, tensor_cores
+from seqfoundry.core.config import build, resolve
+from seqfoundry.enhancer import config as enhancer_config
+from seqfoundry.enhancer import model as oracle
+from seqfoundry.enhancer.data import Rows
+from seqfoundry.enhancer.parallel import Group as OracleGroup
 
 PARAMS = Path(__file__).parents[1] / "params"
 SIZES = {"full": (8192, 5334, 50), "small": (256, 640, 2)}  # rows and columns of the product, bins, steps

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqmodels.core import provenance
-from seqmodels.core.config import build, resolve
-from seqmodels.enhancer.backbones.cache import Features
-from seqmodels.enhancer.backbones.frozen import Backbone, features_of, load_backbone
-from seqmodels.enhancer.backbones.probe import HeadTraining
-from seqmodels.enhancer.backbones.trunks import Enformer, EnformerShape
-from seqmodels.enhancer.config import Config
+from seqfoundry.core import provenance
+from seqfoundry.core.config import build, resolve
+from seqfoundry.enhancer.backbones.cache import Features
+from seqfoundry.enhancer.backbones.frozen import Backbone, features_of, load_backbone
+from seqfoundry.enhancer.backbones.probe import HeadTraining
+from seqfoundry.enhancer.backbones.trunks import Enformer, EnformerShape
+from seqfoundry.enhancer.config import Config
 
 EPOCHS = 30
 ROWS = {"tiny-enformer": 512, "tiny-sei": 512, "enformer": 8}

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import Codes
-from seqmodels.enhancer.effects import explain, mutations
-from seqmodels.enhancer.model import DeepStarr, build, predict
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import Codes
+from seqfoundry.enhancer.effects import explain, mutations
+from seqfoundry.enhancer.model import DeepStarr, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 BASES = 500

@@ -25,11 +25,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import encode
-from seqmodels.enhancer.model import Training, build, predict
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import encode
+from seqfoundry.enhancer.model import Training, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.library.protocol import Protocol, Structure, read_protocol
-from seqmodels.reads.simulate import draw
+from seqfoundry.reads.config import SimulateConfig
+from seqfoundry.reads.library.protocol import Protocol, Structure, read_protocol
+from seqfoundry.reads.simulate import draw
 
 REPEATS = 5
 MOLECULES, MOLECULES_PLAIN = 20_000, 400

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seqmodels.apply import score, spark
-from seqmodels.core import data as files
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import rooms
+from seqfoundry.apply import score, spark
+from seqfoundry.core import data as files
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (

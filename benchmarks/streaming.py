@@ -65,9 +65,9 @@ def child(*words: str) -> dict[str, Any]:
 
 def make(room: str, folder: Path, sizes: list[int], settings: str, changes: str) -> None:
     """Simulate, train and register; write inputs, and the name of the model."""
-    from seqmodels.core import data as files
-    from seqmodels.core.loop import TrainOptions
-    from seqmodels.registry import rooms, store
+    from seqfoundry.core import data as files
+    from seqfoundry.core.loop import TrainOptions
+    from seqfoundry.registry import rooms, store
 
     config = rooms.settings(room, ROOT / "params" / room / settings, f"{SETTINGS[room]} {changes}")
     with files.folder_written_whole(folder / "data") as made:
@@ -92,7 +92,7 @@ def write_samples(folder: Path, n: int) -> None:
     """Draw read counts about those of simulated samples, and write stores."""
     import numpy as np
 
-    from seqmodels.core import data as files
+    from seqfoundry.core import data as files
 
     generator = np.random.default_rng(1)
     for kind in ("chromosome", "plasmid"):
@@ -148,8 +148,8 @@ def model_only(room: str, words: list[str]) -> None:
     """Do a command's chunks with its model only, and print rows and seconds; the first chunk warms up."""
     import importlib
 
-    from seqmodels import __main__ as command
-    from seqmodels.apply import chunks as chunking
+    from seqfoundry import __main__ as command
+    from seqfoundry.apply import chunks as chunking
 
     def run_parts(_parts: Any, chunks: Any, work: Any, _write: Any, *, unit: str) -> None:
         rows, seconds, cpu, first = 0, 0.0, 0.0, 0
@@ -166,7 +166,7 @@ def model_only(room: str, words: list[str]) -> None:
         print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "unit": unit}))
         raise KeyboardInterrupt  # nothing is to be written
 
-    importlib.import_module(f"seqmodels.apply.{COMMANDS[room][2]}").run_parts = run_parts  # type: ignore[attr-defined]
+    importlib.import_module(f"seqfoundry.apply.{COMMANDS[room][2]}").run_parts = run_parts  # type: ignore[attr-defined]
     command.main(words)
 
 
@@ -190,7 +190,7 @@ def measure(room: str, n: int, folder: Path, given: argparse.Namespace) -> dict[
         shutil.rmtree(out, ignore_errors=True)
         source = str(folder / f"{size}.{ENDINGS[room]}")
         words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
-        found.append(child("-m", "seqmodels", *words))
+        found.append(child("-m", "seqfoundry", *words))
     tenth, whole = found
     out = folder / "alone"
     words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]

@@ -6,7 +6,7 @@
 # Task N has the seed N and draws REPLICATES (default 50), so that 20 tasks make 1,000. The fit itself does not depend
 # on the seed. Replicates are the lines of OUT/N/bootstraps/bootstrap_coefs*.tsv, by default build/vdj/bootstrap-JOB/N.
 # Tasks are stopped, requeued and resumed as by train_gpu.sh. DATA and DEVICE (default: auto) may be set.
-#SBATCH --job-name=seqmodels-bootstrap
+#SBATCH --job-name=seqfoundry-bootstrap
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
 #SBATCH --time=04:00:00

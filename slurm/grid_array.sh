@@ -7,7 +7,7 @@
 # LINES the room must be reads, and task N trains point N of the network's entry in training_params.yaml, where lists
 # are the axes (the order is that of grid.tsv of a training without an array). Results are in OUT/N, by default
 # build/ROOM/grid-JOB/N. Tasks are stopped, requeued and resumed as by train_gpu.sh. DATA and DEVICE may be set.
-#SBATCH --job-name=seqmodels-grid
+#SBATCH --job-name=seqfoundry-grid
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
@@ -41,15 +41,15 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 
-from seqmodels.core.errors import SeqmodelsError
-from seqmodels.reads.config import read_grid
-from seqmodels.registry.rooms import settings
+from seqfoundry.core.errors import SeqfoundryError
+from seqfoundry.reads.config import read_grid
+from seqfoundry.registry.rooms import settings
 
 config, task, point = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 try:
     found = settings("reads", Path(config))
     points = read_grid(found)
-except SeqmodelsError as error:
+except SeqfoundryError as error:
     sys.exit(f"grid_array.sh: {error}")
 if task >= len(points):
     sys.exit(f"{config}: --array must be within 0-{len(points) - 1}, the points of {found.network}, got {task}")

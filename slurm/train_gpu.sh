@@ -4,7 +4,7 @@
 # Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
 # ends with status 143, the job goes back to the queue, and goes on from there; a cancelled job ends. Where OUT holds a
 # finished training there is nothing to do. OUT, DATA, DEVICE and SETTINGS (what would stand after --set) may be set.
-#SBATCH --job-name=seqmodels-train
+#SBATCH --job-name=seqfoundry-train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
@@ -36,7 +36,7 @@ more=()
 [[ -z ${DATA:-} ]] || more+=(--data "$DATA")
 [[ -z ${SETTINGS:-} ]] || more+=(--set "$SETTINGS")
 
-PYTHONPATH=src python -m seqmodels train "$room" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
+PYTHONPATH=src python -m seqfoundry train "$room" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
     "${more[@]}" "${resume[@]}" &
 trainer=$!
 trap 'kill -TERM "$trainer" 2>/dev/null || true' TERM

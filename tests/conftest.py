@@ -21,7 +21,7 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Point MLflow at a SQLite file that goes with the session; a test may set its own on top."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI", "SEQMODELS_PARENT_RUN_ID"):
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI", "SEQFOUNDRY_PARENT_RUN_ID"):
             patch.delenv(name, raising=False)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core import data as files
-from seqmodels.core.errors import ModelError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import rooms, store
+from seqfoundry.core import data as files
+from seqfoundry.core.errors import ModelError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = ("Ex", "In", "Mic")

@@ -15,9 +15,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.apply import activity, designs
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.registry import rooms
+from seqfoundry.apply import activity, designs
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 SEQUENCES = ["ACGTTTTACGT", "GATAnnGATAGATA", "CCCC", "TTCC"]
@@ -113,8 +113,8 @@ import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
-from seqmodels.apply import activity
-from seqmodels.registry import rooms, store
+from seqfoundry.apply import activity
+from seqfoundry.registry import rooms, store
 rooms.ROOMS["enhancer"] = ("score",)
 rooms.part("enhancer", "data")._CHUNK = 4
 oracle = fakes.WordOracle()

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.apply import annotate as module
-from seqmodels.apply.annotate import FATES, annotate
-from seqmodels.apply.engines import Parts
-from seqmodels.core import plots
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.registry import store
+from seqfoundry.apply import annotate as module
+from seqfoundry.apply.annotate import FATES, annotate
+from seqfoundry.apply.engines import Parts
+from seqfoundry.core import plots
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.registry import store
 
 ROOT = Path(__file__).parents[2]
 TABLES = [f"annotations_{kind}.parquet" for kind in ("incomplete", "invalid", "valid")]

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.apply.score import Asked, score
-from seqmodels.core.errors import InputError, OutputError
+from seqfoundry.apply.score import Asked, score
+from seqfoundry.core.errors import InputError, OutputError
 
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}

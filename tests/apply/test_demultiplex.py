@@ -1,7 +1,7 @@
 import pytest
 
-from seqmodels.apply.demultiplex import cell_table, header, match_type_table, oriented
-from seqmodels.core.errors import InputError
+from seqfoundry.apply.demultiplex import cell_table, header, match_type_table, oriented
+from seqfoundry.core.errors import InputError
 
 
 def test_header_has_the_form_that_downstream_tools_split():

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.apply import designs, oracle
-from seqmodels.apply.score import Asked, score
-from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
+from seqfoundry.__main__ import main
+from seqfoundry.apply import designs, oracle
+from seqfoundry.apply.score import Asked, score
+from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 
 SCHEMAS = Path(__file__).with_name("schemas")
 CELLS = ("Ex", "In", "Mic")
@@ -306,7 +306,7 @@ def test_bad_rows_leave_nothing(
     status = main(["score", "enhancer", str(source), "--model", model, "--out", out, "--task", task, *words])
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2
-    assert re.search(r"^seqmodels: .*predictions\.jsonl", told)
+    assert re.search(r"^seqfoundry: .*predictions\.jsonl", told)
     assert re.search(message, told), told
     assert sorted(tmp_path.iterdir()) == before
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.apply import engines
-from seqmodels.apply.chunks import Chunk, made_from, resumable, run_parts
-from seqmodels.apply.engines import Parts, Progress, join_files, join_tables, run_local, write_part
-from seqmodels.core.errors import InputError, MissingError, OutputError
+from seqfoundry.apply import engines
+from seqfoundry.apply.chunks import Chunk, made_from, resumable, run_parts
+from seqfoundry.apply.engines import Parts, Progress, join_files, join_tables, run_local, write_part
+from seqfoundry.core.errors import InputError, MissingError, OutputError
 
 
 def test_answers_arrive_in_order_and_steps_overlap() -> None:
@@ -99,7 +99,7 @@ def test_few_items_are_on_their_way() -> None:
 def test_progress_without_a_terminal_is_logged_sparsely(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, logger="seqmodels.apply.engines")
+    caplog.set_level(logging.INFO, logger="seqfoundry.apply.engines")
     with Progress("reads") as progress:
         for _ in range(1000):
             progress.add(3)

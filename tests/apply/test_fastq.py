@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmodels.apply import fastq
-from seqmodels.apply.fastq import FastqWriter, read_chunks, read_files
-from seqmodels.core.errors import InputError, MissingError, OutputError
+from seqfoundry.apply import fastq
+from seqfoundry.apply.fastq import FastqWriter, read_chunks, read_files
+from seqfoundry.core.errors import InputError, MissingError, OutputError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "reads" / "ont_10x3p_150.fastq.gz"
 GOOD = b"@r1 first\nACGT\n+\nIIII\n@r2\tsecond\nAC\n+\n##\n"

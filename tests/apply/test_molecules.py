@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.apply.molecules import WINDOW, Molecule, invalid_row, segment_columns, split
-from seqmodels.core.dna import decode
-from seqmodels.reads.library.molecules import Transcripts
-from seqmodels.reads.library.protocol import Protocol, read_protocol
-from seqmodels.reads.simulate import draw
+from seqfoundry.apply.molecules import WINDOW, Molecule, invalid_row, segment_columns, split
+from seqfoundry.core.dna import decode
+from seqfoundry.reads.library.molecules import Transcripts
+from seqfoundry.reads.library.protocol import Protocol, read_protocol
+from seqfoundry.reads.simulate import draw
 
 ROOT = Path(__file__).parents[2]
 

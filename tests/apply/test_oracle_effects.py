@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.apply.score import TASKS, Asked, score
-from seqmodels.core import sequence_plots, streams
-from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
-from seqmodels.registry import rooms, store
+from seqfoundry.apply.score import TASKS, Asked, score
+from seqfoundry.core import sequence_plots, streams
+from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
+from seqfoundry.registry import rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "params" / "enhancer" / "smoke.yaml"
@@ -105,7 +105,7 @@ def test_variants_of_any_table_and_in_chunks(
     make_oracle: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, oracle = make_oracle()
-    monkeypatch.setattr("seqmodels.apply.effects._CHUNK", 2)
+    monkeypatch.setattr("seqfoundry.apply.effects._CHUNK", 2)
     texts = sequences_of(5)
     rows = [variant(text, i, text[i], "A" if text[i] != "A" else "C", id=f"v{i}") for i, text in enumerate(texts)]
     frame = pd.DataFrame(rows)
@@ -204,7 +204,7 @@ def test_mutagenesis_of_a_network(network_model: str, write: Write, tmp_path: Pa
 
 
 def test_attribution_of_a_network(network_model: str, tmp_path: Path, write: Write) -> None:
-    pytest.importorskip("tangermeme", reason="attribution needs tangermeme (seqmodels[explain])")
+    pytest.importorskip("tangermeme", reason="attribution needs tangermeme (seqfoundry[explain])")
     texts = sequences_of(2)
     source = write("".join(f">s{i}\n{text}\n" for i, text in enumerate(texts)), "s.fa")
     out = tmp_path / "out"
@@ -285,7 +285,7 @@ def test_calibration_mends_scale_and_offset(make_oracle: Any, write: Write, tmp_
 
 
 def test_equal_sequences_are_in_one_half(make_oracle: Any, write: Write, tmp_path: Path) -> None:
-    from seqmodels.apply.calibration import _halves
+    from seqfoundry.apply.calibration import _halves
 
     text, other = "ACGGTTACC", "GGTAACCGT"  # reverse complements
     fitted, held = _halves([text, other.lower(), text.replace("T", "U"), *sequences_of(7)])

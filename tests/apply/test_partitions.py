@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqmodels.apply import activity, annotate, partition_work, partitions, spark
-from seqmodels.core import data as files
-from seqmodels.core.errors import InputError, OutputError
-from seqmodels.registry import distributed, store
+from seqfoundry.apply import activity, annotate, partition_work, partitions, spark
+from seqfoundry.core import data as files
+from seqfoundry.core.errors import InputError, OutputError
+from seqfoundry.registry import distributed, store
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from seqmodels.__main__ import parser
-from seqmodels.apply import pipeline
-from seqmodels.core import data as files
-from seqmodels.core import provenance, tracking
-from seqmodels.core.config import to_dict
-from seqmodels.core.errors import InterruptedRunError, MissingError, SeqmodelsError, TrackingError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import dataset, rooms, store
+from seqfoundry.__main__ import parser
+from seqfoundry.apply import pipeline
+from seqfoundry.core import data as files
+from seqfoundry.core import provenance, tracking
+from seqfoundry.core.config import to_dict
+from seqfoundry.core.errors import InterruptedRunError, MissingError, SeqfoundryError, TrackingError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import dataset, rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("reads", "vdj")
@@ -132,7 +132,7 @@ def _inside(folder: Path) -> Iterator[Steps]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.setenv("SEQMODELS_PARENT_RUN_ID", "")  # so that it is put back
+        patch.setenv("SEQFOUNDRY_PARENT_RUN_ID", "")  # so that it is put back
         patch.setattr(rooms, "ROOMS", {room: rooms.ROOMS[room] for room in ROOMS})
         patch.setattr(provenance, "source_digest", str)  # ours may be edited meanwhile
         made = Steps(root)
@@ -395,7 +395,7 @@ def test_a_room_that_fails_leaves_the_others_to_finish(steps: Steps, caplog: pyt
     caplog.set_level(logging.INFO)
     steps.faults["reads", "evaluate"] = 2
 
-    with pytest.raises(SeqmodelsError, match=r"^main: every room must finish, got a fault in reads \(its message"):
+    with pytest.raises(SeqfoundryError, match=r"^main: every room must finish, got a fault in reads \(its message"):
         pipeline.run_all("smoke")
 
     assert steps.did == [("reads", verb) for verb in STEPS["reads"][:3]] + [("vdj", verb) for verb in STEPS["vdj"]]
@@ -419,7 +419,7 @@ def test_a_fault_in_the_pipeline_itself_fails_the_room_alone(steps: Steps, caplo
     done_by = steps.do_register
     steps.do_register = lambda room, given: damaged(room, given) if room == "reads" else done_by(room, given)  # type: ignore[method-assign]
 
-    with pytest.raises(SeqmodelsError, match="got a fault in reads"):
+    with pytest.raises(SeqfoundryError, match="got a fault in reads"):
         pipeline.run_all("smoke")
 
     assert [verb for room, verb in steps.did if room == "vdj"] == STEPS["vdj"]
@@ -447,7 +447,7 @@ def test_a_promotion_that_breaks_off_is_no_verdict(done: Steps, status: int, cap
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
     done.faults["vdj", "promote"] = status
 
-    with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
+    with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
         pipeline.run_all("smoke")
 
     assert f"vdj: step 5 of 6, promote: ended with status {status} after" in caplog.text
@@ -486,7 +486,7 @@ def test_a_store_that_fails_is_no_reason_to_train(
         return genuine(run_id, *more)
 
     monkeypatch.setattr(tracking, "get_run", get_run)
-    with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
+    with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
         pipeline.run_all("smoke")
 
     assert done.did == []
@@ -496,7 +496,7 @@ def test_a_store_that_fails_is_no_reason_to_train(
 def test_a_first_version_that_is_not_promoted_is_a_fault(steps: Steps) -> None:
     steps.faults["vdj", "promote"] = 3
 
-    with pytest.raises(SeqmodelsError, match="got a fault in vdj"):
+    with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
         pipeline.run_all("smoke")
 
     assert ("vdj", "score") not in steps.did
@@ -533,7 +533,7 @@ def test_a_failed_pipeline_is_a_failed_run(steps: Steps) -> None:
     steps.faults["reads", "data"] = steps.faults["vdj", "data"] = 1
     before = runs()
 
-    with pytest.raises(SeqmodelsError, match="got a fault in reads, vdj"):
+    with pytest.raises(SeqfoundryError, match="got a fault in reads, vdj"):
         pipeline.run_all("smoke")
 
     (parent,) = runs() - before

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.apply.fastq import read_chunks
-from seqmodels.apply.whitelist import read_whitelist
+from seqfoundry.apply.fastq import read_chunks
+from seqfoundry.apply.whitelist import read_whitelist
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "reads"
 

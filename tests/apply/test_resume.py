@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from seqmodels import __main__ as command
-from seqmodels.apply.chunks import made_from
-from seqmodels.apply.engines import Parts
-from seqmodels.core import data as files
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import rooms, store
+from seqfoundry import __main__ as command
+from seqfoundry.apply.chunks import made_from
+from seqfoundry.apply.engines import Parts
+from seqfoundry.core import data as files
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = {"copynumber": "annotate", "vdj": "score"}
@@ -26,8 +26,8 @@ ROWS = 5  # of a chunk
 SETTINGS = {"copynumber": "epochs=1", "vdj": "fit.bootstrap=0"}
 KILLED = """
 import os, signal, sys
-from seqmodels import __main__ as command
-from seqmodels.registry import rooms, store
+from seqfoundry import __main__ as command
+from seqfoundry.registry import rooms, store
 rooms.part("vdj", "data").CHUNK = rooms.part("copynumber", "data").CHUNK = int(sys.argv[1])
 answer, calls = store.Loaded.predict, iter(range(1000))
 def predict(self, frame, **params):

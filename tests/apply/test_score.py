@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.apply import rearrangements, score
-from seqmodels.core import data as files
-from seqmodels.core.errors import InputError, ModelError, OutputError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import rooms
+from seqfoundry.apply import rearrangements, score
+from seqfoundry.core import data as files
+from seqfoundry.core.errors import InputError, ModelError, OutputError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "params" / "vdj" / "smoke.yaml"

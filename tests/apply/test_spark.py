@@ -17,10 +17,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.apply import annotate, depth, partition_work, partitions, score, spark
-from seqmodels.core.errors import InputError, MissingError, ModelError, OutputError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import distributed, rooms, store
+from seqfoundry.apply import annotate, depth, partition_work, partitions, score, spark
+from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import distributed, rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 GENES = ["v_gene", "j_gene"]
@@ -31,7 +31,7 @@ HAS_SPARK = importlib.util.find_spec("pyspark") is not None and (
 
 
 def needs_spark(test: Any) -> Any:
-    reason = "needs Java 17 and pyspark: pip install 'seqmodels[spark]'"
+    reason = "needs Java 17 and pyspark: pip install 'seqfoundry[spark]'"
     return pytest.mark.spark(pytest.mark.skipif(not HAS_SPARK, reason=reason)(test))
 
 

@@ -16,16 +16,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqmodels.apply import annotate, depth, partition_work, score, spark
-from seqmodels.core.errors import OutputError
-from seqmodels.registry import rooms
+from seqfoundry.apply import annotate, depth, partition_work, score, spark
+from seqfoundry.core.errors import OutputError
+from seqfoundry.registry import rooms
 
 HAS_SPARK = importlib.util.find_spec("pyspark") is not None and (
     shutil.which("java") is not None or "JAVA_HOME" in os.environ
 )
 pytestmark = [
     pytest.mark.spark,
-    pytest.mark.skipif(not HAS_SPARK, reason="needs Java 17 and pyspark: pip install 'seqmodels[spark]'"),
+    pytest.mark.skipif(not HAS_SPARK, reason="needs Java 17 and pyspark: pip install 'seqfoundry[spark]'"),
     pytest.mark.filterwarnings("ignore"),  # of Spark
 ]
 
@@ -39,7 +39,7 @@ Trained = Callable[[str], tuple[Path, str]]
 DRIVER = """
 import dataclasses, os, sys, time
 from pathlib import Path
-from seqmodels.apply import partition_work, spark
+from seqfoundry.apply import partition_work, spark
 
 room, source, model, out, rows, folder = sys.argv[1:]
 partition_work.ROOMS[room] = dataclasses.replace(partition_work.ROOMS[room], rows=int(rows))

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from seqmodels.__main__ import main, parser
-from seqmodels.apply import spark
-from seqmodels.core.errors import InputError, MissingError
+from seqfoundry.__main__ import main, parser
+from seqfoundry.apply import spark
+from seqfoundry.core.errors import InputError, MissingError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_without_pyspark_or_java_a_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pyspark", None)
-        with pytest.raises(MissingError, match=r"needs the package pyspark, got no pyspark.*; .* 'seqmodels\[spark\]'"):
+        with pytest.raises(
+            MissingError, match=r"needs the package pyspark, got no pyspark.*; .* 'seqfoundry\[spark\]'"
+        ):
             spark.session("local[2]").__enter__()
     active = SimpleNamespace(getActiveSession=lambda: None)
     monkeypatch.setitem(sys.modules, "pyspark", SimpleNamespace(SparkConf=None))

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqmodels.apply.fastq import read_chunks
-from seqmodels.apply.whitelist import Column, Whitelist, decoys, read_whitelist
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError, MissingError
+from seqfoundry.apply.fastq import read_chunks
+from seqfoundry.apply.whitelist import Column, Whitelist, decoys, read_whitelist
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError, MissingError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "reads"
 

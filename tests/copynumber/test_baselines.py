@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.depth import baselines
-from seqmodels.copynumber.depth.baselines import (
+from seqfoundry.copynumber.depth import baselines
+from seqfoundry.copynumber.depth.baselines import (
     NAMES,
     Baseline,
     fit,
@@ -19,8 +19,8 @@ from seqmodels.copynumber.depth.baselines import (
     save,
     strays,
 )
-from seqmodels.copynumber.depth.lineages import draw_counts, gc_wave, normal
-from seqmodels.core.errors import InputError, ModelError
+from seqfoundry.copynumber.depth.lineages import draw_counts, gc_wave, normal
+from seqfoundry.core.errors import InputError, ModelError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "copynumber"
 N_BINS = 5334

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef, precision_score, recall_score
 
-from seqmodels.copynumber.calling.genes import Calls
-from seqmodels.copynumber.calling.plasmids import PlasmidCalls, Replicons
-from seqmodels.copynumber.calling.segments import Segments
-from seqmodels.copynumber.cohort import Target
-from seqmodels.copynumber.depth.bins import Bins
-from seqmodels.copynumber.quality.events import Events, match
-from seqmodels.copynumber.quality.gene_calls import (
+from seqfoundry.copynumber.calling.genes import Calls
+from seqfoundry.copynumber.calling.plasmids import PlasmidCalls, Replicons
+from seqfoundry.copynumber.calling.segments import Segments
+from seqfoundry.copynumber.cohort import Target
+from seqfoundry.copynumber.depth.bins import Bins
+from seqfoundry.copynumber.quality.events import Events, match
+from seqfoundry.copynumber.quality.gene_calls import (
     Comparison,
     assess,
     comparisons,
@@ -26,8 +26,8 @@ from seqmodels.copynumber.quality.gene_calls import (
     rate,
     score,
 )
-from seqmodels.core.errors import InputError
-from seqmodels.core.metrics import proportion
+from seqfoundry.core.errors import InputError
+from seqfoundry.core.metrics import proportion
 
 BINS = Bins.tiling("c", 200_000, 1000)
 LABELS = st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0, 1])), max_size=40)

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from seqmodels.apply import depth
-from seqmodels.copynumber import evaluate as evaluation
-from seqmodels.copynumber import serve, train
-from seqmodels.copynumber.config import Config
-from seqmodels.core import data as files
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError, OutputError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import rooms
+from seqfoundry.apply import depth
+from seqfoundry.copynumber import evaluate as evaluation
+from seqfoundry.copynumber import serve, train
+from seqfoundry.copynumber.config import Config
+from seqfoundry.core import data as files
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError, OutputError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params" / "copynumber"

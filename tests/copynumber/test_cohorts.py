@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.bins import Bins, Gene
-from seqmodels.copynumber.depth.lineages import (
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.bins import Bins, Gene
+from seqfoundry.copynumber.depth.lineages import (
     BIN,
     CHROMOSOME,
     Span,
@@ -25,11 +25,11 @@ from seqmodels.copynumber.depth.lineages import (
     normal,
     paint,
 )
-from seqmodels.copynumber.depth.store import open_plasmid_store, open_store
-from seqmodels.copynumber.simulate import GENES, simulate
-from seqmodels.core.config import build, resolve
-from seqmodels.core.data import digest, read_json
-from seqmodels.core.errors import ConfigError, InputError, MissingError, OutputError
+from seqfoundry.copynumber.depth.store import open_plasmid_store, open_store
+from seqfoundry.copynumber.simulate import GENES, simulate
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.data import digest, read_json
+from seqfoundry.core.errors import ConfigError, InputError, MissingError, OutputError
 
 PARAMS = Path(__file__).parents[2] / "params" / "copynumber"
 BINS = Bins.tiling(CHROMOSOME.name, CHROMOSOME.length, BIN)

@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.copynumber.cohort import Cohort, cohort
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.data import frames, prepare
-from seqmodels.copynumber.depth.bins import Bins, Layout, write_layout
-from seqmodels.copynumber.depth.store import open_plasmid_store, open_store
-from seqmodels.copynumber.samples import grouped_split
-from seqmodels.core import config as settings
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.core.provenance import project_root
+from seqfoundry.copynumber.cohort import Cohort, cohort
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.data import frames, prepare
+from seqfoundry.copynumber.depth.bins import Bins, Layout, write_layout
+from seqfoundry.copynumber.depth.store import open_plasmid_store, open_store
+from seqfoundry.copynumber.samples import grouped_split
+from seqfoundry.core import config as settings
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.provenance import project_root
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "copynumber"
 LENGTHS = {"CP003200.1": 9_500, "CP003224.1": 25_300, "tiny": 700}

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling.genes import Calls, call_genes, interval, masked_median, write_calls
-from seqmodels.copynumber.calling.plasmids import call_plasmids, caller_named
-from seqmodels.copynumber.calling.segments import Segments, call
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.bins import Bins, Gene
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError
+from seqfoundry.copynumber.calling.genes import Calls, call_genes, interval, masked_median, write_calls
+from seqfoundry.copynumber.calling.plasmids import call_plasmids, caller_named
+from seqfoundry.copynumber.calling.segments import Segments, call
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.bins import Bins, Gene
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError
 
 Array = NDArray[Any]
 PARAMS = Path(__file__).parents[2] / "params" / "copynumber"

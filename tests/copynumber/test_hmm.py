@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling import hmm as hmm_module
-from seqmodels.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode, decode_by_hmmlearn, viterbi
-from seqmodels.copynumber.config import COPY_NUMBERS
-from seqmodels.core.errors import InputError
+from seqfoundry.copynumber.calling import hmm as hmm_module
+from seqfoundry.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode, decode_by_hmmlearn, viterbi
+from seqfoundry.copynumber.config import COPY_NUMBERS
+from seqfoundry.core.errors import InputError
 
 Array = NDArray[Any]
 

@@ -18,17 +18,17 @@ import pytest
 import torch
 from torch import nn
 
-from seqmodels.copynumber import parallel
-from seqmodels.copynumber.config import Config
-from seqmodels.core.config import build, resolve
-from seqmodels.core.data import folder_written_whole
-from seqmodels.core.errors import ConfigError
-from seqmodels.core.processes import Place
-from seqmodels.registry import rooms
+from seqfoundry.copynumber import parallel
+from seqfoundry.copynumber.config import Config
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.data import folder_written_whole
+from seqfoundry.core.errors import ConfigError
+from seqfoundry.core.processes import Place
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params" / "copynumber"
-MAIN = "import sys; from seqmodels.__main__ import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "import sys; from seqfoundry.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 EQUALITY = """
 import json, sys
@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_vae as vae
-from seqmodels.copynumber import losses, model
-from seqmodels.copynumber.parallel import Group
+from seqfoundry.copynumber import losses, model
+from seqfoundry.copynumber.parallel import Group
 
 torch.set_num_threads(1)
 model.nn.Dropout = lambda share: torch.nn.Identity()  # drawn anew in each process
@@ -175,7 +175,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    words = ["-m", "seqmodels", "train", "copynumber", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
+    words = ["-m", "seqfoundry", "train", "copynumber", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
     return [*words, "--out", str(out), "--device", "cpu", *more]
 
 
@@ -248,7 +248,7 @@ def stopped(data: Path, out: Path, number: signal.Signals, *, which: int | None)
     return process.returncode, text
 
 
-GONE = "seqmodels: process 1 of 2: all must go on together, got one that has ended or cannot be reached"
+GONE = "seqfoundry: process 1 of 2: all must go on together, got one that has ended or cannot be reached"
 
 
 @pytest.mark.parametrize("fault", ["store", "out", "disk"])
@@ -268,7 +268,7 @@ def test_a_first_process_that_fails_ends_the_other(fault: str, data: Path, tmp_p
         "disk": f"{out / 'checkpoints' / 'best.pt'}: must be writable, got: File too large",
     }
     assert [state for state, _ in found] == [2, 2], found
-    assert f"seqmodels: {says[fault]}" in found[0][1]
+    assert f"seqfoundry: {says[fault]}" in found[0][1]
     assert GONE in found[1][1]
     assert not any("Traceback" in text for _, text in found)
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} if out.is_dir() else set()
@@ -285,8 +285,8 @@ def test_who_never_comes_is_not_waited_for(tmp_path: Path) -> None:
 import os, sys, time
 from datetime import timedelta
 from pathlib import Path
-from seqmodels.copynumber import parallel
-from seqmodels.core.errors import SeqmodelsError
+from seqfoundry.copynumber import parallel
+from seqfoundry.core.errors import SeqfoundryError
 
 parallel._MEETING = timedelta(seconds=1)
 if os.environ["RANK"] == "1":
@@ -294,7 +294,7 @@ if os.environ["RANK"] == "1":
     sys.exit()
 try:
     parallel.Group.join("cpu")
-except SeqmodelsError as error:
+except SeqfoundryError as error:
     Path(sys.argv[1]).write_text(str(error))
 """)
     process = torchrun(str(script), str(tmp_path / "said"))
@@ -312,7 +312,7 @@ def test_the_others_stay_until_the_first_is_done(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from seqmodels.copynumber.parallel import Group
+from seqfoundry.copynumber.parallel import Group
 group, done = Group.join("cpu"), Path(sys.argv[1])
 group.leave()
 if group.rank == 0:
@@ -329,7 +329,7 @@ assert done.is_file()
 def test_a_killed_process_ends_the_other(which: int, data: Path, tmp_path: Path) -> None:
     state, text = stopped(data, tmp_path / "out", signal.SIGKILL, which=which)
     assert state != 0
-    assert f"seqmodels: process {1 - which} of 2: all must go on together, got one that has ended" in text
+    assert f"seqfoundry: process {1 - which} of 2: all must go on together, got one that has ended" in text
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
@@ -364,7 +364,7 @@ def test_a_resumed_state_is_that_of_the_first_process(tmp_path: Path) -> None:
     script = """
 import sys, torch
 from pathlib import Path
-from seqmodels.copynumber.parallel import Group
+from seqfoundry.copynumber.parallel import Group
 group = Group.join("cpu")
 state = {"a": torch.arange(3.0) + group.rank, "b": [{"x": 1.5 + group.rank}], "c": {0: {"step": torch.tensor(2.0)}}}
 found = group.same(state if group.rank == 0 else {})
@@ -383,7 +383,7 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import test_vae as vae
 
-    from seqmodels.copynumber import losses
+    from seqfoundry.copynumber import losses
 
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):

@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.copynumber import evaluate as evaluation
-from seqmodels.copynumber import serve, train
-from seqmodels.copynumber.cohort import cohort
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.data import prepare
-from seqmodels.copynumber.depth.store import open_plasmid_store, open_store
-from seqmodels.copynumber.simulate import simulate
-from seqmodels.core.config import build, resolve
-from seqmodels.core.data import read_json
-from seqmodels.core.errors import ConfigError, InputError, ModelError
-from seqmodels.core.loop import TrainOptions
+from seqfoundry.copynumber import evaluate as evaluation
+from seqfoundry.copynumber import serve, train
+from seqfoundry.copynumber.cohort import cohort
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.data import prepare
+from seqfoundry.copynumber.depth.store import open_plasmid_store, open_store
+from seqfoundry.copynumber.simulate import simulate
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.data import read_json
+from seqfoundry.core.errors import ConfigError, InputError, ModelError
+from seqfoundry.core.loop import TrainOptions
 
 PARAMS = Path(__file__).resolve().parents[2] / "params" / "copynumber"
 SIMULATED = "Trained and measured on simulated data only."

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling.genes import call_genes, write_calls
-from seqmodels.copynumber.calling.plasmids import Chromosome, Depth, PlasmidRules, call_plasmids, chromosome_depth
-from seqmodels.copynumber.calling.segments import call
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.baselines import Baseline, harmonic_tracks
-from seqmodels.copynumber.depth.bins import Gene, Layout, read_panel, replicon_names, summarise_plasmids
-from seqmodels.copynumber.depth.tables import find_tables, read_blocks
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import InputError
+from seqfoundry.copynumber.calling.genes import call_genes, write_calls
+from seqfoundry.copynumber.calling.plasmids import Chromosome, Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqfoundry.copynumber.calling.segments import call
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.baselines import Baseline, harmonic_tracks
+from seqfoundry.copynumber.depth.bins import Gene, Layout, read_panel, replicon_names, summarise_plasmids
+from seqfoundry.copynumber.depth.tables import find_tables, read_blocks
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import InputError
 
 Array = NDArray[Any]
 PARAMS = Path(__file__).parents[2] / "params" / "copynumber"

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.copynumber.calling import runs as runs_module
-from seqmodels.copynumber.calling import segments as segments_module
-from seqmodels.copynumber.calling.hmm import Decoded, Hmm, decode
-from seqmodels.copynumber.calling.segments import Segments, call, tracks
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.depth.bins import Bins
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError
+from seqfoundry.copynumber.calling import runs as runs_module
+from seqfoundry.copynumber.calling import segments as segments_module
+from seqfoundry.copynumber.calling.hmm import Decoded, Hmm, decode
+from seqfoundry.copynumber.calling.segments import Segments, call, tracks
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.depth.bins import Bins
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError
 
 Array = NDArray[Any]
 PARAMS = Path(__file__).parents[2] / "params" / "copynumber"
@@ -242,16 +242,16 @@ def wrong_shape(ratio: Array, hmm: Hmm) -> Decoded:
 def test_a_decoder_of_ones_own(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments_module, "always_one", always_one, raising=False)
     monkeypatch.setattr(segments_module, "wrong_shape", wrong_shape, raising=False)
-    name = "seqmodels.copynumber.calling.segments:always_one"
+    name = "seqfoundry.copynumber.calling.segments:always_one"
     found = call(cohort.counts[:2], cohort.expected[:2], BINS, dataclasses.replace(SETTINGS, hmm=name))
     assert found.cn.tolist() == [1, 1]
-    settings = dataclasses.replace(SETTINGS, hmm="seqmodels.copynumber.calling.segments:wrong_shape")
+    settings = dataclasses.replace(SETTINGS, hmm="seqfoundry.copynumber.calling.segments:wrong_shape")
     with pytest.raises(InputError, match="wrong_shape: paths must be"):
         call(cohort.counts[:2], cohort.expected[:2], BINS, settings)
 
 
 @pytest.mark.parametrize(
-    "name", ["03_hmm", "no.such:thing", "seqmodels.copynumber.calling.hmm:nothing", ":x", "math:pi:e"]
+    "name", ["03_hmm", "no.such:thing", "seqfoundry.copynumber.calling.hmm:nothing", ":x", "math:pi:e"]
 )
 def test_unknown_decoders_are_refused(cohort: Cohort, name: str) -> None:
     with pytest.raises(ConfigError, match="hmm: must be one of 02_gaussian_hmm, hmmlearn, or"):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.copynumber.data import merge, merged_plasmids, open_upstream
-from seqmodels.copynumber.depth.bins import Bins, Gene, Layout, Reference, summarise_plasmids
-from seqmodels.copynumber.depth.store import (
+from seqfoundry.copynumber.data import merge, merged_plasmids, open_upstream
+from seqfoundry.copynumber.depth.bins import Bins, Gene, Layout, Reference, summarise_plasmids
+from seqfoundry.copynumber.depth.store import (
     PlasmidStore,
     Store,
     aligned,
@@ -21,7 +21,7 @@ from seqmodels.copynumber.depth.store import (
     write_plasmid_store,
     write_store,
 )
-from seqmodels.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.errors import InputError, MissingError, OutputError
 
 REFERENCE = Reference("chr", 9_500, 20)
 BINS = Bins.tiling("chr", 9_500, 1_000)
@@ -260,7 +260,7 @@ def test_stores_of_the_reference_tool_are_converted(tmp_path: Path) -> None:
     assert store.samples == tuple(names(4))
     assert not (tmp_path / "a" / "medians.npy").exists()
     assert sorted((file.name, file.stat().st_mtime_ns) for file in before.iterdir()) == listed
-    with pytest.raises(MissingError, match="seqmodels prepare copynumber"):
+    with pytest.raises(MissingError, match="seqfoundry prepare copynumber"):
         open_store(before)
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from seqmodels.copynumber import losses, model
-from seqmodels.copynumber.config import Config
-from seqmodels.copynumber.losses import Training
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, ModelError
+from seqfoundry.copynumber import losses, model
+from seqfoundry.copynumber.config import Config
+from seqfoundry.copynumber.losses import Training
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError, ModelError
 
 PARAMS = Path(__file__).parents[2] / "params" / "copynumber"
 BINS = 320
@@ -83,7 +83,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
 
 
 def test_an_architecture_of_ones_own() -> None:
-    made = model.build(settings(architecture="seqmodels.copynumber.model:ConvVae"), BINS)
+    made = model.build(settings(architecture="seqfoundry.copynumber.model:ConvVae"), BINS)
     assert isinstance(made, model.ConvVae)
 
 

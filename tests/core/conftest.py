@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.core import data, tracking
-from seqmodels.core.loop import TrainOptions
+from seqfoundry.core import data, tracking
+from seqfoundry.core.loop import TrainOptions
 
 SETTINGS = {"seed": 1, "model": {"width": 8, "rates": [1e-4, 0.5]}, "gates": {"test.f1": {"min": 0.5}}, "none": None}
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.arrays import Rows, open_array, read_objects, rows_of
-from seqmodels.core.errors import InputError, MissingError
+from seqfoundry.core.arrays import Rows, open_array, read_objects, rows_of
+from seqfoundry.core.errors import InputError, MissingError
 
 
 def write_npy(path: Path, array: np.ndarray[Any, Any], body: bytes) -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from seqmodels.core import config, yaml12
-from seqmodels.core.config import PATH, Gate
-from seqmodels.core.errors import ConfigError, MissingError, SeqmodelsError
+from seqfoundry.core import config, yaml12
+from seqfoundry.core.config import PATH, Gate
+from seqfoundry.core.errors import ConfigError, MissingError, SeqfoundryError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def read_text(tmp_path):
 def message_of(call, *args, error=ConfigError, **kwargs):
     with pytest.raises(error) as caught:
         call(*args, **kwargs)
-    assert isinstance(caught.value, SeqmodelsError)
+    assert isinstance(caught.value, SeqfoundryError)
     return str(caught.value)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from seqmodels.core import data
-from seqmodels.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core import data
+from seqfoundry.core.errors import InputError, MissingError, OutputError
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -111,7 +111,7 @@ def test_a_pin_with_other_rooms(tmp_path, meta, found):
 
 
 def test_no_pin(tmp_path):
-    wanted = f"{tmp_path / 'data.dvc'}: must exist; make it with: seqmodels data build --update"
+    wanted = f"{tmp_path / 'data.dvc'}: must exist; make it with: seqfoundry data build --update"
 
     assert message_of(MissingError, data.read_pin, tmp_path) == wanted
     assert message_of(MissingError, data.write_pin_rooms, tmp_path, {}) == wanted
@@ -133,7 +133,7 @@ def test_manifest(tmp_path, folder):
 
     assert message_of(InputError, data.check_manifest, path, folder) == (
         f"{folder}: must be the data of {path}, digest {before}, got {data.digest(folder)}; "
-        "make it again with: seqmodels data build data"
+        "make it again with: seqfoundry data build data"
     )
     path.write_text('{"digest": ', encoding="utf-8")
     assert message_of(InputError, data.check_manifest, path, folder).startswith(f"{path}: must be whole JSON, got: ")
@@ -149,7 +149,7 @@ def test_a_lock_keeps_another_process_out(tmp_path):
     code = """
         import sys, time
         from pathlib import Path
-        from seqmodels.core import data
+        from seqfoundry.core import data
         path, log = Path(sys.argv[1]), Path(sys.argv[2])
         for _ in range(5):
             with data.lock(path):
@@ -298,8 +298,8 @@ FULL_DISK = """
     import resource, sys
     from pathlib import Path
     import numpy as np
-    from seqmodels.core import data
-    from seqmodels.core.errors import OutputError
+    from seqfoundry.core import data
+    from seqfoundry.core.errors import OutputError
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))  # what is longer fails as on a full disk
     kind, path = sys.argv[1], Path(sys.argv[2])
     try:

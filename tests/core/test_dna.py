@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core import dna
-from seqmodels.core.errors import InputError
+from seqfoundry.core import dna
+from seqfoundry.core.errors import InputError
 
 sequences = st.text("ACGTN")
 

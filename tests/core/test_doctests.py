@@ -4,9 +4,9 @@ import pkgutil
 
 import pytest
 
-import seqmodels.core
+import seqfoundry.core
 
-MODULES = [f"seqmodels.core.{found.name}" for found in pkgutil.iter_modules(seqmodels.core.__path__)]
+MODULES = [f"seqfoundry.core.{found.name}" for found in pkgutil.iter_modules(seqfoundry.core.__path__)]
 WITH_EXAMPLES = [name for name in MODULES if ">>> " in (importlib.util.find_spec(name).loader.get_source(name) or "")]
 
 

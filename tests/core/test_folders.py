@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.core import data
-from seqmodels.core.errors import InputError, OutputError
+from seqfoundry.core import data
+from seqfoundry.core.errors import InputError, OutputError
 
 
 def refused(kind, function, *words, **options):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from seqmodels.core import data
-from seqmodels.core.errors import OutputError
+from seqfoundry.core import data
+from seqfoundry.core.errors import OutputError
 
 
 def folder_of_run_1(folder):
@@ -21,7 +21,7 @@ def kill_while_writing(path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from seqmodels.core import data, report
+from seqfoundry.core import data, report
 path = Path(sys.argv[1])
 with data.written_whole(path), data.folder_written_whole(path.with_name("model")) as folder:
     with report.whole_file(path.with_name("plot.png")) as plot:

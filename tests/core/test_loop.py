@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from seqmodels.core.loop import stalled, stopping_on_signals
+from seqfoundry.core.loop import stalled, stopping_on_signals
 
 NAN = float("nan")
 

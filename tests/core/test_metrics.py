@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from seqmodels.core.errors import InputError
-from seqmodels.core.metrics import (
+from seqfoundry.core.errors import InputError
+from seqfoundry.core.metrics import (
     Proportion,
     classification_report,
     confusion_matrix,

@@ -10,11 +10,11 @@ import matplotlib
 import numpy as np
 import pytest
 
-from seqmodels.core import panels, plots
-from seqmodels.core.errors import InputError, OutputError
-from seqmodels.core.metrics import proportion
-from seqmodels.core.panels import Estimate, Profile
-from seqmodels.core.plots import ReadView
+from seqfoundry.core import panels, plots
+from seqfoundry.core.errors import InputError, OutputError
+from seqfoundry.core.metrics import proportion
+from seqfoundry.core.panels import Estimate, Profile
+from seqfoundry.core.plots import ReadView
 
 NAN = float("nan")
 TRIMS = np.arange(-2, 15)
@@ -111,7 +111,7 @@ def pdf_text(content):
 
 
 def test_module_needs_no_display_and_no_pyplot():
-    code = "import sys, json, seqmodels.core.plots; print(json.dumps('matplotlib.pyplot' in sys.modules))"
+    code = "import sys, json, seqfoundry.core.plots; print(json.dumps('matplotlib.pyplot' in sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert json.loads(found.stdout) is False

@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
-import seqmodels
-from seqmodels.core import provenance
-from seqmodels.core.errors import MissingError
+import seqfoundry
+from seqfoundry.core import provenance
+from seqfoundry.core.errors import MissingError
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_pinned_requirements():
 
 
 def test_versions_that_differ_are_told(tmp_path):
-    with pytest.warns(UserWarning, match=f"{tmp_path}: written by seqmodels 0.0.0, read by {seqmodels.__version__}"):
+    with pytest.warns(UserWarning, match=f"{tmp_path}: written by seqfoundry 0.0.0, read by {seqfoundry.__version__}"):
         provenance.warn_version(tmp_path, "0.0.0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        provenance.warn_version(tmp_path, seqmodels.__version__)
+        provenance.warn_version(tmp_path, seqfoundry.__version__)

@@ -4,8 +4,8 @@ import urllib.error
 
 import pytest
 
-from seqmodels.core import refusals, servers, tracking
-from seqmodels.core.errors import TrackingError
+from seqfoundry.core import refusals, servers, tracking
+from seqfoundry.core.errors import TrackingError
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 RIGHT = "no permission (403) for the user ada; ask who runs the server for it"

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.core.metrics import proportion
-from seqmodels.core.report import Report, number, text_table
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.metrics import proportion
+from seqfoundry.core.report import Report, number, text_table
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import pytest
 
-from seqmodels.core import data, provenance
-from seqmodels.core.config import PATH, Gate, path_keys
-from seqmodels.core.errors import InputError
+from seqfoundry.core import data, provenance
+from seqfoundry.core.config import PATH, Gate, path_keys
+from seqfoundry.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def test_the_source_of_code_that_settings_name_counts_and_is_not_run(settings, c
 
 
 def test_the_stores_of_a_cohort_count_once_and_its_output_never():
-    from seqmodels.copynumber.config import Config
+    from seqfoundry.copynumber.config import Config
 
     assert set(path_keys(Config, mark=provenance.BY_NAME)) == {"store_path", "out_dir"}
     assert "plasmid_store_path" in set(path_keys(Config))
@@ -126,7 +126,7 @@ def package(tmp_path, monkeypatch):
         (made / name).mkdir(parents=True)
         (made / name / "model.py").write_text(f"# {name}\n", encoding="utf-8")
     (made / "__init__.py").touch()
-    monkeypatch.setattr(provenance.seqmodels, "__file__", str(made / "__init__.py"))
+    monkeypatch.setattr(provenance.seqfoundry, "__file__", str(made / "__init__.py"))
     return made
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from seqmodels.core.errors import InputError
-from seqmodels.core.tables import (
+from seqfoundry.core.errors import InputError
+from seqfoundry.core.tables import (
     distinct,
     n_repeated,
     nested,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.core import terminal
-from seqmodels.core.errors import ConfigError, MissingError, ModelError
+from seqfoundry.__main__ import main
+from seqfoundry.core import terminal
+from seqfoundry.core.errors import ConfigError, MissingError, ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def test_a_line_break_in_a_name_makes_no_second_line(capsys, tmp_path):
 
 CODE = """
 import sys
-from seqmodels import __main__
+from seqfoundry import __main__
 def fail(args):
     raise {error}
 def tell(args):
@@ -61,7 +61,7 @@ def test_a_result_that_the_locale_cannot_write_is_told():
 
 def test_a_library_that_cannot_use_a_name_is_told_in_one_line():
     done = ascii_only("fail", "UnicodeEncodeError('utf-8', sys.argv[1], 1, 3, 'surrogates not allowed')")
-    told = rb"seqmodels: 'f\udcc3\udcbcnf': must be text of the locale (ascii); set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    told = rb"seqfoundry: 'f\udcc3\udcbcnf': must be text of the locale (ascii); set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", told + b"\n")
 
 
@@ -71,16 +71,16 @@ def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeyp
     def fail(_):
         raise MlflowException("API request to http://ada:secret@host/api failed\nwith Connection refused")
 
-    monkeypatch.setattr("seqmodels.__main__._models", fail)
+    monkeypatch.setattr("seqfoundry.__main__._models", fail)
     assert main(["models"]) == 2
     told = "must do what was asked, got: API request to http://host/api failed with Connection refused"
-    assert capsys.readouterr() == ("", f"seqmodels: tracking store: {told}\n")
+    assert capsys.readouterr() == ("", f"seqfoundry: tracking store: {told}\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     def fail(_):
         raise KeyError("ours")
 
-    monkeypatch.setattr("seqmodels.__main__._models", fail)
+    monkeypatch.setattr("seqfoundry.__main__._models", fail)
     with pytest.raises(KeyError, match="ours"):
         main(["models"])

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.core import config, data, provenance, tracking
-from seqmodels.core.errors import InterruptedRunError, OutputError, SeqmodelsError, TrackingError
+from seqfoundry.core import config, data, provenance, tracking
+from seqfoundry.core.errors import InterruptedRunError, OutputError, SeqfoundryError, TrackingError
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 
 def spawn(code, *words, cwd, uri=None, **variables):
     """Start a process of our code, with a store of its own or (no ``uri``) the one in its project."""
-    known = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    known = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
     known |= {"PYTHONPATH": str(SRC), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
     known |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
@@ -27,9 +27,9 @@ def spawn(code, *words, cwd, uri=None, **variables):
 TRAIN = """
     import os, sys, time
     from pathlib import Path
-    from seqmodels.core import tracking
-    from seqmodels.core.errors import InterruptedRunError
-    from seqmodels.core.loop import TrainOptions
+    from seqfoundry.core import tracking
+    from seqfoundry.core.errors import InterruptedRunError
+    from seqfoundry.core.loop import TrainOptions
     data, track = Path(sys.argv[1]), "untracked" not in sys.argv
     with tracking.run("reads", {"seed": 1}, data=data, out=None, options=TrainOptions(track=track)) as run:
         run.metrics({"loss": 1.0}, step=1)
@@ -104,7 +104,7 @@ def test_the_run_of_mlflow_run_is_used(runs, store, monkeypatch):
 
 def test_a_parent_run_gets_children(runs, store, monkeypatch):
     parent = tracking.open_parent(store, "main-demo")
-    monkeypatch.setenv("SEQMODELS_PARENT_RUN_ID", parent)
+    monkeypatch.setenv("SEQFOUNDRY_PARENT_RUN_ID", parent)
     child = runs.finished()
     tracking.close_parent(store, parent, failed=True)
 
@@ -270,7 +270,7 @@ def test_stores_that_cannot_be_opened(runs, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no database, but longer than its head, which has one hundred bytes" * 9)
     for uri in (f"sqlite:///{tmp_path / 'file'}", "gopher://x", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        message = runs.refused(SeqmodelsError, tmp_path / "out")
+        message = runs.refused(SeqfoundryError, tmp_path / "out")
         assert message.startswith((f"tracking store {uri}: must do what was asked", f"{tmp_path / 'file'}/mlflow.db"))
     assert not (tmp_path / "out").exists()
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from seqmodels.core import config, data, provenance, tables, tracking
-from seqmodels.core.errors import ConfigError, MissingError, TrackingError
+from seqfoundry.core import config, data, provenance, tables, tracking
+from seqfoundry.core.errors import ConfigError, MissingError, TrackingError
 
 
 @pytest.fixture

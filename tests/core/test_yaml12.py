@@ -2,7 +2,7 @@
 
 import pytest
 
-from seqmodels.core import yaml12
+from seqfoundry.core import yaml12
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelError
-from seqmodels.enhancer.backbones import trunks
-from seqmodels.enhancer.backbones.checkpoints import (
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError
+from seqfoundry.enhancer.backbones import trunks
+from seqfoundry.enhancer.backbones.checkpoints import (
     load_enformer,
     load_sei,
     read_safetensors,
@@ -24,12 +24,12 @@ from seqmodels.enhancer.backbones.checkpoints import (
     write_safetensors,
     write_tiny,
 )
-from seqmodels.enhancer.backbones.frozen import Backbone, Genome, Locus, load_backbone, locus_of
-from seqmodels.enhancer.backbones.probe import Probe
-from seqmodels.enhancer.backbones.trunks import Enformer, EnformerShape, Sei, SeiShape, distance_features, spline_basis
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import encode, one_hot, reverse_complement
-from seqmodels.enhancer.model import predict
+from seqfoundry.enhancer.backbones.frozen import Backbone, Genome, Locus, load_backbone, locus_of
+from seqfoundry.enhancer.backbones.probe import Probe
+from seqfoundry.enhancer.backbones.trunks import Enformer, EnformerShape, Sei, SeiShape, distance_features, spline_basis
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import encode, one_hot, reverse_complement
+from seqfoundry.enhancer.model import predict
 
 FULL = Path(__file__).parents[2] / "params" / "enhancer" / "full.yaml"
 TINY = EnformerShape(dim=192, depth=2, heads=4, num_downsamples=3, dim_divisible_by=32, target_length=96)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.core.errors import ConfigError, InputError, ModelError
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import Rows, lengths_of, reverse_complement
-from seqmodels.enhancer.model import (
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.core.errors import ConfigError, InputError, ModelError
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import Rows, lengths_of, reverse_complement
+from seqfoundry.enhancer.model import (
     Ensemble,
     Training,
     augmented,

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer.scores import distances
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer.scores import distances
 
 FEATURES = hnp.arrays(np.float64, st.tuples(st.integers(2, 9), st.just(3)), elements=st.floats(-100, 100, width=32))
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer.effects import mutations
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer.effects import mutations
 
 
 def test_variants_are_written_into_sequences():

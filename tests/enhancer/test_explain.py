@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import encode
-from seqmodels.enhancer.effects import explain, mutations
-from seqmodels.enhancer.grammar.motifs import Motif, read_panel
-from seqmodels.enhancer.model import DeepStarr, Ensemble, Network, build, predict
-from seqmodels.enhancer.simulate import simulate
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.core.errors import InputError, MissingError, ModelError
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import encode
+from seqfoundry.enhancer.effects import explain, mutations
+from seqfoundry.enhancer.grammar.motifs import Motif, read_panel
+from seqfoundry.enhancer.model import DeepStarr, Ensemble, Network, build, predict
+from seqfoundry.enhancer.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "enhancer"
 SMALL = {"channels": (16, 8, 8, 8), "dense": (16, 12), "seq_len": 120, "engine": "fold"}
@@ -38,7 +38,7 @@ def one_thread() -> Any:
 
 @pytest.fixture
 def tangermeme() -> Any:
-    return pytest.importorskip("tangermeme", reason="attribution needs tangermeme (seqmodels[explain])")
+    return pytest.importorskip("tangermeme", reason="attribution needs tangermeme (seqfoundry[explain])")
 
 
 def config_of(**changes: Any) -> Config:
@@ -326,7 +326,7 @@ def test_exported_networks_answer_as_the_oracle(tmp_path: Path) -> None:
     assert (tmp_path / "oracle.pt2").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime (seqmodels[export])")
+@pytest.mark.skipif(not ONNX, reason="needs onnx, onnxscript and onnxruntime (seqfoundry[export])")
 def test_onnx_takes_any_number_of_sequences(tmp_path: Path) -> None:
     import onnxruntime
 

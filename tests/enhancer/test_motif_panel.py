@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.data import digest
-from seqmodels.core.errors import ConfigError, InputError, OutputError
-from seqmodels.core.metrics import proportion
-from seqmodels.enhancer import data, simulate
-from seqmodels.enhancer.config import CELL_TYPES, RAW_CELLS, Config
-from seqmodels.enhancer.grammar import edits, motifs, sequences
-from seqmodels.enhancer.grammar.motifs import (
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.data import digest
+from seqfoundry.core.errors import ConfigError, InputError, OutputError
+from seqfoundry.core.metrics import proportion
+from seqfoundry.enhancer import data, simulate
+from seqfoundry.enhancer.config import CELL_TYPES, RAW_CELLS, Config
+from seqfoundry.enhancer.grammar import edits, motifs, sequences
+from seqfoundry.enhancer.grammar.motifs import (
     Matrix,
     Motif,
     consensus,
@@ -28,7 +28,7 @@ from seqmodels.enhancer.grammar.motifs import (
     scan,
     signal,
 )
-from seqmodels.enhancer.grammar.sequences import Source, normal, shuffled
+from seqfoundry.enhancer.grammar.sequences import Source, normal, shuffled
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "enhancer"

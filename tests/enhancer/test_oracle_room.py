@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 import torch
 
-from seqmodels.core import data as files
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.enhancer import evaluate as evaluation
-from seqmodels.enhancer import serve, train
-from seqmodels.enhancer.config import CELL_TYPES, Config
-from seqmodels.enhancer.scores.assessment import Assessment, interval, read_ceilings
-from seqmodels.enhancer.scores.figures import mean_intervals, measure
-from seqmodels.enhancer.serve import load_oracle
-from seqmodels.registry import rooms
+from seqfoundry.core import data as files
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.enhancer import evaluate as evaluation
+from seqfoundry.enhancer import serve, train
+from seqfoundry.enhancer.config import CELL_TYPES, Config
+from seqfoundry.enhancer.scores.assessment import Assessment, interval, read_ceilings
+from seqfoundry.enhancer.scores.figures import mean_intervals, measure
+from seqfoundry.enhancer.serve import load_oracle
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params" / "enhancer"

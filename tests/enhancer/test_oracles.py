@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.isotonic import IsotonicRegression
 
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer.scores import agreement, oracles
-from seqmodels.enhancer.scores.oracles import Asked, View, calibrate, cross_oracle, fit_calibration
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer.scores import agreement, oracles
+from seqfoundry.enhancer.scores.oracles import Asked, View, calibrate, cross_oracle, fit_calibration
 
 CELLS = ("Ex", "In", "Mic")
 SYSTEMS = ("best", "middle", "worst")

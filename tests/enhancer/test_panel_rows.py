@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError, MissingError
-from seqmodels.core.partition import joined, permutation, split_groups
-from seqmodels.enhancer import data, splits
-from seqmodels.enhancer.config import CELL_TYPES, Config
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.partition import joined, permutation, split_groups
+from seqfoundry.enhancer import data, splits
+from seqfoundry.enhancer.config import CELL_TYPES, Config
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "enhancer"

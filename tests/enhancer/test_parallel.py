@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodels.core.data import folder_written_whole
-from seqmodels.core.errors import ConfigError
-from seqmodels.core.processes import ahead
-from seqmodels.enhancer.model import Training, squared_error
-from seqmodels.enhancer.parallel import Group
-from seqmodels.registry import rooms
+from seqfoundry.core.data import folder_written_whole
+from seqfoundry.core.errors import ConfigError
+from seqfoundry.core.processes import ahead
+from seqfoundry.enhancer.model import Training, squared_error
+from seqfoundry.enhancer.parallel import Group
+from seqfoundry.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params" / "enhancer"
@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_deepstarr as tests
-from seqmodels.enhancer.model import Training, epoch, predict, squared_error
-from seqmodels.enhancer.parallel import Group
+from seqfoundry.enhancer.model import Training, epoch, predict, squared_error
+from seqfoundry.enhancer.parallel import Group
 
 torch.set_num_threads(1)
 folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
@@ -105,7 +105,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 
 def test_both_rooms_have_the_same_text() -> None:
-    texts = [(ROOT / "src" / "seqmodels" / room / "parallel.py").read_text() for room in ("copynumber", "enhancer")]
+    texts = [(ROOT / "src" / "seqfoundry" / room / "parallel.py").read_text() for room in ("copynumber", "enhancer")]
     assert texts[0] == texts[1]
 
 
@@ -161,7 +161,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["-m", "seqmodels", "train", "enhancer", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
+    words = ["-m", "seqfoundry", "train", "enhancer", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
     words += ["--out", str(out), "--device", "cpu", "--no-track", *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer.scores.designs import score_designs
-from seqmodels.enhancer.scores.predictions import (
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer.scores.designs import score_designs
+from seqfoundry.enhancer.scores.predictions import (
     Outputs,
     Panel,
     Prediction,

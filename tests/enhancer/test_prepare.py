@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.core.config import build, resolve
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import ConfigError, InputError, MissingError, OutputError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.enhancer import evaluate as evaluation
-from seqmodels.enhancer import train
-from seqmodels.enhancer.config import CELL_TYPES, Config
-from seqmodels.enhancer.data import Rows, find_rows, prepare, read_rows, read_training
+from seqfoundry.__main__ import main
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import ConfigError, InputError, MissingError, OutputError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.enhancer import evaluate as evaluation
+from seqfoundry.enhancer import train
+from seqfoundry.enhancer.config import CELL_TYPES, Config
+from seqfoundry.enhancer.data import Rows, find_rows, prepare, read_rows, read_training
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "enhancer"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer.scores import distances
-from seqmodels.enhancer.scores.designs import parse_predictions, score_designs, score_edits
-from seqmodels.enhancer.scores.predictions import LAB_EDITS, OUR_EDITS, Outputs, Panel, Prediction, Predictions
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer.scores import distances
+from seqfoundry.enhancer.scores.designs import parse_predictions, score_designs, score_edits
+from seqfoundry.enhancer.scores.predictions import LAB_EDITS, OUR_EDITS, Outputs, Panel, Prediction, Predictions
 
 CELLS = ("Ex", "In", "Mic")
 PANEL = Panel(cell_types=CELLS, pearson={"Ex": 0.3, "In": 0.05}, activity_sd=[1.0, 2.0, 4.0])

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.core.config import build, resolve
-from seqmodels.enhancer import serve
-from seqmodels.enhancer.backbones.probe import Probe
-from seqmodels.enhancer.config import CELL_TYPES, REGISTERED, Config
-from seqmodels.registry import rooms, store
+from seqfoundry.__main__ import main
+from seqfoundry.core.config import build, resolve
+from seqfoundry.enhancer import serve
+from seqfoundry.enhancer.backbones.probe import Probe
+from seqfoundry.enhancer.config import CELL_TYPES, REGISTERED, Config
+from seqfoundry.registry import rooms, store
 
 PARAMS = Path(__file__).resolve().parents[2] / "params" / "enhancer"
 WIDTHS = {"enformer": 384, "sei": 24}
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run the command line with a tracking store of the test's own, and return what it printed."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
     monkeypatch.chdir(tmp_path)  # the project is found by the package
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQMODELS_PARENT_RUN_ID"):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQFOUNDRY_PARENT_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
     def call(*words: str | Path) -> Any:

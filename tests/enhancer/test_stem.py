@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.core.errors import InputError
-from seqmodels.enhancer import stem
-from seqmodels.enhancer.config import Config
-from seqmodels.enhancer.data import one_hot as one_hot_columns
-from seqmodels.enhancer.model import DeepStarr, Training, build, predict
-from seqmodels.enhancer.stem import Way, counted_moments, first_block, fold, moments, one_hot
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.core.errors import InputError
+from seqfoundry.enhancer import stem
+from seqfoundry.enhancer.config import Config
+from seqfoundry.enhancer.data import one_hot as one_hot_columns
+from seqfoundry.enhancer.model import DeepStarr, Training, build, predict
+from seqfoundry.enhancer.stem import Way, counted_moments, first_block, fold, moments, one_hot
 
 FULL = Path(__file__).parents[2] / "params" / "enhancer" / "full.yaml"
 FAST = ("fold", "compiled")

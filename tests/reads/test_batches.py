@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.reads.data import epoch_reads, padded_codes, padded_labels, padding_share, plan
+from seqfoundry.reads.data import epoch_reads, padded_codes, padded_labels, padding_share, plan
 
 MULTIPLE = 32
 

@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from seqmodels.core.errors import InputError
-from seqmodels.reads.labelling import crf as crf_module
-from seqmodels.reads.labelling.crf import Crf, log_likelihood, marginals, negative_log_likelihood_and_gradients, viterbi
+from seqfoundry.core.errors import InputError
+from seqfoundry.reads.labelling import crf as crf_module
+from seqfoundry.reads.labelling.crf import (
+    Crf,
+    log_likelihood,
+    marginals,
+    negative_log_likelihood_and_gradients,
+    viterbi,
+)
 
 Array = NDArray[Any]
 EXAMPLES = settings(max_examples=40, deadline=None)

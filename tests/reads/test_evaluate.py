@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.core.errors import InputError
-from seqmodels.reads import evaluate as room
-from seqmodels.reads.data import Reads, Runs, collapse, write_reads
-from seqmodels.reads.labelling.structure import Architecture, Fragment, Grammar
-from seqmodels.reads.library.protocol import read_protocol
+from seqfoundry.core.errors import InputError
+from seqfoundry.reads import evaluate as room
+from seqfoundry.reads.data import Reads, Runs, collapse, write_reads
+from seqfoundry.reads.labelling.structure import Architecture, Fragment, Grammar
+from seqfoundry.reads.library.protocol import read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
@@ -64,7 +64,7 @@ def assess(data: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> tuple[di
 
 def table(out: Path, what: str) -> tuple[list[str], list[list[str]]]:
     version, model, *lines = (out / "assessment_metrics" / f"{P3.model}_{what}.tsv").read_text().splitlines()
-    assert version.startswith("# tranquillyzer_version: seqmodels ")
+    assert version.startswith("# tranquillyzer_version: seqfoundry ")
     assert model == f"# model_name: {P3.model}"
     header, *rows = [line.split("\t") for line in lines]
     return header, rows

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from seqmodels.core.config import build, dump_yaml, read_yaml, resolve
-from seqmodels.core.errors import ConfigError, InterruptedRunError, MissingError, OutputError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.reads import train as training
-from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, best_point, read_grid
-from seqmodels.reads.simulate import simulate
+from seqfoundry.core.config import build, dump_yaml, read_yaml, resolve
+from seqfoundry.core.errors import ConfigError, InterruptedRunError, MissingError, OutputError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.reads import train as training
+from seqfoundry.reads.config import Config, ConvNetwork, ResidualNetwork, best_point, read_grid
+from seqfoundry.reads.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "reads"
 ENTRIES = read_yaml(PARAMS / "training_params.yaml")
@@ -103,9 +103,9 @@ def tracked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     out = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
-        patch.setenv("SEQMODELS_PARENT_RUN_ID", "outermost")
+        patch.setenv("SEQFOUNDRY_PARENT_RUN_ID", "outermost")
         result = training.train(settings(out, GRID), data, out / "grid", TrainOptions(device="cpu"))
-        assert os.environ["SEQMODELS_PARENT_RUN_ID"] == "outermost"
+        assert os.environ["SEQFOUNDRY_PARENT_RUN_ID"] == "outermost"
     return out / "grid", result, str(out / "mlflow.db")
 
 

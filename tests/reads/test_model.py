@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from seqmodels.core.errors import InputError, ModelError
-from seqmodels.reads import model as reads_model
-from seqmodels.reads import steps
-from seqmodels.reads.config import ConvNetwork, NetworkBase, ResidualNetwork
-from seqmodels.reads.labelling.crf import Crf, log_likelihood
+from seqfoundry.core.errors import InputError, ModelError
+from seqfoundry.reads import model as reads_model
+from seqfoundry.reads import steps
+from seqfoundry.reads.config import ConvNetwork, NetworkBase, ResidualNetwork
+from seqfoundry.reads.labelling.crf import Crf, log_likelihood
 
 Array = NDArray[Any]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.core.dna import decode, encode, reverse_complement, reverse_complement_text
-from seqmodels.core.errors import InputError, MissingError
-from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.library.molecules import Sources, Transcripts, ranges, read_transcripts
-from seqmodels.reads.library.protocol import Element, Protocol, Segment, Structure, read_protocol
-from seqmodels.reads.simulate import draw, draw_example
+from seqfoundry.core.dna import decode, encode, reverse_complement, reverse_complement_text
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.reads.config import SimulateConfig
+from seqfoundry.reads.library.molecules import Sources, Transcripts, ranges, read_transcripts
+from seqfoundry.reads.library.protocol import Element, Protocol, Segment, Structure, read_protocol
+from seqfoundry.reads.simulate import draw, draw_example
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "params" / "reads" / "seq_orders.yaml"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.reads.config import DecodeConfig
-from seqmodels.reads.labelling.crf import Crf, viterbi
-from seqmodels.reads.labelling.structure import HUB, Graph, Parses, build_graph
-from seqmodels.reads.labelling.structure import parse as parse_batch
-from seqmodels.reads.library.protocol import read_protocol
+from seqfoundry.reads.config import DecodeConfig
+from seqfoundry.reads.labelling.crf import Crf, viterbi
+from seqfoundry.reads.labelling.structure import HUB, Graph, Parses, build_graph
+from seqfoundry.reads.labelling.structure import parse as parse_batch
+from seqfoundry.reads.library.protocol import read_protocol
 
 SEQ_ORDERS = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 LENGTHS = {"literal_range": (0.6, 1.4), "random_range": (0.75, 1.25), "min_insert": 20}

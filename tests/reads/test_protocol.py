@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from seqmodels.core.errors import ConfigError, MissingError
-from seqmodels.reads.library.protocol import Element, Protocol, Segment, read_protocol
+from seqfoundry.core.errors import ConfigError, MissingError
+from seqfoundry.reads.library.protocol import Element, Protocol, Segment, read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 

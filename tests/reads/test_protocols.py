@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from seqmodels.core import dna
-from seqmodels.core.config import build, read_yaml, resolve
-from seqmodels.core.errors import MissingError, ModelError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.reads import model as networks
-from seqmodels.reads import serve
-from seqmodels.reads import train as training
-from seqmodels.reads.config import Config
-from seqmodels.reads.data import read_reads
-from seqmodels.reads.library.protocol import read_protocol
-from seqmodels.reads.simulate import draw, simulate
+from seqfoundry.core import dna
+from seqfoundry.core.config import build, read_yaml, resolve
+from seqfoundry.core.errors import MissingError, ModelError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.reads import model as networks
+from seqfoundry.reads import serve
+from seqfoundry.reads import train as training
+from seqfoundry.reads.config import Config
+from seqfoundry.reads.data import read_reads
+from seqfoundry.reads.library.protocol import read_protocol
+from seqfoundry.reads.simulate import draw, simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "reads"
 SHIPPED = PARAMS / "seq_orders.yaml"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
-from seqmodels.core.config import read_yaml
-from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.data import Reads, collapse
-from seqmodels.reads.labelling.structure import Grammar, architectures
-from seqmodels.reads.library.protocol import read_protocol
-from seqmodels.reads.quality import DEFINITIONS, Quality, colours, compare, damaged, evaluation_text, read_views
-from seqmodels.reads.simulate import draw
+from seqfoundry.core.config import read_yaml
+from seqfoundry.reads.config import SimulateConfig
+from seqfoundry.reads.data import Reads, collapse
+from seqfoundry.reads.labelling.structure import Grammar, architectures
+from seqfoundry.reads.library.protocol import read_protocol
+from seqfoundry.reads.quality import DEFINITIONS, Quality, colours, compare, damaged, evaluation_text, read_views
+from seqfoundry.reads.simulate import draw
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 FULL = SHIPPED.with_name("full.yaml")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.errors import InputError, MissingError
-from seqmodels.reads.data import Reads, concatenate, read_reads, write_reads
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.reads.data import Reads, concatenate, read_reads, write_reads
 
 FIELDS = ("bases", "labels", "offsets", "structures", "reverse")
 

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.config import build_plain, read_yaml
-from seqmodels.core.errors import InputError, ModelError
-from seqmodels.reads import model as networks
-from seqmodels.reads import serve
-from seqmodels.reads.config import DecodeConfig, SimulateConfig, build_network
-from seqmodels.reads.evaluate import _predict, evaluate
-from seqmodels.reads.library.protocol import read_protocol
-from seqmodels.reads.simulate import draw
+from seqfoundry.core.config import build_plain, read_yaml
+from seqfoundry.core.errors import InputError, ModelError
+from seqfoundry.reads import model as networks
+from seqfoundry.reads import serve
+from seqfoundry.reads.config import DecodeConfig, SimulateConfig, build_network
+from seqfoundry.reads.evaluate import _predict, evaluate
+from seqfoundry.reads.library.protocol import read_protocol
+from seqfoundry.reads.simulate import draw
 
 PARAMS = Path(__file__).parents[2] / "params" / "reads"
 P3 = read_protocol(PARAMS / "seq_orders.yaml", "10x3p_sc_ont_016")
@@ -263,7 +263,7 @@ def edit(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("served.json", {"format_version": 2}, "format_version must be 1, got 2; update seqmodels"),
+        ("served.json", {"format_version": 2}, "format_version must be 1, got 2; update seqfoundry"),
         ("served.json", {"room": "vdj"}, "must be a model of the room reads, got one of vdj"),
         ("served.json", {"room": None}, "must be a whole model folder of the room reads, got: 'room'"),
         ("served.json", {"package_version": None}, "must be a whole model folder of the room reads"),
@@ -295,7 +295,7 @@ def test_damaged_and_missing_files_are_refused(folder: Path, file: str) -> None:
 
 def test_another_version_is_told(folder: Path) -> None:
     edit(folder / "served.json", package_version="0.0.0")
-    with pytest.warns(UserWarning, match=r"written by seqmodels 0\.0\.0"):
+    with pytest.warns(UserWarning, match=r"written by seqfoundry 0\.0\.0"):
         serve.load(folder)
 
 
@@ -328,7 +328,7 @@ def test_evaluation_refuses_data_of_others(folder: Path, tmp_path: Path) -> None
 
 def test_a_folder_with_the_files_of_the_mission_alone_is_a_model(model: serve.ReadModel, tmp_path: Path) -> None:
     """As users of the reference copy them; the binarizer may be missing, or anything: it is not read."""
-    from seqmodels.registry import store
+    from seqfoundry.registry import store
 
     folder = tmp_path / "models"
     folder.mkdir()

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqmodels.core.dna import decode, reverse_complement_text
-from seqmodels.core.errors import ConfigError, OutputError
-from seqmodels.reads.config import SimulateConfig
-from seqmodels.reads.data import Reads, read_reads
-from seqmodels.reads.library.protocol import Element, Segment, Structure, read_protocol
-from seqmodels.reads.simulate import add_errors, draw, simulate, write_data_set
+from seqfoundry.core.dna import decode, reverse_complement_text
+from seqfoundry.core.errors import ConfigError, OutputError
+from seqfoundry.reads.config import SimulateConfig
+from seqfoundry.reads.data import Reads, read_reads
+from seqfoundry.reads.library.protocol import Element, Segment, Structure, read_protocol
+from seqfoundry.reads.simulate import add_errors, draw, simulate, write_data_set
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "params" / "reads" / "seq_orders.yaml"
@@ -176,7 +176,7 @@ def test_without_broken_molecules_nothing_is_drawn_for_them(monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("seqmodels.reads.simulate.truncate", refuse)
+    monkeypatch.setattr("seqfoundry.reads.simulate.truncate", refuse)
     draw(P3, P3.training_structures, 5, config(broken_share=0.0), stream())
     with pytest.raises(AssertionError):
         draw(P3, P3.training_structures, 5, config(broken_share=0.01), stream())
@@ -266,9 +266,9 @@ def test_shards_do_not_depend_on_their_number(tmp_path: Path) -> None:
 
 
 def test_shards_do_not_depend_on_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, settings = importlib.import_module("seqmodels.reads.simulate")._shards, full_config(example_reads=6)
+    forward, settings = importlib.import_module("seqfoundry.reads.simulate")._shards, full_config(example_reads=6)
     simulate(settings, tmp_path / "a")
-    monkeypatch.setattr("seqmodels.reads.simulate._shards", lambda *sizes: reversed(list(forward(*sizes))))
+    monkeypatch.setattr("seqfoundry.reads.simulate._shards", lambda *sizes: reversed(list(forward(*sizes))))
     simulate(settings, tmp_path / "b")
     assert files(tmp_path / "a") == files(tmp_path / "b")
 

@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from seqmodels.core.config import read_yaml
-from seqmodels.core.errors import ConfigError
-from seqmodels.reads import model as reads_model
-from seqmodels.reads import steps
-from seqmodels.reads.config import ConvNetwork, ResidualNetwork, build_network
+from seqfoundry.core.config import read_yaml
+from seqfoundry.core.errors import ConfigError
+from seqfoundry.reads import model as reads_model
+from seqfoundry.reads import steps
+from seqfoundry.reads.config import ConvNetwork, ResidualNetwork, build_network
 
 Array = NDArray[Any]
 N_LABELS = 4
@@ -121,7 +121,7 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import test_steps as tests
-from seqmodels.reads import model as networks, steps
+from seqfoundry.reads import model as networks, steps
 
 mirrored = steps.choose_devices("cpu", deterministic=False, mixed_precision=False)
 assert mirrored.num_replicas_in_sync == 2

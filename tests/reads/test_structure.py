@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.dna import encode
-from seqmodels.core.errors import ConfigError
-from seqmodels.reads.data import collapse
-from seqmodels.reads.labelling.structure import Architecture, Fragment, Grammar, architectures
-from seqmodels.reads.library.protocol import Protocol, read_protocol
+from seqfoundry.core.dna import encode
+from seqfoundry.core.errors import ConfigError
+from seqfoundry.reads.data import collapse
+from seqfoundry.reads.labelling.structure import Architecture, Fragment, Grammar, architectures
+from seqfoundry.reads.library.protocol import Protocol, read_protocol
 
 SHIPPED = Path(__file__).parents[2] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.reads import steps
-from seqmodels.reads import train as training
-from seqmodels.reads.config import Config, ConvNetwork, ResidualNetwork, learning_rate, read_grid
-from seqmodels.reads.data import read_reads
-from seqmodels.reads.library.protocol import read_protocol
-from seqmodels.reads.simulate import simulate
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.reads import steps
+from seqfoundry.reads import train as training
+from seqfoundry.reads.config import Config, ConvNetwork, ResidualNetwork, learning_rate, read_grid
+from seqfoundry.reads.data import read_reads
+from seqfoundry.reads.library.protocol import read_protocol
+from seqfoundry.reads.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "reads"
@@ -83,7 +83,7 @@ def test_mission_binarizer_is_plain_scikit_learn(whole: Path) -> None:
 
     content = (whole / "10x3p_sc_ont_016_lbl_bin.pkl").read_bytes()
     strings = [argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)]
-    modules = {text.split(".")[0] for text in strings if text.split(".")[0] in ("sklearn", "numpy", "seqmodels")}
+    modules = {text.split(".")[0] for text in strings if text.split(".")[0] in ("sklearn", "numpy", "seqfoundry")}
     assert "LabelBinarizer" in strings
     assert modules == {"sklearn", "numpy"}
 
@@ -155,7 +155,7 @@ def test_plateau_survives_a_resume(data: Path, tmp_path: Path, monkeypatch: pyte
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
     params = str(PARAMS / "smoke.yaml")
-    return [sys.executable, "-m", "seqmodels", "train", "reads", "--params", params, "--data", str(data), "--out",
+    return [sys.executable, "-m", "seqfoundry", "train", "reads", "--params", params, "--data", str(data), "--out",
             str(out), "--device", "cpu", *more]  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from seqmodels.core import data as files
-from seqmodels.registry import promotion, rooms, store
+from seqfoundry.core import data as files
+from seqfoundry.registry import promotion, rooms, store
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "params" / "reads" / "smoke.yaml"
@@ -47,14 +47,14 @@ def environment(database: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "PATH": path}
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
     return inherited | own | quiet
 
 
 def run_cli(*words: str, database: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "seqmodels", *words],
+        [sys.executable, "-m", "seqfoundry", *words],
         cwd=ROOT,
         env=environment(database),
         capture_output=True,
@@ -115,7 +115,7 @@ def registry_store(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copyfile(trained.database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # so that a test sees it turned off
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQMODELS_PARENT_RUN_ID"):
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQFOUNDRY_PARENT_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return store.connect()
 
@@ -163,7 +163,7 @@ class Planted:
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where planted code would leave its mark; none may be there at the end."""
     path = tmp_path / "executed"
-    monkeypatch.setenv("SEQMODELS_TEST_MARK", str(path))
+    monkeypatch.setenv("SEQFOUNDRY_TEST_MARK", str(path))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield path
     assert not path.exists()

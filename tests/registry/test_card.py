@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from seqmodels.registry import card
+from seqfoundry.registry import card
 
 SERVED = {
     "room": "reads",
@@ -57,7 +57,7 @@ def test_a_card_says_where_a_version_is_from_and_how_to_load_it() -> None:
         "## Limits\n\n- Trained on simulated reads only.\n",
         'mlflow.pyfunc.load_model("models:/reads-x/3")',
         "a pandas table with the column sequence.",
-        "`seqmodels export models:/reads-x/3 FOLDER`",
+        "`seqfoundry export models:/reads-x/3 FOLDER`",
     ):
         assert part in text
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from seqmodels.__main__ import main
-from seqmodels.core.errors import MissingError, ModelError, OutputError
-from seqmodels.registry import catalogue, dataset, packages, promotion, store
+from seqfoundry.__main__ import main
+from seqfoundry.core.errors import MissingError, ModelError, OutputError
+from seqfoundry.registry import catalogue, dataset, packages, promotion, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -25,7 +25,7 @@ CANDIDATE = f"models:/{NAME}@candidate"
 def package(tmp_path: Path) -> Path:
     """What `packages.check` looks at, in the form that we write."""
     folder = tmp_path / "package"
-    (folder / "code" / "seqmodels").mkdir(parents=True)
+    (folder / "code" / "seqfoundry").mkdir(parents=True)
     (folder / "artifacts" / "model").mkdir(parents=True)
     served = {"room": "reads", "registered_name": "x", "about": "", "limits": [], "input_columns": ["sequence"]}
     (folder / "artifacts" / "model" / "served.json").write_text(json.dumps(served))
@@ -136,7 +136,7 @@ def test_a_damaged_package_is_told_or_read(
     words = ["annotate", "reads", str(tmp_path / "reads.fa"), "--out", str(tmp_path / "out"), "--model"]
     for asked in ([*words, str(exported)], ["models", str(exported)]):
         status = main(asked)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqmodels: ")]
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqfoundry: ")]
         told.append((status, len(lines)))
         assert all(str(exported) in line and len(line) < 1000 for line in lines)
     assert set(told) <= {(0, 0), (2, 1)}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from seqmodels.core import data as files
-from seqmodels.core import provenance
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.registry import dataset, rooms
+from seqfoundry.core import data as files
+from seqfoundry.core import provenance
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.registry import dataset, rooms
 
 
 class Project:
@@ -70,7 +70,7 @@ def test_what_differs_from_the_pin_replaces_nothing(project: Project) -> None:
         assert project.manifest.read_text() == manifest
     with pytest.raises(InputError, match=r"data/reads: must have the digest .* \(data\.dvc\), got "):
         dataset.check()
-    with pytest.raises(InputError, match="make it again with: seqmodels data build reads"):
+    with pytest.raises(InputError, match="make it again with: seqfoundry data build reads"):
         dataset.ensure("reads", None)
 
 
@@ -78,7 +78,7 @@ def test_settings_that_give_other_data_than_the_pin(project: Project) -> None:
     dataset.build()
     shutil.rmtree(project.folder)
     project.content = "TTTT\n"
-    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqmodels data build"):
+    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqfoundry data build"):
         dataset.build()
     assert not project.folder.exists()
 
@@ -86,7 +86,7 @@ def test_settings_that_give_other_data_than_the_pin(project: Project) -> None:
 def test_data_of_ones_own_are_not_replaced(project: Project) -> None:
     files.write_text(project.folder / "mine.txt", "precious\n")  # in a fresh clone: no manifest
     with pytest.raises(
-        InputError, match=r"not replaced; to pin them: dvc add data; .*: seqmodels data build reads --up"
+        InputError, match=r"not replaced; to pin them: dvc add data; .*: seqfoundry data build reads --up"
     ):
         dataset.build("reads")
     assert [path.name for path in project.folder.iterdir()] == ["mine.txt"]
@@ -151,7 +151,7 @@ def test_what_is_absent(project: Project, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got an empty one"):
         dataset.ensure("reads", tmp_path / "empty")
     (project.root / "data.dvc").unlink()
-    with pytest.raises(MissingError, match=r"data\.dvc: must exist; make it with: seqmodels data build --update"):
+    with pytest.raises(MissingError, match=r"data\.dvc: must exist; make it with: seqfoundry data build --update"):
         dataset.build()
 
 
@@ -171,6 +171,6 @@ def test_a_room_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("importlib.import_module", absent)
     with pytest.raises(MissingError, match=r"room reads: needs the package tensorflow\.python, got none"):
         rooms.part("reads", "serve")
-    missing = "seqmodels.reads.nope"
+    missing = "seqfoundry.reads.nope"
     with pytest.raises(ModuleNotFoundError):
         rooms.part("reads", "nope")

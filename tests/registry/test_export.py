@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqmodels.core.errors import MissingError, OutputError
-from seqmodels.registry import catalogue, store
+from seqfoundry.core.errors import MissingError, OutputError
+from seqfoundry.registry import catalogue, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -29,11 +29,11 @@ DOWNSTREAM = """
 import importlib.util, json, os, sys
 packages, model, reads = sys.argv[1:]
 sys.path.append(packages)
-assert importlib.util.find_spec("seqmodels") is None, "this project must not be found"
+assert importlib.util.find_spec("seqfoundry") is None, "this project must not be found"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 import mlflow, pandas
 answer = mlflow.pyfunc.load_model(model).predict(pandas.DataFrame({"sequence": json.loads(reads)}))
-assert sys.modules["seqmodels"].__file__.startswith(os.path.realpath(model)), sys.modules["seqmodels"].__file__
+assert sys.modules["seqfoundry"].__file__.startswith(os.path.realpath(model)), sys.modules["seqfoundry"].__file__
 print(answer.to_json(orient="split", double_precision=15))
 """
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from seqmodels.core.errors import ConfigError, InputError
-from seqmodels.registry import http
+from seqfoundry.core.errors import ConfigError, InputError
+from seqfoundry.registry import http
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, when imported
 
@@ -178,7 +178,7 @@ def test_only_the_server_is_guarded(scoring_server: Any, monkeypatch: pytest.Mon
     http.guard()
     assert scoring_server.invocations is genuine
     monkeypatch.setitem(sys.modules, http._APP, sys)
-    monkeypatch.setenv("SEQMODELS_MAX_ROWS", "1")
+    monkeypatch.setenv("SEQFOUNDRY_MAX_ROWS", "1")
     http.guard()
     once = scoring_server.invocations
     assert once.genuine is genuine
@@ -191,7 +191,7 @@ def test_only_the_server_is_guarded(scoring_server: Any, monkeypatch: pytest.Mon
 
 def test_limits() -> None:
     assert http.limits({}) == (1000, 16_000_000)
-    assert http.limits({"SEQMODELS_MAX_ROWS": "", "SEQMODELS_MAX_MEGABYTES": "2"}) == (1000, 2_000_000)
+    assert http.limits({"SEQFOUNDRY_MAX_ROWS": "", "SEQFOUNDRY_MAX_MEGABYTES": "2"}) == (1000, 2_000_000)
     for text in ("0", "-1", "many", "1.5", "²"):
-        with pytest.raises(ConfigError, match=f"^SEQMODELS_MAX_ROWS: must be a whole number from 1 on, got '{text}'$"):
-            http.limits({"SEQMODELS_MAX_ROWS": text})
+        with pytest.raises(ConfigError, match=f"^SEQFOUNDRY_MAX_ROWS: must be a whole number from 1 on, got '{text}'$"):
+            http.limits({"SEQFOUNDRY_MAX_ROWS": text})

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.core import data as files
-from seqmodels.core.errors import GateError, MissingError, ModelError, OutputError, TrackingError
-from seqmodels.registry import catalogue, promotion, rooms, store
+from seqfoundry.__main__ import main
+from seqfoundry.core import data as files
+from seqfoundry.core.errors import GateError, MissingError, ModelError, OutputError, TrackingError
+from seqfoundry.registry import catalogue, promotion, rooms, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -105,7 +105,7 @@ def test_a_store_that_fails_gives_no_verdict(
 
     monkeypatch.setattr(promotion, "_champion_value", fail)
     assert main(["promote", NAME]) == 2
-    assert capsys.readouterr().err.startswith("seqmodels: tracking store x: ")
+    assert capsys.readouterr().err.startswith("seqfoundry: tracking store x: ")
     assert promotion.promote(NAME, force=True) == f"models:/{NAME}/{worse}"
 
 
@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_not_promoted(
 ) -> None:
     add_version({} if value is None else {HEADLINE: value})
     with pytest.raises(
-        GateError, match=r"must be at least 0, got nothing \((run: seqmodels evaluate|undefined on its test data)\)"
+        GateError, match=r"must be at least 0, got nothing \((run: seqfoundry evaluate|undefined on its test data)\)"
     ):
         promotion.promote(NAME)
 

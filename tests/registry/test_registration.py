@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from seqmodels.core import tracking
-from seqmodels.core.errors import GateError, TrackingError
-from seqmodels.registry import card, catalogue, promotion, store
+from seqfoundry.core import tracking
+from seqfoundry.core.errors import GateError, TrackingError
+from seqfoundry.registry import card, catalogue, promotion, store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel

@@ -17,11 +17,11 @@ import yaml
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
-from seqmodels.__main__ import main
-from seqmodels.copynumber import serve as copynumber
-from seqmodels.core import tracking
-from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.registry import distributed, packages, rooms, store
+from seqfoundry.__main__ import main
+from seqfoundry.copynumber import serve as copynumber
+from seqfoundry.core import tracking
+from seqfoundry.core.errors import InputError, MissingError, ModelError
+from seqfoundry.registry import distributed, packages, rooms, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CANDIDATE = "models:/reads-10x3p_sc_ont_016@candidate"
 
 
-CODE = "import os\nos.mkdir(os.environ['SEQMODELS_TEST_MARK'])\n"
+CODE = "import os\nos.mkdir(os.environ['SEQFOUNDRY_TEST_MARK'])\n"
 
 
 def test_planted_code_would_leave_its_mark(planted: Any, mark: Path) -> None:
@@ -43,7 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Run the command line; it must exit 2 with one line, which is returned."""
     capsys.readouterr()
     assert main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqmodels: ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqfoundry: ")]
     assert len(lines) == 1
     assert len(lines[0]) < 3000
     return lines[0]
@@ -136,7 +136,7 @@ def other_room(folder: Path, mark: Path) -> None:
     [
         (plant_pickle, "got a pickle; not executed"),
         (plant_loader, "got planted; not executed"),
-        (plant_module, "must hold seqmodels alone, got yaml; not executed"),
+        (plant_module, "must hold seqfoundry alone, got yaml; not executed"),
         (plant_code_elsewhere, "the folder code, got served.py and other; not executed"),
         (plant_tag, "could not determine a constructor for the tag"),
         (lead_out, r"must have the artifact artifacts/model alone, got \.\./\.\./etc"),
@@ -273,7 +273,7 @@ def test_models_that_name_code(tmp_path: Path, mark: Path, monkeypatch: pytest.M
     (folder / "model.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=rf"model\.json: {key} must be built in, got planted:run; not executed"):
         copynumber.load(folder)
-    monkeypatch.setenv("SEQMODELS_OWN_CODE", "planted")
+    monkeypatch.setenv("SEQFOUNDRY_OWN_CODE", "planted")
     with pytest.raises(ModelError, match=r"must be a whole model folder|must be given"):  # trusted, but not whole
         copynumber.load(folder)
 
@@ -350,14 +350,14 @@ def test_a_wide_table_of_counts(wide: dict[str, Path], tmp_path: Path, capsys: A
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 def test_a_wide_table_of_sequences(wide: dict[str, Path], mark: Path, ending: str) -> None:
-    from seqmodels.core.streams import frames
+    from seqfoundry.core.streams import frames
 
     with pytest.raises(InputError, match=MESSAGE):
         list(frames(wide[ending], "sequence", size=10))
 
 
 def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
-    from seqmodels.apply.whitelist import read_whitelist
+    from seqfoundry.apply.whitelist import read_whitelist
 
     with pytest.raises(InputError, match=MESSAGE):
         read_whitelist(wide["tsv"], ["CBC"])
@@ -369,7 +369,7 @@ def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
 def test_no_requirement_is_under_the_gpl() -> None:
     """Run-time requirements, direct ones, by their own metadata; the LGPL and GPL with a linking exception may be."""
     names = [
-        Requirement(text).name for text in importlib.metadata.requires("seqmodels") or [] if "extra ==" not in text
+        Requirement(text).name for text in importlib.metadata.requires("seqfoundry") or [] if "extra ==" not in text
     ]
     assert len(names) > 15
     found = {name: licence(name) for name in names}

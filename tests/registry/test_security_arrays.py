@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodels.copynumber.depth import baselines
-from seqmodels.copynumber.model import read_weights
-from seqmodels.core import arrays
-from seqmodels.core.errors import InputError, ModelError, SeqmodelsError
-from seqmodels.enhancer.backbones.checkpoints import read_safetensors
-from seqmodels.reads import model as networks
-from seqmodels.registry import rooms, store
-from seqmodels.vdj import serve as served
-from seqmodels.vdj.config import read_specification
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.inference.uncertainty import Fit, read_fit
+from seqfoundry.copynumber.depth import baselines
+from seqfoundry.copynumber.model import read_weights
+from seqfoundry.core import arrays
+from seqfoundry.core.errors import InputError, ModelError, SeqfoundryError
+from seqfoundry.enhancer.backbones.checkpoints import read_safetensors
+from seqfoundry.reads import model as networks
+from seqfoundry.registry import rooms, store
+from seqfoundry.vdj import serve as served
+from seqfoundry.vdj.config import read_specification
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.inference.uncertainty import Fit, read_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1 << 40  # bytes
@@ -67,7 +67,7 @@ def test_archives_of_arrays(tmp_path: Path, planted: Any, reader: str, header: s
     path = tmp_path / "model.npz"
     read, names = READERS[reader]
     write_npz(path, *names, content=HEADERS[header](planted))
-    with pytest.raises(SeqmodelsError, match=r"model\.npz: must (be|hold)"):
+    with pytest.raises(SeqfoundryError, match=r"model\.npz: must (be|hold)"):
         read(path)
 
 
@@ -177,7 +177,7 @@ def claimed_weights(path: Path) -> None:
 def test_weights_of_pytorch(tmp_path: Path, planted: Any, write: Any) -> None:
     path = tmp_path / "network.pt"
     write(path, planted)
-    with pytest.raises(SeqmodelsError, match=r"network\.pt: must be a whole") as caught:
+    with pytest.raises(SeqfoundryError, match=r"network\.pt: must be a whole") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
 

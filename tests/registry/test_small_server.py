@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import stack
 
-from seqmodels.__main__ import main
-from seqmodels.core import tracking
-from seqmodels.core.errors import TrackingError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.registry import catalogue, promotion, store
+from seqfoundry.__main__ import main
+from seqfoundry.core import tracking
+from seqfoundry.core.errors import TrackingError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.registry import catalogue, promotion, store
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
@@ -54,7 +54,7 @@ class Servers:
     def log_in(self, patch: pytest.MonkeyPatch, server: str, user: str = "", password: str | None = None) -> str:
         """Become a client of a server, and return its URI."""
         uri = self.running[server][0]
-        for name in [key for key in os.environ if key.startswith(("MLFLOW_TRACKING_", "SEQMODELS_", "MLFLOW_RUN"))]:
+        for name in [key for key in os.environ if key.startswith(("MLFLOW_TRACKING_", "SEQFOUNDRY_", "MLFLOW_RUN"))]:
             patch.delenv(name)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         if user:
@@ -65,7 +65,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    pytest.importorskip("flask_wtf", reason="basic auth needs Flask-WTF (pip install 'seqmodels[test]')")
+    pytest.importorskip("flask_wtf", reason="basic auth needs Flask-WTF (pip install 'seqfoundry[test]')")
     made = Servers(tmp_path_factory.mktemp("servers"))
     try:
         made.wait()
@@ -105,7 +105,7 @@ def test_a_login_in_the_uri_is_not_printed(
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     uri = servers.log_in(monkeypatch, "closed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@"))
-    monkeypatch.setattr("seqmodels.__main__._train", lambda args: {"run": _train(args.out)})
+    monkeypatch.setattr("seqfoundry.__main__._train", lambda args: {"run": _train(args.out)})
     assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
     said, told = capfd.readouterr()
     assert tracking.get_run(json.loads(said)["run"]).info.status == "FINISHED"
@@ -137,7 +137,7 @@ def test_strangers_are_refused(
         assert main(words) == 2
         said, message = capfd.readouterr()
         assert (said, message.count("\n")) == ("", 1)
-        assert message.startswith("seqmodels: ")
+        assert message.startswith("seqfoundry: ")
         assert message.endswith(f"got: {LOGIN}\n")
 
 
@@ -180,7 +180,7 @@ def test_a_server_that_fails_does_not_pass_for_one_without_a_champion(
 def test_anothers_broken_off_run_is_theirs_to_end(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seqmodels.core import provenance
+    from seqfoundry.core import provenance
 
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqmodels.core.errors import ConfigError, InputError, MissingError, ModelError, SeqmodelsError
-from seqmodels.registry import packages, rooms, store
+from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError, SeqfoundryError
+from seqfoundry.registry import packages, rooms, store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel
@@ -48,7 +48,7 @@ def test_nothing_in_the_package_is_a_pickle(registry_store: Any) -> None:
         names = [path for path in folder.rglob("*") if path.is_file()]
         assert not [path for path in names if path.suffix in PICKLES]
         assert not [path for path in names if "__pycache__" in path.parts]
-        assert (folder / "code" / "seqmodels" / "reads" / "serve.py").is_file()
+        assert (folder / "code" / "seqfoundry" / "reads" / "serve.py").is_file()
         listed = (folder / "requirements.txt").read_text().split()
     assert "mlflow==3.17.2" in listed
     assert set(rooms.part("reads", "serve").REQUIREMENTS) < set(listed)
@@ -181,7 +181,7 @@ def _overwrite(path: Path) -> None:
 )  # fmt: skip
 def test_damaged_models_are_refused_by_name(model_copy: Path, damage: Any, message: str) -> None:
     damage(model_copy)
-    with pytest.raises(SeqmodelsError, match=message) as caught:
+    with pytest.raises(SeqfoundryError, match=message) as caught:
         store.load("reads", str(model_copy))
     assert isinstance(caught.value, ModelError | ConfigError)
     assert str(model_copy) in str(caught.value)
@@ -204,8 +204,8 @@ def test_messages_name_the_model_and_not_a_temporary_folder(
 
 def test_a_model_of_another_version_of_the_package_is_loaded_with_a_warning(registry_store: Any, trained: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqmodels.__version__", "0.0.test")
-        with pytest.warns(UserWarning, match=r"written by seqmodels .*, read by 0\.0\.test"):
+        patch.setattr("seqfoundry.__version__", "0.0.test")
+        with pytest.warns(UserWarning, match=r"written by seqfoundry .*, read by 0\.0\.test"):
             store.load("reads", CANDIDATE)
 
 

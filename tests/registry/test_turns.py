@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from seqmodels.registry import turns
+from seqfoundry.registry import turns
 
 
 class Server:

@@ -93,7 +93,7 @@ def _in_store(made: product.Product, out: Path) -> list[str]:
     run_id = product.read(out / "run.json")["run_id"]
     code = """
 import json, sys
-from seqmodels.core import tracking
+from seqfoundry.core import tracking
 opened, run_id = tracking.client(), sys.argv[1]
 run = opened.get_run(run_id)
 def files(path=None):
@@ -154,7 +154,7 @@ def _fill(file: Any, size: int) -> None:
 
 def _one_line(said: str) -> list[str]:
     """Complaints where a refusal is not one line at the end."""
-    lines = [line for line in said.splitlines() if line.startswith("seqmodels: ")]
+    lines = [line for line in said.splitlines() if line.startswith("seqfoundry: ")]
     return [] if len(lines) == 1 and said.rstrip().endswith(lines[0]) else [f"no single line, got: {said[-300:]}"]
 
 
@@ -244,7 +244,7 @@ def main() -> int:
     rows = []
     with contextlib.ExitStack() as opened:
         root = Path(
-            asked.keep or opened.enter_context(tempfile.TemporaryDirectory(prefix="seqmodels-faults-"))
+            asked.keep or opened.enter_context(tempfile.TemporaryDirectory(prefix="seqfoundry-faults-"))
         ).resolve()
         root.mkdir(parents=True, exist_ok=True)
         embedded = product.Product(root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"})

@@ -97,7 +97,7 @@ def register_killed(bench: product.Bench, _: int) -> list[str]:
 def _client(made: product.Product) -> Any:
     """Client of the tracking store of a product."""
     os.environ.update(made.tracking)
-    from seqmodels.registry import store
+    from seqfoundry.registry import store
 
     return store.connect()
 

@@ -43,7 +43,7 @@ class Child:
         self.words, self.log = words, log
         with log.open("wb") as out:
             self._running = subprocess.Popen(
-                [sys.executable, "-m", "seqmodels", *words],
+                [sys.executable, "-m", "seqfoundry", *words],
                 cwd=stack.ROOT, env=dict(variables), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 start_new_session=True,
             )  # fmt: skip
@@ -91,7 +91,7 @@ class Child:
     def expect(self, *statuses: int) -> list[str]:
         """Complaints where it ends otherwise than with one of ``statuses``, or with a traceback."""
         status = self.wait()
-        what = f"seqmodels {' '.join(self.words[:2])}"
+        what = f"seqfoundry {' '.join(self.words[:2])}"
         found = [f"{what}: a traceback"] if "Traceback (most recent call last)" in self.said else []
         if status not in statuses:
             found.append(f"{what}: exit {status}, wanted {statuses}: {self.said[-300:].strip()}")

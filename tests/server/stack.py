@@ -4,7 +4,7 @@
     python tests/server/stack.py            prints the variables to set, and serves until Ctrl-C
 
 PostgreSQL is the system's own (Debian: apt-get install postgresql). The others have environments of their own, below
-``build/servers`` or ``SEQMODELS_SERVERS``, because their requirements contradict ours and each other's.
+``build/servers`` or ``SEQFOUNDRY_SERVERS``, because their requirements contradict ours and each other's.
 """
 
 import base64
@@ -43,7 +43,7 @@ PATIENCE = 120.0  # seconds that a server has to come up
 
 def environments() -> Path:
     """Folder of the servers' environments."""
-    return Path(os.environ.get("SEQMODELS_SERVERS") or ROOT / "build" / "servers")
+    return Path(os.environ.get("SEQFOUNDRY_SERVERS") or ROOT / "build" / "servers")
 
 
 def python(name: str) -> str:
@@ -86,7 +86,7 @@ def free_port() -> int:
 
 def bare() -> dict[str, str]:
     """Variables of this process that a server may see: nothing of MLflow's, of AWS's or ours."""
-    ours = ("MLFLOW_", "AWS_", "SEQMODELS_", "PG", "PYTHON")
+    ours = ("MLFLOW_", "AWS_", "SEQFOUNDRY_", "PG", "PYTHON")
     return {key: value for key, value in os.environ.items() if not key.startswith(ours)}
 
 
@@ -208,7 +208,7 @@ class Stack:
 
     def keys(self) -> dict[str, str]:
         """Variables that a client of the object store needs; those of the tracking server need none of them."""
-        keys = {"AWS_ACCESS_KEY_ID": "seqmodels", "AWS_SECRET_ACCESS_KEY": self.words["store"]}
+        keys = {"AWS_ACCESS_KEY_ID": "seqfoundry", "AWS_SECRET_ACCESS_KEY": self.words["store"]}
         return keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
     def add_user(self, name: str) -> None:
@@ -311,7 +311,7 @@ def running() -> Iterator[Stack]:
     RuntimeError
         If a server does not come up; the message has the end of its log.
     """
-    folder = Path(tempfile.mkdtemp(prefix="seqmodels-server-"))
+    folder = Path(tempfile.mkdtemp(prefix="seqfoundry-server-"))
     folder.chmod(0o711)  # the database's user must pass, and nobody look
     stack = Stack(folder / "logs", folder / "cluster")
     for made in (stack.logs, stack.cluster):

@@ -19,7 +19,7 @@ import pytest
 import stack
 import yaml
 
-from seqmodels.registry import store
+from seqfoundry.registry import store
 
 pytestmark = [
     pytest.mark.server,
@@ -33,7 +33,7 @@ NAMES = {
     "reads": "reads-10x3p_sc_ont_016",
 }
 SETTINGS = {"vdj": "fit.bootstrap=0"}
-LIMITS = {"SEQMODELS_MAX_ROWS": "20", "SEQMODELS_MAX_MEGABYTES": "1"}
+LIMITS = {"SEQFOUNDRY_MAX_ROWS": "20", "SEQFOUNDRY_MAX_MEGABYTES": "1"}
 JSON = "application/json"
 
 
@@ -76,7 +76,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     environment = _environment(database)
 
     def cli(*words: str) -> None:
-        command = [sys.executable, "-m", "seqmodels", *words]
+        command = [sys.executable, "-m", "seqfoundry", *words]
         done = subprocess.run(command, cwd=stack.ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import stack
 
-from seqmodels.registry.rooms import ROOMS
+from seqfoundry.registry.rooms import ROOMS
 
 pytestmark = pytest.mark.server
 
@@ -33,7 +33,7 @@ DOWNSTREAM = """
 import importlib.util, os, sys
 packages, model, rows = sys.argv[1:]
 sys.path.append(packages)
-assert importlib.util.find_spec("seqmodels") is None, "this project must not be found"
+assert importlib.util.find_spec("seqfoundry") is None, "this project must not be found"
 assert importlib.util.find_spec("boto3") is None, "files must come through the server"
 import mlflow, pandas
 mlflow.set_registry_uri(os.environ["MLFLOW_TRACKING_URI"])
@@ -73,13 +73,13 @@ class Team:
 
     def cli(self, *words: str, user: str | None, password: str | None = None) -> Done:
         """Run the command line as a user."""
-        return self.run(sys.executable, "-m", "seqmodels", *words, user=user, password=password)
+        return self.run(sys.executable, "-m", "seqfoundry", *words, user=user, password=password)
 
     def entry(self, point: str, /, *, user: str = "trainer", **parameters: str | Path) -> Done:
         """Run an entry point with ``mlflow run``, which must succeed."""
         chosen = [word for key, value in parameters.items() for word in ("-P", f"{key}={value}")]
         command = [sys.executable, "-m", "mlflow", "run", ".", "-e", point, "--env-manager", "local"]
-        done = self.run(*command, "--experiment-name", "seqmodels", *chosen, user=user)
+        done = self.run(*command, "--experiment-name", "seqfoundry", *chosen, user=user)
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
@@ -133,7 +133,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 def _one_line(done: Done) -> str:
     """Message of a process that was refused as a user's fault: one line, no traceback."""
-    ours = [line for line in done.stderr.splitlines() if line.startswith("seqmodels: ")]
+    ours = [line for line in done.stderr.splitlines() if line.startswith("seqfoundry: ")]
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert (len(ours), done.stdout) == (1, "")
@@ -176,7 +176,7 @@ def test_a_room_goes_the_whole_way_and_is_used_by_another(team: Team, room: str)
 
 
 def test_another_environment_loads_by_alias(team: Team, tmp_path: Path) -> None:
-    from seqmodels.vdj import serve
+    from seqfoundry.vdj import serve
 
     folder = team.whole_way("vdj")
     model = serve.load(folder / "train" / "model")
@@ -219,7 +219,7 @@ def test_a_reader_changes_nothing(team: Team) -> None:
     for words in refusals.values():
         message = _one_line(team.cli(*words, user="reader"))
         expected = f"tracking store {team.server.uri}: must do what was asked, got: no permission (403) for the user"
-        assert message == f"seqmodels: {expected} reader; ask who runs the server for it"
+        assert message == f"seqfoundry: {expected} reader; ask who runs the server for it"
     assert not [path for path in (folder / "refused").rglob("*") if path.is_file()]
     assert (team.get("registered-models/get", name=name), len(team.runs())) == before
     aliases = {entry["alias"]: str(entry["version"]) for entry in before[0]["registered_model"]["aliases"]}
@@ -294,7 +294,7 @@ def test_dvc_brings_data_back_from_the_object_store(team: Team, tmp_path: Path) 
     _scratch_clone(first, call)
     call(tmp_path, "cp", "-r", str(source), str(first / "data" / "vdj"))
     dvc(first, "add", "data")
-    dvc(first, "remote", "add", "-d", "store", "s3://dvc/seqmodels")
+    dvc(first, "remote", "add", "-d", "store", "s3://dvc/seqfoundry")
     dvc(first, "remote", "modify", "store", "endpointurl", team.server.store)
     pushed = dvc(first, "push")
     assert "pushed" in pushed.stdout

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 _PATH = Path(__file__).resolve().parents[1] / "registry" / "conftest.py"
-_SPEC = importlib.util.spec_from_file_location("seqmodels_trained", _PATH)
+_SPEC = importlib.util.spec_from_file_location("seqfoundry_trained", _PATH)
 assert _SPEC is not None
 assert _SPEC.loader is not None
 _MODULE = importlib.util.module_from_spec(_SPEC)
-sys.modules["seqmodels_trained"] = _MODULE  # dataclasses look their module up
+sys.modules["seqfoundry_trained"] = _MODULE  # dataclasses look their module up
 _SPEC.loader.exec_module(_MODULE)
 
 shared = _MODULE.shared

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from seqmodels.__main__ import main, parser
-from seqmodels.registry import rooms
+from seqfoundry.__main__ import main, parser
+from seqfoundry.registry import rooms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -38,7 +38,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         out, err = capsys.readouterr()
         assert status == 2, err
         assert out == ""
-        assert err.startswith("seqmodels")
+        assert err.startswith("seqfoundry")
         assert err.endswith("\n")
         assert err.count("\n") == 1, err
         assert "Traceback" not in err
@@ -52,7 +52,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as end:
         parser().parse_args([verb, "--help"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: seqmodels {verb}")
+    assert capsys.readouterr().out.startswith(f"usage: seqfoundry {verb}")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_verbs_are_these(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_no_framework() -> None:
     code = (
-        "import contextlib, io, sys\nfrom seqmodels.__main__ import main\n"
+        "import contextlib, io, sys\nfrom seqfoundry.__main__ import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
@@ -100,11 +100,11 @@ def test_help_imports_no_framework() -> None:
 def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
     words = ["train", "reads", "--params", "nope.yaml", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "seqmodels", *words]
+    command = [sys.executable, "-m", "seqfoundry", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "seqmodels: nope.yaml: must be a readable settings file, got: No such file or directory\n"
+    assert done.stderr == "seqfoundry: nope.yaml: must be a readable settings file, got: No such file or directory\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.registry.rooms import ROOMS
+from seqfoundry.registry.rooms import ROOMS
 
 ROOT = Path(__file__).parents[2]
 

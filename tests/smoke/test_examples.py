@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 
-from seqmodels.registry import rooms, store
-from seqmodels.vdj import serve as vdj
-from seqmodels.vdj.config import read_specification
-from seqmodels.vdj.features import coefficient_names
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.inference.uncertainty import Fit
+from seqfoundry.registry import rooms, store
+from seqfoundry.vdj import serve as vdj
+from seqfoundry.vdj.config import read_specification
+from seqfoundry.vdj.features import coefficient_names
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.inference.uncertainty import Fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -34,7 +34,7 @@ FASTA = ">first of all\nACGTTGCAACGT\nacgtn\n\n>second\nTTAGCTCAGGTCATGAGTCATCC\
 
 def _cli(*words: str, database: Path) -> None:
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "seqmodels", *words]
+    command = [sys.executable, "-m", "seqfoundry", *words]
     environment = {**os.environ, **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -90,9 +90,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                 if not (site / name).exists():
                     (site / name).symlink_to(Path(str(distribution.locate_file(name))).resolve())
         python = folder / "bin" / "python"
-        code = (
-            "import importlib.util as i; print([n for n in ('mlflow', 'pandas', 'seqmodels', 'dvc') if i.find_spec(n)])"
-        )
+        names = ("mlflow", "pandas", "seqfoundry", "dvc")
+        code = f"import importlib.util as i; print([n for n in {names} if i.find_spec(n)])"
         told = subprocess.run([python, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True)
         assert told.stdout == "['mlflow', 'pandas']\n"
         return python
@@ -109,7 +108,7 @@ def stranger(environment: Callable[..., Path]) -> Callable[[Path], Path]:
 @pytest.mark.parametrize("room", rooms.ROOMS)
 def test_what_a_model_requires_is_enough_to_load_its_room(room: str, environment: Callable[..., Path]) -> None:
     python = environment("mlflow", *rooms.part(room, "serve").REQUIREMENTS)
-    code = f"import seqmodels.{room}.serve, seqmodels.registry.http"
+    code = f"import seqfoundry.{room}.serve, seqfoundry.registry.http"
     bare = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([python, "-c", code], env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
@@ -145,7 +144,7 @@ def tiny(tmp_path: Path) -> Path:
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
     model = vdj.VdjModel(specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about)
     vdj.save(model, config, tmp_path / "model")
-    source = ROOT / "src" / "seqmodels"
+    source = ROOT / "src" / "seqfoundry"
     mlflow.pyfunc.save_model(
         tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"room": "vdj"},
         artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,

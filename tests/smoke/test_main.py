@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.registry.rooms import ROOMS
+from seqfoundry.registry.rooms import ROOMS
 
 
 @pytest.mark.slow
 def test_main_does_everything_once(clone: Path) -> None:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
     own = {"PYTHONPATH": str(clone / "src"), "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1"}
 
     def run() -> tuple[list[list[str]], str]:
-        command = [sys.executable, "-m", "seqmodels", "main", "--profile", "smoke"]
+        command = [sys.executable, "-m", "seqfoundry", "main", "--profile", "smoke"]
         done = subprocess.run(command, cwd=clone, env={**inherited, **own}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return [re.split(r"  +", line) for line in done.stdout.splitlines()[2:]], done.stderr

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def _mlflow_run(entry: str, database: Path, **parameters: str | Path) -> subprocess.CompletedProcess[str]:
     """Run an entry point with the interpreter of the tests first on the path, as an activated environment has it."""
     chosen = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
     own = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
@@ -26,7 +26,7 @@ def _mlflow_run(entry: str, database: Path, **parameters: str | Path) -> subproc
     }
     command = [sys.executable, "-m", "mlflow", "run", ".", "-e", entry, "--env-manager", "local"]
     return subprocess.run(
-        [*command, "--experiment-name", "seqmodels", *chosen],
+        [*command, "--experiment-name", "seqfoundry", *chosen],
         cwd=ROOT,
         env={**inherited, **own},
         capture_output=True,
@@ -66,5 +66,5 @@ def test_training_and_registering_by_mlflow_run(
 def test_a_fault_is_a_failed_run(tmp_path: Path) -> None:
     done = _mlflow_run("train-reads", tmp_path / "own.db", params="params/reads/nope.yaml", out=tmp_path / "out")
     assert done.returncode == 1
-    assert "seqmodels: params/reads/nope.yaml: must be a readable settings file" in done.stderr
+    assert "seqfoundry: params/reads/nope.yaml: must be a readable settings file" in done.stderr
     assert not (tmp_path / "out").exists()

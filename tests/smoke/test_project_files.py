@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from seqmodels.__main__ import parser
-from seqmodels.apply import partition_work, pipeline, score
-from seqmodels.registry.rooms import ROOMS
+from seqfoundry.__main__ import parser
+from seqfoundry.apply import partition_work, pipeline, score
+from seqfoundry.registry.rooms import ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS: dict[str, Any] = PROJECT["entry_points"]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PREFIX = ["PYTHONPATH=src", "python", "-m", "seqmodels"]
+PREFIX = ["PYTHONPATH=src", "python", "-m", "seqfoundry"]
 OWN_FILES = {"input", "germline"}  # parameters that name the user's files: MLflow makes them absolute
 
 
@@ -38,7 +38,7 @@ def test_mlflow_reads_the_project() -> None:
     from mlflow.projects.utils import load_project
 
     loaded = load_project(str(ROOT))
-    assert loaded.name == "seqmodels"
+    assert loaded.name == "seqfoundry"
     assert set(loaded._entry_points) == set(ENTRY_POINTS)
     assert Path(loaded.env_config_path) == ROOT / "conda.yaml"
 
@@ -58,7 +58,7 @@ def test_every_room_can_be_used() -> None:
 
 
 def test_the_import_law_names_every_room() -> None:
-    rooms = {f"seqmodels.{room}" for room in ROOMS}
+    rooms = {f"seqfoundry.{room}" for room in ROOMS}
     laws = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     named = {law["name"]: law for law in laws}
     assert {f"inside {room}" for room in ROOMS} <= set(named)
@@ -70,7 +70,7 @@ def test_the_import_law_names_every_room() -> None:
     assert {f"{room}.simulate" for room in rooms} <= set(simulators)
     for framework, law in named.items():
         if " only in " in framework and "MLflow" not in framework:
-            allowed = {f"seqmodels.{room}" for room in ROOMS if room in framework}
+            allowed = {f"seqfoundry.{room}" for room in ROOMS if room in framework}
             assert rooms - allowed == rooms & set(law["source_modules"]), framework
 
 
@@ -142,7 +142,7 @@ def test_the_pipeline_has_every_room() -> None:
 def test_every_room_has_settings_and_what_the_registry_asks_for(room: str) -> None:
     for profile in ("full", "demo", "smoke"):
         assert (ROOT / "params" / room / f"{profile}.yaml").is_file()
-    serve = importlib.import_module(f"seqmodels.{room}.serve")
+    serve = importlib.import_module(f"seqfoundry.{room}.serve")
     pins = set(PYPROJECT["dependencies"])
     assert set(serve.REQUIREMENTS) <= pins
     assert len(serve.REQUIREMENTS) > 0
@@ -167,13 +167,15 @@ VERB_OF = {"simulate": "simulate", "train": "train", "evaluate": "evaluate"}
 def test_every_room_has_the_same_door(room: str, module: str, function: str) -> None:
     if VERB_OF.get(module, "train") not in ROOMS[room]:
         pytest.skip(f"{room} has no verb {module}")
-    found = inspect.signature(getattr(importlib.import_module(f"seqmodels.{room}.{module}"), function))
+    found = inspect.signature(getattr(importlib.import_module(f"seqfoundry.{room}.{module}"), function))
     more = [one for one in found.parameters.values() if one.kind is one.KEYWORD_ONLY]  # a room's own, may be left out
     assert [name for name in found.parameters if found.parameters[name] not in more] == SIGNATURES[module, function]
     for one in found.parameters.values():
         assert (one.default is one.empty) == (one.kind is one.POSITIONAL_OR_KEYWORD)
-    first = inspect.signature(getattr(sys.modules[f"seqmodels.{room}.{module}"], function))
-    reference = inspect.signature(getattr(importlib.import_module(f"seqmodels.{next(iter(ROOMS))}.{module}"), function))
+    first = inspect.signature(getattr(sys.modules[f"seqfoundry.{room}.{module}"], function))
+    reference = inspect.signature(
+        getattr(importlib.import_module(f"seqfoundry.{next(iter(ROOMS))}.{module}"), function)
+    )
     if module != "serve":  # a room's own type of model stands in the signatures of serve
         for name in {"data", "out"} & set(first.parameters):
             wanted = reference.parameters[name].annotation

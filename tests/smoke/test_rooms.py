@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from seqmodels.__main__ import main
-from seqmodels.registry.rooms import ROOMS, SHARED
+from seqfoundry.__main__ import main
+from seqfoundry.registry.rooms import ROOMS, SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -22,12 +22,12 @@ def _modules(folder: Path) -> set[str]:
 
 
 def _packages(room: str) -> list[Path]:
-    return sorted(path.parent for path in (ROOT / "src" / "seqmodels" / room).rglob("__init__.py"))
+    return sorted(path.parent for path in (ROOT / "src" / "seqfoundry" / room).rglob("__init__.py"))
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_has_eight_modules_and_few_more_on_top(room: str) -> None:
-    found = _modules(ROOT / "src" / "seqmodels" / room)
+    found = _modules(ROOT / "src" / "seqfoundry" / room)
     assert found >= EVERY
     assert len(found) <= MOST, sorted(found - EVERY)
 
@@ -47,7 +47,7 @@ def test_packages_of_a_room_import_nothing_and_hold_their_layers(room: str) -> N
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_training_and_evaluation_stand_side_by_side_on_top(room: str) -> None:
-    assert INNER[f"seqmodels.{room}"]["layers"][0] == "train | evaluate"
+    assert INNER[f"seqfoundry.{room}"]["layers"][0] == "train | evaluate"
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -57,11 +57,11 @@ def test_several_processes_train_a_room_only_where_they_share_it(
     meeting = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in meeting.items():
         monkeypatch.setenv(name, value)
-    own = (ROOT / "src" / "seqmodels" / room / "parallel.py").is_file()
+    own = (ROOT / "src" / "seqfoundry" / room / "parallel.py").is_file()
     assert own == (room in SHARED)
     words = ["--params", str(tmp_path / "absent.yaml"), "--out", str(tmp_path / "out")]
     assert main(["train", room, *words]) == 2
     must = f"torchrun: must start one process for the room {room}, which uses all devices from one process, got 2"
     said = capsys.readouterr().err
-    assert ("absent.yaml" in said) if own else (said == f"seqmodels: {must}\n")
+    assert ("absent.yaml" in said) if own else (said == f"seqfoundry: {must}\n")
     assert not (tmp_path / "out").exists()

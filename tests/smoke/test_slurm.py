@@ -97,7 +97,7 @@ def test_stopped_requeued_and_resumed(project: Path) -> None:
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
     assert _start(project).wait(timeout=20) == 0
     first, second = (project / "calls.txt").read_text().splitlines()
-    assert first == "-m seqmodels train copynumber --params config.yaml --out build/copynumber/slurm-7 --device cpu"
+    assert first == "-m seqfoundry train copynumber --params config.yaml --out build/copynumber/slurm-7 --device cpu"
     assert second == f"{first} --resume abc"
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
 
@@ -160,7 +160,7 @@ def test_an_array_over_lines_of_settings(project: Path) -> None:
     (project / "lines.txt").write_text("seed=1\nseed=2 train.epochs=5\nseed=3\n")
     words = ("config.yaml", "enhancer", "lines.txt")
     calls = _stopped_requeued_resumed(project, "build/enhancer/grid-99", "grid_array.sh", *words, n=1)
-    start = "-m seqmodels train enhancer --params config.yaml --out build/enhancer/grid-99"
+    start = "-m seqfoundry train enhancer --params config.yaml --out build/enhancer/grid-99"
     assert calls == [
         f"{start}/1 --device cpu --set seed=2 train.epochs=5",
         f"{start}/2 --device cpu --set seed=3",
@@ -168,7 +168,7 @@ def test_an_array_over_lines_of_settings(project: Path) -> None:
 
 
 def test_an_array_over_points_of_a_grid(project: Path) -> None:
-    from seqmodels.registry import rooms
+    from seqfoundry.registry import rooms
 
     network = {"architecture": "residual", "channels": [8, 16], "stem_kernel": 9, "kernel": 5, "crf_layer": True,
                "dilation_rates": [1, 4], "learning_rate": [1e-2, 3e-2], "warmup": 0.1, "epochs": 3}  # fmt: skip
@@ -194,12 +194,12 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
 
 def test_an_array_over_bootstrap_replicates(project: Path) -> None:
     calls = _stopped_requeued_resumed(project, "build/vdj/bootstrap-99", "bootstrap_array.sh", "config.yaml", "25", n=3)
-    start = "-m seqmodels train vdj --params config.yaml --out build/vdj/bootstrap-99"
+    start = "-m seqfoundry train vdj --params config.yaml --out build/vdj/bootstrap-99"
     assert calls == [f"{start}/{seed} --device cpu --set seed={seed} fit.bootstrap=25" for seed in (3, 4)]
 
 
 def test_the_bootstrap_settings_are_settings() -> None:
-    from seqmodels.registry import rooms
+    from seqfoundry.registry import rooms
 
     found = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
     assert (found.seed, found.fit.bootstrap) == (3, 25)

@@ -37,14 +37,14 @@ class Site:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQMODELS_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(ROOT / "src"), "PATH": path}
     return inherited | own | {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def _seqmodels(folder: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "seqmodels", *words]
+def _seqfoundry(folder: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "seqfoundry", *words]
     done = subprocess.run(command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -52,12 +52,12 @@ def _seqmodels(folder: Path, *words: str) -> None:
 def _champion(folder: Path, room: str) -> None:
     params, made = str(ROOT / "params" / room / "smoke.yaml"), folder / room
     data = str(made / "data")
-    _seqmodels(folder, "simulate", room, "--params", params, "--out", data)
-    _seqmodels(folder, "train", room, "--params", params, "--data", data, "--out", str(made / "train"))
-    _seqmodels(folder, "register", room, "--run", str(made / "train"))
+    _seqfoundry(folder, "simulate", room, "--params", params, "--out", data)
+    _seqfoundry(folder, "train", room, "--params", params, "--data", data, "--out", str(made / "train"))
+    _seqfoundry(folder, "register", room, "--run", str(made / "train"))
     evaluated = str(made / "evaluate")  # after registering, as users do: the card is renewed
-    _seqmodels(folder, "evaluate", room, "--model", str(made / "train"), "--data", data, "--out", evaluated)
-    _seqmodels(folder, "promote", NAMES[room])
+    _seqfoundry(folder, "evaluate", room, "--model", str(made / "train"), "--data", data, "--out", evaluated)
+    _seqfoundry(folder, "promote", NAMES[room])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _experiment(url: str) -> str:
-    address = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=seqmodels"
+    address = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=seqfoundry"
     with urllib.request.urlopen(address, timeout=30) as answer:
         return str(json.load(answer)["experiment"]["experiment_id"])
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.vdj.genes.choices import Choices, build, configurations, frames, sequence_of, table
-from seqmodels.vdj.genes.ends import end_codes, oriented
-from seqmodels.vdj.genes.germline import Gene, Germline, Segment
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.vdj.genes.choices import Choices, build, configurations, frames, sequence_of, table
+from seqfoundry.vdj.genes.ends import end_codes, oriented
+from seqfoundry.vdj.genes.germline import Gene, Germline, Segment
 
 TOY_V = Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
 TOY_J = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)

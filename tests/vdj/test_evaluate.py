@@ -10,19 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import InputError, MissingError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.vdj import evaluate as room
-from seqmodels.vdj import model as likelihood
-from seqmodels.vdj import serve
-from seqmodels.vdj import train as training
-from seqmodels.vdj.config import Config
-from seqmodels.vdj.data import frames, read_observations
-from seqmodels.vdj.evaluate import GeneFit
-from seqmodels.vdj.genes.choices import build as build_choices
-from seqmodels.vdj.genes.references import read_germline
-from seqmodels.vdj.simulate import simulate
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.vdj import evaluate as room
+from seqfoundry.vdj import model as likelihood
+from seqfoundry.vdj import serve
+from seqfoundry.vdj import train as training
+from seqfoundry.vdj.config import Config
+from seqfoundry.vdj.data import frames, read_observations
+from seqfoundry.vdj.evaluate import GeneFit
+from seqfoundry.vdj.genes.choices import build as build_choices
+from seqfoundry.vdj.genes.references import read_germline
+from seqfoundry.vdj.simulate import simulate
 
 PARAMS = Path(__file__).parents[2] / "params" / "vdj"
 MOTIF = "left_motif=1 right_motif=2 fit.bootstrap=0 simulate.test_reads=4000 "

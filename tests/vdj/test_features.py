@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core.config import read_yaml
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import ModelError
-from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
-from seqmodels.vdj.features import (
+from seqfoundry.core.config import read_yaml
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import ModelError
+from seqfoundry.vdj.config import Annotation, ModelType, ParamGroup, Specification
+from seqfoundry.vdj.features import (
     PROPORTIONS,
     Design,
     choice_table,
@@ -26,9 +26,9 @@ from seqmodels.vdj.features import (
     side_columns,
     side_table,
 )
-from seqmodels.vdj.genes.choices import Choices, build
-from seqmodels.vdj.genes.ends import oriented
-from seqmodels.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.genes.choices import Choices, build
+from seqfoundry.vdj.genes.ends import oriented
+from seqfoundry.vdj.genes.germline import Gene, Germline
 
 TOY_V = Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
 TOY_J = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)

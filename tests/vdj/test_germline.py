@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from seqmodels.core.errors import InputError, MissingError
-from seqmodels.vdj.genes.germline import Gene, Germline, resolve
-from seqmodels.vdj.genes.references import import_germline, read_germline, write_germline
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.vdj.genes.germline import Gene, Germline, resolve
+from seqfoundry.vdj.genes.references import import_germline, read_germline, write_germline
 
 # own sequences: a V of 30 nt with its Cys codon at 18, a J of 24 nt with its Phe codon at 11
 V = "GATACAGCCACCTACTTCTGTGCTGTGAGA"

@@ -11,13 +11,13 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from seqmodels.core.errors import ConfigError, InputError
-from seqmodels.vdj.config import FitConfig
-from seqmodels.vdj.features import Design
-from seqmodels.vdj.inference.fitting import bootstrap, choose_device, choose_penalty, fit
-from seqmodels.vdj.inference.uncertainty import bootstrap_table, unidentified, wald
-from seqmodels.vdj.model import log_probabilities, observed_nll, option_probabilities, problem, value_gradient_hessian
-from seqmodels.vdj.rearrangements.observations import Observed
+from seqfoundry.core.errors import ConfigError, InputError
+from seqfoundry.vdj.config import FitConfig
+from seqfoundry.vdj.features import Design
+from seqfoundry.vdj.inference.fitting import bootstrap, choose_device, choose_penalty, fit
+from seqfoundry.vdj.inference.uncertainty import bootstrap_table, unidentified, wald
+from seqfoundry.vdj.model import log_probabilities, observed_nll, option_probabilities, problem, value_gradient_hessian
+from seqfoundry.vdj.rearrangements.observations import Observed
 
 CONFIG = FitConfig(
     method="direct",

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError
-from seqmodels.vdj.config import Annotation, ModelType, ParamGroup, Specification
-from seqmodels.vdj.features import design
-from seqmodels.vdj.genes.choices import build, configurations, frames, sequence_of
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.model import (
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError
+from seqfoundry.vdj.config import Annotation, ModelType, ParamGroup, Specification
+from seqfoundry.vdj.features import design
+from seqfoundry.vdj.genes.choices import build, configurations, frames, sequence_of
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.model import (
     completed,
     expected_complete_nll,
     log_probabilities,
@@ -26,7 +26,7 @@ from seqmodels.vdj.model import (
     unconditioned,
     value_gradient_hessian,
 )
-from seqmodels.vdj.rearrangements.observations import Observed
+from seqfoundry.vdj.rearrangements.observations import Observed
 
 LOWER, UPPER = -2, 3
 

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError
-from seqmodels.vdj import data
-from seqmodels.vdj.data import read_rearrangements
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.rearrangements.calls import imgt_name
-from seqmodels.vdj.rearrangements.chunks import Rejected, normal_columns
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError
+from seqfoundry.vdj import data
+from seqfoundry.vdj.data import read_rearrangements
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.rearrangements.calls import imgt_name
+from seqfoundry.vdj.rearrangements.chunks import Rejected, normal_columns
 
 START = "GATACTTGTGCTGTGAG"  # Cys codon at 6
 PLAIN = "TRAV1-1*01"  # P-nucleotides TG

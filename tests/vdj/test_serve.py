@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError, MissingError, ModelError
-from seqmodels.vdj import serve
-from seqmodels.vdj.config import Config, read_specification
-from seqmodels.vdj.features import coefficient_names
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.inference.uncertainty import Fit
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError, MissingError, ModelError
+from seqfoundry.vdj import serve
+from seqfoundry.vdj.config import Config, read_specification
+from seqfoundry.vdj.features import coefficient_names
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.inference.uncertainty import Fit
 
 PARAMS = Path(__file__).parents[2] / "params" / "vdj"
 V, J, D = "GATACTTGTGCTGTGAGTGCCA", "TGGCACTGGAGGCTTCAAAACTA", "GGGACAGGGGGCTACGTA"

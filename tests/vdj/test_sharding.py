@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmodels.registry import rooms
-from seqmodels.vdj.inference import sharding
+from seqfoundry.registry import rooms
+from seqfoundry.vdj.inference import sharding
 
 HERE = Path(__file__).resolve().parent
 PARAMS = HERE.parents[1] / "params" / "vdj"
@@ -20,9 +20,9 @@ import jax, numpy as np
 jax.config.update("jax_disable_most_optimizations", True)
 import test_inference, test_model as toy
 from dataclasses import replace
-from seqmodels.vdj import model
-from seqmodels.vdj.inference import fitting
-from seqmodels.vdj.inference.sharding import devices, sharded, weights_of
+from seqfoundry.vdj import model
+from seqfoundry.vdj.inference import fitting
+from seqfoundry.vdj.inference.sharding import devices, sharded, weights_of
 
 found, n = {}, len(devices())
 for name, latent in CASES:
@@ -97,7 +97,7 @@ def test_a_training_on_two_devices_leaves_the_same_tables(tmp_path: Path) -> Non
     data.mkdir()
     rooms.part("vdj", "simulate").simulate(config, data)
     for count in (1, 2):
-        words = ["-m", "seqmodels", "train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
+        words = ["-m", "seqfoundry", "train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
         on_devices(count, *words, "--out", str(tmp_path / str(count)), "--device", "cpu", "--no-track")
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("1", "2"))
     for key in one.keys() - {"train.seconds", "train.gradient_norm"}:

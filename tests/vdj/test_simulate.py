@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmodels.core import config as settings
-from seqmodels.core.dna import decode, reverse_complement_text
-from seqmodels.core.errors import ConfigError, InputError, OutputError
-from seqmodels.vdj.config import Config
-from seqmodels.vdj.genes.artificial import artificial
-from seqmodels.vdj.genes.choices import Choices, build
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.genes.references import read_germline, write_germline
-from seqmodels.vdj.simulate import (
+from seqfoundry.core import config as settings
+from seqfoundry.core.dna import decode, reverse_complement_text
+from seqfoundry.core.errors import ConfigError, InputError, OutputError
+from seqfoundry.vdj.config import Config
+from seqfoundry.vdj.genes.artificial import artificial
+from seqfoundry.vdj.genes.choices import Choices, build
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.genes.references import read_germline, write_germline
+from seqfoundry.vdj.simulate import (
     Truth,
     _poisson,
     _usage,

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.config import build, resolve
-from seqmodels.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from seqmodels.core.loop import TrainOptions
-from seqmodels.vdj import serve
-from seqmodels.vdj import train as training
-from seqmodels.vdj.config import Config
-from seqmodels.vdj.simulate import simulate
+from seqfoundry.core.config import build, resolve
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.loop import TrainOptions
+from seqfoundry.vdj import serve
+from seqfoundry.vdj import train as training
+from seqfoundry.vdj.config import Config
+from seqfoundry.vdj.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "vdj"
@@ -263,7 +263,7 @@ def test_settings_that_do_not_fit_are_refused_before_a_run(
 def test_killed_on_the_command_line_and_resumed(data: Path, tmp_path: Path, own_store: str) -> None:
     out, environment = tmp_path / "out", {**os.environ, "PYTHONPATH": "src", "JAX_PLATFORMS": "cpu"}
     words = ["train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data), "--out", str(out)]
-    command = [sys.executable, "-m", "seqmodels", *words]
+    command = [sys.executable, "-m", "seqfoundry", *words]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

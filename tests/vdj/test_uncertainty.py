@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from seqmodels.core.errors import InputError
-from seqmodels.core.report import text_table
-from seqmodels.vdj.inference.uncertainty import Fit, bootstrap_table, chi2_tail, contrasts, likelihood_ratio, shown
+from seqfoundry.core.errors import InputError
+from seqfoundry.core.report import text_table
+from seqfoundry.vdj.inference.uncertainty import Fit, bootstrap_table, chi2_tail, contrasts, likelihood_ratio, shown
 
 NAMES = ("average_mh", "v_trim_motif_5end_pos1_A", "v_trim_motif_5end_pos1_C", "a", "b", "ligation_mh")
 FULL = Fit(

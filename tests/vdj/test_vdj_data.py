@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqmodels.core.config import build as build_config
-from seqmodels.core.config import resolve
-from seqmodels.core.dna import reverse_complement_text
-from seqmodels.core.errors import InputError, MissingError, OutputError
-from seqmodels.vdj.config import Annotation, Config, ModelType, ParamGroup, Specification
-from seqmodels.vdj.data import frames, prepare, read_observations, read_rearrangements
-from seqmodels.vdj.genes.choices import build
-from seqmodels.vdj.genes.germline import Gene, Germline
-from seqmodels.vdj.genes.references import read_germline, write_germline
-from seqmodels.vdj.rearrangements.chunks import Rejected, normal_columns
-from seqmodels.vdj.rearrangements.observations import Observed, observe
+from seqfoundry.core.config import build as build_config
+from seqfoundry.core.config import resolve
+from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.vdj.config import Annotation, Config, ModelType, ParamGroup, Specification
+from seqfoundry.vdj.data import frames, prepare, read_observations, read_rearrangements
+from seqfoundry.vdj.genes.choices import build
+from seqfoundry.vdj.genes.germline import Gene, Germline
+from seqfoundry.vdj.genes.references import read_germline, write_germline
+from seqfoundry.vdj.rearrangements.chunks import Rejected, normal_columns
+from seqfoundry.vdj.rearrangements.observations import Observed, observe
 
 ROOT = Path(__file__).parents[2]
 V = ("TRAV1*01", "GATACTTGTGCTGTGAGTGCCA"), ("TRAV2*01", "GATACTTGTGCTGCTACTGGCT")
@@ -411,7 +411,7 @@ def test_frames_of_a_prepared_folder_are_its_test_rows(tmp_path, genes):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> Path:
-    from seqmodels.vdj.simulate import simulate
+    from seqfoundry.vdj.simulate import simulate
 
     made = load("demo")
     settings = dataclasses.replace(made.simulate, train_reads=3000, test_reads=5000, example_rows=2000)
