@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check data bench ui ci
+.PHONY: help setup demo test check data bench ui mlproject
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ help:    ## List the targets
 
 setup: .venv/.installed  ## Make .venv with everything that is needed
 
-demo: setup  ## All rooms from data to a registered champion and its first answers
+demo: setup  ## All families from data to a registered champion and its first answers
 	mlflow run . --env-manager local --experiment-name seqfoundry
 
 test: setup  ## The tests, without those that are run by hand
@@ -31,6 +31,9 @@ check: setup  ## Format, lint, types, layers
 
 data: setup  ## Build data/ and compare it with data.dvc
 	python -m seqfoundry data build
+
+mlproject: setup  ## Write MLproject from the commands
+	PYTHONPATH=src python -m seqfoundry.mlproject > MLproject
 
 bench: setup  ## Timings, one JSON line each
 	for script in benchmarks/*.py; do python $$script; done

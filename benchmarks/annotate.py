@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seqfoundry.apply.annotate import annotate
-from seqfoundry.core.config import build_plain, read_yaml
 from seqfoundry.core.dna import decode
-from seqfoundry.reads import serve
-from seqfoundry.reads.config import SimulateConfig
-from seqfoundry.reads.data import Reads, collapse
-from seqfoundry.reads.labelling.structure import Grammar, architectures
-from seqfoundry.reads.library.molecules import Sources
-from seqfoundry.reads.library.protocol import Protocol, read_protocol
-from seqfoundry.reads.simulate import Truth, draw_example
-from seqfoundry.registry import store
+from seqfoundry.core.settings.config import build_plain, read_yaml
+from seqfoundry.families.reads import serve
+from seqfoundry.families.reads.annotate import annotate
+from seqfoundry.families.reads.config import SimulateConfig
+from seqfoundry.families.reads.data import Reads, collapse
+from seqfoundry.families.reads.labelling.structure import Grammar, architectures
+from seqfoundry.families.reads.protocol.molecules import Sources
+from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
+from seqfoundry.families.reads.simulate import Truth, draw_example
+from seqfoundry.registry import models
 
 ROOT = Path(__file__).parents[1]
 PARAMS = ROOT / "params" / "reads"
@@ -90,7 +90,7 @@ def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
 def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
     """What a model folder says of itself, as far as annotation asks."""
     return {
-        "room": "reads",
+        "family": "reads",
         "registered_name": f"reads-{protocol.model}",
         "labels": list(protocol.labels),
         "barcodes": list(protocol.barcodes),
@@ -105,7 +105,7 @@ def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
 class Replay:
     """A model that gives the answers it was made with, chunk by chunk; another one may do its work besides."""
 
-    def __init__(self, answers: pd.DataFrame, worker: store.Loaded | None = None) -> None:
+    def __init__(self, answers: pd.DataFrame, worker: models.Loaded | None = None) -> None:
         self.answers, self.at, self.worker = answers, 0, worker
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def timed_labels(model: serve.ReadModel, reads: Reads, *, parse_all: bool) -> fl
 
 def main(model: str) -> None:
     reads, _, listed = simulated(N_READS // 2, ("single_fwd", "single_rev"), seed=SEED)
-    loaded = store.load("reads", model)
+    loaded = models.load("reads", model)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source, cells = folder / "reads.fastq", folder / "cells.txt"
@@ -175,17 +175,17 @@ def main(model: str) -> None:
         cells.write_text("\n".join(listed) + "\n")
         answers = truth_answer(reads)
         ours: dict[str, list[float]] = {"without_model": [], "whole": []}
-        genuine = store.load
+        genuine = models.load
         for repeat in range(REPEATS + 1):
             for name, seconds in ours.items():
                 replay = Replay(answers, loaded if name == "whole" else None)
-                one = store.Loaded(replay, loaded.served, model)
-                store.load = lambda _room, _reference, one=one: one  # type: ignore[assignment]  # loading is no work
+                one = models.Loaded(replay, loaded.served, model)
+                models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]  # loading is no work
                 took = timed(source, cells, model, folder)
                 if repeat:  # the first one compiles
                     seconds.append(took)
-        store.load = genuine
-    with store.model_folder(model) as folder:
+        models.load = genuine
+    with models.model_folder(model) as folder:
         network = serve.load(folder)
     quick = [timed_labels(network, reads, parse_all=False) for _ in range(REPEATS)]
     parsed = [timed_labels(network, reads, parse_all=True) for _ in range(REPEATS)]

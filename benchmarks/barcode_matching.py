@@ -17,7 +17,7 @@ from functools import partial
 import edlib
 import numpy as np
 
-from seqfoundry.apply.whitelist import Column, Whitelist
+from seqfoundry.families.reads.barcodes.whitelist import Column, Whitelist
 
 N_WINDOWS, REPEATS, MAX_DISTANCE, SEED = 10_000, 7, 2, 1
 SIZES = {143: 2_000, 6_500: 100, 3_000_000: 0}  # listed barcodes: windows of the baseline

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from seqfoundry.core.dna import reverse_complement_text
-from seqfoundry.vdj.config import Annotation, ModelType, ParamGroup, Specification
-from seqfoundry.vdj.features import PROPORTIONS, choice_table, design
-from seqfoundry.vdj.genes.artificial import artificial
-from seqfoundry.vdj.genes.choices import Choices, build
-from seqfoundry.vdj.genes.germline import Gene
+from seqfoundry.families.vdj.config import Annotation, ModelType, ParamGroup, Specification
+from seqfoundry.families.vdj.features import PROPORTIONS, choice_table, design
+from seqfoundry.families.vdj.genes.artificial import artificial
+from seqfoundry.families.vdj.genes.choices import Choices, build
+from seqfoundry.families.vdj.genes.germline import Gene
 
 N_V, N_J, N_NAIVE, REPEATS = 46, 54, 4, 5
 LEFT, RIGHT = 1, 2

@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqfoundry.copynumber.calling.genes import call_genes
-from seqfoundry.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
-from seqfoundry.copynumber.calling.segments import call
-from seqfoundry.copynumber.config import Config
-from seqfoundry.copynumber.depth.bins import Bins, Gene, read_panel
-from seqfoundry.core.config import build, resolve
+from seqfoundry.core.settings.config import build, resolve
+from seqfoundry.families.copynumber.calling.genes import call_genes
+from seqfoundry.families.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqfoundry.families.copynumber.calling.segments import call
+from seqfoundry.families.copynumber.config import Config
+from seqfoundry.families.copynumber.depth.bins import Bins, Gene, read_panel
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 5_000, 50, 5, 1
 BINS = Bins.tiling("NC_016845.1", 5_333_942, 1000)

@@ -25,11 +25,11 @@ import numpy as np
 from hmmlearn.hmm import GaussianHMM
 from numpy.typing import NDArray
 
-from seqfoundry.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode
-from seqfoundry.copynumber.calling.segments import call
-from seqfoundry.copynumber.config import COPY_NUMBERS, Config
-from seqfoundry.copynumber.depth.bins import Bins
-from seqfoundry.core.config import build, resolve
+from seqfoundry.core.settings.config import build, resolve
+from seqfoundry.families.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode
+from seqfoundry.families.copynumber.calling.segments import call
+from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
+from seqfoundry.families.copynumber.depth.bins import Bins
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 512, 16, 7, 1
 STORES = (5_000, 20_000)

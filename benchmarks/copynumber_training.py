@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from seqfoundry.copynumber import losses
-from seqfoundry.copynumber.config import Config
-from seqfoundry.copynumber.depth.store import open_store
-from seqfoundry.copynumber.losses import Training
-from seqfoundry.copynumber.model import ARCHITECTURES, build
-from seqfoundry.core.config import build as build_config
-from seqfoundry.core.config import resolve
+from seqfoundry.core.settings.config import build as build_config
+from seqfoundry.core.settings.config import resolve
+from seqfoundry.families.copynumber import losses
+from seqfoundry.families.copynumber.config import Config
+from seqfoundry.families.copynumber.depth.store import open_store
+from seqfoundry.families.copynumber.losses import Training
+from seqfoundry.families.copynumber.model import ARCHITECTURES, build
 
 PARAMS = Path(__file__).parents[1] / "params" / "copynumber"
 SAMPLES, REPEATS = 256, 2

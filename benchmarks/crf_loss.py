@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from seqfoundry.reads.labelling.crf import Crf
-from seqfoundry.reads.model import crf_loss_fused, crf_loss_scan, tf
+from seqfoundry.families.reads.labelling.crf import Crf
+from seqfoundry.families.reads.model import crf_loss_fused, crf_loss_scan, tf
 
 READS, LENGTH, LABELS, REPEATS = 16, 1024, 6, 9
 

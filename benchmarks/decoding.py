@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seqfoundry.reads import quality, serve
-from seqfoundry.reads.data import padded_codes, plan, read_reads
-from seqfoundry.reads.labelling.crf import viterbi
-from seqfoundry.reads.labelling.structure import parse
+from seqfoundry.families.reads import metrics, serve
+from seqfoundry.families.reads.data import padded_codes, plan, read_reads
+from seqfoundry.families.reads.labelling.crf import viterbi
+from seqfoundry.families.reads.labelling.structure import parse
 
 REPEATS, TOKENS = 7, 262_144
 
@@ -51,7 +51,7 @@ def main() -> None:
     found = {}
     for name, one in (("grammar", model), ("plain", dataclasses.replace(model, graph=None))):
         runs, _ = serve.read_runs(one, truth.bases, truth.offsets)
-        shares = quality.compare(truth, runs, model.grammar, []).proportions
+        shares = metrics.compare(truth, runs, model.grammar, []).proportions
         found[name] = {key: str(shares[key]) for key in ("valid_recall", "false_valid", "fragment_recovery")}
     print(json.dumps({"name": "what either finds", **found}))
 

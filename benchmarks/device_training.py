@@ -1,8 +1,8 @@
-"""Training of both PyTorch rooms on one device: samples per second, and the share of the GPU's bf16 rate that is used.
+"""Training of both PyTorch families on one device: samples per second, and the share of the GPU's bf16 rate that is used.
 
     python benchmarks/device_training.py [--device auto|cpu|gpu] [--size full|small] [--steps N] [--batch N ...]
 
-Prints JSON lines, one for each room, precision and batch size: ``samples_per_s`` over all steps with reading, random
+Prints JSON lines, one for each family, precision and batch size: ``samples_per_s`` over all steps with reading, random
 numbers and transfers; ``flops`` of a step (forward and backward, as PyTorch counts them: what lookup tables and fused
 kernels do is not in it); ``matrix_rate``, that rate over the one that this very device reaches with a bf16 product of
 8192 x 8192, measured first; ``busy``, the share of time in which a kernel ran, as the driver reports it. The copynumber
@@ -27,22 +27,22 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seqfoundry.copynumber import config as depth_config
-from seqfoundry.copynumber import losses
-from seqfoundry.copynumber.parallel import Group, tensor_cores
-from seqfoundry.core.config import build, resolve
-from seqfoundry.enhancer import config as enhancer_config
-from seqfoundry.enhancer import model as oracle
-from seqfoundry.enhancer.data import Rows
-from seqfoundry.enhancer.parallel import Group as OracleGroup
+from seqfoundry.core.settings.config import build, resolve
+from seqfoundry.families.copynumber import config as depth_config
+from seqfoundry.families.copynumber import losses
+from seqfoundry.families.enhancer import config as enhancer_config
+from seqfoundry.families.enhancer import model as oracle
+from seqfoundry.families.enhancer.data import Rows
+from seqfoundry.training.torch import Group, tensor_cores
+from seqfoundry.training.torch import Group as OracleGroup
 
 PARAMS = Path(__file__).parents[1] / "params"
 SIZES = {"full": (8192, 5334, 50), "small": (256, 640, 2)}  # rows and columns of the product, bins, steps
 EPOCHS, COHORTS = 150, (5000, 10_000)
 
 
-def settings(room: str, kind: type[Any], **changes: Any) -> Any:
-    path = PARAMS / room / "full.yaml"
+def settings(family: str, kind: type[Any], **changes: Any) -> Any:
+    path = PARAMS / family / "full.yaml"
     return dataclasses.replace(build(resolve(path, kind, full=path), kind), **changes)
 
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqfoundry.core import provenance
-from seqfoundry.core.config import build, resolve
-from seqfoundry.enhancer.backbones.cache import Features
-from seqfoundry.enhancer.backbones.frozen import Backbone, features_of, load_backbone
-from seqfoundry.enhancer.backbones.probe import HeadTraining
-from seqfoundry.enhancer.backbones.trunks import Enformer, EnformerShape
-from seqfoundry.enhancer.config import Config
+from seqfoundry.core.runs import provenance
+from seqfoundry.core.settings.config import build, resolve
+from seqfoundry.families.enhancer.backbones.cache import Features
+from seqfoundry.families.enhancer.backbones.frozen import Backbone, features_of, load_backbone
+from seqfoundry.families.enhancer.backbones.probe import HeadTraining
+from seqfoundry.families.enhancer.backbones.trunks import Enformer, EnformerShape
+from seqfoundry.families.enhancer.config import Config
 
 EPOCHS = 30
 ROWS = {"tiny-enformer": 512, "tiny-sei": 512, "enformer": 8}

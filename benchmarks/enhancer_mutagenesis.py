@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from seqfoundry.core.config import build as build_config
-from seqfoundry.core.config import resolve
-from seqfoundry.enhancer.config import Config
-from seqfoundry.enhancer.data import Codes
-from seqfoundry.enhancer.effects import explain, mutations
-from seqfoundry.enhancer.model import DeepStarr, build, predict
+from seqfoundry.core.settings.config import build as build_config
+from seqfoundry.core.settings.config import resolve
+from seqfoundry.families.enhancer.config import Config
+from seqfoundry.families.enhancer.data import Codes
+from seqfoundry.families.enhancer.effects import explain, mutations
+from seqfoundry.families.enhancer.model import DeepStarr, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 BASES = 500

@@ -25,11 +25,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from seqfoundry.core.config import build as build_config
-from seqfoundry.core.config import resolve
-from seqfoundry.enhancer.config import Config
-from seqfoundry.enhancer.data import encode
-from seqfoundry.enhancer.model import Training, build, predict
+from seqfoundry.core.settings.config import build as build_config
+from seqfoundry.core.settings.config import resolve
+from seqfoundry.families.enhancer.config import Config
+from seqfoundry.families.enhancer.data import encode
+from seqfoundry.families.enhancer.model import Training, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round

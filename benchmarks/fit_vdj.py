@@ -26,9 +26,9 @@ START = time.perf_counter()
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
-from seqfoundry.vdj.config import Annotation, FitConfig, ModelType, ParamGroup, Specification  # noqa: E402
-from seqfoundry.vdj.genes import choices as ways  # noqa: E402
-from seqfoundry.vdj.genes.choices import Choices  # noqa: E402
+from seqfoundry.families.vdj.config import Annotation, FitConfig, ModelType, ParamGroup, Specification  # noqa: E402
+from seqfoundry.families.vdj.genes import choices as ways  # noqa: E402
+from seqfoundry.families.vdj.genes.choices import Choices  # noqa: E402
 
 FULL = ("motif", "5end_base_count", "3end_base_count")
 KINDS = ("trimming", "twostep", "twostep-em")
@@ -74,7 +74,7 @@ def make_specification(kind: str) -> Specification:
 
 def observe(choices: Choices, pairs: Any, drawn: Any, kind: str) -> Any:
     """Counts of configurations (G, T, U, 16) as the observations of a kind of model."""
-    from seqfoundry.vdj.rearrangements.observations import Observed
+    from seqfoundry.families.vdj.rearrangements.observations import Observed
 
     used = np.flatnonzero(drawn.reshape(len(drawn), -1).any(axis=1))
     pairs, drawn = pairs[used], drawn[used]
@@ -93,10 +93,10 @@ def observe(choices: Choices, pairs: Any, drawn: Any, kind: str) -> Any:
 
 def make(n_v: int, n_j: int, reads: int, kind: str) -> tuple[Any, Any, Any]:
     """Problem, counts and names of a repertoire drawn from the published coefficients."""
-    from seqfoundry.vdj.features import design
-    from seqfoundry.vdj.genes.artificial import artificial
-    from seqfoundry.vdj.model import option_probabilities, problem
-    from seqfoundry.vdj.rearrangements.observations import Observed
+    from seqfoundry.families.vdj.features import design
+    from seqfoundry.families.vdj.genes.artificial import artificial
+    from seqfoundry.families.vdj.model import option_probabilities, problem
+    from seqfoundry.families.vdj.rearrangements.observations import Observed
 
     generator = np.random.default_rng(1)
     choices = ways.build(artificial(n_v, n_j, generator), ("v", "j"), -2, 14)
@@ -121,8 +121,8 @@ def make(n_v: int, n_j: int, reads: int, kind: str) -> tuple[Any, Any, Any]:
 
 def child(path: Path) -> None:
     """Fit the stored problem in this process and print how long it took since the first line."""
-    from seqfoundry.vdj.inference.fitting import fit
-    from seqfoundry.vdj.model import Problem, jax
+    from seqfoundry.families.vdj.inference.fitting import fit
+    from seqfoundry.families.vdj.model import Problem, jax
 
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
@@ -205,7 +205,7 @@ def main() -> None:
     if "--child" in sys.argv:
         child(Path(sys.argv[-1]))
         return
-    from seqfoundry.vdj.inference.fitting import bootstrap, fit
+    from seqfoundry.families.vdj.inference.fitting import bootstrap, fit
 
     repeats = 1 if "--quick" in sys.argv else 5
     for kind in KINDS:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seqfoundry.reads.config import SimulateConfig
-from seqfoundry.reads.library.protocol import Protocol, Structure, read_protocol
-from seqfoundry.reads.simulate import draw
+from seqfoundry.families.reads.config import SimulateConfig
+from seqfoundry.families.reads.protocol.seq_orders import Protocol, Structure, read_protocol
+from seqfoundry.families.reads.simulate import draw
 
 REPEATS = 5
 MOLECULES, MOLECULES_PLAIN = 20_000, 400

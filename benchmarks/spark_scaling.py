@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seqfoundry.apply import score, spark
-from seqfoundry.core import data as files
-from seqfoundry.core.loop import TrainOptions
-from seqfoundry.registry import rooms
+from seqfoundry.core.family import find_family
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.engine import score, spark
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
@@ -37,10 +37,10 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 
 def prepared(folder: Path) -> tuple[Path, Path]:
     """Simulate a repertoire and fit a model to it."""
-    config = rooms.settings("vdj", ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
+    config = find_family("vdj").settings(ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
     with files.folder_written_whole(folder / "data") as made:
-        rooms.part("vdj", "simulate").simulate(config, made)
-    rooms.part("vdj", "train").train(config, folder / "data", folder / "run", TrainOptions(track=False))
+        find_family("vdj").module("simulate").simulate(config, made)
+    find_family("vdj").module("train").train(config, folder / "data", folder / "run", TrainOptions(track=False))
     return folder / "data" / "test.tsv", folder / "run" / "model"
 
 
@@ -72,7 +72,7 @@ def main(sizes: list[int], repeats: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source, model = prepared(folder)
-        rows = pd.concat(rooms.part("vdj", "data").frames(source, model))
+        rows = pd.concat(find_family("vdj").module("data").frames(source, model))
         raw = pd.read_csv(source, sep="\t", dtype=str, keep_default_na=False)
         raw = raw[(raw["vj_insert"] == "0") & (raw["productive"] == "false")]  # those that the model describes
         assert len(raw) == len(rows) > 10_000

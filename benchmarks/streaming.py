@@ -1,4 +1,4 @@
-"""Streaming: rate and peak memory of each room's command on many rows; one JSON line for each room.
+"""Streaming: rate and peak memory of each family's command on many rows; one JSON line for each family.
 
 A model of smoke settings is trained and registered on the spot. The command runs in a process of its own, on all rows
 and on a tenth of them; ``seconds`` and ``cpu`` have start, imports and loading in them. ``peak_mib`` is the largest
@@ -10,7 +10,7 @@ model's; ``steady_ratio`` is that of the rows beyond the tenth, where the start 
 which know nothing of reading and writing while the model works. Making the input is in none of them. The model of smoke
 settings is small: larger ones leave a smaller share to reading and writing.
 
-Arguments: rooms (default all), ``--rows N`` for each, ``--settings FILE`` of params/ROOM, ``--set`` to change them,
+Arguments: families (default all), ``--rows N`` for each, ``--settings FILE`` of params/FAMILY, ``--set`` to change them,
 ``--model REFERENCE`` instead of training, ``--folder`` to keep what was made and use it again.
 """
 
@@ -63,21 +63,22 @@ def child(*words: str) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "mib": used.ru_maxrss // 1024, "said": text}
 
 
-def make(room: str, folder: Path, sizes: list[int], settings: str, changes: str) -> None:
+def make(family: str, folder: Path, sizes: list[int], settings: str, changes: str) -> None:
     """Simulate, train and register; write inputs, and the name of the model."""
-    from seqfoundry.core import data as files
-    from seqfoundry.core.loop import TrainOptions
-    from seqfoundry.registry import rooms, store
+    from seqfoundry.core.family import find_family
+    from seqfoundry.core.files import atomic as files
+    from seqfoundry.core.runs.loop import TrainOptions
+    from seqfoundry.registry import models
 
-    config = rooms.settings(room, ROOT / "params" / room / settings, f"{SETTINGS[room]} {changes}")
+    config = find_family(family).settings(ROOT / "params" / family / settings, f"{SETTINGS[family]} {changes}")
     with files.folder_written_whole(folder / "data") as made:
-        rooms.part(room, "simulate").simulate(config, made)
+        find_family(family).module("simulate").simulate(config, made)
     if not (folder / "model").exists():
-        rooms.part(room, "train").train(config, folder / "data", folder / "run", TrainOptions(device="cpu"))
-        reference = store.register(room, store.run_id_of(str(folder / "run")))
+        find_family(family).module("train").train(config, folder / "data", folder / "run", TrainOptions(device="cpu"))
+        reference = models.register(family, models.run_id_of(str(folder / "run")))
         (folder / "model").write_text(reference)
     for n in sizes:
-        INPUTS[room](folder, n)
+        INPUTS[family](folder, n)
 
 
 def write_reads(folder: Path, n: int) -> None:
@@ -92,7 +93,7 @@ def write_samples(folder: Path, n: int) -> None:
     """Draw read counts about those of simulated samples, and write stores."""
     import numpy as np
 
-    from seqfoundry.core import data as files
+    from seqfoundry.core.files import atomic as files
 
     generator = np.random.default_rng(1)
     for kind in ("chromosome", "plasmid"):
@@ -144,12 +145,12 @@ INPUTS = {
 ENDINGS = {"reads": "fastq", "copynumber": "stores", "enhancer": "fa", "vdj": "tsv"}
 
 
-def model_only(room: str, words: list[str]) -> None:
+def model_only(family: str, words: list[str]) -> None:
     """Do a command's chunks with its model only, and print rows and seconds; the first chunk warms up."""
     import importlib
 
-    from seqfoundry import __main__ as command
-    from seqfoundry.apply import chunks as chunking
+    from seqfoundry import cli as command
+    from seqfoundry.engine import local as chunking
 
     def run_parts(_parts: Any, chunks: Any, work: Any, _write: Any, *, unit: str) -> None:
         rows, seconds, cpu, first = 0, 0.0, 0.0, 0
@@ -166,40 +167,40 @@ def model_only(room: str, words: list[str]) -> None:
         print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "unit": unit}))
         raise KeyboardInterrupt  # nothing is to be written
 
-    importlib.import_module(f"seqfoundry.apply.{COMMANDS[room][2]}").run_parts = run_parts  # type: ignore[attr-defined]
+    importlib.import_module(f"seqfoundry.apply.{COMMANDS[family][2]}").run_parts = run_parts  # type: ignore[attr-defined]
     command.main(words)
 
 
-def measure(room: str, n: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Run the command on all rows and on a tenth, and the model alone."""
     sizes = [max(n // 10, 1), n]
     model = given.model or ""
-    if not all((folder / f"{size}.{ENDINGS[room]}").exists() for size in sizes):
+    if not all((folder / f"{size}.{ENDINGS[family]}").exists() for size in sizes):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if model:
             (folder / "model").write_text(model)
         sizes_text = [str(size) for size in sizes]
-        child(__file__, "--make", str(folder), "--settings", given.settings, "--set", given.set, room, *sizes_text)
+        child(__file__, "--make", str(folder), "--settings", given.settings, "--set", given.set, family, *sizes_text)
     model = (folder / "model").read_text()
-    verb, *rest = COMMANDS[room]
-    more = ["--whitelist", str(folder / "data" / "example" / "whitelist.tsv")] if room == "reads" else []
+    verb, *rest = COMMANDS[family]
+    more = ["--whitelist", str(folder / "data" / "example" / "whitelist.tsv")] if family == "reads" else []
     found = []
     for size in sizes:
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        source = str(folder / f"{size}.{ENDINGS[room]}")
+        source = str(folder / f"{size}.{ENDINGS[family]}")
         words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
         found.append(child("-m", "seqfoundry", *words))
     tenth, whole = found
     out = folder / "alone"
     words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
-    alone = json.loads(child(__file__, "--alone", room, *words)["said"].splitlines()[0])
+    alone = json.loads(child(__file__, "--alone", family, *words)["said"].splitlines()[0])
     shutil.rmtree(folder / ".alone.partial", ignore_errors=True)
     rate, steady = n / whole["seconds"], (n - sizes[0]) / max(whole["seconds"] - tenth["seconds"], 1e-9)
     model_rate, model_cpu = alone["rows"] / alone["seconds"], alone["cpu"] / alone["rows"]
     return {
-        "name": f"streaming/{room}",
+        "name": f"streaming/{family}",
         "rows": n,
         "seconds": whole["seconds"],
         "cpu": whole["cpu"],
@@ -222,20 +223,20 @@ def measure(room: str, n: int, folder: Path, given: argparse.Namespace) -> dict[
 
 
 def main(given: argparse.Namespace) -> None:
-    for room in given.rooms or list(ROWS):
-        n = given.rows or ROWS[room]
+    for family in given.families or list(ROWS):
+        n = given.rows or ROWS[family]
         with tempfile.TemporaryDirectory() as temporary:
-            folder = (given.folder or Path(temporary)).resolve() / room
+            folder = (given.folder or Path(temporary)).resolve() / family
             folder.mkdir(parents=True, exist_ok=True)
             if not given.model:
                 os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.parent}/mlflow.db"
             os.environ["PYTHONPATH"] = str(ROOT / "src")
-            print(json.dumps(measure(room, n, folder, given)), flush=True)
+            print(json.dumps(measure(family, n, folder, given)), flush=True)
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("rooms", nargs="*")
+    arguments.add_argument("families", nargs="*")
     arguments.add_argument("--rows", type=int)
     arguments.add_argument("--settings", default="smoke.yaml")
     arguments.add_argument("--set", default="")
@@ -247,7 +248,7 @@ if __name__ == "__main__":
     else:
         parsed = arguments.parse_args()
         if parsed.make:
-            room, *numbers = parsed.rooms
-            make(room, parsed.make, [int(one) for one in numbers], parsed.settings, parsed.set)
+            family, *numbers = parsed.families
+            make(family, parsed.make, [int(one) for one in numbers], parsed.settings, parsed.set)
         else:
             main(parsed)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.reads.labelling.crf import Crf, viterbi
+from seqfoundry.families.reads.labelling.crf import Crf, viterbi
 
 READS, LENGTH, LABELS, REPEATS = 64, 1024, 6, 9
 

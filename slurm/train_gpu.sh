@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [ROOM]
+# Train on a GPU node: sbatch slurm/train_gpu.sh CONFIG [FAMILY]
 #
 # Before the time is up, or when the node is wanted elsewhere, SLURM sends SIGTERM: the trainer saves a checkpoint and
 # ends with status 143, the job goes back to the queue, and goes on from there; a cancelled job ends. Where OUT holds a
@@ -14,10 +14,10 @@
 #SBATCH --signal=B:TERM@180
 set -euo pipefail
 
-config=${1:?usage: sbatch slurm/train_gpu.sh CONFIG [ROOM]}
-room=${2:-copynumber}
+config=${1:?usage: sbatch slurm/train_gpu.sh CONFIG [FAMILY]}
+family=${2:-copynumber}
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-out=${OUT:-build/$room/slurm-${SLURM_JOB_ID:-local}}
+out=${OUT:-build/$family/slurm-${SLURM_JOB_ID:-local}}
 
 # shellcheck source=slurm/environment.sh
 source slurm/environment.sh
@@ -36,7 +36,7 @@ more=()
 [[ -z ${DATA:-} ]] || more+=(--data "$DATA")
 [[ -z ${SETTINGS:-} ]] || more+=(--set "$SETTINGS")
 
-PYTHONPATH=src python -m seqfoundry train "$room" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
+PYTHONPATH=src python -m seqfoundry train "$family" --params "$config" --out "$out" --device "${DEVICE:-gpu}" \
     "${more[@]}" "${resume[@]}" &
 trainer=$!
 trap 'kill -TERM "$trainer" 2>/dev/null || true' TERM

@@ -1,10 +1,17 @@
 """For all tests: hypothesis profiles, and a tracking store of their own, so that none writes into the repository."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+from seqfoundry.core.family import find_family
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.runs.loop import TrainOptions
+
+ROOT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("dev", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
@@ -26,3 +33,22 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         yield uri
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """Simulate a family's smoke data and train with them, once: the folder with the data, and the model."""
+    made: dict[str, tuple[Path, str]] = {}
+
+    def make(family: str) -> tuple[Path, str]:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            config = find_family(family).settings(ROOT / "params" / family / "smoke.yaml", "")
+            with files.folder_written_whole(folder / "data") as temporary:
+                find_family(family).module("simulate").simulate(config, temporary)
+            options = TrainOptions(track=False)
+            find_family(family).module("train").train(config, folder / "data", folder / "train", options)
+            made[family] = folder / "data", str(folder / "train" / "model")
+        return made[family]
+
+    return make

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from seqfoundry.core import data, tracking
-from seqfoundry.core.loop import TrainOptions
+from seqfoundry.core.files import atomic
+from seqfoundry.core.runs import tracking
+from seqfoundry.core.runs.loop import TrainOptions
 
 SETTINGS = {"seed": 1, "model": {"width": 8, "rates": [1e-4, 0.5]}, "gates": {"test.f1": {"min": 0.5}}, "none": None}
 
@@ -39,13 +40,13 @@ class Runs:
         self.inputs = inputs
         self.settings = SETTINGS
 
-    def start(self, out=None, *, settings=SETTINGS, room="reads", data=None, **options):
-        return tracking.run(room, settings, data=data or self.inputs, out=out, options=TrainOptions(**options))
+    def start(self, out=None, *, settings=SETTINGS, family="reads", data=None, **options):
+        return tracking.run(family, settings, data=atomic or self.inputs, out=out, options=TrainOptions(**options))
 
     def finished(self, out=None, **options):
         """Id of a run that left one checkpoint and ended well."""
         with self.start(out, **options) as run:
-            data.write_text(run.out / "checkpoints" / "last.npz", "weights")
+            atomic.write_text(run.out / "checkpoints" / "last.npz", "weights")
         return run.id
 
     def broken(self, kind, work, out=None):

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from seqfoundry.core import data as files
-from seqfoundry.registry import promotion, rooms, store
+from seqfoundry.core.family import find_family
+from seqfoundry.core.files import atomic as files
+from seqfoundry.registry import models, promotion
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "params" / "reads" / "smoke.yaml"
@@ -77,7 +78,7 @@ def smoke_data(shared: Path) -> Path:
     folder = shared / "data"
     if not folder.is_dir():
         with files.folder_written_whole(folder) as temporary:
-            rooms.part("reads", "simulate").simulate(rooms.settings("reads", SMOKE), temporary)
+            find_family("reads").module("simulate").simulate(find_family("reads").settings(SMOKE), temporary)
     return folder
 
 
@@ -103,8 +104,8 @@ def trained(shared: Path, smoke_data: Path, smoke_run: Path) -> Trained:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
         if not evaluated.is_dir():
             promotion.evaluate("reads", str(smoke_run), smoke_data, evaluated)
-            assert store.register("reads", run_id) == f"models:/{NAME}/1"
-        source = str(store.connect().get_model_version(NAME, "1").source)
+            assert models.register("reads", run_id) == f"models:/{NAME}/1"
+        source = str(models.connect().get_model_version(NAME, "1").source)
     return Trained(smoke_data, smoke_run, evaluated, database, run_id, source)
 
 
@@ -117,7 +118,7 @@ def registry_store(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # so that a test sees it turned off
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQFOUNDRY_PARENT_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    return store.connect()
+    return models.connect()
 
 
 @pytest.fixture
@@ -138,12 +139,12 @@ def add_version(registry_store: Any, trained: Trained) -> Callable[..., str]:
             registry_store.log_param(run_id, key, value)
         for key, value in metrics.items():
             registry_store.log_metric(run_id, key, value)
-        same = {key: first.data.tags[key] for key in ("room", "test.data.md5", "test.data.path")}
+        same = {key: first.data.tags[key] for key in ("family", "test.data.md5", "test.data.path")}
         for key, value in {**same, **{key.replace("__", "."): value for key, value in tags.items()}}.items():
             registry_store.set_tag(run_id, key, value)
         registry_store.set_terminated(run_id)
         version = str(registry_store.create_model_version(NAME, trained.model_uri, run_id=run_id).version)
-        registry_store.set_registered_model_alias(NAME, store.CANDIDATE, version)
+        registry_store.set_registered_model_alias(NAME, models.CANDIDATE, version)
         return version
 
     return add

@@ -8,7 +8,7 @@ import pytest
 from seqfoundry.registry import card
 
 SERVED = {
-    "room": "reads",
+    "family": "reads",
     "about": "Labels every base of a read.",
     "limits": ["Trained on simulated reads only."],
     "input_columns": ["sequence"],
@@ -118,7 +118,7 @@ def test_what_is_published(registry_store: Any, trained: Any) -> None:
     assert version.tags["gates"].startswith("passed: ")
     assert version.description.startswith("test.macro_f1 ")
     assert model.description.startswith(SERVED["about"])
-    assert model.tags["room"] == "reads"
+    assert model.tags["family"] == "reads"
     note = registry_store.get_run(trained.run_id).data.tags["mlflow.note.content"]
     assert note.startswith("test.macro_f1 ")
     assert f"Gates {version.tags['gates']}." in note

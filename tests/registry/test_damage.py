@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from seqfoundry.__main__ import main
+from seqfoundry.cli import main
 from seqfoundry.core.errors import MissingError, ModelError, OutputError
-from seqfoundry.registry import catalogue, dataset, packages, promotion, store
+from seqfoundry.registry import dataset, listing, model_safety, models, promotion
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -27,9 +27,9 @@ def package(tmp_path: Path) -> Path:
     folder = tmp_path / "package"
     (folder / "code" / "seqfoundry").mkdir(parents=True)
     (folder / "artifacts" / "model").mkdir(parents=True)
-    served = {"room": "reads", "registered_name": "x", "about": "", "limits": [], "input_columns": ["sequence"]}
+    served = {"family": "reads", "registered_name": "x", "about": "", "limits": [], "input_columns": ["sequence"]}
     (folder / "artifacts" / "model" / "served.json").write_text(json.dumps(served))
-    shutil.copyfile(Path(packages.__file__).with_name("served.py"), folder / "served.py")
+    shutil.copyfile(Path(model_safety.__file__).with_name("served.py"), folder / "served.py")
     write(folder)
     return folder
 
@@ -38,7 +38,7 @@ FLAVOUR = {
     "loader_module": "mlflow.pyfunc.loaders.code_model",
     "model_code_path": "/home/ada/served.py",
     "code": "code",
-    "config": {"room": "reads"},
+    "config": {"family": "reads"},
     "artifacts": {"model": {"path": "artifacts/model", "uri": "x"}},
 }
 
@@ -51,16 +51,16 @@ def write(folder: Path, before: str = "", **changes: str) -> None:
 
 
 def test_the_form_that_we_write_passes(package: Path) -> None:
-    assert packages.check(package, "reads")
+    assert model_safety.check(package, "reads")
 
 
 def test_other_versions_are_told(package: Path, caplog: pytest.LogCaptureFixture) -> None:
-    packages.warn_of_requirements(package, "models:/x/1")  # there is no list
+    model_safety.warn_of_requirements(package, "models:/x/1")  # there is no list
     numpy = version("numpy")
     (package / "requirements.txt").write_text(
         f"numpy=={numpy}\npandas==0.1\nnot-there==1\n==\njax\n\x1b[31m==1\nx[y]==1\n"
     )
-    packages.warn_of_requirements(package, "models:/x/1")
+    model_safety.warn_of_requirements(package, "models:/x/1")
     assert [record.message for record in caplog.records] == [
         f"models:/x/1: made with pandas==0.1, got {version('pandas')} here: answers may differ",
         "models:/x/1: made with not-there==1, got none here: answers may differ",
@@ -80,7 +80,7 @@ def test_a_package_that_grows_when_it_is_read(package: Path, key: str) -> None:
     write(package, BOMB, **{key: "*l8"})
     tracemalloc.start()
     try:
-        for check in (lambda: packages.check(package, "reads"), lambda: catalogue.columns(str(package))):
+        for check in (lambda: model_safety.check(package, "reads"), lambda: listing.columns(str(package))):
             with pytest.raises(ModelError, match="more than 100,000 values"):
                 check()
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
@@ -94,7 +94,7 @@ def test_what_is_large_is_shown_in_short(package: Path, key: str, value: Any) ->
     text = json.dumps(value) if not isinstance(value, list) else f"[{', '.join(['*x'] * 100)}]"
     write(package, f"x: &x {'x' * 50_000}", **{key: text})
     with pytest.raises(ModelError) as caught:
-        packages.check(package, "reads")
+        model_safety.check(package, "reads")
     assert len(str(caught.value)) < 1500 + len(str(package))
     assert "\n" not in str(caught.value)
 
@@ -106,7 +106,7 @@ def test_keys_that_only_mlflow_would_see(package: Path, key: str) -> None:
         file.write(f"    {key}: *hidden\n")
     assert "python_model" in yaml.safe_load((package / "MLmodel").read_text())["flavors"]["python_function"]
     with pytest.raises(ModelError, match="a merge key"):
-        packages.check(package, "reads")
+        model_safety.check(package, "reads")
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_a_damaged_package_is_told_or_read(
 @pytest.fixture
 def exported(registry_store: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "exported"
-    store.export(CANDIDATE, folder)
-    (folder / packages.SUMS).unlink()
+    models.export(CANDIDATE, folder)
+    (folder / model_safety.SUMS).unlink()
     return folder
 
 
@@ -162,8 +162,8 @@ def change(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("room", ["reads"], "must describe a model of a known room"),
-        ("room", "x" * 10**6, "room must be one of"),
+        ("family", ["reads"], "must describe a model of a known family"),
+        ("family", "x" * 10**6, "family must be one of"),
         *[("registered_name", value, "must be 1 to 100 letters, digits, _ . or -, got")
           for value in (5, None, "", "a\nb", "a b", "a/b", "a\n", "x" * 101)],
         *[("about", value, "must be a text, got") for value in (5, None, ["a"])],
@@ -174,7 +174,7 @@ def change(folder: Path, **values: Any) -> None:
 def test_what_a_model_says_of_itself_is_checked(model_copy: Path, key: str, value: Any, message: str) -> None:
     change(model_copy, **{key: value})
     with pytest.raises(ModelError, match=message) as caught:
-        store.read_served(model_copy)
+        models.read_served(model_copy)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(model_copy))
 
@@ -182,7 +182,7 @@ def test_what_a_model_says_of_itself_is_checked(model_copy: Path, key: str, valu
 def another_run(registry_store: Any, trained: Any, **served: Any) -> str:
     """Id of a copy of the session's run, whose model says something else of itself."""
     first = registry_store.get_run(trained.run_id)
-    run_id = str(registry_store.create_run(first.info.experiment_id, tags={"room": "reads"}).info.run_id)
+    run_id = str(registry_store.create_run(first.info.experiment_id, tags={"family": "reads"}).info.run_id)
     target = Path(registry_store.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     shutil.copytree(trained.model, target / "model")
     change(target / "model", **served)
@@ -194,7 +194,7 @@ def test_no_version_of_a_model_that_cannot_be_described(registry_store: Any, tra
     for served in ({"input_columns": []}, {"about": 5}, {"limits": 5}, {"registered_name": "a\nb"}):
         run_id = another_run(registry_store, trained, **served)
         with pytest.raises(ModelError, match=f"{next(iter(served))} must be"):
-            store.register("reads", run_id)
+            models.register("reads", run_id)
         assert not registry_store.search_model_versions(f"run_id='{run_id}'")
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "1"
 
@@ -205,17 +205,19 @@ def test_a_card_that_cannot_be_written_makes_no_version(
     def fail(*_: Any) -> str:
         raise ModelError("no card")
 
-    monkeypatch.setattr(store.card, "describe", fail)
+    monkeypatch.setattr(models.card, "describe", fail)
     with pytest.raises(ModelError, match="no card"):
-        store.register("reads", trained.run_id)
+        models.register("reads", trained.run_id)
     assert len(registry_store.search_model_versions(f"name='{NAME}'")) == 1
 
 
-def test_the_model_of_another_room_keeps_its_name_to_itself(registry_store: Any, trained: Any) -> None:
-    registry_store.create_registered_model("enhancer-x", tags={"room": "enhancer"})
+def test_the_model_of_another_family_keeps_its_name_to_itself(registry_store: Any, trained: Any) -> None:
+    registry_store.create_registered_model("enhancer-x", tags={"family": "enhancer"})
     run_id = another_run(registry_store, trained, registered_name="enhancer-x")
-    with pytest.raises(ModelError, match="registered model enhancer-x: must be of the room reads, got one of enhancer"):
-        store.register("reads", run_id)
+    with pytest.raises(
+        ModelError, match="registered model enhancer-x: must be of the family reads, got one of enhancer"
+    ):
+        models.register("reads", run_id)
     assert not registry_store.search_model_versions("name='enhancer-x'")
 
 
@@ -228,26 +230,26 @@ def test_a_named_pipe_is_refused_and_not_read(model_copy: Path, exported: Path, 
         (inside / name).unlink(missing_ok=True)
         os.mkfifo(inside / name)
         with pytest.raises(ModelError, match=f"{name}: must be a file or folder, got another thing, such as a named"):
-            store.load("reads", str(folder))
+            models.load("reads", str(folder))
         with pytest.raises(ModelError, match="such as a named pipe"):
             promotion.evaluate("reads", str(folder), tmp_path, tmp_path / "out")
         with pytest.raises(ModelError, match="such as a named pipe"):
-            packages.refuse_links(folder)
+            model_safety.refuse_links(folder)
 
 
 def test_a_folder_of_ones_own_may_have_links(model_copy: Path, tmp_path: Path) -> None:
     (model_copy / "weights.h5").rename(tmp_path / "weights.h5")  # as DVC does with cache.type symlink
     (model_copy / "weights.h5").symlink_to(tmp_path / "weights.h5")
     (model_copy / "gone").symlink_to(tmp_path / "gone")
-    assert store.load("reads", str(model_copy)).served["room"] == "reads"
+    assert models.load("reads", str(model_copy)).served["family"] == "reads"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000, "c\0d"], ids=["name", "path", "zero"])
 def test_names_that_cannot_be(registry_store: Any, trained: Any, tmp_path: Path, name: str) -> None:
-    assert store.run_id_of(name) == name
+    assert models.run_id_of(name) == name
     for reference in (name, f"models:/{name}@champion", str(tmp_path / name)):
         with pytest.raises(MissingError, match="must"):
-            store.load("reads", reference)
+            models.load("reads", reference)
     if "\0" not in name:  # no command line can hold it
         with pytest.raises(MissingError, match="must be a folder with data, got none"):
             dataset.ensure("reads", tmp_path / name)
@@ -262,12 +264,12 @@ def test_a_folder_that_the_user_may_not_open(tmp_path: Path) -> None:
     closed.chmod(0)
     os.seteuid(65534)
     try:
-        for function, words in ((store.load, ("reads", str(closed / "model"))), (store.load, ("reads", str(closed)))):
+        for function, words in ((models.load, ("reads", str(closed / "model"))), (models.load, ("reads", str(closed)))):
             with pytest.raises((MissingError, ModelError), match="must be a model folder"):
                 function(*words)
         with pytest.raises(OutputError, match="must be writable"):
             promotion.check_out(closed / "out")
-        assert store.run_id_of(str(closed / "run")) == str(closed / "run")
+        assert models.run_id_of(str(closed / "run")) == str(closed / "run")
     finally:
         os.seteuid(0)
         closed.chmod(0o700)

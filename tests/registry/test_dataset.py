@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from seqfoundry.core import data as files
-from seqfoundry.core import provenance
 from seqfoundry.core.errors import InputError, MissingError, OutputError
-from seqfoundry.registry import dataset, rooms
+from seqfoundry.core.family import all_families, find_family
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.runs import provenance
+from seqfoundry.registry import dataset
 
 
 class Project:
-    """A project of one room whose simulator writes ``content``."""
+    """A project of one family whose simulator writes ``content``."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.content = root, "ACGT\n"
@@ -31,7 +32,7 @@ class Project:
         made = self.root / "pinned"
         (made / "reads").mkdir(parents=True)
         self.simulate(None, made / "reads")
-        pin = {"outs": [{"md5": files.digest(made)}], "meta": {"rooms": {"reads": files.digest(made / "reads")}}}
+        pin = {"outs": [{"md5": files.digest(made)}], "meta": {"families": {"reads": files.digest(made / "reads")}}}
         (self.root / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
@@ -41,9 +42,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made.root.mkdir()
     made.pin()
     monkeypatch.setattr(provenance, "project_root", lambda: made.root)
-    monkeypatch.setattr(rooms, "ROOMS", {"reads": rooms.ROOMS["reads"]})
-    monkeypatch.setattr(rooms, "settings", lambda room, path: None)
-    monkeypatch.setattr(rooms, "part", lambda room, name: SimpleNamespace(simulate=made.simulate))
+    monkeypatch.setattr(family, "FAMILIES", {"reads": all_families()["reads"]})
+    monkeypatch.setattr(family, "settings", lambda family, path: None)
+    monkeypatch.setattr(family, "part", lambda family, name: SimpleNamespace(simulate=made.simulate))
     monkeypatch.setattr(dataset, "_dvc", lambda root, *words: False)
     return made
 
@@ -105,7 +106,7 @@ def test_data_of_ones_own_are_taken_where_dvc_pinned_them(project: Project) -> N
     assert made == {"reads": files.digest(project.folder)}
     assert [path.name for path in project.folder.iterdir()] == ["mine.txt"]
     assert json.loads(project.manifest.read_text())["digest"] == made["reads"]
-    assert files.read_pin(project.root) == {"md5": pin["outs"][0]["md5"], "rooms": made}
+    assert files.read_pin(project.root) == {"md5": pin["outs"][0]["md5"], "families": made}
     assert dataset.check()["reads"] == made["reads"]
 
 
@@ -143,7 +144,7 @@ def test_the_rest_of_data_is_compared_too(project: Project) -> None:
 def test_what_is_absent(project: Project, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="data/reads: must be a folder with data, got none"):
         dataset.check()
-    with pytest.raises(MissingError, match="room: must be one of reads, got 'nope'"):
+    with pytest.raises(MissingError, match="family: must be one of reads, got 'nope'"):
         dataset.build("nope")
     with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got none"):
         dataset.ensure("reads", tmp_path / "nope")
@@ -163,14 +164,14 @@ def test_own_data_are_built_on_demand_and_named_ones_taken_as_they_are(project: 
     assert dataset.ensure("reads", tmp_path / "mine") == tmp_path / "mine"
 
 
-def test_a_room_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     missing = "tensorflow.python"
     monkeypatch.setattr("importlib.import_module", absent)
-    with pytest.raises(MissingError, match=r"room reads: needs the package tensorflow\.python, got none"):
-        rooms.part("reads", "serve")
-    missing = "seqfoundry.reads.nope"
+    with pytest.raises(MissingError, match=r"family reads: needs the package tensorflow\.python, got none"):
+        find_family("reads").module("serve")
+    missing = "seqfoundry.families.reads.nope"
     with pytest.raises(ModuleNotFoundError):
-        rooms.part("reads", "nope")
+        find_family("reads").module("nope")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from seqfoundry.core.errors import MissingError, OutputError
-from seqfoundry.registry import catalogue, store
+from seqfoundry.registry import listing, models
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -41,7 +41,7 @@ print(answer.to_json(orient="split", double_precision=15))
 @pytest.fixture
 def exported(registry_store: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "new" / "exported"
-    store.export(CANDIDATE, folder)
+    models.export(CANDIDATE, folder)
     return folder
 
 
@@ -69,7 +69,7 @@ def test_the_folder_answers_without_this_project(exported: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     there = json.loads(done.stdout.splitlines()[-1])
-    here = store.load("reads", str(exported)).predict(pd.DataFrame({"sequence": READS}))
+    here = models.load("reads", str(exported)).predict(pd.DataFrame({"sequence": READS}))
     expected = json.loads(here.to_json(orient="split", double_precision=15))
     pd.testing.assert_frame_equal(pd.DataFrame(**there), pd.DataFrame(**expected), rtol=1e-5, atol=1e-5)
     assert there["data"][0][0] == len(READS[0])
@@ -80,7 +80,7 @@ def test_a_folder_with_content_is_not_touched(registry_store: Any, tmp_path: Pat
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     for target in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
         with pytest.raises(OutputError, match="must be a new or empty folder"):
-            store.export(CANDIDATE, target)
+            models.export(CANDIDATE, target)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
 
@@ -97,13 +97,13 @@ def test_nothing_is_left_where_there_is_nothing_to_export(
 ) -> None:
     (tmp_path / "here").mkdir()
     with pytest.raises(MissingError, match=message):
-        store.export(reference, tmp_path / "here" / "out")
+        models.export(reference, tmp_path / "here" / "out")
     assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_columns_are_those_of_the_signature(exported: Path) -> None:
-    sides = catalogue.columns(CANDIDATE)
-    assert sides == catalogue.columns(str(exported))
+    sides = listing.columns(CANDIDATE)
+    assert sides == listing.columns(str(exported))
     assert sides["input"] == [("sequence", "string")]
     assert sides["output"][:2] == [("read_length", "long"), ("architecture", "string")]
     assert [name for name, _ in sides["output"]][-2:] == ["segments", "fragments"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from seqfoundry.__main__ import main
-from seqfoundry.core import data as files
+from seqfoundry.cli import main
 from seqfoundry.core.errors import GateError, MissingError, ModelError, OutputError, TrackingError
-from seqfoundry.registry import catalogue, promotion, rooms, store
+from seqfoundry.core.family import all_families
+from seqfoundry.core.files import atomic as files
+from seqfoundry.registry import listing, models, promotion
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -189,7 +190,7 @@ def test_the_list_of_models(registry_store: Any, add_version: AddVersion) -> Non
     add_version({HEADLINE: 0.5})
     registry_store.create_registered_model("foreign")  # of others: no version, then one without a run
     registry_store.create_model_version("foreign", "s3://elsewhere/model", run_id=None)
-    rows = catalogue.models()
+    rows = listing.models()
     assert [(row["model"], row["version"], row["aliases"]) for row in rows] == [
         ("foreign", "1", ""),
         (NAME, "2", "candidate"),
@@ -203,7 +204,7 @@ def test_every_page_of_the_list_is_read(registry_store: Any) -> None:
     for number in range(101):
         registry_store.create_registered_model(f"foreign-{number:03d}")
     registry_store.set_registered_model_alias(NAME, "champion", "1")
-    assert [row["aliases"] for row in catalogue.models()] == ["candidate, champion"]
+    assert [row["aliases"] for row in listing.models()] == ["candidate, champion"]
 
 
 def test_figures_go_to_the_training_run(registry_store: Any, trained: Any) -> None:
@@ -249,14 +250,14 @@ def test_what_dvc_leaves_of_an_evaluation_may_be_replaced(tmp_path: Path) -> Non
         promotion.check_out(tmp_path / "out")
 
 
-def test_other_rooms_and_damaged_records_are_refused(
+def test_other_families_and_damaged_records_are_refused(
     registry_store: Any, trained: Any, model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rooms.ROOMS, "vdj", ("evaluate",))
-    with pytest.raises(ModelError, match="must be a model of the room vdj, got one of reads"):
+    monkeypatch.setitem(all_families(), "vdj", ("evaluate",))
+    with pytest.raises(ModelError, match="must be a model of the family vdj, got one of reads"):
         promotion.evaluate("vdj", str(trained.out), trained.data, tmp_path / "out")
     (model_copy / "run.json").write_text("{")
     with pytest.raises(ModelError, match=r"run\.json: must name the run of the model"):
         promotion.evaluate("reads", str(model_copy), trained.data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert store.read_served(trained.model)["room"] == "reads"
+    assert models.read_served(trained.model)["family"] == "reads"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from seqfoundry.core import tracking
 from seqfoundry.core.errors import GateError, TrackingError
-from seqfoundry.registry import card, catalogue, promotion, store
+from seqfoundry.core.runs import tracking
+from seqfoundry.registry import card, listing, models, promotion
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel
@@ -23,22 +23,22 @@ HEADLINE = "test.macro_f1"
 def test_the_candidate_is_the_newest_of_two_that_come_at_once(
     registry_store: Any, trained: Any, add_version: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = store._package
+    package = models._package
 
     def while_another_registers(*words: Any) -> str:
         number = package(*words)
         assert (number, add_version({})) == ("2", "3")
         return number
 
-    monkeypatch.setattr(store, "_package", while_another_registers)
-    assert store.register("reads", trained.run_id) == f"models:/{NAME}/2"
+    monkeypatch.setattr(models, "_package", while_another_registers)
+    assert models.register("reads", trained.run_id) == f"models:/{NAME}/2"
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "3"
 
 
 def test_the_alias_is_set_in_turn(registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, turn = [], store.turns.turn
-    monkeypatch.setattr(store.turns, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
-    store.register("reads", trained.run_id)
+    seen, turn = [], models.turns.turn
+    monkeypatch.setattr(models.turns, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
+    models.register("reads", trained.run_id)
     assert seen == [(NAME, "2")]
 
 
@@ -58,7 +58,7 @@ def test_a_store_that_stops_while_a_model_is_packaged(
     monkeypatch.setattr(mlflow.pyfunc, "load_model", fail)
     monkeypatch.setattr(mlflow.MlflowClient, "delete_logged_model", fail)
     with pytest.raises(TrackingError, match=r"must do what was asked, got: http://host/api failed$"):
-        store.register("reads", trained.run_id)
+        models.register("reads", trained.run_id)
     assert len(registry_store.search_model_versions(f"name='{NAME}'")) == 1
 
 
@@ -78,7 +78,7 @@ def test_a_figure_of_other_data_opens_no_gate(
     assert text.startswith(f"{HEADLINE} not measured.\n")
     assert "nan" not in text
     assert card.verdict(run) == f"missed: {HEADLINE} not measured, must be at least 0"
-    assert catalogue.models()[0]["headline"] == f"{HEADLINE} not measured"
+    assert listing.models()[0]["headline"] == f"{HEADLINE} not measured"
 
 
 def test_a_champion_without_a_figure_does_not_reign_for_ever(

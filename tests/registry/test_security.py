@@ -17,11 +17,12 @@ import yaml
 from mlflow.exceptions import MlflowException
 from packaging.requirements import Requirement
 
-from seqfoundry.__main__ import main
-from seqfoundry.copynumber import serve as copynumber
-from seqfoundry.core import tracking
+from seqfoundry.cli import main
 from seqfoundry.core.errors import InputError, MissingError, ModelError
-from seqfoundry.registry import distributed, packages, rooms, store
+from seqfoundry.core.family import find_family
+from seqfoundry.core.runs import tracking
+from seqfoundry.families.copynumber import serve as copynumber
+from seqfoundry.registry import model_safety, models, portable_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -56,8 +57,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def exported(registry_store: Any, tmp_path: Path) -> Path:
     """A package as a stranger may hand it over; its sums are those of what is in it, so they tell nothing."""
     folder = tmp_path / "package"
-    store.export(CANDIDATE, folder)
-    (folder / packages.SUMS).unlink()
+    models.export(CANDIDATE, folder)
+    (folder / model_safety.SUMS).unlink()
     return folder
 
 
@@ -127,8 +128,8 @@ def remove_adapter(folder: Path, mark: Path) -> None:
     (folder / "served.py").mkdir()
 
 
-def other_room(folder: Path, mark: Path) -> None:
-    edit_flavour(folder, config={"room": "reads.serve.load"})
+def other_family(folder: Path, mark: Path) -> None:
+    edit_flavour(folder, config={"family": "reads.serve.load"})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def other_room(folder: Path, mark: Path) -> None:
         (link_code, "served.py: must be a file or folder of the model itself, got a link"),
         (plant_old_bytecode, r"notes\.PYC: must not be there"),
         (remove_adapter, r"served\.py: must be a file of the model, got none"),
-        (other_room, "must have the config of the room reads"),
+        (other_family, "must have the config of the family reads"),
         (lambda folder, _: (folder / "MLmodel").write_text("flavors: [1]"), "must be a whole packaged model of ours"),
     ],
 )
@@ -165,55 +166,55 @@ def test_hostile_packages_are_refused(
 
 def test_another_adapter_is_not_run(exported: Path, mark: Path, caplog: pytest.LogCaptureFixture) -> None:
     (exported / "served.py").write_text(CODE)
-    loaded = store.load("reads", str(exported))
+    loaded = models.load("reads", str(exported))
     assert "served.py is not that of this version and is not run" in caplog.text
     assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == "false"
-    assert len(loaded.predict(rooms.part("reads", "serve").EXAMPLE)) == 1
+    assert len(loaded.predict(find_family("reads").module("serve").EXAMPLE)) == 1
 
 
 def test_bytecode_beside_the_adapter_is_not_read(exported: Path, mark: Path) -> None:
     plant_bytecode(exported, mark)
-    loaded = store.load("reads", str(exported))
+    loaded = models.load("reads", str(exported))
     assert not mark.exists()
-    assert len(loaded.predict(rooms.part("reads", "serve").EXAMPLE)) == 1
+    assert len(loaded.predict(find_family("reads").module("serve").EXAMPLE)) == 1
     assert not mark.exists()
 
 
 def test_our_own_packages_pass(exported: Path) -> None:
-    assert packages.check(exported, "reads")
+    assert model_safety.check(exported, "reads")
 
 
 def test_sums_name_files_of_the_model_only(exported: Path) -> None:
     for name in ("../../../etc/passwd", "/etc/passwd"):
-        (exported / packages.SUMS).write_text(f"{'0' * 64}  {name}\n")
+        (exported / model_safety.SUMS).write_text(f"{'0' * 64}  {name}\n")
         with pytest.raises(ModelError, match=f"SHA256SUMS: must name files of the model, got {name}"):
-            store.load("reads", str(exported))
+            models.load("reads", str(exported))
 
 
 def test_links_are_neither_exported_nor_registered(registry_store: Any, trained: Any, tmp_path: Path) -> None:
     uri = registry_store.get_run(trained.run_id).info.artifact_uri
     experiment = registry_store.get_run(trained.run_id).info.experiment_id
-    run_id = registry_store.create_run(experiment, tags={"room": "reads"}).info.run_id
+    run_id = registry_store.create_run(experiment, tags={"family": "reads"}).info.run_id
     registry_store.set_terminated(run_id)
     target = Path(registry_store.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     shutil.copytree(uri.removeprefix("file://"), target, dirs_exist_ok=True)
-    with store.model_folder(run_id) as folder:
-        packages.refuse_links(folder)
+    with models.model_folder(run_id) as folder:
+        model_safety.refuse_links(folder)
         copied = Path(shutil.copytree(folder, tmp_path / "copied"))
     for place in (target / "model", copied):
         (place / "secret.txt").symlink_to("/etc/hostname")
     with pytest.raises(MissingError, match=f"{run_id}: must be a model"):  # MLflow does not follow it either
-        store.register("reads", run_id)
+        models.register("reads", run_id)
     with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself"):
-        packages.refuse_links(copied)
+        model_safety.refuse_links(copied)
     packed = registry_store.get_logged_model(trained.model_uri.rpartition("/")[2]).artifact_location
     stored = Path(shutil.copytree(packed.removeprefix("file://"), tmp_path / "stored"))
     registry_store.create_registered_model("linked")
     registry_store.create_model_version("linked", str(stored))
-    store.export("models:/linked/1", tmp_path / "whole")
+    models.export("models:/linked/1", tmp_path / "whole")
     (stored / "artifacts" / "model" / "secret.txt").symlink_to("/etc/hostname")
     with pytest.raises((ModelError, MissingError), match="models:/linked/1"):
-        store.export("models:/linked/1", tmp_path / "exported")
+        models.export("models:/linked/1", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
     assert not registry_store.search_model_versions(f"run_id='{run_id}'")
 
@@ -223,7 +224,7 @@ def test_links_do_not_travel_to_other_processes(tmp_path: Path) -> None:
     source.mkdir()
     (source / "secret.txt").symlink_to("/etc/hostname")
     with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself, got a link"):
-        distributed.publish("vdj", "model", source, tmp_path / "shared")
+        portable_model.publish("vdj", "model", source, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
 
@@ -243,7 +244,7 @@ def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, monkeypatch: pytest.
         opened.log_text(run.run_id, "planted", name)
     with pytest.raises(MlflowException):
         opened.download_artifacts(run.run_id, f"{name}.absent", str(inside))
-    with pytest.raises(MissingError, match="must be a model of"), store.fetch(f"models:/m/1/{name}"):
+    with pytest.raises(MissingError, match="must be a model of"), models.fetch(f"models:/m/1/{name}"):
         pass
     assert not Path("/x").exists()
     assert (tmp_path / "x.txt").read_text() == "outside"
@@ -255,7 +256,7 @@ def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, monkeypatch: pytest.
 def test_bottomless_json(model_copy: Path, mark: Path, name: str, content: str) -> None:
     (model_copy / name).write_text(content)
     with pytest.raises(ModelError, match="must"):
-        store.load("reads", str(model_copy))
+        models.load("reads", str(model_copy))
 
 
 # ---- settings of a model that name code
@@ -267,7 +268,7 @@ def test_models_that_name_code(tmp_path: Path, mark: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
-    served = {"format_version": copynumber.FORMAT_VERSION, "room": "copynumber", "package_version": "0.1.0"}
+    served = {"format_version": copynumber.FORMAT_VERSION, "family": "copynumber", "package_version": "0.1.0"}
     content = {"settings": {key: "planted:run"}, "genes": [], "rules": {}, "n_bins": 1, "md5": {}}
     (folder / "served.json").write_text(json.dumps(served))
     (folder / "model.json").write_text(json.dumps(content))
@@ -350,14 +351,14 @@ def test_a_wide_table_of_counts(wide: dict[str, Path], tmp_path: Path, capsys: A
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 def test_a_wide_table_of_sequences(wide: dict[str, Path], mark: Path, ending: str) -> None:
-    from seqfoundry.core.streams import frames
+    from seqfoundry.core.files.row_readers import frames
 
     with pytest.raises(InputError, match=MESSAGE):
         list(frames(wide[ending], "sequence", size=10))
 
 
 def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
-    from seqfoundry.apply.whitelist import read_whitelist
+    from seqfoundry.families.reads.barcodes.whitelist import read_whitelist
 
     with pytest.raises(InputError, match=MESSAGE):
         read_whitelist(wide["tsv"], ["CBC"])

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from seqfoundry.copynumber.depth import baselines
-from seqfoundry.copynumber.model import read_weights
-from seqfoundry.core import arrays
 from seqfoundry.core.errors import InputError, ModelError, SeqfoundryError
-from seqfoundry.enhancer.backbones.checkpoints import read_safetensors
-from seqfoundry.reads import model as networks
-from seqfoundry.registry import rooms, store
-from seqfoundry.vdj import serve as served
-from seqfoundry.vdj.config import read_specification
-from seqfoundry.vdj.genes.germline import Gene, Germline
-from seqfoundry.vdj.inference.uncertainty import Fit, read_fit
+from seqfoundry.core.family import find_family
+from seqfoundry.core.files import arrays
+from seqfoundry.families.copynumber.depth import baselines
+from seqfoundry.families.copynumber.model import read_weights
+from seqfoundry.families.enhancer.backbones.checkpoints import read_safetensors
+from seqfoundry.families.reads import model as networks
+from seqfoundry.families.vdj import serve as served
+from seqfoundry.families.vdj.config import read_specification
+from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.inference.uncertainty import Fit, read_fit
+from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1 << 40  # bytes
@@ -125,7 +126,7 @@ def test_coefficients_are_those_of_the_record_before_they_are_read(
 ) -> None:
     germline = Germline("TRA", (Gene("TRAV1*01", "V", "ACGT"),), {})
     fit = Fit(("a",), np.zeros(1), 4.0, 4.5, 1e-12, 7, "gradient", (), np.eye(1), 1000.0, 0.0)
-    config = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml")
+    config = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml")
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
     specification = read_specification(config)
     served.save(served.VdjModel(specification, germline, fit, np.ones(1), {}, about), config, tmp_path)
@@ -244,4 +245,4 @@ def test_networks_larger_than_their_file(model_copy: Path, mark: Path) -> None:
     with pytest.raises(
         ModelError, match=r"weights\.h5: must be Keras weights of this network, [\d,]+ or more, got at most"
     ):
-        store.load("reads", str(model_copy))
+        models.load("reads", str(model_copy))

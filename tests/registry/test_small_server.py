@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import stack
 
-from seqfoundry.__main__ import main
-from seqfoundry.core import tracking
+from seqfoundry.cli import main
 from seqfoundry.core.errors import TrackingError
-from seqfoundry.core.loop import TrainOptions
-from seqfoundry.registry import catalogue, promotion, store
+from seqfoundry.core.runs import tracking
+from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.registry import listing, models, promotion
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
@@ -105,7 +105,7 @@ def test_a_login_in_the_uri_is_not_printed(
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     uri = servers.log_in(monkeypatch, "closed")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@"))
-    monkeypatch.setattr("seqfoundry.__main__._train", lambda args: {"run": _train(args.out)})
+    monkeypatch.setattr("seqfoundry.cli._train", lambda args: {"run": _train(args.out)})
     assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
     said, told = capfd.readouterr()
     assert tracking.get_run(json.loads(said)["run"]).info.status == "FINISHED"
@@ -143,14 +143,14 @@ def test_strangers_are_refused(
 
 def test_a_reader_sees_and_changes_nothing(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     servers.log_in(monkeypatch, "closed", "trainer")
-    run_id, opened = _train(tmp_path / "out"), store.connect()
+    run_id, opened = _train(tmp_path / "out"), models.connect()
     opened.create_registered_model("vdj-small")
     opened.create_model_version("vdj-small", f"runs:/{run_id}/model.txt", run_id=run_id)
     opened.set_registered_model_alias("vdj-small", "champion", "1")
 
     uri = servers.log_in(monkeypatch, "closed", "reader")
     refused = f"tracking store {uri}: must do what was asked, got: no permission (403) for the user reader; ask who"
-    assert [row["aliases"] for row in catalogue.models()] == ["champion"]
+    assert [row["aliases"] for row in listing.models()] == ["champion"]
     with pytest.raises(TrackingError) as caught:
         _train(tmp_path / "other")
     assert str(caught.value).startswith(refused)
@@ -166,7 +166,7 @@ def test_a_server_that_fails_does_not_pass_for_one_without_a_champion(
     from mlflow.exceptions import MlflowException
 
     servers.log_in(monkeypatch, "open")
-    opened = store.connect()
+    opened = models.connect()
     assert promotion._alias(opened, "nope", "champion") is None
 
     def fail(*_: str) -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_fails_does_not_pass_for_one_without_a_champion(
 def test_anothers_broken_off_run_is_theirs_to_end(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seqfoundry.core import provenance
+    from seqfoundry.core.runs import provenance
 
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()

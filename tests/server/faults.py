@@ -1,6 +1,6 @@
 """Inject faults into real processes of the product, and print what held. Not collected by pytest.
 
-    nice python tests/server/faults.py [--trials N] [--rooms vdj,enhancer] [--only disk] [--seed S]
+    nice python tests/server/faults.py [--trials N] [--families vdj,enhancer] [--only disk] [--seed S]
 
 Every process is the command line with smoke settings, in scratch folders with a tracking store of their own. Exit
 status 1 where something did not hold. The faults of servers need what ``stack.py`` needs, the full disk needs root.
@@ -26,8 +26,8 @@ import numpy as np
 import product
 import stack
 
-ROOMS = ("reads", "copynumber", "enhancer", "vdj")
-TOLERANCE = dict.fromkeys(ROOMS, 0.0)  # relative, of every final metric: bit for bit on one machine
+FAMILIES = ("reads", "copynumber", "enhancer", "vdj")
+TOLERANCE = dict.fromkeys(FAMILIES, 0.0)  # relative, of every final metric: bit for bit on one machine
 REPEATED = {"vdj": 2}  # epochs that a resumed run does again by design; the others do none again
 LONGER = ("--set", "fit.bootstrap=40")  # so that something is left to do when the server is back
 _MIB = 1 << 20
@@ -120,9 +120,9 @@ print(json.dumps({"status": run.info.status, "metrics": run.data.metrics, "steps
 # ---- faults of the machine
 
 
-def disk_is_full(bench: product.Bench, number: int, room: str) -> list[str]:
+def disk_is_full(bench: product.Bench, number: int, family: str) -> list[str]:
     """Train where less space is left than the results need, then free it and go on."""
-    undisturbed = bench.made.undisturbed(room)
+    undisturbed = bench.made.undisturbed(family)
     need = sum(path.stat().st_size for path in undisturbed.out.rglob("*") if path.is_file())
     place = bench.made.fresh("disk")
     place.mkdir()
@@ -138,10 +138,10 @@ def disk_is_full(bench: product.Bench, number: int, room: str) -> list[str]:
         with filler.open("wb") as file:
             _fill(file, size - left)
         out = place / "out"
-        child = bench.made.train(room, out)
+        child = bench.made.train(family, out)
         found = child.expect(2) + _one_line(child.said) + product.broken(out)
         filler.unlink()
-        return found + _go_on(bench, room, out, undisturbed)
+        return found + _go_on(bench, family, out, undisturbed)
     finally:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
@@ -158,48 +158,48 @@ def _one_line(said: str) -> list[str]:
     return [] if len(lines) == 1 and said.rstrip().endswith(lines[0]) else [f"no single line, got: {said[-300:]}"]
 
 
-def trainer_killed(bench: product.Bench, _: int, room: str) -> list[str]:
+def trainer_killed(bench: product.Bench, _: int, family: str) -> list[str]:
     """Kill a trainer at a random moment between the making of its folder and its end, and go on."""
-    undisturbed, found = bench.made.undisturbed(room), ["it ended before it was killed, three times"]
+    undisturbed, found = bench.made.undisturbed(family), ["it ended before it was killed, three times"]
     for _attempt in range(3):
-        out = bench.made.fresh(room)
-        child = bench.made.train(room, out)
+        out = bench.made.fresh(family)
+        child = bench.made.train(family, out)
         child.until(out.exists)
         time.sleep(bench.random.uniform(0, undisturbed.seconds))
         if not child.has_ended:
-            found = child.kill() + product.broken(out) + _go_on(bench, room, out, undisturbed)
+            found = child.kill() + product.broken(out) + _go_on(bench, family, out, undisturbed)
             break
     return found
 
 
-def _go_on(bench: product.Bench, room: str, out: Path, undisturbed: product.Undisturbed) -> list[str]:
+def _go_on(bench: product.Bench, family: str, out: Path, undisturbed: product.Undisturbed) -> list[str]:
     """Resume a run that was broken off (or begin, where it had not): complaints about what it comes to."""
     run_id, before = product.read(out / "run.json").get("run_id"), product.last_epoch(out)
     had_checkpoint = any((out / "checkpoints").glob("last.*"))
-    again = bench.made.train(room, out, *(["--resume", run_id] if run_id else []))
+    again = bench.made.train(family, out, *(["--resume", run_id] if run_id else []))
     found = again.expect(0)
     begun = product.first_epoch(again.said)
     if had_checkpoint and "begins anew" in again.said:
         found.append("a checkpoint was there, and training began anew")
-    if before is not None and begun is not None and begun <= before - REPEATED.get(room, 0):
+    if before is not None and begun is not None and begun <= before - REPEATED.get(family, 0):
         found.append(f"epoch {before} was finished, and epoch {begun} was done again")
     if before is not None and not had_checkpoint:
         found.append(f"epoch {before} was finished, and there was no checkpoint")
-    return found + product.broken(out) + product.leftovers(out) + _compare(undisturbed, out, room)
+    return found + product.broken(out) + product.leftovers(out) + _compare(undisturbed, out, family)
 
 
-def _compare(undisturbed: product.Undisturbed, out: Path, room: str = "vdj") -> list[str]:
+def _compare(undisturbed: product.Undisturbed, out: Path, family: str = "vdj") -> list[str]:
     """Complaints where a run lacks files or differs in its metrics."""
     here = {path.relative_to(out) for path in out.rglob("*")}
     wanted = {path.relative_to(undisturbed.out) for path in undisturbed.out.rglob("*")}
     found = [f"lacks {path}" for path in sorted(wanted - here)]
-    return found + product.differences(undisturbed.metrics, product.read(out / "metrics.json"), TOLERANCE[room])
+    return found + product.differences(undisturbed.metrics, product.read(out / "metrics.json"), TOLERANCE[family])
 
 
 # ---- the table
 
 
-def plan(rooms: Sequence[str], trials: int) -> list[tuple[str, int, str, Fault]]:
+def plan(families: Sequence[str], trials: int) -> list[tuple[str, int, str, Fault]]:
     """Return name, number of trials, what must hold, and function of every fault."""
     same = "exit 0 after --resume, same metrics bit for bit, no checkpoint lost, nothing half-written or left behind"
     told = "training ends, files complete; the command that it tells sends them"
@@ -212,10 +212,10 @@ def plan(rooms: Sequence[str], trials: int) -> list[tuple[str, int, str, Fault]]
         ("promote: two at once, server", 10, one, partial(use.promoted_at_once, on_server=True)),
     ]
     full = f"exit 2 in one line; then {same}"
-    made += [(f"disk: full, {room}", few, full, partial(disk_is_full, room=room)) for room in rooms]
-    made += [(f"kill: train {room}", trials, same, partial(trainer_killed, room=room)) for room in rooms]
-    used = [room for room in rooms if room in ("reads", "enhancer")]
-    made += [(f"kill: use of {room}", few, "same files", partial(use.use_killed, room=room)) for room in used]
+    made += [(f"disk: full, {family}", few, full, partial(disk_is_full, family=family)) for family in families]
+    made += [(f"kill: train {family}", trials, same, partial(trainer_killed, family=family)) for family in families]
+    used = [family for family in families if family in ("reads", "enhancer")]
+    made += [(f"kill: use of {family}", few, "same files", partial(use.use_killed, family=family)) for family in used]
     return [*made, ("kill: register vdj", few, "no half version; the next works", use.register_killed)]
 
 
@@ -236,7 +236,7 @@ def main() -> int:
     """Inject the faults asked for, and print the table; 1 where something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20, help="kills of each trainer")
-    parser.add_argument("--rooms", default=",".join(ROOMS))
+    parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--only", default="", help="faults whose name has this text")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--keep", default="", metavar="DIR", help="work here and leave everything")
@@ -249,7 +249,7 @@ def main() -> int:
         root.mkdir(parents=True, exist_ok=True)
         embedded = product.Product(root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"})
         bench = product.Bench(embedded, asked.trials, np.random.default_rng(asked.seed), opened)
-        for name, trials, must, fault in plan(asked.rooms.split(","), asked.trials):
+        for name, trials, must, fault in plan(asked.families.split(","), asked.trials):
             if asked.only in name:
                 rows.append(run(bench, name, trials, must, fault))
                 sys.stderr.write(" | ".join(rows[-1].cells()) + "\n")

@@ -13,12 +13,12 @@ HEADLINE = "test.below_null"
 _REFUSED = 3  # exit status where a gate is missed
 
 
-def use_killed(bench: product.Bench, _: int, room: str) -> list[str]:
+def use_killed(bench: product.Bench, _: int, family: str) -> list[str]:
     """Kill an annotation or scoring, and go on: the same files, and nothing half-written before."""
-    undisturbed, verb = bench.made.undisturbed(room), {"reads": "annotate", "enhancer": "score"}[room]
-    source = _input(bench.made, room)
-    words: list[str | Path] = [verb, room, source, "--model", undisturbed.out / "model", "--out"]
-    wanted, done = bench.made.root / f"{verb}-{room}", bench.made.root / f"{verb}-{room}.seconds"
+    undisturbed, verb = bench.made.undisturbed(family), {"reads": "annotate", "enhancer": "score"}[family]
+    source = _input(bench.made, family)
+    words: list[str | Path] = [verb, family, source, "--model", undisturbed.out / "model", "--out"]
+    wanted, done = bench.made.root / f"{verb}-{family}", bench.made.root / f"{verb}-{family}.seconds"
     if not wanted.is_dir():
         start = time.monotonic()
         bench.made.must(*words, wanted)
@@ -41,13 +41,13 @@ def use_killed(bench: product.Bench, _: int, room: str) -> list[str]:
     return found
 
 
-def _input(made: product.Product, room: str) -> Path:
+def _input(made: product.Product, family: str) -> Path:
     """Write the example of the data many times over, so that there are chunks to lose."""
-    name, suffix = {"reads": ("reads.fastq", ".fastq"), "enhancer": ("predictions_t1.jsonl", ".jsonl")}[room]
-    path = made.root / f"input-{room}{suffix}"
+    name, suffix = {"reads": ("reads.fastq", ".fastq"), "enhancer": ("predictions_t1.jsonl", ".jsonl")}[family]
+    path = made.root / f"input-{family}{suffix}"
     if not path.is_file():
-        lines = (made.data(room) / "example" / name).read_text().splitlines()
-        if room == "reads":
+        lines = (made.data(family) / "example" / name).read_text().splitlines()
+        if family == "reads":
             records = ["\n".join(lines[i : i + 4]) for i in range(0, len(lines), 4)]
             copies = [f"@c{copy}_{one[1:]}" for copy in range(500) for one in records]
         else:
@@ -83,7 +83,7 @@ def register_killed(bench: product.Bench, _: int) -> list[str]:
         found = child.kill()
         for number, tags in _versions(bench.made, name).items():
             if number not in before:
-                found += [] if tags.get("room") == "vdj" else [f"version {number} has no tag room: {tags}"]
+                found += [] if tags.get("family") == "vdj" else [f"version {number} has no tag family: {tags}"]
                 folder = bench.made.fresh("exported")
                 found += bench.made.start("export", f"models:/{name}/{number}", folder).expect(0)
         again = bench.made.start("register", "vdj", "--run", run.out)
@@ -97,9 +97,9 @@ def register_killed(bench: product.Bench, _: int) -> list[str]:
 def _client(made: product.Product) -> Any:
     """Client of the tracking store of a product."""
     os.environ.update(made.tracking)
-    from seqfoundry.registry import store
+    from seqfoundry.registry import models
 
-    return store.connect()
+    return models.connect()
 
 
 def _versions(made: product.Product, name: str) -> dict[str, dict[str, str]]:

@@ -133,25 +133,33 @@ class Product:
         self._number += 1
         return self.root / f"{self._number:04d}-{name}"
 
-    def data(self, room: str) -> Path:
-        """Simulated data of a room with the smoke settings, made once."""
-        folder = self.root / f"data-{room}"
+    def data(self, family: str) -> Path:
+        """Simulated data of a family with the smoke settings, made once."""
+        folder = self.root / f"data-{family}"
         if not folder.is_dir():
-            self.must("simulate", room, "--params", f"params/{room}/smoke.yaml", "--out", folder)
+            self.must("simulate", family, "--params", f"params/{family}/smoke.yaml", "--out", folder)
         return folder
 
-    def train(self, room: str, out: Path, *words: str) -> Child:
+    def train(self, family: str, out: Path, *words: str) -> Child:
         """Start training with the smoke settings."""
         return self.start(
-            "train", room, "--params", f"params/{room}/smoke.yaml", "--data", self.data(room), "--out", out, *words
+            "train",
+            family,
+            "--params",
+            f"params/{family}/smoke.yaml",
+            "--data",
+            self.data(family),
+            "--out",
+            out,
+            *words,
         )
 
-    def undisturbed(self, room: str, *words: str) -> Undisturbed:
-        """Return the run of a room that nothing disturbs, made once."""
-        key = " ".join((room, *words))
+    def undisturbed(self, family: str, *words: str) -> Undisturbed:
+        """Return the run of a family that nothing disturbs, made once."""
+        key = " ".join((family, *words))
         if key not in self._undisturbed:
-            out = self.fresh(f"{room}-undisturbed")
-            child = self.train(room, out, *words)
+            out = self.fresh(f"{family}-undisturbed")
+            child = self.train(family, out, *words)
             child.until(out.exists)
             start = time.monotonic()
             if faults := child.expect(0) + broken(out):

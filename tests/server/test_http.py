@@ -19,7 +19,7 @@ import pytest
 import stack
 import yaml
 
-from seqfoundry.registry import store
+from seqfoundry.registry import models
 
 pytestmark = [
     pytest.mark.server,
@@ -41,10 +41,10 @@ JSON = "application/json"
 class Served:
     """A registered model behind HTTP, and the same model here."""
 
-    room: str
+    family: str
     port: int
     log: Path
-    loaded: store.Loaded
+    loaded: models.Loaded
     example: dict[str, Any]  # the payload that travels with it
 
     def post(self, payload: Any, kind: str | None = JSON) -> tuple[int, Any]:
@@ -70,8 +70,8 @@ def _environment(database: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=list(NAMES))
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Train, register and serve a smoke model of a room."""
-    room, folder = str(request.param), tmp_path_factory.mktemp("http")
+    """Train, register and serve a smoke model of a family."""
+    family, folder = str(request.param), tmp_path_factory.mktemp("http")
     database = folder / "mlflow.db"
     environment = _environment(database)
 
@@ -80,11 +80,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         done = subprocess.run(command, cwd=stack.ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 
-    settings = ("--params", f"params/{room}/smoke.yaml", "--set", SETTINGS.get(room, ""))
-    cli("simulate", room, *settings, "--out", str(folder / "data"))
-    cli("train", room, *settings, "--data", str(folder / "data"), "--out", str(folder / "train"))
-    cli("register", room, "--run", str(folder / "train"))
-    uri, exported = f"models:/{NAMES[room]}@candidate", folder / "exported"
+    settings = ("--params", f"params/{family}/smoke.yaml", "--set", SETTINGS.get(family, ""))
+    cli("simulate", family, *settings, "--out", str(folder / "data"))
+    cli("train", family, *settings, "--data", str(folder / "data"), "--out", str(folder / "train"))
+    cli("register", family, "--run", str(folder / "train"))
+    uri, exported = f"models:/{NAMES[family]}@candidate", folder / "exported"
     cli("export", uri, str(exported))
     port = stack.free_port()
     words = ["models", "serve", "-m", uri, "--env-manager", "local", "--host", stack.HERE, "--port", str(port)]
@@ -93,7 +93,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     try:
         server.start(f"http://{stack.HERE}:{port}/ping")
         example = json.loads((exported / "serving_input_example.json").read_text(), parse_constant=lambda _: None)
-        yield Served(room, port, server.log, store.load(room, str(exported)), example)
+        yield Served(family, port, server.log, models.load(family, str(exported)), example)
     finally:
         server.stop()
 
@@ -142,9 +142,9 @@ def test_answers_are_those_of_the_model(served: Served) -> None:
 
 def test_documented_payloads_are_answered(served: Served) -> None:
     text = (stack.ROOT / "docs" / "serving.md").read_text()
-    section = text.partition(f"\n### {served.room}\n")[2].partition("\n##")[0]
+    section = text.partition(f"\n### {served.family}\n")[2].partition("\n##")[0]
     payloads = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
-    assert len(payloads) == (0 if served.room == "copynumber" else 2)  # a row of copynumber has thousands of counts
+    assert len(payloads) == (0 if served.family == "copynumber" else 2)  # a row of copynumber has thousands of counts
     for payload in payloads:
         status, answer = served.post(payload)
         assert status == 200, answer
@@ -172,7 +172,7 @@ def _refused(served: Served, payload: Any, kind: str | None = JSON) -> str:
 
 
 def test_malformed_payloads_are_refused_in_one_line(served: Served) -> None:
-    column = {"copynumber": "counts", "vdj": "v_gene"}.get(served.room, "sequence")
+    column = {"copynumber": "counts", "vdj": "v_gene"}.get(served.family, "sequence")
     row = _rows(served.example)[0]
     for payload, message in (
         (b"{bad", "Ensure that input is a valid JSON formatted string"),
@@ -187,7 +187,7 @@ def test_malformed_payloads_are_refused_in_one_line(served: Served) -> None:
         ({"dataframe_split": {"columns": ["a"], "data": [["A", "B"]]}}, "1 columns passed"),
         ({"dataframe_records": [{"other": "A"}]}, f"Model is missing inputs ['{column}'"),
     ):
-        if served.room == "vdj":
+        if served.family == "vdj":
             message = message.replace("Model is missing inputs ['v_gene'", "must have the column v_gene")
         assert message in _refused(served, payload), payload
     for value in (5, [5], {"a": 1}, [[1]], "!", None, True):
@@ -201,7 +201,7 @@ def test_malformed_payloads_are_refused_in_one_line(served: Served) -> None:
 
 def test_oversized_payloads_are_refused_in_one_line(served: Served) -> None:
     row = _rows(served.example)[0]
-    if served.room != "copynumber":
+    if served.family != "copynumber":
         message = _refused(served, {"dataframe_records": [row] * 21})
         assert message == "request: must have at most 20 rows, got 21; send it in parts"
         assert served.post({"dataframe_records": [row] * 20})[0] == 200
@@ -219,13 +219,13 @@ WRONG = {
 
 
 def test_what_the_model_refuses_is_told_in_its_words(served: Served) -> None:
-    row, message = WRONG[served.room]
+    row, message = WRONG[served.family]
     assert message in _refused(served, {"dataframe_records": [row]})
 
 
 def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) -> None:
-    if served.room != "vdj":
-        pytest.skip("one room is enough: the package is a stranger's")
+    if served.family != "vdj":
+        pytest.skip("one family is enough: the package is a stranger's")
     folder, mark = shutil.copytree(served.loaded.reference, tmp_path / "package"), tmp_path / "mark"
     (folder / "python_model.pkl").write_bytes(f"cos\nmkdir\n(V{mark}\ntR.".encode())  # which makes a folder
     content = yaml.safe_load((folder / "MLmodel").read_text())
@@ -254,8 +254,8 @@ def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) 
 
 
 def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
-    if served.room != "vdj":
-        pytest.skip("one room is enough: the recipe differs in the model's files alone")
+    if served.family != "vdj":
+        pytest.skip("one family is enough: the recipe differs in the model's files alone")
     exported = Path(served.loaded.reference)
     command = ["models", "generate-dockerfile", "-m", str(exported), "-d", str(tmp_path / "image")]
     secret = {

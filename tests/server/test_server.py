@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import stack
 
-from seqfoundry.registry.rooms import ROOMS
+from seqfoundry.core.family import all_families
 
 pytestmark = pytest.mark.server
 
@@ -83,18 +83,18 @@ class Team:
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
-    def whole_way(self, room: str) -> Path:
-        """Data, training, evaluation, registration and promotion of a room, once; the folder of it all."""
-        if room in self._done:
-            return self._done[room]
-        folder = self.folder / room
-        params = f"params/{room}/smoke.yaml"
-        self.entry(f"simulate-{room}", params=params, out=folder / "data")
-        self.entry(f"train-{room}", params=params, data=folder / "data", out=folder / "train")
-        self.entry(f"evaluate-{room}", model=folder / "train", data=folder / "data", out=folder / "evaluate")
-        self.entry("register", room=room, run=folder / "train")
+    def whole_way(self, family: str) -> Path:
+        """Data, training, evaluation, registration and promotion of a family, once; the folder of it all."""
+        if family in self._done:
+            return self._done[family]
+        folder = self.folder / family
+        params = f"params/{family}/smoke.yaml"
+        self.entry(f"simulate-{family}", params=params, out=folder / "data")
+        self.entry(f"train-{family}", params=params, data=folder / "data", out=folder / "train")
+        self.entry(f"evaluate-{family}", model=folder / "train", data=folder / "data", out=folder / "evaluate")
+        self.entry("register", family=family, run=folder / "train")
         self.entry("promote", name=_name(folder))
-        self._done[room] = folder
+        self._done[family] = folder
         return folder
 
     def get(self, path: str, **query: str) -> Any:
@@ -141,16 +141,18 @@ def _one_line(done: Done) -> str:
     return ours[0]
 
 
-@pytest.mark.parametrize("room", [room for room in ("vdj", "copynumber", "enhancer", "reads") if room in ROOMS])
-def test_a_room_goes_the_whole_way_and_is_used_by_another(team: Team, room: str) -> None:
-    folder = team.whole_way(room)
+@pytest.mark.parametrize(
+    "family", [family for family in ("vdj", "copynumber", "enhancer", "reads") if family in all_families()]
+)
+def test_a_family_goes_the_whole_way_and_is_used_by_another(team: Team, family: str) -> None:
+    folder = team.whole_way(family)
     name = _name(folder)
     record = json.loads((folder / "train" / "run.json").read_text())
     run = team.get("runs/get", run_id=record["run_id"])["run"]
     assert run["info"]["status"] == "FINISHED"
     assert run["info"]["artifact_uri"].startswith("mlflow-artifacts:/")
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    assert (tags["room"], tags["data.md5"]) == (room, record["data.md5"])
+    assert (tags["family"], tags["data.md5"]) == (family, record["data.md5"])
     assert tags["mlflow.user"] != ""
     metrics = {metric["key"] for metric in run["data"]["metrics"]}
     assert any(metric.startswith("test.") for metric in metrics)
@@ -159,15 +161,15 @@ def test_a_room_goes_the_whole_way_and_is_used_by_another(team: Team, room: str)
     champion = team.get("registered-models/alias", name=name, alias="champion")["model_version"]
     assert champion["run_id"] == record["run_id"]
 
-    verb, source = USES[room]
+    verb, source = USES[family]
     uri = f"models:/{name}@champion"
-    more = {"task": "t1"} if room == "enhancer" else {}
+    more = {"task": "t1"} if family == "enhancer" else {}
     used = {"input": folder / "data" / source, "model": uri, "out": folder / "used", **more}
     # mlflow run makes a run, which a reader may not: they use the command line, the trainer the entry point
     words = [word for key, value in used.items() if key != "input" for word in (f"--{key}", str(value))]
-    done = team.cli(verb, room, str(used["input"]), *words, user="reader")
+    done = team.cli(verb, family, str(used["input"]), *words, user="reader")
     assert done.returncode == 0, done.stderr[-3000:]
-    team.entry(f"{verb}-{room}", **{**used, "out": folder / "used-too"})
+    team.entry(f"{verb}-{family}", **{**used, "out": folder / "used-too"})
     files = sorted(path.relative_to(folder / "used") for path in (folder / "used").rglob("*") if path.is_file())
     assert files == sorted(
         path.relative_to(folder / "used-too") for path in (folder / "used-too").rglob("*") if path.is_file()
@@ -176,7 +178,7 @@ def test_a_room_goes_the_whole_way_and_is_used_by_another(team: Team, room: str)
 
 
 def test_another_environment_loads_by_alias(team: Team, tmp_path: Path) -> None:
-    from seqfoundry.vdj import serve
+    from seqfoundry.families.vdj import serve
 
     folder = team.whole_way("vdj")
     model = serve.load(folder / "train" / "model")

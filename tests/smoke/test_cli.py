@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from seqfoundry.__main__ import main, parser
-from seqfoundry.registry import rooms
+from seqfoundry.cli import main, parser
+from seqfoundry.core.family import all_families
 
 pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -19,7 +19,7 @@ NAME = "reads-10x3p_sc_ont_016"
 SMOKE = str(ROOT / "params" / "reads" / "smoke.yaml")
 VERBS = ["data", "simulate", "train", "prepare", "evaluate", "register", "promote", "models", "export", "annotate",
          "score", "main"]  # fmt: skip
-UNKNOWN = f"room: must be one of {', '.join(rooms.ROOMS)}, got 'nope'"
+UNKNOWN = f"family: must be one of {', '.join(all_families())}, got 'nope'"
 HEAVY = ["tensorflow", "keras", "torch", "jax", "mlflow", "pandas", "numpy", "pydantic", "yaml"]
 
 Fails = Callable[..., str]
@@ -67,7 +67,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         ("export", "folder to write"),
     ],
 )
-def test_help_names_the_rooms_of_a_verb_and_what_it_takes(
+def test_help_names_the_families_of_a_verb_and_what_it_takes(
     verb: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -84,7 +84,7 @@ def test_the_verbs_are_these(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_no_framework() -> None:
     code = (
-        "import contextlib, io, sys\nfrom seqfoundry.__main__ import main\n"
+        "import contextlib, io, sys\nfrom seqfoundry.cli import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
@@ -132,7 +132,10 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("data", "build", "nope"), UNKNOWN),
         (("data", "check", "reads"), "data check: must stand alone, got reads"),
         (("data", "check", "--update"), "data check: must stand alone, got --update"),
-        (("main", "--profile", "nope"), "--profile nope: must name settings of the room reads, got none; files: demo"),
+        (
+            ("main", "--profile", "nope"),
+            "--profile nope: must name settings of the family reads, got none; files: demo",
+        ),
         (("export", "folder", "x"), "folder: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         (("models", "no/such/folder"), "no/such/folder: must be a model folder, models:/NAME@ALIAS"),
     ],
@@ -142,10 +145,10 @@ def test_wrong_commands(fails: Fails, words: tuple[str, ...], message: str) -> N
     assert message in fails(*words)
 
 
-def test_a_verb_that_the_room_lacks(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rooms.ROOMS, "reads", ("train",))
+def test_a_verb_that_the_family_lacks(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(all_families(), "reads", ("train",))
     line = fails("annotate", "reads", "x.fastq", "--model", "m", "--out", "o")
-    assert "annotate reads: the room must support the verb, got one that has train" in line
+    assert "annotate reads: the family must support the verb, got one that has train" in line
 
 
 @pytest.mark.parametrize(
@@ -237,16 +240,16 @@ def test_the_results_of_another_run_are_not_touched(
     assert sorted(trained.out.rglob("*")) == before
 
 
-def test_a_corrupted_model_and_one_of_another_room(
+def test_a_corrupted_model_and_one_of_another_family(
     trained: Any, model_copy: Path, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rest = ("--model", model_copy, "--data", trained.data, "--out", tmp_path / "out")
     (model_copy / "weights.h5").write_bytes((trained.model / "weights.h5").read_bytes()[:1000])
     assert "weights.h5: must be " in fails("evaluate", "reads", *rest)
     text = (model_copy / "served.json").read_text()
-    monkeypatch.setitem(rooms.ROOMS, "vdj", ("evaluate",))
-    (model_copy / "served.json").write_text(text.replace('"room": "reads"', '"room": "vdj"'))
-    assert "must be a model of the room reads, got one of vdj" in fails("evaluate", "reads", *rest)
+    monkeypatch.setitem(all_families(), "vdj", ("evaluate",))
+    (model_copy / "served.json").write_text(text.replace('"family": "reads"', '"family": "vdj"'))
+    assert "must be a model of the family reads, got one of vdj" in fails("evaluate", "reads", *rest)
     (model_copy / "served.json").unlink()
     assert "must be a model folder with served.json, got one without" in fails("evaluate", "reads", *rest)
     assert not (tmp_path / "out").exists()

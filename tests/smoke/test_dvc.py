@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seqfoundry.registry.rooms import ROOMS
+from seqfoundry.core.family import all_families
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_a_clone_reproduces_and_then_rests(clone: Path, dvc: Callable[..., "subp
     assert dvc("status", "-q").returncode == 0, dvc("status").stdout
     second = dvc("repro")
     assert second.returncode == 0
-    assert second.stdout.count("didn't change, skipping") == 3 * len(ROOMS)
+    assert second.stdout.count("didn't change, skipping") == 3 * len(all_families())
 
     # DVC leaves nothing behind that an evaluation would take for other files
     again = dvc("repro", "-f", "-s", "evaluate@vdj")
@@ -54,7 +54,7 @@ def test_a_clone_reproduces_and_then_rests(clone: Path, dvc: Callable[..., "subp
     demo.write_text(changed)
     planned = dvc("repro", "--dry").stdout
     assert set(re.findall(r"Running stage '(\w+@\w+)'", planned)) == {"build@vdj", "train@vdj"}
-    assert set(re.findall(r"Stage 'train@(\w+)' didn't change", planned)) == set(ROOMS) - {"vdj"}
+    assert set(re.findall(r"Stage 'train@(\w+)' didn't change", planned)) == set(all_families()) - {"vdj"}
 
 
 def _commit(clone: Path) -> None:
@@ -65,15 +65,15 @@ def _commit(clone: Path) -> None:
 
 
 def _compare(clone: Path, dvc: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
-    """Change a metric and an epoch of every room by hand: DVC must show all rooms, and what changed."""
+    """Change a metric and an epoch of every family by hand: DVC must show all families, and what changed."""
     expected = {}
-    for room in ROOMS:
-        path = clone / "build" / room / "evaluate" / "metrics.json"
+    for family in all_families():
+        path = clone / "build" / family / "evaluate" / "metrics.json"
         metrics = json.loads(path.read_text())
         name = next(key for key, value in metrics.items() if isinstance(value, float))
-        expected[f"build/{room}/evaluate/metrics.json"] = (name, metrics[name], metrics[name] + 1.0)
+        expected[f"build/{family}/evaluate/metrics.json"] = (name, metrics[name], metrics[name] + 1.0)
         path.write_text(json.dumps({**metrics, name: metrics[name] + 1.0}))
-        history = clone / "build" / room / "train" / "history.tsv"
+        history = clone / "build" / family / "train" / "history.tsv"
         history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]))
 
     shown = json.loads(dvc("metrics", "show", "--json").stdout)[""]["data"]
@@ -87,12 +87,12 @@ def _compare(clone: Path, dvc: Callable[..., "subprocess.CompletedProcess[str]"]
 
     plots = json.loads(dvc("plots", "diff", "HEAD", "--json").stdout)
     assert not plots.get("errors")
-    for room in ROOMS:
-        (drawn,) = plots["data"][room]
+    for family in all_families():
+        (drawn,) = plots["data"][family]
         lines = drawn["content"]["data"]["values"]
-        step = "iteration" if room == "vdj" else "epoch"
+        step = "iteration" if family == "vdj" else "epoch"
         new, old = ({line[step] for line in lines if line["rev"] == one} for one in ("workspace", "HEAD"))
-        assert new < old, room
+        assert new < old, family
         assert all(line["dvc_inferred_y_value"] for line in lines)
     page = dvc("plots", "show")
     assert page.returncode == 0, page.stderr

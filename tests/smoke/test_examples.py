@@ -16,12 +16,13 @@ import pandas as pd
 import pytest
 from packaging.requirements import Requirement
 
-from seqfoundry.registry import rooms, store
-from seqfoundry.vdj import serve as vdj
-from seqfoundry.vdj.config import read_specification
-from seqfoundry.vdj.features import coefficient_names
-from seqfoundry.vdj.genes.germline import Gene, Germline
-from seqfoundry.vdj.inference.uncertainty import Fit
+from seqfoundry.core.family import all_families, find_family
+from seqfoundry.families.vdj import serve as vdj
+from seqfoundry.families.vdj.config import read_specification
+from seqfoundry.families.vdj.features import coefficient_names
+from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.inference.uncertainty import Fit
+from seqfoundry.registry import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
 
@@ -42,17 +43,17 @@ def _cli(*words: str, database: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Smoke models of two rooms as exported folders; of vdj also the data."""
+    """Smoke models of two families as exported folders; of vdj also the data."""
     top, folders = tmp_path_factory.mktemp("strangers"), {}
     database = top / "mlflow.db"
-    for room, name in NAMES.items():
-        data, out = top / room / "data", top / room / "train"
-        settings = ("--params", f"params/{room}/smoke.yaml", "--set", SETTINGS[room])
-        _cli("simulate", room, *settings, "--out", str(data), database=database)
-        _cli("train", room, *settings, "--data", str(data), "--out", str(out), database=database)
-        _cli("register", room, "--run", str(out), database=database)
-        folders[room], folders[f"{room} data"] = top / room / "exported", data
-        _cli("export", f"models:/{name}/1", str(folders[room]), database=database)
+    for family, name in NAMES.items():
+        data, out = top / family / "data", top / family / "train"
+        settings = ("--params", f"params/{family}/smoke.yaml", "--set", SETTINGS[family])
+        _cli("simulate", family, *settings, "--out", str(data), database=database)
+        _cli("train", family, *settings, "--data", str(data), "--out", str(out), database=database)
+        _cli("register", family, "--run", str(out), database=database)
+        folders[family], folders[f"{family} data"] = top / family / "exported", data
+        _cli("export", f"models:/{name}/1", str(folders[family]), database=database)
     return folders
 
 
@@ -105,10 +106,10 @@ def stranger(environment: Callable[..., Path]) -> Callable[[Path], Path]:
     return lambda model: environment(*(model / "requirements.txt").read_text().split())
 
 
-@pytest.mark.parametrize("room", rooms.ROOMS)
-def test_what_a_model_requires_is_enough_to_load_its_room(room: str, environment: Callable[..., Path]) -> None:
-    python = environment("mlflow", *rooms.part(room, "serve").REQUIREMENTS)
-    code = f"import seqfoundry.{room}.serve, seqfoundry.registry.http"
+@pytest.mark.parametrize("family", all_families())
+def test_what_a_model_requires_is_enough_to_load_its_family(family: str, environment: Callable[..., Path]) -> None:
+    python = environment("mlflow", *find_family(family).module("serve").REQUIREMENTS)
+    code = f"import seqfoundry.{family}.serve, seqfoundry.registry.scoring_server"
     bare = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([python, "-c", code], env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
@@ -135,7 +136,7 @@ def tiny(tmp_path: Path) -> Path:
     import mlflow
     from mlflow.models import infer_signature
 
-    config = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml")
+    config = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml")
     specification = read_specification(config)
     names = coefficient_names(specification)
     theta, scale = np.linspace(-0.5, 0.5, len(names)), np.ones(len(names))
@@ -146,7 +147,7 @@ def tiny(tmp_path: Path) -> Path:
     vdj.save(model, config, tmp_path / "model")
     source = ROOT / "src" / "seqfoundry"
     mlflow.pyfunc.save_model(
-        tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"room": "vdj"},
+        tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"family": "vdj"},
         artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,
         signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS), input_example=vdj.EXAMPLE,
     )  # fmt: skip
@@ -194,7 +195,7 @@ def test_a_table_that_lacks_no_number_is_annotated(
 
 
 def test_a_packaged_model_answers_with_lists_of_arrow_where_they_are_asked_for(tiny: Path) -> None:
-    loaded = store.load("vdj", str(tiny))
+    loaded = models.load("vdj", str(tiny))
     frame = pd.DataFrame({"v_gene": ["TRAV1*01", None], "j_gene": "TRAJ1*01"})
     plain, arrow = loaded.predict(frame)["configurations"], loaded.predict(frame, arrow_lists=True)["configurations"]
     assert plain.dtype == object
@@ -211,7 +212,7 @@ def test_a_fasta_is_scored(exported: dict[str, Path], stranger: Callable[[Path],
     assert done.returncode == 0, done.stderr[-2000:]
     there = pd.read_csv(io.StringIO(done.stdout), sep="\t")
     frame = pd.DataFrame({"sequence": ["ACGTTGCAACGTacgtn", "TTAGCTCAGGTCATGAGTCATCC"]})
-    serve = rooms.part("enhancer", "serve")
+    serve = find_family("enhancer").module("serve")
     here = serve.predict(serve.load(exported["enhancer"] / "artifacts" / "model"), frame)
     assert there["name"].tolist() == ["first", "second"]
     assert list(there)[1:] == list(here)
@@ -256,13 +257,13 @@ def test_an_airr_table_is_annotated(
     folder = exported["vdj"] / "artifacts" / "model"
     known = table.iloc[1:].to_csv(sep="\t", index=False)
     (tmp_path / "known.tsv").write_text(known)
-    ours = pd.concat(rooms.part("vdj", "data").frames(tmp_path / "known.tsv", folder)).set_index("sequence_id")
+    ours = pd.concat(find_family("vdj").module("data").frames(tmp_path / "known.tsv", folder)).set_index("sequence_id")
     trims = ours[["v_trim", "j_trim"]].dropna().astype(int)
     told = made.set_index("sequence_id").loc[trims.index]
     with_trims = told["probability"] != ""
     assert with_trims.sum() > 5  # the package takes rows without insertions only
     frame = trims[with_trims].assign(v_gene=told["v_call"], j_gene=told["j_call"])
-    serve = rooms.part("vdj", "serve")
+    serve = find_family("vdj").module("serve")
     expected = serve.predict(serve.load(folder), frame)
     wanted = expected["probability"].round(6).astype(float)
     pd.testing.assert_series_equal(told["probability"][with_trims].astype(float), wanted, atol=1e-6)

@@ -1,4 +1,4 @@
-"""``main``, really: every room from data to its first answers, a second time, and with a changed setting."""
+"""``main``, really: every family from data to its first answers, a second time, and with a changed setting."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seqfoundry.registry.rooms import ROOMS
+from seqfoundry.core.family import all_families
 
 
 @pytest.mark.slow
@@ -28,11 +28,11 @@ def test_main_does_everything_once(clone: Path) -> None:
         return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
 
     rows, told = run()
-    assert [row[0] for row in rows if row[0]] == list(ROOMS)
+    assert [row[0] for row in rows if row[0]] == list(all_families())
     assert {row[2] for row in rows if row[0]} == {"1"}
     assert "already done" not in told
     n_steps = len(re.findall(r"step \d+ of \d+, [\w-]+: done in", told))
-    assert n_steps >= 6 * len(ROOMS)
+    assert n_steps >= 6 * len(all_families())
 
     before, start = written(), time.monotonic()
     _, told = run()
@@ -43,5 +43,7 @@ def test_main_does_everything_once(clone: Path) -> None:
     path = clone / "params" / "vdj" / "smoke.yaml"
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
     rows, told = run()
-    assert {row[0]: row[2] for row in rows if row[0]} == {room: "2" if room == "vdj" else "1" for room in ROOMS}
+    assert {row[0]: row[2] for row in rows if row[0]} == {
+        family: "2" if family == "vdj" else "1" for family in all_families()
+    }
     assert {line.split()[1] for line in told.splitlines() if ": done in" in line} == {"vdj:"}

@@ -46,7 +46,7 @@ def test_training_and_registering_by_mlflow_run(
     run = registry_store.get_run(record["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.project.entryPoint"] == "train-reads"
-    assert run.data.tags["room"] == "reads"
+    assert run.data.tags["family"] == "reads"
     assert run.data.params["params"] == "params/reads/smoke.yaml"  # as MLflow records its own
     assert (run.data.params["cfg.seed"], run.data.params["cfg.train.patience"]) == ("7", "4")
     assert run.data.params["cfg.gates.test.macro_f1.min"] == "0.0"
@@ -55,7 +55,7 @@ def test_training_and_registering_by_mlflow_run(
     assert run.inputs.dataset_inputs[0].dataset.digest == record["data.md5"]
 
     monkeypatch.chdir(tmp_path)
-    done = _mlflow_run("register", database, room="reads", run=run.info.run_id)
+    done = _mlflow_run("register", database, family="reads", run=run.info.run_id)
     assert done.returncode == 0, done.stderr[-3000:]
     version = registry_store.get_model_version_by_alias("reads-10x3p_sc_ont_016", "candidate")
     assert version.run_id == run.info.run_id  # and not the run of the entry point register

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from seqfoundry.__main__ import parser
-from seqfoundry.apply import partition_work, pipeline, score
-from seqfoundry.registry.rooms import ROOMS
+from seqfoundry import demo
+from seqfoundry.cli import parser
+from seqfoundry.core.family import all_families
+from seqfoundry.engine import job, score
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -52,30 +53,30 @@ def test_every_command_is_one_of_ours(name: str) -> None:
         assert str(getattr(args, key, "")) != "''", key
 
 
-def test_every_room_can_be_used() -> None:
-    assert set(pipeline._EXAMPLES) == set(partition_work.ROOMS) == set(ROOMS)
-    assert set(score.TASKS) == {room for room, verbs in ROOMS.items() if "score" in verbs}
+def test_every_family_can_be_used() -> None:
+    assert set(demo._EXAMPLES) == set(job.all_families()) == set(all_families())
+    assert set(score.TASKS) == {family for family, verbs in all_families().items() if "score" in verbs}
 
 
-def test_the_import_law_names_every_room() -> None:
-    rooms = {f"seqfoundry.{room}" for room in ROOMS}
+def test_the_import_law_names_every_family() -> None:
+    families = {f"seqfoundry.{family}" for family in all_families()}
     laws = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     named = {law["name"]: law for law in laws}
-    assert {f"inside {room}" for room in ROOMS} <= set(named)
-    layers = named["nothing imports upward; rooms do not import each other"]["layers"]
-    assert rooms == set(layers[3].split(" | "))
-    assert rooms == set(named["MLflow only in core.tracking and registry"]["source_modules"])
-    assert rooms == set(named["apply meets rooms only through the registry"]["forbidden_modules"])
+    assert {f"inside {family}" for family in all_families()} <= set(named)
+    layers = named["nothing imports upward; families do not import each other"]["layers"]
+    assert families == set(layers[3].split(" | "))
+    assert families == set(named["MLflow only in core.tracking and registry"]["source_modules"])
+    assert families == set(named["apply meets families only through the registry"]["forbidden_modules"])
     simulators = named["simulators are NumPy only"]["source_modules"]
-    assert {f"{room}.simulate" for room in rooms} <= set(simulators)
+    assert {f"{family}.simulate" for family in families} <= set(simulators)
     for framework, law in named.items():
         if " only in " in framework and "MLflow" not in framework:
-            allowed = {f"seqfoundry.{room}" for room in ROOMS if room in framework}
-            assert rooms - allowed == rooms & set(law["source_modules"]), framework
+            allowed = {f"seqfoundry.{family}" for family in all_families() if family in framework}
+            assert families - allowed == families & set(law["source_modules"]), framework
 
 
-def test_every_verb_of_every_room_has_its_entry_point() -> None:
-    wanted = {f"{verb}-{room}" for room, verbs in ROOMS.items() for verb in verbs}
+def test_every_verb_of_every_family_has_its_entry_point() -> None:
+    wanted = {f"{verb}-{family}" for family, verbs in all_families().items() for verb in verbs}
     common = {"main", "data", "register", "promote", "simulate-data", "train-model", "assess-model"}
     assert set(ENTRY_POINTS) == wanted | common
     for name in wanted:
@@ -128,21 +129,21 @@ def test_extras_ask_for_the_tested_versions() -> None:
             assert pins[name] == version
 
 
-def test_the_pipeline_has_every_room() -> None:
+def test_the_pipeline_has_every_family() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(stages) == {"build", "train", "evaluate"}
     for name, stage in stages.items():
-        assert stage["foreach"] == list(ROOMS), name
+        assert stage["foreach"] == list(all_families()), name
         words = shlex.split(stage["do"]["cmd"].replace("${item}", "reads").replace("${profile}", "demo"))
         assert words[:4] == PREFIX
         parser().parse_args(words[4:])
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_has_settings_and_what_the_registry_asks_for(room: str) -> None:
+@pytest.mark.parametrize("family", all_families())
+def test_every_family_has_settings_and_what_the_registry_asks_for(family: str) -> None:
     for profile in ("full", "demo", "smoke"):
-        assert (ROOT / "params" / room / f"{profile}.yaml").is_file()
-    serve = importlib.import_module(f"seqfoundry.{room}.serve")
+        assert (ROOT / "params" / family / f"{profile}.yaml").is_file()
+    serve = importlib.import_module(f"seqfoundry.{family}.serve")
     pins = set(PYPROJECT["dependencies"])
     assert set(serve.REQUIREMENTS) <= pins
     assert len(serve.REQUIREMENTS) > 0
@@ -162,21 +163,21 @@ SIGNATURES = {
 VERB_OF = {"simulate": "simulate", "train": "train", "evaluate": "evaluate"}
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("family", all_families())
 @pytest.mark.parametrize(("module", "function"), SIGNATURES)
-def test_every_room_has_the_same_door(room: str, module: str, function: str) -> None:
-    if VERB_OF.get(module, "train") not in ROOMS[room]:
-        pytest.skip(f"{room} has no verb {module}")
-    found = inspect.signature(getattr(importlib.import_module(f"seqfoundry.{room}.{module}"), function))
-    more = [one for one in found.parameters.values() if one.kind is one.KEYWORD_ONLY]  # a room's own, may be left out
+def test_every_family_has_the_same_door(family: str, module: str, function: str) -> None:
+    if VERB_OF.get(module, "train") not in all_families()[family]:
+        pytest.skip(f"{family} has no verb {module}")
+    found = inspect.signature(getattr(importlib.import_module(f"seqfoundry.{family}.{module}"), function))
+    more = [one for one in found.parameters.values() if one.kind is one.KEYWORD_ONLY]  # a family's own, may be left out
     assert [name for name in found.parameters if found.parameters[name] not in more] == SIGNATURES[module, function]
     for one in found.parameters.values():
         assert (one.default is one.empty) == (one.kind is one.POSITIONAL_OR_KEYWORD)
-    first = inspect.signature(getattr(sys.modules[f"seqfoundry.{room}.{module}"], function))
+    first = inspect.signature(getattr(sys.modules[f"seqfoundry.{family}.{module}"], function))
     reference = inspect.signature(
-        getattr(importlib.import_module(f"seqfoundry.{next(iter(ROOMS))}.{module}"), function)
+        getattr(importlib.import_module(f"seqfoundry.{next(iter(all_families()))}.{module}"), function)
     )
-    if module != "serve":  # a room's own type of model stands in the signatures of serve
+    if module != "serve":  # a family's own type of model stands in the signatures of serve
         for name in {"data", "out"} & set(first.parameters):
             wanted = reference.parameters[name].annotation
             optional = [wanted | None] if (module, name) == ("train", "data") else []  # settings may name their data

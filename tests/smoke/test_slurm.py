@@ -168,7 +168,7 @@ def test_an_array_over_lines_of_settings(project: Path) -> None:
 
 
 def test_an_array_over_points_of_a_grid(project: Path) -> None:
-    from seqfoundry.registry import rooms
+    from seqfoundry.core.family import find_family
 
     network = {"architecture": "residual", "channels": [8, 16], "stem_kernel": 9, "kernel": 5, "crf_layer": True,
                "dilation_rates": [1, 4], "learning_rate": [1e-2, 3e-2], "warmup": 0.1, "epochs": 3}  # fmt: skip
@@ -176,15 +176,15 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
     config = {"base": str(ROOT / "params/reads/smoke.yaml"), "network": "mine", "training_params": "networks.yaml"}
     (project / "config.yaml").write_text(json.dumps(config))
     _stopped_requeued_resumed(project, "build/reads/grid-99", "grid_array.sh", "config.yaml", n=1)
-    whole = rooms.part("reads", "config").read_grid(rooms.settings("reads", project / "config.yaml"))
+    whole = find_family("reads").module("config").read_grid(find_family("reads").settings(project / "config.yaml"))
     assert [(one.values["channels"], one.values["learning_rate"]) for one in whole[1:3]] == [(8, 0.03), (16, 0.01)]
     for n in (1, 2):
         point = project / "build" / "reads" / "grid-99" / f"{n}.training_params.yaml"
         call = next(call for call in _calls(project) if f"grid-99/{n} " in call and "--resume" not in call)
         settings = call.partition(" --set ")[2]
         assert settings == f"training_params='build/reads/grid-99/{n}.training_params.yaml'"
-        own = rooms.settings("reads", project / "config.yaml", f"training_params='{point}'")
-        (alone,) = rooms.part("reads", "config").read_grid(own)
+        own = find_family("reads").settings(project / "config.yaml", f"training_params='{point}'")
+        (alone,) = find_family("reads").module("config").read_grid(own)
         assert (alone.values, alone.network) == ({}, whole[n].network)
     (beyond,) = _sbatch(project, range(4, 5), "grid_array.sh", "config.yaml")
     assert beyond.wait(timeout=20) == 1
@@ -199,17 +199,17 @@ def test_an_array_over_bootstrap_replicates(project: Path) -> None:
 
 
 def test_the_bootstrap_settings_are_settings() -> None:
-    from seqfoundry.registry import rooms
+    from seqfoundry.core.family import find_family
 
-    found = rooms.settings("vdj", ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
+    found = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
     assert (found.seed, found.fit.bootstrap) == (3, 25)
 
 
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        ("train_gpu.sh", [], "usage: sbatch slurm/train_gpu.sh CONFIG [ROOM]"),
-        ("grid_array.sh", [], "usage: sbatch --array=0-N slurm/grid_array.sh CONFIG [ROOM] [LINES]"),
+        ("train_gpu.sh", [], "usage: sbatch slurm/train_gpu.sh CONFIG [FAMILY]"),
+        ("grid_array.sh", [], "usage: sbatch --array=0-N slurm/grid_array.sh CONFIG [FAMILY] [LINES]"),
         ("grid_array.sh", ["c.yaml", "vdj"], "vdj: must have a file of settings, got none"),
         ("grid_array.sh", ["c.yaml", "vdj", "/dev/null"], "/dev/null: must have settings in line 3, got none"),
         ("bootstrap_array.sh", [], "usage: sbatch --array=1-N slurm/bootstrap_array.sh CONFIG [REPLICATES]"),

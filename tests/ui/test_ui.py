@@ -28,11 +28,11 @@ _WAIT = 60_000  # milliseconds for a page on a busy machine
 
 @dataclass(frozen=True)
 class Site:
-    """A server over a store with a champion of each of two rooms."""
+    """A server over a store with a champion of each of two families."""
 
     url: str
-    runs: dict[str, dict[str, Any]]  # room -> run.json
-    figures: dict[str, dict[str, Any]]  # room -> metrics.json of the evaluation
+    runs: dict[str, dict[str, Any]]  # family -> run.json
+    figures: dict[str, dict[str, Any]]  # family -> metrics.json of the evaluation
     experiment: str
 
 
@@ -49,15 +49,15 @@ def _seqfoundry(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def _champion(folder: Path, room: str) -> None:
-    params, made = str(ROOT / "params" / room / "smoke.yaml"), folder / room
+def _champion(folder: Path, family: str) -> None:
+    params, made = str(ROOT / "params" / family / "smoke.yaml"), folder / family
     data = str(made / "data")
-    _seqfoundry(folder, "simulate", room, "--params", params, "--out", data)
-    _seqfoundry(folder, "train", room, "--params", params, "--data", data, "--out", str(made / "train"))
-    _seqfoundry(folder, "register", room, "--run", str(made / "train"))
+    _seqfoundry(folder, "simulate", family, "--params", params, "--out", data)
+    _seqfoundry(folder, "train", family, "--params", params, "--data", data, "--out", str(made / "train"))
+    _seqfoundry(folder, "register", family, "--run", str(made / "train"))
     evaluated = str(made / "evaluate")  # after registering, as users do: the card is renewed
-    _seqfoundry(folder, "evaluate", room, "--model", str(made / "train"), "--data", data, "--out", evaluated)
-    _seqfoundry(folder, "promote", NAMES[room])
+    _seqfoundry(folder, "evaluate", family, "--model", str(made / "train"), "--data", data, "--out", evaluated)
+    _seqfoundry(folder, "promote", NAMES[family])
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     _chromium()
     folder = tmp_path_factory.mktemp("site")
-    for room in NAMES:
-        _champion(folder, room)
+    for family in NAMES:
+        _champion(folder, family)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +79,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_for(f"{url}/health", server)
-            runs, figures = ({room: _read(folder / room / name) for room in NAMES} for name in _RECORDS)
+            runs, figures = ({family: _read(folder / family / name) for family in NAMES} for name in _RECORDS)
             yield Site(url, runs, figures, _experiment(url))
         finally:
             os.killpg(server.pid, 15)
@@ -151,84 +151,84 @@ def browser(site: Site) -> Iterator[Browser]:
         chromium.close()
 
 
-def test_the_experiment_tells_rooms_apart(site: Site, browser: Browser) -> None:
+def test_the_experiment_tells_families_apart(site: Site, browser: Browser) -> None:
     browser.open(f"/experiments/{site.experiment}/runs")
-    browser.sees("train-vdj", "train-copynumber", "One run per training, of all rooms", "2 matching runs")
+    browser.sees("train-vdj", "train-copynumber", "One run per training, of all families", "2 matching runs")
     browser.picture("experiment")
     search = browser.page.get_by_placeholder("metrics.rmse").first
-    search.fill('tags.room = "vdj"')
+    search.fill('tags.family = "vdj"')
     search.press("Enter")
     browser.sees("1 matching run")
     assert browser.page.get_by_text("train-vdj", exact=True).count()
     assert not browser.page.get_by_text("train-copynumber", exact=True).count()
-    browser.picture("experiment-of-one-room")
+    browser.picture("experiment-of-one-family")
 
 
-def test_runs_are_grouped_by_room(site: Site, browser: Browser) -> None:
+def test_runs_are_grouped_by_family(site: Site, browser: Browser) -> None:
     browser.open(f"/experiments/{site.experiment}/runs")
     browser.sees("train-vdj")
     browser.page.get_by_role("button", name="Group by").click()
-    browser.page.get_by_role("menuitemcheckbox", name="room", exact=True).first.click()  # tags come before settings
-    browser.sees("Group by: room", *(f"Group: {room}" for room in NAMES))
+    browser.page.get_by_role("menuitemcheckbox", name="family", exact=True).first.click()  # tags come before settings
+    browser.sees("Group by: family", *(f"Group: {family}" for family in NAMES))
     browser.picture("grouped")
 
 
-@pytest.mark.parametrize("room", NAMES)
-def test_a_run_shows_where_it_is_from(site: Site, browser: Browser, room: str) -> None:
-    run = site.runs[room]
+@pytest.mark.parametrize("family", NAMES)
+def test_a_run_shows_where_it_is_from(site: Site, browser: Browser, family: str) -> None:
+    run = site.runs[family]
     browser.open(f"/experiments/{site.experiment}/runs/{run['run_id']}")
-    browser.sees(f"train-{room}", "Finished", run["data.md5"], "evaluate/report.html", "passed: ", NAMES[room])
-    browser.picture(f"run-{room}")
+    browser.sees(f"train-{family}", "Finished", run["data.md5"], "evaluate/report.html", "passed: ", NAMES[family])
+    browser.picture(f"run-{family}")
 
 
-@pytest.mark.parametrize(("room", "metric"), [("vdj", "train.loss"), ("copynumber", "train.loss")])
-def test_a_run_has_charts_by_epoch(site: Site, browser: Browser, room: str, metric: str) -> None:
-    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[room]['run_id']}/model-metrics")
+@pytest.mark.parametrize(("family", "metric"), [("vdj", "train.loss"), ("copynumber", "train.loss")])
+def test_a_run_has_charts_by_epoch(site: Site, browser: Browser, family: str, metric: str) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[family]['run_id']}/model-metrics")
     browser.page.get_by_placeholder("Search metric charts").fill(metric)
     browser.sees(metric, "Step")  # one of a single value is a bar, without steps
-    browser.picture(f"metrics-{room}")
+    browser.picture(f"metrics-{family}")
 
 
-@pytest.mark.parametrize("room", NAMES)
-def test_a_run_shows_report_and_plots_inline(site: Site, browser: Browser, room: str) -> None:
-    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[room]['run_id']}/artifacts")
+@pytest.mark.parametrize("family", NAMES)
+def test_a_run_shows_report_and_plots_inline(site: Site, browser: Browser, family: str) -> None:
+    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[family]['run_id']}/artifacts")
     browser.page.get_by_text("evaluate", exact=True).click()
     browser.page.get_by_text("report.html", exact=True).click()
     report = browser.page.frame_locator("iframe")
-    heading = {"vdj": "Results", "copynumber": "Segments against simulated truth"}[room]
+    heading = {"vdj": "Results", "copynumber": "Segments against simulated truth"}[family]
     report.get_by_role("heading", name=heading).wait_for(state="attached")
     pictures = report.locator("img")
     assert pictures.count() >= 2
     for i in range(pictures.count()):  # drawn, not only named: they travel inside the file
         assert pictures.nth(i).evaluate("image => image.complete && image.naturalWidth > 100")
-    browser.picture(f"report-{room}")
+    browser.picture(f"report-{family}")
     browser.page.get_by_text("plots", exact=True).last.click()  # those of training
     browser.page.get_by_text("history.png", exact=True).click()
     plot = browser.page.locator("img[src^='blob:']").first
     plot.wait_for(state="visible")
     assert plot.evaluate("image => image.naturalWidth") > 100
-    browser.picture(f"plot-{room}")
+    browser.picture(f"plot-{family}")
 
 
-@pytest.mark.parametrize("room", NAMES)
-def test_a_model_says_what_it_is(site: Site, browser: Browser, room: str) -> None:
-    browser.open(f"/models/{NAMES[room]}")
-    browser.sees("Use the version with the alias", f"models:/{NAMES[room]}@champion", "Version 1", "@ champion")
+@pytest.mark.parametrize("family", NAMES)
+def test_a_model_says_what_it_is(site: Site, browser: Browser, family: str) -> None:
+    browser.open(f"/models/{NAMES[family]}")
+    browser.sees("Use the version with the alias", f"models:/{NAMES[family]}@champion", "Version 1", "@ champion")
     browser.sees("gates", "data.md5", "git.commit")
-    browser.picture(f"model-{room}")
+    browser.picture(f"model-{family}")
 
 
-@pytest.mark.parametrize("room", NAMES)
-def test_a_version_has_its_card_tags_and_alias(site: Site, browser: Browser, room: str) -> None:
-    run, figures = site.runs[room], site.figures[room]
-    headline = {"vdj": "test.below_null", "copynumber": "test.segment_f1"}[room]
-    browser.open(f"/models/{NAMES[room]}/versions/1")
+@pytest.mark.parametrize("family", NAMES)
+def test_a_version_has_its_card_tags_and_alias(site: Site, browser: Browser, family: str) -> None:
+    run, figures = site.runs[family], site.figures[family]
+    headline = {"vdj": "test.below_null", "copynumber": "test.segment_f1"}[family]
+    browser.open(f"/models/{NAMES[family]}/versions/1")
     browser.sees("@ champion", "How good it is", "Limits", "How to load it")
-    browser.sees(f"{headline} {figures[headline]:.4f}", run["run_id"], run["git.commit"][:12], f"/{NAMES[room]}/1")
+    browser.sees(f"{headline} {figures[headline]:.4f}", run["run_id"], run["git.commit"][:12], f"/{NAMES[family]}/1")
     tags = browser.page.locator("table").filter(has_text="data.md5")
     for text in ("data.md5", run["data.md5"], "git.commit", run["git.commit"], "gates", "passed: "):
         assert tags.get_by_text(text).count(), text
-    browser.picture(f"version-{room}")
-    link = browser.page.get_by_role("link", name=f"train-{room}").last  # the one in the card, which opens a page
+    browser.picture(f"version-{family}")
+    link = browser.page.get_by_role("link", name=f"train-{family}").last  # the one in the card, which opens a page
     browser.page.goto(link.evaluate("link => link.href"))
     browser.sees(run["run_id"], run["settings.sha256"][:12])

@@ -1,1 +1,1 @@
-"""What every room needs and no room owns: settings, data digests, tracking, plots. Imports no room."""
+"""What every family needs and no family owns: settings, data digests, tracking, plots. Imports no family."""

@@ -19,11 +19,11 @@ class ConfigError(SeqfoundryError, ValueError):
 
 
 class MissingError(SeqfoundryError, LookupError):
-    """A model, alias, run, room or file that was named does not exist."""
+    """A model, alias, run, family or file that was named does not exist."""
 
 
 class ModelError(SeqfoundryError, ValueError):
-    """A model folder is damaged, incomplete, of another room or of an unknown format."""
+    """A model folder is damaged, incomplete, of another family or of an unknown format."""
 
 
 class OutputError(SeqfoundryError, OSError):

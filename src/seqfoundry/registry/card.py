@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from seqfoundry.core.config import Gate
-from seqfoundry.core.report import text_table
+from seqfoundry.core.reporting.html import text_table
+from seqfoundry.core.settings.config import Gate
 
 GATES = "gates"  # tag of a version
 _NOTE = "mlflow.note.content"  # tag of a run that its page shows as its description
@@ -32,7 +32,7 @@ def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: s
     opened.update_model_version(name, version, description=describe(run, served, name, version))
     opened.set_model_version_tag(name, version, GATES, verdict(run))
     opened.update_registered_model(name, description=introduce(served, name))
-    opened.set_registered_model_tag(name, "room", served["room"])
+    opened.set_registered_model_tag(name, "family", served["family"])
 
 
 def annotate_run(opened: Any, run: Any) -> None:

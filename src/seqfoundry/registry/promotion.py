@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from seqfoundry.core import data as files
-from seqfoundry.core import refusals, tracking
 from seqfoundry.core.errors import (
     GateError,
     InputError,
@@ -17,33 +15,36 @@ from seqfoundry.core.errors import (
     SeqfoundryError,
     TrackingError,
 )
-from seqfoundry.registry import card, catalogue, rooms, store, turns
+from seqfoundry.core.family import find_family, recorded_family
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.runs import store_errors, tracking
+from seqfoundry.registry import card, listing, models
 
 CHAMPION, PREVIOUS = "champion", "previous"
 FORCED = "promotion.forced"
 _LONGEST_TAG = 5000  # characters that the store keeps
 
 
-def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]:
-    """Measure a model (folder, URI or run) on the test data of ``data`` and write the room's report to ``out``.
+def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, Any]:
+    """Measure a model (folder, URI or run) on the test data of ``data`` and write the family's report to ``out``.
 
     Its ``test.*`` metrics also go to the training run, where the store knows it. Returns the metrics.
 
     Raises
     ------
     MissingError, ModelError
-        If there is no such model, or it is damaged or of another room.
+        If there is no such model, or it is damaged or of another family.
     OutputError
         If ``out`` cannot be written, or holds anything but an earlier evaluation, which is replaced.
     """
     check_out(out)
-    with store.model_folder(reference) as folder:
-        found = store.read_served(folder)["room"]
-        if found != room:
-            raise ModelError(f"{reference}: must be a model of the room {room}, got one of {found}")
+    with models.model_folder(reference) as folder:
+        found = models.read_served(folder)["family"]
+        if found != family:
+            raise ModelError(f"{reference}: must be a model of the family {family}, got one of {found}")
         run_id = _run_of(folder)
         measured_on = files.digest(data)
-        metrics: dict[str, Any] = rooms.part(room, "evaluate").evaluate(folder, data, out)
+        metrics: dict[str, Any] = find_family(family).module("evaluate").evaluate(folder, data, out)
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     tags = {"test.data.md5": measured_on, "test.data.path": str(data.resolve())}
     if run_id is not None and tracking.record(run_id, metrics=numbers, tags=tags, evaluation=out):
@@ -53,13 +54,13 @@ def evaluate(room: str, reference: str, data: Path, out: Path) -> dict[str, Any]
 
 def _renew_cards(run_id: str) -> None:
     """Write the figures into the description of a run and the cards of the versions that it has already."""
-    opened = store.connect()
+    opened = models.connect()
     run = tracking.get_run(run_id, opened)
     with tracking.as_tracking_error():
         card.annotate_run(opened, run)
         for version in opened.search_model_versions(f"run_id = '{run_id}'"):
-            with store.model_folder(f"models:/{version.name}/{version.version}") as folder:
-                card.publish(opened, run, store.read_served(folder), version.name, str(version.version))
+            with models.model_folder(f"models:/{version.name}/{version.version}") as folder:
+                card.publish(opened, run, models.read_served(folder), version.name, str(version.version))
 
 
 def check_out(out: Path) -> None:
@@ -108,14 +109,14 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
         on the same data, or the champion cannot be measured there. ``force`` promotes all the same and leaves the tag
         ``promotion.forced``.
     """
-    opened = store.connect()
+    opened = models.connect()
     chosen = _version(opened, name, version)
     run = tracking.get_run(chosen.run_id or "", opened)
     uri = f"models:/{name}/{chosen.version}"
     if _number(_alias(opened, name, CHAMPION)) == _number(chosen):
         return uri
-    with store.model_folder(uri) as folder:
-        served = store.read_served(folder)
+    with models.model_folder(uri) as folder:
+        served = models.read_served(folder)
     while not _take_over(opened, run, chosen, served, force=force):
         pass  # another promotion came first: the comparison was with the wrong champion
     return uri
@@ -142,7 +143,7 @@ def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, fo
         if faults:
             opened.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
         card.publish(opened, run, served, name, number)
-        with turns.turn(opened, name, number):
+        with models.turn(opened, name, number):
             if _number(_alias(opened, name, CHAMPION)) != _number(champion):
                 return False
             if champion is not None:
@@ -164,18 +165,18 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
         opened.get_registered_model(name)
     except MlflowException as error:
         _refuse_unless_absent(error)
-        known = ", ".join(sorted({row["model"] for row in catalogue.models()})) or "none"
+        known = ", ".join(sorted({row["model"] for row in listing.models()})) or "none"
         raise MissingError(f"{name}: must be a registered model, got none of this name; there are: {known}") from None
     if version is None:
-        candidate = _alias(opened, name, store.CANDIDATE)
+        candidate = _alias(opened, name, models.CANDIDATE)
         if candidate is None:
-            raise MissingError(f"{name}: must have a version with the alias {store.CANDIDATE}, got none")
+            raise MissingError(f"{name}: must have a version with the alias {models.CANDIDATE}, got none")
         return candidate
     try:
         return opened.get_model_version(name, version)
     except MlflowException as error:
         _refuse_unless_absent(error)
-        known = ", ".join(sorted((row["version"] for row in catalogue.models() if row["model"] == name), key=int))
+        known = ", ".join(sorted((row["version"] for row in listing.models() if row["model"] == name), key=int))
         raise MissingError(f"{name}: must have a version {version}, got none; there are: {known or 'none'}") from None
 
 
@@ -198,7 +199,7 @@ def _refuse_unless_absent(error: Any) -> None:
     TrackingError
         If the error is another one.
     """
-    if error.error_code not in refusals.ABSENT:
+    if error.error_code not in store_errors.ABSENT:
         with tracking.as_tracking_error():
             raise error
 
@@ -260,5 +261,5 @@ def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> floa
         raise InputError(f"{path}: must have the digest {digest or '(unknown)'}, got {found}")
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as out:
         reference = f"models:/{champion.name}/{champion.version}"
-        measured = evaluate(tags["room"], reference, path, Path(out) / "evaluate").get(headline)
+        measured = evaluate(str(recorded_family(tags)), reference, path, Path(out) / "evaluate").get(headline)
     return None if measured is None else float(measured)

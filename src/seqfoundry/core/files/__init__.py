@@ -1,0 +1,1 @@
+"""Files: atomic writes, digests, arrays, tables, and readers of rows."""

@@ -1,0 +1,397 @@
+"""Files on disk: digests as DVC computes them, manifests, the pin ``data.dvc``, locks, writing whole or not at all.
+
+Knows no family: a family's data is a folder.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import numbers
+import os
+import re
+import reprlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.settings import yaml as yaml12
+
+_BLOCK = 1 << 20
+# names that mkstemp and mkdtemp make below, those with an ending more, and those of report.whole_file
+_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.part)(\.\w+){0,3}")
+_BEGUN = re.compile(r"\.run\.json\.[a-z0-9_]{8}\.json")  # all there is of a run that was killed at its begin
+
+
+def md5(path: Path) -> str:
+    """Hash one file (MD5, as DVC does; a checksum, not a defence).
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    total = hashlib.md5(usedforsecurity=False)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                total.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: must be a readable file, got: {error.strerror}") from None
+    return total.hexdigest()
+
+
+def list_files(folder: Path) -> list[dict[str, str]]:
+    """List every file below ``folder`` as ``{"md5", "relpath"}``, sorted by path; the content of a DVC ``.dir``."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    listed = [{"md5": md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    return sorted(listed, key=lambda entry: entry["relpath"])
+
+
+def digest_of(listed: list[dict[str, str]]) -> str:
+    """Digest of a listing, equal to what ``dvc add`` writes for the folder: 32 hex digits and ``.dir``."""
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def digest(folder: Path) -> str:
+    """Digest of a folder, equal to what ``dvc add`` writes for it.
+
+    Raises
+    ------
+    MissingError
+        If there is no such folder, or it is empty: nothing can be learned from no data.
+    """
+    listed = list_files(folder) if folder.is_dir() else []
+    if not listed:
+        raise MissingError(f"{folder}: must be a folder with data, got {'an empty one' if folder.is_dir() else 'none'}")
+    return digest_of(listed)
+
+
+def read_pin(root: Path) -> dict[str, Any]:
+    """Read ``data.dvc``: the digest of ``data/`` as ``md5`` and that of each family's part under ``families``.
+
+    Raises
+    ------
+    MissingError
+        If there is no such file.
+    InputError
+        If it is not one that DVC wrote, or its ``meta.families`` is not ours.
+    """
+    path = root / "data.dvc"
+    content = _read_dvc_file(path)
+    meta = content.get("meta") or {}
+    families = (meta.get("families", meta.get("rooms")) or {}) if isinstance(meta, dict) else meta
+    if not isinstance(families, dict):
+        raise InputError(f"{path}: meta.families must give each family's digest, got {reprlib.repr(families)}")
+    return {"md5": str(content["outs"][0]["md5"]), "families": families}
+
+
+def _read_dvc_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml12.load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content["outs"][0]["md5"]:
+            return content
+    except FileNotFoundError:
+        raise MissingError(f"{path}: must exist; make it with: seqfoundry data build --update") from None
+    except (OSError, *yaml12.NOT_YAML):
+        pass
+    raise InputError(f"{path}: must be a DVC file with outs[0].md5, got something else")
+
+
+def write_pin_families(root: Path, families: Mapping[str, str]) -> None:
+    """Record each family's digest in ``data.dvc`` under ``meta``, which DVC keeps when it rewrites the file."""
+    path = root / "data.dvc"
+    content = _read_dvc_file(path)
+    content["meta"] = {"families": dict(sorted(families.items()))}
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def write_manifest(path: Path, folder: Path) -> str:
+    """Write the files of ``folder`` with their hashes as JSON, and return the folder's digest."""
+    listed = list_files(folder)
+    made = digest_of(listed)
+    write_json(path, {"digest": made, "files": listed})
+    return made
+
+
+def check_manifest(path: Path, folder: Path) -> str:
+    """Return the digest of ``folder``; where a manifest was written for it, the two must agree.
+
+    Raises
+    ------
+    InputError
+        If the data are not those of the manifest (edited by hand, or built with other settings).
+    """
+    found = digest(folder)
+    if path.is_file():
+        wanted = read_json(path).get("digest")
+        if wanted != found:
+            raise InputError(
+                f"{folder}: must be the data of {path}, digest {wanted}, got {found}; "
+                f"make it again with: seqfoundry data build {folder.name}"
+            )
+    return found
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether there is anything of this name that the user may look at; `Path.exists` raises for some names."""
+    return os.path.exists(path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse an output folder whose place no other can take.
+
+    Raises
+    ------
+    OutputError
+        If a disk is mounted there.
+    """
+    if os.path.ismount(os.path.realpath(folder)):
+        raise OutputError(f"{folder}: must be a folder that can be replaced, got a mount point; name a folder in it")
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made or locked.
+    """
+    with contextlib.ExitStack() as stack:
+        with as_output_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))  # closing it ends the lock
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, which takes its place if the block ends well, else is removed.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or the disk is full.
+    """
+    with as_output_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the user allows
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
+    """Give a file in memory whose content is at ``path`` if the block ends well.
+
+    For ``torch.save``, which tells of an unexpected position where the disk is full, and writes the name of the file
+    into the file.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or the disk is full.
+    """
+    content = io.BytesIO()
+    yield content
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``, which takes its place if the block ends well, else is removed.
+
+    Where ``path`` is a link, the folder behind it is meant.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` exists and is not empty (unless ``replace``), cannot be written, or the disk is full.
+    """
+    with as_output_error(path):
+        check_replaceable(path)
+        if path.is_file():
+            raise OutputError(f"{path}: must be a new or empty folder, got a file")
+        if path.is_dir() and any(path.iterdir()) and not replace:
+            raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        temporary.chmod(0o777 & ~_umask())
+        try:
+            yield temporary
+            _put(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(made: Path, place: Path) -> None:
+    """Put a folder in the place of another, which is put back if that fails, or where there is none."""
+    old = made.with_name(f"{made.name}.old")
+    if place.is_dir():
+        place.replace(old)
+    try:
+        made.replace(place)
+    except OSError:
+        if old.is_dir():
+            old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
+    """Make the output folder of a run, or take it over if it holds this very run.
+
+    Temporary files that a killed process left there go: while it lives, a run is not resumed.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or holds another run's results (unless ``overwrite``) or anything else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: must be a writable folder, got: {error.strerror}") from None
+    owner = run_in(folder).get("run_id")
+    if owner == run_id or all(_BEGUN.fullmatch(entry.name) for entry in folder.iterdir()):
+        with as_output_error(folder):
+            _remove_temporary(folder)
+        return
+    if owner is None:
+        raise OutputError(f"{folder}: must be a new or empty folder, got one with other files")
+    if not overwrite:
+        wanted = f"be empty or hold run {run_id}" if run_id else "be empty"
+        raise OutputError(
+            f"{folder}: must {wanted}, got the results of run {owner}; choose another --out, or --overwrite"
+        )
+    with as_output_error(folder):
+        for entry in folder.iterdir():  # the folder itself stays: it may be a link or a mount
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed was writing, at any depth."""
+    for path in [path for path in folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have gone with its folder
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed left beside ``path``; hold a lock, so that no other writes there.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be removed.
+    """
+    with as_output_error(path):
+        for beside in path.parent.glob(f".{path.name}.*"):
+            if _TEMPORARY.fullmatch(beside.name) and beside.is_dir() and not beside.is_symlink():
+                shutil.rmtree(beside)
+
+
+def run_in(folder: Path) -> dict[str, Any]:
+    """Record of the run whose results a folder holds (``run.json``); empty where there is none, or a damaged one."""
+    try:
+        return read_json(folder / "run.json")
+    except (InputError, MissingError):
+        return {}
+
+
+@contextlib.contextmanager
+def as_output_error(path: Path) -> Iterator[None]:
+    """Turn a refusal of the operating system (permission, full disk) into a message that names ``path``."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        named, own = (Path(os.path.realpath(str(name))) for name in (error.filename or path, path))
+        ours = named == own or own.parent in named.parents or named in own.parents
+        if error.errno is None or not ours:  # a library's own exception, or about something else, such as an input
+            raise
+        raise OutputError(f"{path}: must be writable, got: {error.strerror} ({error.filename or path})") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises
+    ------
+    MissingError
+        If it cannot be read.
+    InputError
+        If it is not such a file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingError(f"{path}: must be a readable file, got: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: must be whole JSON, got: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file whole or not at all."""
+    with written_whole(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8, LF) whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write sorted, indented JSON whole or not at all; NaN and infinity become ``null``."""
+    write_text(path, json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    """Replace numbers that JSON cannot hold by None, all the way down."""
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if content is None or isinstance(content, bool | int | str):
+        return content
+    if isinstance(content, numbers.Integral):  # NumPy's integers are none of Python's
+        return int(content)
+    if isinstance(content, numbers.Real):
+        return float(content) if math.isfinite(content) else None
+    return content

@@ -1,0 +1,145 @@
+"""Plots of what a model says of sequences: letters as high as they matter, and curves that calibrate predictions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D
+from numpy.typing import ArrayLike, NDArray
+
+from seqfoundry.core.errors import InputError
+from seqfoundry.core.reporting import plots
+
+LETTERS_SHOWN = 80  # letters that a panel can hold and be read
+_COLOURS = {"A": plots.PALETTE[2], "C": plots.PALETTE[0], "G": plots.PALETTE[5], "T": plots.PALETTE[1]}
+_FONT = FontProperties(family="DejaVu Sans", weight="bold")
+
+
+class Importance(NamedTuple):
+    """Of a sequence: letters and a number for each, positive where it makes for the answer; NaN where unknown."""
+
+    title: str
+    letters: str
+    values: ArrayLike
+
+
+def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> None:
+    """Draw each sequence as bars, and below them the 80 positions that hold most of it, as letters.
+
+    InputError if a sequence has not one value per letter.
+    """
+    with plots.style():
+        figure = plots.new_figure(9.0, 0.5 + 2.6 * max(len(sequences), 1))
+        if not sequences:
+            plots.no_data(figure.subplots())
+        for row, one in enumerate(sequences):
+            values = np.nan_to_num(np.asarray(one.values, dtype=np.float64))
+            if values.shape != (len(one.letters),):
+                raise InputError(
+                    f"{one.title}: must have one value per letter, got {values.shape} for {len(one.letters)}"
+                )
+            upper, lower = (figure.add_subplot(2 * len(sequences), 1, 2 * row + i) for i in (1, 2))
+            upper.set_title(one.title, loc="left", fontsize=8)
+            if not values.any():
+                plots.no_data(upper, lower)
+                continue
+            first = _window(values)
+            upper.axvspan(first - 0.5, first + LETTERS_SHOWN - 0.5, color="#E9ECEF", linewidth=0)
+            upper.bar(range(len(values)), values, width=1.0, color=plots.PALETTE[0])
+            upper.set_xlim(-0.5, len(values) - 0.5)
+            _letters(lower, one.letters, values, first)
+            for axes in (upper, lower):
+                axes.axhline(0, color="#4A4F57", linewidth=0.6)
+                axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+                axes.tick_params(labelsize=7)
+        if sequences:
+            figure.axes[-1].set_xlabel("position (from 0)", fontsize=8)
+            figure.supylabel(label, fontsize=8)
+        plots.save(figure, path)
+
+
+def _window(values: NDArray[np.float64]) -> int:
+    """Find where the positions begin that hold most of the absolute values."""
+    if len(values) <= LETTERS_SHOWN:
+        return 0
+    sums = np.concatenate([[0.0], np.cumsum(np.abs(values))])
+    return int((sums[LETTERS_SHOWN:] - sums[:-LETTERS_SHOWN]).argmax())
+
+
+def _letters(axes: Axes, letters: str, values: NDArray[np.float64], first: int) -> None:
+    last = min(first + LETTERS_SHOWN, len(values))
+    shapes, colours = [], []
+    for place in range(first, last):
+        letter = letters[place].upper().replace("U", "T")
+        if letter not in _COLOURS or not values[place]:
+            continue
+        shapes.append(_outline(letter, place, values[place]))
+        colours.append(_COLOURS[letter])
+    axes.add_collection(PathCollection(shapes, facecolors=colours, linewidths=0))
+    axes.set_xlim(first - 0.5, first + LETTERS_SHOWN - 0.5)
+    shown = values[first:last]
+    low, high = min(float(shown.min()), 0.0), max(float(shown.max()), 0.0)
+    axes.set_ylim(low * 1.05, high * 1.05)
+
+
+def _outline(letter: str, place: int, height: float) -> Outline:
+    """Outline of a letter, as wide as a position and as high as its value; upside down below 0."""
+    drawn = TextPath((0, 0), letter, size=1, prop=_FONT)
+    box = drawn.get_extents()
+    fit = Affine2D().translate(-box.x0, -box.y0).scale(0.92 / box.width, height / box.height)
+    made: Outline = drawn.transformed(fit.translate(place - 0.46, 0))
+    return made
+
+
+class Calibrated(NamedTuple):
+    """Predictions and measurements of rows, and the curve (x, y) between them; no curve if it has no points."""
+
+    predicted: ArrayLike
+    measured: ArrayLike
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns: int) -> None:
+    """Draw measured against predicted values of each group as dots, equality dashed, and its curve as a line."""
+    with plots.style():
+        n_lines = max(math.ceil(len(groups) / columns), 1)
+        figure = plots.new_figure(2.6 * columns, 0.6 + 2.0 * n_lines)
+        if not groups:
+            plots.no_data(figure.subplots())
+        for place, (name, one) in enumerate(groups.items()):
+            axes = figure.add_subplot(n_lines, columns, place + 1)
+            axes.set_title(name, loc="left", fontsize=8)
+            _calibrated(axes, one)
+        if groups:
+            figure.supxlabel("predicted activity", fontsize=9)
+            figure.supylabel("measured activity", fontsize=9)
+        plots.save(figure, path)
+
+
+def _calibrated(axes: Axes, one: Calibrated) -> None:
+    x, y = (np.asarray(values, dtype=np.float64) for values in (one.predicted, one.measured))
+    known = np.isfinite(x) & np.isfinite(y)
+    if not known.any():
+        plots.no_data(axes)
+        return
+    x, y = x[known], y[known]
+    axes.plot(x, y, ".", color=plots.PALETTE[4], markersize=2.5, alpha=0.5, markeredgewidth=0)
+    ends = [float(x.min()), float(x.max())]
+    axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)
+    if one.x:
+        inner = [value for value in one.x if ends[0] < value < ends[1]]
+        places = np.array([ends[0], *inner, ends[1]])
+        axes.plot(places, np.interp(places, one.x, one.y), color=plots.PALETTE[1], linewidth=1.4)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4))
+    axes.tick_params(labelsize=7)

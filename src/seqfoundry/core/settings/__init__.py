@@ -1,0 +1,1 @@
+"""Settings: YAML 1.2, and a family's frozen `Config` made of it."""

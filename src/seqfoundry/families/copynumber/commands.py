@@ -1,0 +1,65 @@
+"""Commands of copynumber."""
+
+from pathlib import Path
+from typing import Any
+
+from seqfoundry.core import command_line
+from seqfoundry.engine import standard_commands
+from seqfoundry.families.copynumber import FAMILY
+
+
+def _names_its_data(config: Any) -> bool:
+    """The experiment files of CNVRock say where the stores lie."""
+    return bool(config.store_path)
+
+
+simulate = standard_commands.simulate_command(FAMILY)
+train = standard_commands.train_command(FAMILY, names_its_data=_names_its_data)
+evaluate = standard_commands.evaluate_command(FAMILY)
+
+
+@command_line.command("prepare")
+@command_line.argument(
+    "inputs", nargs=-1, required=True, type=command_line.PATH, help="Read counts, folders of them, or stores."
+)
+@command_line.params
+@command_line.overrides
+@command_line.option(
+    "--format",
+    "file_format",
+    type=command_line.Choice(("gatk", "mosdepth", "tsv")),
+    help="Format of the read counts, if they do not tell.",
+)
+@command_line.out
+def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, file_format: str | None, out: Path) -> Any:
+    """Turn read counts into the stores that training reads."""
+    from seqfoundry.families.copynumber import data
+
+    return data.prepare(FAMILY.settings(params, overrides), inputs, None, out, file_format)
+
+
+@command_line.command("annotate")
+@command_line.argument("input", type=command_line.PATH, help="Read counts of a sample, a folder of them, or a store.")
+@command_line.model
+@command_line.out
+@command_line.resume
+@command_line.overwrite
+@command_line.engine
+@command_line.master
+def annotate(input: Path, model: str, out: Path, resume: bool, overwrite: bool, engine: str, master: str | None) -> Any:
+    """Call copy numbers of bins, genes and plasmid genes."""
+    from seqfoundry.engine import spark
+    from seqfoundry.families.copynumber import annotate as work
+
+    if spark.is_asked(engine, master):
+        return spark.run(
+            work.PARTITIONED,
+            FAMILY.name,
+            input,
+            model=model,
+            out=out,
+            master=master or spark.HERE,
+            overwrite=overwrite,
+            resume=resume,
+        )
+    return work.annotate(FAMILY.name, input, model=model, out=out, overwrite=overwrite, resume=resume)

@@ -1,0 +1,161 @@
+"""Settings of the copynumber family: the flat keys of a CNVRock experiment, and ours. Defaults stand in ``full.yaml``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from seqfoundry.core.runs.provenance import BY_NAME
+from seqfoundry.core.settings.config import PATH, Gate
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Above = Annotated[float, Field(gt=0)]
+File = Annotated[str, PATH]
+
+COPY_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the states; the last means three and more
+BASELINES = ("median", "bin_median", "bin_median_ori", "pca", "vae")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateConfig:
+    """How cohorts with known copy numbers are drawn; lengths in bins of 1,000 bases.
+
+    ``train_samples`` share ``train_lineages`` sequence types, ``test_samples`` others. Depth is log-normal within
+    ``depth``; counts have the extra variance ``dispersion`` (range) times the squared mean. Bin biases are drawn anew
+    every ``bias_block`` training samples, so that a model learns to expect smooth tracks and not one genome. Each
+    sample has up to ``max_events`` events of ``event_bins``; a share ``low_coverage`` has too few reads.
+    ``example_samples`` of the test cohort are also written as tables of read counts.
+    """
+
+    train_samples: Positive
+    test_samples: Positive
+    example_samples: Positive
+    train_lineages: Positive
+    test_lineages: Positive
+    depth: tuple[float, float]
+    dispersion: tuple[float, float]
+    gradient: tuple[float, float]
+    bias_block: Positive
+    absent_share: Rate
+    max_events: Count
+    event_bins: tuple[int, int]
+    low_coverage: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareConfig:
+    """``test_share`` of a user's own samples, as whole sequence types, is set aside as test samples."""
+
+    test_share: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings of one run. Keys up to ``eval_min_group_n`` are those of the mission's experiment files.
+
+    ``architecture``, ``hmm``, ``cnv``, ``plasmid_cnv`` and ``evaluation`` are built-in names or, of one's own,
+    ``package.module:object``.
+
+    Ours: ``baseline`` is the model of expected depth. ``alignment`` is the auxiliary loss (latent: alignment of latent
+    and copy-number patterns; sin2: the reference's penalty on the reconstruction; none), with its weight per bin and
+    warm-up. ``likelihood_sd`` is that of log2 ratios, Huber's bound ``huber`` in units of it. Bins below
+    ``present_ratio`` of the sample's median, or below ``hmm_low_cov_threshold`` reads, never enter the loss. Of
+    ``spikes`` per training sample the input is told, not the target; bins whose running median is off by more than
+    ``recurrent_log2`` (0: none) are left out. ``harmonics`` are fitted to the residual of every reconstruction (0:
+    none).
+
+    A count is evidence where at least ``hmm_min_expected`` reads are expected. Segments shorter than
+    ``segment_min_bins`` go to their neighbour, those with less evidence than ``segment_min_evidence`` (nats against
+    CN 1) become CN 1, and amplified neighbours whose medians differ by less than ``segment_merge`` are one.
+    ``validation_share`` of the sequence types select the epoch.
+
+    Tables of counts are of the chromosome ``reference``, ``reference_length`` bases in bins of ``bin_size``, which
+    ``contig_aliases`` names otherwise; ``mapq`` is the mapping quality from which reads were counted (recorded in
+    stores, not tested), and ``read_length`` turns mean depths into reads.
+    """
+
+    architecture: str
+    hmm: str
+    cnv: str
+    plasmid_cnv: str
+    evaluation: str
+    store_path: Annotated[File, BY_NAME]
+    plasmid_store_path: File
+    out_dir: Annotated[File, BY_NAME]
+    kpsc_gt_path: File
+    kpsc_kleborate_gt_path: File
+    kpsc_meta_path: File
+    plasmid_gene_coords_path: File
+    plasmid_family_map_path: File
+    chrom_gene_coords_path: File
+    eval_holdout_ids_path: File
+    pcn_absent_threshold: Above
+    pcn_amp_threshold: Above
+    latent_dim: Positive
+    batch_size: Positive
+    epochs: Count
+    lr: Above
+    weight_decay: Weight
+    max_beta: Weight
+    warmup_epochs: Count
+    patience: Positive
+    hmm_n_states: Annotated[int, Field(ge=3, le=6)]
+    hmm_self_transition: Annotated[float, Field(gt=0, lt=1)]
+    hmm_low_cov_threshold: Count
+    cnv_min_cn1_proportion: Rate
+    cnv_min_confidence: Rate
+    cnv_flank_padding: Count
+    cnv_crr_amp_threshold: Above
+    cnv_crr_gate_threshold: Above
+    cnv_crr_min_bins_fallback: Count
+    cnv_min_gene_coverage_fraction: Rate
+    eval_min_group_n: Positive
+
+    baseline: Literal["median", "bin_median", "bin_median_ori", "pca", "vae"]
+    alignment: Literal["latent", "sin2", "none"]
+    alignment_max_weight: Weight
+    alignment_warmup_epochs: Count
+    schedule: Literal["constant", "one_cycle"]
+    likelihood_sd: Above
+    huber: Above
+    present_ratio: Rate
+    pcn_backbone: bool
+    spikes: Count
+    recurrent_log2: Weight
+    harmonics: Count
+    hmm_min_expected: Weight
+    segment_min_bins: Positive
+    segment_min_evidence: Weight
+    segment_merge: Weight
+    validation_share: Rate
+    mixed_precision: bool
+    threads: Count
+    contig_aliases: dict[str, str]
+    reference: str
+    reference_length: Positive
+    bin_size: Positive
+    mapq: Count
+    read_length: Positive
+    seed: Count
+    prepare: PrepareConfig
+    simulate: SimulateConfig
+    gates: dict[str, Gate]
+    headline: str
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.gates:
+            raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+        if self.pcn_absent_threshold >= self.pcn_amp_threshold:
+            raise ValueError(
+                f"pcn_amp_threshold must be above pcn_absent_threshold = {self.pcn_absent_threshold}, "
+                f"got {self.pcn_amp_threshold}"
+            )
+
+    @property
+    def panel(self) -> Path:
+        """Table of plasmid genes."""
+        return Path(self.plasmid_gene_coords_path)

@@ -1,0 +1,401 @@
+"""Train what expects depth on a cohort, call the cohort with it, and save all. Files, loop and tracking meet here.
+
+Beside what every family leaves, ``--out`` has the mission's files: ``checkpoint.pth`` (network and optimizer of the best
+epoch), ``training_log.tsv`` (as ``history.tsv``), ``reconstructions.npy``, ``latents.npy``, ``segments.parquet``,
+``gene_calls.tsv``, ``plasmid_gene_calls.tsv`` and ``evaluation.txt``.
+
+Where torchrun has started several processes, they share every batch: same losses, gradients and decisions in all. The
+first one alone tracks and writes, and calls the cohort when training is done.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.files.arrays import Rows
+from seqfoundry.core.files.tables import write_history
+from seqfoundry.core.reporting import group_plots, plots
+from seqfoundry.core.runs import provenance, tracking
+from seqfoundry.core.runs.loop import TrainOptions, stalled, stopping_on_signals
+from seqfoundry.core.settings.config import digest, to_dict
+from seqfoundry.families.copynumber import losses, serve
+from seqfoundry.families.copynumber.calling.genes import write_calls
+from seqfoundry.families.copynumber.calling.plasmids import caller_named
+from seqfoundry.families.copynumber.calling.segments import decoder_named, tracks
+from seqfoundry.families.copynumber.cohort import Cohort, cohort
+from seqfoundry.families.copynumber.config import Config
+from seqfoundry.families.copynumber.depth import baselines
+from seqfoundry.families.copynumber.depth.bins import Layout
+from seqfoundry.families.copynumber.lineage_split import grouped_split
+from seqfoundry.families.copynumber.model import architecture_named, latents, read_weights
+from seqfoundry.families.copynumber.quality.assessment import (
+    Assessment,
+    as_text,
+    assess_cohort,
+    evaluation_named,
+    tables,
+)
+from seqfoundry.training.torch import Group, tensor_cores
+
+log = logging.getLogger(__name__)
+
+_SPLIT = 3  # stream of the seed
+_VIEWS = 6  # samples whose depth is drawn
+_HEADLINES = ("valid.loss", "train.segment_f1", "train.callable", "train.noise", "train.seconds")
+_BLOCK = 256  # samples written at a time
+
+
+@dataclass
+class Progress:
+    """Where training stands: rows of the history, and the number of the best epoch so far (from 1; 0: none)."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """All that training needs and does not change."""
+
+    config: Config
+    cohort: Cohort
+    layout: Layout
+    train: NDArray[np.int64]
+    valid: NDArray[np.int64]
+
+
+def train(config: Config, data: Path | None, out: Path | None, options: TrainOptions) -> dict[str, Any]:
+    """Run the whole step and return the run's id, folder and main figures; nothing in processes that only helped.
+
+    Parameters
+    ----------
+    data
+        Folder with the cohort; not read where the settings name a store.
+    out
+        Results; by default the ``out_dir`` of the settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no GPU although one was asked for, or a name in the settings stands for nothing.
+    InputError
+        If the cohort is damaged, or has no sample to learn from.
+    InterruptedRunError
+        If the process was asked to stop; a checkpoint has been saved and the run ended as KILLED.
+    """
+    device = choose_device(options.device)
+    _check_names(config)
+    if config.threads and device == "cpu":
+        torch.set_num_threads(config.threads)
+    group = Group.join(device)
+    found = cohort(config, data if data is not None else Path(config.store_path))
+    task = _task(config, found)
+    if group.rank:
+        _help(task, group)
+        group.stay()
+        return {}
+    place = out or (Path(config.out_dir) if config.out_dir else None)
+    source = Path(config.store_path) if config.store_path else data
+    with tracking.run("copynumber", _settings(config), data=source, out=place, options=options) as run:
+        metrics = _carry_out(run, task, group)
+    group.stay()
+    shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
+    return {"run_id": run.id, "out": str(run.out), **{key: round(float(value or 0), 4) for key, value in shown.items()}}
+
+
+def _check_names(config: Config) -> None:
+    """Refuse, before work begins, names that stand for nothing."""
+    architecture_named(config.architecture)
+    decoder_named(config.hmm)
+    for key in ("cnv", "plasmid_cnv"):
+        caller_named(key, getattr(config, key))
+    evaluation_named(config.evaluation)
+
+
+def choose_device(device: str) -> str:
+    """Return cuda or cpu; ConfigError if a GPU is asked for and there is none."""
+    has_gpu = torch.cuda.is_available()
+    if device == "gpu" and not has_gpu:
+        raise ConfigError("--device gpu: must find a GPU, got none; use auto or cpu")
+    return "cuda" if has_gpu and device != "cpu" else "cpu"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All settings, resolved; paths are written relative to the project."""
+    values = to_dict(config)
+    return {
+        key: provenance.within_project(Path(value)) if value and (key.endswith("_path") or key == "out_dir") else value
+        for key, value in values.items()
+    }
+
+
+def _task(config: Config, found: Cohort) -> Task:
+    """Split the cohort by sequence type; held-out samples are neither trained on nor select the epoch."""
+    own = np.flatnonzero(~found.held_out)
+    if not len(own):
+        raise InputError("cohort: must have samples that are not held out, got none")
+    rest, chosen = grouped_split(found.lineages[own], config.validation_share, config.seed * 8 + _SPLIT)
+    return Task(config, found, Layout.of(config, found.chromosome.bins), own[rest], own[chosen])
+
+
+def _help(task: Task, group: Group) -> None:
+    """Train together with the first process, which writes and tracks."""
+    run = tracking.Run("", Path(), resumed=False)
+    with stopping_on_signals(run.request_stop):
+        if task.config.baseline == "vae":
+            _fit(run, task, losses.Training.start(task.config, len(task.layout.bins), group))
+
+
+def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float | None]:
+    start = time.perf_counter()
+    network = None
+    progress = Progress()
+    if task.config.baseline == "vae":
+        training = losses.Training.start(task.config, len(task.layout.bins), group)
+        try:
+            progress = _fit(run, task, training)
+        except InterruptedRunError:
+            raise InterruptedRunError(
+                f"stopped on request; go on with the same command and --resume {run.id}"
+            ) from None
+        best = _read_checkpoint(run.out / "checkpoints" / "best.pt", digest(_settings(task.config)))
+        training.load_state(best["state"], str(run.out / "checkpoints" / "best.pt"))
+        network = training.model.eval()
+        with files.bytes_written_whole(run.out / "checkpoint.pth") as file:
+            torch.save(best["state"], file)
+    log.info("fitting the baselines")
+    fitted = {name: _baseline(name, task) for name in baselines.NAMES}
+    model = serve.CopyNumberModel.of(task.config, task.layout, network, fitted)
+    metrics = _finish(run.out, task, model, progress)
+    metrics["train.seconds"] = time.perf_counter() - start
+    files.write_json(run.out / "metrics.json", metrics)
+    run.metrics({key: value for key, value in metrics.items() if value is not None}, step=progress.epoch)
+    return metrics
+
+
+def _baseline(name: str, task: Task) -> baselines.Baseline:
+    config = task.config
+    chosen = np.sort(np.concatenate([task.train, task.valid]))
+    counts = task.cohort.chromosome.counts
+    if len(chosen) < len(counts):
+        counts = counts[chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), 2048)).astype(int))]]
+    return baselines.fit(
+        name, counts, present_ratio=config.present_ratio, recurrent_log2=config.recurrent_log2,
+        n_harmonics=config.harmonics or 3,
+    )  # fmt: skip
+
+
+def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
+    """Train epoch by epoch until the epochs are done or the validation loss has stalled; record and save each."""
+    config, group = task.config, training.group
+    settings = digest(_settings(config))
+    progress = _begin(run, training, settings)
+    with tensor_cores(group.device), _prepared(task, training) as prepared:
+        usable = prepared.usable
+        rows, held = task.train[usable[task.train]], task.valid[usable[task.valid]]
+        if not len(rows):
+            raise InputError("cohort: must have samples with half of their bins to train on, got none")
+        left = len(task.train) + len(task.valid) - len(rows) - len(held)
+        log.info("training on %d samples, validating on %d; %d have too few reads", len(rows), len(held), left)
+        while progress.epoch < config.epochs and not stalled(_eligible(progress, config), patience=config.patience):
+            if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
+                raise InterruptedRunError("asked to stop")
+            begin = time.perf_counter()
+            row = {
+                f"train.{key}": value for key, value in losses.epoch(training, prepared, rows, progress.epoch).items()
+            }
+            measured = losses.validate(training, prepared, held if len(held) else rows)
+            row |= {f"valid.{key}": value for key, value in measured.items()}
+            row["seconds"] = round(time.perf_counter() - begin, 3)
+            if math.isnan(row["valid.loss"]):
+                raise InputError(f"epoch {progress.epoch + 1}: the loss must be a number, got NaN; lower lr")
+            progress.history.append(row)
+            if group.rank == 0:
+                _record(run, training, progress, settings)
+    group.leave()
+    return progress
+
+
+@contextlib.contextmanager
+def _prepared(task: Task, training: losses.Training) -> Iterator[losses.Cohort]:
+    """Give what training reads of the cohort, in a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="seqfoundry-") as folder:
+        yield losses.prepare(task.cohort.chromosome.counts, training.model, task.config, Path(folder))
+
+
+def _eligible(progress: Progress, config: Config) -> list[float]:
+    """Return the validation losses of the epochs that may be the best: those after the warm-ups, if there are any."""
+    warm = max(config.warmup_epochs, config.alignment_warmup_epochs)
+    own = [row["valid.loss"] for row in progress.history]
+    return own[min(warm, max(config.epochs - 1, 0)) :]
+
+
+def _record(run: tracking.Run, training: losses.Training, progress: Progress, settings: str) -> None:
+    """Log an epoch; save it, and as the best if it is."""
+    row, number = progress.history[-1], progress.epoch
+    eligible = _eligible(progress, training.config)
+    is_best = not eligible or eligible[-1] < min(eligible[:-1], default=math.inf)
+    if is_best:
+        progress.best = number
+    checkpoints = run.out / "checkpoints"
+    content = {
+        "state": copy.copy(training.state()),
+        "history": progress.history,
+        "best": progress.best,
+        "settings": settings,
+    }
+    for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
+        with files.bytes_written_whole(checkpoints / name) as file:
+            torch.save(content, file)
+    rows = [{"epoch": i, **one} for i, one in enumerate(progress.history, start=1)]
+    write_history(run.out / "history.tsv", rows)
+    run.metrics(row, step=number)
+    log.info("epoch %d: loss %.4f, on other lineages %.4f", number, row["train.loss"], row["valid.loss"])
+    run.checkpoint(checkpoints)
+
+
+def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
+    content = read_weights(path)
+    if content.get("settings") != settings:
+        raise ModelError(f"{path}: must be of these settings, got others")
+    return content
+
+
+def _begin(run: tracking.Run, training: losses.Training, settings: str) -> Progress:
+    """Load the last checkpoint of a resumed run, in all processes that of the first.
+
+    A run that was killed before its first one begins anew.
+    """
+    path, content = run.out / "checkpoints" / "last.pt", {}
+    if run.resumed and path.is_file():
+        content = dict(_read_checkpoint(path, settings))
+    elif run.resumed:
+        log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
+    content = dict(training.group.same(content))
+    if not content:
+        return Progress()
+    training.load_state(content["state"], str(path))
+    return Progress([dict(row) for row in content["history"]], int(content["best"]))
+
+
+def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progress) -> dict[str, float | None]:
+    """Call the whole cohort, write every file, and return the metrics."""
+    found, samples = task.cohort, task.cohort.chromosome.samples
+    expected = _write_expected(out, task, model)
+    called = serve.call_samples(model, found.chromosome.counts, found.plasmid, expected)
+    with files.written_whole(out / "segments.parquet") as temporary:
+        called.segments.frame(task.layout.bins, samples).to_parquet(temporary, index=False)
+    write_calls(out / "gene_calls.tsv", called.genes.frame(samples))
+    if called.plasmids is not None:
+        write_calls(out / "plasmid_gene_calls.tsv", called.plasmids.frame(samples))
+    assessed = assess_cohort(called, found, task.layout.bins, task.config)
+    metrics = assessed.metrics("train")
+    if progress.history:
+        best = progress.history[max(progress.best, 1) - 1]
+        metrics |= {key: value for key, value in best.items() if key.startswith("valid.")}
+        metrics |= {"train.epochs": float(progress.epoch), "train.best_epoch": float(progress.best)}
+        files.copy_whole(out / "history.tsv", out / "training_log.tsv")
+    else:
+        write_history(out / "history.tsv", [])
+    files.write_text(out / "evaluation.txt", _text(task, assessed))
+    if own := evaluation_named(task.config.evaluation):
+        own(out, task.config)
+    serve.save(model, task.config, out / "model", simulated=found.simulated)
+    _write_seen(out / "model" / serve.SEEN, task)
+    files.copy_whole(out / "run.json", out / "model" / "run.json")
+    _plot(out / "plots", task, assessed, expected, progress)
+    return metrics
+
+
+def _write_seen(path: Path, task: Task) -> None:
+    """Write fingerprints of the samples that weights, epoch or baselines were chosen by, for `evaluate`."""
+    chosen = np.sort(task.cohort.fingerprints()[np.concatenate([task.train, task.valid])])
+    with files.written_whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, chosen[chosen > 0], allow_pickle=False)
+
+
+def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDArray[np.float32]:
+    """Write reconstructions, and latents of a network, sample by sample; return the first, mapped."""
+    counts, n = task.cohort.chromosome.counts, len(task.cohort)
+    with files.written_whole(out / "reconstructions.npy") as temporary:
+        with Rows(temporary, (n, len(task.layout.bins)), np.float32) as rows:
+            for first in range(0, n, _BLOCK):
+                rows.add(model.expected(np.asarray(counts[first : first + _BLOCK])))
+    if model.network is not None:
+        with files.written_whole(out / "latents.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, latents(model.network, counts, task.config), allow_pickle=False)
+    made: NDArray[np.float32] = np.load(out / "reconstructions.npy", mmap_mode="r", allow_pickle=False)
+    return made
+
+
+def _text(task: Task, assessed: Assessment) -> str:
+    config, sources = task.config, task.cohort.sources
+    held = int(task.cohort.held_out.sum())
+    scored = f"{held} held-out samples" if held else "all samples, which were also trained on"
+    paragraphs = [
+        f"{len(task.cohort)} samples; expected depth by {config.baseline}; figures of {scored}.",
+        *(f"{name}: {_place(where)}" for name, where in sources.items() if where),
+        "Intervals are 95 %: Wilson for shares, bootstrap for MCC. A call that is missing is unknown, not negative.",
+    ]
+    return as_text("copynumber: calls of the training cohort", paragraphs, tables(assessed, config))
+
+
+def _place(path: str) -> str:
+    """Write a path without what only this machine has: from the project on, or its last parts."""
+    inside = Path(provenance.within_project(Path(path)))
+    return Path(*inside.parts[-3:]).as_posix() if inside.is_absolute() else inside.as_posix()
+
+
+def _plane(latent: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Project latents to their first two principal components."""
+    away = latent.astype(np.float64) - latent.mean(axis=0)
+    plane: NDArray[np.float64] = away @ np.linalg.svd(away, full_matrices=False)[2][:2].T
+    return plane
+
+
+def _plot(folder: Path, task: Task, assessed: Assessment, expected: NDArray[np.float32], progress: Progress) -> None:
+    """Draw training curves, latents, depth tracks and plasmid copy numbers."""
+    latent = folder.parent / "latents.npy"
+    if progress.history:
+        rows = [{"epoch": i, **row} for i, row in enumerate(progress.history, start=1)]
+        both = [[f"train.{key}", f"valid.{key}"] for key in ("loss", "reconstruction", "kl", "auxiliary")]
+        names = ("loss per bin", "reconstruction per bin", "KL (nats per sample)", "auxiliary loss")
+        series = dict(zip(names, both, strict=True))
+        plots.learning_curves(folder / "history.png", rows, series)
+    chosen = np.unique(np.linspace(0, len(task.cohort) - 1, min(_VIEWS, len(task.cohort))).astype(int))
+    counts = np.asarray(task.cohort.chromosome.counts[chosen])
+    shown = tracks(counts, np.asarray(expected[chosen]), task.layout.bins, task.config)
+    samples = [task.cohort.chromosome.samples[i] for i in chosen]
+    copies = [assessed.called.segments.painted(i, len(task.layout.bins)) for i in chosen]
+    pairs = dict(zip(samples, zip(shown.ratio, copies, strict=True), strict=True))
+    group_plots.tracks(folder / "depth_tracks.png", (task.layout.bins.start - 1) / 1e6, pairs)
+    if latent.is_file():
+        depth = np.log10(np.maximum(assessed.called.chromosome.median, 1))
+        colours = {"log10 of the median depth": depth, "sequence type": task.cohort.lineages}
+        labels = ("latents, 1st principal component", "latents, 2nd principal component")
+        group_plots.scatters(
+            folder / "latents.png", _plane(np.load(latent, allow_pickle=False)), colours, labels=labels
+        )
+    found = assessed.called.plasmids
+    if found is not None:
+        groups = {name: found.families.value[:, i] for i, name in enumerate(found.families.names)}
+        groups = {name: values[np.isfinite(values)] for name, values in groups.items()}
+        group_plots.boxes(folder / "pcn.png", groups, limit=10, label="plasmid copy number")

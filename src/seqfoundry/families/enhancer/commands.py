@@ -1,0 +1,125 @@
+"""Commands of enhancer."""
+
+from pathlib import Path
+from typing import Any
+
+from seqfoundry.core import command_line
+from seqfoundry.core.errors import InputError
+from seqfoundry.engine import standard_commands
+from seqfoundry.families.enhancer import FAMILY
+
+TASKS = (
+    "activity",
+    "t1",
+    "t3",
+    "cross-oracle",
+    "variants",
+    "mutagenesis",
+    "attribution",
+    "calibration",
+    "export",
+)
+
+simulate = standard_commands.simulate_command(FAMILY)
+train = standard_commands.train_command(FAMILY)
+evaluate = standard_commands.evaluate_command(FAMILY)
+
+
+@command_line.command("prepare")
+@command_line.argument("inputs", nargs=-1, required=True, type=command_line.PATH, help="Rows: JSON lines, CSV or TSV.")
+@command_line.params
+@command_line.overrides
+@command_line.out
+def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -> Any:
+    """Turn measured sequences into the panel that training reads."""
+    from seqfoundry.families.enhancer import data
+
+    return data.prepare(FAMILY.settings(params, overrides), inputs, None, out)
+
+
+@command_line.command("score")
+@command_line.argument("input", type=command_line.PATH, help="Sequences; of t1, t3 and cross-oracle predictions.jsonl.")
+@command_line.model
+@command_line.out
+@command_line.option(
+    "--task", type=command_line.Choice(TASKS), default="activity", metavar="TASK", help=f"One of {', '.join(TASKS)}."
+)
+@command_line.option(
+    "--against", multiple=True, metavar="MODEL", help="A further oracle of cross-oracle; may be repeated."
+)
+@command_line.resume
+@command_line.overwrite
+@command_line.engine
+@command_line.master
+def score(
+    input: Path,
+    model: str,
+    out: Path,
+    task: str,
+    against: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    engine: str,
+    master: str | None,
+) -> Any:
+    """Score sequences, designs, edits or variants with an oracle."""
+    from seqfoundry.engine import spark
+
+    others = _models(against)
+    where = f"score enhancer --task {task}"
+    if others and task != "cross-oracle":
+        raise InputError(f"{where}: --against must be left out, got {' '.join(others)}")
+    if resume and task != "activity":
+        raise InputError(f"{where}: --resume must be left out, since this task begins anew, got it")
+    if spark.is_asked(engine, master):
+        if task != "activity":
+            raise InputError(f"--engine spark: must be asked for --task activity only, got --task {task}")
+        return _score_on_spark(input, model, out, master=master or spark.HERE, resume=resume, overwrite=overwrite)
+    return _score_here(task, input, model, out, others=others, resume=resume, overwrite=overwrite)
+
+
+def _models(words: tuple[str, ...]) -> list[str]:
+    """Split words that hold several models; MLproject hands over one word."""
+    from seqfoundry.core.files.atomic import is_there
+
+    models = []
+    for word in words:
+        models += [word] if is_there(Path(word)) else word.split()
+    return models
+
+
+def _score_on_spark(input: Path, model: str, out: Path, *, master: str, resume: bool, overwrite: bool) -> Any:
+    from seqfoundry.engine import spark
+    from seqfoundry.families.enhancer.tasks import activity
+
+    return spark.run(
+        activity.PARTITIONED,
+        FAMILY.name,
+        input,
+        model=model,
+        out=out,
+        master=master,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+
+def _score_here(
+    task: str, input: Path, model: str, out: Path, *, others: list[str], resume: bool, overwrite: bool
+) -> Any:
+    from seqfoundry.families.enhancer.tasks import activity, calibration, cross_oracle, designs, effects
+
+    if task == "activity":
+        return activity.score(input, model=model, out=out, overwrite=overwrite, resume=resume)
+    if task == "cross-oracle":
+        return cross_oracle.compare(input, model=model, against=others, out=out, overwrite=overwrite)
+    functions = {
+        "t1": designs.score_designs,
+        "t3": designs.score_edits,
+        "variants": effects.variants,
+        "mutagenesis": effects.mutagenesis,
+        "attribution": effects.attribution,
+        "calibration": calibration.calibrate,
+        "export": effects.export,
+    }
+    return functions[task](input, model=model, out=out, overwrite=overwrite)

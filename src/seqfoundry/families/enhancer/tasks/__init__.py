@@ -1,0 +1,1 @@
+"""What `score enhancer` does, a module for each task."""

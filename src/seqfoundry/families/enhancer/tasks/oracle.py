@@ -1,0 +1,145 @@
+"""An oracle of the registry as scores need it: what it says of sequences, each read once, and what is known of it."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import seqfoundry
+from seqfoundry.core.errors import InputError, ModelError
+from seqfoundry.engine.local import Progress
+from seqfoundry.families.enhancer.scores.predictions import Outputs, Panel
+from seqfoundry.registry import models
+
+log = logging.getLogger(__name__)
+
+FAMILY = "enhancer"
+BATCH = 4096  # sequences that the model is handed at a time
+_PACKAGES = ("numpy", "torch")  # whose versions may change a digit
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A loaded oracle; ``panel`` is the family's `predictions.Panel`, ``meta`` tells in results which oracle it was."""
+
+    loaded: models.Loaded
+    panel: Any
+    meta: dict[str, Any]
+
+    @property
+    def weak_cells(self) -> list[str]:
+        """Cells that it hardly knows: their Pearson on unseen rows is below 0.1."""
+        return [cell for cell in self.panel.cells if self.panel.weak(cell)]
+
+    def marked(self, cell: str) -> str:
+        """Name a cell for a table, with a star if the oracle hardly knows it."""
+        return f"{cell} *" if self.panel.weak(cell) else cell
+
+    def n_cut(self, sequences: Iterable[str]) -> int:
+        """Count sequences that are longer than what the oracle reads."""
+        return sum(len(text) > self.meta["seq_len"] for text in sequences)
+
+    def warn_of_cut(self, where: str, n_cut: int, n: int) -> None:
+        """Log that sequences were cut, if any were."""
+        if n_cut:
+            most = self.meta["seq_len"]
+            log.warning("%s: %d of %d sequences are longer than %d bases, and cut to them", where, n_cut, n, most)
+
+    def window(self, sequence: str) -> str:
+        """Return the part of a sequence that is read."""
+        most = self.meta["seq_len"]
+        excess = max(len(sequence) - most, 0)
+        start = excess // 2 if self.loaded.served.get("truncate") == "center" else 0
+        return sequence[start : start + most]
+
+    def frame(self, sequences: Sequence[str], ids: Sequence[str] | None) -> pd.DataFrame:
+        """Make what the model is asked; ids are loci where it reads the genome."""
+        made = pd.DataFrame({"sequence": sequences})
+        needs_locus = ids is not None and "locus" in self.loaded.served["input_columns"]
+        return made.assign(locus=list(ids or ())) if needs_locus else made
+
+    def read(
+        self, sequences: Sequence[str], *, where: str, embed: bool = False, ids: Sequence[str] | None = None
+    ) -> Any:  # fmt: skip
+        """Predict sequences in batches, equal ones once: the family's `predictions.Outputs`, in the order given.
+
+        ``ids`` of the sequences say where they are from, if the model reads the genome. Sequences that are too long
+        are cut by the model, and a warning is logged.
+
+        Raises
+        ------
+        InputError
+            If the model refuses a sequence; the message begins with ``where``.
+        """
+        self.warn_of_cut(where, self.n_cut(sequences), len(sequences))
+        whole = self.frame(sequences, ids)
+        chosen = whole.groupby(list(whole.columns), sort=False).ngroup().to_numpy()
+        distinct, columns = whole.drop_duplicates(ignore_index=True), list(self.panel.cell_types)
+        activities, embeddings = [np.empty((0, len(columns)))], []
+        with Progress("sequences") as bar:
+            for first in range(0, len(distinct), BATCH):
+                frame = distinct.iloc[first : first + BATCH].reset_index(drop=True)
+                try:
+                    answer = self.loaded.predict(frame.assign(also="embedding") if embed else frame)
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from None
+                activities.append(answer[columns].to_numpy(dtype=np.float64))
+                if embed:
+                    embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
+                bar.add(len(frame))
+        made = np.concatenate(activities)[chosen], np.concatenate(embeddings)[chosen] if embeddings else None
+        return Outputs(*made)
+
+
+def open_oracle(reference: str) -> Oracle:
+    """Load an oracle by folder, ``models:/`` URI or run id, once, so that a moving alias cannot mix two.
+
+    Raises
+    ------
+    MissingError
+        If it does not exist.
+    ModelError
+        If it is damaged, of another family, or does not tell what is known of its predictions.
+    """
+    with models.fetch(reference) as fetched:
+        return open_fetched(reference, fetched)
+
+
+def open_fetched(reference: str, fetched: Path) -> Oracle:
+    """Load an oracle as `open_oracle` does, from what was fetched under ``reference``."""
+    loaded = replace(models.load(FAMILY, str(fetched)), reference=reference)
+    with models.model_folder(str(fetched)) as folder:
+        digest = _sha256(folder / "oracle.pt")
+    served = loaded.served
+    try:
+        known = {**served["panel"], "cell_types": tuple(served["panel"]["cell_types"])}
+        panel = Panel(**known)
+        kind, seq_len = served["oracle"], served["seq_len"]
+    except (LookupError, TypeError, InputError) as error:
+        raise ModelError(f"{reference}: served.json must have panel, oracle and seq_len, got: {error}") from None
+    return Oracle(
+        loaded,
+        panel,
+        {
+            "oracle": reference,
+            "registered_name": served["registered_name"],
+            "oracle_sha256": digest,
+            "oracle_type": kind,
+            "seq_len": seq_len,
+            "versions": {"seqfoundry": seqfoundry.__version__, **{name: version(name) for name in _PACKAGES}},
+        },
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: must be a readable file, got: {error.strerror}") from None

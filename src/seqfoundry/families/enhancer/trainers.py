@@ -1,0 +1,169 @@
+"""What the training loop trains: a network as a whole, or a linear head on the features of a frozen backbone."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seqfoundry.families.enhancer import model as networks
+from seqfoundry.families.enhancer.backbones.cache import Features
+from seqfoundry.families.enhancer.backbones.frozen import Backbone, features_of, load_backbone
+from seqfoundry.families.enhancer.backbones.probe import HeadTraining, Probe, fit_ridge, linear, predict_rows
+from seqfoundry.families.enhancer.config import Config
+from seqfoundry.families.enhancer.data import Indices, Rows
+from seqfoundry.families.enhancer.model import Network, Training, load_weights, measure
+from seqfoundry.training.torch import Group
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that training needs and does not change.
+
+    ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings and named files.
+    """
+
+    config: Config
+    rows: Rows
+    train: Indices
+    valid: Indices
+    ceilings: list[float | None] | None
+    device: str
+    group: Group = field(default_factory=Group)
+    identity: str = ""
+
+
+class Learner(Protocol):
+    """What is trained, for at most ``epochs``."""
+
+    epochs: int
+
+    def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
+        """Train on all rows once and return the mean square seen; ``watch`` is called between steps."""
+
+    def predict(self, chosen: Indices) -> NDArray[np.float32]:
+        """Predict the activities of rows, ``(len(chosen), C)``."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that an epoch changes."""
+
+    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Set what `state` returned; ModelError if it is that of another."""
+
+    def network(self) -> Network:
+        """Return what is served, on the CPU and in evaluation mode."""
+
+
+class _Whole:
+    """A network that is trained whole."""
+
+    def __init__(self, task: Task, member: int) -> None:
+        self.task, self.epochs = task, task.config.train.epochs
+        activities = task.rows.activities[task.train]
+        self.training = Training.start(task.config, activities, member=member, group=task.group)
+
+    def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
+        return networks.epoch(self.training, self.task.rows, self.task.train, number, watch)
+
+    def predict(self, chosen: Indices) -> NDArray[np.float32]:
+        return networks.predict(self.training.model, self.task.rows.codes[chosen]).activities  # float32, as served
+
+    def state(self) -> dict[str, Any]:
+        return self.training.state()
+
+    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+        self.training.load_state(state, where)
+
+    def network(self) -> Network:
+        return self.training.model.cpu().eval()
+
+
+class _Head:
+    """A head on features, trained step by step."""
+
+    def __init__(self, task: Task, backbone: Backbone, features: Features) -> None:
+        self.task, self.backbone, self.features = task, backbone, features
+        self.epochs, activities = task.config.train.epochs, task.rows.activities
+        self.training = HeadTraining.start(task.config, features, activities, task.train, _asked(task))
+
+    def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
+        watch()
+        return self.training.epoch(self.task.rows.activities, self.task.train, number)
+
+    def predict(self, chosen: Indices) -> NDArray[np.float32]:
+        return predict_rows(self.training.model.plain(), self.features, chosen)
+
+    def state(self) -> dict[str, Any]:
+        return self.training.state()
+
+    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+        self.training.load_state(state, where)
+
+    def network(self) -> Network:
+        return _probe(self.backbone, self.training.model.plain())
+
+
+class _Solved:
+    """A head on features in closed form: its one epoch is the solution."""
+
+    epochs = 1
+
+    def __init__(self, task: Task, backbone: Backbone, features: Features) -> None:
+        self.task, self.backbone, self.features = task, backbone, features
+        n_out = len(task.config.cell_types)
+        self.head = linear(torch.zeros(n_out, features.width), torch.zeros(n_out))
+
+    def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
+        rows, config, chosen = self.task.rows, self.task.config, self.task.train
+        watch()
+        groups = rows.groups if config.train.split == "group" else ()
+        found = fit_ridge(self.features, rows.activities, chosen, config, groups)
+        self.head = found.head
+        penalties = zip(config.cell_types, found.penalties.tolist(), strict=True)
+        log.info("penalties: %s", ", ".join(f"{cell} {value:g}" for cell, value in penalties))
+        return measure(self.predict(chosen), rows.activities[chosen]).total
+
+    def predict(self, chosen: Indices) -> NDArray[np.float32]:
+        return predict_rows(self.head, self.features, chosen)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.head.state_dict()}
+
+    def load_state(self, state: Mapping[str, Any], where: str) -> None:
+        load_weights(self.head, state.get("model", {}), where)
+
+    def network(self) -> Network:
+        return _probe(self.backbone, self.head)
+
+
+def _asked(task: Task) -> str:
+    return "gpu" if task.device == "cuda" else "cpu"
+
+
+def _probe(backbone: Backbone, head: torch.nn.Linear) -> Probe:
+    made = Probe(backbone.cpu(), head.out_features)
+    made.head = head
+    return made.eval()
+
+
+def learners(task: Task) -> Callable[[int], Learner]:
+    """Return what makes the k-th network; features of a backbone are computed here, once for all epochs.
+
+    Raises
+    ------
+    ConfigError, MissingError, InputError, ModelError
+        As `load_backbone` and `features_of`.
+    """
+    config = task.config
+    if config.oracle == "deepstarr_7cell":
+        return lambda member: _Whole(task, member)
+    backbone = load_backbone(config, device=task.device)
+    log.info("features of %d sequences by %s, %d each", len(task.rows), config.oracle, backbone.width)
+    features = features_of(backbone, task.rows.codes, config, task.rows.ids)
+    kind = _Solved if config.backbone.solver == "ridge" else _Head
+    return lambda _: kind(task, backbone, features)

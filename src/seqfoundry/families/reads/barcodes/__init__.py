@@ -1,0 +1,1 @@
+"""Barcodes: lists of cells, and the search for the nearest one."""

@@ -1,0 +1,1 @@
+"""What `annotate reads` writes: tables of molecules, and reads sorted by cell."""

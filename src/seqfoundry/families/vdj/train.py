@@ -1,0 +1,379 @@
+"""Fit a trimming or ligation model to prepared rearrangements: read, fit, test, record, save.
+
+Tables have the reference's names and columns; ours come after them. They differ in what the reference gets wrong:
+standard errors are those of all reads, tests use the observed-data likelihood, and where configurations are latent the
+counts of ``predicted_dist_data`` are shared among them by their probabilities instead of being repeated for each.
+"""
+
+import json
+import logging
+import math
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.files import atomic as files
+from seqfoundry.core.files.tables import write_history, write_tsv
+from seqfoundry.core.reporting import group_plots, plots
+from seqfoundry.core.reporting.html import text_table
+from seqfoundry.core.runs import provenance, tracking
+from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.settings.config import digest, to_dict
+from seqfoundry.families.vdj import model as likelihood
+from seqfoundry.families.vdj import serve
+from seqfoundry.families.vdj.config import Config, Specification, read_specification
+from seqfoundry.families.vdj.data import read_observations
+from seqfoundry.families.vdj.features import Design, coefficient_names, design
+from seqfoundry.families.vdj.genes.choices import Choices, build
+from seqfoundry.families.vdj.genes.germline import Germline
+from seqfoundry.families.vdj.genes.references import read_germline
+from seqfoundry.families.vdj.inference import fitting, sharding, uncertainty
+from seqfoundry.families.vdj.inference.probabilities import predicted_distribution
+from seqfoundry.families.vdj.inference.uncertainty import (
+    FIGURES,
+    Fit,
+    bootstrap_table,
+    likelihood_ratio,
+    split_names,
+    wald,
+)
+from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
+
+log = logging.getLogger(__name__)
+
+_BOOTSTRAP = 1  # stream of the seed
+_CACHED_PAIRS = 500  # pairs of genes from which on finding their options takes longer than reading them
+_HEADLINES = ("train.observed_nll", "train.below_null", "train.converged", "train.seconds")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that fitting needs and does not change."""
+
+    config: Config
+    specification: Specification
+    germline: Germline
+    choices: Choices
+    observed: Observed
+    design: Design
+    problem: likelihood.Problem
+    simulated: bool  # the data
+
+    @property
+    def suffix(self) -> str:
+        """End of the names of the reference's files."""
+        return f"{'_all_annotations' * self.specification.latent}_L2{self.config.l2}"
+
+
+@dataclass
+class Progress:
+    """Where fitting stands: the penalty, a row per iteration, and the states of the last two iterations.
+
+    A resumed fit begins with the first of the two, so that what ends it, a small change, is seen again.
+    """
+
+    penalty: float | None = None
+    grid: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    states: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found: the fit, its table of coefficients, the nested fit and the replicates where asked for."""
+
+    fit: Fit
+    wald: pd.DataFrame
+    null_nll: float
+    test: dict[str, float]
+    replicates: NDArray[np.float64]  # (n, K)
+    are_converged: NDArray[np.bool_]
+
+
+def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
+    """Run the whole step and return the run's id, folder and main figures.
+
+    Raises
+    ------
+    ConfigError
+        If the settings do not fit together, or there is no GPU although one was asked for.
+    InputError
+        If the data are of another locus than the annotation, or leave nothing to model.
+    InterruptedRunError
+        If the process was asked to stop; a checkpoint has been saved and the run ended as KILLED.
+    """
+    specification = read_specification(config)
+    if config.fit.against:
+        nested, names = read_specification(config, config.fit.against), coefficient_names(specification)
+        if not set(coefficient_names(nested)) < set(names):
+            wanted = f"have some, not all, of the coefficients of {config.model_type}"
+            raise ConfigError(f"fit.against must {wanted}, got {config.fit.against}")
+    fitting.choose_device(options.device)
+    task = _task(config, specification, data)
+    settings = _settings(config, specification)
+    with tracking.run("vdj", settings, data=data, out=out, options=options) as run:
+        metrics = _carry_out(run, task, digest(settings))
+    return {"run_id": run.id, "out": str(run.out), **{key: round(metrics[key], 6) for key in _HEADLINES}}
+
+
+def _settings(config: Config, specification: Specification) -> dict[str, Any]:
+    """All settings of a run, resolved; paths are written relative to the project, their content beside them."""
+    values = to_dict(config)
+    for part, key in ((values, "annotations"), (values, "param_groups"), (values, "model_types"),
+                      (values["simulate"], "truth"), (values["simulate"], "germline")):  # fmt: skip
+        part[key] = provenance.within_project(Path(part[key])) if part[key] else ""
+    return {**values, "specification": to_dict(specification)}
+
+
+def _task(config: Config, specification: Specification, data: Path) -> Task:
+    """Read germline and rearrangements, and lay out choices and variables."""
+    germline, group = read_germline(data), specification.group
+    locus = specification.annotation.locus
+    if germline.locus != locus:
+        raise InputError(f"{data}: must be of {config.annotation}'s locus {locus}, got {germline.locus}")
+    genes = [germline.of(side) for side in group.sides]
+    is_large = math.prod(map(len, genes)) >= _CACHED_PAIRS
+    cache = provenance.project_root() / "build" / "vdj" / "choices" if is_large else None
+    choices = build(germline, group.sides, group.lower, group.upper, cache)
+    observed = observe(read_observations(data, "train"), choices, specification)
+    variables = design(choices, observed.pairs, specification)
+    problem = sharding.sharded(likelihood.problem(choices, variables, observed, specification))
+    simulated = "simulate" in files.read_json(data / "manifest.json")
+    return Task(config, specification, germline, choices, observed, variables, problem, simulated)
+
+
+def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]:
+    """Fit, record every iteration, write the results, and return the metrics."""
+    last = run.out / "checkpoints" / "last.npz"
+    progress = _restore(last, settings) if run.resumed else Progress()
+    start, before = time.perf_counter(), progress.seconds
+
+    def watch(iteration: fitting.Iteration) -> bool:
+        progress.seconds = before + time.perf_counter() - start
+        _record(run, task, progress, iteration, settings)
+        return run.stop_requested
+
+    try:
+        if progress.penalty is None:
+            _choose_penalty(task, progress)
+        begun, penalty = progress.states[0] if progress.states else None, progress.penalty or 0.0
+        counts, names = task.observed.counts, task.design.names
+        fit = fitting.fit(task.problem, counts, names, task.config.fit, penalty, begun, watch)
+        _stop_if(run.stop_requested)
+        results = _results(task, fit, lambda: _stop_if(run.stop_requested))
+    except InterruptedRunError:
+        _save(last, progress, settings)
+        done = f"stopped on request after {len(progress.history)} iterations"
+        raise InterruptedRunError(f"{done}; go on with the same command and --resume {run.id}") from None
+    if not fit.converged:
+        log.warning("the fit has not converged (%s): its coefficients are no optimum", fit.reason)
+    progress.seconds = before + time.perf_counter() - start
+    metrics = _metrics(task, results, progress)
+    _write(run.out, task, results, progress, metrics)
+    run.metrics(metrics, step=fit.iterations)
+    return metrics
+
+
+def _stop_if(asked: bool) -> None:
+    if asked:
+        raise InterruptedRunError("asked to stop")
+
+
+def _choose_penalty(task: Task, progress: Progress) -> None:
+    progress.penalty = 0.0
+    if task.config.l2:
+        fit = task.config.fit
+        penalties = fit.em_penalties if task.specification.latent else fit.penalties
+        counts, n_names = task.observed.counts, len(task.design.names)
+        progress.penalty, grid = fitting.choose_penalty(task.problem, counts, n_names, fit, penalties)
+        progress.grid = grid.to_dict("records")
+        log.info("L2 penalty %g chosen by cross-validation", progress.penalty)
+
+
+def _record(run: tracking.Run, task: Task, progress: Progress, iteration: fitting.Iteration, settings: str) -> None:
+    """Log an iteration, save the checkpoints and the history so far."""
+    row = {"iteration": iteration.number, "train.loss": iteration.loss, "train.gradient_norm": iteration.gradient_norm}
+    penalty = float(likelihood.penalty_of(iteration.theta, task.problem, progress.penalty or 0.0))
+    row["train.observed_nll"] = iteration.loss - penalty
+    if task.config.fit.method == "em":
+        expected = iteration.expected_loss
+        row["train.expected_complete_nll"] = math.nan if expected is None else expected - penalty
+    log.info("iteration %d: loss %.8f, gradient %.2e", iteration.number, iteration.loss, iteration.gradient_norm)
+    before = [one for one in progress.history if one["iteration"] < iteration.number]
+    lowest = min((one["train.loss"] for one in before), default=math.inf)
+    progress.history = [*before, row]
+    progress.states = [*progress.states, iteration.state][-2:]
+    checkpoints = run.out / "checkpoints"
+    if iteration.loss <= lowest:  # before the last: a run killed between the two does this iteration again
+        _save(checkpoints / "best.npz", progress, settings)
+    _save(checkpoints / "last.npz", progress, settings)
+    write_history(run.out / "history.tsv", progress.history, "iteration")
+    run.metrics({key: value for key, value in row.items() if key != "iteration"}, step=iteration.number)
+    run.checkpoint(checkpoints)
+
+
+def _save(path: Path, progress: Progress, settings: str) -> None:
+    """Write a checkpoint, whole or not at all."""
+    place = {"penalty": progress.penalty, "grid": progress.grid, "history": progress.history}
+    content = json.dumps({**place, "seconds": progress.seconds, "settings": settings})
+    arrays: dict[str, Any] = {f"{i} {key}": a for i, state in enumerate(progress.states) for key, a in state.items()}
+    with files.written_whole(path) as temporary:
+        np.savez(temporary, place=np.array(content), **arrays)
+
+
+def _restore(path: Path, settings: str) -> Progress:
+    """Load the last checkpoint; a run that was killed before its first one begins anew.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint is damaged or of other settings.
+    """
+    if not path.is_file():
+        log.warning("%s: there is no checkpoint yet, the fit begins anew", path.parent)
+        return Progress()
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            place = json.loads(str(file["place"]))
+            states: list[dict[str, NDArray[Any]]] = [{}, {}]
+            for name in set(file.files) - {"place"}:
+                states[int(name[0])][name[2:]] = file[name]
+        if place.pop("settings") != settings:
+            raise ModelError(f"{path}: must be of these settings, got others")
+        return Progress(**place, states=[state for state in states if state])
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
+
+
+def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
+    """Test the fit against the null model and a nested one, and draw replicates."""
+    counts, config = task.observed.counts, task.config.fit
+    weights = sharding.weights_of(counts / counts.sum(), task.problem)
+    null = likelihood.observed_nll(np.zeros(len(fit.names)), task.problem, weights)
+    test: dict[str, float] = {}
+    if config.against:
+        nested = read_specification(task.config, config.against)
+        variables = design(task.choices, task.observed.pairs, nested)
+        problem = sharding.sharded(likelihood.problem(task.choices, variables, task.observed, nested))
+        sub = fitting.fit(problem, counts, variables.names, config, fit.penalty)
+        test = likelihood_ratio(fit, sub)
+        check()
+    replicates, are_converged = np.zeros((0, len(fit.names))), np.zeros(0, dtype=np.bool_)
+    if config.bootstrap and fit.names:
+        generator = np.random.default_rng([task.config.seed, _BOOTSTRAP])
+        replicates, are_converged = fitting.bootstrap(task.problem, counts, fit, config, generator)
+        check()
+    return Results(fit, wald(fit), float(null), test, replicates, are_converged)
+
+
+def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, float]:
+    fit, n = results.fit, results.fit.total
+    metrics: dict[str, float] = {
+        "train.observed_nll": fit.observed_nll,
+        "train.expected_complete_nll": fit.expected_complete_nll,
+        "train.null_nll": results.null_nll,
+        "train.below_null": results.null_nll - fit.observed_nll,
+        "train.aic": 2 * len(fit.names) + 2 * n * fit.observed_nll,
+        "train.n": n,
+        "train.sequences": float(len(task.observed.counts)),
+        "train.gene_pairs": float(len(task.observed.pairs)),
+        "train.coefficients": float(len(fit.names)),
+        "train.gradient_norm": fit.gradient_norm,
+        "train.iterations": float(fit.iterations),
+        "train.converged": float(fit.converged),
+        "train.penalty": fit.penalty,
+        "train.seconds": progress.seconds,
+    }
+    if results.test:
+        names = {"LRT_test_statistic": "statistic", "LRT_pval": "pvalue", "DF": "degrees_of_freedom"}
+        metrics |= {f"lrt.{ours}": float(results.test[name]) for name, ours in names.items()}
+    if len(results.replicates):
+        metrics["bootstrap.replicates"] = float(len(results.replicates))
+        metrics["bootstrap.converged"] = float(results.are_converged.mean())
+    return metrics
+
+
+def _write(out: Path, task: Task, results: Results, progress: Progress, metrics: Mapping[str, float]) -> None:
+    """Write everything that a run leaves."""
+    names = {key: getattr(task.config, key) for key in ("annotation", "param_group", "model_type", "l2")}
+    found = (results.fit, task.design.scale, task.design.dropped, {**names, "simulated": task.simulated})
+    model = serve.VdjModel(task.specification, task.germline, *found)
+    serve.save(model, task.config, out / "model")
+    files.copy_whole(out / "run.json", out / "model" / "run.json")
+    _write_tables(out, task, results, progress)
+    files.write_text(out / "evaluation.txt", _text(task, results, metrics))
+    logs = [{**row, "gradient": math.log10(max(row["train.gradient_norm"], 1e-300))} for row in progress.history]
+    series = {"loss (nats)": ["train.loss"], "largest slope (log10, nats per log odds)": ["gradient"]}
+    plots.learning_curves(out / "plots" / "history.png", logs, series, "iteration")
+    columns = results.wald[["coefficient", "value", "lower", "upper"]].itertuples(index=False)
+    estimates = [group_plots.Estimate(*row) for row in columns]
+    group_plots.estimates(out / "plots" / "coefficients.png", estimates, label="coefficient (log odds per unit)")
+    if len(results.replicates):
+        spread = zip(results.fit.names, results.replicates[results.are_converged].T, results.fit.theta, strict=True)
+        groups = {name: (values, float(estimate)) for name, values, estimate in spread}
+        group_plots.distributions(out / "plots" / "bootstrap.png", groups, columns=4, label="coefficient")
+    files.write_json(out / "metrics.json", metrics)
+
+
+def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -> None:
+    """Write the reference's tables."""
+    fit, end = results.fit, task.suffix
+    if fit.names or task.specification.model.twostep:
+        loss = fit.expected_complete_nll if task.specification.latent else fit.observed_nll
+        last = {"training_error": fit.gradient_norm, "training_loss": loss}
+        rows = split_names(results.wald).to_dict("records") or [{}]
+        first = ["coefficient", "value", "error", "base", "position", "side", "trim_type"] * bool(fit.names)
+        ours = ["zscore", "pvalue", "lower", "upper"] * bool(fit.names) + ["observed_nll"]
+        rows = [{**row, **last, "observed_nll": fit.observed_nll} for row in rows]
+        write_tsv(out / f"trained_coefs{end}.tsv", [*first, *last, *ours], rows)
+    with files.written_whole(out / f"predicted_dist_data{end}.tsv") as temporary:
+        predicted = predicted_distribution(fit, task.problem, task.choices, task.observed, task.specification)
+        predicted.to_csv(temporary, sep="\t", index=False, lineterminator="\n", float_format="%.10g")
+    if progress.grid:
+        write_tsv(out / f"lambda_grid{end}.tsv", list(progress.grid[0]), progress.grid)
+    if results.test:
+        models = {"full_model": task.config.model_type, "sub_model": task.config.fit.against}
+        row = {"annotation_type": task.config.annotation, **models, **results.test}
+        write_tsv(out / f"model_lrt_results{end}.tsv", list(row), [row])
+    if len(results.replicates):
+        found = split_names(bootstrap_table(fit, results.replicates, results.are_converged))
+        folder = out / "bootstraps"
+        write_tsv(folder / f"bootstrap_coef_significance_results{end}.tsv", list(found), found.to_dict("records"))
+        drawn = pd.DataFrame(results.replicates, columns=list(fit.names)).assign(converged=results.are_converged)
+        write_tsv(folder / f"bootstrap_coefs{end}.tsv", list(drawn.columns), drawn.to_dict("records"))
+
+
+def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
+    """Write the results for a person."""
+    fit, config = results.fit, task.config
+    ended = "converged" if fit.converged else f"NOT CONVERGED ({fit.reason})"
+    notes = [f"dropped: {name}: {why}" for name, why in task.design.dropped.items()]
+    notes += [f"runs away (separation): {name}" for name in fit.runaway]
+    notes += [f"not identified by these data: {name}" for name in uncertainty.unidentified(fit)]
+    table_ = results.wald.rename(columns={"zscore": "z", "pvalue": "p", "lower": "low", "upper": "high"})
+    cells = [[uncertainty.shown(*item) for item in row.items()] for row in table_.to_dict("records")]
+    ended += f" after {fit.iterations} iterations of the {config.fit.method} fit"
+    sections = {
+        f"{config.trainer}: {config.model_type} of {config.param_group}, {config.annotation} ({task.germline.locus})": (
+            f"{fit.total:,.0f} rearrangements; {ended}"
+        ),
+        "Figures": _figures(metrics),
+        "Notes": "\n".join(notes or ["none"]),
+        "Coefficients (log odds per unit)": text_table(list(table_), cells, digits=4),
+        **({f"Likelihood-ratio test against {config.fit.against}": _figures(results.test)} if results.test else {}),
+        "Definitions": "\n".join(f"{name}: {meaning}" for name, meaning in FIGURES.items()),
+    }
+    return "\n".join(f"{head}\n{'-' * len(head)}\n{body}\n" for head, body in sections.items())
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return text_table(["figure", "value"], [[one, uncertainty.shown(one, values[one])] for one in values], digits=6)

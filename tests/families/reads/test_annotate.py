@@ -1,0 +1,525 @@
+"""Annotation from end to end with a model that is always right: every file, every fate, nothing left when it fails."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.reporting import plots
+from seqfoundry.engine.local import Parts
+from seqfoundry.families.reads import annotate as module
+from seqfoundry.families.reads.annotate import FATES, annotate
+from seqfoundry.registry import models
+
+ROOT = Path(__file__).parents[3]
+TABLES = [f"annotations_{kind}.parquet" for kind in ("incomplete", "invalid", "valid")]
+FILES = [*TABLES, "plots", "read_fates.tsv", "summary.json"]
+COUNTS = ["cellId_readCount.tsv", "matchType_readCount.tsv"]
+SEGMENTS = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT", "random_s", "random_e"]
+
+
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_annotate", ROOT / "benchmarks" / "annotate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+BENCH = benchmark()
+NO_ERRORS = {"mismatch_rate": 0.0, "insertion_rate": 0.0, "deletion_rate": 0.0, "polyt_error_rate": 0.0}
+STRUCTURES = ("single_fwd", "single_rev", "concat_fwd_rev", "concat_fwd_fwd")
+
+
+class Fake:
+    """A model that knows the answer for each sequence; others are one run of cDNA."""
+
+    def __init__(self, sequences: list[str], answers: pd.DataFrame) -> None:
+        self.known = dict(zip(sequences, answers.to_dict("records"), strict=True))
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        rows = [self.known.get(sequence) or self.unknown(sequence) for sequence in frame["sequence"]]
+        return pd.DataFrame(rows, index=frame.index)
+
+    @staticmethod
+    def unknown(sequence: str) -> dict[str, Any]:
+        whole = {"label": "cDNA", "start": 0, "end": len(sequence), "confidence": 0.5}
+        answer = {"read_length": len(sequence), "architecture": "invalid", "orientation": "", "fragments": []}
+        reason = "Unexpected pattern: [cDNA]" if sequence else "empty read"
+        return answer | {"reason": reason, "segments": [whole] if sequence else []}
+
+
+class Case:
+    """Simulated reads on disk, their truth, and a fake model in place of the registry."""
+
+    def __init__(self, folder: Path, *, n: int = 24, suffix: str = "fastq") -> None:
+        reads, self.truths, self.listed = BENCH.simulated(n, STRUCTURES, seed=7, **NO_ERRORS)
+        self.source, self.whitelist = folder / f"reads.{suffix}", folder / "cells.txt"
+        self.records = BENCH.write_fastq(reads, self.source, seed=1)
+        self.whitelist.write_text("\n".join(self.listed) + "\n")
+        self.answers = BENCH.truth_answer(reads)
+        self.fake = Fake([record[1] for record in self.records], self.answers)
+        self.out = folder / "out"
+
+    def annotate(self, **changes: Any) -> dict[str, Any]:
+        words = {"model": "models:/fake", "out": self.out, "whitelist": self.whitelist} | changes
+        source = words.pop("source", self.source)
+        return annotate("reads", source, **words)
+
+    def append(self, text: str) -> None:
+        self.source.write_text(self.source.read_text() + text)
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    made = Case(tmp_path)
+    monkeypatch.setattr(module, "_CHUNK", 7)  # so that reads are spread over chunks
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(made.fake, BENCH.served(), model))
+    return made
+
+
+def fates(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "read_fates.tsv", sep="\t", keep_default_na=False)
+
+
+def table(folder: Path, kind: str) -> pd.DataFrame:
+    return pd.read_parquet(folder / f"annotations_{kind}.parquet")
+
+
+def fastq(path: Path) -> list[tuple[str, str, str]]:
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return [(lines[i][1:], lines[i + 1], lines[i + 3]) for i in range(0, len(lines), 4)]
+
+
+def assert_same_results(a: Path, b: Path) -> None:
+    """Compare all that annotations hold but plots; a chunk is a row group and a gzip member."""
+    assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+    for kind in ("valid", "incomplete", "invalid"):
+        pd.testing.assert_frame_equal(table(a, kind), table(b, kind))
+    for path in a.glob("*.gz"):
+        assert fastq(path) == fastq(b / path.name)
+    for path in [*a.glob("*.tsv"), a / "summary.json"]:
+        assert path.read_bytes() == (b / path.name).read_bytes()
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("cells.txt", "reads.fastq"))
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
+
+def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
+    summary = case.annotate()
+    assert sorted(path.name for path in case.out.iterdir()) == sorted([*FILES, *COUNTS, "demuxed.fastq.gz"])
+    valid = table(case.out, "valid")
+    assert set(valid["match_type"]) == {"Exact match (CBC)"}
+    assert set(valid["corrected_CBC_min_dist"]) == {0}
+    assert set(valid["corrected_CBC_counts_with_min_dist"]) == {1}
+    truth_of = {record[0]: case.truths[number // 2] for number, record in enumerate(case.records)}
+    for parent, rows in valid.groupby("parent"):
+        barcodes = rows["corrected_CBC"].tolist()
+        assert barcodes in (list(truth_of[parent].barcodes), list(truth_of[parent].barcodes)[::-1])
+    assert [case.listed[cell - 1] for cell in valid["cell_id"]] == valid["corrected_CBC"].tolist()
+    n_molecules = sum(2 * truth.expected_fragments for truth in case.truths)
+    assert len(valid) == summary["molecules"] == summary["molecules_assigned"] == n_molecules
+    counts = pd.read_csv(case.out / "cellId_readCount.tsv", sep="\t")
+    assert counts["Read_Count"].sum() == n_molecules
+    assert len(counts) == summary["cells"] == valid["cell_id"].nunique()
+    assert (case.out / "matchType_readCount.tsv").read_text().splitlines()[1] == f"Exact match (CBC)\t{n_molecules}"
+
+
+def test_demultiplexed_reads_have_the_header_and_the_sense_of_the_transcript(case: Case) -> None:
+    case.annotate()
+    valid = table(case.out, "valid")
+    written = fastq(case.out / "demuxed.fastq.gz")
+    assert len(written) == len(valid)
+    for (header, sequence, qualities), (_, row) in zip(written, valid.iterrows(), strict=True):
+        cell, umi = row["corrected_CBC"], row["UMI"]
+        assert header == (
+            f"{row['ReadName']}_{cell}_{umi} cell_id:{row['cell_id']}|Barcodes:CBC:{cell}|UMI:{umi}"
+            f"|orientation:{row['orientation']}"
+        )
+        window = slice(int(row["cDNA_Starts"]), int(row["cDNA_Ends"]))
+        read, phred = row["read"][window], row["base_qualities"][window]
+        if row["orientation"] == "+":  # the protocol's strand is rev
+            read, phred = read.translate(str.maketrans("ACGT", "TGCA"))[::-1], phred[::-1]
+        assert (sequence, qualities) == (read, phred)
+        assert row["cDNA_length"] == len(sequence)
+
+
+def test_every_read_has_one_fate_in_the_order_of_the_input(case: Case) -> None:
+    case.append("@lonely\nACGTACGT\n+\nIIIIIIII\n@empty\n\n+\n\n")
+    summary = case.annotate()
+    lines = fates(case.out)
+    assert lines.columns.tolist() == ["ReadName", "read_length", "fate", "molecules", "assigned", "reason"]
+    assert lines["ReadName"].tolist() == [*(record[0] for record in case.records), "lonely", "empty"]
+    assert lines["read_length"].tolist() == [*(len(record[1]) for record in case.records), 8, 0]
+    architectures = [*case.answers["architecture"], "invalid", "invalid"]
+    n_fragments = [*map(len, case.answers["fragments"]), 0, 0]
+    for (_, line), architecture, n in zip(lines.iterrows(), architectures, n_fragments, strict=True):
+        fate = "assigned" if architecture == "valid" else "split" if n else "invalid"
+        assert (line["fate"], line["molecules"], line["assigned"]) == (fate, n, n)
+    assert lines["reason"].tolist()[-2:] == ["Unexpected pattern: [cDNA]", "empty read"]
+    assert sum(summary["fates"].values()) == summary["reads"] == len(lines)
+    assert summary["fates"] == lines["fate"].value_counts().to_dict()
+    invalid = table(case.out, "invalid")
+    assert invalid["ReadName"].tolist() == lines["ReadName"][lines["fate"].isin(["split", "invalid"])].tolist()
+    assert invalid["read_length"].tolist()[-1] == 0
+    assert invalid["cDNA_Starts"].tolist()[-2:] == ["0", ""]
+    written = json.loads((case.out / "summary.json").read_text())
+    assert written["definitions"] == {name: FATES[name] for name in written["fates"]}
+
+
+def test_barcodes_that_are_far_or_between_two_cells(case: Case) -> None:
+    first = next(t for t in case.truths if t.expected_fragments == 1).barcodes[0]
+    near = [first[:5] + letter + first[6:] for letter in "ACGT" if letter != first[5]][:2]
+    case.whitelist.write_text("\n".join([*near, "ACGT" * 4]) + "\n")
+    summary = case.annotate()
+    lines, valid = fates(case.out), table(case.out, "valid")
+    assert {"ambiguous", "no match"} <= set(lines["fate"])
+    assert summary["molecules_assigned"] == summary["cells"] == 0
+    row = valid[valid["corrected_CBC_counts_with_min_dist"] == 2].iloc[0]
+    assert row["corrected_CBC"].split(",") == near
+    assert (row["corrected_CBC_min_dist"], row["match_type"]) == (1, "Ambiguous match")
+    assert pd.isna(row["cell_id"])
+    far = valid[valid["match_type"] == "No match"]
+    assert set(far["corrected_CBC"]) == {"NMF"}
+    assert far["corrected_CBC_min_dist"].isna().all()
+    written = fastq(case.out / "ambiguous.fastq.gz")
+    assert len(written) == len(valid)
+    assert not (case.out / "demuxed.fastq.gz").exists()
+    # a barcode that names no cell stands in the header as it was read, turned as those of the list
+    truth_of = {record[0]: case.truths[number // 2].barcodes for number, record in enumerate(case.records)}
+    for header, *_ in written:
+        name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
+        assert barcode in truth_of[name.split("__")[0]]
+        assert " cell_id:0|" in header
+
+
+def test_without_a_list_molecules_are_valid_and_named_by_the_barcode_as_read(case: Case) -> None:
+    summary = case.annotate(whitelist=None)
+    assert set(summary["fates"]) == {"valid", "split"}
+    assert sorted(path.name for path in case.out.iterdir()) == sorted([*FILES, "demuxed.fastq.gz"])
+    assert not [name for name in table(case.out, "valid").columns if "corrected" in name or name == "cell_id"]
+    by_read: dict[str, set[str]] = {}
+    for header, *_ in fastq(case.out / "demuxed.fastq.gz"):
+        name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
+        by_read.setdefault(name.split("__")[0], set()).add(barcode)
+    for number, (name, *_) in enumerate(case.records):
+        assert by_read[name] == set(case.truths[number // 2].barcodes)
+
+
+def test_columns_and_types(case: Case) -> None:
+    case.annotate()
+    text, number = pa.string(), pa.int64()
+    common = {"ReadName": text, "read_length": number, "read": text, "base_qualities": text}
+    for name in SEGMENTS:
+        common |= {f"{name}_Starts": text, f"{name}_Ends": text, f"{name}_Confidence": pa.float64()}
+    common |= {"architecture": text, "reason": text, "orientation": text, "model_name": text}
+    more = {"polyA_lengths": text, "demux_header": text, "demux_bucket": text}
+    more |= {"CBC_Sequences": text, "parent": text, "parent_start": number, "cDNA_length": number, "UMI": text}
+    more |= {"corrected_CBC": text, "corrected_CBC_min_dist": number, "corrected_CBC_counts_with_min_dist": number}
+    more |= {"cell_id": number, "match_type": text}
+    for kind, wanted in (("valid", common | more), ("invalid", common)):
+        schema = pq.read_schema(case.out / f"annotations_{kind}.parquet")
+        assert dict(zip(schema.names, schema.types, strict=True)) == wanted
+    assert set(table(case.out, "valid")["architecture"]) == {"valid"}
+    assert set(table(case.out, "invalid")["architecture"]) == {"invalid"}
+    assert set(table(case.out, "invalid")["orientation"]) == {""}
+    valid = table(case.out, "valid")
+    assert set(valid["model_name"]) == {"reads-10x3p_sc_ont_016"}
+    tails = zip(valid["polyT_Starts"], valid["polyT_Ends"], strict=True)
+    assert valid["polyA_lengths"].tolist() == [str(int(end) - int(start)) if end else "" for start, end in tails]
+    assert valid["demux_header"].tolist() == [header for header, *_ in fastq(case.out / "demuxed.fastq.gz")]
+    assert set(valid["demux_bucket"]) == {"demuxed"}
+
+
+def test_fasta_has_no_qualities(tmp_path: Path, case: Case) -> None:
+    folder = tmp_path / "fasta"
+    folder.mkdir()
+    other = Case(folder, suffix="fasta")
+    other.annotate()
+    case.annotate()
+    assert (other.out / "demuxed.fasta.gz").is_file()
+    assert not (other.out / "demuxed.fastq.gz").exists()
+    assert table(other.out, "valid")["base_qualities"].isna().all()
+    lines = gzip.decompress((other.out / "demuxed.fasta.gz").read_bytes()).decode().splitlines()
+    assert [line.removeprefix(">") for line in lines[::2]] == [one[0] for one in fastq(case.out / "demuxed.fastq.gz")]
+
+
+def test_a_folder_of_fastq_and_fasta_loses_nothing(tmp_path: Path, case: Case) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "b.fastq").write_text(case.source.read_text())
+    (folder / "a.fasta").write_text("".join(f">other_{name}\n{bases}\n" for name, bases, _ in case.records))
+    summary = case.annotate(source=folder)
+    assert summary["reads"] == 2 * len(case.records)
+    assert len(fastq(case.out / "demuxed.fastq.gz")) * 2 == summary["molecules"]
+    assert (case.out / "demuxed.fasta.gz").is_file()
+
+
+def test_the_same_reads_give_the_same_files_whatever_the_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.annotate()
+    again = case.out.with_name("again")
+    case.annotate(out=again)
+    for name in ("annotations_valid.parquet", "annotations_invalid.parquet", "demuxed.fastq.gz", "read_fates.tsv"):
+        assert (case.out / name).read_bytes() == (again / name).read_bytes()
+    monkeypatch.setattr(module, "_CHUNK", 4096)
+    case.annotate(out=again, overwrite=True)
+    assert_same_results(case.out, again)
+
+
+def test_reads_without_any_molecule(case: Case) -> None:
+    case.source.write_text("@a\nACGT\n+\nIIII\n")
+    summary = case.annotate()
+    assert summary["fates"] == {"invalid": 1}
+    assert len(table(case.out, "valid")) == 0
+    assert (case.out / "cellId_readCount.tsv").read_text() == "Cell_ID\tRead_Count\n"
+
+
+def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "read_views", lambda path, views, colours: drawn.extend(views))
+    monkeypatch.setattr(module, "_VIEW_BASES", 300)
+    case.append("@empty\n\n+\n\n")
+    case.annotate()
+    assert len(drawn) == 20
+    for one, (name, sequence, _), answer in zip(drawn, case.records, case.answers.to_dict("records"), strict=False):
+        assert one.title.startswith(f"{name}: {answer['reason'][:60]}")
+        assert one.sequence == sequence[:300]
+        assert ("first 300 of" in one.title) == (len(sequence) > 300)
+        labels = [segment["label"] for segment in answer["segments"] for _ in range(segment["start"], segment["end"])]
+        assert list(one.predicted) == labels[:300]
+
+
+# ----------------------------------------------------------------------------------------------------------- resume
+
+
+class Crash(Fake):
+    """A model that fails on its n-th call, as a process that is killed would."""
+
+    def __init__(self, fake: Fake, calls: int) -> None:
+        self.known, self.left, self.seen = fake.known, calls, 0
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if frame["sequence"].tolist() != [module._PROBE]:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("killed")
+            self.seen += 1
+        return super().predict(frame)
+
+
+def crashed(case: Case, monkeypatch: pytest.MonkeyPatch, *, calls: int) -> Path:
+    """Annotate until the model fails, and return the folder with what was finished."""
+    crash = Crash(case.fake, calls)
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(crash, BENCH.served(), model))
+    with pytest.raises(RuntimeError, match="killed"):
+        case.annotate()
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, BENCH.served(), model))
+    assert not case.out.exists()
+    return case.out.with_name(".out.partial")
+
+
+def test_an_interrupted_annotation_goes_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = crashed(case, monkeypatch, calls=5)
+    finished = {path.name for path in partial.iterdir() if path.name.isdecimal()}
+    assert 1 <= len(finished) <= 5  # what was on its way is lost
+    (partial / "open-000006").mkdir(exist_ok=True)
+    (partial / "open-000006" / "read_fates.tsv").write_text("half a part")
+    counting = Crash(case.fake, 100)
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model))
+    summary = case.annotate(resume=True)
+    n_chunks = -(-len(case.records) // 7)
+    assert counting.seen == n_chunks - len(finished)
+    assert left_over(case.out.parent) == ["out"]
+    whole = case.out.with_name("whole")
+    assert case.annotate(out=whole) == summary
+    assert_same_results(case.out, whole)
+    for name in ("annotations_valid.parquet", "demuxed.fastq.gz"):
+        assert (case.out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_without_the_word_an_interrupted_annotation_begins_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed(case, monkeypatch, calls=3)
+    counting = Crash(case.fake, 100)
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model))
+    case.annotate()
+    assert counting.seen == -(-len(case.records) // 7)
+    assert left_over(case.out.parent) == ["out"]
+    case.annotate(out=case.out.with_name("new"), resume=True)  # nothing to resume
+    assert_same_results(case.out, case.out.with_name("new"))
+
+
+@pytest.mark.parametrize("what", ["input", "model", "answer", "whitelist", "served", "chunk"])
+def test_work_of_other_reads_models_and_lists_is_not_resumed(
+    case: Case, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    partial = crashed(case, monkeypatch, calls=3)
+    before = sorted(path.name for path in partial.iterdir())
+    changes: dict[str, Any] = {}
+    if what == "input":
+        case.append("@more\nACGT\n+\nIIII\n")
+    elif what == "model":
+        changes["model"] = "models:/other"
+    elif what == "answer":  # another model of the same name
+        monkeypatch.setattr(Fake, "unknown", staticmethod(lambda sequence: {"segments": []}))
+    elif what == "whitelist":
+        case.whitelist.write_text("\n".join(case.listed[1:]) + "\n")
+    elif what == "served":
+        other = BENCH.served() | {"strand": "fwd"}
+        monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, other, model))
+    else:
+        monkeypatch.setattr(module, "_CHUNK", 8)
+    with pytest.raises(OutputError, match=rf"\.out\.partial: {what} must be that of the interrupted run to resume it"):
+        case.annotate(resume=True, **changes)
+    assert sorted(path.name for path in partial.iterdir()) == before
+    assert not case.out.exists()
+
+
+def test_two_processes_do_not_share_their_work(case: Case) -> None:
+    with Parts(case.out, {}, resume=False), pytest.raises(OutputError, match="got one in which another process works"):
+        case.annotate()
+
+
+def test_a_fault_of_the_writer_reaches_the_caller(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OutputError("disk: must have family, got none")
+
+    monkeypatch.setattr(module.Part, "write", broken)
+    with pytest.raises(OutputError, match="must have family"):
+        case.annotate()
+    assert left_over(case.out.parent) == [".out.partial"]
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("@a\nACGT\n+\nIII\n", r"record \d+: sequence and qualities must have the same length"),
+        ("@a\nAC", r"record \d+: a FASTQ record must have four lines"),
+        ("@read_3\nACGT\n+\nIIII\n", "read names must be unique, got 'read_3' again, first in .*record 4"),
+        ("@a\nAC-T\n+\nIIII\n", r"letters must be IUPAC nucleotides, got \['-'\]"),
+    ],
+)
+def test_faulty_records_anywhere_leave_nothing(case: Case, text: str, message: str) -> None:
+    case.append(text)
+    with pytest.raises(InputError, match=message):
+        case.annotate()
+    assert left_over(case.out.parent) == []
+
+
+def test_unusual_reads_are_all_accounted_for(case: Case) -> None:
+    name, sequence, qualities = case.records[0]
+    text = f"@{name} low\n{sequence.lower()}\n+\n{qualities}\n@n\nNNRYACGT\n+\nIIIIIIII\n@e\n\n+\n\n"
+    case.source.write_text(text, newline="\r\n")
+    assert case.annotate()["reads"] == 3
+    lines = fates(case.out)
+    assert lines["ReadName"].tolist() == [name, "n", "e"]
+    assert lines["read_length"].tolist() == [len(sequence), 8, 0]
+    assert lines["fate"].tolist()[0] in ("assigned", "split")
+    rows = table(case.out, "valid" if lines["fate"][0] == "assigned" else "invalid")
+    assert rows["read"][0] == sequence  # in upper case, without the line end
+    assert rows["base_qualities"][0] == qualities
+
+
+def test_a_list_of_another_protocol_is_refused(case: Case) -> None:
+    case.whitelist.write_text("i7\ti5\nACGT\tAAAA\n")
+    with pytest.raises(InputError, match="line 1: the header must name the columns CBC"):
+        case.annotate()
+    case.whitelist.write_text("ACGTACGTACGTACGT\nTTTTACGTACGTACGT\nACGTACGTACGTACGT\n")
+    with pytest.raises(InputError, match="line 3: cells must differ, got ACGTACGTACGTACGT again, as in line 1"):
+        case.annotate()
+    assert left_over(case.out.parent) == []
+
+
+def test_truncated_reads_leave_nothing_behind(case: Case) -> None:
+    whole = case.source.read_bytes()
+    case.source.write_bytes(whole[:-500])
+    with pytest.raises(InputError, match=r"reads\.fastq: record 4\d: "):
+        case.annotate()
+    assert left_over(case.out.parent) == []
+    packed = case.source.with_name("reads.fastq.gz")
+    packed.write_bytes(gzip.compress(whole, mtime=0)[:-900])
+    with pytest.raises(InputError, match=r"reads\.fastq\.gz: "):
+        case.annotate(source=packed)
+    assert left_over(case.out.parent) == ["reads.fastq.gz"]
+
+
+def test_empty_and_missing_inputs(case: Case) -> None:
+    case.source.write_text("")
+    with pytest.raises(InputError, match="must hold at least one read, got an empty file"):
+        case.annotate()
+    with pytest.raises(MissingError, match="reads must be a file or a folder of files"):
+        case.annotate(source=case.source.with_name("none.fastq"))
+    with pytest.raises(MissingError, match="a list of barcodes must be a file"):
+        case.annotate(whitelist=case.source.with_name("none.txt"))
+    assert left_over(case.out.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("ACGTACGTACGTACGT\nACGT\n", "line 2: CBC must have 16 bases as the first, got 'ACGT'"),
+        ("ACGTACGTAC\nTTTTACGTAC\n", "CBC must have 16 bases as in the model's library, got 10"),
+        ("", "must list at least one cell, got an empty file"),
+    ],
+)
+def test_lists_that_do_not_fit(case: Case, content: str, message: str) -> None:
+    case.whitelist.write_text(content)
+    with pytest.raises(InputError, match=message):
+        case.annotate()
+    assert left_over(case.out.parent) == []
+
+
+def test_a_list_for_reads_without_barcodes_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    bulk = BENCH.served() | {"barcodes": [], "barcode_lengths": {}}
+    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, bulk, model))
+    with pytest.raises(InputError, match="whose reads have no barcode"):
+        case.annotate()
+    case.annotate(whitelist=None)
+    assert set(fates(case.out)["fate"]) == {"valid", "split"}
+
+
+def test_existing_results_are_replaced_only_on_request(case: Case) -> None:
+    case.annotate()
+    before = (case.out / "summary.json").read_bytes()
+    with pytest.raises(OutputError, match="must be a new or empty folder, got one with content"):
+        case.annotate()
+    case.source.write_text("@a\nACGT\n+\nIIII\n+\n")
+    with pytest.raises(InputError):
+        case.annotate(overwrite=True)
+    assert (case.out / "summary.json").read_bytes() == before  # a failure keeps what was there
+    case.source.write_text("@a\nACGT\n+\nIIII\n")
+    case.annotate(overwrite=True)
+    assert json.loads((case.out / "summary.json").read_text())["reads"] == 1
+    assert left_over(case.out.parent) == ["out"]
+
+
+def test_other_peoples_folders_are_never_replaced(case: Case) -> None:
+    with pytest.raises(OutputError, match="must be another folder than that of the input"):
+        case.annotate(out=case.source.parent, overwrite=True)
+    case.out.mkdir()
+    (case.out / "thesis.txt").write_text("all my work")
+    with pytest.raises(OutputError, match=r"must hold earlier results .* to be overwritten"):
+        case.annotate(overwrite=True)
+    assert (case.out / "thesis.txt").is_file()
+
+
+def test_a_file_as_output_is_refused(case: Case) -> None:
+    case.out.write_text("a file")
+    with pytest.raises(OutputError, match="must be"):
+        case.annotate(overwrite=True)
+    assert case.out.read_text() == "a file"
