@@ -1,13 +1,15 @@
-"""Rate of `annotate`: FASTQ in, Parquet and demultiplexed FASTQ out, one JSON line with a model and one without.
+"""Rate of `annotate`.
 
-Reads of one molecule, about 450 bases, half of them reverse, with barcodes of a list of 200 cells. What is written is
-always the true answer, a molecule for every read, so the work does not depend on how good the model is:
-`annotate/without_model` has it ready, which is the share of Python, compression and files, and `annotate/whole` lets
-the model answer too. The baseline of `whole` is `without_model`, and `ratio` tells how many times longer the whole
-takes; the first line has neither. `annotate/labels` is the model's part, scores and their decoding; its baseline parses
-every read, as where no path of the label chain were legal. Plots are a fixed share of less than two seconds.
-Argument: a model folder (default build/reads/train).
-"""
+FASTQ in, Parquet and demultiplexed FASTQ out, one JSON line with a model and one without.
+
+Reads of one molecule, about 450 bases, half of them reverse, with barcodes of a list of 200 cells.
+What is written is always the true answer, a molecule for every read, so the work does not depend
+on how good the model is: `annotate/without_model` has it ready, which is the share of Python,
+compression and files, and `annotate/whole` lets the model answer too. The baseline of `whole` is
+`without_model`, and `ratio` tells how many times longer the whole takes; the first line has
+neither. `annotate/labels` is the model's part, scores and their decoding; its baseline parses
+every read, as where no path of the label chain were legal. Plots are a fixed share of less than
+two seconds. Argument: a model folder (default build/reads/train)."""
 
 import json
 import os
@@ -48,14 +50,21 @@ def settings(**changes: Any) -> SimulateConfig:
 
 
 def simulated(
-    n_molecules: int, structures: tuple[str, ...], *, seed: int, protocol: Protocol = PROTOCOL, **changes: Any
+    n_molecules: int,
+    structures: tuple[str, ...],
+    *,
+    seed: int,
+    protocol: Protocol = PROTOCOL,
+    **changes: Any,
 ) -> tuple[Reads, list[Truth], list[str]]:
     """Reads of the named assessment structures, what they are, and the list of cells (one barcode)."""
     generator = np.random.default_rng(seed)
     cells = np.unique(generator.integers(0, 4, (N_CELLS, 16), dtype=np.uint8), axis=0)
     chosen = tuple(one for one in protocol.assessment_structures if one.name in structures)
     sources = Sources(None, {protocol.barcodes[0]: cells})
-    reads, truths = draw_example(protocol, chosen, n_molecules, settings(**changes), generator, sources)
+    reads, truths = draw_example(
+        protocol, chosen, n_molecules, settings(**changes), generator, sources
+    )
     return reads, truths, [decode(cell) for cell in cells]
 
 
@@ -72,7 +81,9 @@ def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
             for label, start, end in zip(*columns, strict=True)
         ]
         segments.append(rows)
-        spans = [(rows[f.first]["start"], rows[f.last]["end"], f.orientation) for f in one.fragments]
+        spans = [
+            (rows[f.first]["start"], rows[f.last]["end"], f.orientation) for f in one.fragments
+        ]
         keys = ("start", "end", "orientation", "whole")
         fragments.append([dict(zip(keys, (*span, True), strict=True)) for span in spans])
     return pd.DataFrame(
@@ -94,7 +105,9 @@ def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
         "registered_name": f"reads-{protocol.model}",
         "labels": list(protocol.labels),
         "barcodes": list(protocol.barcodes),
-        "barcode_lengths": {s.name: s.length for s in protocol.segments if s.name in protocol.barcodes},
+        "barcode_lengths": {
+            s.name: s.length for s in protocol.segments if s.name in protocol.barcodes
+        },
         "umis": list(protocol.umis),
         "insert": "cDNA",
         "strand": protocol.strand,
@@ -103,7 +116,10 @@ def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
 
 
 class Replay:
-    """A model that gives the answers it was made with, chunk by chunk; another one may do its work besides."""
+    """A model that gives the answers it was made with, chunk by chunk.
+
+    Another one may do its work besides.
+    """
 
     def __init__(self, answers: pd.DataFrame, worker: models.Loaded | None = None) -> None:
         self.answers, self.at, self.worker = answers, 0, worker
@@ -124,7 +140,9 @@ def write_fastq(reads: Reads, path: Path, *, seed: int) -> list[tuple[str, str, 
     records = []
     for i in range(len(reads)):
         sequence = decode(reads.read(i)[0])
-        qualities = generator.integers(38, 73, len(sequence), dtype=np.uint8).tobytes().decode("ascii")
+        qualities = (
+            generator.integers(38, 73, len(sequence), dtype=np.uint8).tobytes().decode("ascii")
+        )
         records.append((f"read_{i}", sequence, qualities))
     forms = "@{}\n{}\n+\n{}\n" if path.name.endswith("q") else ">{}\n{}\n"
     path.write_text("".join(forms.format(*record) for record in records))
@@ -180,7 +198,8 @@ def main(model: str) -> None:
             for name, seconds in ours.items():
                 replay = Replay(answers, loaded if name == "whole" else None)
                 one = models.Loaded(replay, loaded.served, model)
-                models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]  # loading is no work
+                # loading is no work
+                models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]
                 took = timed(source, cells, model, folder)
                 if repeat:  # the first one compiles
                     seconds.append(took)
@@ -191,7 +210,9 @@ def main(model: str) -> None:
     parsed = [timed_labels(network, reads, parse_all=True) for _ in range(REPEATS)]
     print(line("annotate/labels", quick, statistics.median(parsed)), flush=True)
     print(line("annotate/without_model", ours["without_model"], None), flush=True)
-    print(line("annotate/whole", ours["whole"], statistics.median(ours["without_model"])), flush=True)
+    print(
+        line("annotate/whole", ours["whole"], statistics.median(ours["without_model"])), flush=True
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Barcode matching against brute force: one JSON line per size of the list.
 
-Windows of 22 bases hold a listed barcode of 16 with 2 % substitutions, insertions and deletions each, at offset 3. The
-baseline aligns every listed barcode with edlib (infix mode, bounded by the largest distance); its runs alternate with
-ours, on a share of the windows so that a run takes about a second, and `ratio` compares times per window.
-"""
+Windows of 22 bases hold a listed barcode of 16 with 2 % substitutions, insertions and deletions
+each, at offset 3. The baseline aligns every listed barcode with edlib (infix mode, bounded by the
+largest distance); its runs alternate with ours, on a share of the windows so that a run takes
+about a second, and `ratio` compares times per window."""
 
 import itertools
 import json
@@ -38,9 +38,17 @@ def draw_windows(whitelist: Whitelist, n: int, generator: np.random.Generator) -
     windows = []
     for cell in generator.integers(1, len(whitelist) + 1, n):
         read = bases(3)
-        for letter, chance in zip(whitelist.cell(int(cell))["CBC"], generator.random(16), strict=True):
+        for letter, chance in zip(
+            whitelist.cell(int(cell))["CBC"], generator.random(16), strict=True
+        ):
             read += (
-                bases(1) if chance < 0.02 else "" if chance < 0.04 else letter + bases(1) if chance < 0.06 else letter
+                bases(1)
+                if chance < 0.02
+                else ""
+                if chance < 0.04
+                else letter + bases(1)
+                if chance < 0.06
+                else letter
             )
         windows.append((read + bases(22))[:22])
     return windows
@@ -51,7 +59,9 @@ def brute_force(barcodes: list[str], windows: list[str]) -> list[list[int]]:
     for window in windows:
         best, nearest = MAX_DISTANCE, []
         for number, barcode in enumerate(barcodes):
-            distance = edlib.align(barcode, window, mode="HW", task="distance", k=best)["editDistance"]
+            distance = edlib.align(barcode, window, mode="HW", task="distance", k=best)[
+                "editDistance"
+            ]
             if distance < 0:
                 continue
             if distance < best:
@@ -71,9 +81,15 @@ def measure(n: int, n_baseline: int) -> dict[str, object]:
     generator = np.random.default_rng(SEED)
     whitelist = draw_list(n, generator)
     windows = draw_windows(whitelist, N_WINDOWS, generator)
-    barcodes = [sequence.decode() for sequence in whitelist.columns["CBC"].sequences] if n_baseline else []
+    barcodes = (
+        [sequence.decode() for sequence in whitelist.columns["CBC"].sequences]
+        if n_baseline
+        else []
+    )
     few = windows[:n_baseline]
-    found = whitelist.match(few or windows[:1], barcode="CBC", max_distance=MAX_DISTANCE)  # builds, compiles
+    found = whitelist.match(
+        few or windows[:1], barcode="CBC", max_distance=MAX_DISTANCE
+    )  # builds, compiles
     got = [found.tied[a:b].tolist() for a, b in itertools.pairwise(found.offsets)]
     if few and got != brute_force(barcodes, few):
         raise SystemExit(f"answers differ for {n} barcodes")

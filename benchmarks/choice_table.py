@@ -1,13 +1,14 @@
-"""Every way to trim and join 46 V and 54 J genes (the size of human TRA), with all variables: arrays against rows.
+"""Every way to trim and join 46 V and 54 J genes (the size of human TRA), with all variables.
+
+Arrays against rows.
 
     python benchmarks/choice_table.py
 
-Prints two JSON lines, seconds for the whole table: `choice table` finds the options (no cache) and writes out all
-columns. Its baseline goes through a few pairs row by row with strings, as scripts do that join sequences per row, in
-the same run; its seconds are for as many rows as the whole table has, and its columns must be equal. `design` finds
-the options and makes the arrays that a model of 26 coefficients reads instead; it has no baseline. The genes are
-artificial.
-"""
+Prints two JSON lines, seconds for the whole table: `choice table` finds the options (no cache) and
+writes out all columns. Its baseline goes through a few pairs row by row with strings, as scripts
+do that join sequences per row, in the same run; its seconds are for as many rows as the whole
+table has, and its columns must be equal. `design` finds the options and makes the arrays that a
+model of 26 coefficients reads instead; it has no baseline. The genes are artificial."""
 
 import json
 import os
@@ -29,12 +30,26 @@ from seqfoundry.families.vdj.genes.germline import Gene
 N_V, N_J, N_NAIVE, REPEATS = 46, 54, 4, 5
 LEFT, RIGHT = 1, 2
 ONE_GENE = ("motif", "5end_base_count", "3end_base_count")
-VARIABLES = (*ONE_GENE, "average_mh", "mh_config_count", "interior_mh_count", "average_interior_mh", "mh")
+VARIABLES = (
+    *ONE_GENE,
+    "average_mh",
+    "mh_config_count",
+    "interior_mh_count",
+    "average_interior_mh",
+    "mh",
+)
 STOPS = ("TAA", "TAG", "TGA")
 SPECIFICATION = Specification(
     "fit_twostep_model_EM",
     Annotation(locus="TRA", sub_junction="vj", configuration_known=False),
-    ParamGroup(sides=("v", "j"), ligation=True, productivity="nonproductive", insertions="zero", lower=-2, upper=14),
+    ParamGroup(
+        sides=("v", "j"),
+        ligation=True,
+        productivity="nonproductive",
+        insertions="zero",
+        lower=-2,
+        upper=14,
+    ),
     ModelType(twostep=True, choice1=(*ONE_GENE, "average_mh"), choice2=("ligation_mh",)),
     LEFT,
     RIGHT,
@@ -47,7 +62,9 @@ def gene_row(side: str, strand: str, trim: int) -> dict[str, Any]:
     extended, cut = strand + reverse_complement_text(strand)[:2], len(strand) - trim
     row: dict[str, Any] = {f"{side}_trim_motif_5end_pos1": extended[cut - 1]}
     for i in (1, 2):
-        row[f"{side}_trim_motif_3end_pos{i}"] = (extended + "--")[cut + i - 1] if cut + i <= len(extended) else "-"
+        row[f"{side}_trim_motif_3end_pos{i}"] = (
+            (extended + "--")[cut + i - 1] if cut + i <= len(extended) else "-"
+        )
     before = extended[cut - 10 : cut - LEFT]
     after = extended[min(cut + RIGHT, len(strand) - 2) : len(strand) - 2]
     for bases in ("GC", "AT"):
@@ -61,9 +78,13 @@ def joint_row(left: str, right: str, t: int, u: int) -> dict[str, Any]:
     end, start = len(left) - t - 2, u + 2
 
     def same(a: int, b: int, n: int) -> int:
-        return sum(one == other for one, other in zip(left[a : a + n], right[b : b + n], strict=True))
+        return sum(
+            one == other for one, other in zip(left[a : a + n], right[b : b + n], strict=True)
+        )
 
-    row: dict[str, Any] = {f"mh_count_mid_overlap_{o}": same(end - o, start, o) for o in (1, 2, 3, 4)}
+    row: dict[str, Any] = {
+        f"mh_count_mid_overlap_{o}": same(end - o, start, o) for o in (1, 2, 3, 4)
+    }
     row["average_interior_mh"] = sum(row.values()) / 4
     for place, o in PROPORTIONS:
         if place == "mid":
@@ -79,7 +100,9 @@ def joint_row(left: str, right: str, t: int, u: int) -> dict[str, Any]:
 def frame(v: Gene, j: Gene, sequence: str) -> tuple[str, bool]:
     """Whether a joined sequence is in frame, and then has a stop codon."""
     first, last = v.anchor or 0, len(sequence) - len(j.sequence) + (j.anchor or 0)
-    whole = sequence.startswith(v.sequence[: first + 3]) and sequence.endswith(j.sequence[j.anchor or 0 :])
+    whole = sequence.startswith(v.sequence[: first + 3]) and sequence.endswith(
+        j.sequence[j.anchor or 0 :]
+    )
     if not whole or last < first + 3 or (last - first) % 3:
         return "Out", False
     return "In", any(sequence[i : i + 3] in STOPS for i in range(first, last + 3, 3))
@@ -117,7 +140,14 @@ def timed(run: Callable[[], Any]) -> list[float]:
 
 def report(name: str, seconds: list[float], rows: int, baseline: float | None) -> None:
     median = statistics.median(seconds)
-    line = {"name": name, "n": rows, "unit": "s", "median": median, "min": min(seconds), "repeats": REPEATS}
+    line = {
+        "name": name,
+        "n": rows,
+        "unit": "s",
+        "median": median,
+        "min": min(seconds),
+        "repeats": REPEATS,
+    }
     line |= {"baseline": baseline, "ratio": baseline and baseline / median}
     print(json.dumps(line | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}))
 
@@ -136,10 +166,17 @@ def main() -> None:
     for name, values in found.items():
         assert values.tolist() == [row[name] for row in wanted], name
     assert set(found) == set(wanted[0])
-    naive_seconds = timed(lambda: [list(naive(choices.left[i], choices.right[j])) for i, j in some.tolist()])
+    naive_seconds = timed(
+        lambda: [list(naive(choices.left[i], choices.right[j])) for i, j in some.tolist()]
+    )
     rows = int(np.bitwise_count(choices.feasible).sum())
     baseline = statistics.median(naive_seconds) / len(wanted) * rows
-    report("choice table", timed(lambda: choice_table(options(), pairs, VARIABLES, (LEFT, RIGHT))), rows, baseline)
+    report(
+        "choice table",
+        timed(lambda: choice_table(options(), pairs, VARIABLES, (LEFT, RIGHT))),
+        rows,
+        baseline,
+    )
     report("design", timed(lambda: design(options(), pairs, SPECIFICATION)), rows, None)
 
 

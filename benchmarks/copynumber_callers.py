@@ -1,14 +1,15 @@
 """Gene and plasmid callers over 5,000 samples against a loop over samples with pandas filters.
 
-Prints JSON lines. The loop is written from a description of the reference's callers: for every sample and gene, the
-segments are filtered from a table, bins chosen by their start; of plasmids a list of dictionaries grows by sample and
-gene and is searched four times after each gene. It makes no intervals, labels or families, as ours does. Two tables are
-filtered: that of all samples ("genes"), or that of the sample, split before and not timed ("genes_split_before"). The
-loop over genes runs on the first samples (their number is printed) and its time per sample is what it would be for all;
-that over plasmids runs on all. Ratios of counts are made before, outside of the loop's time and inside ours. Medians of
-the chromosome are a file for the loop; ours ("chromosome_depth", with the dispersion) have a line of their own and
-count in the sums ("..._and_plasmids") on our side only. Milliseconds per sample; ratio = baseline / median.
-"""
+Prints JSON lines. The loop is written from a description of the reference's callers: for every
+sample and gene, the segments are filtered from a table, bins chosen by their start; of plasmids a
+list of dictionaries grows by sample and gene and is searched four times after each gene. It makes
+no intervals, labels or families, as ours does. Two tables are filtered: that of all samples
+("genes"), or that of the sample, split before and not timed ("genes_split_before"). The loop over
+genes runs on the first samples (their number is printed) and its time per sample is what it would
+be for all; that over plasmids runs on all. Ratios of counts are made before, outside of the loop's
+time and inside ours. Medians of the chromosome are a file for the loop; ours ("chromosome_depth",
+with the dispersion) have a line of their own and count in the sums ("..._and_plasmids") on our
+side only. Milliseconds per sample; ratio = baseline / median."""
 
 import json
 import os
@@ -25,7 +26,12 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber.calling.genes import call_genes
-from seqfoundry.families.copynumber.calling.plasmids import Depth, PlasmidRules, call_plasmids, chromosome_depth
+from seqfoundry.families.copynumber.calling.plasmids import (
+    Depth,
+    PlasmidRules,
+    call_plasmids,
+    chromosome_depth,
+)
 from seqfoundry.families.copynumber.calling.segments import call
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.bins import Bins, Gene, read_panel
@@ -39,7 +45,9 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 def draw(n: int, generator: np.random.Generator) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
     """Counts around a gradient with ten absent islands and three events, one of them at blaSHV in some."""
     place = np.arange(len(BINS)) / len(BINS)
-    expected = 300 * 2 ** (generator.uniform(0, 0.4, (n, 1)) * np.cos(2 * np.pi * (place - generator.random((n, 1)))))
+    expected = 300 * 2 ** (
+        generator.uniform(0, 0.4, (n, 1)) * np.cos(2 * np.pi * (place - generator.random((n, 1))))
+    )
     mean = expected.copy()
     for sample in range(n):
         for copies in (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5, 1.5):
@@ -50,7 +58,11 @@ def draw(n: int, generator: np.random.Generator) -> tuple[NDArray[np.uint32], ND
 
 
 def loop_genes(
-    ratio: NDArray[Any], tables: Callable[[str], Any], samples: list[str], genes: list[Gene], settings: Config
+    ratio: NDArray[Any],
+    tables: Callable[[str], Any],
+    samples: list[str],
+    genes: list[Gene],
+    settings: Config,
 ) -> Any:
     rows = []
     for number, sample in enumerate(samples):
@@ -80,7 +92,9 @@ def loop_genes(
     return pd.DataFrame(rows)
 
 
-def loop_plasmids(depth: NDArray[Any], medians: dict[str, float], samples: list[str], rules: PlasmidRules) -> Any:
+def loop_plasmids(
+    depth: NDArray[Any], medians: dict[str, float], samples: list[str], rules: PlasmidRules
+) -> Any:
     rows = []
     for gene, absent in zip(rules.panel, rules.absent, strict=True):
         column = next(i for i, one in enumerate(rules.panel) if one == gene)
@@ -100,9 +114,16 @@ def milliseconds(work: Callable[[], object], n: int) -> float:
     return 1000 * (time.perf_counter() - start) / n
 
 
-def line(name: str, times: list[float], baseline: list[float] | None = None, **more: object) -> None:
+def line(
+    name: str, times: list[float], baseline: list[float] | None = None, **more: object
+) -> None:
     median, slow = statistics.median(times), statistics.median(baseline) if baseline else None
-    result = {"name": f"copynumber_callers/{name}", "unit": "ms per sample", "median": median, "min": min(times)}
+    result = {
+        "name": f"copynumber_callers/{name}",
+        "unit": "ms per sample",
+        "median": median,
+        "min": min(times),
+    }
     ratio = {"repeats": len(times), "baseline": slow, "ratio": slow / median if slow else None}
     print(json.dumps(result | ratio | more | {"n": SAMPLES, "machine": MACHINE}), flush=True)
 
@@ -112,7 +133,10 @@ def main() -> None:
     generator = np.random.default_rng(SEED)
     counts, expected = draw(SAMPLES, generator)
     segments = call(counts, expected, BINS, settings)
-    genes, rules = list(read_panel(Path(settings.chrom_gene_coords_path))[0]), PlasmidRules.of(settings)
+    genes, rules = (
+        list(read_panel(Path(settings.chrom_gene_coords_path))[0]),
+        PlasmidRules.of(settings),
+    )
     samples = [f"SIM{i:06d}" for i in range(SAMPLES)]
     few = slice(SLOW_SAMPLES)
     ratio, table = counts[few] / (expected[few] + 1e-6), segments.frame(BINS, tuple(samples))
@@ -142,7 +166,11 @@ def main() -> None:
             lambda: loop_plasmids(depth, medians, samples, rules),
             SAMPLES,
         ),
-        "chromosome_depth": (lambda: chromosome_depth(counts, settings.present_ratio), lambda: None, SAMPLES),
+        "chromosome_depth": (
+            lambda: chromosome_depth(counts, settings.present_ratio),
+            lambda: None,
+            SAMPLES,
+        ),
     }
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in works}
     for _ in range(REPEATS):
@@ -152,7 +180,9 @@ def main() -> None:
     for name in ("genes", "genes_split_before"):
         line(name, *times[name], genes=len(genes), n_baseline=SLOW_SAMPLES, same_calls=agree)
         parts = (times[name], times["plasmids"], times["chromosome_depth"])
-        fast, slow = ([sum(one) for one in zip(*(part[k] for part in parts), strict=True)] for k in range(2))
+        fast, slow = (
+            [sum(one) for one in zip(*(part[k] for part in parts), strict=True)] for k in range(2)
+        )
         line(f"{name}_and_plasmids", fast, slow)
     line("plasmids", *times["plasmids"], genes=len(rules.panel), n_baseline=SAMPLES)
     line("chromosome_depth", times["chromosome_depth"][0])

@@ -1,11 +1,14 @@
-"""The chain over 512 samples against hmmlearn on the same ratios, and the whole of calling: time and peak memory.
+"""The chain over 512 samples against hmmlearn on the same ratios, and the whole of calling.
 
-Prints JSON lines. hmmlearn is timed on a few of the samples (their number is printed), in this process, sample after
-sample as its users run it: the reference's procedure (fit of the start vector by EM, predict, predict_proba), and bare
-predict and predict_proba. Ours runs on all samples in threads, once as it is used and once with fitted start vectors,
-which is the reference's procedure exactly. Times in milliseconds per sample, ratio = baseline / median. Answers are
-compared before. Peak memory is that of a process that calls segments in a memory-mapped store of so many samples.
-"""
+Time and peak memory.
+
+Prints JSON lines. hmmlearn is timed on a few of the samples (their number is printed), in this
+process, sample after sample as its users run it: the reference's procedure (fit of the start
+vector by EM, predict, predict_proba), and bare predict and predict_proba. Ours runs on all samples
+in threads, once as it is used and once with fitted start vectors, which is the reference's
+procedure exactly. Times in milliseconds per sample, ratio = baseline / median. Answers are
+compared before. Peak memory is that of a process that calls segments in a memory-mapped store of
+so many samples."""
 
 import json
 import os
@@ -42,27 +45,42 @@ TASK = 16  # samples
 def draw_counts(n: int, generator: np.random.Generator) -> NDArray[np.uint32]:
     """Counts around 300 with a gradient, ten absent islands and three events per sample."""
     place = np.arange(len(BINS)) / len(BINS)
-    expected = 300 * 2 ** (generator.uniform(0, 0.4, (n, 1)) * np.cos(2 * np.pi * (place - generator.random((n, 1)))))
+    expected = 300 * 2 ** (
+        generator.uniform(0, 0.4, (n, 1)) * np.cos(2 * np.pi * (place - generator.random((n, 1))))
+    )
     for sample in range(n):
         for copies in (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5, 1.5, 3):
             first, length = generator.integers(0, len(BINS) - 60), generator.integers(5, 60)
             expected[sample, first : first + length] *= copies
-    return generator.poisson(expected * generator.gamma(200, 1 / 200, expected.shape)).astype(np.uint32)
+    return generator.poisson(expected * generator.gamma(200, 1 / 200, expected.shape)).astype(
+        np.uint32
+    )
 
 
 def medians(counts: NDArray[Any]) -> NDArray[np.float32]:
-    return np.broadcast_to(np.median(counts, axis=1, keepdims=True), counts.shape).astype(np.float32)
+    return np.broadcast_to(np.median(counts, axis=1, keepdims=True), counts.shape).astype(
+        np.float32
+    )
 
 
 def part(hmm: Hmm, rows: slice) -> Hmm:
     return Hmm(hmm.means[rows], hmm.sds[rows], hmm.stay, hmm.chains)
 
 
-def ours(ratio: NDArray[np.float64], hmm: Hmm, pool: ThreadPoolExecutor, *, fit: bool, keep: bool = False) -> list[Any]:
+def ours(
+    ratio: NDArray[np.float64],
+    hmm: Hmm,
+    pool: ThreadPoolExecutor,
+    *,
+    fit: bool,
+    keep: bool = False,
+) -> list[Any]:
     def work(first: int) -> Any:
         rows = slice(first, first + TASK)
         found = decode(ratio[rows], part(hmm, rows), EM_ITERATIONS if fit else 0)
-        return found if keep else None  # as in use, where a block's posteriors go when its segments are there
+        return (
+            found if keep else None
+        )  # as in use, where a block's posteriors go when its segments are there
 
     return list(pool.map(work, range(0, len(ratio), TASK)))
 
@@ -92,11 +110,20 @@ Times = list[tuple[float, float]]
 
 def line(name: str, times: Times, baseline: Times | None = None, **more: object) -> None:
     wall, processor = (statistics.median(kind) for kind in zip(*times, strict=True))
-    result = {"name": f"copynumber_hmm/{name}", "unit": "ms per sample", "median": wall, "min": min(times)[0]}
+    result = {
+        "name": f"copynumber_hmm/{name}",
+        "unit": "ms per sample",
+        "median": wall,
+        "min": min(times)[0],
+    }
     result |= {"repeats": len(times), "processor": processor}
     if baseline:
         slow, slow_processor = (statistics.median(kind) for kind in zip(*baseline, strict=True))
-        result |= {"baseline": slow, "ratio": slow / wall, "processor_ratio": slow_processor / processor}
+        result |= {
+            "baseline": slow,
+            "ratio": slow / wall,
+            "processor_ratio": slow_processor / processor,
+        }
     print(json.dumps(result | more | {"machine": MACHINE}), flush=True)
 
 
@@ -109,11 +136,19 @@ def compare(counts: NDArray[np.uint32]) -> None:
         for fit in (False, True):
             got = ours(few, part(hmm, slice(SLOW_SAMPLES)), pool, fit=fit, keep=True)
             wanted = theirs(few, hmm, fit=fit)
-            paths, posteriors = np.concatenate([x.path for x in got]), np.concatenate([x.posterior for x in got])
+            paths, posteriors = (
+                np.concatenate([x.path for x in got]),
+                np.concatenate([x.posterior for x in got]),
+            )
             for i, (path, posterior) in enumerate(wanted):
-                if not np.array_equal(path, paths[i]) or np.abs(posterior - posteriors[i]).max() > 1e-9:
+                if (
+                    not np.array_equal(path, paths[i])
+                    or np.abs(posterior - posteriors[i]).max() > 1e-9
+                ):
                     raise SystemExit(f"answers differ in sample {i}")
-        times: dict[Any, Times] = {(who, fit): [] for who in (ours, theirs) for fit in (False, True)}
+        times: dict[Any, Times] = {
+            (who, fit): [] for who in (ours, theirs) for fit in (False, True)
+        }
         for _ in range(REPEATS):
             for fit in (False, True):
                 slow = milliseconds(lambda fit=fit: theirs(few, hmm, fit=fit), len(few))
@@ -134,7 +169,10 @@ def whole(counts: NDArray[np.uint32]) -> None:
     """Everything from counts and expected depth to segments."""
     expected = medians(counts)
     found = call(counts, expected, BINS, settings())
-    times = [milliseconds(lambda: call(counts, expected, BINS, settings()), len(counts)) for _ in range(REPEATS)]
+    times = [
+        milliseconds(lambda: call(counts, expected, BINS, settings()), len(counts))
+        for _ in range(REPEATS)
+    ]
     line("call", times, n=len(counts), segments=len(found))
 
 
@@ -151,7 +189,10 @@ def peak(n: int) -> None:
 
 
 def high_water() -> float:
-    """Peak memory in MiB: of this program where Linux tells, as getrusage counts what the parent had before exec."""
+    """Peak memory in MiB.
+
+    Of this program where Linux tells, as getrusage counts what the parent had before exec.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -164,8 +205,16 @@ def called(path: str) -> None:
     start = time.perf_counter()
     found = call(counts, medians, BINS, settings())
     seconds = time.perf_counter() - start
-    result = {"name": f"copynumber_hmm/memory_{len(counts)}", "unit": "MiB", "peak": high_water(), "imports": before}
-    print(json.dumps(result | {"segments": len(found), "seconds": seconds, "machine": MACHINE}), flush=True)
+    result = {
+        "name": f"copynumber_hmm/memory_{len(counts)}",
+        "unit": "MiB",
+        "peak": high_water(),
+        "imports": before,
+    }
+    print(
+        json.dumps(result | {"segments": len(found), "seconds": seconds, "machine": MACHINE}),
+        flush=True,
+    )
 
 
 def main() -> None:

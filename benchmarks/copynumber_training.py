@@ -1,12 +1,14 @@
-"""Training of depth models: an epoch of ours against the reference's loop, on the same simulated samples.
+"""Training of depth models.
+
+An epoch of ours against the reference's loop, on the same simulated samples.
 
     python benchmarks/copynumber_training.py [data/copynumber/train/chromosome]
 
-The reference's loop, written anew, reads counts row by row, normalises each sample again in every epoch, and trains
-its residual network on squared errors of all bins. Ours reads prepared batches, adds spikes, and has the objective of
-``losses``. Prints JSON lines with seconds per epoch on one thread, ratio = reference / ours: reading alone, then
-training of the default network (most of the ratio is the smaller network) and of the reference's own in our loop.
-"""
+The reference's loop, written anew, reads counts row by row, normalises each sample again in every
+epoch, and trains its residual network on squared errors of all bins. Ours reads prepared batches,
+adds spikes, and has the objective of ``losses``. Prints JSON lines with seconds per epoch on one
+thread, ratio = reference / ours: reading alone, then training of the default network (most of the
+ratio is the smaller network) and of the reference's own in our loop."""
 
 import dataclasses
 import json
@@ -53,7 +55,9 @@ def loader_of(counts: Any, config: Config) -> DataLoader[Any]:
 
 
 def reference_epoch(counts: Any, config: Config) -> Callable[[], None]:
-    model = build(dataclasses.replace(config, architecture="07_residual_conv_vae"), counts.shape[1]).train()
+    model = build(
+        dataclasses.replace(config, architecture="07_residual_conv_vae"), counts.shape[1]
+    ).train()
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loader = loader_of(counts, config)
 
@@ -73,7 +77,11 @@ def reference_epoch(counts: Any, config: Config) -> Callable[[], None]:
 
 class Ours:
     def __init__(self, counts: Any, config: Config, folder: Path) -> None:
-        self.training, self.rows, self.number = Training.start(config, counts.shape[1]), np.arange(len(counts)), 0
+        self.training, self.rows, self.number = (
+            Training.start(config, counts.shape[1]),
+            np.arange(len(counts)),
+            0,
+        )
         start = time.perf_counter()
         self.cohort = losses.prepare(counts, self.training.model, config, folder)
         self.seconds = time.perf_counter() - start
@@ -84,14 +92,18 @@ class Ours:
 
     def read(self) -> None:
         size = self.training.config.batch_size
-        for chosen in np.array_split(np.random.default_rng(1).permutation(self.rows), -(-len(self.rows) // size)):
+        for chosen in np.array_split(
+            np.random.default_rng(1).permutation(self.rows), -(-len(self.rows) // size)
+        ):
             self.cohort.batch(chosen, self.training.device)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     config = build_config(resolve(PARAMS / "demo.yaml", Config, full=PARAMS / "full.yaml"), Config)
-    store = open_store(Path(sys.argv[1] if len(sys.argv) > 1 else "data/copynumber/train/chromosome"))
+    store = open_store(
+        Path(sys.argv[1] if len(sys.argv) > 1 else "data/copynumber/train/chromosome")
+    )
     counts, loader = store.counts[:SAMPLES], loader_of(store.counts[:SAMPLES], config)
     with tempfile.TemporaryDirectory() as folder:
         ours = {}
@@ -117,9 +129,18 @@ def report(name: str, pair: tuple[Callable[[], Any], Callable[[], Any]], prepare
             if repeat:
                 times.append(time.perf_counter() - start)
     baseline, median = map(statistics.median, seconds)
-    line = {"name": name, "n": SAMPLES, "unit": "s", "median": median, "min": min(seconds[1]), "repeats": REPEATS}
+    line = {
+        "name": name,
+        "n": SAMPLES,
+        "unit": "s",
+        "median": median,
+        "min": min(seconds[1]),
+        "repeats": REPEATS,
+    }
     line |= {"baseline": baseline, "ratio": baseline / median, "preparing_once": prepared}
-    print(json.dumps(line | {"machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"}))
+    print(
+        json.dumps(line | {"machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread"})
+    )
 
 
 if __name__ == "__main__":

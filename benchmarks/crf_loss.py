@@ -1,7 +1,9 @@
-"""Summed CRF loss and all its gradients: compiled forward-backward against tf.scan, on the same data.
+"""Summed CRF loss and all its gradients.
 
-Prints one JSON line; times in seconds per batch, ratio = baseline median / median, n = positions per batch.
-"""
+Compiled forward-backward against tf.scan, on the same data.
+
+Prints one JSON line; times in seconds per batch, ratio = baseline median / median, n = positions
+per batch."""
 
 import json
 import os
@@ -19,7 +21,9 @@ from seqfoundry.families.reads.model import crf_loss_fused, crf_loss_scan, tf
 READS, LENGTH, LABELS, REPEATS = 16, 1024, 6, 9
 
 
-def compiled(crf_loss: Callable[..., Any], arrays: list[Any], labels: Any, lengths: Any) -> Callable[[], float]:
+def compiled(
+    crf_loss: Callable[..., Any], arrays: list[Any], labels: Any, lengths: Any
+) -> Callable[[], float]:
     @tf.function
     def value_and_gradients() -> Any:
         with tf.GradientTape() as tape:
@@ -40,7 +44,9 @@ def main() -> None:
     arrays = [tf.constant(generator.normal(size=shape), tf.float32) for shape in shapes]
     labels = tf.constant(generator.integers(0, LABELS, (READS, LENGTH)), tf.int32)
     lengths = tf.constant(generator.integers(LENGTH // 2, LENGTH + 1, READS), tf.int32)
-    runs = {loss: compiled(loss, arrays, labels, lengths) for loss in (crf_loss_fused, crf_loss_scan)}
+    runs = {
+        loss: compiled(loss, arrays, labels, lengths) for loss in (crf_loss_fused, crf_loss_scan)
+    }
     np.testing.assert_allclose(*(run() for run in runs.values()), rtol=1e-4)  # compiles, too
     seconds: dict[Any, list[float]] = {loss: [] for loss in runs}
     for _ in range(REPEATS):

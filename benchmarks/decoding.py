@@ -1,10 +1,12 @@
-"""Reading segments out of a network's scores: under the protocol's grammar against the plain best path, same reads.
+"""Reading segments out of a network's scores.
+
+Under the protocol's grammar against the plain best path, same reads.
 
     python benchmarks/decoding.py build/reads/train data/reads
 
-Prints two JSON lines: seconds per batch of test reads (ratio = plain / grammar: above 1 the grammar is faster), and
-what either way finds: valid reads recognised, others taken for valid, molecules of concatenates.
-"""
+Prints two JSON lines: seconds per batch of test reads (ratio = plain / grammar: above 1 the
+grammar is faster), and what either way finds: valid reads recognised, others taken for valid,
+molecules of concatenates."""
 
 import dataclasses
 import json
@@ -45,14 +47,21 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    line = {"name": "grammar decoding", "n": int(lengths.sum()), "unit": "s", "median": median["grammar"]}
+    line = {
+        "name": "grammar decoding",
+        "n": int(lengths.sum()),
+        "unit": "s",
+        "median": median["grammar"],
+    }
     line |= {"min": min(times["grammar"]), "repeats": REPEATS, "baseline": "plain Viterbi"}
     print(json.dumps(line | {"ratio": median["plain"] / median["grammar"], "machine": machine}))
     found = {}
     for name, one in (("grammar", model), ("plain", dataclasses.replace(model, graph=None))):
         runs, _ = serve.read_runs(one, truth.bases, truth.offsets)
         shares = metrics.compare(truth, runs, model.grammar, []).proportions
-        found[name] = {key: str(shares[key]) for key in ("valid_recall", "false_valid", "fragment_recovery")}
+        found[name] = {
+            key: str(shares[key]) for key in ("valid_recall", "false_valid", "fragment_recovery")
+        }
     print(json.dumps({"name": "what either finds", **found}))
 
 

@@ -1,13 +1,17 @@
-"""Training of both PyTorch families on one device: samples per second, and the share of the GPU's bf16 rate that is used.
+"""Training of both PyTorch families on one device.
 
-    python benchmarks/device_training.py [--device auto|cpu|gpu] [--size full|small] [--steps N] [--batch N ...]
+Samples per second, and the share of the GPU's bf16 rate that is used.
 
-Prints JSON lines, one for each family, precision and batch size: ``samples_per_s`` over all steps with reading, random
-numbers and transfers; ``flops`` of a step (forward and backward, as PyTorch counts them: what lookup tables and fused
-kernels do is not in it); ``matrix_rate``, that rate over the one that this very device reaches with a bf16 product of
-8192 x 8192, measured first; ``busy``, the share of time in which a kernel ran, as the driver reports it. The copynumber
-line says what 150 epochs of 5,000 and of 10,000 samples would take. Random data: nothing here depends on what is in it.
-"""
+    python benchmarks/device_training.py [--device auto|cpu|gpu] [--size full|small] [--steps N]
+    [--batch N ...]
+
+Prints JSON lines, one for each family, precision and batch size: ``samples_per_s`` over all steps
+with reading, random numbers and transfers; ``flops`` of a step (forward and backward, as PyTorch
+counts them: what lookup tables and fused kernels do is not in it); ``matrix_rate``, that rate over
+the one that this very device reaches with a bf16 product of 8192 x 8192, measured first; ``busy``,
+the share of time in which a kernel ran, as the driver reports it. The copynumber line says what
+150 epochs of 5,000 and of 10,000 samples would take. Random data: nothing here depends on what is
+in it."""
 
 import argparse
 import dataclasses
@@ -37,7 +41,10 @@ from seqfoundry.training.torch import Group, tensor_cores
 from seqfoundry.training.torch import Group as OracleGroup
 
 PARAMS = Path(__file__).parents[1] / "params"
-SIZES = {"full": (8192, 5334, 50), "small": (256, 640, 2)}  # rows and columns of the product, bins, steps
+SIZES = {
+    "full": (8192, 5334, 50),
+    "small": (256, 640, 2),
+}  # rows and columns of the product, bins, steps
 EPOCHS, COHORTS = 150, (5000, 10_000)
 
 
@@ -88,10 +95,16 @@ def busy(device: torch.device, found: list[float]) -> Iterator[None]:
             thread.join()
 
 
-def depth(device: torch.device, precision: str, batch: int, size: str, folder: Path) -> Callable[[int], None]:
+def depth(
+    device: torch.device, precision: str, batch: int, size: str, folder: Path
+) -> Callable[[int], None]:
     n_bins = SIZES[size][1]
     config = settings(
-        "copynumber", depth_config.Config, batch_size=batch, mixed_precision=precision == "bfloat16", latent_dim=10
+        "copynumber",
+        depth_config.Config,
+        batch_size=batch,
+        mixed_precision=precision == "bfloat16",
+        latent_dim=10,
     )
     training = losses.Training.start(config, n_bins, Group(device=str(device)))
     n = min(8 * batch, 4096)
@@ -105,9 +118,13 @@ def depth(device: torch.device, precision: str, batch: int, size: str, folder: P
     return run
 
 
-def enhancer(device: torch.device, precision: str, batch: int, size: str, _: Path) -> Callable[[int], None]:
+def enhancer(
+    device: torch.device, precision: str, batch: int, size: str, _: Path
+) -> Callable[[int], None]:
     config = settings("enhancer", enhancer_config.Config)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch, precision=precision))
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, batch_size=batch, precision=precision)
+    )
     stream, n = np.random.default_rng(1), 4 * batch
     activities = stream.normal(size=(n, len(config.cell_types))).astype(np.float32)
     codes = stream.integers(0, 4, (n, config.seq_len)).astype(np.uint8)
@@ -121,7 +138,9 @@ def enhancer(device: torch.device, precision: str, batch: int, size: str, _: Pat
     return run
 
 
-def measure(name: str, run: Callable[[int], None], device: torch.device, steps: int) -> dict[str, Any]:
+def measure(
+    name: str, run: Callable[[int], None], device: torch.device, steps: int
+) -> dict[str, Any]:
     used: list[float] = []
     with FlopCounterMode(display=False) as counter:
         run(1)
@@ -153,8 +172,17 @@ def main() -> None:
     product, _, steps = SIZES[given.size]
     batches = given.batch or ([16] if given.size == "small" else [128, 512, 2048])
     peak = matrix_rate(device, product)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()}"
-    print(json.dumps({"name": "bf16 product", "size": product, "flops_per_s": peak, "machine": machine}), flush=True)
+    machine = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()}"
+    )
+    print(
+        json.dumps(
+            {"name": "bf16 product", "size": product, "flops_per_s": peak, "machine": machine}
+        ),
+        flush=True,
+    )
     for name, make in (("copynumber", depth), ("enhancer", enhancer)):
         for precision in ("float32", "bfloat16"):
             for batch in batches:
@@ -163,9 +191,15 @@ def main() -> None:
                     line = measure(name, run, device, given.steps or steps)
                 rate = batch / line["step_seconds"]
                 line |= {"precision": precision, "batch": batch, "samples_per_s": rate}
-                line |= {"matrix_rate": line["flops"] / line["step_seconds"] / peak, "machine": machine}
+                line |= {
+                    "matrix_rate": line["flops"] / line["step_seconds"] / peak,
+                    "machine": machine,
+                }
                 if name == "copynumber" and given.size == "full":
-                    line |= {f"minutes_{n}_samples_{EPOCHS}_epochs": EPOCHS * n / rate / 60 for n in COHORTS}
+                    line |= {
+                        f"minutes_{n}_samples_{EPOCHS}_epochs": EPOCHS * n / rate / 60
+                        for n in COHORTS
+                    }
                 print(json.dumps(line), flush=True)
 
 

@@ -1,13 +1,15 @@
-"""An epoch of the head on a frozen backbone: features looked up against features computed anew, on the same rows.
+"""An epoch of the head on a frozen backbone.
+
+Features looked up against features computed anew, on the same rows.
 
     python benchmarks/enhancer_cache.py [rounds] [threads] [backbone ...]
 
-Backbones: ``tiny-enformer`` and ``tiny-sei`` (the demonstration's, on 512 rows) and ``enformer`` (published size with
-random weights, on 8 rows; one gigabyte of memory). An epoch is one pass of training over all rows. Every round runs
-both ways one after the other, so that other work on the machine meets both; their losses must agree. Prints JSON lines:
-``ratio`` is the median over rounds of the seconds of an epoch without the cache against one with it, ``ratio_30`` that
-of the mission's 30 epochs, in which the features are computed once for the cache.
-"""
+Backbones: ``tiny-enformer`` and ``tiny-sei`` (the demonstration's, on 512 rows) and ``enformer``
+(published size with random weights, on 8 rows; one gigabyte of memory). An epoch is one pass of
+training over all rows. Every round runs both ways one after the other, so that other work on the
+machine meets both; their losses must agree. Prints JSON lines: ``ratio`` is the median over rounds
+of the seconds of an epoch without the cache against one with it, ``ratio_30`` that of the
+mission's 30 epochs, in which the features are computed once for the cache."""
 
 import dataclasses
 import json
@@ -48,7 +50,9 @@ class Uncached(Features):
 def backbone_of(name: str, config: Config) -> Backbone:
     if not name.startswith("tiny-"):
         torch.manual_seed(1)
-        return Backbone(Enformer(EnformerShape(target_length=-1)).eval().requires_grad_(False), config)
+        return Backbone(
+            Enformer(EnformerShape(target_length=-1)).eval().requires_grad_(False), config
+        )
     return load_backbone(config)
 
 
@@ -91,7 +95,10 @@ def main() -> None:
     for name in [word for word in sys.argv[1:] if not word.isdigit()] or list(ROWS):
         oracle, before = name.removeprefix("tiny-"), os.getloadavg()[0]
         overrides = f"oracle={oracle} backbone.tiny=true"
-        config = build(resolve(params / "full.yaml", Config, full=params / "full.yaml", overrides=overrides), Config)
+        config = build(
+            resolve(params / "full.yaml", Config, full=params / "full.yaml", overrides=overrides),
+            Config,
+        )
         line = measure(name, rounds, config)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads"
         load = {"load_before": before, "load_after": os.getloadavg()[0]}

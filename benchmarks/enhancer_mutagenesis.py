@@ -1,12 +1,14 @@
-"""In-silico mutagenesis of one sequence: affected windows only, against whole passes of all mutants.
+"""In-silico mutagenesis of one sequence.
+
+Affected windows only, against whole passes of all mutants.
 
     python benchmarks/enhancer_mutagenesis.py [rounds] [threads]
 
-The network of the mission, 500 bases in 512. ``naive`` reads all 1,500 mutants whole by the plain layers, ``whole`` by
-our fastest prediction, ``windows`` recomputes what a base reaches. Every round runs all of them one after the other, so
-that other work on the machine meets all. Prints JSON lines: ``ratio`` is the median over rounds of the seconds of naive
-over those of the way, ``max_difference`` of effects is against naive, whose largest effect is ``max_effect``.
-"""
+The network of the mission, 500 bases in 512. ``naive`` reads all 1,500 mutants whole by the plain
+layers, ``whole`` by our fastest prediction, ``windows`` recomputes what a base reaches. Every
+round runs all of them one after the other, so that other work on the machine meets all. Prints
+JSON lines: ``ratio`` is the median over rounds of the seconds of naive over those of the way,
+``max_difference`` of effects is against naive, whose largest effect is ``max_effect``."""
 
 import dataclasses
 import json
@@ -53,9 +55,13 @@ def by_passes(model: DeepStarr, codes: Codes, engine: str) -> Any:
 
 
 def main() -> None:
-    rounds, threads = ([*map(int, sys.argv[1:]), *(5, torch.get_num_threads())[len(sys.argv) - 1 :]])[:2]
+    rounds, threads = (
+        [*map(int, sys.argv[1:]), *(5, torch.get_num_threads())[len(sys.argv) - 1 :]]
+    )[:2]
     torch.set_num_threads(threads)
-    config: Config = build_config(resolve(PARAMS / "full.yaml", Config, full=PARAMS / "full.yaml"), Config)
+    config: Config = build_config(
+        resolve(PARAMS / "full.yaml", Config, full=PARAMS / "full.yaml"), Config
+    )
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, engine="auto"))
     rows = np.random.default_rng(1).integers(0, 4, (64, config.seq_len)).astype(np.uint8)
     rows[:, BASES:] = 4
@@ -78,7 +84,9 @@ def main() -> None:
     for name, times in seconds.items():
         line = {"name": "enhancer_mutagenesis", "way": name, "n": 3 * BASES, "unit": "s"}
         line |= {"median": statistics.median(times), "best": min(times), "repeats": rounds}
-        line |= {"ratio": statistics.median(a / b for a, b in zip(seconds["naive"], times, strict=True))}
+        line |= {
+            "ratio": statistics.median(a / b for a, b in zip(seconds["naive"], times, strict=True))
+        }
         line |= {"ratio_of_best": min(seconds["naive"]) / min(times)}
         line |= {"max_difference": float(np.nanmax(np.abs(answers[name] - answers["naive"])))}
         line |= {"max_effect": float(np.nanmax(np.abs(answers["naive"])))}

@@ -1,13 +1,15 @@
-"""Training and prediction of the DeepSTARR network: ours against the mission's loop, on the same random rows.
+"""Training and prediction of the DeepSTARR network.
+
+Ours against the mission's loop, on the same random rows.
 
     python benchmarks/enhancer_training.py [rounds] [threads]
 
-The mission's loop, written anew, parses each row and writes its one-hot columns base by base, whenever it is read, and
-trains plain layers in float32 with AdamW as it comes. Ours keeps codes in memory; ``eager`` has the plain layers,
-``fold`` plain PyTorch, ``compiled`` numba in the first block. Every round runs all variants one after the other, so
-that other work on the machine meets all of them. Prints JSON lines: ``ratio`` is the median over rounds of rows per
-second against the mission's loop in the same round, ``ratio_of_best`` that of the best rounds of both.
-"""
+The mission's loop, written anew, parses each row and writes its one-hot columns base by base,
+whenever it is read, and trains plain layers in float32 with AdamW as it comes. Ours keeps codes in
+memory; ``eager`` has the plain layers, ``fold`` plain PyTorch, ``compiled`` numba in the first
+block. Every round runs all variants one after the other, so that other work on the machine meets
+all of them. Prints JSON lines: ``ratio`` is the median over rounds of rows per second against the
+mission's loop in the same round, ``ratio_of_best`` that of the best rounds of both."""
 
 import dataclasses
 import json
@@ -33,7 +35,11 @@ from seqfoundry.families.enhancer.model import Training, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round
-VARIANTS = [(engine, precision) for engine in ("eager", "fold", "compiled") for precision in ("float32", "bfloat16")]
+VARIANTS = [
+    (engine, precision)
+    for engine in ("eager", "fold", "compiled")
+    for precision in ("float32", "bfloat16")
+]
 
 
 class PerItem(Dataset[Any]):
@@ -54,7 +60,9 @@ class PerItem(Dataset[Any]):
 
 def mission(lines: list[str], config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
     model = build(with_engine(config, "eager", "float32"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay
+    )
     loss_of, rows = nn.MSELoss(), PerItem(lines, config.seq_len)
 
     def train() -> None:
@@ -73,7 +81,9 @@ def mission(lines: list[str], config: Config) -> tuple[Callable[[], None], Calla
     return train, answer
 
 
-def ours(sequences: list[str], activities: Any, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
+def ours(
+    sequences: list[str], activities: Any, config: Config
+) -> tuple[Callable[[], None], Callable[[], None]]:
     training, codes = Training.start(config, activities, device="cpu"), encode(sequences, config)
 
     def train() -> None:
@@ -88,25 +98,35 @@ def ours(sequences: list[str], activities: Any, config: Config) -> tuple[Callabl
 
 
 def with_engine(config: Config, engine: Any, precision: Any) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, engine=engine, precision=precision))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, engine=engine, precision=precision)
+    )
 
 
 def main() -> None:
-    rounds, threads = ([*map(int, sys.argv[1:]), *(5, torch.get_num_threads())[len(sys.argv) - 1 :]])[:2]
+    rounds, threads = (
+        [*map(int, sys.argv[1:]), *(5, torch.get_num_threads())[len(sys.argv) - 1 :]]
+    )[:2]
     torch.set_num_threads(threads)
     config = build_config(resolve(PARAMS / "full.yaml", Config, full=PARAMS / "full.yaml"), Config)
     n, generator = STEPS * config.train.batch_size, np.random.default_rng(1)
     sequences = ["".join(row) for row in generator.choice(list("ACGT"), (n, BASES))]
     activities = generator.normal(size=(n, len(config.cell_types))).astype(np.float32)
     rows = zip(sequences, activities.tolist(), strict=True)
-    lines = [json.dumps({"sequence": sequence, "cell_activities": values}) for sequence, values in rows]
+    lines = [
+        json.dumps({"sequence": sequence, "cell_activities": values}) for sequence, values in rows
+    ]
     runs = {("mission", "float32"): mission(lines, config)}
-    runs |= {variant: ours(sequences, activities, with_engine(config, *variant)) for variant in VARIANTS}
+    runs |= {
+        variant: ours(sequences, activities, with_engine(config, *variant)) for variant in VARIANTS
+    }
     for part, name in enumerate(("training", "prediction")):
         report(name, n, {variant: pair[part] for variant, pair in runs.items()}, rounds)
 
 
-def report(name: str, n: int, runs: dict[tuple[str, str], Callable[[], None]], rounds: int) -> None:
+def report(
+    name: str, n: int, runs: dict[tuple[str, str], Callable[[], None]], rounds: int
+) -> None:
     seconds: dict[tuple[str, str], list[float]] = {variant: [] for variant in runs}
     before = os.getloadavg()[0]
     for repeat in range(rounds + 1):  # the first is a warm-up
@@ -119,7 +139,13 @@ def report(name: str, n: int, runs: dict[tuple[str, str], Callable[[], None]], r
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     load = {"load_before": before, "load_after": os.getloadavg()[0]}
     for (engine, precision), times in seconds.items():
-        line = {"name": f"enhancer_{name}", "engine": engine, "precision": precision, "n": n, "unit": "rows/s"}
+        line = {
+            "name": f"enhancer_{name}",
+            "engine": engine,
+            "precision": precision,
+            "n": n,
+            "unit": "rows/s",
+        }
         line |= {"median": n / statistics.median(times), "best": n / min(times), "repeats": rounds}
         line |= {"ratio": statistics.median(a / b for a, b in zip(base, times, strict=True))}
         line |= {"ratio_of_best": min(base) / min(times)}

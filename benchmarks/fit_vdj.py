@@ -2,12 +2,12 @@
 
     python benchmarks/fit_vdj.py [--quick]
 
-Prints JSON lines; times in seconds. ``process`` lines: a fresh process from its first import to the end of the fit,
-compilation included, from counts and option tables on disk. The others: compiled, repeated. The baseline of the last
-line is EM over dense arrays (pairs x pairs of trims x ligations) with an inner BFGS and gradients by JAX without jit,
-as the reference runs it, but in double precision, in which it can converge; it runs once. Its ratio does not count
-compilation, which the process lines do.
-"""
+Prints JSON lines; times in seconds. ``process`` lines: a fresh process from its first import to
+the end of the fit, compilation included, from counts and option tables on disk. The others:
+compiled, repeated. The baseline of the last line is EM over dense arrays (pairs x pairs of trims x
+ligations) with an inner BFGS and gradients by JAX without jit, as the reference runs it, but in
+double precision, in which it can converge; it runs once. Its ratio does not count compilation,
+which the process lines do."""
 
 import json
 import os
@@ -26,7 +26,13 @@ START = time.perf_counter()
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
-from seqfoundry.families.vdj.config import Annotation, FitConfig, ModelType, ParamGroup, Specification  # noqa: E402
+from seqfoundry.families.vdj.config import (
+    Annotation,
+    FitConfig,
+    ModelType,
+    ParamGroup,
+    Specification,
+)  # noqa: E402
 from seqfoundry.families.vdj.genes import choices as ways  # noqa: E402
 from seqfoundry.families.vdj.genes.choices import Choices  # noqa: E402
 
@@ -84,11 +90,18 @@ def observe(choices: Choices, pairs: Any, drawn: Any, kind: str) -> Any:
     if kind != "twostep-em":
         return Observed(pairs, counts, g, n, g, t, u, m)
     lower = choices.trims[0]
-    names = np.stack([g, *ways.sequence_of(choices, *pairs[g].T, choices.trims[t], choices.trims[u] + m)], axis=1)
+    names = np.stack(
+        [g, *ways.sequence_of(choices, *pairs[g].T, choices.trims[t], choices.trims[u] + m)],
+        axis=1,
+    )
     names, inverse = np.unique(names, axis=0, return_inverse=True)
-    sequence, t, u, m = ways.configurations(choices, *pairs[names[:, 0]].T, names[:, 1], names[:, 2])
+    sequence, t, u, m = ways.configurations(
+        choices, *pairs[names[:, 0]].T, names[:, 1], names[:, 2]
+    )
     counts = np.bincount(inverse, counts)
-    return Observed(pairs, counts, names[:, 0], sequence, names[sequence, 0], t - lower, u - lower, m)
+    return Observed(
+        pairs, counts, names[:, 0], sequence, names[sequence, 0], t - lower, u - lower, m
+    )
 
 
 def make(n_v: int, n_j: int, reads: int, kind: str) -> tuple[Any, Any, Any]:
@@ -104,10 +117,15 @@ def make(n_v: int, n_j: int, reads: int, kind: str) -> tuple[Any, Any, Any]:
     pairs = np.argwhere(np.ones((n_v, n_j), dtype=bool))
     variables = design(choices, pairs, specification)
     masks = choices.nonproductive if kind != "trimming" else choices.feasible & 1
-    g, first = np.arange(len(pairs)), (masks[pairs[:, 0], pairs[:, 1]].reshape(len(pairs), -1) != 0).argmax(axis=1)
+    g, first = (
+        np.arange(len(pairs)),
+        (masks[pairs[:, 0], pairs[:, 1]].reshape(len(pairs), -1) != 0).argmax(axis=1),
+    )
     t, u = np.unravel_index(first, masks.shape[2:])
     m = ((masks[pairs[:, 0], pairs[:, 1], t, u][:, None] >> np.arange(16)) & 1).argmax(axis=1)
-    any_read = problem(choices, variables, Observed(pairs, np.ones(len(g)), g, g, g, t, u, m), specification)
+    any_read = problem(
+        choices, variables, Observed(pairs, np.ones(len(g)), g, g, g, t, u, m), specification
+    )
     published = yaml.safe_load((ROOT / "params/vdj/published.yaml").read_text())
     truth = published["trimming" if kind == "trimming" else "twostep"]
     theta = np.array([truth[name] for name in variables.names])
@@ -127,10 +145,17 @@ def child(path: Path) -> None:
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     counts, names = arrays.pop("counts"), tuple(arrays.pop("names"))
-    found = fit(Problem(**{name: jax.numpy.asarray(one) for name, one in arrays.items()}), counts, names, CONFIG)
+    found = fit(
+        Problem(**{name: jax.numpy.asarray(one) for name, one in arrays.items()}),
+        counts,
+        names,
+        CONFIG,
+    )
     seconds = time.perf_counter() - START
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "reason": found.reason, "n": found.total}))
+    print(
+        json.dumps({"seconds": seconds, "peak_mb": peak, "reason": found.reason, "n": found.total})
+    )
 
 
 def process(n_v: int, n_j: int, reads: int, kind: str, repeats: int) -> tuple[Any, Any, Any]:
@@ -141,19 +166,38 @@ def process(n_v: int, n_j: int, reads: int, kind: str, repeats: int) -> tuple[An
         np.savez(path, allow_pickle=False, counts=counts, names=np.array(names), **arrays)
         command = [sys.executable, __file__, "--child", str(path)]
         results = [json.loads(subprocess.check_output(command)) for _ in range(repeats)]
-    line = summary(f"process vdj {kind}, {n_v * n_j} pairs", reads, [one["seconds"] for one in results])
+    line = summary(
+        f"process vdj {kind}, {n_v * n_j} pairs", reads, [one["seconds"] for one in results]
+    )
     peak = round(max(one["peak_mb"] for one in results))
-    print(json.dumps(line | {"peak_mb": peak, "reason": results[0]["reason"], "sequences": len(counts)}), flush=True)
+    print(
+        json.dumps(
+            line | {"peak_mb": peak, "reason": results[0]["reason"], "sequences": len(counts)}
+        ),
+        flush=True,
+    )
     return made, counts, names
 
 
 def summary(name: str, n: int, seconds: list[float]) -> dict[str, Any]:
-    line = {"name": name, "n": n, "unit": "s", "median": statistics.median(seconds), "min": min(seconds)}
-    return line | {"repeats": len(seconds), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    line = {
+        "name": name,
+        "n": n,
+        "unit": "s",
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+    }
+    return line | {
+        "repeats": len(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def dense_em(made: Any, counts: Any, n_names: int) -> tuple[Any, int]:
-    """EM in the reference's layout: every function of the coefficients is an array (G, T U, ligations)."""
+    """EM in the reference's layout.
+
+    Every function of the coefficients is an array (G, T U, ligations).
+    """
     import jax
     import jax.numpy as jnp
     import scipy.optimize
@@ -162,8 +206,12 @@ def dense_em(made: Any, counts: Any, n_names: int) -> tuple[Any, int]:
     largest = int(np.asarray(made.options).any(axis=0).nonzero()[0].max()) + 1
     left = jnp.broadcast_to(made.left[made.left_gene][:, :, None], (g, t, u, made.left.shape[2]))
     right = jnp.broadcast_to(made.right[made.right_gene][:, None], (g, t, u, made.right.shape[2]))
-    features = jnp.concatenate([left, right, made.fixed[made.option_set]], axis=3).reshape(g, t * u, -1)
-    options, domain = (masks[made.option_set].reshape(g, t * u, 16)[:, :, :largest] for masks in made[6:8])
+    features = jnp.concatenate([left, right, made.fixed[made.option_set]], axis=3).reshape(
+        g, t * u, -1
+    )
+    options, domain = (
+        masks[made.option_set].reshape(g, t * u, 16)[:, :, :largest] for masks in made[6:8]
+    )
     m = jnp.arange(largest, dtype=jnp.float64)
     sequence = np.full((g * t * u, largest), -1)
     sequence[np.asarray(made.cell), np.asarray(made.ligation)] = np.asarray(made.sequence)
@@ -174,13 +222,19 @@ def dense_em(made: Any, counts: Any, n_names: int) -> tuple[Any, int]:
     def log_p(theta: Any) -> Any:
         block = theta[made.order]
         exponents = jnp.where(options, jnp.exp(block[-1] * m), 0)
-        logits = jnp.exp(features @ block[:-1])[:, :, None] * exponents / exponents.sum(axis=2, keepdims=True)
+        logits = (
+            jnp.exp(features @ block[:-1])[:, :, None]
+            * exponents
+            / exponents.sum(axis=2, keepdims=True)
+        )
         chosen = jnp.where(domain, logits, 0)
         return jnp.log(jnp.where(domain, chosen / chosen.sum(axis=(1, 2), keepdims=True), 1))
 
     def shares(theta: Any) -> Any:
         p = jnp.where(domain & (sequence >= 0), jnp.exp(log_p(theta)), 0)
-        totals = jax.ops.segment_sum(p.reshape(-1), jnp.maximum(sequence, 0).reshape(-1), len(counts))
+        totals = jax.ops.segment_sum(
+            p.reshape(-1), jnp.maximum(sequence, 0).reshape(-1), len(counts)
+        )
         return p / jnp.where(sequence >= 0, totals[sequence], 1)
 
     theta, before, iterations = np.full(n_names, 0.1), np.inf, 0
@@ -189,7 +243,9 @@ def dense_em(made: Any, counts: Any, n_names: int) -> tuple[Any, int]:
         parts = weights * shares(jnp.asarray(theta))
         value = jax.value_and_grad(lambda at, parts=parts: -(parts * log_p(at)).sum())
         found = scipy.optimize.minimize(
-            lambda at, value=value: tuple(np.asarray(one, dtype=np.float64) for one in value(jnp.asarray(at))),
+            lambda at, value=value: tuple(
+                np.asarray(one, dtype=np.float64) for one in value(jnp.asarray(at))
+            ),
             theta,
             jac=True,
             method="BFGS",
@@ -223,14 +279,19 @@ def main() -> None:
         _, converged = bootstrap(made, counts, fitted, CONFIG, np.random.default_rng(1))
         times["bootstrap"].append(time.perf_counter() - start)
     line = summary("100 bootstrap replicates, 144 pairs", 100_000, times["bootstrap"][1:])
-    print(json.dumps(line | {"first": times["bootstrap"][0], "converged": int(converged.sum())}), flush=True)
+    print(
+        json.dumps(line | {"first": times["bootstrap"][0], "converged": int(converged.sum())}),
+        flush=True,
+    )
     start = time.perf_counter()
     theta, iterations = dense_em(made, counts, len(names))
     baseline = time.perf_counter() - start
     line = summary("fit vdj twostep-em, 144 pairs, against dense EM", 100_000, times["newton"])
     line |= {"baseline": baseline, "baseline_repeats": 1, "baseline_iterations": iterations}
     difference = float(np.abs(theta - fitted.theta).max())
-    print(json.dumps(line | {"largest_difference": difference, "ratio": baseline / line["median"]}))
+    print(
+        json.dumps(line | {"largest_difference": difference, "ratio": baseline / line["median"]})
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Load on ``mlflow models serve``: time to answer, errors and memory, one JSON line per number of clients.
+"""Load on ``mlflow models serve``.
 
-Requests of 8 sequences of 500 bases come from a second process, with 1, 8 and 32 clients that each wait for one answer
-before they ask again; they begin when the server has answered 50. The baseline of ``http/clients_N`` is the median time
-of the model for such a request in a process without a server, and ``ratio`` tells how many times longer the median
-client waits: with more clients than cores they queue. Memory is the resident set of the server with all its
-workers, before the first request and after the last one of each line.
-Argument: an enhancer model, models:/NAME@ALIAS or an exported folder (default models:/enhancer-deepstarr@champion).
-"""
+Time to answer, errors and memory, one JSON line per number of clients.
+
+Requests of 8 sequences of 500 bases come from a second process, with 1, 8 and 32 clients that each
+wait for one answer before they ask again; they begin when the server has answered 50. The baseline
+of ``http/clients_N`` is the median time of the model for such a request in a process without a
+server, and ``ratio`` tells how many times longer the median client waits: with more clients than
+cores they queue. Memory is the resident set of the server with all its workers, before the first
+request and after the last one of each line. Argument: an enhancer model, models:/NAME@ALIAS or an
+exported folder (default models:/enhancer-deepstarr@champion)."""
 
 import contextlib
 import http.client
@@ -35,7 +37,9 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.pytho
 
 def table() -> pd.DataFrame:
     generator = np.random.default_rng(SEED)
-    return pd.DataFrame({"sequence": ["".join(row) for row in generator.choice(list("ACGT"), (ROWS, BASES))]})
+    return pd.DataFrame(
+        {"sequence": ["".join(row) for row in generator.choice(list("ACGT"), (ROWS, BASES))]}
+    )
 
 
 def ask(port: int, clients: int, requests: int = REQUESTS) -> dict[str, Any]:
@@ -50,7 +54,9 @@ def ask(port: int, clients: int, requests: int = REQUESTS) -> dict[str, Any]:
             for _ in range(requests // clients):
                 start = time.perf_counter()
                 try:
-                    connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+                    connection.request(
+                        "POST", "/invocations", body, {"Content-Type": "application/json"}
+                    )
                     answer = connection.getresponse()
                     rows = json.loads(answer.read()).get("predictions", [])
                     if answer.status != 200 or len(rows) != ROWS:
@@ -85,17 +91,34 @@ def serving(model: str) -> Any:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = int(probe.getsockname()[1])
-    words = ["models", "serve", "-m", model, "--env-manager", "local", "--host", HOST, "--port", str(port)]
+    words = [
+        "models",
+        "serve",
+        "-m",
+        model,
+        "--env-manager",
+        "local",
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+    ]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-m", "mlflow", *words],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             end = time.monotonic() + PATIENCE
             while not _answers(port):
                 if server.poll() is not None or time.monotonic() > end:
                     log.seek(0)
-                    sys.exit(f"{model}: must come up within {PATIENCE:.0f} s, got:\n{log.read().decode()[-2000:]}")
+                    sys.exit(
+                        f"{model}: must come up within {PATIENCE:.0f} s, "
+                        f"got:\n{log.read().decode()[-2000:]}"
+                    )
                 time.sleep(0.2)
             yield port, server.pid
         finally:
@@ -136,7 +159,9 @@ def main(model: str) -> None:
         ask(port, 1, WARM)
         for clients in CLIENTS:
             words = [sys.executable, __file__, "--ask", str(port), str(clients)]
-            found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            found = json.loads(
+                subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            )
             p50, p95, p99 = np.percentile(found["seconds"], [50, 95, 99])
             result = {
                 "name": f"http/clients_{clients}",

@@ -1,8 +1,7 @@
 """Time of drawing labelled reads, against a plain loop over bases that does the same.
 
-``plain_reads`` is an independent implementation, one base at a time with the standard library; the tests compare the
-two. Run: ``PYTHONPATH=src python benchmarks/simulate_reads.py``
-"""
+``plain_reads`` is an independent implementation, one base at a time with the standard library; the
+tests compare the two. Run: ``PYTHONPATH=src python benchmarks/simulate_reads.py``"""
 
 import json
 import platform
@@ -58,9 +57,13 @@ def some_bases(n: int, rng: random.Random) -> str:
     return "".join(rng.choice("ACGT") for _ in range(n))
 
 
-def plain_molecule(protocol: Protocol, structure: Structure, config: SimulateConfig, rng: random.Random) -> Labelled:
+def plain_molecule(
+    protocol: Protocol, structure: Structure, config: SimulateConfig, rng: random.Random
+) -> Labelled:
     segments = {segment.name: segment for segment in protocol.segments}
-    molecule = [(base, "cDNA") for base in some_bases(rng.randint(config.min_flank, config.max_flank), rng)]
+    molecule = [
+        (base, "cDNA") for base in some_bases(rng.randint(config.min_flank, config.max_flank), rng)
+    ]
     for copy, orientation in enumerate(structure.rc_pattern):
         if copy:
             spacer = some_bases(rng.randint(config.min_spacer, config.max_spacer), rng)
@@ -82,14 +85,22 @@ def plain_molecule(protocol: Protocol, structure: Structure, config: SimulateCon
             if turn[1] != own[1]:
                 text = "".join(COMPLEMENT[base] for base in text)
             molecule += [(base, segment.name) for base in text]
-    molecule += [(base, "cDNA") for base in some_bases(rng.randint(config.min_flank, config.max_flank), rng)]
+    molecule += [
+        (base, "cDNA") for base in some_bases(rng.randint(config.min_flank, config.max_flank), rng)
+    ]
     return molecule
 
 
-def plain_errors(molecule: Labelled, tails: set[str], config: SimulateConfig, rng: random.Random) -> Labelled:
+def plain_errors(
+    molecule: Labelled, tails: set[str], config: SimulateConfig, rng: random.Random
+) -> Labelled:
     read = []
     for base, label in molecule:
-        mismatch, insertion, deletion = config.mismatch_rate, config.insertion_rate, config.deletion_rate
+        mismatch, insertion, deletion = (
+            config.mismatch_rate,
+            config.insertion_rate,
+            config.deletion_rate,
+        )
         if label in tails:
             mismatch = insertion = deletion = config.polyt_error_rate
         elif label == "cDNA" and not config.cdna_errors:
@@ -108,7 +119,9 @@ def plain_errors(molecule: Labelled, tails: set[str], config: SimulateConfig, rn
     return read
 
 
-def plain_reads(protocol: Protocol, n_molecules: int, config: SimulateConfig, rng: random.Random) -> list[Labelled]:
+def plain_reads(
+    protocol: Protocol, n_molecules: int, config: SimulateConfig, rng: random.Random
+) -> list[Labelled]:
     structures = protocol.training_structures
     weights = [structure.proportion for structure in structures]
     tails = {segment.name for segment in protocol.segments if segment.kind == "tail"}
@@ -144,13 +157,17 @@ def measure(name: str, config: SimulateConfig) -> dict[str, object]:
         "repeats": REPEATS,
         "baseline": baseline,
         "ratio": baseline / median,
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, one core",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy "
+        f"{np.__version__}, one core",
     }
 
 
 def main() -> None:
     print(json.dumps(measure("errors_everywhere", SETTINGS)), flush=True)
-    print(json.dumps(measure("errors_outside_cdna", replace(SETTINGS, cdna_errors=False))), flush=True)
+    print(
+        json.dumps(measure("errors_outside_cdna", replace(SETTINGS, cdna_errors=False))),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Rate of ``score vdj``, locally and with Spark on 1 and 2 processes, over the number of rows; one JSON line each.
+"""Rate of ``score vdj``, locally and with Spark on 1 and 2 processes, over the number of rows.
 
-The rows are rearrangements of 20 x 20 artificial genes as a simulator draws them, of those that the model describes.
-Input is one Parquet file; of the local engine, the same rows as a table of IGoR. Spark's session is up before the clock
-starts; how long it takes is the line ``spark/session``. ``first`` is the first run of each size, not counted: of the
-first size, it has the start of the processes and the loading of the model in it. ``peak_mib`` is the largest resident
-memory of a process of Spark, ``driver_mib`` that of this one so far; ``cpu`` are processor seconds of the last run, of
-Spark those of the partitions: they tell more than the clock where others share the machine. Arguments: numbers of rows
-(default 1000 10000 100000), ``--repeats N``.
-"""
+One JSON line each.
+
+The rows are rearrangements of 20 x 20 artificial genes as a simulator draws them, of those that
+the model describes. Input is one Parquet file; of the local engine, the same rows as a table of
+IGoR. Spark's session is up before the clock starts; how long it takes is the line
+``spark/session``. ``first`` is the first run of each size, not counted: of the first size, it has
+the start of the processes and the loading of the model in it. ``peak_mib`` is the largest resident
+memory of a process of Spark, ``driver_mib`` that of this one so far; ``cpu`` are processor seconds
+of the last run, of Spark those of the partitions: they tell more than the clock where others share
+the machine. Arguments: numbers of rows (default 1000 10000 100000), ``--repeats N``."""
 
 import argparse
 import json
@@ -30,7 +32,8 @@ from seqfoundry.engine import score, spark
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
-    "fit.bootstrap=0 simulate.v_genes=20 simulate.j_genes=20 simulate.train_reads=20000 simulate.test_reads=5000000"
+    "fit.bootstrap=0 simulate.v_genes=20 simulate.j_genes=20 simulate.train_reads=20000 "
+    "simulate.test_reads=5000000"
 )
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 
@@ -40,13 +43,18 @@ def prepared(folder: Path) -> tuple[Path, Path]:
     config = find_family("vdj").settings(ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
     with files.folder_written_whole(folder / "data") as made:
         find_family("vdj").module("simulate").simulate(config, made)
-    find_family("vdj").module("train").train(config, folder / "data", folder / "run", TrainOptions(track=False))
+    find_family("vdj").module("train").train(
+        config, folder / "data", folder / "run", TrainOptions(track=False)
+    )
     return folder / "data" / "test.tsv", folder / "run" / "model"
 
 
 def drawn(table: pd.DataFrame, n: int) -> pd.DataFrame:
     """Draw rows, each as often as it was simulated, under names of their own."""
-    generator, rows = np.random.default_rng(1), np.repeat(np.arange(len(table)), table["count"].astype(int))
+    generator, rows = (
+        np.random.default_rng(1),
+        np.repeat(np.arange(len(table)), table["count"].astype(int)),
+    )
     some = table.iloc[np.resize(generator.permutation(rows), n)].reset_index(drop=True)
     return some.assign(count=1.0, sequence_id=[f"row_{i}" for i in range(n)])
 
@@ -74,13 +82,19 @@ def main(sizes: list[int], repeats: int) -> None:
         source, model = prepared(folder)
         rows = pd.concat(find_family("vdj").module("data").frames(source, model))
         raw = pd.read_csv(source, sep="\t", dtype=str, keep_default_na=False)
-        raw = raw[(raw["vj_insert"] == "0") & (raw["productive"] == "false")]  # those that the model describes
+        raw = raw[
+            (raw["vj_insert"] == "0") & (raw["productive"] == "false")
+        ]  # those that the model describes
         assert len(raw) == len(rows) > 10_000
         out = folder / "out"
         for n in sizes:
             drawn(raw, n).to_csv(folder / f"{n}.tsv", sep="\t", index=False)
             drawn(rows, n).to_parquet(folder / f"{n}.parquet", index=False)
-            words: dict[str, Any] = {"model": str(model), "out": folder / "local", "overwrite": True}
+            words: dict[str, Any] = {
+                "model": str(model),
+                "out": folder / "local",
+                "overwrite": True,
+            }
             local = lambda n=n, w=words: score.score("vdj", folder / f"{n}.tsv", **w)  # noqa: E731
             own = [timed(local) for _ in range(repeats - 1)]
             used = time.process_time()

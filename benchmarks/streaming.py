@@ -1,18 +1,22 @@
-"""Streaming: rate and peak memory of each family's command on many rows; one JSON line for each family.
+"""Streaming: rate and peak memory of each family's command on many rows.
 
-A model of smoke settings is trained and registered on the spot. The command runs in a process of its own, on all rows
-and on a tenth of them; ``seconds`` and ``cpu`` have start, imports and loading in them. ``peak_mib`` is the largest
-resident memory of the process or a child of it, ``peak_tenth_mib`` that for a tenth of the rows: memory is flat if both
-are about alike. ``model_*`` is the same chunks through the same model in a process of the same kind, reading not
-counted and nothing written, until it has done all or worked for a minute. ``ratio`` is the command's rate over the
-model's; ``steady_ratio`` is that of the rows beyond the tenth, where the start no longer counts; ``cpu_ratio`` and
-``steady_cpu_ratio`` are the model's processor seconds over the command's, which others on the machine hardly change and
-which know nothing of reading and writing while the model works. Making the input is in none of them. The model of smoke
-settings is small: larger ones leave a smaller share to reading and writing.
+One JSON line for each family.
 
-Arguments: families (default all), ``--rows N`` for each, ``--settings FILE`` of params/FAMILY, ``--set`` to change them,
-``--model REFERENCE`` instead of training, ``--folder`` to keep what was made and use it again.
-"""
+A model of smoke settings is trained and registered on the spot. The command runs in a process of
+its own, on all rows and on a tenth of them; ``seconds`` and ``cpu`` have start, imports and
+loading in them. ``peak_mib`` is the largest resident memory of the process or a child of it,
+``peak_tenth_mib`` that for a tenth of the rows: memory is flat if both are about alike.
+``model_*`` is the same chunks through the same model in a process of the same kind, reading not
+counted and nothing written, until it has done all or worked for a minute. ``ratio`` is the
+command's rate over the model's; ``steady_ratio`` is that of the rows beyond the tenth, where the
+start no longer counts; ``cpu_ratio`` and ``steady_cpu_ratio`` are the model's processor seconds
+over the command's, which others on the machine hardly change and which know nothing of reading and
+writing while the model works. Making the input is in none of them. The model of smoke settings is
+small: larger ones leave a smaller share to reading and writing.
+
+Arguments: families (default all), ``--rows N`` for each, ``--settings FILE`` of params/FAMILY,
+``--set`` to change them, ``--model REFERENCE`` instead of training, ``--folder`` to keep what was
+made and use it again."""
 
 import argparse
 import json
@@ -60,7 +64,12 @@ def child(*words: str) -> dict[str, Any]:
             raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}")
         said.seek(0)
         text = said.read()
-    return {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "mib": used.ru_maxrss // 1024, "said": text}
+    return {
+        "seconds": seconds,
+        "cpu": used.ru_utime + used.ru_stime,
+        "mib": used.ru_maxrss // 1024,
+        "said": text,
+    }
 
 
 def make(family: str, folder: Path, sizes: list[int], settings: str, changes: str) -> None:
@@ -70,11 +79,15 @@ def make(family: str, folder: Path, sizes: list[int], settings: str, changes: st
     from seqfoundry.core.runs.loop import TrainOptions
     from seqfoundry.registry import models
 
-    config = find_family(family).settings(ROOT / "params" / family / settings, f"{SETTINGS[family]} {changes}")
+    config = find_family(family).settings(
+        ROOT / "params" / family / settings, f"{SETTINGS[family]} {changes}"
+    )
     with files.folder_written_whole(folder / "data") as made:
         find_family(family).module("simulate").simulate(config, made)
     if not (folder / "model").exists():
-        find_family(family).module("train").train(config, folder / "data", folder / "run", TrainOptions(device="cpu"))
+        find_family(family).module("train").train(
+            config, folder / "data", folder / "run", TrainOptions(device="cpu")
+        )
         reference = models.register(family, models.run_id_of(str(folder / "run")))
         (folder / "model").write_text(reference)
     for n in sizes:
@@ -101,12 +114,18 @@ def write_samples(folder: Path, n: int) -> None:
         shutil.copytree(source, target)
         for path in source.glob("*.npy"):
             known = np.load(path)
-            made = np.lib.format.open_memmap(target / path.name, "w+", known.dtype, (n, *known.shape[1:]))
+            made = np.lib.format.open_memmap(
+                target / path.name, "w+", known.dtype, (n, *known.shape[1:])
+            )
             for first in range(0, n, len(known)):
                 some = known[: n - first]
-                made[first : first + len(some)] = generator.poisson(some) if kind == "chromosome" else some
+                made[first : first + len(some)] = (
+                    generator.poisson(some) if kind == "chromosome" else some
+                )
             made.flush()
-        (target / "samples.tsv").write_text("sample_id\n" + "".join(f"isolate_{i}\n" for i in range(n)))
+        (target / "samples.tsv").write_text(
+            "sample_id\n" + "".join(f"isolate_{i}\n" for i in range(n))
+        )
         manifest = files.read_json(target / "manifest.json")
         sums = {name: files.md5(target / name) for name in manifest["files"]}
         files.write_json(target / "manifest.json", {**manifest, "n_samples": n, "files": sums})
@@ -133,7 +152,9 @@ def write_rearrangements(folder: Path, n: int) -> None:
     raw = raw[(raw["vj_insert"] == 0) & (raw["productive"] == "false")]
     generator, rows = np.random.default_rng(1), np.repeat(np.arange(len(raw)), raw["count"])
     drawn = raw.iloc[np.resize(generator.permutation(rows), n)]
-    drawn.assign(count=1, sequence_id=[f"row_{i}" for i in range(n)]).to_csv(folder / f"{n}.tsv", sep="\t", index=False)
+    drawn.assign(count=1, sequence_id=[f"row_{i}" for i in range(n)]).to_csv(
+        folder / f"{n}.tsv", sep="\t", index=False
+    )
 
 
 INPUTS = {
@@ -146,7 +167,10 @@ ENDINGS = {"reads": "fastq", "copynumber": "stores", "enhancer": "fa", "vdj": "t
 
 
 def model_only(family: str, words: list[str]) -> None:
-    """Do a command's chunks with its model only, and print rows and seconds; the first chunk warms up."""
+    """Do a command's chunks with its model only, and print rows and seconds.
+
+    The first chunk warms up.
+    """
     import importlib
 
     from seqfoundry import cli as command
@@ -181,10 +205,24 @@ def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dic
         if model:
             (folder / "model").write_text(model)
         sizes_text = [str(size) for size in sizes]
-        child(__file__, "--make", str(folder), "--settings", given.settings, "--set", given.set, family, *sizes_text)
+        child(
+            __file__,
+            "--make",
+            str(folder),
+            "--settings",
+            given.settings,
+            "--set",
+            given.set,
+            family,
+            *sizes_text,
+        )
     model = (folder / "model").read_text()
     verb, *rest = COMMANDS[family]
-    more = ["--whitelist", str(folder / "data" / "example" / "whitelist.tsv")] if family == "reads" else []
+    more = (
+        ["--whitelist", str(folder / "data" / "example" / "whitelist.tsv")]
+        if family == "reads"
+        else []
+    )
     found = []
     for size in sizes:
         out = folder / "out"
@@ -197,7 +235,10 @@ def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dic
     words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
     alone = json.loads(child(__file__, "--alone", family, *words)["said"].splitlines()[0])
     shutil.rmtree(folder / ".alone.partial", ignore_errors=True)
-    rate, steady = n / whole["seconds"], (n - sizes[0]) / max(whole["seconds"] - tenth["seconds"], 1e-9)
+    rate, steady = (
+        n / whole["seconds"],
+        (n - sizes[0]) / max(whole["seconds"] - tenth["seconds"], 1e-9),
+    )
     model_rate, model_cpu = alone["rows"] / alone["seconds"], alone["cpu"] / alone["rows"]
     return {
         "name": f"streaming/{family}",

@@ -1,7 +1,9 @@
-"""Best paths of a padded batch: compiled Viterbi against NumPy, vectorised over reads and labels, on the same data.
+"""Best paths of a padded batch.
 
-Prints one JSON line; times in seconds per batch, ratio = baseline median / median, n = positions per batch.
-"""
+Compiled Viterbi against NumPy, vectorised over reads and labels, on the same data.
+
+Prints one JSON line; times in seconds per batch, ratio = baseline median / median, n = positions
+per batch."""
 
 import json
 import os
@@ -40,7 +42,9 @@ def main() -> None:
     logits = generator.normal(size=(READS, LENGTH, LABELS)).astype(np.float32)
     lengths = generator.integers(LENGTH // 2, LENGTH + 1, READS)
     crf = Crf(*(generator.normal(size=shape) for shape in ((LABELS, LABELS), LABELS, LABELS)))
-    np.testing.assert_array_equal(viterbi(logits, lengths, crf), numpy_viterbi(logits, lengths, crf))
+    np.testing.assert_array_equal(
+        viterbi(logits, lengths, crf), numpy_viterbi(logits, lengths, crf)
+    )
     seconds: dict[Any, list[float]] = {viterbi: [], numpy_viterbi: []}
     for _ in range(REPEATS):
         for method, times in seconds.items():

@@ -1,9 +1,13 @@
-"""Columns of a V(D)J recombination model beside those of an AIRR rearrangement table: TSV in, TSV out.
+"""Columns of a V(D)J recombination model beside those of an AIRR rearrangement table.
 
-``probability`` of the trimming that a row's alignment shows, ``expected_*`` and ``likely_*`` trims; where it does not
-show one, what to expect of the genes alone. Needs mlflow, pandas and what the model itself lists:
+TSV in, TSV out.
 
-    python examples/annotate_airr.py airr.tsv --model models:/vdj-twostep-em@champion --out annotated.tsv
+``probability`` of the trimming that a row's alignment shows, ``expected_*`` and ``likely_*``
+trims; where it does not show one, what to expect of the genes alone. Needs mlflow, pandas and what
+the model itself lists:
+
+    python examples/annotate_airr.py airr.tsv --model models:/vdj-twostep-em@champion --out
+    annotated.tsv
 """
 
 import argparse
@@ -27,7 +31,9 @@ def trims(table):
     ending = pd.to_numeric(cigars.str.extract(r"(\d+)N$")[0]).fillna(0).where(cigars != "")
     made = pd.DataFrame({"v_trim": ending - number(table, "p3v_length").fillna(0)})
     made["j_trim"] = number(table, "j_germline_start") - 1 - number(table, "p5j_length").fillna(0)
-    return made.where(made.isin(TRIMS).all(axis=1)).astype("float64")  # whole numbers too, where none is missing
+    return made.where(made.isin(TRIMS).all(axis=1)).astype(
+        "float64"
+    )  # whole numbers too, where none is missing
 
 
 def unknown(model, column, names):
@@ -35,7 +41,11 @@ def unknown(model, column, names):
     found = set()
     for name in names:
         try:
-            model.predict(pd.DataFrame({key: [name if key == column else None] for key in GENES}, dtype="object"))
+            model.predict(
+                pd.DataFrame(
+                    {key: [name if key == column else None] for key in GENES}, dtype="object"
+                )
+            )
         except LookupError as error:
             print(f"no answer for {name}: {error}", file=sys.stderr)
             found.add(name)
@@ -45,7 +55,9 @@ def unknown(model, column, names):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", help="AIRR rearrangements, plain or .gz")
-    parser.add_argument("--model", required=True, help="models:/NAME@champion, or an exported folder")
+    parser.add_argument(
+        "--model", required=True, help="models:/NAME@champion, or an exported folder"
+    )
     parser.add_argument("--out", default="-", help="TSV file (default: standard output)")
     args = parser.parse_args()
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -53,9 +65,13 @@ def main():
 
     table = pd.read_csv(args.table, sep="\t", dtype=str, keep_default_na=False)
     if absent := [column for column in GENES.values() if column not in table]:
-        sys.exit(f"{args.table}: must have the columns v_call and j_call, got none named {absent[0]}")
+        sys.exit(
+            f"{args.table}: must have the columns v_call and j_call, got none named {absent[0]}"
+        )
     model = mlflow.pyfunc.load_model(args.model)
-    asked = pd.DataFrame({key: table[column].str.split(",").str[0] for key, column in GENES.items()})
+    asked = pd.DataFrame(
+        {key: table[column].str.split(",").str[0] for key, column in GENES.items()}
+    )
     asked = asked.where(asked != "", None)
     for column in GENES:
         refused = unknown(model, column, asked[column].dropna().unique())

@@ -1,8 +1,12 @@
-"""Activities of the sequences of a FASTA file by a model of an MLflow registry: one row per sequence, as TSV.
+"""Activities of the sequences of a FASTA file by a model of an MLflow registry.
 
-Needs mlflow, pandas and what the model itself lists (``requirements.txt`` beside it), nothing else:
+One row per sequence, as TSV.
 
-    python examples/score_fasta.py enhancers.fa --model models:/enhancer-deepstarr@champion > activities.tsv
+Needs mlflow, pandas and what the model itself lists (``requirements.txt`` beside it), nothing
+else:
+
+    python examples/score_fasta.py enhancers.fa --model models:/enhancer-deepstarr@champion >
+    activities.tsv
 """
 
 import argparse
@@ -36,7 +40,9 @@ def read_fasta(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("fasta", help="plain or .gz")
-    parser.add_argument("--model", required=True, help="models:/NAME@champion, or an exported folder")
+    parser.add_argument(
+        "--model", required=True, help="models:/NAME@champion, or an exported folder"
+    )
     parser.add_argument("--out", default="-", help="TSV file (default: standard output)")
     args = parser.parse_args()
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -48,10 +54,14 @@ def main():
     model = mlflow.pyfunc.load_model(args.model)
     parts = [records[start : start + BATCH] for start in range(0, len(records), BATCH)]
     try:
-        answers = pd.concat([part[["name"]].join(model.predict(part[["sequence"]])) for part in parts])
+        answers = pd.concat(
+            [part[["name"]].join(model.predict(part[["sequence"]])) for part in parts]
+        )
     except ValueError as error:  # a sequence with letters that are none, for example
         sys.exit(f"{args.fasta}: {error}")
-    answers.to_csv(sys.stdout if args.out == "-" else args.out, sep="\t", index=False, float_format="%.6g")
+    answers.to_csv(
+        sys.stdout if args.out == "-" else args.out, sep="\t", index=False, float_format="%.6g"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""For all tests: hypothesis profiles, and a tracking store of their own, so that none writes into the repository."""
+"""For all tests.
+
+Hypothesis profiles, and a tracking store of their own, so that none writes into the repository.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +31,12 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Point MLflow at a SQLite file that goes with the session; a test may set its own on top."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI", "SEQFOUNDRY_PARENT_RUN_ID"):
+        for name in (
+            "MLFLOW_RUN_ID",
+            "MLFLOW_EXPERIMENT_ID",
+            "MLFLOW_REGISTRY_URI",
+            "SEQFOUNDRY_PARENT_RUN_ID",
+        ):
             patch.delenv(name, raising=False)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -37,7 +45,10 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
-    """Simulate a family's smoke data and train with them, once: the folder with the data, and the model."""
+    """Simulate a family's smoke data and train with them, once.
+
+    The folder with the data, and the model.
+    """
     made: dict[str, tuple[Path, str]] = {}
 
     def make(family: str) -> tuple[Path, str]:
@@ -47,7 +58,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
             with files.folder_written_whole(folder / "data") as temporary:
                 find_family(family).module("simulate").simulate(config, temporary)
             options = TrainOptions(track=False)
-            find_family(family).module("train").train(config, folder / "data", folder / "train", options)
+            find_family(family).module("train").train(
+                config, folder / "data", folder / "train", options
+            )
             made[family] = folder / "data", str(folder / "train" / "model")
         return made[family]
 

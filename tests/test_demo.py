@@ -1,4 +1,6 @@
-"""``main`` with steps that take no time: which are done, which are left out, and what is told at the end.
+"""``main`` with steps that take no time.
+
+Which are done, which are left out, and what is told at the end.
 
 Store, runs, versions and files are real; what a step computes is not.
 """
@@ -20,7 +22,12 @@ import pytest
 
 from seqfoundry import demo
 from seqfoundry.cli import parser
-from seqfoundry.core.errors import InterruptedRunError, MissingError, SeqfoundryError, TrackingError
+from seqfoundry.core.errors import (
+    InterruptedRunError,
+    MissingError,
+    SeqfoundryError,
+    TrackingError,
+)
 from seqfoundry.core.family import all_families, find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance, tracking
@@ -39,7 +46,10 @@ EVERYTHING = [(family, verb) for family in FAMILIES for verb in STEPS[family]]
 
 @dataclass
 class Steps:
-    """Does what the commands do, in no time; ``faults`` maps (family, verb) to the status that it ends with."""
+    """Does what the commands do, in no time.
+
+    ``faults`` maps (family, verb) to the status that it ends with.
+    """
 
     root: Path
     did: list[tuple[str, str]] = field(default_factory=list)
@@ -51,7 +61,11 @@ class Steps:
         assert root == self.root
         parser().parse_args(words)
         verb = words[0]
-        family = next(family for family in FAMILIES if any(re.match(rf"{family}\b", word) for word in words[1:]))
+        family = next(
+            family
+            for family in FAMILIES
+            if any(re.match(rf"{family}\b", word) for word in words[1:])
+        )
         self.did.append((family, verb))
         self.words.append(words)
         if status := self.faults.get((family, verb), 0):
@@ -70,18 +84,28 @@ class Steps:
     def do_train(self, family: str, given: dict[str, str]) -> None:
         config = find_family(family).settings(self.root / given["--params"])
         options = TrainOptions(overwrite=True, as_read=provenance.settings_digest(config))
-        data, out = self.root / (getattr(config, "store_path", "") or given["--data"]), self.root / given["--out"]
+        data, out = (
+            self.root / (getattr(config, "store_path", "") or given["--data"]),
+            self.root / given["--out"],
+        )
         # a family resolves its settings further
-        with tracking.run(family, {**to_dict(config), "derived": 1}, data=data, out=out, options=options) as run:
+        with tracking.run(
+            family, {**to_dict(config), "derived": 1}, data=data, out=out, options=options
+        ) as run:
             served = {"about": "a", "limits": [], "input_columns": ["sequence"]}
             files.write_json(
-                out / "model" / "served.json", {**served, "family": family, "registered_name": self.name(family)}
+                out / "model" / "served.json",
+                {**served, "family": family, "registered_name": self.name(family)},
             )
             run.metrics({"train.loss": 0.5}, step=1)
 
     def do_evaluate(self, family: str, given: dict[str, str]) -> None:
         config = find_family(family).settings(self.root / "params" / family / "smoke.yaml")
-        metrics = {config.headline: self.value, f"{config.headline}.low": self.value - 0.25, "test.undefined": None}
+        metrics = {
+            config.headline: self.value,
+            f"{config.headline}.low": self.value - 0.25,
+            "test.undefined": None,
+        }
         metrics[f"{config.headline}.high"] = self.value + 0.125
         out = self.root / given["--out"]
         files.write_json(out / "metrics.json", metrics)
@@ -122,7 +146,9 @@ def _project(root: Path) -> None:
         _write_data(root, family)
     (root / "MLproject").write_text("name: x\n")
     (root / "data.dvc").write_text("outs:\n- md5: 0.dir\n  path: data\n")
-    files.write_pin_families(root, {family: files.digest(root / "data" / family) for family in FAMILIES})
+    files.write_pin_families(
+        root, {family: files.digest(root / "data" / family) for family in FAMILIES}
+    )
     shutil.rmtree(root / "data")
 
 
@@ -171,10 +197,15 @@ def done(templates: Path, tmp_path: Path) -> Iterator[Steps]:
 
 def runs() -> set[str]:
     opened = tracking.client()
-    return {run.info.run_id for run in opened.search_runs([tracking._experiment_id(opened)], max_results=5000)}
+    return {
+        run.info.run_id
+        for run in opened.search_runs([tracking._experiment_id(opened)], max_results=5000)
+    }
 
 
-def test_everything_is_done_in_order_and_told(steps: Steps, caplog: pytest.LogCaptureFixture) -> None:
+def test_everything_is_done_in_order_and_told(
+    steps: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     table = demo.run_all("smoke").splitlines()
 
@@ -188,7 +219,9 @@ def test_everything_is_done_in_order_and_told(steps: Steps, caplog: pytest.LogCa
     told = "\n".join(caplog.messages)
     for number, verb in enumerate(STEPS["reads"], start=1):
         assert re.search(rf"^reads: step {number} of 6, {verb}$", told, re.MULTILINE)
-        assert re.search(rf"^reads: step {number} of 6, {verb}: done in \d+\.\d s$", told, re.MULTILINE)
+        assert re.search(
+            rf"^reads: step {number} of 6, {verb}: done in \d+\.\d s$", told, re.MULTILINE
+        )
     assert "already done" not in told
 
 
@@ -203,12 +236,22 @@ def test_answers_come_from_a_version_and_not_from_an_alias(steps: Steps) -> None
     ]  # fmt: skip
 
 
-def test_the_second_time_nothing_is_done_and_nothing_changes(done: Steps, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_second_time_nothing_is_done_and_nothing_changes(
+    done: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
     def state() -> Any:
-        written = {path: path.stat().st_mtime_ns for path in done.root.rglob("*") if path.is_file()}
+        written = {
+            path: path.stat().st_mtime_ns for path in done.root.rglob("*") if path.is_file()
+        }
         opened = models.connect()
-        versions = [opened.search_model_versions(f"name = '{done.name(family)}'") for family in FAMILIES]
-        return written, runs(), [[(one.version, one.aliases) for one in found] for found in versions]
+        versions = [
+            opened.search_model_versions(f"name = '{done.name(family)}'") for family in FAMILIES
+        ]
+        return (
+            written,
+            runs(),
+            [[(one.version, one.aliases) for one in found] for found in versions],
+        )
 
     caplog.set_level(logging.INFO)
     before = state()
@@ -216,7 +259,11 @@ def test_the_second_time_nothing_is_done_and_nothing_changes(done: Steps, caplog
 
     assert done.did == []
     assert state() == before
-    wanted = [f"{r}: step {n} of 6, {v}: already done" for r in FAMILIES for n, v in enumerate(STEPS[r], start=1)]
+    wanted = [
+        f"{r}: step {n} of 6, {v}: already done"
+        for r in FAMILIES
+        for n, v in enumerate(STEPS[r], start=1)
+    ]
     assert [line for line in caplog.messages if "step" in line] == wanted
     assert re.search(rf"^vdj +{done.name('vdj')} +1 +test\.below_null 0\.75", table, re.MULTILINE)
 
@@ -313,10 +360,15 @@ NEW_RUN = STEPS["vdj"][1:]
         (_file("build/vdj/score/summary.json", '{"model": "models:/other/1"}'), ["score"]),
         (_of_an_earlier_store, ["score"]),
         (_no_file("build/vdj/score.json"), ["score"]),
-        (_file("build/vdj/score/summary.json", '{"model": "models:/vdj-model/1", "rows": 7}'), ["score"]),
+        (
+            _file("build/vdj/score/summary.json", '{"model": "models:/vdj-model/1", "rows": 7}'),
+            ["score"],
+        ),
     ],
 )
-def test_what_is_gone_or_changed_is_done_again(done: Steps, change: Callable[[Steps], None], wanted: list[str]) -> None:
+def test_what_is_gone_or_changed_is_done_again(
+    done: Steps, change: Callable[[Steps], None], wanted: list[str]
+) -> None:
     change(done)
     demo.run_all("smoke")
 
@@ -327,8 +379,12 @@ def test_what_is_gone_or_changed_is_done_again(done: Steps, change: Callable[[St
     assert done.did == []
 
 
-def test_changed_source_of_apply_answers_again(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "source_digest", lambda part: "changed" if part == "apply" else part)
+def test_changed_source_of_apply_answers_again(
+    done: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        provenance, "source_digest", lambda part: "changed" if part == "apply" else part
+    )
 
     demo.run_all("smoke")
 
@@ -339,7 +395,9 @@ def test_another_example_is_answered_again_although_the_champion_stays(done: Ste
     data = done.root / "data" / "vdj"
     files.write_text(data / "example" / "first.tsv", "another\n")
     files.write_manifest(dataset.manifest_path("vdj"), data)
-    files.write_pin_families(done.root, {family: files.digest(done.root / "data" / family) for family in FAMILIES})
+    files.write_pin_families(
+        done.root, {family: files.digest(done.root / "data" / family) for family in FAMILIES}
+    )
     done.faults["vdj", "promote"] = 3
 
     demo.run_all("smoke")
@@ -357,7 +415,9 @@ def test_settings_that_name_their_data_are_done_while_those_stay(
         config = genuine(family, path, overrides)
         if family != "vdj":
             return config
-        named = dataclasses.make_dataclass("Named", [("store_path", str, "")], bases=(type(config),), frozen=True)
+        named = dataclasses.make_dataclass(
+            "Named", [("store_path", str, "")], bases=(type(config),), frozen=True
+        )
         values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
         return named(**values, store_path=str(tmp_path / "store"))
 
@@ -385,25 +445,38 @@ def test_of_two_at_once_the_second_waits(done: Steps) -> None:
 
 
 def test_changed_source_trains_again(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "source_digest", lambda family: "changed" if family == "reads" else family)
+    monkeypatch.setattr(
+        provenance, "source_digest", lambda family: "changed" if family == "reads" else family
+    )
 
     demo.run_all("smoke")
 
     assert done.did == [("reads", verb) for verb in STEPS["reads"][1:]]
 
 
-def test_a_family_that_fails_leaves_the_others_to_finish(steps: Steps, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_family_that_fails_leaves_the_others_to_finish(
+    steps: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     steps.faults["reads", "evaluate"] = 2
 
-    with pytest.raises(SeqfoundryError, match=r"^main: every family must finish, got a fault in reads \(its message"):
+    with pytest.raises(
+        SeqfoundryError,
+        match=r"^main: every family must finish, got a fault in reads \(its message",
+    ):
         demo.run_all("smoke")
 
-    assert steps.did == [("reads", verb) for verb in STEPS["reads"][:3]] + [("vdj", verb) for verb in STEPS["vdj"]]
+    assert steps.did == [("reads", verb) for verb in STEPS["reads"][:3]] + [
+        ("vdj", verb) for verb in STEPS["vdj"]
+    ]
     told = "\n".join(caplog.messages)
-    assert re.search(r"^reads: step 3 of 6, evaluate: ended with status 2 after \d+\.\d s$", told, re.MULTILINE)
     assert re.search(
-        rf"^reads +{steps.name('reads')} +evaluate failed +\d+ +build/reads/\{{train\}}$", told, re.MULTILINE
+        r"^reads: step 3 of 6, evaluate: ended with status 2 after \d+\.\d s$", told, re.MULTILINE
+    )
+    assert re.search(
+        rf"^reads +{steps.name('reads')} +evaluate failed +\d+ +build/reads/\{{train\}}$",
+        told,
+        re.MULTILINE,
     )
     assert re.search(rf"^vdj +{steps.name('vdj')} +1 +test\.below_null 0\.75", told, re.MULTILINE)
 
@@ -413,12 +486,18 @@ def test_a_family_that_fails_leaves_the_others_to_finish(steps: Steps, caplog: p
     assert steps.did == [("reads", verb) for verb in STEPS["reads"][2:]]
 
 
-def test_a_fault_in_the_pipeline_itself_fails_the_family_alone(steps: Steps, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_in_the_pipeline_itself_fails_the_family_alone(
+    steps: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
     def damaged(family: str, given: dict[str, str]) -> None:
-        files.write_text(steps.root / "build" / family / "train" / "model" / "served.json", "damaged")
+        files.write_text(
+            steps.root / "build" / family / "train" / "model" / "served.json", "damaged"
+        )
 
     done_by = steps.do_register
-    steps.do_register = lambda family, given: damaged(family, given) if family == "reads" else done_by(family, given)  # type: ignore[method-assign]
+    steps.do_register = lambda family, given: (
+        damaged(family, given) if family == "reads" else done_by(family, given)
+    )  # type: ignore[method-assign]
 
     with pytest.raises(SeqfoundryError, match="got a fault in reads"):
         demo.run_all("smoke")
@@ -428,7 +507,9 @@ def test_a_fault_in_the_pipeline_itself_fails_the_family_alone(steps: Steps, cap
     assert "served.json: must describe a model of a known family, got:" in caplog.text
 
 
-def test_a_version_that_is_not_promoted_leaves_the_champion(done: Steps, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_that_is_not_promoted_leaves_the_champion(
+    done: Steps, caplog: pytest.LogCaptureFixture
+) -> None:
     path = done.root / "params" / "vdj" / "smoke.yaml"
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
     done.faults["vdj", "promote"] = 3
@@ -436,14 +517,19 @@ def test_a_version_that_is_not_promoted_leaves_the_champion(done: Steps, caplog:
     table = demo.run_all("smoke")
 
     assert done.did == [("vdj", verb) for verb in ("train", "evaluate", "register", "promote")]
-    assert "vdj: step 5 of 6, promote: the new version was not promoted, the champion stays" in caplog.text
+    assert (
+        "vdj: step 5 of 6, promote: the new version was not promoted, the champion stays"
+        in caplog.text
+    )
     reads, vdj, more = (re.split(r"  +", line.strip()) for line in table.splitlines()[2:])
     assert (reads[2], vdj[2:4]) == ("1", ["1", "version 2 was not promoted, the champion stays"])
     assert more == ["test.below_null 0.75 (0.5 to 0.875)"]
 
 
 @pytest.mark.parametrize("status", [1, 2, -9])
-def test_a_promotion_that_breaks_off_is_no_verdict(done: Steps, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_promotion_that_breaks_off_is_no_verdict(
+    done: Steps, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     path = done.root / "params" / "vdj" / "smoke.yaml"
     path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
     done.faults["vdj", "promote"] = status
@@ -458,17 +544,23 @@ def test_a_promotion_that_breaks_off_is_no_verdict(done: Steps, status: int, cap
 def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Steps) -> None:
     _no_champion(done)
     opened, name = models.connect(), done.name("vdj")
-    other = opened.create_model_version(name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"})
+    other = opened.create_model_version(
+        name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"}
+    )
     opened.set_registered_model_alias(name, "candidate", other.version)
 
     demo.run_all("smoke")
 
-    assert [words for words in done.words if words[0] == "promote"] == [["promote", name, "--version", "1"]]
+    assert [words for words in done.words if words[0] == "promote"] == [
+        ["promote", name, "--version", "1"]
+    ]
 
 
 def test_a_registration_that_broke_off_is_done_again(done: Steps) -> None:
     _no_champion(done)
-    models.connect().delete_model_version_tag(done.name("vdj"), "1", "gates")  # register writes it after the alias
+    models.connect().delete_model_version_tag(
+        done.name("vdj"), "1", "gates"
+    )  # register writes it after the alias
 
     demo.run_all("smoke")
 
@@ -491,7 +583,10 @@ def test_a_store_that_fails_is_no_reason_to_train(
         demo.run_all("smoke")
 
     assert done.did == []
-    assert "vdj: step 2 of 6, train: tracking store x: must do what was asked, got: out of order" in caplog.text
+    assert (
+        "vdj: step 2 of 6, train: tracking store x: must do what was asked, got: out of order"
+        in caplog.text
+    )
 
 
 def test_a_first_version_that_is_not_promoted_is_a_fault(steps: Steps) -> None:
@@ -556,7 +651,10 @@ def test_a_request_to_stop_ends_everything(steps: Steps, monkeypatch: pytest.Mon
 
 def test_settings_that_a_family_lacks_are_told_before_anything_is_done(steps: Steps) -> None:
     before = runs()
-    with pytest.raises(MissingError, match=r"--profile published: must name settings of the family reads, got none"):
+    with pytest.raises(
+        MissingError,
+        match=r"--profile published: must name settings of the family reads, got none",
+    ):
         demo.run_all("published")
 
     assert steps.did == []
@@ -567,7 +665,13 @@ def test_every_step_of_every_family_is_a_command(tmp_path: Path) -> None:
     assert set(demo._EXAMPLES) == set(all_families())
     for family, verbs in all_families().items():
         made = demo._steps(demo._Place(tmp_path, family, "demo"))
-        assert [step.name for step in made][:5] == ["data", "train", "evaluate", "register", "promote"]
+        assert [step.name for step in made][:5] == [
+            "data",
+            "train",
+            "evaluate",
+            "register",
+            "promote",
+        ]
         assert len({step.name for step in made}) == len(made) > 5
         for step in made:
             args = parser().parse_args(list(step.words))

@@ -1,9 +1,9 @@
 """The command line: verbs, and under each the families that have it.
 
-Exit status: 0 fine, 2 the user's input or settings (one clear line), 3 a version that may not become the champion, 143
-stopped on request after saving, 1 a fault of ours (with a traceback). Help imports no framework: a family's commands
-are imported when one of them is asked for, and a command imports its work when it runs.
-"""
+Exit status: 0 fine, 2 the user's input or settings (one clear line), 3 a version that may not
+become the champion, 143 stopped on request after saving, 1 a fault of ours (with a traceback).
+Help imports no framework: a family's commands are imported when one of them is asked for, and a
+command imports its work when it runs."""
 
 import json
 import sys
@@ -60,10 +60,13 @@ class _Verb(click.Group):
             words = self.list_commands(ctx)
             if name in all_families():
                 raise click.UsageError(
-                    f"must be one of {', '.join(words)}, got {name!r}, which has no {self.name}", ctx
+                    f"must be one of {', '.join(words)}, got {name!r}, which has no {self.name}",
+                    ctx,
                 )
             raise click.UsageError(
-                f"family: must be one of {', '.join(words)}, got {name!r}{did_you_mean(name, words)}", ctx
+                f"family: must be one of {', '.join(words)}, got "
+                f"{name!r}{did_you_mean(name, words)}",
+                ctx,
             )
         return super().resolve_command(ctx, args)
 
@@ -76,14 +79,18 @@ class _Program(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name and not name.startswith("-") and name not in self.commands:
-            raise click.UsageError(f"must be a verb, got {name!r}{did_you_mean(name, list(self.commands))}", ctx)
+            raise click.UsageError(
+                f"must be a verb, got {name!r}{did_you_mean(name, list(self.commands))}", ctx
+            )
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
-@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99})
+@click.group(
+    cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 99}
+)
 @click.version_option(__version__, message="%(version)s")
 def program() -> None:
     """Train, track, version and serve sequencing models.
@@ -93,7 +100,9 @@ def program() -> None:
 
 
 @program.command("data", cls=command_line.Command)
-@command_line.argument("action", type=command_line.Choice(("build", "check")), help="Build data/, or compare it.")
+@command_line.argument(
+    "action", type=command_line.Choice(("build", "check")), help="Build data/, or compare it."
+)
 @command_line.argument("family", required=False, help="One family only (build).")
 @command_line.flag("--update", help="Build anew, and pin what was built in data.dvc.")
 def data(action: str, family: str | None, update: bool) -> Any:
@@ -103,7 +112,9 @@ def data(action: str, family: str | None, update: bool) -> Any:
     if action == "build":
         return dataset.build(family, update=update)
     if family or update:
-        raise InputError(f"data check: must stand alone, got {family or '--update'}; it compares all of data/")
+        raise InputError(
+            f"data check: must stand alone, got {family or '--update'}; it compares all of data/"
+        )
     return dataset.check()
 
 
@@ -113,7 +124,9 @@ for _verb, _help in FAMILY_VERBS.items():
 
 @program.command("register", cls=command_line.Command)
 @command_line.argument("family", help="A family.")
-@command_line.option("--run", "run_id", required=True, metavar="RUN", help="A run id, or a folder with run.json.")
+@command_line.option(
+    "--run", "run_id", required=True, metavar="RUN", help="A run id, or a folder with run.json."
+)
 def register(family: str, run_id: str) -> Any:
     """Make a finished run's model a version with the alias candidate."""
     from seqfoundry.registry import models
@@ -167,7 +180,9 @@ def _run_demo(profile: str, again: bool) -> Any:
 
 
 def _demo_command(name: str, *, hidden: bool) -> click.Command:
-    profile = command_line.option("--profile", default="demo", help="Settings: params/FAMILY/PROFILE.yaml.")
+    profile = command_line.option(
+        "--profile", default="demo", help="Settings: params/FAMILY/PROFILE.yaml."
+    )
     again = command_line.flag("--again", help="Also what is already done.")
     text = "Go the whole way with every family, from data to first answers."
     return command_line.command(name, help=text, hidden=hidden)(profile(again(_run_demo)))
@@ -178,7 +193,10 @@ program.add_command(_demo_command("main", hidden=True))
 
 
 def _explain_surroundings(error: Exception) -> str:
-    """Say in one line what a store or the locale has to do with an error; empty for a fault of ours."""
+    """Say in one line what a store or the locale has to do with an error.
+
+    Empty for a fault of ours.
+    """
     if store_errors.of_a_store(error):  # a traceback would show a login in the URI
         return f"tracking store: must do what was asked, got: {store_errors.reason(error)}"
     if isinstance(error, UnicodeEncodeError):

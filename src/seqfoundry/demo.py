@@ -1,9 +1,10 @@
-"""Every step of every family in order: data, training, evaluation, registration, promotion, first annotations.
+"""Every step of every family in order.
 
-Each step is a command of its own, so that a process holds one framework; training runs are children of one parent
-run. A step that is done already, with these settings, data and source, is not done again. A family that fails leaves
-the others to finish, and the exit status tells.
-"""
+Data, training, evaluation, registration, promotion, first annotations.
+
+Each step is a command of its own, so that a process holds one framework; training runs are
+children of one parent run. A step that is done already, with these settings, data and source, is
+not done again. A family that fails leaves the others to finish, and the exit status tells."""
 
 import logging
 import math
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqfoundry.core.errors import GateError, InterruptedRunError, MissingError, SeqfoundryError, TrackingError
+from seqfoundry.core.errors import (
+    GateError,
+    InterruptedRunError,
+    MissingError,
+    SeqfoundryError,
+    TrackingError,
+)
 from seqfoundry.core.family import all_families, find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.reporting.html import text_table
@@ -31,7 +38,10 @@ _COLUMNS = ("family", "model", "version", "metrics", "seconds", "results")
 
 @dataclass(frozen=True)
 class _Step:
-    """One command of the pipeline; its words in braces are what is known only when it is done (``_do``)."""
+    """One command of the pipeline.
+
+    Its words in braces are what is known only when it is done (``_do``).
+    """
 
     name: str
     words: tuple[str, ...]
@@ -71,14 +81,20 @@ class _Place:
 
     @property
     def model(self) -> str:
-        """URI of the champion, as a version: the alias may be moved later; empty where there is none."""
+        """URI of the champion, as a version: the alias may be moved later.
+
+        Empty where there is none.
+        """
         found = listing.champion(self.name) if self.name else None
         return f"models:/{self.name}/{found.version}" if found is not None else ""
 
 
 @dataclass
 class _Parent:
-    """The run whose children the steps are; made when the first step is, so that nothing to do leaves no trace."""
+    """The run whose children the steps are.
+
+    Made when the first step is, so that nothing to do leaves no trace.
+    """
 
     name: str
     client: Any
@@ -88,7 +104,9 @@ class _Parent:
         if not self.run_id:
             self.run_id = tracking.open_parent(self.client, self.name)
             os.environ["SEQFOUNDRY_PARENT_RUN_ID"] = self.run_id
-            os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: the steps must not write into it
+            os.environ.pop(
+                "MLFLOW_RUN_ID", None
+            )  # of `mlflow run`: the steps must not write into it
 
     def close(self, *, failed: bool) -> None:
         if self.run_id:
@@ -98,7 +116,8 @@ class _Parent:
 def run_all(profile: str, *, again: bool = False) -> str:
     """Go the whole way for every family with ``params/<family>/<profile>.yaml`` and return the table of results.
 
-    ``again`` does everything anew, whatever is done already. Of two at once in one checkout the second waits.
+    ``again`` does everything anew, whatever is done already. Of two at once in one checkout the
+    second waits.
 
     Raises
     ------
@@ -113,7 +132,8 @@ def run_all(profile: str, *, again: bool = False) -> str:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise MissingError(
-                f"--profile {profile}: must name settings of the family {family}, got none; files: {known}"
+                f"--profile {profile}: must name settings of the family {family}, got none; "
+                f"files: {known}"
             )
     with files.lock(root / "build" / "main.lock"):
         return _run_families(root, profile, again=again)
@@ -138,7 +158,8 @@ def _run_families(root: Path, profile: str, *, again: bool) -> str:
     if failed:
         log.info("%s", table)
         raise SeqfoundryError(
-            f"main: every family must finish, got a fault in {', '.join(failed)} (its message is above)"
+            f"main: every family must finish, got a fault in {', '.join(failed)} (its message is "
+            "above)"
         )
     return table
 
@@ -155,10 +176,14 @@ def _run_family(place: _Place, parent: _Parent, *, again: bool) -> str:
                 continue
             log.info("%s", where)
             status = _do(place, parent, step)
-            is_refused = step.name == "promote" and status == GateError.status and bool(place.model)
+            is_refused = (
+                step.name == "promote" and status == GateError.status and bool(place.model)
+            )
         except InterruptedRunError:
             raise
-        except SeqfoundryError as error:  # the store, or a damaged model: other families may have more luck
+        except (
+            SeqfoundryError
+        ) as error:  # the store, or a damaged model: other families may have more luck
             log.error("%s: %s", where, error)
             return f"{step.name} failed"
         seconds = time.monotonic() - start
@@ -175,8 +200,14 @@ def _run_family(place: _Place, parent: _Parent, *, again: bool) -> str:
 def _do(place: _Place, parent: _Parent, step: _Step) -> int:
     parent.open()
     answers = _answers_from(place) if step.name in _example_names(place.family) else None
-    filled = {"{name}": lambda: place.name, "{version}": lambda: place.version, "{model}": lambda: place.model}
-    status = _run_step(place.root, [filled[word]() if word in filled else word for word in step.words])
+    filled = {
+        "{name}": lambda: place.name,
+        "{version}": lambda: place.version,
+        "{model}": lambda: place.model,
+    }
+    status = _run_step(
+        place.root, [filled[word]() if word in filled else word for word in step.words]
+    )
     if status == 0 and answers is not None:
         summary = files.md5(place.build / step.name / "summary.json")
         files.write_json(place.build / f"{step.name}.json", {**answers, "summary": summary})
@@ -188,7 +219,10 @@ def _example_names(family: str) -> list[str]:
 
 
 def _answers_from(place: _Place) -> dict[str, str]:
-    """Tell what answers are made from: champion, its run (a new store numbers anew), example and source."""
+    """Tell what answers are made from.
+
+    Champion, its run (a new store numbers anew), example and source.
+    """
     found = listing.champion(place.name)
     run_id = str(found.run_id) if found is not None else ""
     example, source = files.digest(place.data / "example"), provenance.source_digest(place.family)
@@ -196,7 +230,9 @@ def _answers_from(place: _Place) -> dict[str, str]:
 
 
 def _run_step(root: Path, words: list[str]) -> int:
-    """Run one command and return its status; a request to stop is passed on to it, and ends the pipeline after it.
+    """Run one command and return its status.
+
+    A request to stop is passed on to it, and ends the pipeline after it.
 
     Raises
     ------
@@ -204,7 +240,9 @@ def _run_step(root: Path, words: list[str]) -> int:
         If this process was asked to stop.
     """
     asked = []
-    with subprocess.Popen([sys.executable, "-m", "seqfoundry", *words], cwd=root, stdout=sys.stderr) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "seqfoundry", *words], cwd=root, stdout=sys.stderr
+    ) as child:
 
         def ask() -> None:
             asked.append(True)
@@ -213,7 +251,9 @@ def _run_step(root: Path, words: list[str]) -> int:
         with stopping_on_signals(ask):
             status = child.wait()
     if asked:
-        raise InterruptedRunError("main: stopped on request; what the steps say above tells how to go on")
+        raise InterruptedRunError(
+            "main: stopped on request; what the steps say above tells how to go on"
+        )
     return status
 
 
@@ -239,7 +279,9 @@ def _steps(place: _Place) -> list[_Step]:
 
 
 def _is_done(place: _Place, step: _Step) -> bool:
-    """Tell whether a step has left its results; what cannot be read is not done, and the step itself says why.
+    """Tell whether a step has left its results.
+
+    What cannot be read is not done, and the step itself says why.
 
     Raises
     ------
@@ -276,20 +318,36 @@ def _is_trained(place: _Place) -> bool:
     found = files.run_in(place.build / "train").get("step.key")
     if not found or not place.name:
         return False
-    config = find_family(place.family).settings(place.root / "params" / place.family / f"{place.profile}.yaml")
+    config = find_family(place.family).settings(
+        place.root / "params" / place.family / f"{place.profile}.yaml"
+    )
     source = Path(getattr(config, "store_path", "") or place.data)  # as the family does
     run = tracking.get_run(place.run_id)
-    wanted = provenance.step_key(place.family, provenance.settings_digest(config), files.digest(source))
+    wanted = provenance.step_key(
+        place.family, provenance.settings_digest(config), files.digest(source)
+    )
     return bool(found == wanted == run.data.tags.get("step.key") and run.info.status == "FINISHED")
 
 
 def _is_evaluated(place: _Place) -> bool:
-    """Tell whether the family's evaluation is the one of its run on these data: the store has the same figures."""
+    """Tell whether the family's evaluation is the one of its run on these data.
+
+    The store has the same figures.
+    """
     out, run = place.build / "evaluate", tracking.get_run(place.run_id)
-    if run.data.tags.get("test.data.md5") != files.digest(place.data) or not (out / "report.html").is_file():
+    if (
+        run.data.tags.get("test.data.md5") != files.digest(place.data)
+        or not (out / "report.html").is_file()
+    ):
         return False
-    numbers = {key: value for key, value in files.read_json(out / "metrics.json").items() if _is_number(value)}
-    return bool(numbers) and all(run.data.metrics.get(key) == value for key, value in numbers.items())
+    numbers = {
+        key: value
+        for key, value in files.read_json(out / "metrics.json").items()
+        if _is_number(value)
+    }
+    return bool(numbers) and all(
+        run.data.metrics.get(key) == value for key, value in numbers.items()
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -309,7 +367,10 @@ def _has_answers(place: _Place, out: str) -> bool:
 
 
 def _rows(place: _Place, fault: str, seconds: float) -> list[tuple[str, ...]]:
-    """Lines of the table for a family: a metric of its champion each; what failed, or was refused, comes first."""
+    """Lines of the table for a family: a metric of its champion each.
+
+    What failed, or was refused, comes first.
+    """
     name, version, metrics = "", "", []
     try:
         name = place.name

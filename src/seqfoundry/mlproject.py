@@ -1,10 +1,9 @@
 """Write the MLproject: an entry point for each command, made from the commands themselves.
 
-``python -m seqfoundry.mlproject > MLproject`` (``make mlproject``). MLflow quotes every value, so the file adds no
-quotes. Parameters that name files of the project are strings, since MLflow would make a path absolute against the
-caller's folder; a user's own files, which are arguments, are paths. Defaults are file names only: science stands in
-``params/``.
-"""
+``python -m seqfoundry.mlproject > MLproject`` (``make mlproject``). MLflow quotes every value, so
+the file adds no quotes. Parameters that name files of the project are strings, since MLflow would
+make a path absolute against the caller's folder; a user's own files, which are arguments, are
+paths. Defaults are file names only: science stands in ``params/``."""
 
 import sys
 import textwrap
@@ -20,7 +19,8 @@ HEADER = """\
 name: seqfoundry
 conda_env: conda.yaml
 
-# Made by `make mlproject` from the commands; change those. A parameter that stands for a flag is yes, or empty.
+# Made by `make mlproject` from the commands; change those. A parameter that stands for a flag is
+# yes, or empty.
 entry_points:
 """
 
@@ -42,7 +42,10 @@ MISSION_NAMES = {
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """One entry point: its name, the command's words and the values that MLflow knows without being told."""
+    """One entry point.
+
+    Its name, the command's words and the values that MLflow knows without being told.
+    """
 
     name: str
     words: str
@@ -62,7 +65,9 @@ class EntryPoint:
                 words.append(f"{option} {{{name}}}")
             parameters.append(f"      {name}: {self._type(param, name)}")
         head = [f"  {self.name}:", "    parameters:", *parameters]
-        lines = textwrap.wrap(" ".join(words), 99 - 6, break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            " ".join(words), 99 - 6, break_long_words=False, break_on_hyphens=False
+        )
         return "\n".join([*head, "    command: >-", *(f"      {line}" for line in lines)]) + "\n"
 
     def _type(self, param: click.Parameter, name: str) -> str:
@@ -95,7 +100,10 @@ def _family_entry_point(name: str, verb: str, family: Family) -> EntryPoint:
 
 
 def entry_points() -> list[EntryPoint]:
-    """Make all entry points: of the product, of each built-in family, and under the names of the mission."""
+    """Make all entry points.
+
+    Of the product, of each built-in family, and under the names of the mission.
+    """
     families = built_in_families()
     product = cli.program.commands
     made = [
@@ -106,7 +114,10 @@ def entry_points() -> list[EntryPoint]:
     ]
     for family in families.values():
         made += family_entry_points(family)
-    made += [_family_entry_point(name, verb, families[family]) for name, (verb, family) in MISSION_NAMES.items()]
+    made += [
+        _family_entry_point(name, verb, families[family])
+        for name, (verb, family) in MISSION_NAMES.items()
+    ]
     return made
 
 

@@ -8,7 +8,12 @@ from seqfoundry.core.files import atomic
 from seqfoundry.core.runs import tracking
 from seqfoundry.core.runs.loop import TrainOptions
 
-SETTINGS = {"seed": 1, "model": {"width": 8, "rates": [1e-4, 0.5]}, "gates": {"test.f1": {"min": 0.5}}, "none": None}
+SETTINGS = {
+    "seed": 1,
+    "model": {"width": 8, "rates": [1e-4, 0.5]},
+    "gates": {"test.f1": {"min": 0.5}},
+    "none": None,
+}
 
 
 @pytest.fixture
@@ -41,7 +46,9 @@ class Runs:
         self.settings = SETTINGS
 
     def start(self, out=None, *, settings=SETTINGS, family="reads", data=None, **options):
-        return tracking.run(family, settings, data=atomic or self.inputs, out=out, options=TrainOptions(**options))
+        return tracking.run(
+            family, settings, data=atomic or self.inputs, out=out, options=TrainOptions(**options)
+        )
 
     def finished(self, out=None, **options):
         """Id of a run that left one checkpoint and ended well."""

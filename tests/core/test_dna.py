@@ -28,7 +28,9 @@ def test_reverse_complement_letter_by_letter():
     pairs = dict(zip("ACGTN", "TGCAN", strict=True))
     sequence = "AACGTTNNGCA"
 
-    assert dna.reverse_complement_text(sequence) == "".join(pairs[letter] for letter in reversed(sequence))
+    assert dna.reverse_complement_text(sequence) == "".join(
+        pairs[letter] for letter in reversed(sequence)
+    )
 
 
 def test_every_iupac_letter():
@@ -46,8 +48,14 @@ def test_nothing():
     ("given_sequences", "where"),
     [
         (["AC-T"], "sequence 0: letters must be IUPAC nucleotides, got '-' at position 2"),
-        (["A", "", "C\u00e9G"], "sequence 2: letters must be IUPAC nucleotides, got 'é' at position 1"),
-        (["A", "\U0001f9ec"], "sequence 1: letters must be IUPAC nucleotides, got '\U0001f9ec' at position 0"),
+        (
+            ["A", "", "C\u00e9G"],
+            "sequence 2: letters must be IUPAC nucleotides, got 'é' at position 1",
+        ),
+        (
+            ["A", "\U0001f9ec"],
+            "sequence 1: letters must be IUPAC nucleotides, got '\U0001f9ec' at position 0",
+        ),
         (["A?"], "sequence 0: letters must be IUPAC nucleotides, got '?' at position 1"),
         (["ACGT\n"], "sequence 0: letters must be IUPAC nucleotides, got '\\n' at position 4"),
     ],

@@ -6,8 +6,14 @@ import pytest
 
 import seqfoundry.core
 
-MODULES = [f"seqfoundry.core.{found.name}" for found in pkgutil.iter_modules(seqfoundry.core.__path__)]
-WITH_EXAMPLES = [name for name in MODULES if ">>> " in (importlib.util.find_spec(name).loader.get_source(name) or "")]
+MODULES = [
+    f"seqfoundry.core.{found.name}" for found in pkgutil.iter_modules(seqfoundry.core.__path__)
+]
+WITH_EXAMPLES = [
+    name
+    for name in MODULES
+    if ">>> " in (importlib.util.find_spec(name).loader.get_source(name) or "")
+]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -1,4 +1,7 @@
-"""The engine: order, faults of every step, no hang, and no more items on their way than there is family for."""
+"""The engine.
+
+Order, faults of every step, no hang, and no more items on their way than there is family for.
+"""
 
 import logging
 import os
@@ -135,7 +138,9 @@ def test_parts_count_once_they_are_whole(tmp_path: Path) -> None:
             (folder / "x").write_text("zero ")
         join_files(parts.folders(), tmp_path / "x", header="head ")
     assert (tmp_path / "x").read_text() == "head zero one"
-    with pytest.raises(OutputError, match=r"a must be that of the interrupted run to resume it, 1, got 2"):
+    with pytest.raises(
+        OutputError, match=r"a must be that of the interrupted run to resume it, 1, got 2"
+    ):
         Parts(tmp_path / "out", {"a": 2}, resume=True).__enter__()
     with Parts(tmp_path / "out", {"a": 2}, resume=False) as parts:
         assert not parts.finished
@@ -168,9 +173,12 @@ def test_a_record_tells_files_and_folders_that_have_changed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("fault", "stay"), [(InputError, False), (MissingError, False), (KeyboardInterrupt, True), (OutputError, True)]
+    ("fault", "stay"),
+    [(InputError, False), (MissingError, False), (KeyboardInterrupt, True), (OutputError, True)],
 )
-def test_parts_stay_unless_the_input_is_at_fault(tmp_path: Path, fault: type[BaseException], stay: bool) -> None:
+def test_parts_stay_unless_the_input_is_at_fault(
+    tmp_path: Path, fault: type[BaseException], stay: bool
+) -> None:
     out, written, is_faulty = tmp_path / "out", list[int](), [True]
 
     def work(item: Chunk[str]) -> int:

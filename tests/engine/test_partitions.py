@@ -1,4 +1,7 @@
-"""What partitions hold is what the local engine writes, for reads and sequences; done in turn, without a cluster."""
+"""What partitions hold is what the local engine writes, for reads and sequences.
+
+Done in turn, without a cluster.
+"""
 
 import dataclasses
 import gzip
@@ -35,7 +38,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spark, "ready", lambda master: None)
     for family in ("enhancer", "reads"):
         monkeypatch.setitem(
-            partition_work.FAMILIES, family, dataclasses.replace(partition_work.FAMILIES[family], rows=7, batch=3)
+            partition_work.FAMILIES,
+            family,
+            dataclasses.replace(partition_work.FAMILIES[family], rows=7, batch=3),
         )
 
 
@@ -44,7 +49,9 @@ class Fake:
 
     def __init__(self, folder: Path) -> None:
         self.bench = benchmark()
-        reads, _, listed = self.bench.simulated(24, ("single_fwd", "single_rev", "concat_fwd_rev"), seed=7)
+        reads, _, listed = self.bench.simulated(
+            24, ("single_fwd", "single_rev", "concat_fwd_rev"), seed=7
+        )
         self.source, self.whitelist = folder / "reads.fastq", folder / "cells.txt"
         records = self.bench.write_fastq(reads, self.source, seed=1)
         self.whitelist.write_text("\n".join(listed) + "\n")
@@ -52,12 +59,18 @@ class Fake:
         self.known = dict(zip([record[1] for record in records], answers, strict=True))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        other = next(iter(self.known.values()))  # to the read by which the local engine tells models apart
-        return pd.DataFrame([self.known.get(one, other) for one in frame["sequence"]], index=frame.index)
+        other = next(
+            iter(self.known.values())
+        )  # to the read by which the local engine tells models apart
+        return pd.DataFrame(
+            [self.known.get(one, other) for one in frame["sequence"]], index=frame.index
+        )
 
 
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_annotate", ROOT / "benchmarks" / "annotate.py")
+    spec = importlib.util.spec_from_file_location(
+        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
@@ -68,13 +81,19 @@ def benchmark() -> ModuleType:
 def assert_same_reads(folder: Path, wanted: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     for kind in ("valid", "incomplete", "invalid"):
-        found, known = (pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted))
+        found, known = (
+            pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted)
+        )
         pd.testing.assert_frame_equal(found, known, rtol=1e-5)
         tables[kind] = found
-    fates = pd.concat(pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir()))
+    fates = pd.concat(
+        pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir())
+    )
     known = pd.read_csv(wanted / "read_fates.tsv", sep="\t")
     pd.testing.assert_frame_equal(fates.reset_index(drop=True), known)
-    assert json.loads((folder / "summary.json").read_text()) == json.loads((wanted / "summary.json").read_text())
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(
+        (wanted / "summary.json").read_text()
+    )
     return tables
 
 
@@ -87,7 +106,9 @@ def test_reads_are_annotated_and_demultiplexed_as_by_the_local_engine(
     loaded = models.Loaded(fake, served, "a model")
     (tmp_path / "model").mkdir()
     files.write_json(tmp_path / "model" / "served.json", served)
-    monkeypatch.setattr(models, "load", lambda family, model: dataclasses.replace(loaded, reference=str(model)))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: dataclasses.replace(loaded, reference=str(model))
+    )
     words: dict[str, Any] = {"model": str(tmp_path / "model"), "whitelist": fake.whitelist}
     annotate.annotate("reads", fake.source, out=tmp_path / "local", **words)
     summary = spark.run("reads", fake.source, out=tmp_path / "out", **words)
@@ -131,7 +152,11 @@ def anywhere(make_oracle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     """Make an oracle that is found under the name of its copy too."""
     model, oracle = make_oracle()
     monkeypatch.setattr(
-        models, "load", lambda family, reference: models.Loaded(oracle, models.read_served(Path(reference)), reference)
+        models,
+        "load",
+        lambda family, reference: models.Loaded(
+            oracle, models.read_served(Path(reference)), reference
+        ),
     )
     return str(model)
 
@@ -142,19 +167,28 @@ def test_activities_are_those_of_the_local_engine(
     make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     model = anywhere(make_oracle, monkeypatch)
-    rows = pd.DataFrame({"id": [f"s{i}" for i in range(20)], "sequence": ["ACGT" * (i % 5) + "A" for i in range(20)]})
+    rows = pd.DataFrame(
+        {
+            "id": [f"s{i}" for i in range(20)],
+            "sequence": ["ACGT" * (i % 5) + "A" for i in range(20)],
+        }
+    )
     source = tmp_path / f"s.{form}"
     source.write_text("".join(f">{name}\n{text}\n" for name, text in rows.to_numpy()))
     if form == "parquet":
         rows.to_parquet(source)
     wanted = activity.score(source, model=model, against=(), out=tmp_path / "local")
     assert spark.run("enhancer", source, model=model, out=tmp_path / "out") == wanted
-    found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local"))
+    found, known = (
+        pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")
+    )
     assert found["Ex"].nunique() == 5
     pd.testing.assert_frame_equal(found, known)
     record = pd.read_csv(tmp_path / "out" / "partitions.tsv", sep="\t")
     assert record["rows"].tolist() == [7, 7, 6]
-    one, other = (json.loads((tmp_path / one / "summary.json").read_text()) for one in ("out", "local"))
+    one, other = (
+        json.loads((tmp_path / one / "summary.json").read_text()) for one in ("out", "local")
+    )
     assert one == other
 
 
@@ -167,7 +201,9 @@ def test_rows_without_a_name_get_their_number_whatever_the_type(
     rows.to_parquet(tmp_path / "s.parquet")
     activity.score(tmp_path / "s.parquet", model=model, against=(), out=tmp_path / "local")
     spark.run("enhancer", tmp_path / "s.parquet", model=model, out=tmp_path / "out")
-    found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local"))
+    found, known = (
+        pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")
+    )
     assert found["id"].tolist() == ["7", "2", "7", "4", "7", "6", "7", "8", "7", "10"]
     pd.testing.assert_frame_equal(found, known)
 
@@ -193,7 +229,10 @@ def test_what_a_machine_does_not_see_is_no_fault_of_the_input(
     model, _ = make_oracle()
     portable = portable_model.Portable("enhancer", model, model, "")
     part = partitions.Partition(str(tmp_path / "elsewhere.parquet"), 0, 1, 0)
-    with pytest.raises(OutputError, match=r"elsewhere\.parquet: must be seen by every machine, got nothing there on"):
+    with pytest.raises(
+        OutputError,
+        match=r"elsewhere\.parquet: must be seen by every machine, got nothing there on",
+    ):
         partitions.do(partition_work.Job(portable, str(tmp_path)), 0, part)
     with pytest.raises(OutputError, match=r"nowhere: must be seen by every machine"):
         partitions.do(partition_work.Job(portable, str(tmp_path / "nowhere")), 0, part)

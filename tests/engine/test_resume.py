@@ -1,4 +1,7 @@
-"""``annotate copynumber`` and ``score vdj`` outlive a kill: what comes of them is, byte for byte, the same."""
+"""``annotate copynumber`` and ``score vdj`` outlive a kill.
+
+What comes of them is, byte for byte, the same.
+"""
 
 import json
 import os
@@ -48,7 +51,9 @@ class Case:
     model: Path
     whole: Path
 
-    def words(self, out: Path, *more: str, source: Path | None = None, model: Path | None = None) -> list[str]:
+    def words(
+        self, out: Path, *more: str, source: Path | None = None, model: Path | None = None
+    ) -> list[str]:
         given = str(source or self.source), "--model", str(model or self.model), "--out", str(out)
         return [VERBS[self.family], self.family, *given, *more]
 
@@ -80,7 +85,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Simulate, train and run undisturbed; chunks stay small in this process."""
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
-    config = find_family(family).settings(ROOT / "params" / family / "smoke.yaml", SETTINGS[family])
+    config = find_family(family).settings(
+        ROOT / "params" / family / "smoke.yaml", SETTINGS[family]
+    )
     with files.folder_written_whole(folder / "data") as made:
         find_family(family).module("simulate").simulate(config, made)
     find_family(family).module("train").train(
@@ -95,7 +102,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield found
 
 
-def test_killed_work_is_resumed(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_work_is_resumed(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, seen = tmp_path / "out", list[int]()
     finished = case.kill(out)
     answer = models.Loaded.predict
@@ -106,9 +115,13 @@ def test_killed_work_is_resumed(case: Case, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(models.Loaded, "predict", predict)
     assert command.main(case.words(out, "--resume")) == 0
-    n_chunks = sum(1 for _ in find_family(case.family).module("data").frames(case.source, case.model))
+    n_chunks = sum(
+        1 for _ in find_family(case.family).module("data").frames(case.source, case.model)
+    )
     assert n_chunks > 4
-    assert len(seen) == n_chunks - len(finished) + (case.family == "vdj")  # at last its pairs of genes
+    assert len(seen) == n_chunks - len(finished) + (
+        case.family == "vdj"
+    )  # at last its pairs of genes
     assert contents(out) == contents(case.whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -124,7 +137,9 @@ def test_without_the_word_it_begins_anew(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["input", "model", "digest", "engine", "parts"])
-def test_other_work_is_not_resumed(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+def test_other_work_is_not_resumed(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
     out, source = tmp_path / "out", tmp_path / case.source.name
     (shutil.copytree if case.source.is_dir() else shutil.copy)(case.source, source)
     model = Path(shutil.copytree(case.model, tmp_path / "model"))
@@ -145,7 +160,10 @@ def test_other_work_is_not_resumed(case: Case, tmp_path: Path, capsys: pytest.Ca
     assert command.main(case.words(out, "--resume", **changed)) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert f"{out.with_name('.out.partial')}: {what} must be that of the interrupted run to resume it, " in said[0]
+    assert (
+        f"{out.with_name('.out.partial')}: {what} must be that of the interrupted run to resume "
+        "it, " in said[0]
+    )
     assert said[0].endswith("; without --resume it begins anew")
     assert left(out) == ["000000"]
     assert not out.exists()
@@ -156,23 +174,31 @@ def test_what_is_finished_is_not_resumed(case: Case, capsys: pytest.CaptureFixtu
     assert command.main(case.words(case.whole, "--resume")) == 2
     assert "must be a new or empty folder, got one with content" in capsys.readouterr().err
     assert contents(case.whole) == before
-    assert command.main(case.words(case.whole, "--resume", "--overwrite")) == 0  # nothing to resume: all of it
+    assert (
+        command.main(case.words(case.whole, "--resume", "--overwrite")) == 0
+    )  # nothing to resume: all of it
     assert contents(case.whole) == before
 
 
-def test_a_fault_far_down_leaves_nothing(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_far_down_leaves_nothing(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "in"
     if case.family == "vdj":
         lines = case.source.read_text().splitlines()
         place = lines[0].split("\t").index("v_trim")
         cells = lines[-1].split("\t")
         source = source.with_suffix(".tsv")
-        source.write_text("\n".join([*lines, "\t".join([*cells[:place], '"', *cells[place + 1 :]])]) + "\n")
+        source.write_text(
+            "\n".join([*lines, "\t".join([*cells[:place], '"', *cells[place + 1 :]])]) + "\n"
+        )
     else:
         shutil.copytree(case.source.parent / "example", source)
         table = min(source.glob("*.tsv"))
         broken = table.read_text().splitlines()
-        (source / "z_last.tsv").write_text("\n".join([*broken[:-1], broken[-1].replace("\t", "\tx", 1)]) + "\n")
+        (source / "z_last.tsv").write_text(
+            "\n".join([*broken[:-1], broken[-1].replace("\t", "\tx", 1)]) + "\n"
+        )
     assert command.main(case.words(tmp_path / "out", source=source)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == [source.name]

@@ -1,4 +1,6 @@
-"""``--engine spark`` answers as the local engine does, whatever the partitions; those that are done are not done again.
+"""``--engine spark`` answers as the local engine does, whatever the partitions.
+
+Those that are done are not done again.
 
 What needs no cluster is tested without one: there, partitions are done in turn by this process.
 """
@@ -54,7 +56,9 @@ def model(trained: Trained) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def local(
+    repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """Scores of the local engine."""
     out = tmp_path_factory.mktemp("vdj") / "local"
     return out, score.score("vdj", repertoire / "test.tsv", model=str(model), out=out)
@@ -81,7 +85,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Partitions so small that there are several."""
     for family, rows in (("vdj", 50), ("copynumber", 6), ("reads", 7), ("enhancer", 60)):
         monkeypatch.setitem(
-            partition_work.FAMILIES, family, dataclasses.replace(partition_work.FAMILIES[family], rows=rows, batch=3)
+            partition_work.FAMILIES,
+            family,
+            dataclasses.replace(partition_work.FAMILIES[family], rows=rows, batch=3),
         )
 
 
@@ -105,7 +111,10 @@ def done(folder: Path) -> pd.DataFrame:
 
 
 def one_load_each(record: pd.DataFrame) -> bool:
-    """Tell whether no process loaded a model between its partitions; earlier tests may have made it load others."""
+    """Tell whether no process loaded a model between its partitions.
+
+    Earlier tests may have made it load others.
+    """
     return bool((record.groupby("process")["models_loaded"].nunique() == 1).all())
 
 
@@ -116,13 +125,20 @@ def counted(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_scores(folder: Path, wanted: Path) -> None:
-    for name, keys in (("scores", ["row"]), ("configurations", ["row", "v_trim", "j_trim", "ligation_mh"])):
+    for name, keys in (
+        ("scores", ["row"]),
+        ("configurations", ["row", "v_trim", "j_trim", "ligation_mh"]),
+    ):
         found, known = (pd.read_parquet(one / f"{name}.parquet") for one in (folder, wanted))
         assert len(known) > 100
         pd.testing.assert_frame_equal(
-            found.sort_values(keys, ignore_index=True), known.sort_values(keys, ignore_index=True), rtol=1e-5
+            found.sort_values(keys, ignore_index=True),
+            known.sort_values(keys, ignore_index=True),
+            rtol=1e-5,
         )
-    found, known = (pd.read_csv(one / "predicted_dist_data.tsv", sep="\t") for one in (folder, wanted))
+    found, known = (
+        pd.read_csv(one / "predicted_dist_data.tsv", sep="\t") for one in (folder, wanted)
+    )
     pd.testing.assert_frame_equal(found, known, rtol=1e-5)
 
 
@@ -132,7 +148,12 @@ def assert_same_scores(folder: Path, wanted: Path) -> None:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("form", ["tsv", "parquet"])
 def test_scores_are_those_of_the_local_engine(
-    form: str, repertoire: Path, table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path
+    form: str,
+    repertoire: Path,
+    table: Path,
+    model: Path,
+    local: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     source = repertoire / "test.tsv" if form == "tsv" else table
     summary = spark.run("vdj", source, model=str(model), out=tmp_path / "out")
@@ -148,7 +169,9 @@ def test_scores_are_those_of_the_local_engine(
 @pytest.mark.usefixtures("alone")
 def test_rows_without_names_and_counts_get_them(table: Path, model: Path, tmp_path: Path) -> None:
     rows = pd.read_parquet(table / "a.parquet")[[*GENES, "v_trim", "j_trim", "ligation_mh"]]
-    rows.astype({"v_trim": int}).to_parquet(tmp_path / "bare.parquet")  # registered models take no integers
+    rows.astype({"v_trim": int}).to_parquet(
+        tmp_path / "bare.parquet"
+    )  # registered models take no integers
     spark.run("vdj", tmp_path / "bare.parquet", model=str(model), out=tmp_path / "out")
     found = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert found["sequence_id"].tolist() == [str(row + 1) for row in range(120)]
@@ -158,19 +181,29 @@ def test_rows_without_names_and_counts_get_them(table: Path, model: Path, tmp_pa
 def assert_same_reads(folder: Path, wanted: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     for kind in ("valid", "incomplete", "invalid"):
-        found, known = (pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted))
+        found, known = (
+            pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted)
+        )
         pd.testing.assert_frame_equal(found, known, rtol=1e-5)
         tables[kind] = found
-    fates = pd.concat(pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir()))
+    fates = pd.concat(
+        pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir())
+    )
     known = pd.read_csv(wanted / "read_fates.tsv", sep="\t")
     pd.testing.assert_frame_equal(fates.reset_index(drop=True), known)
-    assert json.loads((folder / "summary.json").read_text()) == json.loads((wanted / "summary.json").read_text())
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(
+        (wanted / "summary.json").read_text()
+    )
     return tables
 
 
 @pytest.mark.usefixtures("alone")
 def test_finished_partitions_are_not_done_again(
-    table: Path, model: Path, local: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Path,
+    model: Path,
+    local: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def killed(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: str) -> None:
         in_turn(job, todo[:3], master)
@@ -187,7 +220,9 @@ def test_finished_partitions_are_not_done_again(
 
     def watched(job: Any, todo: Sequence[tuple[int, partitions.Partition]], master: str) -> None:
         asked.extend(number for number, _ in todo)
-        assert kept == {path.parent.name: path.stat().st_mtime_ns for path in partial.glob("0*/work.json")}
+        assert kept == {
+            path.parent.name: path.stat().st_mtime_ns for path in partial.glob("0*/work.json")
+        }
         in_turn(job, todo, master)
 
     monkeypatch.setattr(spark, "_spread", watched)
@@ -199,19 +234,25 @@ def test_finished_partitions_are_not_done_again(
 
 
 @pytest.mark.usefixtures("alone")
-def test_other_work_is_not_resumed(table: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_work_is_not_resumed(
+    table: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(job: Any, todo: Any, master: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(spark, "_spread", killed)
     with pytest.raises(KeyboardInterrupt):
         spark.run("vdj", table, model=str(model), out=tmp_path / "out")
-    with pytest.raises(OutputError, match="input must be that of the interrupted run to resume it"):
+    with pytest.raises(
+        OutputError, match="input must be that of the interrupted run to resume it"
+    ):
         spark.run("vdj", table / "a.parquet", model=str(model), out=tmp_path / "out", resume=True)
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_fault_of_one_row_is_told_and_leaves_nothing(table: Path, model: Path, tmp_path: Path) -> None:
+def test_a_fault_of_one_row_is_told_and_leaves_nothing(
+    table: Path, model: Path, tmp_path: Path
+) -> None:
     rows = pd.read_parquet(table / "b.parquet")
     rows.loc[rows.index[60], "v_gene"] = "TRGV77*01"
     rows.to_parquet(tmp_path / "odd.parquet")
@@ -220,7 +261,9 @@ def test_a_fault_of_one_row_is_told_and_leaves_nothing(table: Path, model: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
 
 
-def test_of_two_processes_at_one_partition_the_first_wins(table: Path, model: Path, tmp_path: Path) -> None:
+def test_of_two_processes_at_one_partition_the_first_wins(
+    table: Path, model: Path, tmp_path: Path
+) -> None:
     with portable_model.found("vdj", str(model)) as folder:
         portable = portable_model.publish("vdj", str(model), folder, tmp_path / "model")
     job = partition_work.Job(portable, str(tmp_path))
@@ -235,13 +278,17 @@ def test_of_two_processes_at_one_partition_the_first_wins(table: Path, model: Pa
 @pytest.mark.usefixtures("alone")
 def test_input_that_is_refused(table: Path, model: Path, tmp_path: Path) -> None:
     words: dict[str, Any] = {"model": str(model), "out": tmp_path / "out"}
-    with pytest.raises(MissingError, match=r"nope\.parquet: must be a file or a folder, got nothing of that name"):
+    with pytest.raises(
+        MissingError, match=r"nope\.parquet: must be a file or a folder, got nothing of that name"
+    ):
         spark.run("vdj", tmp_path / "nope.parquet", **words)
     (tmp_path / "text.parquet").write_text("no Parquet")
     with pytest.raises(InputError, match=r"text\.parquet: must be whole Parquet, got"):
         spark.run("vdj", tmp_path / "text.parquet", **words)
     pd.DataFrame({"v_gene": ["x"]}).to_parquet(tmp_path / "narrow.parquet")
-    with pytest.raises(InputError, match=r"must have the columns v_gene, j_gene, got none of j_gene"):
+    with pytest.raises(
+        InputError, match=r"must have the columns v_gene, j_gene, got none of j_gene"
+    ):
         spark.run("vdj", tmp_path / "narrow.parquet", **words)
     pd.DataFrame({"v_gene": [], "j_gene": []}, dtype="str").to_parquet(tmp_path / "empty.parquet")
     with pytest.raises(InputError, match=r"empty\.parquet: must have at least one row, got none"):
@@ -259,11 +306,18 @@ def test_a_folder_holds_files_of_one_kind(table: Path, model: Path, tmp_path: Pa
     assert spark.run("vdj", folder, **words)["rows"] > 120
     shutil.rmtree(tmp_path / "out")
     (folder / "c.tsv").touch()
-    with pytest.raises(InputError, match=r"in: must hold Parquet files and nothing else, got c\.tsv"):
+    with pytest.raises(
+        InputError, match=r"in: must hold Parquet files and nothing else, got c\.tsv"
+    ):
         spark.run("vdj", folder, **words)
     (folder / "c.tsv").unlink()
-    pd.read_parquet(table / "b.parquet").drop(columns="ligation_mh").to_parquet(folder / "c.parquet")
-    with pytest.raises(InputError, match=r"c\.parquet: must have the columns of a\.parquet, v_gene, .*, got v_gene"):
+    pd.read_parquet(table / "b.parquet").drop(columns="ligation_mh").to_parquet(
+        folder / "c.parquet"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"c\.parquet: must have the columns of a\.parquet, v_gene, .*, got v_gene",
+    ):
         spark.run("vdj", folder, **words)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -274,13 +328,19 @@ def test_rows_that_nothing_can_have_made_are_refused_as_by_the_local_engine(
 ) -> None:
     rows = pd.read_parquet(table / "a.parquet").assign(v_trim=None, j_trim=None, ligation_mh=None)
     rows.assign(sequence="A").to_parquet(tmp_path / "odd.parquet")
-    with pytest.raises(InputError, match="must have a row that the model's genes can have made, got none"):
+    with pytest.raises(
+        InputError, match="must have a row that the model's genes can have made, got none"
+    ):
         spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
 
 
-def test_results_of_the_local_engine_are_not_overwritten(table: Path, model: Path, local: tuple[Path, Any]) -> None:
-    with pytest.raises(OutputError, match=r"must hold earlier results \(partitions\.tsv\) to be overwritten"):
+def test_results_of_the_local_engine_are_not_overwritten(
+    table: Path, model: Path, local: tuple[Path, Any]
+) -> None:
+    with pytest.raises(
+        OutputError, match=r"must hold earlier results \(partitions\.tsv\) to be overwritten"
+    ):
         spark.run("vdj", table, model=str(model), out=local[0], overwrite=True)
 
 
@@ -308,7 +368,8 @@ def test_spark_tells_the_fault_of_a_row(table: Path, model: Path, tmp_path: Path
     rows = pd.read_parquet(table / "b.parquet").assign(v_trim=99.0)
     rows.to_parquet(tmp_path / "odd.parquet")
     with pytest.raises(
-        InputError, match=r"odd\.parquet, of the rows from \d+: row 0: v_trim must be a whole number from"
+        InputError,
+        match=r"odd\.parquet, of the rows from \d+: row 0: v_trim must be a whole number from",
     ):
         spark.run("vdj", tmp_path / "odd.parquet", model=str(model), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.parquet"]
@@ -319,7 +380,8 @@ def test_spark_tells_the_fault_of_a_row(table: Path, model: Path, tmp_path: Path
 def test_spark_calls_copy_numbers_as_the_local_engine(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the last digits of a network depend on what it sees at once: as by default, partitions are made of whole chunks
+    # the last digits of a network depend on what it sees at once: as by default, partitions are
+    # made of whole chunks
     monkeypatch.setattr(find_family("copynumber").module("data"), "CHUNK", 3)
     data, own = trained("copynumber")
     source = data / "test"
@@ -327,7 +389,9 @@ def test_spark_calls_copy_numbers_as_the_local_engine(
     summary = spark.run("copynumber", source, model=own, out=tmp_path / "spark")
     assert summary == json.loads((tmp_path / "local" / "summary.json").read_text())
     assert summary["samples"] == 16
-    found, known = (pd.read_parquet(tmp_path / one / "segments.parquet") for one in ("spark", "local"))
+    found, known = (
+        pd.read_parquet(tmp_path / one / "segments.parquet") for one in ("spark", "local")
+    )
     assert len(found) == summary["segments"] >= 16
     assert found["cn"].tolist() == known["cn"].tolist()
     pd.testing.assert_frame_equal(found, known, rtol=1e-5, atol=1e-5)
@@ -362,7 +426,9 @@ def test_spark_scores_sequences_as_the_local_engine(trained: Trained, tmp_path: 
     assert {key: summary[key] for key in counted} == {key: wanted[key] for key in counted}
     for cell, figures in wanted["cells"].items():
         assert summary["cells"][cell] == pytest.approx(figures, rel=1e-4, abs=1e-5), cell
-    found, known = (pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("spark", "local"))
+    found, known = (
+        pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("spark", "local")
+    )
     assert len(known) == wanted["sequences"] == 200
     assert known.iloc[:, 1:].nunique().min() > 100
     pd.testing.assert_frame_equal(found, known, rtol=1e-5, atol=1e-5)
@@ -384,7 +450,9 @@ def test_the_champion_answers_through_the_engine_and_as_a_function_of_spark(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow
         config = smoke("vdj", "fit.bootstrap=0")
-        find_family("vdj").module("train").train(config, repertoire, tmp_path / "run", TrainOptions())
+        find_family("vdj").module("train").train(
+            config, repertoire, tmp_path / "run", TrainOptions()
+        )
         uri = models.register("vdj", models.run_id_of(str(tmp_path / "run")))
         name = uri.split("/")[1]
         models.connect().set_registered_model_alias(name, "champion", uri.split("/")[2])
@@ -394,7 +462,9 @@ def test_the_champion_answers_through_the_engine_and_as_a_function_of_spark(
         assert summary["model"] == champion
         assert_same_scores(tmp_path / "spark", tmp_path / "local")
         columns = [*GENES, "v_trim", "j_trim", "ligation_mh"]
-        answer = mlflow.pyfunc.spark_udf(cluster, champion, result_type="probability double", env_manager="local")
+        answer = mlflow.pyfunc.spark_udf(
+            cluster, champion, result_type="probability double", env_manager="local"
+        )
         rows = cluster.read.parquet(str(table))
         answered = rows.select("sequence_id", answer(struct(*columns)).alias("a"))
         answered.select("sequence_id", "a.probability").write.parquet(str(tmp_path / "udf"))

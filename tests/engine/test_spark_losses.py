@@ -1,4 +1,7 @@
-"""Processes of Spark that are killed in the middle (kill -9): what is done stays, the rest follows, nothing differs."""
+"""Processes of Spark that are killed in the middle (kill -9).
+
+What is done stays, the rest follows, nothing differs.
+"""
 
 import dataclasses
 import importlib.util
@@ -28,14 +31,26 @@ HAS_SPARK = importlib.util.find_spec("pyspark") is not None and (
 )
 pytestmark = [
     pytest.mark.spark,
-    pytest.mark.skipif(not HAS_SPARK, reason="needs Java 17 and pyspark: pip install 'seqfoundry[spark]'"),
+    pytest.mark.skipif(
+        not HAS_SPARK, reason="needs Java 17 and pyspark: pip install 'seqfoundry[spark]'"
+    ),
     pytest.mark.filterwarnings("ignore"),  # of Spark
 ]
 
-ROWS = {"vdj": 50, "copynumber": 4, "reads": 7, "enhancer": 50}  # of a partition, so that there are several
+ROWS = {
+    "vdj": 50,
+    "copynumber": 4,
+    "reads": 7,
+    "enhancer": 50,
+}  # of a partition, so that there are several
 SOURCES = {"vdj": "test.tsv", "copynumber": "test", "reads": "example", "enhancer": "test.jsonl"}
 # of reads: a model of smoke settings finds no valid one
-TABLES = {"vdj": "scores", "copynumber": "segments", "reads": "annotations_invalid", "enhancer": "activity"}
+TABLES = {
+    "vdj": "scores",
+    "copynumber": "segments",
+    "reads": "annotations_invalid",
+    "enhancer": "activity",
+}
 Trained = Callable[[str], tuple[Path, str]]
 
 # a command whose processes wait before the third partition, and tell who they are
@@ -139,7 +154,10 @@ def test_a_driver_that_is_killed_leaves_what_is_done_and_no_process(
     record = pd.read_csv(out / "partitions.tsv", sep="\t", dtype=str).set_index("partition")
     assert len(record) > 3
     earlier = record.index[
-        [not set(record.loc[one, ["process"]]).isdisjoint(map(str, workers)) for one in record.index]
+        [
+            not set(record.loc[one, ["process"]]).isdisjoint(map(str, workers))
+            for one in record.index
+        ]
     ]
     assert set(earlier) == {"0", "1"}  # done by the two processes that then waited, and not again
     assert not partial.exists()
@@ -183,9 +201,15 @@ def test_where_spark_may_not_try_again_a_line_says_what_to_do(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, model = trained("vdj")
-    words: dict[str, Any] = {"model": model, "out": tmp_path / "out", "master": "local[2]"}  # one failure is enough
+    words: dict[str, Any] = {
+        "model": model,
+        "out": tmp_path / "out",
+        "master": "local[2]",
+    }  # one failure is enough
     monkeypatch.setattr(spark, "_worker", mortal(tmp_path))
-    with pytest.raises(OutputError, match=r"every partition must end well, got: .*crashed.*--resume") as caught:
+    with pytest.raises(
+        OutputError, match=r"every partition must end well, got: .*crashed.*--resume"
+    ) as caught:
         spark.run("vdj", data / "test.tsv", **words)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

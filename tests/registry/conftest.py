@@ -1,7 +1,9 @@
-"""One smoke model for the whole session: simulated, trained by the command line, evaluated, registered as candidate.
+"""One smoke model for the whole session.
 
-``tests/smoke/conftest.py`` has the same fixtures; what they make lies in one folder, so that it is made once.
-"""
+Simulated, trained by the command line, evaluated, registered as candidate.
+
+``tests/smoke/conftest.py`` has the same fixtures; what they make lies in one folder, so that it is
+made once."""
 
 import json
 import os
@@ -29,7 +31,10 @@ HEADLINE = "test.macro_f1"
 
 @dataclass(frozen=True)
 class Trained:
-    """What the session's one training left. ``database`` is a template: tests work on copies of it."""
+    """What the session's one training left. ``database`` is a template.
+
+    Tests work on copies of it.
+    """
 
     data: Path
     out: Path
@@ -47,8 +52,16 @@ def environment(database: Path) -> dict[str, str]:
     """Variables of a process of ours with its own tracking store."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "PATH": path}
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
+    quiet = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
+    }
     return inherited | own | quiet
 
 
@@ -78,7 +91,9 @@ def smoke_data(shared: Path) -> Path:
     folder = shared / "data"
     if not folder.is_dir():
         with files.folder_written_whole(folder) as temporary:
-            find_family("reads").module("simulate").simulate(find_family("reads").settings(SMOKE), temporary)
+            find_family("reads").module("simulate").simulate(
+                find_family("reads").settings(SMOKE), temporary
+            )
     return folder
 
 
@@ -87,7 +102,16 @@ def smoke_run(shared: Path, smoke_data: Path) -> Path:
     """Output folder of one real training run, in a process of its own, with its own store."""
     out = shared / "train"
     if not out.is_dir():
-        words = ("train", "reads", "--params", str(SMOKE), "--data", str(smoke_data), "--out", str(out))
+        words = (
+            "train",
+            "reads",
+            "--params",
+            str(SMOKE),
+            "--data",
+            str(smoke_data),
+            "--out",
+            str(out),
+        )
         done = run_cli(*words, database=shared / "template.db")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["out"] == str(out)
@@ -111,11 +135,16 @@ def trained(shared: Path, smoke_data: Path, smoke_run: Path) -> Trained:
 
 @pytest.fixture
 def registry_store(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of a copy of the session's store, which the test may change; files of runs are shared."""
+    """A client of a copy of the session's store, which the test may change.
+
+    Files of runs are shared.
+    """
     database = tmp_path / "own.db"
     shutil.copyfile(trained.database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")  # so that a test sees it turned off
+    monkeypatch.setenv(
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true"
+    )  # so that a test sees it turned off
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "SEQFOUNDRY_PARENT_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return models.connect()
@@ -134,16 +163,24 @@ def add_version(registry_store: Any, trained: Trained) -> Callable[..., str]:
     def add(metrics: dict[str, float], *, gates: dict[str, str] | None = None, **tags: str) -> str:
         first = registry_store.get_run(trained.run_id)
         run_id = registry_store.create_run(first.info.experiment_id).info.run_id
-        params = {"cfg.headline": HEADLINE, **({f"cfg.gates.{HEADLINE}.min": "0.0"} if gates is None else gates)}
+        params = {
+            "cfg.headline": HEADLINE,
+            **({f"cfg.gates.{HEADLINE}.min": "0.0"} if gates is None else gates),
+        }
         for key, value in params.items():
             registry_store.log_param(run_id, key, value)
         for key, value in metrics.items():
             registry_store.log_metric(run_id, key, value)
         same = {key: first.data.tags[key] for key in ("family", "test.data.md5", "test.data.path")}
-        for key, value in {**same, **{key.replace("__", "."): value for key, value in tags.items()}}.items():
+        for key, value in {
+            **same,
+            **{key.replace("__", "."): value for key, value in tags.items()},
+        }.items():
             registry_store.set_tag(run_id, key, value)
         registry_store.set_terminated(run_id)
-        version = str(registry_store.create_model_version(NAME, trained.model_uri, run_id=run_id).version)
+        version = str(
+            registry_store.create_model_version(NAME, trained.model_uri, run_id=run_id).version
+        )
         registry_store.set_registered_model_alias(NAME, models.CANDIDATE, version)
         return version
 

@@ -1,8 +1,9 @@
-"""Models of every release go on answering as they did: small ones, packaged by that release, are kept as archives.
+"""Models of every release go on answering as they did.
 
-``tests/archive/<release>/<registered name>.zip`` holds the exported ``model/`` and ``answer.json``, its answer to its
-own input example.
-"""
+Small ones, packaged by that release, are kept as archives.
+
+``tests/archive/<release>/<registered name>.zip`` holds the exported ``model/`` and
+``answer.json``, its answer to its own input example."""
 
 import json
 import math
@@ -26,9 +27,14 @@ print(answer.to_json(orient="split", double_precision=15))
 
 
 def same(answer: Any, recorded: Any) -> bool:
-    """Compare nested JSON: texts and whole numbers exactly, other numbers to what another processor may change."""
+    """Compare nested JSON.
+
+    Texts and whole numbers exactly, other numbers to what another processor may change.
+    """
     if isinstance(recorded, dict):
-        return answer.keys() == recorded.keys() and all(same(answer[key], recorded[key]) for key in recorded)
+        return answer.keys() == recorded.keys() and all(
+            same(answer[key], recorded[key]) for key in recorded
+        )
     if isinstance(recorded, list):
         return len(answer) == len(recorded) and all(map(same, answer, recorded))
     if isinstance(recorded, float):
@@ -59,7 +65,9 @@ def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -
 
 
 def test_there_is_an_archive_of_every_family() -> None:
-    first_edition = {path.stem.partition("-")[0] for path in ARCHIVES if path.parent.name == "0.1.0"}
+    first_edition = {
+        path.stem.partition("-")[0] for path in ARCHIVES if path.parent.name == "0.1.0"
+    }
     assert first_edition == {"reads", "copynumber", "enhancer", "vdj"}
 
 

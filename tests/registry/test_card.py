@@ -1,4 +1,7 @@
-"""Model cards: headline and gates first, a short table, and what a version's tags and a model's page say."""
+"""Model cards.
+
+Headline and gates first, a short table, and what a version's tags and a model's page say.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +25,20 @@ METRICS = {
     **{f"test.f1.segment_{i}": 0.5 for i in range(40)},
     "train.loss": 1.0,
 }
-GATES = {"cfg.headline": "test.f1", "cfg.gates.test.f1.min": "0.9", "cfg.gates.test.recall.max": "0.4"}
+GATES = {
+    "cfg.headline": "test.f1",
+    "cfg.gates.test.f1.min": "0.9",
+    "cfg.gates.test.recall.max": "0.4",
+}
 
 
 def run(metrics: dict[str, float], params: dict[str, str] = GATES, **tags: str) -> Any:
-    about = {"git.commit": "0123456789abcdef", "git.dirty": "false", "data.md5": "d.dir", "settings.sha256": "s" * 64}
+    about = {
+        "git.commit": "0123456789abcdef",
+        "git.dirty": "false",
+        "data.md5": "d.dir",
+        "settings.sha256": "s" * 64,
+    }
     info = SimpleNamespace(run_id="r1", run_name="train-reads", experiment_id="7")
     data = SimpleNamespace(metrics=metrics, params=params, tags=about | tags)
     dataset = SimpleNamespace(dataset=SimpleNamespace(name="data/reads"))
@@ -49,9 +61,12 @@ def test_headline_and_gates_come_first_and_segments_are_counted() -> None:
 
 
 def test_a_card_says_where_a_version_is_from_and_how_to_load_it() -> None:
-    text = card.describe(run(METRICS, **{"git.dirty": "true", "test.data.md5": "t.dir"}), SERVED, "reads-x", "3")
+    text = card.describe(
+        run(METRICS, **{"git.dirty": "true", "test.data.md5": "t.dir"}), SERVED, "reads-x", "3"
+    )
     for part in (
-        "[train-reads](#/experiments/7/runs/r1) (`r1`) on `data/reads` `d.dir` with settings `ssssssssssss`",
+        "[train-reads](#/experiments/7/runs/r1) (`r1`) on `data/reads` `d.dir` with settings "
+        "`ssssssssssss`",
         "commit `0123456789ab` with uncommitted changes.",
         "Measured on the test data `t.dir`.",
         "## Limits\n\n- Trained on simulated reads only.\n",
@@ -90,15 +105,17 @@ def test_a_run_without_a_name_for_its_data() -> None:
         ({"test.f1": 0.95, "test.recall": 0.5}, GATES,
          "missed: test.f1 0.9500, must be at least 0.9; test.recall 0.5000, must be at most 0.4"),
         ({"test.f1": 0.95}, GATES,
-         "missed: test.f1 0.9500, must be at least 0.9; test.recall not measured, must be at most 0.4"),
+         "missed: test.f1 0.9500, must be at least 0.9; test.recall not measured, must be at most " "0.4"),
         ({"test.f1": float("nan"), "test.recall": 0.3}, GATES,
-         "missed: test.f1 not measured, must be at least 0.9; test.recall 0.3000, must be at most 0.4"),
-        ({}, GATES, "not measured: test.f1 not measured, must be at least 0.9; test.recall not measured, "
+         "missed: test.f1 not measured, must be at least 0.9; test.recall 0.3000, must be at most " "0.4"),
+        ({}, GATES, "not measured: test.f1 not measured, must be at least 0.9; test.recall not " "measured, "
          "must be at most 0.4"),
         ({"test.f1": 0.95}, {}, "none"),
     ],
 )  # fmt: skip
-def test_gates_in_one_line(metrics: dict[str, float], params: dict[str, str], expected: str) -> None:
+def test_gates_in_one_line(
+    metrics: dict[str, float], params: dict[str, str], expected: str
+) -> None:
     assert card.verdict(run(metrics, params)) == expected
 
 
@@ -114,7 +131,10 @@ def test_what_is_published(registry_store: Any, trained: Any) -> None:
     found = registry_store.get_run(trained.run_id)
     card.publish(registry_store, found, SERVED, name, "1")
     card.annotate_run(registry_store, found)
-    version, model = registry_store.get_model_version(name, "1"), registry_store.get_registered_model(name)
+    version, model = (
+        registry_store.get_model_version(name, "1"),
+        registry_store.get_registered_model(name),
+    )
     assert version.tags["gates"].startswith("passed: ")
     assert version.description.startswith("test.macro_f1 ")
     assert model.description.startswith(SERVED["about"])

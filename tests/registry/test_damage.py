@@ -1,4 +1,7 @@
-"""Models of which a file was damaged, or made to do harm: one short line, whatever is in it, and no version."""
+"""Models of which a file was damaged, or made to do harm.
+
+One short line, whatever is in it, and no version.
+"""
 
 import json
 import os
@@ -15,7 +18,9 @@ from seqfoundry.cli import main
 from seqfoundry.core.errors import MissingError, ModelError, OutputError
 from seqfoundry.registry import dataset, listing, model_safety, models, promotion
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 NAME = "reads-10x3p_sc_ont_016"
 CANDIDATE = f"models:/{NAME}@candidate"
@@ -27,7 +32,13 @@ def package(tmp_path: Path) -> Path:
     folder = tmp_path / "package"
     (folder / "code" / "seqfoundry").mkdir(parents=True)
     (folder / "artifacts" / "model").mkdir(parents=True)
-    served = {"family": "reads", "registered_name": "x", "about": "", "limits": [], "input_columns": ["sequence"]}
+    served = {
+        "family": "reads",
+        "registered_name": "x",
+        "about": "",
+        "limits": [],
+        "input_columns": ["sequence"],
+    }
     (folder / "artifacts" / "model" / "served.json").write_text(json.dumps(served))
     shutil.copyfile(Path(model_safety.__file__).with_name("served.py"), folder / "served.py")
     write(folder)
@@ -80,7 +91,10 @@ def test_a_package_that_grows_when_it_is_read(package: Path, key: str) -> None:
     write(package, BOMB, **{key: "*l8"})
     tracemalloc.start()
     try:
-        for check in (lambda: model_safety.check(package, "reads"), lambda: listing.columns(str(package))):
+        for check in (
+            lambda: model_safety.check(package, "reads"),
+            lambda: listing.columns(str(package)),
+        ):
             with pytest.raises(ModelError, match="more than 100,000 values"):
                 check()
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
@@ -89,7 +103,9 @@ def test_a_package_that_grows_when_it_is_read(package: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", FLAVOUR)
-@pytest.mark.parametrize("value", ["x" * 50_000, [["x" * 50_000] * 3] * 20_000, {"model": {"path": ["x"] * 50_000}}])
+@pytest.mark.parametrize(
+    "value", ["x" * 50_000, [["x" * 50_000] * 3] * 20_000, {"model": {"path": ["x"] * 50_000}}]
+)
 def test_what_is_large_is_shown_in_short(package: Path, key: str, value: Any) -> None:
     text = json.dumps(value) if not isinstance(value, list) else f"[{', '.join(['*x'] * 100)}]"
     write(package, f"x: &x {'x' * 50_000}", **{key: text})
@@ -104,7 +120,10 @@ def test_keys_that_only_mlflow_would_see(package: Path, key: str) -> None:
     write(package, "hidden: &hidden {python_model: x.pkl}")
     with (package / "MLmodel").open("a") as file:
         file.write(f"    {key}: *hidden\n")
-    assert "python_model" in yaml.safe_load((package / "MLmodel").read_text())["flavors"]["python_function"]
+    assert (
+        "python_model"
+        in yaml.safe_load((package / "MLmodel").read_text())["flavors"]["python_function"]
+    )
     with pytest.raises(ModelError, match="a merge key"):
         model_safety.check(package, "reads")
 
@@ -133,10 +152,21 @@ def test_a_damaged_package_is_told_or_read(
     (exported / "MLmodel").write_text(yaml.safe_dump(content))
     (tmp_path / "reads.fa").write_text(">a\nACGT\n")
     told = []
-    words = ["annotate", "reads", str(tmp_path / "reads.fa"), "--out", str(tmp_path / "out"), "--model"]
+    words = [
+        "annotate",
+        "reads",
+        str(tmp_path / "reads.fa"),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+    ]
     for asked in ([*words, str(exported)], ["models", str(exported)]):
         status = main(asked)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqfoundry: ")]
+        lines = [
+            line
+            for line in capsys.readouterr().err.splitlines()
+            if line.startswith("seqfoundry: ")
+        ]
         told.append((status, len(lines)))
         assert all(str(exported) in line and len(line) < 1000 for line in lines)
     assert set(told) <= {(0, 0), (2, 1)}
@@ -171,7 +201,9 @@ def change(folder: Path, **values: Any) -> None:
         *[("input_columns", value, "must be a list of one text or more, got") for value in (5, [], "text", [None])],
     ],
 )  # fmt: skip
-def test_what_a_model_says_of_itself_is_checked(model_copy: Path, key: str, value: Any, message: str) -> None:
+def test_what_a_model_says_of_itself_is_checked(
+    model_copy: Path, key: str, value: Any, message: str
+) -> None:
     change(model_copy, **{key: value})
     with pytest.raises(ModelError, match=message) as caught:
         models.read_served(model_copy)
@@ -182,7 +214,9 @@ def test_what_a_model_says_of_itself_is_checked(model_copy: Path, key: str, valu
 def another_run(registry_store: Any, trained: Any, **served: Any) -> str:
     """Id of a copy of the session's run, whose model says something else of itself."""
     first = registry_store.get_run(trained.run_id)
-    run_id = str(registry_store.create_run(first.info.experiment_id, tags={"family": "reads"}).info.run_id)
+    run_id = str(
+        registry_store.create_run(first.info.experiment_id, tags={"family": "reads"}).info.run_id
+    )
     target = Path(registry_store.get_run(run_id).info.artifact_uri.removeprefix("file://"))
     shutil.copytree(trained.model, target / "model")
     change(target / "model", **served)
@@ -191,7 +225,12 @@ def another_run(registry_store: Any, trained: Any, **served: Any) -> str:
 
 
 def test_no_version_of_a_model_that_cannot_be_described(registry_store: Any, trained: Any) -> None:
-    for served in ({"input_columns": []}, {"about": 5}, {"limits": 5}, {"registered_name": "a\nb"}):
+    for served in (
+        {"input_columns": []},
+        {"about": 5},
+        {"limits": 5},
+        {"registered_name": "a\nb"},
+    ):
         run_id = another_run(registry_store, trained, **served)
         with pytest.raises(ModelError, match=f"{next(iter(served))} must be"):
             models.register("reads", run_id)
@@ -211,11 +250,14 @@ def test_a_card_that_cannot_be_written_makes_no_version(
     assert len(registry_store.search_model_versions(f"name='{NAME}'")) == 1
 
 
-def test_the_model_of_another_family_keeps_its_name_to_itself(registry_store: Any, trained: Any) -> None:
+def test_the_model_of_another_family_keeps_its_name_to_itself(
+    registry_store: Any, trained: Any
+) -> None:
     registry_store.create_registered_model("enhancer-x", tags={"family": "enhancer"})
     run_id = another_run(registry_store, trained, registered_name="enhancer-x")
     with pytest.raises(
-        ModelError, match="registered model enhancer-x: must be of the family reads, got one of enhancer"
+        ModelError,
+        match="registered model enhancer-x: must be of the family reads, got one of enhancer",
     ):
         models.register("reads", run_id)
     assert not registry_store.search_model_versions("name='enhancer-x'")
@@ -225,11 +267,16 @@ def test_the_model_of_another_family_keeps_its_name_to_itself(registry_store: An
 
 
 @pytest.mark.parametrize("name", ["weights.h5", "notes.txt"])
-def test_a_named_pipe_is_refused_and_not_read(model_copy: Path, exported: Path, tmp_path: Path, name: str) -> None:
+def test_a_named_pipe_is_refused_and_not_read(
+    model_copy: Path, exported: Path, tmp_path: Path, name: str
+) -> None:
     for folder, inside in ((model_copy, model_copy), (exported, exported / "artifacts" / "model")):
         (inside / name).unlink(missing_ok=True)
         os.mkfifo(inside / name)
-        with pytest.raises(ModelError, match=f"{name}: must be a file or folder, got another thing, such as a named"):
+        with pytest.raises(
+            ModelError,
+            match=f"{name}: must be a file or folder, got another thing, such as a named",
+        ):
             models.load("reads", str(folder))
         with pytest.raises(ModelError, match="such as a named pipe"):
             promotion.evaluate("reads", str(folder), tmp_path, tmp_path / "out")
@@ -238,14 +285,18 @@ def test_a_named_pipe_is_refused_and_not_read(model_copy: Path, exported: Path, 
 
 
 def test_a_folder_of_ones_own_may_have_links(model_copy: Path, tmp_path: Path) -> None:
-    (model_copy / "weights.h5").rename(tmp_path / "weights.h5")  # as DVC does with cache.type symlink
+    (model_copy / "weights.h5").rename(
+        tmp_path / "weights.h5"
+    )  # as DVC does with cache.type symlink
     (model_copy / "weights.h5").symlink_to(tmp_path / "weights.h5")
     (model_copy / "gone").symlink_to(tmp_path / "gone")
     assert models.load("reads", str(model_copy)).served["family"] == "reads"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000, "c\0d"], ids=["name", "path", "zero"])
-def test_names_that_cannot_be(registry_store: Any, trained: Any, tmp_path: Path, name: str) -> None:
+def test_names_that_cannot_be(
+    registry_store: Any, trained: Any, tmp_path: Path, name: str
+) -> None:
     assert models.run_id_of(name) == name
     for reference in (name, f"models:/{name}@champion", str(tmp_path / name)):
         with pytest.raises(MissingError, match="must"):
@@ -264,7 +315,10 @@ def test_a_folder_that_the_user_may_not_open(tmp_path: Path) -> None:
     closed.chmod(0)
     os.seteuid(65534)
     try:
-        for function, words in ((models.load, ("reads", str(closed / "model"))), (models.load, ("reads", str(closed)))):
+        for function, words in (
+            (models.load, ("reads", str(closed / "model"))),
+            (models.load, ("reads", str(closed))),
+        ):
             with pytest.raises((MissingError, ModelError), match="must be a model folder"):
                 function(*words)
         with pytest.raises(OutputError, match="must be writable"):
@@ -276,5 +330,7 @@ def test_a_folder_that_the_user_may_not_open(tmp_path: Path) -> None:
 
 
 def test_a_mount_point_is_no_place_for_an_evaluation() -> None:
-    with pytest.raises(OutputError, match="/proc: must be a folder that can be replaced, got a mount point"):
+    with pytest.raises(
+        OutputError, match="/proc: must be a folder that can be replaced, got a mount point"
+    ):
         promotion.check_out(Path("/proc"))

@@ -32,7 +32,10 @@ class Project:
         made = self.root / "pinned"
         (made / "reads").mkdir(parents=True)
         self.simulate(None, made / "reads")
-        pin = {"outs": [{"md5": files.digest(made)}], "meta": {"families": {"reads": files.digest(made / "reads")}}}
+        pin = {
+            "outs": [{"md5": files.digest(made)}],
+            "meta": {"families": {"reads": files.digest(made / "reads")}},
+        }
         (self.root / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
@@ -44,7 +47,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setattr(provenance, "project_root", lambda: made.root)
     monkeypatch.setattr(family, "FAMILIES", {"reads": all_families()["reads"]})
     monkeypatch.setattr(family, "settings", lambda family, path: None)
-    monkeypatch.setattr(family, "part", lambda family, name: SimpleNamespace(simulate=made.simulate))
+    monkeypatch.setattr(
+        family, "part", lambda family, name: SimpleNamespace(simulate=made.simulate)
+    )
     monkeypatch.setattr(dataset, "_dvc", lambda root, *words: False)
     return made
 
@@ -65,11 +70,16 @@ def test_what_differs_from_the_pin_replaces_nothing(project: Project) -> None:
     for content in ("TTTT\n", "ACGT\n"):  # what the simulator writes does not matter
         project.content = content
         (project.folder / "reads.txt").write_text("edited by hand\n")
-        with pytest.raises(InputError, match=r"data/reads: must be as data\.dvc pins it or as it was built here, got "):
+        with pytest.raises(
+            InputError,
+            match=r"data/reads: must be as data\.dvc pins it or as it was built here, got ",
+        ):
             dataset.build()
         assert (project.folder / "reads.txt").read_text() == "edited by hand\n"
         assert project.manifest.read_text() == manifest
-    with pytest.raises(InputError, match=r"data/reads: must have the digest .* \(data\.dvc\), got "):
+    with pytest.raises(
+        InputError, match=r"data/reads: must have the digest .* \(data\.dvc\), got "
+    ):
         dataset.check()
     with pytest.raises(InputError, match="make it again with: seqfoundry data build reads"):
         dataset.ensure("reads", None)
@@ -79,7 +89,10 @@ def test_settings_that_give_other_data_than_the_pin(project: Project) -> None:
     dataset.build()
     shutil.rmtree(project.folder)
     project.content = "TTTT\n"
-    with pytest.raises(InputError, match=r"must have the digest that data\.dvc pins, .* got .*: seqfoundry data build"):
+    with pytest.raises(
+        InputError,
+        match=r"must have the digest that data\.dvc pins, .* got .*: seqfoundry data build",
+    ):
         dataset.build()
     assert not project.folder.exists()
 
@@ -87,12 +100,15 @@ def test_settings_that_give_other_data_than_the_pin(project: Project) -> None:
 def test_data_of_ones_own_are_not_replaced(project: Project) -> None:
     files.write_text(project.folder / "mine.txt", "precious\n")  # in a fresh clone: no manifest
     with pytest.raises(
-        InputError, match=r"not replaced; to pin them: dvc add data; .*: seqfoundry data build reads --up"
+        InputError,
+        match=r"not replaced; to pin them: dvc add data; .*: seqfoundry data build reads --up",
     ):
         dataset.build("reads")
     assert [path.name for path in project.folder.iterdir()] == ["mine.txt"]
     assert not project.manifest.exists()
-    with pytest.raises(OutputError, match=r"data\.dvc: must be renewed"):  # the fixture's DVC does nothing
+    with pytest.raises(
+        OutputError, match=r"data\.dvc: must be renewed"
+    ):  # the fixture's DVC does nothing
         dataset.build("reads", update=True)
     assert [path.name for path in project.folder.iterdir()] == ["reads.txt"]
 
@@ -100,7 +116,9 @@ def test_data_of_ones_own_are_not_replaced(project: Project) -> None:
 def test_data_of_ones_own_are_taken_where_dvc_pinned_them(project: Project) -> None:
     files.write_text(project.folder / "mine.txt", "precious\n")
     pin = yaml.safe_load((project.root / "data.dvc").read_text())
-    pin["outs"][0]["md5"] = files.digest(project.root / "data")  # as dvc add data does; it leaves meta as it was
+    pin["outs"][0]["md5"] = files.digest(
+        project.root / "data"
+    )  # as dvc add data does; it leaves meta as it was
     (project.root / "data.dvc").write_text(yaml.safe_dump(pin))
     made = dataset.build("reads")
     assert made == {"reads": files.digest(project.folder)}
@@ -123,7 +141,11 @@ def test_what_a_killed_build_left_goes(project: Project) -> None:
     for name in (".reads.abcdef12", ".reads.old.abcdef12", ".vdj.abcdef12", ".reads.mine"):
         files.write_text(project.root / "data" / name / "x", "half\n")
     dataset.build()
-    assert sorted(path.name for path in (project.root / "data").iterdir()) == [".reads.mine", ".vdj.abcdef12", "reads"]
+    assert sorted(path.name for path in (project.root / "data").iterdir()) == [
+        ".reads.mine",
+        ".vdj.abcdef12",
+        "reads",
+    ]
 
 
 def test_a_pin_is_not_renewed_by_halves(project: Project) -> None:
@@ -137,7 +159,9 @@ def test_a_pin_is_not_renewed_by_halves(project: Project) -> None:
 def test_the_rest_of_data_is_compared_too(project: Project) -> None:
     dataset.build()
     (project.root / "data" / "stray.txt").write_text("x")
-    with pytest.raises(InputError, match=r"project/data: must have the digest .* \(data\.dvc\), got "):
+    with pytest.raises(
+        InputError, match=r"project/data: must have the digest .* \(data\.dvc\), got "
+    ):
         dataset.check()
 
 
@@ -149,14 +173,20 @@ def test_what_is_absent(project: Project, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got none"):
         dataset.ensure("reads", tmp_path / "nope")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingError, match=r"--data .*: must be a folder with data, got an empty one"):
+    with pytest.raises(
+        MissingError, match=r"--data .*: must be a folder with data, got an empty one"
+    ):
         dataset.ensure("reads", tmp_path / "empty")
     (project.root / "data.dvc").unlink()
-    with pytest.raises(MissingError, match=r"data\.dvc: must exist; make it with: seqfoundry data build --update"):
+    with pytest.raises(
+        MissingError, match=r"data\.dvc: must exist; make it with: seqfoundry data build --update"
+    ):
         dataset.build()
 
 
-def test_own_data_are_built_on_demand_and_named_ones_taken_as_they_are(project: Project, tmp_path: Path) -> None:
+def test_own_data_are_built_on_demand_and_named_ones_taken_as_they_are(
+    project: Project, tmp_path: Path
+) -> None:
     assert dataset.ensure("reads", None) == project.folder
     assert dataset.ensure("reads", project.folder) == project.folder
     (tmp_path / "mine").mkdir()
@@ -170,7 +200,9 @@ def test_a_family_whose_package_is_not_installed(monkeypatch: pytest.MonkeyPatch
 
     missing = "tensorflow.python"
     monkeypatch.setattr("importlib.import_module", absent)
-    with pytest.raises(MissingError, match=r"family reads: needs the package tensorflow\.python, got none"):
+    with pytest.raises(
+        MissingError, match=r"family reads: needs the package tensorflow\.python, got none"
+    ):
         find_family("reads").module("serve")
     missing = "seqfoundry.families.reads.nope"
     with pytest.raises(ModuleNotFoundError):

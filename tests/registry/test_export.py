@@ -15,7 +15,9 @@ import pytest
 from seqfoundry.core.errors import MissingError, OutputError
 from seqfoundry.registry import listing, models
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 NAME = "reads-10x3p_sc_ont_016"
 CANDIDATE = f"models:/{NAME}@candidate"
@@ -48,16 +50,24 @@ def exported(registry_store: Any, tmp_path: Path) -> Path:
 def test_every_file_has_its_sum(exported: Path) -> None:
     lines = (exported / "SHA256SUMS").read_text().splitlines()
     sums = dict(reversed(line.split("  ", 1)) for line in lines)
-    assert set(sums) == {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()} - {
-        "SHA256SUMS"
-    }
+    assert set(sums) == {
+        path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()
+    } - {"SHA256SUMS"}
     for name, wanted in sums.items():
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == wanted
     assert {"MLmodel", "served.py", "requirements.txt", "artifacts/model/weights.h5"} < set(sums)
 
 
 def test_the_folder_answers_without_this_project(exported: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", "-c", DOWNSTREAM, sysconfig.get_paths()["purelib"], str(exported)]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        DOWNSTREAM,
+        sysconfig.get_paths()["purelib"],
+        str(exported),
+    ]
     bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     done = subprocess.run(
         [*command, json.dumps(READS)],
@@ -71,7 +81,9 @@ def test_the_folder_answers_without_this_project(exported: Path, tmp_path: Path)
     there = json.loads(done.stdout.splitlines()[-1])
     here = models.load("reads", str(exported)).predict(pd.DataFrame({"sequence": READS}))
     expected = json.loads(here.to_json(orient="split", double_precision=15))
-    pd.testing.assert_frame_equal(pd.DataFrame(**there), pd.DataFrame(**expected), rtol=1e-5, atol=1e-5)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(**there), pd.DataFrame(**expected), rtol=1e-5, atol=1e-5
+    )
     assert there["data"][0][0] == len(READS[0])
 
 

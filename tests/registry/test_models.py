@@ -1,4 +1,7 @@
-"""Registering and loading: what a version carries, and every way in which a model can be refused."""
+"""Registering and loading.
+
+What a version carries, and every way in which a model can be refused.
+"""
 
 import json
 import os
@@ -9,13 +12,21 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError, SeqfoundryError
+from seqfoundry.core.errors import (
+    ConfigError,
+    InputError,
+    MissingError,
+    ModelError,
+    SeqfoundryError,
+)
 from seqfoundry.core.family import all_families, find_family
 from seqfoundry.registry import model_safety
 from seqfoundry.registry import models as store
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel
+    pytest.mark.filterwarnings(
+        "ignore:Any type hint is inferred:UserWarning"
+    ),  # MLflow, of every PythonModel
     pytest.mark.filterwarnings("ignore:.*[Ss]wigPyPacked|.*SwigPyObject:DeprecationWarning"),
 ]
 
@@ -32,7 +43,14 @@ def test_a_version_says_where_it_is_from(registry_store: Any, trained: Any) -> N
     for key in ("git.commit", "git.dirty", "data.md5", "package.version"):
         assert version.tags[key] == run.data.tags[key]
     assert version.tags["data.md5"].endswith(".dir")
-    for text in (trained.run_id, run.data.tags["data.md5"], "test.macro_f1", "at least 0", "## Limits", "load_model("):
+    for text in (
+        trained.run_id,
+        run.data.tags["data.md5"],
+        "test.macro_f1",
+        "at least 0",
+        "## Limits",
+        "load_model(",
+    ):
         assert text in version.description
 
 
@@ -41,7 +59,11 @@ def test_registering_leaves_the_run_as_it_was(registry_store: Any, trained: Any)
     assert before.status == "FINISHED"
     assert store.register("reads", trained.run_id) == f"models:/{NAME}/2"
     after = registry_store.get_run(trained.run_id).info
-    assert (after.status, after.start_time, after.end_time) == (before.status, before.start_time, before.end_time)
+    assert (after.status, after.start_time, after.end_time) == (
+        before.status,
+        before.start_time,
+        before.end_time,
+    )
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "2"
 
 
@@ -56,14 +78,18 @@ def test_nothing_in_the_package_is_a_pickle(registry_store: Any) -> None:
     assert set(find_family("reads").module("serve").REQUIREMENTS) < set(listed)
 
 
-def test_loads_with_unpickling_off_and_answers_like_the_run(registry_store: Any, trained: Any) -> None:
+def test_loads_with_unpickling_off_and_answers_like_the_run(
+    registry_store: Any, trained: Any
+) -> None:
     frame = pd.DataFrame({"sequence": ["ACGT" * 40, "", "TTTTACGN"]}, index=[7, 3, 5])
     packaged = store.load("reads", CANDIDATE)
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     answer = packaged.predict(frame)
     assert list(answer.index) == [7, 3, 5]
     for reference in (str(trained.out), str(trained.model), trained.run_id, f"models:/{NAME}/1"):
-        pd.testing.assert_frame_equal(store.load("reads", reference).predict(frame), answer, rtol=1e-5, atol=1e-5)
+        pd.testing.assert_frame_equal(
+            store.load("reads", reference).predict(frame), answer, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_package_that_answers_otherwise_is_no_version(
@@ -77,13 +103,24 @@ def test_a_package_that_answers_otherwise_is_no_version(
         return honest(model, frame).assign(reason=f"answer {len(calls)}")
 
     monkeypatch.setattr(serve, "predict", predict)
-    models = len(registry_store.search_logged_models([registry_store.get_run(trained.run_id).info.experiment_id]))
-    with pytest.raises(ModelError, match="the packaged model must answer as before, got another answer") as caught:
+    models = len(
+        registry_store.search_logged_models(
+            [registry_store.get_run(trained.run_id).info.experiment_id]
+        )
+    )
+    with pytest.raises(
+        ModelError, match="the packaged model must answer as before, got another answer"
+    ) as caught:
         store.register("reads", trained.run_id)
     assert "\n" not in str(caught.value)
     assert len(registry_store.search_model_versions(f"name='{NAME}'")) == 1
     assert (
-        len(registry_store.search_logged_models([registry_store.get_run(trained.run_id).info.experiment_id])) == models
+        len(
+            registry_store.search_logged_models(
+                [registry_store.get_run(trained.run_id).info.experiment_id]
+            )
+        )
+        == models
     )
     assert registry_store.get_run(trained.run_id).info.status == "FINISHED"
 
@@ -97,7 +134,9 @@ def test_a_package_that_answers_otherwise_is_no_version(
         ("FINISHED", "", "must be a run of the family reads, got"),
     ],
 )
-def test_runs_that_cannot_be_registered(registry_store: Any, status: str, family: str, message: str) -> None:
+def test_runs_that_cannot_be_registered(
+    registry_store: Any, status: str, family: str, message: str
+) -> None:
     run_id = registry_store.create_run("0", tags={"family": family} if family else {}).info.run_id
     if status != "RUNNING":
         registry_store.set_terminated(run_id, status=status)
@@ -121,7 +160,9 @@ def test_a_run_folder_names_its_run(registry_store: Any, trained: Any, tmp_path:
     with pytest.raises(MissingError, match=r"must be the folder of a run, with run\.json"):
         store.run_id_of(str(tmp_path))
     (tmp_path / "run.json").write_text('{"run_id": "x", "tracked": false}')
-    with pytest.raises(MissingError, match="must hold a tracked run, got one made with --no-track"):
+    with pytest.raises(
+        MissingError, match="must hold a tracked run, got one made with --no-track"
+    ):
         store.run_id_of(str(tmp_path))
 
 
@@ -134,7 +175,10 @@ def test_a_run_folder_names_its_run(registry_store: Any, trained: Any, tmp_path:
         (f"models:/{NAME}", "must be a model of sqlite"),
         ("models:/", "must be a model of sqlite"),
         ("deadbeef", "run deadbeef: must exist in sqlite"),
-        ("no/such/folder", "must be a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"),
+        (
+            "no/such/folder",
+            "must be a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id",
+        ),
         ("", r"\(empty\): must be a model folder"),
     ],
 )
@@ -145,13 +189,19 @@ def test_models_that_do_not_exist(registry_store: Any, reference: str, message: 
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"must be a model folder with served\.json, got one without"):
+    with pytest.raises(
+        ModelError, match=r"must be a model folder with served\.json, got one without"
+    ):
         store.load("reads", str(tmp_path))
 
 
 def _change(path: Path, **values: Any) -> None:
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in {**content, **values}.items() if value is not None}))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in {**content, **values}.items() if value is not None}
+        )
+    )
 
 
 def _truncate(path: Path) -> None:
@@ -171,11 +221,11 @@ def _overwrite(path: Path) -> None:
         (lambda folder: (folder / "weights.h5").unlink(), r"weights\.h5"),
         (lambda folder: (folder / "model.json").unlink(), r"model\.json"),
         (lambda folder: _truncate(folder / "model.json"), "whole model"),
-        (lambda folder: _overwrite(folder / "served.json"), r"served\.json: must describe a model of a known family"),
-        (lambda folder: (folder / "served.json").write_text("[]"), r"served\.json: must describe a model"),
-        (lambda folder: _change(folder / "served.json", limits=None), r"must have .*, got none of limits"),
-        (lambda folder: _change(folder / "served.json", format_version=99), "format_version must be 1, got 99"),
-        (lambda folder: _change(folder / "served.json", family="nope"), "must be one of .*, got 'nope'"),
+        (lambda folder: _overwrite(folder / "served.json"), r"served\.json: must describe a model " r"of a known family"),
+        (lambda folder: (folder / "served.json").write_text("[]"), r"served\.json: must describe " r"a model"),
+        (lambda folder: _change(folder / "served.json", limits=None), r"must have .*, got none of " r"limits"),
+        (lambda folder: _change(folder / "served.json", format_version=99), "format_version must " "be 1, got 99"),
+        (lambda folder: _change(folder / "served.json", family="nope"), "must be one of .*, got " "'nope'"),
         (lambda folder: _change(folder / "model.json", network={"architecture": "x"}), r"model\.json"),
     ],
     ids=["zeros", "half", "empty", "no-weights", "no-shape", "half-shape", "served-zeros", "served-list", "no-limits",
@@ -200,11 +250,15 @@ def test_messages_name_the_model_and_not_a_temporary_folder(
     registry_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find_family("reads").module("serve"), "FORMAT_VERSION", 2)
-    with pytest.raises(ModelError, match=rf"models:/{NAME}@candidate.*format_version must be 2, got 1"):
+    with pytest.raises(
+        ModelError, match=rf"models:/{NAME}@candidate.*format_version must be 2, got 1"
+    ):
         store.load("reads", CANDIDATE)
 
 
-def test_a_model_of_another_version_of_the_package_is_loaded_with_a_warning(registry_store: Any, trained: Any) -> None:
+def test_a_model_of_another_version_of_the_package_is_loaded_with_a_warning(
+    registry_store: Any, trained: Any
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seqfoundry.__version__", "0.0.test")
         with pytest.warns(UserWarning, match=r"written by seqfoundry .*, read by 0\.0\.test"):

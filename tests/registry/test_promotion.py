@@ -15,7 +15,9 @@ from seqfoundry.core.family import all_families
 from seqfoundry.core.files import atomic as files
 from seqfoundry.registry import listing, models, promotion
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 NAME = "reads-10x3p_sc_ont_016"
 HEADLINE = "test.macro_f1"
@@ -34,7 +36,9 @@ def test_the_first_candidate_that_passes_becomes_champion(registry_store: Any) -
     assert promotion.promote(NAME) == f"models:/{NAME}/1"  # again: nothing to do
 
 
-def test_a_better_version_takes_over_and_the_old_one_is_kept(registry_store: Any, add_version: AddVersion) -> None:
+def test_a_better_version_takes_over_and_the_old_one_is_kept(
+    registry_store: Any, add_version: AddVersion
+) -> None:
     promotion.promote(NAME)
     assert add_version({HEADLINE: 0.99}) == "2"
     assert promotion.promote(NAME) == f"models:/{NAME}/2"
@@ -42,23 +46,33 @@ def test_a_better_version_takes_over_and_the_old_one_is_kept(registry_store: Any
     assert "promotion.forced" not in registry_store.get_model_version(NAME, "2").tags
 
 
-def test_an_equal_one_is_accepted(registry_store: Any, add_version: AddVersion, trained: Any) -> None:
+def test_an_equal_one_is_accepted(
+    registry_store: Any, add_version: AddVersion, trained: Any
+) -> None:
     promotion.promote(NAME)
     equal = registry_store.get_run(trained.run_id).data.metrics[HEADLINE]
     assert promotion.promote(NAME, version=add_version({HEADLINE: equal})) == f"models:/{NAME}/2"
 
 
-def test_a_worse_one_is_refused_unless_forced(registry_store: Any, add_version: AddVersion) -> None:
+def test_a_worse_one_is_refused_unless_forced(
+    registry_store: Any, add_version: AddVersion
+) -> None:
     add_version({HEADLINE: 0.9})
     promotion.promote(NAME)
     worse = add_version({HEADLINE: 0.8})
-    message = rf"{NAME} version 3: {HEADLINE} must not be worse than that of the champion \(version 2, 0\.9\), got 0\.8"
+    message = (
+        rf"{NAME} version 3: {HEADLINE} must not be worse than that of the champion "
+        r"\(version 2, 0\.9\), got 0\.8"
+    )
     with pytest.raises(GateError, match=message):
         promotion.promote(NAME)
     assert _alias(registry_store, "champion") == "2"
     promotion.promote(NAME, force=True)
     assert (_alias(registry_store, "champion"), _alias(registry_store, "previous")) == (worse, "2")
-    assert "must not be worse" in registry_store.get_model_version(NAME, worse).tags["promotion.forced"]
+    assert (
+        "must not be worse"
+        in registry_store.get_model_version(NAME, worse).tags["promotion.forced"]
+    )
 
 
 def test_a_champion_that_changed_meanwhile_is_judged_anew(
@@ -73,7 +87,9 @@ def test_a_champion_that_changed_meanwhile_is_judged_anew(
         registry_store.set_registered_model_alias(NAME, "champion", best)
 
     monkeypatch.setattr(promotion.card, "publish", while_another_promotes)
-    with pytest.raises(GateError, match=rf"than that of the champion \(version {best}, 0\.9\), got 0\.8"):
+    with pytest.raises(
+        GateError, match=rf"than that of the champion \(version {best}, 0\.9\), got 0\.8"
+    ):
         promotion.promote(NAME, version=middle)
     assert _alias(registry_store, "champion") == best
 
@@ -94,7 +110,10 @@ def test_promotions_in_an_embedded_store_follow_one_another(
 
 
 def test_a_store_that_fails_gives_no_verdict(
-    registry_store: Any, add_version: AddVersion, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registry_store: Any,
+    add_version: AddVersion,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     promotion.promote(NAME)
     worse = add_version({HEADLINE: 0.0})
@@ -111,10 +130,15 @@ def test_a_store_that_fails_gives_no_verdict(
 
 
 def test_missed_gates_are_listed(registry_store: Any, add_version: AddVersion) -> None:
-    gates = {f"cfg.gates.{HEADLINE}.min": "0.95", f"cfg.gates.{HEADLINE}.max": "None", "cfg.gates.test.x.max": "0.1"}
+    gates = {
+        f"cfg.gates.{HEADLINE}.min": "0.95",
+        f"cfg.gates.{HEADLINE}.max": "None",
+        "cfg.gates.test.x.max": "0.1",
+    }
     add_version({HEADLINE: 0.9, "test.x": 0.2}, gates=gates)
     with pytest.raises(
-        GateError, match=r"test\.macro_f1 must be at least 0\.95, got 0\.9; test\.x must be at most 0\.1"
+        GateError,
+        match=r"test\.macro_f1 must be at least 0\.95, got 0\.9; test\.x must be at most 0\.1",
     ):
         promotion.promote(NAME)
     assert "champion" not in registry_store.get_registered_model(NAME).aliases
@@ -126,15 +150,21 @@ def test_what_was_not_measured_is_not_promoted(
 ) -> None:
     add_version({} if value is None else {HEADLINE: value})
     with pytest.raises(
-        GateError, match=r"must be at least 0, got nothing \((run: seqfoundry evaluate|undefined on its test data)\)"
+        GateError,
+        match=r"must be at least 0, got nothing \((run: seqfoundry evaluate|undefined on its test "
+        r"data)\)",
     ):
         promotion.promote(NAME)
 
 
-def test_without_a_gated_headline_a_champion_is_not_replaced(registry_store: Any, add_version: AddVersion) -> None:
+def test_without_a_gated_headline_a_champion_is_not_replaced(
+    registry_store: Any, add_version: AddVersion
+) -> None:
     promotion.promote(NAME)
     add_version({}, gates={})
-    with pytest.raises(GateError, match=r"headline metric .test\.macro_f1. must be measured and have a gate"):
+    with pytest.raises(
+        GateError, match=r"headline metric .test\.macro_f1. must be measured and have a gate"
+    ):
         promotion.promote(NAME)
 
 
@@ -145,7 +175,10 @@ def test_the_champion_is_measured_on_the_new_data(
     other = Path(shutil.copytree(trained.data, tmp_path / "other"))
     (other / "notes.txt").write_text("another digest")
     tags = {"test__data__md5": files.digest(other), "test__data__path": str(other)}
-    assert registry_store.get_run(trained.run_id).data.tags["test.data.md5"] != tags["test__data__md5"]
+    assert (
+        registry_store.get_run(trained.run_id).data.tags["test.data.md5"]
+        != tags["test__data__md5"]
+    )
     add_version({HEADLINE: 0.0}, **tags)
     with pytest.raises(GateError, match="must not be worse than that of the champion"):
         promotion.promote(NAME)
@@ -158,14 +191,22 @@ def test_data_that_are_gone_are_no_ground_for_a_comparison(
     registry_store: Any, add_version: AddVersion, tmp_path: Path
 ) -> None:
     promotion.promote(NAME)
-    version = add_version({HEADLINE: 0.99}, test__data__md5="0.dir", test__data__path=str(tmp_path / "gone"))
-    with pytest.raises(GateError, match=r"champion \(version 1\) must be measured on the same data, got: .*gone"):
+    version = add_version(
+        {HEADLINE: 0.99}, test__data__md5="0.dir", test__data__path=str(tmp_path / "gone")
+    )
+    with pytest.raises(
+        GateError, match=r"champion \(version 1\) must be measured on the same data, got: .*gone"
+    ):
         promotion.promote(NAME)
-    promotion.promote(NAME, force=True)  # a champion that cannot be measured must not reign for ever
+    promotion.promote(
+        NAME, force=True
+    )  # a champion that cannot be measured must not reign for ever
     assert _alias(registry_store, "champion") == version
 
 
-def test_data_that_changed_are_no_ground_either(registry_store: Any, add_version: AddVersion, trained: Any) -> None:
+def test_data_that_changed_are_no_ground_either(
+    registry_store: Any, add_version: AddVersion, trained: Any
+) -> None:
     promotion.promote(NAME)
     add_version({HEADLINE: 0.99}, test__data__md5="0.dir")
     with pytest.raises(GateError, match=r"must have the digest 0\.dir, got "):
@@ -174,21 +215,28 @@ def test_data_that_changed_are_no_ground_either(registry_store: Any, add_version
 
 def test_what_is_not_there(registry_store: Any) -> None:
     with pytest.raises(
-        MissingError, match=f"nope: must be a registered model, got none of this name; there are: {NAME}"
+        MissingError,
+        match=f"nope: must be a registered model, got none of this name; there are: {NAME}",
     ):
         promotion.promote("nope")
     for version in ("7", "abc"):
-        with pytest.raises(MissingError, match=f"{NAME}: must have a version {version}, got none; there are: 1"):
+        with pytest.raises(
+            MissingError, match=f"{NAME}: must have a version {version}, got none; there are: 1"
+        ):
             promotion.promote(NAME, version=version)
     registry_store.delete_registered_model_alias(NAME, "candidate")
-    with pytest.raises(MissingError, match=f"{NAME}: must have a version with the alias candidate, got none"):
+    with pytest.raises(
+        MissingError, match=f"{NAME}: must have a version with the alias candidate, got none"
+    ):
         promotion.promote(NAME)
 
 
 def test_the_list_of_models(registry_store: Any, add_version: AddVersion) -> None:
     promotion.promote(NAME)
     add_version({HEADLINE: 0.5})
-    registry_store.create_registered_model("foreign")  # of others: no version, then one without a run
+    registry_store.create_registered_model(
+        "foreign"
+    )  # of others: no version, then one without a run
     registry_store.create_model_version("foreign", "s3://elsewhere/model", run_id=None)
     rows = listing.models()
     assert [(row["model"], row["version"], row["aliases"]) for row in rows] == [
@@ -236,7 +284,9 @@ def test_an_evaluation_replaces_nothing_but_an_evaluation(
 def test_the_name_of_the_output_folder_does_no_harm_to_the_run(
     registry_store: Any, trained: Any, tmp_path: Path
 ) -> None:
-    promotion.evaluate("reads", str(trained.out), trained.data, tmp_path / "model")  # a name that the run has, too
+    promotion.evaluate(
+        "reads", str(trained.out), trained.data, tmp_path / "model"
+    )  # a name that the run has, too
     kept = {entry.path for entry in registry_store.list_artifacts(trained.run_id, "model")}
     assert kept == {f"model/{path.name}" for path in trained.model.iterdir()}
 
@@ -251,7 +301,11 @@ def test_what_dvc_leaves_of_an_evaluation_may_be_replaced(tmp_path: Path) -> Non
 
 
 def test_other_families_and_damaged_records_are_refused(
-    registry_store: Any, trained: Any, model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_store: Any,
+    trained: Any,
+    model_copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(all_families(), "vdj", ("evaluate",))
     with pytest.raises(ModelError, match="must be a model of the family vdj, got one of reads"):

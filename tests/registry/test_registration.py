@@ -12,7 +12,9 @@ from seqfoundry.core.runs import tracking
 from seqfoundry.registry import card, listing, models, promotion
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of every PythonModel
+    pytest.mark.filterwarnings(
+        "ignore:Any type hint is inferred:UserWarning"
+    ),  # MLflow, of every PythonModel
     pytest.mark.filterwarnings("ignore:.*[Ss]wigPyPacked|.*SwigPyObject:DeprecationWarning"),
 ]
 
@@ -21,7 +23,10 @@ HEADLINE = "test.macro_f1"
 
 
 def test_the_candidate_is_the_newest_of_two_that_come_at_once(
-    registry_store: Any, trained: Any, add_version: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    registry_store: Any,
+    trained: Any,
+    add_version: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = models._package
 
@@ -35,9 +40,13 @@ def test_the_candidate_is_the_newest_of_two_that_come_at_once(
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "3"
 
 
-def test_the_alias_is_set_in_turn(registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alias_is_set_in_turn(
+    registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, turn = [], models.turns.turn
-    monkeypatch.setattr(models.turns, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
+    monkeypatch.setattr(
+        models.turns, "turn", lambda *words: seen.append(words[1:]) or turn(*words)
+    )
     models.register("reads", trained.run_id)
     assert seen == [(NAME, "2")]
 
@@ -57,7 +66,9 @@ def test_a_store_that_stops_while_a_model_is_packaged(
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", fail)
     monkeypatch.setattr(mlflow.MlflowClient, "delete_logged_model", fail)
-    with pytest.raises(TrackingError, match=r"must do what was asked, got: http://host/api failed$"):
+    with pytest.raises(
+        TrackingError, match=r"must do what was asked, got: http://host/api failed$"
+    ):
         models.register("reads", trained.run_id)
     assert len(registry_store.search_model_versions(f"name='{NAME}'")) == 1
 
@@ -66,12 +77,18 @@ def test_a_figure_of_other_data_opens_no_gate(
     registry_store: Any, add_version: Callable[..., str], tmp_path: Path
 ) -> None:
     promotion.promote(NAME)
-    version = registry_store.get_model_version(NAME, add_version({HEADLINE: 0.99, f"{HEADLINE}.low": 0.9}))
+    version = registry_store.get_model_version(
+        NAME, add_version({HEADLINE: 0.99, f"{HEADLINE}.low": 0.9})
+    )
     tags = {"test.data.md5": "other.dir"}
-    assert tracking.record(version.run_id, metrics={"test.reads": 5}, tags=tags, evaluation=tmp_path)
+    assert tracking.record(
+        version.run_id, metrics={"test.reads": 5}, tags=tags, evaluation=tmp_path
+    )
     run = registry_store.get_run(version.run_id)
     assert math.isnan(run.data.metrics[HEADLINE])
-    with pytest.raises(GateError, match=r"must be at least 0, got nothing \(undefined on its test data\)"):
+    with pytest.raises(
+        GateError, match=r"must be at least 0, got nothing \(undefined on its test data\)"
+    ):
         promotion.promote(NAME)
     served = {"about": "", "limits": [], "input_columns": ["sequence"]}
     text = card.describe(run, served, NAME, "2")

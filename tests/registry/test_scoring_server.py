@@ -1,4 +1,7 @@
-"""What the scoring server says to payloads that it cannot answer; the server itself is started in ``tests/server``."""
+"""What the scoring server says to payloads that it cannot answer.
+
+The server itself is started in ``tests/server``.
+"""
 
 import json
 import sys
@@ -13,7 +16,9 @@ from mlflow.exceptions import MlflowException
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.registry import scoring_server as http
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, when imported
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*Any type hint is inferred:UserWarning"
+)  # MLflow, when imported
 
 JSON = "application/json"
 
@@ -26,11 +31,18 @@ class Model:
     def predict(self, data: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         if "sequence" not in data:
             raise MlflowException(
-                "Failed to enforce schema of data 'x' with schema 'y'. Error: Model is missing inputs"
+                "Failed to enforce schema of data 'x' with schema 'y'. Error: Model is missing "
+                "inputs"
             )
         if data["sequence"].tolist() == ["!"]:
             raise InputError("sequence 0: letters must be IUPAC\nnucleotides, got '!'")
-        return pd.DataFrame({"n": data["sequence"].map(len), "odd": float("nan"), "list": [[float("inf")]] * len(data)})
+        return pd.DataFrame(
+            {
+                "n": data["sequence"].map(len),
+                "odd": float("nan"),
+                "list": [[float("inf")]] * len(data),
+            }
+        )
 
 
 @pytest.fixture
@@ -45,7 +57,12 @@ def ask(scoring_server: Any) -> Callable[..., Any]:
     answer = http.guarded(scoring_server.invocations, 3, 2000)
 
     def ask(payload: Any, kind: str | None = JSON) -> Any:
-        return answer(payload if isinstance(payload, bytes) else json.dumps(payload).encode(), kind, Model(), None)
+        return answer(
+            payload if isinstance(payload, bytes) else json.dumps(payload).encode(),
+            kind,
+            Model(),
+            None,
+        )
 
     return ask
 
@@ -53,25 +70,32 @@ def ask(scoring_server: Any) -> Callable[..., Any]:
 def test_answers_are_as_before_but_strict_json(ask: Callable[..., Any]) -> None:
     found = ask({"dataframe_records": [{"sequence": "ACGT"}, {"sequence": ""}]})
     assert found.status == 200
-    wanted = {"predictions": [{"n": 4, "odd": None, "list": [None]}, {"n": 0, "odd": None, "list": [None]}]}
+    wanted = {
+        "predictions": [
+            {"n": 4, "odd": None, "list": [None]},
+            {"n": 0, "odd": None, "list": [None]},
+        ]
+    }
     assert json.loads(found.response, parse_constant=lambda _: pytest.fail("no JSON")) == wanted
 
 
 @pytest.mark.parametrize(
     ("payload", "kind", "message"),
     [
-        ({"dataframe_records": [{"sequence": "!"}]}, JSON, "sequence 0: letters must be IUPAC nucleotides, got '!'"),
+        ({"dataframe_records": [{"sequence": "!"}]}, JSON, "sequence 0: letters must be IUPAC " "nucleotides, got '!'"),
         ({"dataframe_records": [{"other": "A"}]}, JSON, "request: Model is missing inputs"),
-        ({"dataframe_records": [{"sequence": 5}]}, JSON, "request: must be legal input of the model, got TypeError: "),
-        ({"dataframe_records": [{"sequence": "A"}] * 4}, JSON, "request: must have at most 3 rows, got 4; send"),
-        ({"dataframe_records": [{"sequence": "A" * 2000}]}, JSON, "request: must have at most 2000 bytes, got 2041; "),
-        (b"{bad", JSON, "request: Ensure that input is a valid JSON formatted string. Error: 'JSONDecodeError("),
+        ({"dataframe_records": [{"sequence": 5}]}, JSON, "request: must be legal input of the " "model, got TypeError: "),
+        ({"dataframe_records": [{"sequence": "A"}] * 4}, JSON, "request: must have at most 3 " "rows, got 4; send"),
+        ({"dataframe_records": [{"sequence": "A" * 2000}]}, JSON, "request: must have at most " "2000 bytes, got 2041; "),
+        (b"{bad", JSON, "request: Ensure that input is a valid JSON formatted string. Error: " "'JSONDecodeError("),
         (b"[" * 1999, JSON, "request: "),  # nested too deep or never closed
-        ({"x": 1}, JSON, "request: The input must be a JSON dictionary with exactly one of the input fields "),
-        ({"dataframe_records": [{"sequence": "A"}]}, None, "request: must have the header Content-Type: "),
+        ({"x": 1}, JSON, "request: The input must be a JSON dictionary with exactly one of the " "input fields "),
+        ({"dataframe_records": [{"sequence": "A"}]}, None, "request: must have the header " "Content-Type: "),
     ],
 )  # fmt: skip
-def test_refusals_are_one_line(ask: Callable[..., Any], payload: Any, kind: str | None, message: str) -> None:
+def test_refusals_are_one_line(
+    ask: Callable[..., Any], payload: Any, kind: str | None, message: str
+) -> None:
     with pytest.raises(MlflowException) as caught:
         ask(payload, kind)
     assert caught.value.get_http_status_code() == 400
@@ -84,7 +108,9 @@ def test_refusals_are_one_line(ask: Callable[..., Any], payload: Any, kind: str 
 
 def test_nesting_too_deep_is_refused(scoring_server: Any) -> None:
     answer = http.guarded(scoring_server.invocations, 3, 10**6)
-    with pytest.raises(MlflowException, match=r"^request: must be legal, got RecursionError: ") as caught:
+    with pytest.raises(
+        MlflowException, match=r"^request: must be legal, got RecursionError: "
+    ) as caught:
         answer(b"[" * 100_000, JSON, Model(), None)
     assert caught.value.get_http_status_code() == 400
 
@@ -97,12 +123,22 @@ def _csv(*lines: str) -> bytes:
     return "\n".join(lines).encode()
 
 
-ROWS, COLUMNS = "must have at most 3 rows, got 4; send it in parts", "must have at most 100 columns, got 101"
-PLAIN = "request: line {} of CSV must have at most 100 fields, quoted whole or not at all and without line breaks"
+ROWS, COLUMNS = (
+    "must have at most 3 rows, got 4; send it in parts",
+    "must have at most 100 columns, got 101",
+)
+PLAIN = (
+    "request: line {} of CSV must have at most 100 fields, quoted whole or not at all and "
+    "without line breaks"
+)
 WIDE, NAMES = [1] * 101, {f"c{n}": 1 for n in range(101)}
 TOO_LARGE = [
     ({"dataframe_records": [{}] * 4}, JSON, ROWS),
-    ({"dataframe_records": [{f"c{n + i}": 1 for i in range(34)} for n in (0, 34, 67)]}, JSON, COLUMNS),
+    (
+        {"dataframe_records": [{f"c{n + i}": 1 for i in range(34)} for n in (0, 34, 67)]},
+        JSON,
+        COLUMNS,
+    ),
     ({"dataframe_records": [[1], WIDE]}, JSON, COLUMNS),
     ({"instances": [1] * 4}, JSON, ROWS),
     ({"instances": [NAMES]}, JSON, COLUMNS),
@@ -118,10 +154,22 @@ TOO_LARGE = [
     (_split(data=[NAMES]), JSON, COLUMNS),
     (_split(data={"a": [1] * 4}), JSON, ROWS),
     (_split(columns=WIDE, data=[]), JSON, COLUMNS),
-    (_split(columns=[WIDE], data=[]), JSON, "request: columns must be a list of plain labels, got another"),
-    (_split(columns=NAMES, data=[]), JSON, "request: columns must be a list of plain labels, got another"),
+    (
+        _split(columns=[WIDE], data=[]),
+        JSON,
+        "request: columns must be a list of plain labels, got another",
+    ),
+    (
+        _split(columns=NAMES, data=[]),
+        JSON,
+        "request: columns must be a list of plain labels, got another",
+    ),
     (_split(index=[1] * 4, data=[]), JSON, ROWS),
-    (_split(index=[[1] * 4], data=[]), JSON, "request: index must be a list of plain labels, got another"),
+    (
+        _split(index=[[1] * 4], data=[]),
+        JSON,
+        "request: index must be a list of plain labels, got another",
+    ),
     (_csv("sequence", "A", "A", "A", "A", ""), "text/csv", ROWS),
     (b"sequence\rA\rA\rA\rA", "text/csv; charset=utf-8", ROWS),
     (_csv("", ",".join(NAMES), "A"), "text/csv", PLAIN.format(0)),
@@ -147,13 +195,19 @@ def test_what_is_too_large_never_becomes_a_table(payload: Any, kind: str, messag
 @pytest.mark.parametrize(
     ("payload", "kind"),
     [
-        ({"dataframe_records": [{"sequence": "ACGT", **dict(list(NAMES.items())[:99])}] * 3}, JSON),
+        (
+            {"dataframe_records": [{"sequence": "ACGT", **dict(list(NAMES.items())[:99])}] * 3},
+            JSON,
+        ),
         (_split(columns=["sequence"], index=["x", 2, None], data=[["ACGT"]] * 3), JSON),
         (_split(columns=["sequence", *range(99)], data=[["ACGT", *range(99)]] * 3), JSON),
         ({"instances": [{"sequence": "ACGT"}] * 3}, JSON),
         ({"inputs": {"sequence": ["ACGT"] * 3}}, f"{JSON}; charset=utf-8"),
         (_csv("sequence", "ACGT", "ACGT", "ACGT", "", ""), "text/csv"),
-        (b'"sequence","also"\r\n"ACGT",\r\nACGT,"a ""b"", c"\r\n"ACGT",x\r\n', "text/csv; charset=utf-8"),
+        (
+            b'"sequence","also"\r\n"ACGT",\r\nACGT,"a ""b"", c"\r\n"ACGT",x\r\n',
+            "text/csv; charset=utf-8",
+        ),
         (_csv("sequence" + ",x" * 99, *["ACGT" + ",1" * 99] * 3), "text/csv"),
     ],
 )
@@ -161,7 +215,9 @@ def test_what_is_just_not_too_large_is_answered(
     scoring_server: Any, payload: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    monkeypatch.setattr(Model, "predict", lambda _, data, params=None: [len(one) for one in data["sequence"]])
+    monkeypatch.setattr(
+        Model, "predict", lambda _, data, params=None: [len(one) for one in data["sequence"]]
+    )
     found = http.guarded(scoring_server.invocations, 3, 10_000)(body, kind, Model(), None)
     assert (found.status, json.loads(found.response)) == (200, {"predictions": [4, 4, 4]})
 
@@ -191,7 +247,13 @@ def test_only_the_server_is_guarded(scoring_server: Any, monkeypatch: pytest.Mon
 
 def test_limits() -> None:
     assert http.limits({}) == (1000, 16_000_000)
-    assert http.limits({"SEQFOUNDRY_MAX_ROWS": "", "SEQFOUNDRY_MAX_MEGABYTES": "2"}) == (1000, 2_000_000)
+    assert http.limits({"SEQFOUNDRY_MAX_ROWS": "", "SEQFOUNDRY_MAX_MEGABYTES": "2"}) == (
+        1000,
+        2_000_000,
+    )
     for text in ("0", "-1", "many", "1.5", "²"):
-        with pytest.raises(ConfigError, match=f"^SEQFOUNDRY_MAX_ROWS: must be a whole number from 1 on, got '{text}'$"):
+        with pytest.raises(
+            ConfigError,
+            match=f"^SEQFOUNDRY_MAX_ROWS: must be a whole number from 1 on, got '{text}'$",
+        ):
             http.limits({"SEQFOUNDRY_MAX_ROWS": text})

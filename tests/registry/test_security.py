@@ -1,4 +1,7 @@
-"""Hostile files: refused in one line with exit status 2, nothing executed, nothing of the claimed size reserved."""
+"""Hostile files.
+
+Refused in one line with exit status 2, nothing executed, nothing of the claimed size reserved.
+"""
 
 import contextlib
 import importlib.metadata
@@ -24,7 +27,9 @@ from seqfoundry.core.runs import tracking
 from seqfoundry.families.copynumber import serve as copynumber
 from seqfoundry.registry import model_safety, models, portable_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 ROOT = Path(__file__).resolve().parents[2]
 CANDIDATE = "models:/reads-10x3p_sc_ont_016@candidate"
@@ -44,7 +49,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Run the command line; it must exit 2 with one line, which is returned."""
     capsys.readouterr()
     assert main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seqfoundry: ")]
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("seqfoundry: ")
+    ]
     assert len(lines) == 1
     assert len(lines[0]) < 3000
     return lines[0]
@@ -55,7 +62,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.fixture
 def exported(registry_store: Any, tmp_path: Path) -> Path:
-    """A package as a stranger may hand it over; its sums are those of what is in it, so they tell nothing."""
+    """A package as a stranger may hand it over.
+
+    Its sums are those of what is in it, so they tell nothing.
+    """
     folder = tmp_path / "package"
     models.export(CANDIDATE, folder)
     (folder / model_safety.SUMS).unlink()
@@ -66,14 +76,18 @@ def edit_flavour(folder: Path, **changes: Any) -> None:
     """Change what MLmodel says of the python function; None removes a key."""
     content = yaml.safe_load((folder / "MLmodel").read_text())
     flavour = content["flavors"]["python_function"] | changes
-    content["flavors"]["python_function"] = {key: value for key, value in flavour.items() if value is not None}
+    content["flavors"]["python_function"] = {
+        key: value for key, value in flavour.items() if value is not None
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(content))
 
 
 def plant_pickle(folder: Path, mark: Path) -> None:
     body = f"cos\nmkdir\n(V{mark}\ntR."  # a pickle of protocol 0, which makes a folder
     (folder / "python_model.pkl").write_bytes(body.encode())
-    edit_flavour(folder, model_code_path=None, python_model="python_model.pkl", cloudpickle_version="3.1.2")
+    edit_flavour(
+        folder, model_code_path=None, python_model="python_model.pkl", cloudpickle_version="3.1.2"
+    )
 
 
 def plant_loader(folder: Path, mark: Path) -> None:
@@ -116,7 +130,9 @@ def plant_bytecode(folder: Path, mark: Path) -> None:
     (mark.parent / "away.py").write_text(CODE)
     cached = importlib.util.cache_from_source(str(folder / "served.py"))
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    py_compile.compile(str(mark.parent / "away.py"), cfile=cached, invalidation_mode=mode, doraise=True)
+    py_compile.compile(
+        str(mark.parent / "away.py"), cfile=cached, invalidation_mode=mode, doraise=True
+    )
 
 
 def plant_old_bytecode(folder: Path, mark: Path) -> None:
@@ -141,22 +157,40 @@ def other_family(folder: Path, mark: Path) -> None:
         (plant_code_elsewhere, "the folder code, got served.py and other; not executed"),
         (plant_tag, "could not determine a constructor for the tag"),
         (lead_out, r"must have the artifact artifacts/model alone, got \.\./\.\./etc"),
-        (link_out, "notes.txt: must be a file or folder of the model itself, got a link to /etc/passwd"),
+        (
+            link_out,
+            "notes.txt: must be a file or folder of the model itself, got a link to /etc/passwd",
+        ),
         (link_code, "served.py: must be a file or folder of the model itself, got a link"),
         (plant_old_bytecode, r"notes\.PYC: must not be there"),
         (remove_adapter, r"served\.py: must be a file of the model, got none"),
         (other_family, "must have the config of the family reads"),
-        (lambda folder, _: (folder / "MLmodel").write_text("flavors: [1]"), "must be a whole packaged model of ours"),
+        (
+            lambda folder, _: (folder / "MLmodel").write_text("flavors: [1]"),
+            "must be a whole packaged model of ours",
+        ),
     ],
 )
 def test_hostile_packages_are_refused(
-    exported: Path, mark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], plant: Any, message: str
+    exported: Path,
+    mark: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plant: Any,
+    message: str,
 ) -> None:
     plant(exported, mark)
     source = tmp_path / "reads.fa"
     source.write_text(">a\nACGT\n")
     line = refused(
-        capsys, "annotate", "reads", str(source), "--model", str(exported), "--out", str(tmp_path / "annotated")
+        capsys,
+        "annotate",
+        "reads",
+        str(source),
+        "--model",
+        str(exported),
+        "--out",
+        str(tmp_path / "annotated"),
     )
     assert re.search(message, line), line
     assert not (tmp_path / "annotated").exists()
@@ -164,7 +198,9 @@ def test_hostile_packages_are_refused(
     assert re.search(message, line), line
 
 
-def test_another_adapter_is_not_run(exported: Path, mark: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_adapter_is_not_run(
+    exported: Path, mark: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (exported / "served.py").write_text(CODE)
     loaded = models.load("reads", str(exported))
     assert "served.py is not that of this version and is not run" in caplog.text
@@ -187,11 +223,15 @@ def test_our_own_packages_pass(exported: Path) -> None:
 def test_sums_name_files_of_the_model_only(exported: Path) -> None:
     for name in ("../../../etc/passwd", "/etc/passwd"):
         (exported / model_safety.SUMS).write_text(f"{'0' * 64}  {name}\n")
-        with pytest.raises(ModelError, match=f"SHA256SUMS: must name files of the model, got {name}"):
+        with pytest.raises(
+            ModelError, match=f"SHA256SUMS: must name files of the model, got {name}"
+        ):
             models.load("reads", str(exported))
 
 
-def test_links_are_neither_exported_nor_registered(registry_store: Any, trained: Any, tmp_path: Path) -> None:
+def test_links_are_neither_exported_nor_registered(
+    registry_store: Any, trained: Any, tmp_path: Path
+) -> None:
     uri = registry_store.get_run(trained.run_id).info.artifact_uri
     experiment = registry_store.get_run(trained.run_id).info.experiment_id
     run_id = registry_store.create_run(experiment, tags={"family": "reads"}).info.run_id
@@ -203,11 +243,17 @@ def test_links_are_neither_exported_nor_registered(registry_store: Any, trained:
         copied = Path(shutil.copytree(folder, tmp_path / "copied"))
     for place in (target / "model", copied):
         (place / "secret.txt").symlink_to("/etc/hostname")
-    with pytest.raises(MissingError, match=f"{run_id}: must be a model"):  # MLflow does not follow it either
+    with pytest.raises(
+        MissingError, match=f"{run_id}: must be a model"
+    ):  # MLflow does not follow it either
         models.register("reads", run_id)
-    with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself"):
+    with pytest.raises(
+        ModelError, match=r"secret\.txt: must be a file or folder of the model itself"
+    ):
         model_safety.refuse_links(copied)
-    packed = registry_store.get_logged_model(trained.model_uri.rpartition("/")[2]).artifact_location
+    packed = registry_store.get_logged_model(
+        trained.model_uri.rpartition("/")[2]
+    ).artifact_location
     stored = Path(shutil.copytree(packed.removeprefix("file://"), tmp_path / "stored"))
     registry_store.create_registered_model("linked")
     registry_store.create_model_version("linked", str(stored))
@@ -223,16 +269,22 @@ def test_links_do_not_travel_to_other_processes(tmp_path: Path) -> None:
     source = tmp_path / "model"
     source.mkdir()
     (source / "secret.txt").symlink_to("/etc/hostname")
-    with pytest.raises(ModelError, match=r"secret\.txt: must be a file or folder of the model itself, got a link"):
+    with pytest.raises(
+        ModelError, match=r"secret\.txt: must be a file or folder of the model itself, got a link"
+    ):
         portable_model.publish("vdj", "model", source, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
 
-# Nothing of ours unpacks archives (zip, tar) that a user or a store hands in, so none can lead out of its folder.
+# Nothing of ours unpacks archives (zip, tar) that a user or a store hands in, so none can lead out
+# of its folder.
 @pytest.mark.parametrize(
-    "name", ["../../../x.txt", "..%2f..%2f..%2fx.txt", "%2e%2e/%2e%2e/x.txt", "a/../../x.txt", "/x"]
+    "name",
+    ["../../../x.txt", "..%2f..%2f..%2fx.txt", "%2e%2e/%2e%2e/x.txt", "a/../../x.txt", "/x"],
 )
-def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_names_of_artefacts_do_not_lead_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     inside = tmp_path / "store"
     inside.mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{inside / 'mlflow.db'}")
@@ -244,15 +296,24 @@ def test_names_of_artefacts_do_not_lead_out(tmp_path: Path, monkeypatch: pytest.
         opened.log_text(run.run_id, "planted", name)
     with pytest.raises(MlflowException):
         opened.download_artifacts(run.run_id, f"{name}.absent", str(inside))
-    with pytest.raises(MissingError, match="must be a model of"), models.fetch(f"models:/m/1/{name}"):
+    with (
+        pytest.raises(MissingError, match="must be a model of"),
+        models.fetch(f"models:/m/1/{name}"),
+    ):
         pass
     assert not Path("/x").exists()
     assert (tmp_path / "x.txt").read_text() == "outside"
-    assert all(artefacts in path.parents for path in tmp_path.rglob("*x.txt") if path != tmp_path / "x.txt")
+    assert all(
+        artefacts in path.parents
+        for path in tmp_path.rglob("*x.txt")
+        if path != tmp_path / "x.txt"
+    )
 
 
 @pytest.mark.parametrize("name", ["served.json", "model.json"])
-@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' * 200_000, "9" * 5000], ids=["lists", "objects", "digits"])
+@pytest.mark.parametrize(
+    "content", ["[" * 200_000, '{"a": ' * 200_000, "9" * 5000], ids=["lists", "objects", "digits"]
+)
 def test_bottomless_json(model_copy: Path, mark: Path, name: str, content: str) -> None:
     (model_copy / name).write_text(content)
     with pytest.raises(ModelError, match="must"):
@@ -263,19 +324,29 @@ def test_bottomless_json(model_copy: Path, mark: Path, name: str, content: str) 
 
 
 @pytest.mark.parametrize("key", ["architecture", "hmm", "cnv", "plasmid_cnv", "evaluation"])
-def test_models_that_name_code(tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_models_that_name_code(
+    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     (tmp_path / "planted.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
-    served = {"format_version": copynumber.FORMAT_VERSION, "family": "copynumber", "package_version": "0.1.0"}
+    served = {
+        "format_version": copynumber.FORMAT_VERSION,
+        "family": "copynumber",
+        "package_version": "0.1.0",
+    }
     content = {"settings": {key: "planted:run"}, "genes": [], "rules": {}, "n_bins": 1, "md5": {}}
     (folder / "served.json").write_text(json.dumps(served))
     (folder / "model.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=rf"model\.json: {key} must be built in, got planted:run; not executed"):
+    with pytest.raises(
+        ModelError, match=rf"model\.json: {key} must be built in, got planted:run; not executed"
+    ):
         copynumber.load(folder)
     monkeypatch.setenv("SEQFOUNDRY_OWN_CODE", "planted")
-    with pytest.raises(ModelError, match=r"must be a whole model folder|must be given"):  # trusted, but not whole
+    with pytest.raises(
+        ModelError, match=r"must be a whole model folder|must be given"
+    ):  # trusted, but not whole
         copynumber.load(folder)
 
 
@@ -283,14 +354,18 @@ def test_models_that_name_code(tmp_path: Path, mark: Path, monkeypatch: pytest.M
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "\n".join(
-    f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]"
+    for last, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: !!python/object/apply:os.mkdir ['{mark}']", "could not determine a constructor for the tag"),
+        (
+            "seed: !!python/object/apply:os.mkdir ['{mark}']",
+            "could not determine a constructor for the tag",
+        ),
         ("seed: !!python/name:os.system", "could not determine a constructor"),
         ("!!python/object/new:os.mkdir {{args: ['{mark}']}}", "could not determine a constructor"),
         (BOMB, "more than 100,000 values"),
@@ -298,15 +373,21 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "\n".join(
         ("base: /etc/passwd", "must be valid YAML|must hold keys and values"),
     ],
 )
-def test_settings(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_settings(
+    tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(text.replace("{mark}", str(mark)).replace("{{", "{").replace("}}", "}"))
-    line = refused(capsys, "simulate", "vdj", "--params", str(path), "--out", str(tmp_path / "out"))
+    line = refused(
+        capsys, "simulate", "vdj", "--params", str(path), "--out", str(tmp_path / "out")
+    )
     assert re.search(message, line), line
     assert not (tmp_path / "out").exists()
 
 
-def test_overrides_are_settings_too(tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_are_settings_too(
+    tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     params = str(ROOT / "params" / "vdj" / "smoke.yaml")
     words = ("--params", params, "--set", f"'seed=!!python/object/apply:os.mkdir [{mark}]'")
     refused(capsys, "simulate", "vdj", *words, "--out", str(tmp_path / "out"))
@@ -333,7 +414,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 MESSAGE = "must have at most 10,000 columns, got 1,000,000"
 
 
-def test_a_wide_table_of_rearrangements(wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path) -> None:
+def test_a_wide_table_of_rearrangements(
+    wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path
+) -> None:
     params = ROOT / "params" / "vdj" / "smoke.yaml"
     germline = tmp_path / "germline.fa"
     germline.write_text(">TRAV1*01\nGATACTTGTGCTGTGAGTGCCA\n>TRAJ1*01\nTGGCACTGGAGGCTTCAAAACTA\n")
@@ -342,7 +425,9 @@ def test_a_wide_table_of_rearrangements(wide: dict[str, Path], tmp_path: Path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wide_table_of_counts(wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path) -> None:
+def test_a_wide_table_of_counts(
+    wide: dict[str, Path], tmp_path: Path, capsys: Any, mark: Path
+) -> None:
     params = ROOT / "params" / "copynumber" / "smoke.yaml"
     words = ("--params", str(params), "--out", str(tmp_path / "out"))
     assert MESSAGE in refused(capsys, "prepare", "copynumber", str(wide["tsv"]), *words)
@@ -368,20 +453,40 @@ def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
 
 
 def test_no_requirement_is_under_the_gpl() -> None:
-    """Run-time requirements, direct ones, by their own metadata; the LGPL and GPL with a linking exception may be."""
+    """Run-time requirements, direct ones, by their own metadata.
+
+    The LGPL and GPL with a linking exception may be.
+    """
     names = [
-        Requirement(text).name for text in importlib.metadata.requires("seqfoundry") or [] if "extra ==" not in text
+        Requirement(text).name
+        for text in importlib.metadata.requires("seqfoundry") or []
+        if "extra ==" not in text
     ]
     assert len(names) > 15
     found = {name: licence(name) for name in names}
     assert not [name for name, text in found.items() if not text]
-    strict = re.compile(r"(?<!L)(?<!Lesser )\bA?GPL|(?<!Lesser )General Public License", re.IGNORECASE)
-    assert not {name: text for name, text in found.items() if strict.search(text) and "exception" not in text.lower()}
+    strict = re.compile(
+        r"(?<!L)(?<!Lesser )\bA?GPL|(?<!Lesser )General Public License", re.IGNORECASE
+    )
+    assert not {
+        name: text
+        for name, text in found.items()
+        if strict.search(text) and "exception" not in text.lower()
+    }
 
 
 def licence(name: str) -> str:
-    """Licence of an installed package: SPDX expression, else classifiers, else the first line of the free text."""
+    """Licence of an installed package.
+
+    SPDX expression, else classifiers, else the first line of the free text.
+    """
     metadata = importlib.metadata.metadata(name)
-    classifiers = [text for text in metadata.get_all("Classifier") or [] if text.startswith("License ::")]
+    classifiers = [
+        text for text in metadata.get_all("Classifier") or [] if text.startswith("License ::")
+    ]
     free = (metadata.get("License") or "").strip().partition("\n")[0]
-    return metadata.get("License-Expression") or "; ".join(text.rpartition(":: ")[2] for text in classifiers) or free
+    return (
+        metadata.get("License-Expression")
+        or "; ".join(text.rpartition(":: ")[2] for text in classifiers)
+        or free
+    )

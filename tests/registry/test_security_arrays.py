@@ -1,4 +1,7 @@
-"""Hostile files of numbers: nothing pickled in them is executed, nothing of the size that they claim is reserved."""
+"""Hostile files of numbers.
+
+Nothing pickled in them is executed, nothing of the size that they claim is reserved.
+"""
 
 import io
 import json
@@ -34,7 +37,9 @@ HUGE = 1 << 40  # bytes
 def npy(descr: str, shape: tuple[int, ...], body: bytes = b"") -> bytes:
     """A NumPy file of any header."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + body
 
 
@@ -58,7 +63,10 @@ HEADERS = {
 }
 READERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "baseline": (baselines.load, ("name", "present_ratio", "location", "tracks")),
-    "coefficients": (lambda path: read_fit(path, {"names": ["a"], "runaway": []}), ("theta", "hessian", "scale")),
+    "coefficients": (
+        lambda path: read_fit(path, {"names": ["a"], "runaway": []}),
+        ("theta", "hessian", "scale"),
+    ),
 }
 
 
@@ -86,7 +94,9 @@ def test_archives_that_claim_more_than_they_hold(tmp_path: Path, mark: Path) -> 
     write_npz(path, "theta", content=npy("<f8", (8,), bytes(64)))
     arrays.check_archive(path)
     claim(path, 0xFFFFFFF0)
-    with pytest.raises(InputError, match=r"must be a whole archive of plain arrays, got: .*4,294,967,280 bytes"):
+    with pytest.raises(
+        InputError, match=r"must be a whole archive of plain arrays, got: .*4,294,967,280 bytes"
+    ):
         arrays.check_archive(path)
 
 
@@ -99,21 +109,29 @@ def write_inflated(path: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("names", [["theta"], ["theta", "hessian", "scale"]])
-def test_archives_of_zeros(tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_of_zeros(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.npz"
     write_inflated(path, *names)
     assert path.stat().st_size < 100_000
-    with pytest.raises(InputError, match=r"got: members of 64,000,\d{3} bytes in a file of \d{2},\d{3}$"):
+    with pytest.raises(
+        InputError, match=r"got: members of 64,000,\d{3} bytes in a file of \d{2},\d{3}$"
+    ):
         arrays.check_archive(path)
     monkeypatch.setattr(arrays, "_LARGEST", 64_001_000)
     arrays.check_archive(path)
 
 
-def test_archives_may_be_20_times_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_may_be_20_times_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrays, "_LARGEST", 0)
     noise = np.random.default_rng(1).bytes(8000)
     for zeros, refused in ((0, False), (18 * 8000, False), (21 * 8000, True)):
-        np.savez_compressed(tmp_path / "model.npz", theta=np.frombuffer(noise + bytes(zeros), dtype=np.uint8))
+        np.savez_compressed(
+            tmp_path / "model.npz", theta=np.frombuffer(noise + bytes(zeros), dtype=np.uint8)
+        )
         if refused:
             with pytest.raises(InputError, match="got: members of 176,"):
                 arrays.check_archive(tmp_path / "model.npz")
@@ -129,7 +147,9 @@ def test_coefficients_are_those_of_the_record_before_they_are_read(
     config = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml")
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
     specification = read_specification(config)
-    served.save(served.VdjModel(specification, germline, fit, np.ones(1), {}, about), config, tmp_path)
+    served.save(
+        served.VdjModel(specification, germline, fit, np.ones(1), {}, about), config, tmp_path
+    )
     served.load(tmp_path)
     with (tmp_path / "coefficients.npz").open("ab") as file:
         file.write(b"!")
@@ -151,7 +171,9 @@ def legacy_weights(path: Path, elements: int) -> None:
     torch.save({"w": torch.zeros(77)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     assert b"K\x4dN" in content
-    path.write_bytes(content.replace(b"K\x4dN", b"\x8a\x08" + elements.to_bytes(8, "little") + b"N"))
+    path.write_bytes(
+        content.replace(b"K\x4dN", b"\x8a\x08" + elements.to_bytes(8, "little") + b"N")
+    )
 
 
 def planted_weights(path: Path, planted: Any, *, legacy: bool) -> None:
@@ -212,7 +234,9 @@ def unwritten_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
 
 
 def outer_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
-    file.create_dataset("w", shape=shape, dtype="f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+    file.create_dataset(
+        "w", shape=shape, dtype="f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+    )
 
 
 def virtual_dataset(file: h5py.File, shape: tuple[int, ...]) -> None:
@@ -225,7 +249,9 @@ def outer_link(file: h5py.File, shape: tuple[int, ...]) -> None:
     file["w"] = h5py.ExternalLink("/etc/passwd", "w")
 
 
-@pytest.mark.parametrize("write", [huge_dataset, unwritten_dataset, outer_dataset, virtual_dataset, outer_link])
+@pytest.mark.parametrize(
+    "write", [huge_dataset, unwritten_dataset, outer_dataset, virtual_dataset, outer_link]
+)
 def test_weights_of_keras(tmp_path: Path, mark: Path, write: Any) -> None:
     path = tmp_path / "weights.h5"
     with h5py.File(path, "w") as file:
@@ -243,6 +269,7 @@ def test_networks_larger_than_their_file(model_copy: Path, mark: Path) -> None:
     shape["network"][key] = 1 << 24
     path.write_text(json.dumps(shape))
     with pytest.raises(
-        ModelError, match=r"weights\.h5: must be Keras weights of this network, [\d,]+ or more, got at most"
+        ModelError,
+        match=r"weights\.h5: must be Keras weights of this network, [\d,]+ or more, got at most",
     ):
         models.load("reads", str(model_copy))

@@ -26,19 +26,35 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.words = {"admin": secrets.token_hex(16), "trainer": secrets.token_hex(16), "reader": secrets.token_hex(16)}
+        self.words = {
+            "admin": secrets.token_hex(16),
+            "trainer": secrets.token_hex(16),
+            "reader": secrets.token_hex(16),
+        }
         self.running = {name: self._server(name) for name in ("open", "closed")}
 
     def _server(self, name: str) -> tuple[str, stack.Process]:
         folder, port = self.folder / name, stack.free_port()
         folder.mkdir()
         own = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        command = [sys.executable, "-m", "mlflow", "server", "--host", stack.HERE, "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            stack.HERE,
+            "--port",
+            str(port),
+        ]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "files")]
         if name == "closed":
             command += ["--app-name", "basic-auth"]
-            own |= {"MLFLOW_AUTH_ADMIN_PASSWORD": self.words["admin"], "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32}
+            own |= {
+                "MLFLOW_AUTH_ADMIN_PASSWORD": self.words["admin"],
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32,
+            }
             own |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}
             (folder / "users.ini").write_text(stack.user_settings(f"sqlite:///{folder}/users.db"))
         process = stack.Process(name, command, stack.bare() | own, folder / "log")
@@ -51,21 +67,31 @@ class Servers:
         for user in ("trainer", "reader"):
             stack.add_user(self.running["closed"][0], self.words["admin"], user, self.words[user])
 
-    def log_in(self, patch: pytest.MonkeyPatch, server: str, user: str = "", password: str | None = None) -> str:
+    def log_in(
+        self, patch: pytest.MonkeyPatch, server: str, user: str = "", password: str | None = None
+    ) -> str:
         """Become a client of a server, and return its URI."""
         uri = self.running[server][0]
-        for name in [key for key in os.environ if key.startswith(("MLFLOW_TRACKING_", "SEQFOUNDRY_", "MLFLOW_RUN"))]:
+        for name in [
+            key
+            for key in os.environ
+            if key.startswith(("MLFLOW_TRACKING_", "SEQFOUNDRY_", "MLFLOW_RUN"))
+        ]:
             patch.delenv(name)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         if user:
             patch.setenv("MLFLOW_TRACKING_USERNAME", user)
-            patch.setenv("MLFLOW_TRACKING_PASSWORD", self.words[user] if password is None else password)
+            patch.setenv(
+                "MLFLOW_TRACKING_PASSWORD", self.words[user] if password is None else password
+            )
         return uri
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    pytest.importorskip("flask_wtf", reason="basic auth needs Flask-WTF (pip install 'seqfoundry[test]')")
+    pytest.importorskip(
+        "flask_wtf", reason="basic auth needs Flask-WTF (pip install 'seqfoundry[test]')"
+    )
     made = Servers(tmp_path_factory.mktemp("servers"))
     try:
         made.wait()
@@ -100,11 +126,16 @@ def test_a_run_and_its_files_lie_on_the_server(
 
 
 def test_a_login_in_the_uri_is_not_printed(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     uri = servers.log_in(monkeypatch, "closed")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@"))
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@")
+    )
     monkeypatch.setattr("seqfoundry.cli._train", lambda args: {"run": _train(args.out)})
     assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
     said, told = capfd.readouterr()
@@ -125,14 +156,23 @@ def test_an_undefined_figure_reaches_the_server(
 
 @pytest.mark.parametrize(("user", "password"), [("", None), ("reader", "wrong")])
 def test_strangers_are_refused(
-    servers: Servers, user: str, password: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    servers: Servers,
+    user: str,
+    password: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
 ) -> None:
     uri = servers.log_in(monkeypatch, "closed", user, password)
     with pytest.raises(TrackingError) as caught:
         _train(tmp_path / "out")
     assert str(caught.value) == f"tracking store {uri}: must do what was asked, got: {LOGIN}"
     assert not (tmp_path / "out").exists()
-    for words in (["models"], ["promote", "vdj-x"], ["export", "models:/vdj-x@champion", str(tmp_path / "exported")]):
+    for words in (
+        ["models"],
+        ["promote", "vdj-x"],
+        ["export", "models:/vdj-x@champion", str(tmp_path / "exported")],
+    ):
         capfd.readouterr()
         assert main(words) == 2
         said, message = capfd.readouterr()
@@ -141,7 +181,9 @@ def test_strangers_are_refused(
         assert message.endswith(f"got: {LOGIN}\n")
 
 
-def test_a_reader_sees_and_changes_nothing(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_sees_and_changes_nothing(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     servers.log_in(monkeypatch, "closed", "trainer")
     run_id, opened = _train(tmp_path / "out"), models.connect()
     opened.create_registered_model("vdj-small")
@@ -149,7 +191,10 @@ def test_a_reader_sees_and_changes_nothing(servers: Servers, tmp_path: Path, mon
     opened.set_registered_model_alias("vdj-small", "champion", "1")
 
     uri = servers.log_in(monkeypatch, "closed", "reader")
-    refused = f"tracking store {uri}: must do what was asked, got: no permission (403) for the user reader; ask who"
+    refused = (
+        f"tracking store {uri}: must do what was asked, got: no permission (403) for the "
+        "user reader; ask who"
+    )
     assert [row["aliases"] for row in listing.models()] == ["champion"]
     with pytest.raises(TrackingError) as caught:
         _train(tmp_path / "other")

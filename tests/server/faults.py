@@ -1,10 +1,11 @@
 """Inject faults into real processes of the product, and print what held. Not collected by pytest.
 
-    nice python tests/server/faults.py [--trials N] [--families vdj,enhancer] [--only disk] [--seed S]
+    nice python tests/server/faults.py [--trials N] [--families vdj,enhancer] [--only disk] [--seed
+    S]
 
-Every process is the command line with smoke settings, in scratch folders with a tracking store of their own. Exit
-status 1 where something did not hold. The faults of servers need what ``stack.py`` needs, the full disk needs root.
-"""
+Every process is the command line with smoke settings, in scratch folders with a tracking store of
+their own. Exit status 1 where something did not hold. The faults of servers need what ``stack.py``
+needs, the full disk needs root."""
 
 import argparse
 import contextlib
@@ -27,7 +28,9 @@ import product
 import stack
 
 FAMILIES = ("reads", "copynumber", "enhancer", "vdj")
-TOLERANCE = dict.fromkeys(FAMILIES, 0.0)  # relative, of every final metric: bit for bit on one machine
+TOLERANCE = dict.fromkeys(
+    FAMILIES, 0.0
+)  # relative, of every final metric: bit for bit on one machine
 REPEATED = {"vdj": 2}  # epochs that a resumed run does again by design; the others do none again
 LONGER = ("--set", "fit.bootstrap=40")  # so that something is left to do when the server is back
 _MIB = 1 << 20
@@ -36,7 +39,10 @@ Fault = Callable[[product.Bench, int], list[str]]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``complaints`` has a list for each trial, empty where everything held."""
+    """One line of the table.
+
+    ``complaints`` has a list for each trial, empty where everything held.
+    """
 
     fault: str
     must: str
@@ -66,7 +72,9 @@ def server_stops(bench: product.Bench, _: int) -> list[str]:
     team.processes["mlflow"].stop(signal.SIGKILL)
     found = ["training had ended before the server stopped"] if child.has_ended else []
     found += child.expect(2) + product.broken(out) + _compare(undisturbed, out)
-    told = re.search(r"send them with the same train command and (--resume \w+ --out \S+)", child.said)
+    told = re.search(
+        r"send them with the same train command and (--resume \w+ --out \S+)", child.said
+    )
     team.restart("mlflow")
     if told is None:
         return [*found, f"no command was told: {child.said[-300:]}"]
@@ -108,7 +116,9 @@ print(json.dumps({"status": run.info.status, "metrics": run.data.metrics, "steps
     )  # fmt: skip
     stored = json.loads(done.stdout.splitlines()[-1])
     found = [] if stored["status"] == "FINISHED" else [f"the run is {stored['status']}"]
-    numbers = {k: v for k, v in product.read(out / "metrics.json").items() if isinstance(v, int | float)}
+    numbers = {
+        k: v for k, v in product.read(out / "metrics.json").items() if isinstance(v, int | float)
+    }
     found += product.differences(numbers, {k: stored["metrics"].get(k) for k in numbers}, 1e-12)
     wanted = list(range((product.last_epoch(out) or 0) + 1))
     if not set(wanted) <= set(stored["steps"]):
@@ -128,7 +138,10 @@ def disk_is_full(bench: product.Bench, number: int, family: str) -> list[str]:
     place.mkdir()
     size = need * 3 + 16 * _MIB
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode != 0:
         raise product.Skipped(f"mount: {mounted.stderr.strip()}")
@@ -155,12 +168,19 @@ def _fill(file: Any, size: int) -> None:
 def _one_line(said: str) -> list[str]:
     """Complaints where a refusal is not one line at the end."""
     lines = [line for line in said.splitlines() if line.startswith("seqfoundry: ")]
-    return [] if len(lines) == 1 and said.rstrip().endswith(lines[0]) else [f"no single line, got: {said[-300:]}"]
+    return (
+        []
+        if len(lines) == 1 and said.rstrip().endswith(lines[0])
+        else [f"no single line, got: {said[-300:]}"]
+    )
 
 
 def trainer_killed(bench: product.Bench, _: int, family: str) -> list[str]:
     """Kill a trainer at a random moment between the making of its folder and its end, and go on."""
-    undisturbed, found = bench.made.undisturbed(family), ["it ended before it was killed, three times"]
+    undisturbed, found = (
+        bench.made.undisturbed(family),
+        ["it ended before it was killed, three times"],
+    )
     for _attempt in range(3):
         out = bench.made.fresh(family)
         child = bench.made.train(family, out)
@@ -172,8 +192,13 @@ def trainer_killed(bench: product.Bench, _: int, family: str) -> list[str]:
     return found
 
 
-def _go_on(bench: product.Bench, family: str, out: Path, undisturbed: product.Undisturbed) -> list[str]:
-    """Resume a run that was broken off (or begin, where it had not): complaints about what it comes to."""
+def _go_on(
+    bench: product.Bench, family: str, out: Path, undisturbed: product.Undisturbed
+) -> list[str]:
+    """Resume a run that was broken off (or begin, where it had not).
+
+    Complaints about what it comes to.
+    """
     run_id, before = product.read(out / "run.json").get("run_id"), product.last_epoch(out)
     had_checkpoint = any((out / "checkpoints").glob("last.*"))
     again = bench.made.train(family, out, *(["--resume", run_id] if run_id else []))
@@ -185,7 +210,9 @@ def _go_on(bench: product.Bench, family: str, out: Path, undisturbed: product.Un
         found.append(f"epoch {before} was finished, and epoch {begun} was done again")
     if before is not None and not had_checkpoint:
         found.append(f"epoch {before} was finished, and there was no checkpoint")
-    return found + product.broken(out) + product.leftovers(out) + _compare(undisturbed, out, family)
+    return (
+        found + product.broken(out) + product.leftovers(out) + _compare(undisturbed, out, family)
+    )
 
 
 def _compare(undisturbed: product.Undisturbed, out: Path, family: str = "vdj") -> list[str]:
@@ -193,7 +220,9 @@ def _compare(undisturbed: product.Undisturbed, out: Path, family: str = "vdj") -
     here = {path.relative_to(out) for path in out.rglob("*")}
     wanted = {path.relative_to(undisturbed.out) for path in undisturbed.out.rglob("*")}
     found = [f"lacks {path}" for path in sorted(wanted - here)]
-    return found + product.differences(undisturbed.metrics, product.read(out / "metrics.json"), TOLERANCE[family])
+    return found + product.differences(
+        undisturbed.metrics, product.read(out / "metrics.json"), TOLERANCE[family]
+    )
 
 
 # ---- the table
@@ -201,22 +230,47 @@ def _compare(undisturbed: product.Undisturbed, out: Path, family: str = "vdj") -
 
 def plan(families: Sequence[str], trials: int) -> list[tuple[str, int, str, Fault]]:
     """Return name, number of trials, what must hold, and function of every fault."""
-    same = "exit 0 after --resume, same metrics bit for bit, no checkpoint lost, nothing half-written or left behind"
+    same = (
+        "exit 0 after --resume, same metrics bit for bit, no checkpoint lost, nothing "
+        "half-written or left behind"
+    )
     told = "training ends, files complete; the command that it tells sends them"
     one = "the better is champion, the one before previous; no traceback"
     few = min(trials, 5)
     made: list[tuple[str, int, str, Fault]] = [
         ("server: tracking server killed in training", few, told, server_stops),
-        ("server: PostgreSQL restarts in training", few, "FINISHED, all metrics", database_restarts),
-        ("promote: two at once, embedded store", 10, one, partial(use.promoted_at_once, on_server=False)),
+        (
+            "server: PostgreSQL restarts in training",
+            few,
+            "FINISHED, all metrics",
+            database_restarts,
+        ),
+        (
+            "promote: two at once, embedded store",
+            10,
+            one,
+            partial(use.promoted_at_once, on_server=False),
+        ),
         ("promote: two at once, server", 10, one, partial(use.promoted_at_once, on_server=True)),
     ]
     full = f"exit 2 in one line; then {same}"
-    made += [(f"disk: full, {family}", few, full, partial(disk_is_full, family=family)) for family in families]
-    made += [(f"kill: train {family}", trials, same, partial(trainer_killed, family=family)) for family in families]
+    made += [
+        (f"disk: full, {family}", few, full, partial(disk_is_full, family=family))
+        for family in families
+    ]
+    made += [
+        (f"kill: train {family}", trials, same, partial(trainer_killed, family=family))
+        for family in families
+    ]
     used = [family for family in families if family in ("reads", "enhancer")]
-    made += [(f"kill: use of {family}", few, "same files", partial(use.use_killed, family=family)) for family in used]
-    return [*made, ("kill: register vdj", few, "no half version; the next works", use.register_killed)]
+    made += [
+        (f"kill: use of {family}", few, "same files", partial(use.use_killed, family=family))
+        for family in used
+    ]
+    return [
+        *made,
+        ("kill: register vdj", few, "no half version; the next works", use.register_killed),
+    ]
 
 
 def run(bench: product.Bench, name: str, trials: int, must: str, fault: Fault) -> Row:
@@ -234,7 +288,9 @@ def run(bench: product.Bench, name: str, trials: int, must: str, fault: Fault) -
 
 def main() -> int:
     """Inject the faults asked for, and print the table; 1 where something did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20, help="kills of each trainer")
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--only", default="", help="faults whose name has this text")
@@ -244,17 +300,22 @@ def main() -> int:
     rows = []
     with contextlib.ExitStack() as opened:
         root = Path(
-            asked.keep or opened.enter_context(tempfile.TemporaryDirectory(prefix="seqfoundry-faults-"))
+            asked.keep
+            or opened.enter_context(tempfile.TemporaryDirectory(prefix="seqfoundry-faults-"))
         ).resolve()
         root.mkdir(parents=True, exist_ok=True)
-        embedded = product.Product(root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"})
+        embedded = product.Product(
+            root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
+        )
         bench = product.Bench(embedded, asked.trials, np.random.default_rng(asked.seed), opened)
         for name, trials, must, fault in plan(asked.families.split(","), asked.trials):
             if asked.only in name:
                 rows.append(run(bench, name, trials, must, fault))
                 sys.stderr.write(" | ".join(rows[-1].cells()) + "\n")
     head = ["| fault | trials | what must hold | held | seconds |", "|---|---|---|---|---|"]
-    sys.stdout.write("\n".join([*head, *(f"| {' | '.join(row.cells())} |" for row in rows)]) + "\n")
+    sys.stdout.write(
+        "\n".join([*head, *(f"| {' | '.join(row.cells())} |" for row in rows)]) + "\n"
+    )
     return int(any(found for row in rows for found in row.complaints))
 
 

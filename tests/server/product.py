@@ -1,4 +1,7 @@
-"""The product in processes of its own, for ``faults.py``: start it, kill it, and look at what it leaves."""
+"""The product in processes of its own, for ``faults.py``.
+
+Start it, kill it, and look at what it leaves.
+"""
 
 import contextlib
 import csv
@@ -30,8 +33,15 @@ _ZIPPED = (".pt", ".pth", ".npz")
 
 def environment(tracking: Mapping[str, str]) -> dict[str, str]:
     """Variables of a process of ours that uses one thread and no GPU."""
-    own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "src"}
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    own = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": "src",
+    }
+    quiet = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     threads = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
     return stack.bare() | own | quiet | threads | dict(tracking)
 
@@ -92,7 +102,9 @@ class Child:
         """Complaints where it ends otherwise than with one of ``statuses``, or with a traceback."""
         status = self.wait()
         what = f"seqfoundry {' '.join(self.words[:2])}"
-        found = [f"{what}: a traceback"] if "Traceback (most recent call last)" in self.said else []
+        found = (
+            [f"{what}: a traceback"] if "Traceback (most recent call last)" in self.said else []
+        )
         if status not in statuses:
             found.append(f"{what}: exit {status}, wanted {statuses}: {self.said[-300:].strip()}")
         return found
@@ -100,7 +112,10 @@ class Child:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing disturbed: what it left, and the seconds from its folder's appearance to its end."""
+    """A run that nothing disturbed.
+
+    What it left, and the seconds from its folder's appearance to its end.
+    """
 
     out: Path
     seconds: float
@@ -119,7 +134,11 @@ class Product:
     def start(self, *words: str | Path) -> Child:
         """Start a command."""
         self._number += 1
-        return Child(tuple(map(str, words)), environment(self.tracking), self.root / f"{self._number:04d}.log")
+        return Child(
+            tuple(map(str, words)),
+            environment(self.tracking),
+            self.root / f"{self._number:04d}.log",
+        )
 
     def must(self, *words: str | Path) -> Child:
         """Carry out a command that has to succeed for anything to be tried."""
@@ -137,7 +156,9 @@ class Product:
         """Simulated data of a family with the smoke settings, made once."""
         folder = self.root / f"data-{family}"
         if not folder.is_dir():
-            self.must("simulate", family, "--params", f"params/{family}/smoke.yaml", "--out", folder)
+            self.must(
+                "simulate", family, "--params", f"params/{family}/smoke.yaml", "--out", folder
+            )
         return folder
 
     def train(self, family: str, out: Path, *words: str) -> Child:
@@ -164,7 +185,9 @@ class Product:
             start = time.monotonic()
             if faults := child.expect(0) + broken(out):
                 raise RuntimeError("; ".join(faults))
-            self._undisturbed[key] = Undisturbed(out, time.monotonic() - start, read(out / "metrics.json"))
+            self._undisturbed[key] = Undisturbed(
+                out, time.monotonic() - start, read(out / "metrics.json")
+            )
         return self._undisturbed[key]
 
 
@@ -184,7 +207,10 @@ class Bench:
     served: Product | None = None
 
     def on_server(self) -> Product:
-        """Return the product with the tracking server instead of the embedded store; started when first asked for."""
+        """Return the product with the tracking server instead of the embedded store.
+
+        Started when first asked for.
+        """
         if self.team is None:
             if fault := stack.lacking("postgresql", "mlflow", "store"):
                 raise Skipped(fault)
@@ -219,7 +245,10 @@ def first_epoch(said: str) -> int | None:
 
 
 def differences(wanted: Mapping[str, Any], got: Mapping[str, Any], tolerance: float) -> list[str]:
-    """Complaints where metrics differ by more than ``tolerance`` (relative); how long it took does not count."""
+    """Complaints where metrics differ by more than ``tolerance`` (relative).
+
+    How long it took does not count.
+    """
     names = [name for name in wanted.keys() | got.keys() if not _TIMED.search(name)]
     found = []
     for name in sorted(names):
@@ -235,11 +264,18 @@ def differences(wanted: Mapping[str, Any], got: Mapping[str, Any], tolerance: fl
 
 def leftovers(folder: Path) -> list[str]:
     """Complaints about temporary files."""
-    return [f"left behind: {path.relative_to(folder)}" for path in folder.rglob("*") if path.name.startswith(".")]
+    return [
+        f"left behind: {path.relative_to(folder)}"
+        for path in folder.rglob("*")
+        if path.name.startswith(".")
+    ]
 
 
 def broken(folder: Path) -> list[str]:
-    """Complaints about files that are not whole; temporary ones, which nobody reads, are passed over."""
+    """Complaints about files that are not whole.
+
+    Temporary ones, which nobody reads, are passed over.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)

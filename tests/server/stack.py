@@ -1,11 +1,14 @@
-"""A tracking server as a team has it, on this machine alone: PostgreSQL, an S3-compatible store, MLflow with passwords.
+"""A tracking server as a team has it, on this machine alone.
 
-    python tests/server/stack.py install    once: what the servers need, in environments of their own
-    python tests/server/stack.py            prints the variables to set, and serves until Ctrl-C
+PostgreSQL, an S3-compatible store, MLflow with passwords.
 
-PostgreSQL is the system's own (Debian: apt-get install postgresql). The others have environments of their own, below
-``build/servers`` or ``SEQFOUNDRY_SERVERS``, because their requirements contradict ours and each other's.
-"""
+    python tests/server/stack.py install    once: what the servers need, in environments of their
+    own python tests/server/stack.py            prints the variables to set, and serves until
+    Ctrl-C
+
+PostgreSQL is the system's own (Debian: apt-get install postgresql). The others have environments
+of their own, below ``build/servers`` or ``SEQFOUNDRY_SERVERS``, because their requirements
+contradict ours and each other's."""
 
 import base64
 import contextlib
@@ -35,7 +38,11 @@ REQUIREMENTS = {
     "store": ["moto[server,s3]==5.2.5"],
     "remote": ["dvc[s3]==3.67.1"],
 }
-NEEDED = {"mlflow": ("mlflow", "flask_wtf", "psycopg2", "boto3"), "store": ("moto",), "remote": ("dvc", "dvc_s3")}
+NEEDED = {
+    "mlflow": ("mlflow", "flask_wtf", "psycopg2", "boto3"),
+    "store": ("moto",),
+    "remote": ("dvc", "dvc_s3"),
+}
 SERVERS = ("database", "store", "mlflow")
 SECRETS = ("database", "store", "admin", "flask")
 PATIENCE = 120.0  # seconds that a server has to come up
@@ -68,13 +75,18 @@ def lacking(*names: str) -> str:
             continue
         packages = (environments() / name).glob("lib/python*/site-packages/*")
         if set(NEEDED[name]) - {package.name for package in packages}:
-            return f"no environment {name} in {environments()} (python tests/server/stack.py install)"
+            return (
+                f"no environment {name} in {environments()} (python tests/server/stack.py install)"
+            )
     return ""
 
 
 def postgresql(program: str) -> str | None:
     """Path of one of PostgreSQL's programs; Debian keeps them off the path."""
-    return next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"))[::-1]), shutil.which(program))
+    return next(
+        iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"))[::-1]),
+        shutil.which(program),
+    )
 
 
 def free_port() -> int:
@@ -125,7 +137,9 @@ class Process:
             if self._running is None or self._running.poll() is not None or time.monotonic() > end:
                 self.stop()
                 tail = self.log.read_text(errors="replace")[-2000:]
-                raise RuntimeError(f"{self.name}: must come up within {PATIENCE:.0f} s, got:\n{tail}")
+                raise RuntimeError(
+                    f"{self.name}: must come up within {PATIENCE:.0f} s, got:\n{tail}"
+                )
             time.sleep(0.1)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -155,7 +169,10 @@ def answers(url: str) -> bool:
 
 
 def user_settings(database: str) -> str:
-    """Write the settings of basic auth: everybody reads; a password is remembered, since each check costs much."""
+    """Write the settings of basic auth: everybody reads.
+
+    A password is remembered, since each check costs much.
+    """
     application = "mlflow.server.auth:authenticate_request_basic_auth"
     return (
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}\nadmin_username = admin\n"
@@ -185,12 +202,17 @@ def _database_user() -> pwd.struct_passwd | None:
 
 @dataclass
 class Stack:
-    """Addresses, passwords and processes of a running stack. ``logs`` holds what the servers wrote."""
+    """Addresses, passwords and processes of a running stack.
+
+    ``logs`` holds what the servers wrote.
+    """
 
     logs: Path
     cluster: Path
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVERS})
-    words: dict[str, str] = field(default_factory=lambda: {name: secrets.token_hex(16) for name in SECRETS})
+    words: dict[str, str] = field(
+        default_factory=lambda: {name: secrets.token_hex(16) for name in SECRETS}
+    )
     processes: dict[str, Process] = field(default_factory=dict)
 
     @property
@@ -204,15 +226,25 @@ class Stack:
     def client(self, user: str = "admin", password: str | None = None) -> dict[str, str]:
         """Variables that a client of the tracking server needs."""
         known = self.words["admin"] if password is None else password
-        return {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": known}
+        return {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": known,
+        }
 
     def keys(self) -> dict[str, str]:
-        """Variables that a client of the object store needs; those of the tracking server need none of them."""
+        """Variables that a client of the object store needs.
+
+        Those of the tracking server need none of them.
+        """
         keys = {"AWS_ACCESS_KEY_ID": "seqfoundry", "AWS_SECRET_ACCESS_KEY": self.words["store"]}
         return keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
     def add_user(self, name: str) -> None:
-        """Add a user who may read everything and change what is theirs; ``words`` gets the password."""
+        """Add a user who may read everything and change what is theirs.
+
+        ``words`` gets the password.
+        """
         self.words[name] = secrets.token_hex(16)
         add_user(self.uri, self.words["admin"], name, self.words[name])
 
@@ -228,9 +260,14 @@ class Stack:
             process.stop(signal.SIGINT if process.name == "database" else signal.SIGTERM)
 
     def restart(self, name: str) -> None:
-        """Stop one of ``database``, ``store`` and ``mlflow``, and start it again; the store forgets everything."""
+        """Stop one of ``database``, ``store`` and ``mlflow``, and start it again.
+
+        The store forgets everything.
+        """
         self.processes[name].stop(signal.SIGINT if name == "database" else signal.SIGTERM)
-        {"database": self._run_database, "store": self._start_store, "mlflow": self._start_mlflow}[name]()
+        {"database": self._run_database, "store": self._start_store, "mlflow": self._start_mlflow}[
+            name
+        ]()
 
     def _start_database(self) -> None:
         """Make a cluster whose only user needs a password, with a database for MLflow and one for its users."""
@@ -242,7 +279,17 @@ class Stack:
                 os.chown(path, owner.pw_uid, owner.pw_gid)
         user = None if owner is None else owner.pw_uid
         data = str(self.cluster / "data")
-        words = ["-D", data, "-A", "scram-sha-256", "-U", "mlflow", "--no-sync", "--pwfile", str(secret)]
+        words = [
+            "-D",
+            data,
+            "-A",
+            "scram-sha-256",
+            "-U",
+            "mlflow",
+            "--no-sync",
+            "--pwfile",
+            str(secret),
+        ]
         made = subprocess.run(
             [str(postgresql("initdb")), *words], cwd=self.cluster, user=user, extra_groups=None if user is None else [],
             env={**bare(), "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False,
@@ -250,9 +297,20 @@ class Stack:
         secret.unlink()
         if made.returncode != 0:
             raise RuntimeError(f"database: must be made, got:\n{made.stderr[-2000:]}")
-        command = [str(postgresql("postgres")), "-D", data, "-k", str(self.cluster), "-h", HERE, "-p"]
+        command = [
+            str(postgresql("postgres")),
+            "-D",
+            data,
+            "-k",
+            str(self.cluster),
+            "-h",
+            HERE,
+            "-p",
+        ]
         log = self.logs / "database.log"
-        self.processes["database"] = Process("database", [*command, str(self.ports["database"])], bare(), log, user)
+        self.processes["database"] = Process(
+            "database", [*command, str(self.ports["database"])], bare(), log, user
+        )
         self._run_database()
         for name in ("mlflow", "users"):
             self._sql("createdb", name)
@@ -266,21 +324,39 @@ class Stack:
         server = ["-h", HERE, "-p", str(self.ports["database"]), "-U", "mlflow"]
         environment = {**bare(), "PGPASSWORD": self.words["database"]}
         command = [str(postgresql(program)), *server, *words]
-        return subprocess.run(command, env=environment, check=check, capture_output=True, cwd="/").returncode
+        return subprocess.run(
+            command, env=environment, check=check, capture_output=True, cwd="/"
+        ).returncode
 
     def _start_store(self) -> None:
         """Start the object store, and make its two buckets."""
-        command = [python("store"), "-m", "moto.server", "-H", HERE, "-p", str(self.ports["store"])]
+        command = [
+            python("store"),
+            "-m",
+            "moto.server",
+            "-H",
+            HERE,
+            "-p",
+            str(self.ports["store"]),
+        ]
         log = self.logs / "store.log"
         self.processes["store"] = Process("store", command, {**bare(), **self.keys()}, log)
         self.processes["store"].start(f"{self.store}/moto-api/")
-        code = "import boto3, sys; [boto3.client('s3', endpoint_url=sys.argv[1]).create_bucket(Bucket=b)"
+        code = (
+            "import boto3, sys; [boto3.client('s3', "
+            "endpoint_url=sys.argv[1]).create_bucket(Bucket=b)"
+        )
         code += " for b in ('mlflow', 'dvc')]"
         environment = {**bare(), **self.keys()}
-        subprocess.run([python("store"), "-c", code, self.store], env=environment, check=True, cwd=self.logs)
+        subprocess.run(
+            [python("store"), "-c", code, self.store], env=environment, check=True, cwd=self.logs
+        )
 
     def _start_mlflow(self) -> None:
-        """Start the tracking server; what is secret goes through the environment and a file, not the command line."""
+        """Start the tracking server.
+
+        What is secret goes through the environment and a file, not the command line.
+        """
         server = f"postgresql+psycopg2://mlflow:{self.words['database']}@{HERE}:{self.ports['database']}"
         users = self.cluster.parent / "users.ini"
         users.touch(mode=0o600)
@@ -292,13 +368,25 @@ class Stack:
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.words["admin"],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": self.words["flask"],
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here uses
+            # seven processes that nothing here uses
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        command = [python("mlflow"), "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+        command = [
+            python("mlflow"),
+            "-m",
+            "mlflow",
+            "server",
+            "--app-name",
+            "basic-auth",
+            "--workers",
+            "1",
+        ]
         command += ["--host", HERE, "--port", str(self.ports["mlflow"])]
         command += ["--artifacts-destination", "s3://mlflow/artifacts"]
         log = self.logs / "mlflow.log"
-        self.processes["mlflow"] = Process("mlflow", command, {**bare(), **self.keys(), **own}, log)
+        self.processes["mlflow"] = Process(
+            "mlflow", command, {**bare(), **self.keys(), **own}, log
+        )
         self.processes["mlflow"].start(f"{self.uri}/health")
 
 
@@ -331,7 +419,9 @@ def _undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -352,7 +442,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, leave)
     with contextlib.suppress(KeyboardInterrupt), running() as stack:
-        lines = [f"# logs: {stack.logs}; object store: {stack.store}; Ctrl-C stops and removes everything"]
+        lines = [
+            f"# logs: {stack.logs}; object store: {stack.store}; Ctrl-C stops and removes "
+            "everything"
+        ]
         lines += [f"export {key}={value}" for key, value in stack.client().items()]
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()

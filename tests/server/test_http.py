@@ -1,4 +1,7 @@
-"""``mlflow models serve`` for registered models: answers as here, refusals in one line; and a container's recipe."""
+"""``mlflow models serve`` for registered models: answers as here, refusals in one line.
+
+And a container's recipe.
+"""
 
 import contextlib
 import http.client
@@ -23,7 +26,9 @@ from seqfoundry.registry import models
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning"),  # MLflow, of a PythonModel
+    pytest.mark.filterwarnings(
+        "ignore:Any type hint is inferred:UserWarning"
+    ),  # MLflow, of a PythonModel
 ]
 
 NAMES = {
@@ -52,7 +57,9 @@ class Served:
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         connection = http.client.HTTPConnection(stack.HERE, self.port, timeout=120)
         with contextlib.closing(connection):
-            connection.request("POST", "/invocations", body, {} if kind is None else {"Content-Type": kind})
+            connection.request(
+                "POST", "/invocations", body, {} if kind is None else {"Content-Type": kind}
+            )
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read(), parse_constant=_refuse)
 
@@ -63,13 +70,23 @@ def _refuse(constant: str) -> None:
 
 def _environment(database: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": str(stack.ROOT / "src"), "PATH": path}
-    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    own = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
+        "PYTHONPATH": str(stack.ROOT / "src"),
+        "PATH": path,
+    }
+    quiet = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     return stack.bare() | own | quiet
 
 
 @pytest.fixture(scope="module", params=list(NAMES))
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """Train, register and serve a smoke model of a family."""
     family, folder = str(request.param), tmp_path_factory.mktemp("http")
     database = folder / "mlflow.db"
@@ -77,7 +94,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     def cli(*words: str) -> None:
         command = [sys.executable, "-m", "seqfoundry", *words]
-        done = subprocess.run(command, cwd=stack.ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=stack.ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
 
     settings = ("--params", f"params/{family}/smoke.yaml", "--set", SETTINGS.get(family, ""))
@@ -87,12 +106,25 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     uri, exported = f"models:/{NAMES[family]}@candidate", folder / "exported"
     cli("export", uri, str(exported))
     port = stack.free_port()
-    words = ["models", "serve", "-m", uri, "--env-manager", "local", "--host", stack.HERE, "--port", str(port)]
+    words = [
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--env-manager",
+        "local",
+        "--host",
+        stack.HERE,
+        "--port",
+        str(port),
+    ]
     command = [sys.executable, "-m", "mlflow", *words]
     server = stack.Process("scoring", command, environment | LIMITS, folder / "server.log")
     try:
         server.start(f"http://{stack.HERE}:{port}/ping")
-        example = json.loads((exported / "serving_input_example.json").read_text(), parse_constant=lambda _: None)
+        example = json.loads(
+            (exported / "serving_input_example.json").read_text(), parse_constant=lambda _: None
+        )
         yield Served(family, port, server.log, models.load(family, str(exported)), example)
     finally:
         server.stop()
@@ -143,8 +175,12 @@ def test_answers_are_those_of_the_model(served: Served) -> None:
 def test_documented_payloads_are_answered(served: Served) -> None:
     text = (stack.ROOT / "docs" / "serving.md").read_text()
     section = text.partition(f"\n### {served.family}\n")[2].partition("\n##")[0]
-    payloads = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
-    assert len(payloads) == (0 if served.family == "copynumber" else 2)  # a row of copynumber has thousands of counts
+    payloads = [
+        json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    ]
+    assert len(payloads) == (
+        0 if served.family == "copynumber" else 2
+    )  # a row of copynumber has thousands of counts
     for payload in payloads:
         status, answer = served.post(payload)
         assert status == 200, answer
@@ -154,8 +190,13 @@ def test_documented_payloads_are_answered(served: Served) -> None:
             if form == "dataframe_records"
             else pd.DataFrame(table["data"], columns=table["columns"])
         )
-        whole = frame.select_dtypes("int").columns  # MLflow makes them fractions on the server, and here refuses to
-        _assert_near(answer["predictions"], _plain(served.loaded.predict(frame.astype(dict.fromkeys(whole, float)))))
+        whole = frame.select_dtypes(
+            "int"
+        ).columns  # MLflow makes them fractions on the server, and here refuses to
+        _assert_near(
+            answer["predictions"],
+            _plain(served.loaded.predict(frame.astype(dict.fromkeys(whole, float)))),
+        )
 
 
 def _refused(served: Served, payload: Any, kind: str | None = JSON) -> str:
@@ -188,7 +229,9 @@ def test_malformed_payloads_are_refused_in_one_line(served: Served) -> None:
         ({"dataframe_records": [{"other": "A"}]}, f"Model is missing inputs ['{column}'"),
     ):
         if served.family == "vdj":
-            message = message.replace("Model is missing inputs ['v_gene'", "must have the column v_gene")
+            message = message.replace(
+                "Model is missing inputs ['v_gene'", "must have the column v_gene"
+            )
         assert message in _refused(served, payload), payload
     for value in (5, [5], {"a": 1}, [[1]], "!", None, True):
         status, answer = served.post({"dataframe_records": [{**row, column: value}]})
@@ -207,13 +250,18 @@ def test_oversized_payloads_are_refused_in_one_line(served: Served) -> None:
         assert served.post({"dataframe_records": [row] * 20})[0] == 200
     large = json.dumps({"dataframe_records": [{**row, "more": "A" * 2_000_000}]}).encode()
     message = _refused(served, large)
-    assert message == f"request: must have at most 1000000 bytes, got {len(large)}; send it in parts"
+    assert (
+        message == f"request: must have at most 1000000 bytes, got {len(large)}; send it in parts"
+    )
 
 
 WRONG = {
     "enhancer": ({"sequence": "AC!GT"}, "sequence 0: letters must be IUPAC nucleotides"),
     "reads": ({"sequence": "AC!GT"}, "sequence 0: letters must be IUPAC nucleotides"),
-    "vdj": ({"v_gene": "TRAV99", "j_gene": "TRAJ99"}, "a name must be one of the germline, got 'TRAV99'; near: "),
+    "vdj": (
+        {"v_gene": "TRAV99", "j_gene": "TRAJ99"},
+        "a name must be one of the germline, got 'TRAV99'; near: ",
+    ),
     "copynumber": ({"counts": [1, 2, 3]}, "row 0: counts must be"),
 }
 
@@ -226,8 +274,13 @@ def test_what_the_model_refuses_is_told_in_its_words(served: Served) -> None:
 def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) -> None:
     if served.family != "vdj":
         pytest.skip("one family is enough: the package is a stranger's")
-    folder, mark = shutil.copytree(served.loaded.reference, tmp_path / "package"), tmp_path / "mark"
-    (folder / "python_model.pkl").write_bytes(f"cos\nmkdir\n(V{mark}\ntR.".encode())  # which makes a folder
+    folder, mark = (
+        shutil.copytree(served.loaded.reference, tmp_path / "package"),
+        tmp_path / "mark",
+    )
+    (folder / "python_model.pkl").write_bytes(
+        f"cos\nmkdir\n(V{mark}\ntR.".encode()
+    )  # which makes a folder
     content = yaml.safe_load((folder / "MLmodel").read_text())
     flavour = content["flavors"]["python_function"]
     del flavour["model_code_path"]
@@ -237,7 +290,13 @@ def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) 
 
     def run(*command: str) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            command,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         assert done.returncode != 0
         return done
@@ -245,9 +304,13 @@ def test_the_documented_server_refuses_a_pickle(served: Served, tmp_path: Path) 
     run(sys.executable, "-c", f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})")
     mark.rmdir()  # fails where nothing was made
     text = (stack.ROOT / "docs" / "serving.md").read_text().partition("\n## ")[0]
-    script = "\n".join(line for line in text.splitlines() if line.startswith(("    export ", "    mlflow ")))
+    script = "\n".join(
+        line for line in text.splitlines() if line.startswith(("    export ", "    mlflow "))
+    )
     assert "models serve -m models:/enhancer-deepstarr@champion " in script
-    script = script.replace("models:/enhancer-deepstarr@champion", str(folder)).replace("5001", str(stack.free_port()))
+    script = script.replace("models:/enhancer-deepstarr@champion", str(folder)).replace(
+        "5001", str(stack.free_port())
+    )
     done = run("bash", "-c", script)
     assert "Deserializing model using pickle is disallowed" in done.stderr
     assert not mark.exists()
@@ -269,7 +332,12 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
         env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    documented = (stack.ROOT / "docs" / "serving.md").read_text().partition("\n## A container\n")[2].splitlines()
+    documented = (
+        (stack.ROOT / "docs" / "serving.md")
+        .read_text()
+        .partition("\n## A container\n")[2]
+        .splitlines()
+    )
     (pickles,) = [line for line in documented if line.startswith("    echo ")]
     subprocess.run(["bash", "-c", pickles], cwd=tmp_path, check=True)
     recipe = (tmp_path / "image" / "Dockerfile").read_text()
@@ -280,7 +348,9 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("ENTRYPOINT")] == [
         """ENTRYPOINT ["python", "-c", "from mlflow.models import container as C; C._serve('local')"]"""
     ]
-    assert [line for line in lines if line.startswith("COPY")] == ["COPY model_dir/exported /opt/ml/model"]
+    assert [line for line in lines if line.startswith("COPY")] == [
+        "COPY model_dir/exported /opt/ml/model"
+    ]
     assert "RUN pip install mlflow==3.17.2" in lines
     from mlflow.models.container import DEFAULT_INFERENCE_SERVER_PORT, DEFAULT_NGINX_SERVER_PORT
 

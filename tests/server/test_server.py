@@ -1,4 +1,7 @@
-"""The whole product on a server as a team has it: every entry point, who may do what, nothing secret left behind."""
+"""The whole product on a server as a team has it.
+
+Every entry point, who may do what, nothing secret left behind.
+"""
 
 import json
 import os
@@ -59,14 +62,28 @@ class Team:
         login = self.server.client(user or "", password or self.server.words.get(user or ""))
         if user is None:
             login = {"MLFLOW_TRACKING_URI": self.server.uri}
-        own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "src"}
-        quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        own = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "src",
+        }
+        quiet = {
+            "CUDA_VISIBLE_DEVICES": "",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
         return stack.bare() | own | quiet | login
 
-    def run(self, *command: str, user: str | None, password: str | None = None, cwd: Path = stack.ROOT) -> Done:
+    def run(
+        self, *command: str, user: str | None, password: str | None = None, cwd: Path = stack.ROOT
+    ) -> Done:
         """Run a program as a user and keep what it says."""
         done = subprocess.run(
-            command, cwd=cwd, env=self.environment(user, password), capture_output=True, text=True, check=False
+            command,
+            cwd=cwd,
+            env=self.environment(user, password),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         self.said += [done.stdout, done.stderr]
         return done
@@ -78,20 +95,38 @@ class Team:
     def entry(self, point: str, /, *, user: str = "trainer", **parameters: str | Path) -> Done:
         """Run an entry point with ``mlflow run``, which must succeed."""
         chosen = [word for key, value in parameters.items() for word in ("-P", f"{key}={value}")]
-        command = [sys.executable, "-m", "mlflow", "run", ".", "-e", point, "--env-manager", "local"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            ".",
+            "-e",
+            point,
+            "--env-manager",
+            "local",
+        ]
         done = self.run(*command, "--experiment-name", "seqfoundry", *chosen, user=user)
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
     def whole_way(self, family: str) -> Path:
-        """Data, training, evaluation, registration and promotion of a family, once; the folder of it all."""
+        """Data, training, evaluation, registration and promotion of a family, once.
+
+        The folder of it all.
+        """
         if family in self._done:
             return self._done[family]
         folder = self.folder / family
         params = f"params/{family}/smoke.yaml"
         self.entry(f"simulate-{family}", params=params, out=folder / "data")
         self.entry(f"train-{family}", params=params, data=folder / "data", out=folder / "train")
-        self.entry(f"evaluate-{family}", model=folder / "train", data=folder / "data", out=folder / "evaluate")
+        self.entry(
+            f"evaluate-{family}",
+            model=folder / "train",
+            data=folder / "data",
+            out=folder / "evaluate",
+        )
         self.entry("register", family=family, run=folder / "train")
         self.entry("promote", name=_name(folder))
         self._done[family] = folder
@@ -102,7 +137,9 @@ class Team:
         import requests
 
         login = ("admin", self.server.words["admin"])
-        answer = requests.get(f"{self.server.uri}/api/2.0/mlflow/{path}", params=query, auth=login, timeout=60)
+        answer = requests.get(
+            f"{self.server.uri}/api/2.0/mlflow/{path}", params=query, auth=login, timeout=60
+        )
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -111,16 +148,23 @@ class Team:
         import requests
 
         url = f"{self.server.uri}/api/2.0/mlflow/runs/search"
-        known = [one["experiment_id"] for one in self.get("experiments/search", max_results="100")["experiments"]]
+        known = [
+            one["experiment_id"]
+            for one in self.get("experiments/search", max_results="100")["experiments"]
+        ]
         asked = {"experiment_ids": known, "max_results": 1000}
-        answer = requests.post(url, json=asked, auth=("admin", self.server.words["admin"]), timeout=60)
+        answer = requests.post(
+            url, json=asked, auth=("admin", self.server.words["admin"]), timeout=60
+        )
         found: list[dict[str, Any]] = answer.json()["runs"]
         return found
 
 
 def _name(folder: Path) -> str:
     """Name in the registry of the model that was trained in a folder."""
-    return str(json.loads((folder / "train" / "model" / "served.json").read_text())["registered_name"])
+    return str(
+        json.loads((folder / "train" / "model" / "served.json").read_text())["registered_name"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +186,8 @@ def _one_line(done: Done) -> str:
 
 
 @pytest.mark.parametrize(
-    "family", [family for family in ("vdj", "copynumber", "enhancer", "reads") if family in all_families()]
+    "family",
+    [family for family in ("vdj", "copynumber", "enhancer", "reads") if family in all_families()],
 )
 def test_a_family_goes_the_whole_way_and_is_used_by_another(team: Team, family: str) -> None:
     folder = team.whole_way(family)
@@ -156,7 +201,9 @@ def test_a_family_goes_the_whole_way_and_is_used_by_another(team: Team, family: 
     assert tags["mlflow.user"] != ""
     metrics = {metric["key"] for metric in run["data"]["metrics"]}
     assert any(metric.startswith("test.") for metric in metrics)
-    stored = {entry["path"] for entry in team.get("artifacts/list", run_id=record["run_id"])["files"]}
+    stored = {
+        entry["path"] for entry in team.get("artifacts/list", run_id=record["run_id"])["files"]
+    }
     assert {"model", "params.yaml", "metrics.json", "evaluate"} <= stored
     champion = team.get("registered-models/alias", name=name, alias="champion")["model_version"]
     assert champion["run_id"] == record["run_id"]
@@ -165,14 +212,23 @@ def test_a_family_goes_the_whole_way_and_is_used_by_another(team: Team, family: 
     uri = f"models:/{name}@champion"
     more = {"task": "t1"} if family == "enhancer" else {}
     used = {"input": folder / "data" / source, "model": uri, "out": folder / "used", **more}
-    # mlflow run makes a run, which a reader may not: they use the command line, the trainer the entry point
-    words = [word for key, value in used.items() if key != "input" for word in (f"--{key}", str(value))]
+    # mlflow run makes a run, which a reader may not: they use the command line, the trainer the
+    # entry point
+    words = [
+        word for key, value in used.items() if key != "input" for word in (f"--{key}", str(value))
+    ]
     done = team.cli(verb, family, str(used["input"]), *words, user="reader")
     assert done.returncode == 0, done.stderr[-3000:]
     team.entry(f"{verb}-{family}", **{**used, "out": folder / "used-too"})
-    files = sorted(path.relative_to(folder / "used") for path in (folder / "used").rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(folder / "used")
+        for path in (folder / "used").rglob("*")
+        if path.is_file()
+    )
     assert files == sorted(
-        path.relative_to(folder / "used-too") for path in (folder / "used-too").rglob("*") if path.is_file()
+        path.relative_to(folder / "used-too")
+        for path in (folder / "used-too").rglob("*")
+        if path.is_file()
     )
     assert files
 
@@ -198,17 +254,24 @@ def test_another_environment_loads_by_alias(team: Team, tmp_path: Path) -> None:
     )
     team.said += [done.stdout, done.stderr]
     assert done.returncode == 0, done.stderr[-3000:]
-    there, here = pd.read_json(f"{rows}.answer", orient="split", dtype=False), serve.predict(model, frame)
+    there, here = (
+        pd.read_json(f"{rows}.answer", orient="split", dtype=False),
+        serve.predict(model, frame),
+    )
     assert (list(there), len(there)) == (list(here), len(frame))
     numbers = list(here.select_dtypes("number"))
     assert numbers
-    pd.testing.assert_frame_equal(there[numbers].astype(float), here[numbers].astype(float), rtol=1e-5, atol=1e-8)
+    pd.testing.assert_frame_equal(
+        there[numbers].astype(float), here[numbers].astype(float), rtol=1e-5, atol=1e-8
+    )
 
 
 def test_a_reader_changes_nothing(team: Team) -> None:
     folder, name = team.whole_way("vdj"), VDJ
     again = team.cli("register", "vdj", "--run", str(folder / "train"), user="trainer")
-    assert (again.returncode, again.stdout.strip()) == (0, f"models:/{name}/2"), again.stderr[-3000:]
+    assert (again.returncode, again.stdout.strip()) == (0, f"models:/{name}/2"), again.stderr[
+        -3000:
+    ]
     before = (team.get("registered-models/get", name=name), len(team.runs()))
 
     refusals = {
@@ -220,16 +283,25 @@ def test_a_reader_changes_nothing(team: Team) -> None:
     }  # fmt: skip
     for words in refusals.values():
         message = _one_line(team.cli(*words, user="reader"))
-        expected = f"tracking store {team.server.uri}: must do what was asked, got: no permission (403) for the user"
+        expected = (
+            f"tracking store {team.server.uri}: must do what was asked, got: no permission "
+            "(403) for the user"
+        )
         assert message == f"seqfoundry: {expected} reader; ask who runs the server for it"
     assert not [path for path in (folder / "refused").rglob("*") if path.is_file()]
     assert (team.get("registered-models/get", name=name), len(team.runs())) == before
-    aliases = {entry["alias"]: str(entry["version"]) for entry in before[0]["registered_model"]["aliases"]}
+    aliases = {
+        entry["alias"]: str(entry["version"]) for entry in before[0]["registered_model"]["aliases"]
+    }
     assert aliases == {"candidate": "2", "champion": "1"}
 
 
-@pytest.mark.parametrize(("user", "password"), [(None, None), ("reader", "wrong"), ("nobody", "wrong")])
-def test_strangers_are_refused(team: Team, tmp_path: Path, user: str | None, password: str | None) -> None:
+@pytest.mark.parametrize(
+    ("user", "password"), [(None, None), ("reader", "wrong"), ("nobody", "wrong")]
+)
+def test_strangers_are_refused(
+    team: Team, tmp_path: Path, user: str | None, password: str | None
+) -> None:
     folder, out = team.whole_way("vdj"), str(tmp_path / "out")
     uri = f"models:/{VDJ}@champion"
     source = str(folder / "data" / "example" / "rearrangements.tsv")
@@ -243,7 +315,10 @@ def test_strangers_are_refused(team: Team, tmp_path: Path, user: str | None, pas
         ("export", uri, out),
     ]:
         message = _one_line(team.cli(*words, user=user, password=password))
-        end = "got: no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        end = (
+            "got: no login that it knows (401); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
         assert message.endswith(end)
         assert team.server.uri in message
         assert not Path(out).exists()
@@ -262,7 +337,8 @@ def test_nothing_secret_is_left(team: Team) -> None:
     assert set(team.server.words) == {*stack.SECRETS, "trainer", "reader"}
     kept = {
         "runs": json.dumps(team.runs()),
-        "models": json.dumps(team.get("registered-models/search")) + json.dumps(team.get("model-versions/search")),
+        "models": json.dumps(team.get("registered-models/search"))
+        + json.dumps(team.get("model-versions/search")),
         "said": "\n".join(team.said),
         **{log.name: log.read_text(errors="replace") for log in team.server.logs.iterdir()},
     }
@@ -272,7 +348,9 @@ def test_nothing_secret_is_left(team: Team) -> None:
     paths = [path for path in team.folder.rglob("*") if path.is_file()]
     assert len(paths) > 100
     assert {"database.log", "store.log", "mlflow.log"} <= set(kept)
-    assert all(len(text) > 300 for text in kept.values()), {name: len(text) for name, text in kept.items()}
+    assert all(len(text) > 300 for text in kept.values()), {
+        name: len(text) for name, text in kept.items()
+    }
     for name, word in team.server.words.items():
         assert not [where for where, text in kept.items() if word in text], name
         assert not [path for path in paths if word.encode() in path.read_bytes()], name
@@ -286,7 +364,9 @@ def test_dvc_brings_data_back_from_the_object_store(team: Team, tmp_path: Path) 
     environment = stack.bare() | team.server.keys() | {"DVC_NO_ANALYTICS": "1"}
 
     def call(folder: Path, *words: str) -> Done:
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done
 
@@ -307,7 +387,9 @@ def test_dvc_brings_data_back_from_the_object_store(team: Team, tmp_path: Path) 
     second = tmp_path / "second"
     assert not (second / "data").exists()
     dvc(second, "pull")
-    known = {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    known = {
+        path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()
+    }
     fetched = {
         path.relative_to(second / "data" / "vdj"): path.read_bytes()
         for path in (second / "data" / "vdj").rglob("*")

@@ -1,4 +1,7 @@
-"""The session's one smoke model, as in ``tests/registry/conftest.py``, which makes it; and copies of the project."""
+"""The session's one smoke model, as in ``tests/registry/conftest.py``, which makes it.
+
+And copies of the project.
+"""
 
 import importlib.util
 import shutil
@@ -29,12 +32,18 @@ def clone(tmp_path: Path) -> Path:
     """Copy what git tracks, as it stands, into a repository of its own."""
     folder = tmp_path / "clone"
     root = _MODULE.ROOT
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (root / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", *words], cwd=folder, check=True)
     return folder

@@ -1,4 +1,7 @@
-"""The command line: help without frameworks, and one clear line with status 2 for every fault of the user's."""
+"""The command line.
+
+Help without frameworks, and one clear line with status 2 for every fault of the user's.
+"""
 
 import os
 import subprocess
@@ -12,7 +15,9 @@ import pytest
 from seqfoundry.cli import main, parser
 from seqfoundry.core.family import all_families
 
-pytestmark = pytest.mark.filterwarnings("ignore:Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "reads-10x3p_sc_ont_016"
@@ -27,7 +32,10 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must end with status 2, one line on stderr and nothing on stdout; return the line."""
+    """Run a command that must end with status 2, one line on stderr and nothing on stdout.
+
+    Return the line.
+    """
 
     def run(*words: str | Path) -> str:
         capsys.readouterr()
@@ -79,13 +87,16 @@ def test_the_verbs_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["--help"])
     text = capsys.readouterr().out
-    assert [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "] == VERBS
+    assert [
+        line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "
+    ] == VERBS
 
 
 def test_help_imports_no_framework() -> None:
     code = (
         "import contextlib, io, sys\nfrom seqfoundry.cli import main\n"
-        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): "
+        "main(['--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run(
@@ -101,10 +112,16 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
     words = ["train", "reads", "--params", "nope.yaml", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "seqfoundry", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "seqfoundry: nope.yaml: must be a readable settings file, got: No such file or directory\n"
+    assert (
+        done.stderr
+        == "seqfoundry: nope.yaml: must be a readable settings file, got: No such file or "
+        "directory\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -118,10 +135,22 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("simulate", "nope", "--params", SMOKE, "--out", "x"), UNKNOWN),
         (("register", "nope", "--run", "x"), UNKNOWN),
         (("annotate", "nope", "x", "--model", "x", "--out", "x"), UNKNOWN),
-        (("evaluate", "reads", "--model", "", "--out", "x"), "argument --model: must not be empty"),
-        (("simulate", "reads", "--params", SMOKE, "--out", ""), "argument --out: must not be empty"),
-        (("train", "reads", "--params", SMOKE, "--device", "tpu"), "argument --device: invalid choice: 'tpu'"),
-        (("train", "reads", "--params", SMOKE, "--set", "seeds=1"), "seeds must be a known key, got an unknown one"),
+        (
+            ("evaluate", "reads", "--model", "", "--out", "x"),
+            "argument --model: must not be empty",
+        ),
+        (
+            ("simulate", "reads", "--params", SMOKE, "--out", ""),
+            "argument --out: must not be empty",
+        ),
+        (
+            ("train", "reads", "--params", SMOKE, "--device", "tpu"),
+            "argument --device: invalid choice: 'tpu'",
+        ),
+        (
+            ("train", "reads", "--params", SMOKE, "--set", "seeds=1"),
+            "seeds must be a known key, got an unknown one",
+        ),
         (("train", "reads", "--params", SMOKE, "--set", "seed"), "--set"),
         (("train", "reads", "--params", SMOKE, "--set", "seed='1"), "--set"),
         (("train", "reads", "--params", SMOKE, "--set", "train.max_reads=-1"), "max_reads"),
@@ -137,7 +166,10 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
             "--profile nope: must name settings of the family reads, got none; files: demo",
         ),
         (("export", "folder", "x"), "folder: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
-        (("models", "no/such/folder"), "no/such/folder: must be a model folder, models:/NAME@ALIAS"),
+        (
+            ("models", "no/such/folder"),
+            "no/such/folder: must be a model folder, models:/NAME@ALIAS",
+        ),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, tuple) else "",
 )
@@ -173,20 +205,36 @@ def test_wrong_settings(fails: Fails, tmp_path: Path, text: str, message: str) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate", "reads", "--model", "models:/nope@champion"), "models:/nope@champion: must be a model of sqlite"),
+        (
+            ("evaluate", "reads", "--model", "models:/nope@champion"),
+            "models:/nope@champion: must be a model of sqlite",
+        ),
         (("evaluate", "reads", "--model", f"models:/{NAME}@nope"), "alias nope not found"),
         (("evaluate", "reads", "--model", f"models:/{NAME}/9"), "version=9) not found"),
         (("evaluate", "reads", "--model", "deadbeef"), "run deadbeef: must exist in sqlite"),
-        (("annotate", "reads", "{reads}", "--model", "models:/nope@champion"), "must be a model of sqlite"),
-        (("annotate", "reads", "{reads}", "--model", "deadbeef"), "run deadbeef: must exist in sqlite"),
+        (
+            ("annotate", "reads", "{reads}", "--model", "models:/nope@champion"),
+            "must be a model of sqlite",
+        ),
+        (
+            ("annotate", "reads", "{reads}", "--model", "deadbeef"),
+            "run deadbeef: must exist in sqlite",
+        ),
     ],
 )
 def test_models_that_do_not_exist(
-    registry_store: Any, trained: Any, fails: Fails, tmp_path: Path, words: tuple[str, ...], message: str
+    registry_store: Any,
+    trained: Any,
+    fails: Fails,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     example = str(next((trained.data / "example").glob("*.fastq")))
     data = ("--data", trained.data) if words[0] == "evaluate" else ()
-    line = fails(*(word.replace("{reads}", example) for word in words), *data, "--out", tmp_path / "out")
+    line = fails(
+        *(word.replace("{reads}", example) for word in words), *data, "--out", tmp_path / "out"
+    )
     assert message in line
     assert not (tmp_path / "out").exists()
 
@@ -195,18 +243,37 @@ def test_models_that_do_not_exist(
     ("words", "message"),
     [
         (("models", f"models:/{NAME}@nope"), "alias nope not found"),
-        (("promote", "nope"), f"nope: must be a registered model, got none of this name; there are: {NAME}"),
+        (
+            ("promote", "nope"),
+            f"nope: must be a registered model, got none of this name; there are: {NAME}",
+        ),
         (("promote", NAME, "--version", "9"), "must have a version 9, got none; there are: 1"),
         (("register", "reads", "--run", "deadbeef"), "run deadbeef: must exist in sqlite"),
         (("export", "models:/nope@champion", "{out}"), "must be a model of sqlite"),
         (
-            ("train", "reads", "--params", SMOKE, "--data", "{data}", "--out", "{out}", "--resume", "deadbeef"),
+            (
+                "train",
+                "reads",
+                "--params",
+                SMOKE,
+                "--data",
+                "{data}",
+                "--out",
+                "{out}",
+                "--resume",
+                "deadbeef",
+            ),
             "deadbeef",
         ),
     ],
 )
 def test_names_that_the_store_does_not_know(
-    registry_store: Any, trained: Any, fails: Fails, tmp_path: Path, words: tuple[str, ...], message: str
+    registry_store: Any,
+    trained: Any,
+    fails: Fails,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     places = {"{out}": str(tmp_path / "out"), "{data}": str(trained.data)}
     assert message in fails(*(places.get(word, word) for word in words))
@@ -233,9 +300,15 @@ def test_the_results_of_another_run_are_not_touched(
 ) -> None:
     before = sorted(trained.out.rglob("*"))
     data = ("--data", trained.data, "--out", trained.out)
-    assert f"got the results of run {trained.run_id}" in fails("train", "reads", "--params", SMOKE, *data)
-    assert "got the results of a training run" in fails("evaluate", "reads", "--model", trained.out, *data)
-    assert "must be a new or empty folder" in fails("simulate", "reads", "--params", SMOKE, "--out", trained.out)
+    assert f"got the results of run {trained.run_id}" in fails(
+        "train", "reads", "--params", SMOKE, *data
+    )
+    assert "got the results of a training run" in fails(
+        "evaluate", "reads", "--model", trained.out, *data
+    )
+    assert "must be a new or empty folder" in fails(
+        "simulate", "reads", "--params", SMOKE, "--out", trained.out
+    )
     assert "must be a new or empty folder" in fails("export", f"models:/{NAME}/1", trained.out)
     assert sorted(trained.out.rglob("*")) == before
 
@@ -249,9 +322,13 @@ def test_a_corrupted_model_and_one_of_another_family(
     text = (model_copy / "served.json").read_text()
     monkeypatch.setitem(all_families(), "vdj", ("evaluate",))
     (model_copy / "served.json").write_text(text.replace('"family": "reads"', '"family": "vdj"'))
-    assert "must be a model of the family reads, got one of vdj" in fails("evaluate", "reads", *rest)
+    assert "must be a model of the family reads, got one of vdj" in fails(
+        "evaluate", "reads", *rest
+    )
     (model_copy / "served.json").unlink()
-    assert "must be a model folder with served.json, got one without" in fails("evaluate", "reads", *rest)
+    assert "must be a model folder with served.json, got one without" in fails(
+        "evaluate", "reads", *rest
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -291,7 +368,9 @@ def test_training_without_a_server_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_list_of_models_and_the_columns_of_one(registry_store: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_of_models_and_the_columns_of_one(
+    registry_store: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["models"]) == 0
     assert f"{NAME}  1" in capsys.readouterr().out
@@ -299,10 +378,23 @@ def test_the_list_of_models_and_the_columns_of_one(registry_store: Any, capsys: 
     assert "input   sequence" in capsys.readouterr().out
 
 
-def test_a_transcriptome_may_have_any_name(fails: Fails, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_transcriptome_may_have_any_name(
+    fails: Fails, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "it's a: file #1.fa"
-    line = fails("simulate", "reads", "--params", SMOKE, "--out", tmp_path / "out", "--transcriptome", path)
+    line = fails(
+        "simulate", "reads", "--params", SMOKE, "--out", tmp_path / "out", "--transcriptome", path
+    )
     assert str(path) in line
     path.write_text(">a\n" + "ACGTTGCA" * 100 + "\n")
-    words = ["simulate", "reads", "--params", SMOKE, "--out", str(tmp_path / "out"), "--transcriptome", str(path)]
+    words = [
+        "simulate",
+        "reads",
+        "--params",
+        SMOKE,
+        "--out",
+        str(tmp_path / "out"),
+        "--transcriptome",
+        str(path),
+    ]
     assert main(words) == 0

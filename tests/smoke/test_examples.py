@@ -1,4 +1,7 @@
-"""The two scripts of ``examples/``, run as a stranger would: exported models, in an environment without our package."""
+"""The two scripts of ``examples/``, run as a stranger would.
+
+Exported models, in an environment without our package.
+"""
 
 import ast
 import functools
@@ -24,20 +27,31 @@ from seqfoundry.families.vdj.genes.germline import Gene, Germline
 from seqfoundry.families.vdj.inference.uncertainty import Fit
 from seqfoundry.registry import models
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow, of a PythonModel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*Any type hint is inferred:UserWarning"
+)  # MLflow, of a PythonModel
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = {"enhancer": "enhancer-deepstarr", "vdj": "vdj-twostep-em"}
-SETTINGS = {"vdj": "fit.bootstrap=0", "enhancer": "simulate.train_rows=200 train.max_rows=100 train.epochs=1"}
+SETTINGS = {
+    "vdj": "fit.bootstrap=0",
+    "enhancer": "simulate.train_rows=200 train.max_rows=100 train.epochs=1",
+}
 FASTA = ">first of all\nACGTTGCAACGT\nacgtn\n\n>second\nTTAGCTCAGGTCATGAGTCATCC\n"
 
 
 def _cli(*words: str, database: Path) -> None:
-    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "CUDA_VISIBLE_DEVICES": ""}
+    variables = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
+        "PYTHONPATH": "src",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, "-m", "seqfoundry", *words]
     environment = {**os.environ, **variables}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -70,13 +84,17 @@ def _required(requirements: Iterable[str]) -> dict[str, importlib.metadata.Distr
         assert one.specifier.contains(distribution.version, prereleases=True), one
         needed = [Requirement(text) for text in distribution.requires or []]
         extras = [{"extra": extra} for extra in ("", *one.extras)]
-        left += [new for new in needed if new.marker is None or any(map(new.marker.evaluate, extras))]
+        left += [
+            new for new in needed if new.marker is None or any(map(new.marker.evaluate, extras))
+        ]
     return found
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Maker of environments that have what is required, mlflow among it, and nothing else; gives their Python.
+    """Maker of environments that have what is required, mlflow among it, and nothing else.
+
+    Gives their Python.
 
     Nothing is downloaded: the packages are links to those that are installed here.
     """
@@ -87,13 +105,18 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         venv.create(folder, symlinks=True)
         (site,) = folder.glob("lib/python*/site-packages")
         for distribution in _required(requirements).values():
-            for name in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            for name in {file.parts[0] for file in distribution.files or []} - {
+                "..",
+                "__pycache__",
+            }:
                 if not (site / name).exists():
                     (site / name).symlink_to(Path(str(distribution.locate_file(name))).resolve())
         python = folder / "bin" / "python"
         names = ("mlflow", "pandas", "seqfoundry", "dvc")
         code = f"import importlib.util as i; print([n for n in {names} if i.find_spec(n)])"
-        told = subprocess.run([python, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [python, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True
+        )
         assert told.stdout == "['mlflow', 'pandas']\n"
         return python
 
@@ -107,11 +130,19 @@ def stranger(environment: Callable[..., Path]) -> Callable[[Path], Path]:
 
 
 @pytest.mark.parametrize("family", all_families())
-def test_what_a_model_requires_is_enough_to_load_its_family(family: str, environment: Callable[..., Path]) -> None:
+def test_what_a_model_requires_is_enough_to_load_its_family(
+    family: str, environment: Callable[..., Path]
+) -> None:
     python = environment("mlflow", *find_family(family).module("serve").REQUIREMENTS)
     code = f"import seqfoundry.{family}.serve, seqfoundry.registry.scoring_server"
-    bare = {"PYTHONPATH": str(ROOT / "src"), "PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([python, "-c", code], env=bare, capture_output=True, text=True, check=False)
+    bare = {
+        "PYTHONPATH": str(ROOT / "src"),
+        "PATH": os.environ["PATH"],
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [python, "-c", code], env=bare, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-1000:]
 
 
@@ -119,13 +150,20 @@ def _run(python: Path, script: str, *words: str, cwd: Path) -> "subprocess.Compl
     bare = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     environment = {**bare, "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [python, EXAMPLES / script, *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_they_know_mlflow_and_pandas_alone() -> None:
     for script in ("score_fasta.py", "annotate_airr.py"):
         tree = ast.walk(ast.parse((EXAMPLES / script).read_text()))
-        found = {name.name.partition(".")[0] for node in tree if isinstance(node, ast.Import) for name in node.names}
+        found = {
+            name.name.partition(".")[0]
+            for node in tree
+            if isinstance(node, ast.Import)
+            for name in node.names
+        }
         assert {"mlflow", "pandas"} <= found
         assert not found - set(sys.stdlib_module_names) - {"mlflow", "pandas"}
 
@@ -141,9 +179,14 @@ def tiny(tmp_path: Path) -> Path:
     names = coefficient_names(specification)
     theta, scale = np.linspace(-0.5, 0.5, len(names)), np.ones(len(names))
     fit = Fit(names, theta, 4.0, 4.5, 1e-12, 7, "gradient", (), np.diag(scale), 1000.0, 0.0)
-    genes = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13), Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
+    genes = (
+        Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),
+        Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6),
+    )
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
-    model = vdj.VdjModel(specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about)
+    model = vdj.VdjModel(
+        specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about
+    )
     vdj.save(model, config, tmp_path / "model")
     source = ROOT / "src" / "seqfoundry"
     mlflow.pyfunc.save_model(
@@ -154,7 +197,9 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
-def test_three_rearrangements_are_annotated(tiny: Path, stranger: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_three_rearrangements_are_annotated(
+    tiny: Path, stranger: Callable[[Path], Path], tmp_path: Path
+) -> None:
     table = pd.DataFrame(
         {
             "sequence_id": ["trims", "genes", "strange"],
@@ -173,8 +218,12 @@ def test_three_rearrangements_are_annotated(tiny: Path, stranger: Callable[[Path
     assert said == f"no answer for TRAV99*01: {wrong}"
     made = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(made[list(table)], table)
-    frame = pd.DataFrame({"v_gene": "TRAV1*01", "j_gene": "TRAJ1*01", "v_trim": [3, None], "j_trim": [1, None]})
-    wanted = vdj.predict(vdj.load(tiny / "artifacts" / "model"), frame).drop(columns="configurations")
+    frame = pd.DataFrame(
+        {"v_gene": "TRAV1*01", "j_gene": "TRAJ1*01", "v_trim": [3, None], "j_trim": [1, None]}
+    )
+    wanted = vdj.predict(vdj.load(tiny / "artifacts" / "model"), frame).drop(
+        columns="configurations"
+    )
     assert 0 < wanted["probability"][0] < 1
     assert list(made)[5:] == list(wanted)
     found = made[list(wanted)].apply(pd.to_numeric)
@@ -197,7 +246,10 @@ def test_a_table_that_lacks_no_number_is_annotated(
 def test_a_packaged_model_answers_with_lists_of_arrow_where_they_are_asked_for(tiny: Path) -> None:
     loaded = models.load("vdj", str(tiny))
     frame = pd.DataFrame({"v_gene": ["TRAV1*01", None], "j_gene": "TRAJ1*01"})
-    plain, arrow = loaded.predict(frame)["configurations"], loaded.predict(frame, arrow_lists=True)["configurations"]
+    plain, arrow = (
+        loaded.predict(frame)["configurations"],
+        loaded.predict(frame, arrow_lists=True)["configurations"],
+    )
     assert plain.dtype == object
     assert isinstance(arrow.dtype, pd.ArrowDtype)
     assert len(plain[0]) > 100
@@ -205,10 +257,14 @@ def test_a_packaged_model_answers_with_lists_of_arrow_where_they_are_asked_for(t
 
 
 @pytest.mark.slow
-def test_a_fasta_is_scored(exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_fasta_is_scored(
+    exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path
+) -> None:
     python = stranger(exported["enhancer"])
     (tmp_path / "some.fa").write_text(FASTA)
-    done = _run(python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
+    done = _run(
+        python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     there = pd.read_csv(io.StringIO(done.stdout), sep="\t")
     frame = pd.DataFrame({"sequence": ["ACGTTGCAACGTacgtn", "TTAGCTCAGGTCATGAGTCATCC"]})
@@ -224,7 +280,9 @@ def test_a_fasta_is_scored(exported: dict[str, Path], stranger: Callable[[Path],
         ("", "some.fa: must have at least one sequence, got none"),
     ):
         (tmp_path / "some.fa").write_text(text)
-        done = _run(python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path)
+        done = _run(
+            python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path
+        )
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr.splitlines()[-1]
 
@@ -248,7 +306,9 @@ def test_an_airr_table_is_annotated(
     assert "near: ARTV" in said[0]
     made = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(made[list(table)], table)
-    numbers = made[["probability", "expected_v_trim", "expected_j_trim", "likely_v_trim"]].apply(pd.to_numeric)
+    numbers = made[["probability", "expected_v_trim", "expected_j_trim", "likely_v_trim"]].apply(
+        pd.to_numeric
+    )
     assert numbers.iloc[0].isna().all()
     assert numbers.iloc[1].isna().tolist() == [True, False, False, False]  # genes alone
     assert numbers["probability"].notna().sum() > 15
@@ -257,7 +317,9 @@ def test_an_airr_table_is_annotated(
     folder = exported["vdj"] / "artifacts" / "model"
     known = table.iloc[1:].to_csv(sep="\t", index=False)
     (tmp_path / "known.tsv").write_text(known)
-    ours = pd.concat(find_family("vdj").module("data").frames(tmp_path / "known.tsv", folder)).set_index("sequence_id")
+    ours = pd.concat(
+        find_family("vdj").module("data").frames(tmp_path / "known.tsv", folder)
+    ).set_index("sequence_id")
     trims = ours[["v_trim", "j_trim"]].dropna().astype(int)
     told = made.set_index("sequence_id").loc[trims.index]
     with_trims = told["probability"] != ""
@@ -266,7 +328,9 @@ def test_an_airr_table_is_annotated(
     serve = find_family("vdj").module("serve")
     expected = serve.predict(serve.load(folder), frame)
     wanted = expected["probability"].round(6).astype(float)
-    pd.testing.assert_series_equal(told["probability"][with_trims].astype(float), wanted, atol=1e-6)
+    pd.testing.assert_series_equal(
+        told["probability"][with_trims].astype(float), wanted, atol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -274,8 +338,14 @@ def test_a_table_of_strangers_is_refused(
     exported: dict[str, Path], stranger: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     for text, message in (
-        ("sequence_id\tv_call\tj_call\na\tTRAV99\tTRAJ99\n", "must have a row with two genes that the model knows"),
-        ("sequence_id\tv_call\na\tTRAV1\n", "must have the columns v_call and j_call, got none named j_call"),
+        (
+            "sequence_id\tv_call\tj_call\na\tTRAV99\tTRAJ99\n",
+            "must have a row with two genes that the model knows",
+        ),
+        (
+            "sequence_id\tv_call\na\tTRAV1\n",
+            "must have the columns v_call and j_call, got none named j_call",
+        ),
     ):
         (tmp_path / "airr.tsv").write_text(text)
         words = ("airr.tsv", "--model", str(exported["vdj"]))

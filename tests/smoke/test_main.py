@@ -1,4 +1,7 @@
-"""``main``, really: every family from data to its first answers, a second time, and with a changed setting."""
+"""``main``, really.
+
+Every family from data to its first answers, a second time, and with a changed setting.
+"""
 
 import os
 import re
@@ -14,17 +17,34 @@ from seqfoundry.core.family import all_families
 
 @pytest.mark.slow
 def test_main_does_everything_once(clone: Path) -> None:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
-    own = {"PYTHONPATH": str(clone / "src"), "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1"}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
+    }
+    own = {
+        "PYTHONPATH": str(clone / "src"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "1",
+    }
 
     def run() -> tuple[list[list[str]], str]:
         command = [sys.executable, "-m", "seqfoundry", "main", "--profile", "smoke"]
-        done = subprocess.run(command, cwd=clone, env={**inherited, **own}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=clone,
+            env={**inherited, **own},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return [re.split(r"  +", line) for line in done.stdout.splitlines()[2:]], done.stderr
 
     def written() -> dict[Path, int]:
-        found = (path for folder in ("build", "data", "mlruns") for path in (clone / folder).rglob("*"))
+        found = (
+            path for folder in ("build", "data", "mlruns") for path in (clone / folder).rglob("*")
+        )
         return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
 
     rows, told = run()

@@ -13,10 +13,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _mlflow_run(entry: str, database: Path, **parameters: str | Path) -> subprocess.CompletedProcess[str]:
+def _mlflow_run(
+    entry: str, database: Path, **parameters: str | Path
+) -> subprocess.CompletedProcess[str]:
     """Run an entry point with the interpreter of the tests first on the path, as an activated environment has it."""
     chosen = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
+    }
     own = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
@@ -51,7 +57,15 @@ def test_training_and_registering_by_mlflow_run(
     assert (run.data.params["cfg.seed"], run.data.params["cfg.train.patience"]) == ("7", "4")
     assert run.data.params["cfg.gates.test.macro_f1.min"] == "0.0"
     uploaded = {entry.path for entry in registry_store.list_artifacts(run.info.run_id)}
-    assert {"model", "checkpoints", "params.yaml", "history.tsv", "metrics.json", "evaluation.txt", "plots"} <= uploaded
+    assert {
+        "model",
+        "checkpoints",
+        "params.yaml",
+        "history.tsv",
+        "metrics.json",
+        "evaluation.txt",
+        "plots",
+    } <= uploaded
     assert run.inputs.dataset_inputs[0].dataset.digest == record["data.md5"]
 
     monkeypatch.chdir(tmp_path)
@@ -60,11 +74,16 @@ def test_training_and_registering_by_mlflow_run(
     version = registry_store.get_model_version_by_alias("reads-10x3p_sc_ont_016", "candidate")
     assert version.run_id == run.info.run_id  # and not the run of the entry point register
     packaged = mlflow.get_logged_model(version.source.removeprefix("models:/"))
-    assert (packaged.source_run_id, packaged.experiment_id) == (run.info.run_id, run.info.experiment_id)
+    assert (packaged.source_run_id, packaged.experiment_id) == (
+        run.info.run_id,
+        run.info.experiment_id,
+    )
 
 
 def test_a_fault_is_a_failed_run(tmp_path: Path) -> None:
-    done = _mlflow_run("train-reads", tmp_path / "own.db", params="params/reads/nope.yaml", out=tmp_path / "out")
+    done = _mlflow_run(
+        "train-reads", tmp_path / "own.db", params="params/reads/nope.yaml", out=tmp_path / "out"
+    )
     assert done.returncode == 1
     assert "seqfoundry: params/reads/nope.yaml: must be a readable settings file" in done.stderr
     assert not (tmp_path / "out").exists()

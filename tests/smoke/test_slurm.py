@@ -1,4 +1,7 @@
-"""The scripts of ``slurm/`` against stubs of the trainer and of SLURM: stopped, requeued, resumed."""
+"""The scripts of ``slurm/`` against stubs of the trainer and of SLURM.
+
+Stopped, requeued, resumed.
+"""
 
 import json
 import os
@@ -60,17 +63,29 @@ def project(tmp_path: Path) -> Path:
 def _start(
     project: Path, script: str = "train_gpu.sh", *words: str, job: int = 7, **own: str
 ) -> "subprocess.Popen[bytes]":
-    inherited = {key: value for key, value in os.environ.items() if key not in ("OUT", "DATA", "SETTINGS")}
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in ("OUT", "DATA", "SETTINGS")
+    }
     job_of = {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": str(job), "DEVICE": "cpu"}
     command = ["bash", str(project / "spool" / script), *(words or ("config.yaml",))]
     with (project / "said.txt").open("a") as said:
         return subprocess.Popen(command, env={**inherited, **job_of, **own}, cwd="/", stderr=said)
 
 
-def _sbatch(project: Path, tasks: range, script: str, *words: str, **own: str) -> "list[subprocess.Popen[bytes]]":
+def _sbatch(
+    project: Path, tasks: range, script: str, *words: str, **own: str
+) -> "list[subprocess.Popen[bytes]]":
     """Stub of ``sbatch --array``: every task is a job of its own."""
     return [
-        _start(project, script, *words, job=100 + n, SLURM_ARRAY_JOB_ID="99", SLURM_ARRAY_TASK_ID=str(n), **own)
+        _start(
+            project,
+            script,
+            *words,
+            job=100 + n,
+            SLURM_ARRAY_JOB_ID="99",
+            SLURM_ARRAY_TASK_ID=str(n),
+            **own,
+        )
         for n in tasks
     ]
 
@@ -97,16 +112,27 @@ def test_stopped_requeued_and_resumed(project: Path) -> None:
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
     assert _start(project).wait(timeout=20) == 0
     first, second = (project / "calls.txt").read_text().splitlines()
-    assert first == "-m seqfoundry train copynumber --params config.yaml --out build/copynumber/slurm-7 --device cpu"
+    assert (
+        first
+        == "-m seqfoundry train copynumber --params config.yaml --out build/copynumber/slurm-7 "
+        "--device cpu"
+    )
     assert second == f"{first} --resume abc"
     assert (project / "requeued.txt").read_text() == "requeue 7\n"
 
 
 @pytest.mark.parametrize(
     ("state", "requeued"),
-    [("RUNNING None", True), ("COMPLETING TimeLimit", True), ("COMPLETING None", False), ("", False)],
+    [
+        ("RUNNING None", True),
+        ("COMPLETING TimeLimit", True),
+        ("COMPLETING None", False),
+        ("", False),
+    ],
 )
-def test_what_was_cancelled_or_is_in_the_queue_is_not_requeued(project: Path, state: str, requeued: bool) -> None:
+def test_what_was_cancelled_or_is_in_the_queue_is_not_requeued(
+    project: Path, state: str, requeued: bool
+) -> None:
     (project / "state.txt").write_text(state + "\n")
     job = _start(project)
     _wait_for(project / "build" / "copynumber" / "slurm-7" / "run.json")
@@ -127,8 +153,11 @@ def test_where_requeueing_is_forbidden_the_status_is_the_trainers(project: Path)
 def test_a_signal_at_the_end_hides_no_status(project: Path) -> None:
     end = "pathlib.Path(out, 'metrics.json').write_text('{{}}'); sys.exit()"
     text = TRAINER.replace("time.sleep(0.5)  # saving takes a while", end)
-    (project / ".venv" / "bin" / "python").write_text(text.format(python=sys.executable, root=ROOT))
-    slow = '() { builtin kill "$@"; local status=$?; sleep 0.5; return "$status"; }'  # the trainer has ended by then
+    (project / ".venv" / "bin" / "python").write_text(
+        text.format(python=sys.executable, root=ROOT)
+    )
+    # the trainer has ended by then
+    slow = '() { builtin kill "$@"; local status=$?; sleep 0.5; return "$status"; }'
     job = _start(project, **{"BASH_FUNC_kill%%": slow})
     _wait_for(project / "build" / "copynumber" / "slurm-7" / "run.json")
     job.send_signal(signal.SIGTERM)
@@ -136,19 +165,29 @@ def test_a_signal_at_the_end_hides_no_status(project: Path) -> None:
     assert not (project / "requeued.txt").exists()
     assert _start(project).wait(timeout=20) == 0
     assert len(_calls(project)) == 1
-    message = "build/copynumber/slurm-7: finished already (run.json and metrics.json are there): nothing to do"
+    message = (
+        "build/copynumber/slurm-7: finished already (run.json and metrics.json are there): "
+        "nothing to do"
+    )
     assert (project / "said.txt").read_text().splitlines() == [message]
 
 
-def _stopped_requeued_resumed(project: Path, top: str, script: str, *words: str, n: int) -> list[str]:
-    """Start two tasks, stop them, start them again as after the queue; return the calls of the trainer."""
+def _stopped_requeued_resumed(
+    project: Path, top: str, script: str, *words: str, n: int
+) -> list[str]:
+    """Start two tasks, stop them, start them again as after the queue.
+
+    Return the calls of the trainer.
+    """
     tasks = range(n, n + 2)
     jobs = _sbatch(project, tasks, script, *words)
     for task, job in zip(tasks, jobs, strict=True):
         _wait_for(project / top / str(task) / "run.json")
         job.send_signal(signal.SIGTERM)
     assert [job.wait(timeout=20) for job in jobs] == [143, 143]
-    wanted = [f"requeue 99_{task}" for task in tasks]  # by its own number the last would requeue the whole array
+    wanted = [
+        f"requeue 99_{task}" for task in tasks
+    ]  # by its own number the last would requeue the whole array
     assert sorted((project / "requeued.txt").read_text().splitlines()) == wanted
     before = _calls(project)
     assert [job.wait(timeout=20) for job in _sbatch(project, tasks, script, *words)] == [0, 0]
@@ -159,7 +198,9 @@ def _stopped_requeued_resumed(project: Path, top: str, script: str, *words: str,
 def test_an_array_over_lines_of_settings(project: Path) -> None:
     (project / "lines.txt").write_text("seed=1\nseed=2 train.epochs=5\nseed=3\n")
     words = ("config.yaml", "enhancer", "lines.txt")
-    calls = _stopped_requeued_resumed(project, "build/enhancer/grid-99", "grid_array.sh", *words, n=1)
+    calls = _stopped_requeued_resumed(
+        project, "build/enhancer/grid-99", "grid_array.sh", *words, n=1
+    )
     start = "-m seqfoundry train enhancer --params config.yaml --out build/enhancer/grid-99"
     assert calls == [
         f"{start}/1 --device cpu --set seed=2 train.epochs=5",
@@ -170,17 +211,40 @@ def test_an_array_over_lines_of_settings(project: Path) -> None:
 def test_an_array_over_points_of_a_grid(project: Path) -> None:
     from seqfoundry.core.family import find_family
 
-    network = {"architecture": "residual", "channels": [8, 16], "stem_kernel": 9, "kernel": 5, "crf_layer": True,
-               "dilation_rates": [1, 4], "learning_rate": [1e-2, 3e-2], "warmup": 0.1, "epochs": 3}  # fmt: skip
+    network = {
+        "architecture": "residual",
+        "channels": [8, 16],
+        "stem_kernel": 9,
+        "kernel": 5,
+        "crf_layer": True,
+        # fmt: skip
+        "dilation_rates": [1, 4],
+        "learning_rate": [1e-2, 3e-2],
+        "warmup": 0.1,
+        "epochs": 3,
+    }
     (project / "networks.yaml").write_text(json.dumps({"mine": network}))
-    config = {"base": str(ROOT / "params/reads/smoke.yaml"), "network": "mine", "training_params": "networks.yaml"}
+    config = {
+        "base": str(ROOT / "params/reads/smoke.yaml"),
+        "network": "mine",
+        "training_params": "networks.yaml",
+    }
     (project / "config.yaml").write_text(json.dumps(config))
     _stopped_requeued_resumed(project, "build/reads/grid-99", "grid_array.sh", "config.yaml", n=1)
-    whole = find_family("reads").module("config").read_grid(find_family("reads").settings(project / "config.yaml"))
-    assert [(one.values["channels"], one.values["learning_rate"]) for one in whole[1:3]] == [(8, 0.03), (16, 0.01)]
+    whole = (
+        find_family("reads")
+        .module("config")
+        .read_grid(find_family("reads").settings(project / "config.yaml"))
+    )
+    assert [(one.values["channels"], one.values["learning_rate"]) for one in whole[1:3]] == [
+        (8, 0.03),
+        (16, 0.01),
+    ]
     for n in (1, 2):
         point = project / "build" / "reads" / "grid-99" / f"{n}.training_params.yaml"
-        call = next(call for call in _calls(project) if f"grid-99/{n} " in call and "--resume" not in call)
+        call = next(
+            call for call in _calls(project) if f"grid-99/{n} " in call and "--resume" not in call
+        )
         settings = call.partition(" --set ")[2]
         assert settings == f"training_params='build/reads/grid-99/{n}.training_params.yaml'"
         own = find_family("reads").settings(project / "config.yaml", f"training_params='{point}'")
@@ -193,9 +257,13 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
 
 
 def test_an_array_over_bootstrap_replicates(project: Path) -> None:
-    calls = _stopped_requeued_resumed(project, "build/vdj/bootstrap-99", "bootstrap_array.sh", "config.yaml", "25", n=3)
+    calls = _stopped_requeued_resumed(
+        project, "build/vdj/bootstrap-99", "bootstrap_array.sh", "config.yaml", "25", n=3
+    )
     start = "-m seqfoundry train vdj --params config.yaml --out build/vdj/bootstrap-99"
-    assert calls == [f"{start}/{seed} --device cpu --set seed={seed} fit.bootstrap=25" for seed in (3, 4)]
+    assert calls == [
+        f"{start}/{seed} --device cpu --set seed={seed} fit.bootstrap=25" for seed in (3, 4)
+    ]
 
 
 def test_the_bootstrap_settings_are_settings() -> None:
@@ -209,14 +277,32 @@ def test_the_bootstrap_settings_are_settings() -> None:
     ("script", "words", "message"),
     [
         ("train_gpu.sh", [], "usage: sbatch slurm/train_gpu.sh CONFIG [FAMILY]"),
-        ("grid_array.sh", [], "usage: sbatch --array=0-N slurm/grid_array.sh CONFIG [FAMILY] [LINES]"),
+        (
+            "grid_array.sh",
+            [],
+            "usage: sbatch --array=0-N slurm/grid_array.sh CONFIG [FAMILY] [LINES]",
+        ),
         ("grid_array.sh", ["c.yaml", "vdj"], "vdj: must have a file of settings, got none"),
-        ("grid_array.sh", ["c.yaml", "vdj", "/dev/null"], "/dev/null: must have settings in line 3, got none"),
-        ("bootstrap_array.sh", [], "usage: sbatch --array=1-N slurm/bootstrap_array.sh CONFIG [REPLICATES]"),
-        ("bootstrap_array.sh", ["c.yaml", "x"], "replicates: must be a whole number from 1 on, got x"),
+        (
+            "grid_array.sh",
+            ["c.yaml", "vdj", "/dev/null"],
+            "/dev/null: must have settings in line 3, got none",
+        ),
+        (
+            "bootstrap_array.sh",
+            [],
+            "usage: sbatch --array=1-N slurm/bootstrap_array.sh CONFIG [REPLICATES]",
+        ),
+        (
+            "bootstrap_array.sh",
+            ["c.yaml", "x"],
+            "replicates: must be a whole number from 1 on, got x",
+        ),
     ],
 )
-def test_without_settings_they_say_how(project: Path, script: str, words: list[str], message: str) -> None:
+def test_without_settings_they_say_how(
+    project: Path, script: str, words: list[str], message: str
+) -> None:
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "SLURM_SUBMIT_DIR": str(project)}
     command = ["bash", str(ROOT / "slurm" / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -229,7 +315,11 @@ def test_shellcheck_has_nothing_to_say() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run(
-        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+        ["shellcheck", "-x", *map(str, SCRIPTS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert len(SCRIPTS) == 4

@@ -1,8 +1,10 @@
-"""The browser's view of a store: experiment, run with its report, and registered models with their cards.
+"""The browser's view of a store.
 
-Needs Chromium (Debian: ``apt-get install chromium``) and, in this environment, ``pip install playwright``; not its own
-browsers. ``UI_SCREENSHOTS=FOLDER pytest -m ui`` keeps a picture of every page.
-"""
+Experiment, run with its report, and registered models with their cards.
+
+Needs Chromium (Debian: ``apt-get install chromium``) and, in this environment, ``pip install
+playwright``; not its own browsers. ``UI_SCREENSHOTS=FOLDER pytest -m ui`` keeps a picture of every
+page."""
 
 import json
 import os
@@ -37,15 +39,25 @@ class Site:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(ROOT / "src"), "PATH": path}
+    own = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "PATH": path,
+    }
     return inherited | own | {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _seqfoundry(folder: Path, *words: str) -> None:
     command = [sys.executable, "-m", "seqfoundry", *words]
-    done = subprocess.run(command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -53,10 +65,22 @@ def _champion(folder: Path, family: str) -> None:
     params, made = str(ROOT / "params" / family / "smoke.yaml"), folder / family
     data = str(made / "data")
     _seqfoundry(folder, "simulate", family, "--params", params, "--out", data)
-    _seqfoundry(folder, "train", family, "--params", params, "--data", data, "--out", str(made / "train"))
+    _seqfoundry(
+        folder, "train", family, "--params", params, "--data", data, "--out", str(made / "train")
+    )
     _seqfoundry(folder, "register", family, "--run", str(made / "train"))
     evaluated = str(made / "evaluate")  # after registering, as users do: the card is renewed
-    _seqfoundry(folder, "evaluate", family, "--model", str(made / "train"), "--data", data, "--out", evaluated)
+    _seqfoundry(
+        folder,
+        "evaluate",
+        family,
+        "--model",
+        str(made / "train"),
+        "--data",
+        data,
+        "--out",
+        evaluated,
+    )
     _seqfoundry(folder, "promote", NAMES[family])
 
 
@@ -71,15 +95,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        *words,
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+    ]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            command, env=_environment(folder), stdout=log, stderr=log, cwd=folder, start_new_session=True
+            command,
+            env=_environment(folder),
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
         )
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_for(f"{url}/health", server)
-            runs, figures = ({family: _read(folder / family / name) for family in NAMES} for name in _RECORDS)
+            runs, figures = (
+                {family: _read(folder / family / name) for family in NAMES} for name in _RECORDS
+            )
             yield Site(url, runs, figures, _experiment(url))
         finally:
             os.killpg(server.pid, 15)
@@ -153,7 +191,9 @@ def browser(site: Site) -> Iterator[Browser]:
 
 def test_the_experiment_tells_families_apart(site: Site, browser: Browser) -> None:
     browser.open(f"/experiments/{site.experiment}/runs")
-    browser.sees("train-vdj", "train-copynumber", "One run per training, of all families", "2 matching runs")
+    browser.sees(
+        "train-vdj", "train-copynumber", "One run per training, of all families", "2 matching runs"
+    )
     browser.picture("experiment")
     search = browser.page.get_by_placeholder("metrics.rmse").first
     search.fill('tags.family = "vdj"')
@@ -168,7 +208,9 @@ def test_runs_are_grouped_by_family(site: Site, browser: Browser) -> None:
     browser.open(f"/experiments/{site.experiment}/runs")
     browser.sees("train-vdj")
     browser.page.get_by_role("button", name="Group by").click()
-    browser.page.get_by_role("menuitemcheckbox", name="family", exact=True).first.click()  # tags come before settings
+    browser.page.get_by_role(
+        "menuitemcheckbox", name="family", exact=True
+    ).first.click()  # tags come before settings
     browser.sees("Group by: family", *(f"Group: {family}" for family in NAMES))
     browser.picture("grouped")
 
@@ -177,13 +219,24 @@ def test_runs_are_grouped_by_family(site: Site, browser: Browser) -> None:
 def test_a_run_shows_where_it_is_from(site: Site, browser: Browser, family: str) -> None:
     run = site.runs[family]
     browser.open(f"/experiments/{site.experiment}/runs/{run['run_id']}")
-    browser.sees(f"train-{family}", "Finished", run["data.md5"], "evaluate/report.html", "passed: ", NAMES[family])
+    browser.sees(
+        f"train-{family}",
+        "Finished",
+        run["data.md5"],
+        "evaluate/report.html",
+        "passed: ",
+        NAMES[family],
+    )
     browser.picture(f"run-{family}")
 
 
-@pytest.mark.parametrize(("family", "metric"), [("vdj", "train.loss"), ("copynumber", "train.loss")])
+@pytest.mark.parametrize(
+    ("family", "metric"), [("vdj", "train.loss"), ("copynumber", "train.loss")]
+)
 def test_a_run_has_charts_by_epoch(site: Site, browser: Browser, family: str, metric: str) -> None:
-    browser.open(f"/experiments/{site.experiment}/runs/{site.runs[family]['run_id']}/model-metrics")
+    browser.open(
+        f"/experiments/{site.experiment}/runs/{site.runs[family]['run_id']}/model-metrics"
+    )
     browser.page.get_by_placeholder("Search metric charts").fill(metric)
     browser.sees(metric, "Step")  # one of a single value is a bar, without steps
     browser.picture(f"metrics-{family}")
@@ -213,7 +266,12 @@ def test_a_run_shows_report_and_plots_inline(site: Site, browser: Browser, famil
 @pytest.mark.parametrize("family", NAMES)
 def test_a_model_says_what_it_is(site: Site, browser: Browser, family: str) -> None:
     browser.open(f"/models/{NAMES[family]}")
-    browser.sees("Use the version with the alias", f"models:/{NAMES[family]}@champion", "Version 1", "@ champion")
+    browser.sees(
+        "Use the version with the alias",
+        f"models:/{NAMES[family]}@champion",
+        "Version 1",
+        "@ champion",
+    )
     browser.sees("gates", "data.md5", "git.commit")
     browser.picture(f"model-{family}")
 
@@ -224,11 +282,25 @@ def test_a_version_has_its_card_tags_and_alias(site: Site, browser: Browser, fam
     headline = {"vdj": "test.below_null", "copynumber": "test.segment_f1"}[family]
     browser.open(f"/models/{NAMES[family]}/versions/1")
     browser.sees("@ champion", "How good it is", "Limits", "How to load it")
-    browser.sees(f"{headline} {figures[headline]:.4f}", run["run_id"], run["git.commit"][:12], f"/{NAMES[family]}/1")
+    browser.sees(
+        f"{headline} {figures[headline]:.4f}",
+        run["run_id"],
+        run["git.commit"][:12],
+        f"/{NAMES[family]}/1",
+    )
     tags = browser.page.locator("table").filter(has_text="data.md5")
-    for text in ("data.md5", run["data.md5"], "git.commit", run["git.commit"], "gates", "passed: "):
+    for text in (
+        "data.md5",
+        run["data.md5"],
+        "git.commit",
+        run["git.commit"],
+        "gates",
+        "passed: ",
+    ):
         assert tags.get_by_text(text).count(), text
     browser.picture(f"version-{family}")
-    link = browser.page.get_by_role("link", name=f"train-{family}").last  # the one in the card, which opens a page
+    link = browser.page.get_by_role(
+        "link", name=f"train-{family}"
+    ).last  # the one in the card, which opens a page
     browser.page.goto(link.evaluate("link => link.href"))
     browser.sees(run["run_id"], run["settings.sha256"][:12])

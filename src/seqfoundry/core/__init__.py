@@ -1,1 +1,4 @@
-"""What every family needs and no family owns: settings, data digests, tracking, plots. Imports no family."""
+"""What every family needs and no family owns: settings, data digests, tracking, plots.
+
+Imports no family.
+"""

@@ -1,7 +1,9 @@
-"""What the commands of all families share: their form, and the options that mean the same everywhere.
+"""What the commands of all families share.
 
-MLproject has no absent parameters: an option or argument whose value is an empty text counts as not given.
-"""
+Their form, and the options that mean the same everywhere.
+
+MLproject has no absent parameters: an option or argument whose value is an empty text counts as
+not given."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +57,9 @@ class YesNo(click.ParamType[bool]):
 
     name = "yes|no"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bool:
         if isinstance(value, bool):
             return value
         if value not in ("yes", "no"):
@@ -67,7 +71,10 @@ class Choice(click.Choice[str]):
     """One of several words; a typo is answered with the nearest."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        return f"must be one of {', '.join(self.choices)}, got {value!r}{did_you_mean(str(value), self.choices)}"
+        return (
+            f"must be one of {', '.join(self.choices)}, got "
+            f"{value!r}{did_you_mean(str(value), self.choices)}"
+        )
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:
@@ -103,7 +110,9 @@ def argument(name: str, **settings: Any) -> Callable[[Function], Function]:
 
 def option(*names: str, **settings: Any) -> Callable[[Function], Function]:
     """Add an option; its default is shown."""
-    return click.option(*names, cls=Option, show_default=settings.pop("show_default", True), **settings)
+    return click.option(
+        *names, cls=Option, show_default=settings.pop("show_default", True), **settings
+    )
 
 
 def flag(*names: str, help: str) -> Callable[[Function], Function]:
@@ -131,7 +140,9 @@ overrides = option(
 out = option("--out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
 data = option("--data", type=PATH, metavar="DIR", help="Folder with data (default: data/FAMILY).")
 model = option(
-    "--model", required=True, help="A model folder, models:/NAME@ALIAS, models:/NAME/VERSION, a run id or zoo:NAME."
+    "--model",
+    required=True,
+    help="A model folder, models:/NAME@ALIAS, models:/NAME/VERSION, a run id or zoo:NAME.",
 )
 device = option(
     "--device",
@@ -142,8 +153,17 @@ device = option(
 overwrite = flag("--overwrite", help="Replace earlier results in --out.")
 no_track = flag("--no-track", help="Write files only; use no tracking store.")
 resume = flag("--resume", help="Go on with work that was interrupted.")
-resume_run = option("--resume", "resume_run", metavar="RUN_ID", help="Continue this run from its last checkpoint.")
-engine = option(
-    "--engine", type=Choice(("local", "spark")), default="local", help="Where to work; spark takes Parquet too."
+resume_run = option(
+    "--resume", "resume_run", metavar="RUN_ID", help="Continue this run from its last checkpoint."
 )
-master = option("--master", metavar="URL", help="Master of Spark (default: local[*,4], all cores of this machine).")
+engine = option(
+    "--engine",
+    type=Choice(("local", "spark")),
+    default="local",
+    help="Where to work; spark takes Parquet too.",
+)
+master = option(
+    "--master",
+    metavar="URL",
+    help="Master of Spark (default: local[*,4], all cores of this machine).",
+)

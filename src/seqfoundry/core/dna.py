@@ -1,9 +1,8 @@
 """DNA letters as small integers: A 0, C 1, G 2, T 3, N 4.
 
-A batch of sequences of unequal length is *flat*: one ``uint8`` array with all codes and one ``int64`` array of
-``n + 1`` offsets, so that sequence ``i`` is ``codes[offsets[i]:offsets[i + 1]]``. Every IUPAC ambiguity letter
-becomes N, lower case is read as upper case, U as T.
-"""
+A batch of sequences of unequal length is *flat*: one ``uint8`` array with all codes and one
+``int64`` array of ``n + 1`` offsets, so that sequence ``i`` is ``codes[offsets[i]:offsets[i +
+1]]``. Every IUPAC ambiguity letter becomes N, lower case is read as upper case, U as T."""
 
 from collections.abc import Sequence
 
@@ -41,7 +40,8 @@ def encode(sequences: Sequence[str]) -> tuple[Codes, Offsets]:
     Raises
     ------
     InputError
-        If a sequence has a letter that is not IUPAC; the message names the sequence and the position.
+        If a sequence has a letter that is not IUPAC; the message names the sequence and the
+        position.
 
     Examples
     --------
@@ -51,7 +51,8 @@ def encode(sequences: Sequence[str]) -> tuple[Codes, Offsets]:
     """
     offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
     np.cumsum([len(sequence) for sequence in sequences], out=offsets[1:])
-    # "replace" writes one "?" per letter outside ASCII, so positions stay true and the check below sees it
+    # "replace" writes one "?" per letter outside ASCII, so positions stay true and the check below
+    # sees it
     raw = np.frombuffer("".join(sequences).encode("ascii", "replace"), dtype=np.uint8)
     codes = _CODE[raw]
     wrong = np.flatnonzero(codes == _ILLEGAL)
@@ -59,7 +60,10 @@ def encode(sequences: Sequence[str]) -> tuple[Codes, Offsets]:
         index = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
         position = int(wrong[0] - offsets[index])
         letter = sequences[index][position]
-        raise InputError(f"sequence {index}: letters must be IUPAC nucleotides, got {letter!r} at position {position}")
+        raise InputError(
+            f"sequence {index}: letters must be IUPAC nucleotides, got {letter!r} at position "
+            f"{position}"
+        )
     return codes, offsets
 
 
@@ -86,7 +90,9 @@ def reverse_complement(codes: Codes) -> Codes:
 
 
 def reverse_complement_text(sequence: str) -> str:
-    """Reverse complement letters; the answer is in upper case and has N for every ambiguity letter.
+    """Reverse complement letters.
+
+    The answer is in upper case and has N for every ambiguity letter.
 
     Examples
     --------

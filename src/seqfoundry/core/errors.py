@@ -1,7 +1,9 @@
-"""Errors raised on purpose: the command line prints their message and exits with their status, without a traceback.
+"""Errors raised on purpose.
 
-A message has the form *where: what must hold, got what*, so that it helps without the code at hand.
-"""
+The command line prints their message and exits with their status, without a traceback.
+
+A message has the form *where: what must hold, got what*, so that it helps without the code at
+hand."""
 
 
 class SeqfoundryError(Exception):

@@ -1,9 +1,8 @@
 """Families: what the rest of the project knows of each, and how its code is found.
 
-A family is a Python package with a ``FAMILY`` in its ``__init__``, which imports nothing heavy. Built-in families are
-the packages in ``families``; others are installed distributions with an entry point in the group
-``seqfoundry.families`` that names their ``FAMILY``.
-"""
+A family is a Python package with a ``FAMILY`` in its ``__init__``, which imports nothing heavy.
+Built-in families are the packages in ``families``; others are installed distributions with an
+entry point in the group ``seqfoundry.families`` that names their ``FAMILY``."""
 
 import difflib
 import importlib
@@ -39,7 +38,8 @@ class Example:
     source
         Input, below ``data/<family>/example``.
     options
-        Further words of the command; ``{example}`` stands for the folder ``data/<family>/example``.
+        Further words of the command; ``{example}`` stands for the folder
+        ``data/<family>/example``.
     """
 
     verb: str
@@ -69,11 +69,13 @@ class Family:
     has_worker_processes
         Whether several processes train one model (torchrun); else one process uses all devices.
     reference_suffix
-        End of the name of a file by which a model folder of the reference's tools is known; empty if there is none.
+        End of the name of a file by which a model folder of the reference's tools is known; empty
+        if there is none.
     champion
         Registered model whose champion MLproject's ``annotate`` and ``score`` take.
     parameters
-        Folder with ``full.yaml``, ``demo.yaml`` and ``smoke.yaml``; empty for ``params/<name>`` of the project.
+        Folder with ``full.yaml``, ``demo.yaml`` and ``smoke.yaml``; empty for ``params/<name>`` of
+        the project.
     """
 
     name: str
@@ -98,10 +100,14 @@ class Family:
         try:
             return importlib.import_module(f"{self.package}.{name}")
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] in (_PRODUCT, self.package.partition(".")[0]):
+            if error.name is None or error.name.partition(".")[0] in (
+                _PRODUCT,
+                self.package.partition(".")[0],
+            ):
                 raise
             raise MissingError(
-                f"family {self.name}: needs the package {error.name}, got none; install {_PRODUCT} whole"
+                f"family {self.name}: needs the package {error.name}, got none; install "
+                f"{_PRODUCT} whole"
             ) from None
 
     def settings(self, path: Path, overrides: str = "") -> Any:
@@ -123,7 +129,11 @@ class Family:
         """Folder with the family's settings files."""
         from seqfoundry.core.runs import provenance
 
-        return Path(self.parameters) if self.parameters else provenance.project_root() / "params" / self.name
+        return (
+            Path(self.parameters)
+            if self.parameters
+            else provenance.project_root() / "params" / self.name
+        )
 
     @property
     def source_folder(self) -> Path:
@@ -141,12 +151,18 @@ class Family:
         from seqfoundry.core.runs.processes import Place
 
         if not self.has_worker_processes and (size := Place.here().size) > 1:
-            must = f"must start one process for the family {self.name}, which uses all devices from one process"
+            must = (
+                f"must start one process for the family {self.name}, which uses all devices "
+                "from one process"
+            )
             raise ConfigError(f"torchrun: {must}, got {size}")
 
 
 def recorded_family(record: Mapping[str, Any]) -> str | None:
-    """Name of the family in the tags of a run or in ``served.json``; the first edition wrote it as ``room``."""
+    """Name of the family in the tags of a run or in ``served.json``.
+
+    The first edition wrote it as ``room``.
+    """
     name = record.get("family", record.get("room"))
     return None if name is None else str(name)
 
@@ -167,21 +183,32 @@ def all_families() -> Mapping[str, Family]:
         if family is None:
             continue
         if family.name in found:
-            log.warning("%s: its family %s is left out, since there is one of that name", _origin(entry), family.name)
+            log.warning(
+                "%s: its family %s is left out, since there is one of that name",
+                _origin(entry),
+                family.name,
+            )
         else:
             found[family.name] = family
     return found
 
 
 def _load_plugin(entry: EntryPoint) -> Family | None:
-    """Load the family of an installed distribution; None, with a warning, if that fails in any way."""
+    """Load the family of an installed distribution.
+
+    None, with a warning, if that fails in any way.
+    """
     try:
         family = entry.load()
     except Exception as error:  # noqa: BLE001 - the code of others may raise anything
-        log.warning("%s: its family cannot be loaded: %s: %s", _origin(entry), type(error).__name__, error)
+        log.warning(
+            "%s: its family cannot be loaded: %s: %s", _origin(entry), type(error).__name__, error
+        )
         return None
     if not isinstance(family, Family):
-        log.warning("%s: %s must be a Family, got %s", _origin(entry), entry.value, type(family).__name__)
+        log.warning(
+            "%s: %s must be a Family, got %s", _origin(entry), entry.value, type(family).__name__
+        )
         return None
     return family
 
@@ -217,14 +244,22 @@ def find_family(name: str, verb: str | None = None) -> Family:
     family = families[name]
     if verb is not None and verb not in family.verbs:
         verbs = ", ".join(family.verbs)
-        raise InputError(f"{verb} {name}: the family must support the verb, got one that has {verbs}")
+        raise InputError(
+            f"{verb} {name}: the family must support the verb, got one that has {verbs}"
+        )
     return family
 
 
 def family_of_reference_model(folder: Path) -> Family | None:
-    """Find the family whose reference tool made a model folder; None for a folder of ours, or of nobody we know."""
+    """Find the family whose reference tool made a model folder.
+
+    None for a folder of ours, or of nobody we know.
+    """
     # Path.is_file would raise where the user may not look
-    if any(os.path.isfile(folder / inside / "served.json") for inside in ("", "model", "artifacts/model")):
+    if any(
+        os.path.isfile(folder / inside / "served.json")
+        for inside in ("", "model", "artifacts/model")
+    ):
         return None
     for family in all_families().values():
         if family.reference_suffix and any(folder.glob(f"*{family.reference_suffix}")):

@@ -1,7 +1,7 @@
 """What a family does with the rows of a partition, and with the answers to all partitions.
 
-The work is the local engine's. Where that writes a table as text, here it is Parquet, since no process sees all rows.
-"""
+The work is the local engine's. Where that writes a table as text, here it is Parquet, since no
+process sees all rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from seqfoundry.registry.portable_model import Portable
 
 COUNTS = "counts.json"
 
-Chunks = Iterator[tuple[int, pd.DataFrame]]  # number of a chunk's first row in the whole input, and its rows
+Chunks = Iterator[
+    tuple[int, pd.DataFrame]
+]  # number of a chunk's first row in the whole input, and its rows
 
 
 def check_nothing(job: "Job") -> None:
@@ -36,7 +38,8 @@ class PartitionedWork:
     rows, batch
         Rows of a partition, and of those that are read at once.
     staged
-        Reads the family's other forms of input as chunks of these columns: ``(source, model folder)``.
+        Reads the family's other forms of input as chunks of these columns: ``(source, model
+        folder)``.
     work
         Writes the answers to a partition's chunks into a folder, and returns counts.
     finish
@@ -57,7 +60,10 @@ class PartitionedWork:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process must know to do any partition: plain values, and functions of importable modules."""
+    """What a process must know to do any partition.
+
+    Plain values, and functions of importable modules.
+    """
 
     work: PartitionedWork
     model: Portable
@@ -72,6 +78,10 @@ def read_counts(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def partition_summary(folder: Path, job: Job, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``summary.json`` and return what it holds."""
-    made = {"model": job.model.reference, "registered_name": job.model.served["registered_name"], **counts}
+    made = {
+        "model": job.model.reference,
+        "registered_name": job.model.served["registered_name"],
+        **counts,
+    }
     files.write_json(folder / "summary.json", made)
     return made

@@ -1,8 +1,10 @@
-"""Run a model over a stream of chunks: reading, predicting and writing overlap, and finished chunks outlive a crash.
+"""Run a model over a stream of chunks.
 
-`run_local` is the engine of one machine. `Parts` is the folder in which it works: one part for every finished chunk,
-and a record of what they were made from, so that an interrupted run goes on where it was. `chunks` puts both together.
-"""
+Reading, predicting and writing overlap, and finished chunks outlive a crash.
+
+`run_local` is the engine of one machine. `Parts` is the folder in which it works: one part for
+every finished chunk, and a record of what they were made from, so that an interrupted run goes on
+where it was. `chunks` puts both together."""
 
 import contextlib
 import fcntl
@@ -47,10 +49,10 @@ _PART = ".arrow"  # the ending of a table's part
 def run_local(source: Iterable[A], work: Callable[[A], B], sink: Callable[[B], None]) -> None:
     """Take items from ``source``, do ``work`` and hand the answers to ``sink``, all three at the same time.
 
-    ``source`` and ``sink`` run in threads of their own and ``work`` in the caller's. Answers arrive in the order of the
-    source, so timing has no influence on what is written. The first fault of any of them, or a Ctrl-C, stops the others
-    and is raised here; items on their way are dropped then.
-    """
+    ``source`` and ``sink`` run in threads of their own and ``work`` in the caller's. Answers
+    arrive in the order of the source, so timing has no influence on what is written. The first
+    fault of any of them, or a Ctrl-C, stops the others and is raised here; items on their way are
+    dropped then."""
     stop = threading.Event()
     faults: list[BaseException] = []
     waiting: queue.Queue[Any] = queue.Queue(_DEPTH)
@@ -80,7 +82,9 @@ def run_local(source: Iterable[A], work: Callable[[A], B], sink: Callable[[B], N
         raise faults[0]
 
 
-def _thread(step: Callable[[], None], faults: list[BaseException], stop: threading.Event) -> threading.Thread:
+def _thread(
+    step: Callable[[], None], faults: list[BaseException], stop: threading.Event
+) -> threading.Thread:
     """Start a thread whose fault is kept and stops the others."""
 
     def run() -> None:
@@ -113,7 +117,10 @@ def _get(source: queue.Queue[Any], stop: threading.Event) -> Any:
 
 
 class Progress:
-    """A bar on a terminal, elsewhere a line in the log, at most every ten seconds; a context manager."""
+    """A bar on a terminal, elsewhere a line in the log, at most every ten seconds.
+
+    A context manager.
+    """
 
     def __init__(self, unit: str) -> None:
         self._unit, self._count = unit, 0
@@ -124,7 +131,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.close()
         if self._bar.disable:
@@ -144,10 +154,12 @@ class Progress:
 
 
 class Parts:
-    """The hidden folder ``.<out>.partial`` beside an output folder: one folder for each finished chunk.
+    """The hidden folder ``.<out>.partial`` beside an output folder.
 
-    A part is written under another name, and its name says that it is whole. The folder outlives the process unless
-    `remove` is called. A context manager, which holds the folder's lock.
+    One folder for each finished chunk.
+
+    A part is written under another name, and its name says that it is whole. The folder outlives
+    the process unless `remove` is called. A context manager, which holds the folder's lock.
 
     Parameters
     ----------
@@ -174,12 +186,16 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("a")
         except OSError as error:
-            raise OutputError(f"{self.folder}: must be a writable folder, got: {error.strerror}") from None
+            raise OutputError(
+                f"{self.folder}: must be a writable folder, got: {error.strerror}"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise OutputError(f"{self.folder}: must be free, got one in which another process works") from None
+            raise OutputError(
+                f"{self.folder}: must be free, got one in which another process works"
+            ) from None
         try:
             self._take_over()
         except BaseException:
@@ -188,7 +204,10 @@ class Parts:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._lock.close()
 
@@ -200,10 +219,13 @@ class Parts:
             for key, wanted in self._record.items():
                 if found.get(key) != wanted:
                     raise OutputError(
-                        f"{self.folder}: {key} must be that of the interrupted run to resume it, {found.get(key)}, got "
+                        f"{self.folder}: {key} must be that of the interrupted run to resume it, "
+                        f"{found.get(key)}, got "
                         f"{wanted}; without --resume it begins anew"
                     )
-            self.finished = {int(part.name) for part in self.folder.iterdir() if part.name.isdecimal()}
+            self.finished = {
+                int(part.name) for part in self.folder.iterdir() if part.name.isdecimal()
+            }
             log.info("%d finished parts found in %s", len(self.finished), self.folder)
         else:
             for entry in self.folder.iterdir():
@@ -231,18 +253,27 @@ class Parts:
 
 
 def write_part(path: Path, table: pa.Table) -> None:
-    """Write a chunk's rows of the table ``path``, for `join_tables`: in Arrow's own format, which costs least."""
+    """Write a chunk's rows of the table ``path``, for `join_tables`.
+
+    In Arrow's own format, which costs least.
+    """
     feather.write_feather(table, path.with_suffix(_PART), chunksize=max(len(table), 1))
 
 
 def join_tables(
-    parts: Sequence[Path], target: Path, schema: pa.Schema | None = None, *, repeated: Sequence[str] = ()
+    parts: Sequence[Path],
+    target: Path,
+    schema: pa.Schema | None = None,
+    *,
+    repeated: Sequence[str] = (),
 ) -> None:
-    """Write what `write_part` left in some folders as one Parquet file, a row group of each; some may lack it.
+    """Write what `write_part` left in some folders as one Parquet file, a row group of each.
 
-    Without ``schema`` the columns have the types of all files together: one may have values where another has none.
-    ``repeated`` are those whose distinct values are few, where not all are: the others are written faster as they are.
-    """
+    Some may lack it.
+
+    Without ``schema`` the columns have the types of all files together: one may have values where
+    another has none. ``repeated`` are those whose distinct values are few, where not all are: the
+    others are written faster as they are."""
     found = [path for part in parts if (path := part / f"{target.stem}{_PART}").is_file()]
     schema = schema or pa.unify_schemas([pa.ipc.open_file(path).schema for path in found])
     with pq.ParquetWriter(target, schema, use_dictionary=list(repeated) or True) as writer:
@@ -251,7 +282,10 @@ def join_tables(
 
 
 def join_files(parts: Sequence[Path], target: Path, *, header: str = "") -> None:
-    """Write the files of one name in some folders one after the other (gzip allows it too); some may lack it."""
+    """Write the files of one name in some folders one after the other (gzip allows it too).
+
+    Some may lack it.
+    """
     with target.open("wb") as whole:
         whole.write(header.encode())
         for part in parts:
@@ -272,13 +306,22 @@ def check_out(out: Path, inputs: Sequence[Path], *, mark: str, overwrite: bool) 
     """
     for path in inputs:
         if out.resolve() in (path.resolve(), *path.resolve().parents) and out.is_dir():
-            raise OutputError(f"{out}: must be another folder than that of the input, got the one that holds {path}")
+            raise OutputError(
+                f"{out}: must be another folder than that of the input, got the one that holds "
+                f"{path}"
+            )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"{out}: must be a new or empty folder, got one with content; choose another or --overwrite")
+        raise OutputError(
+            f"{out}: must be a new or empty folder, got one with content; choose another or "
+            "--overwrite"
+        )
     if not (out / mark).is_file():
-        raise OutputError(f"{out}: must hold earlier results ({mark}) to be overwritten, got a folder with other files")
+        raise OutputError(
+            f"{out}: must hold earlier results ({mark}) to be overwritten, got a folder with "
+            "other files"
+        )
 
 
 class ParquetTable:
@@ -316,7 +359,9 @@ def exploded(nested: pd.Series) -> pd.DataFrame:
     rows = np.repeat(nested.index.to_numpy(), [len(one) for one in nested])
     elements = [element for one in nested for element in one]
     names = list(elements[0]) if elements else []
-    return pd.DataFrame({name: _column([element[name] for element in elements]) for name in names}).assign(row=rows)
+    return pd.DataFrame(
+        {name: _column([element[name] for element in elements]) for name in names}
+    ).assign(row=rows)
 
 
 def _column(values: list[Any]) -> Any:
@@ -345,13 +390,20 @@ class Chunk(NamedTuple, Generic[Rows]):
 
 
 def made_from(inputs: Sequence[Path], **known: Any) -> dict[str, Any]:
-    """Describe what is worked on and with, for `Parts`: state of the inputs, what the caller knows, our version.
+    """Describe what is worked on and with, for `Parts`.
 
-    A file has name, size and time; a folder its name and a digest of those of all its files but hidden ones. What is
-    not there is left to its reader, who knows what it should be.
-    """
+    State of the inputs, what the caller knows, our version.
+
+    A file has name, size and time; a folder its name and a digest of those of all its files but
+    hidden ones. What is not there is left to its reader, who knows what it should be."""
     state = [_state(path) for path in inputs if path.exists()]
-    return {"engine": "local", "parts": _PARTS, "input": state, **known, "version": seqfoundry.__version__}
+    return {
+        "engine": "local",
+        "parts": _PARTS,
+        "input": state,
+        **known,
+        "version": seqfoundry.__version__,
+    }
 
 
 def _state(path: Path) -> list[Any]:
@@ -361,12 +413,18 @@ def _state(path: Path) -> list[Any]:
     inside = sorted(one.relative_to(path) for one in path.rglob("*") if one.is_file())
     shown = [one for one in inside if not any(part.startswith(".") for part in one.parts)]
     listed = [[one.as_posix(), *_state(path / one)[1:]] for one in shown]
-    return [name, len(listed), hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest()]
+    return [
+        name,
+        len(listed),
+        hashlib.md5(json.dumps(listed).encode(), usedforsecurity=False).hexdigest(),
+    ]
 
 
 @contextlib.contextmanager
 def resumable(out: Path, record: Mapping[str, Any], *, resume: bool) -> Iterator[Parts]:
-    """Give the parts of an output folder; they stay if the block is interrupted, unless the input is at fault.
+    """Give the parts of an output folder.
+
+    They stay if the block is interrupted, unless the input is at fault.
 
     Raises
     ------
@@ -380,7 +438,11 @@ def resumable(out: Path, record: Mapping[str, Any], *, resume: bool) -> Iterator
             parts.remove()  # of input that cannot be read there is nothing to go on with
             raise
         except BaseException:
-            log.info("%d finished parts are kept in %s; --resume goes on", len(parts.finished), parts.folder)
+            log.info(
+                "%d finished parts are kept in %s; --resume goes on",
+                len(parts.finished),
+                parts.folder,
+            )
             raise
         parts.remove()
 
@@ -393,10 +455,12 @@ def run_parts(
     *,
     unit: str,
 ) -> None:
-    """Do all chunks that are not finished: ``work`` on them, and ``write`` the answers to a part's folder.
+    """Do all chunks that are not finished.
 
-    Reading, work and writing overlap (`run_local`). Finished chunks are read again, since their rows are counted.
-    """
+    ``work`` on them, and ``write`` the answers to a part's folder.
+
+    Reading, work and writing overlap (`run_local`). Finished chunks are read again, since their
+    rows are counted."""
     finished = frozenset(parts.finished)
 
     def todo() -> Iterator[Chunk[Rows]]:
@@ -418,7 +482,10 @@ def run_parts(
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Let Python look for cycles of objects less often: the lists of answers have none, but all are looked through."""
+    """Let Python look for cycles of objects less often.
+
+    The lists of answers have none, but all are looked through.
+    """
     before = gc.get_threshold()
     gc.set_threshold(_GARBAGE, *before[1:])
     try:

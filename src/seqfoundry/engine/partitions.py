@@ -1,9 +1,11 @@
-"""What becomes of one partition of a table, and of all of them together: the work of a cluster's processes.
+"""What becomes of one partition of a table, and of all of them together.
 
-A partition is a range of rows of a Parquet file. Its answers are tables in a folder of its own, made by the code of the
-local engine, chunk by chunk: memory holds one chunk, whatever the size of the partition. At the end the files of all
-partitions lie side by side as Parquet data sets, which pandas, Spark and others read as one table. Knows no Spark.
-"""
+The work of a cluster's processes.
+
+A partition is a range of rows of a Parquet file. Its answers are tables in a folder of its own,
+made by the code of the local engine, chunk by chunk: memory holds one chunk, whatever the size of
+the partition. At the end the files of all partitions lie side by side as Parquet data sets, which
+pandas, Spark and others read as one table. Knows no Spark."""
 
 import json
 import os
@@ -39,7 +41,10 @@ _BUFFER = 1 << 20  # bytes of a column that are read ahead
 
 
 class Partition(NamedTuple):
-    """Rows ``start`` to ``stop`` of a file; ``first`` is the number of the first of them in the whole input."""
+    """Rows ``start`` to ``stop`` of a file.
+
+    ``first`` is the number of the first of them in the whole input.
+    """
 
     file: str
     start: int
@@ -47,11 +52,13 @@ class Partition(NamedTuple):
     first: int
 
 
-def plan(work: PartitionedWork, paths: Sequence[Path], served: Mapping[str, Any]) -> list[Partition]:
+def plan(
+    work: PartitionedWork, paths: Sequence[Path], served: Mapping[str, Any]
+) -> list[Partition]:
     """Divide the rows of Parquet files into partitions; files without rows have none.
 
-    All but a file's last have the same size, a multiple of the local engine's chunk: a network's last digits depend on
-    what it sees at once.
+    All but a file's last have the same size, a multiple of the local engine's chunk: a network's
+    last digits depend on what it sees at once.
 
     Raises
     ------
@@ -68,17 +75,24 @@ def plan(work: PartitionedWork, paths: Sequence[Path], served: Mapping[str, Any]
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: must be whole Parquet, got: {error}") from None
         if missing := [name for name in needed if name not in names]:
-            raise InputError(f"{path}: must have the columns {', '.join(needed)}, got none of {', '.join(missing)}")
+            raise InputError(
+                f"{path}: must have the columns {', '.join(needed)}, got none of "
+                f"{', '.join(missing)}"
+            )
         own = [name for name in (*needed, *others) if name in names]
         if own != (same := same or own):
             raise InputError(
-                f"{path}: must have the columns of {paths[0].name}, {', '.join(same)}, got {', '.join(own)}"
+                f"{path}: must have the columns of {paths[0].name}, {', '.join(same)}, got "
+                f"{', '.join(own)}"
             )
         bounds = [*range(0, n, work.rows), n]
         made += [Partition(str(path.resolve()), a, b, first + a) for a, b in pairwise(bounds)]
         first += n
     if not made:
-        raise InputError(f"{paths[0].parent if len(paths) > 1 else paths[0]}: must have at least one row, got none")
+        raise InputError(
+            f"{paths[0].parent if len(paths) > 1 else paths[0]}: must have at least one row, got "
+            "none"
+        )
     return made
 
 
@@ -105,16 +119,19 @@ def stage(work: PartitionedWork, source: Path, model: Path, folder: Path) -> Non
 def do(job: Job, number: int, partition: Partition) -> int:
     """Do one partition, unless it is done or another one is at fault, and return its rows.
 
-    Answers appear whole under the partition's number, or not at all; of two processes at the same one, the first wins.
-    A fault of the input or the model is left for `raise_fault`; whoever starts the work can tell it better.
-    """
+    Answers appear whole under the partition's number, or not at all; of two processes at the same
+    one, the first wins. A fault of the input or the model is left for `raise_fault`; whoever
+    starts the work can tell it better."""
     folder, began, used = Path(job.folder), time.monotonic(), time.process_time()
     final, faults = folder / f"{number:06d}", folder / _FAULTS
     if final.is_dir() or (faults.is_dir() and any(faults.iterdir())):
         return 0
     for path in filter(None, (job.folder, partition.file, job.whitelist)):
         if not Path(path).exists():  # no fault of the input: Spark shall try another machine
-            raise OutputError(f"{path}: must be seen by every machine, got nothing there on {socket.gethostname()}")
+            raise OutputError(
+                f"{path}: must be seen by every machine, got nothing there on "
+                f"{socket.gethostname()}"
+            )
     temporary = Path(tempfile.mkdtemp(prefix=f"open-{number:06d}-", dir=folder))
     temporary.chmod(0o755)
     work, chunks = job.work, _Chunks(partition)
@@ -125,7 +142,9 @@ def do(job: Job, number: int, partition: Partition) -> int:
         where = f"{partition.file}, of the rows from {chunks.row + 1}"
         text = str(error) if str(error).startswith(partition.file) else f"{where}: {error}"
         faults.mkdir(exist_ok=True)
-        files.write_json(faults / f"{number:06d}.json", {"kind": type(error).__name__, "text": text})
+        files.write_json(
+            faults / f"{number:06d}.json", {"kind": type(error).__name__, "text": text}
+        )
         shutil.rmtree(temporary, ignore_errors=True)
         return 0
     except BaseException:
@@ -167,11 +186,17 @@ def raise_fault(folder: Path) -> None:
 
 
 def finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:
-    """Put the answers of all partitions together in ``folder`` and return the summary; tables are not read."""
+    """Put the answers of all partitions together in ``folder`` and return the summary.
+
+    Tables are not read.
+    """
     for part in parts:
         for path in part.iterdir():
             if path.suffix != ".json" and not path.name.startswith("_"):
-                _link(path, folder / _data_set(path.name) / f"part-{part.name}{''.join(path.suffixes)}")
+                _link(
+                    path,
+                    folder / _data_set(path.name) / f"part-{part.name}{''.join(path.suffixes)}",
+                )
     with (folder / RECORD).open("w", encoding="utf-8", newline="\n") as record:
         record.write("\t".join(_COLUMNS) + "\n")
         for part in parts:
@@ -186,7 +211,10 @@ def _data_set(name: str) -> str:
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that is not possible; the part stays whole for a resumption."""
+    """Give a file a second name, or copy it where that is not possible.
+
+    The part stays whole for a resumption.
+    """
     target.parent.mkdir(exist_ok=True)
     try:
         os.link(path, target)
@@ -210,16 +238,24 @@ class _Chunks:
             If the file is damaged.
         """
         try:
-            with pq.ParquetFile(self._partition.file, buffer_size=_BUFFER, pre_buffer=False) as file:
+            with pq.ParquetFile(
+                self._partition.file, buffer_size=_BUFFER, pre_buffer=False
+            ) as file:
                 yield from self._read(file, work, served)
         except pa.ArrowException as error:
-            raise InputError(f"{self._partition.file}: must be whole Parquet, got: {error}") from None
+            raise InputError(
+                f"{self._partition.file}: must be whole Parquet, got: {error}"
+            ) from None
         except OSError as error:
             if error.errno is not None:  # of the file system: may go well elsewhere
                 raise
-            raise InputError(f"{self._partition.file}: must be whole Parquet, got: {error}") from None
+            raise InputError(
+                f"{self._partition.file}: must be whole Parquet, got: {error}"
+            ) from None
 
-    def _read(self, file: pq.ParquetFile, work: PartitionedWork, served: Mapping[str, Any]) -> Chunks:
+    def _read(
+        self, file: pq.ParquetFile, work: PartitionedWork, served: Mapping[str, Any]
+    ) -> Chunks:
         known = [work.id_column, *(name for names in work.columns(served) for name in names)]
         start, stop = self._partition.start, self._partition.stop
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -231,7 +267,12 @@ class _Chunks:
             low, high = max(at, start), min(at + len(batch), stop)
             if low < high:
                 self.row, first = low, self._partition.first + low - start
-                yield first, _frame(batch.slice(low - at, high - low).select(columns), work.id_column, first)
+                yield (
+                    first,
+                    _frame(
+                        batch.slice(low - at, high - low).select(columns), work.id_column, first
+                    ),
+                )
             at += len(batch)
 
 
@@ -240,11 +281,17 @@ def _frame(batch: pa.RecordBatch, id_column: str, first: int) -> pd.DataFrame:
 
     Rows without a name have their number, from 1.
     """
-    given = batch.column(id_column).to_pylist() if id_column in batch.schema.names else [None] * len(batch)
+    given = (
+        batch.column(id_column).to_pylist()
+        if id_column in batch.schema.names
+        else [None] * len(batch)
+    )
     named = (str(first + row + 1 if name is None else name) for row, name in enumerate(given))
     columns: dict[str, Any] = {id_column: pd.Series(named, dtype="str")}
     for field, column in zip(batch.schema, batch.columns, strict=True):
         if field.name != id_column:
             plain = column.dictionary_decode() if pa.types.is_dictionary(field.type) else column
-            columns[field.name] = plain.to_pylist() if pa.types.is_nested(field.type) else plain.to_pandas()
+            columns[field.name] = (
+                plain.to_pylist() if pa.types.is_nested(field.type) else plain.to_pandas()
+            )
     return pd.DataFrame(columns)

@@ -1,12 +1,15 @@
-"""``--engine spark``: the work of ``annotate`` and ``score`` on a cluster, or on all cores of one machine.
+"""``--engine spark``.
 
-The driver plans partitions and starts the work; each of Spark's Python processes loads the model once and writes the
-answers to its partitions itself. Rows pass through neither the JVM nor the driver. Input, output and the folder of
-unfinished work ``.<out>.partial`` must lie where all processes see them.
+The work of ``annotate`` and ``score`` on a cluster, or on all cores of one machine.
 
-Spark sends functions to its workers with cloudpickle: code of ours and the names of files, over Spark's own connection.
-No model is pickled; workers load it from its folder, with unpickling off (`registry.distributed`).
-"""
+The driver plans partitions and starts the work; each of Spark's Python processes loads the model
+once and writes the answers to its partitions itself. Rows pass through neither the JVM nor the
+driver. Input, output and the folder of unfinished work ``.<out>.partial`` must lie where all
+processes see them.
+
+Spark sends functions to its workers with cloudpickle: code of ours and the names of files, over
+Spark's own connection. No model is pickled; workers load it from its folder, with unpickling off
+(`registry.distributed`)."""
 
 import contextlib
 import logging
@@ -54,13 +57,15 @@ def run(
 ) -> dict[str, Any]:
     """Annotate or score a table with Spark, and return the summary.
 
-    ``source`` is Parquet with the model's input columns (a file, or a folder of files that are taken in the order of
-    their names; reads have ``id``, ``sequence``, ``qualities``), or any input of the local engine, which is first
-    written as Parquet. The rows are those of the local engine. Every table is a folder of Parquet files in ``out``,
-    one for each partition; FASTQ files and fates of reads are folders too. ``partitions.tsv`` tells where and how long
-    each partition was worked on, with the peak memory of its process in MiB.
+    ``source`` is Parquet with the model's input columns (a file, or a folder of files that are
+    taken in the order of their names; reads have ``id``, ``sequence``, ``qualities``), or any
+    input of the local engine, which is first written as Parquet. The rows are those of the local
+    engine. Every table is a folder of Parquet files in ``out``, one for each partition; FASTQ
+    files and fates of reads are folders too. ``partitions.tsv`` tells where and how long each
+    partition was worked on, with the peak memory of its process in MiB.
 
-    Work that was interrupted stays in ``.<out>.partial``; with ``resume`` finished partitions are not done again.
+    Work that was interrupted stays in ``.<out>.partial``; with ``resume`` finished partitions are
+    not done again.
 
     Parameters
     ----------
@@ -72,14 +77,17 @@ def run(
     Raises
     ------
     InputError, MissingError
-        If the input is not as it must be, there can be no such master, Spark or Java is missing, or no master answers.
+        If the input is not as it must be, there can be no such master, Spark or Java is missing,
+        or no master answers.
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier results of this engine) or cannot be written,
-        or what is to be resumed was made from other input or another model.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier results of this engine)
+        or cannot be written, or what is to be resumed was made from other input or another model.
     """
-    overwrite, resume, whitelist = (options.get(name) for name in ("overwrite", "resume", "whitelist"))
+    overwrite, resume, whitelist = (
+        options.get(name) for name in ("overwrite", "resume", "whitelist")
+    )
     inputs = [source] if whitelist is None else [source, whitelist]
     for path in inputs:
         if not path.exists():
@@ -87,10 +95,20 @@ def run(
     check_out(out, inputs, mark=partitions.RECORD, overwrite=bool(overwrite))
     ready(master)
     with portable_model.found(family, model) as folder:
-        known = {"engine": "spark", "model": model, "digest": files.digest(folder), "partition": work.rows}
+        known = {
+            "engine": "spark",
+            "model": model,
+            "digest": files.digest(folder),
+            "partition": work.rows,
+        }
         with resumable(out, made_from(inputs, **known), resume=bool(resume)) as parts:
             portable = portable_model.publish(family, model, folder, parts.folder / _MODEL)
-            job = Job(work, portable, str(parts.folder.resolve()), str(whitelist.resolve()) if whitelist else "")
+            job = Job(
+                work,
+                portable,
+                str(parts.folder.resolve()),
+                str(whitelist.resolve()) if whitelist else "",
+            )
             _work(job, _inputs(work, source, parts.folder, folder), parts, master)
             with files.folder_written_whole(out, replace=bool(overwrite)) as made:
                 return partitions.finish(made, parts.folders(), job)
@@ -99,7 +117,11 @@ def run(
 def _inputs(work: PartitionedWork, source: Path, folder: Path, model: Path) -> list[Path]:
     """List the Parquet files of the input, which is written as such first if it is in another form."""
     listed = sorted(source.iterdir()) if source.is_dir() else [source]
-    listed = [path for path in listed if not path.name.startswith((".", "_"))] if source.is_dir() else listed
+    listed = (
+        [path for path in listed if not path.name.startswith((".", "_"))]
+        if source.is_dir()
+        else listed
+    )
     found = [path for path in listed if path.name.lower().endswith(".parquet") and path.is_file()]
     if found and (others := [path.name for path in listed if path not in found]):
         raise InputError(f"{source}: must hold Parquet files and nothing else, got {others[0]}")
@@ -126,7 +148,9 @@ def _work(job: Job, paths: Sequence[Path], parts: Parts, master: str) -> None:
     try:
         _spread(job, todo, master)
     finally:
-        parts.finished |= {int(path.name) for path in parts.folder.iterdir() if path.name.isdecimal()}
+        parts.finished |= {
+            int(path.name) for path in parts.folder.iterdir() if path.name.isdecimal()
+        }
     partitions.raise_fault(parts.folder)
 
 
@@ -140,7 +164,9 @@ def _spread(job: Job, todo: Sequence[tuple[int, Partition]], master: str) -> Non
             answers.write.format("noop").mode("overwrite").save()
 
 
-def _worker(job: Job, todo: Sequence[tuple[int, Partition]]) -> Callable[[Iterator[pa.RecordBatch]], Any]:
+def _worker(
+    job: Job, todo: Sequence[tuple[int, Partition]]
+) -> Callable[[Iterator[pa.RecordBatch]], Any]:
     """Make the function that Spark's processes run on each of its partitions, which name one of ours."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -164,11 +190,15 @@ def _in_one_line() -> Iterator[None]:
     except (PySparkException, Py4JError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         lines = [line for line in lines if not line.startswith(("at ", "Caused by:"))]  # of Java
-        told = next((line for line in reversed(lines) if "Error" in line or "Exception" in line), "no reason")
+        told = next(
+            (line for line in reversed(lines) if "Error" in line or "Exception" in line),
+            "no reason",
+        )
         told = told.rpartition("org.apache.spark.SparkException: ")[2]
         told = told.removeprefix(f"{OutputError.__module__}.{OutputError.__name__}: ")
         raise OutputError(
-            f"--engine spark: every partition must end well, got: {told[:300]}; if a process or machine was lost, "
+            f"--engine spark: every partition must end well, got: {told[:300]}; if a process or "
+            "machine was lost, "
             "--resume does what is left"
         ) from error
 
@@ -181,7 +211,8 @@ def _active() -> Any:
         return SparkSession.getActiveSession()
     except ModuleNotFoundError as error:
         raise MissingError(
-            f"--engine spark: needs the package pyspark, got no {error.name}; install it with: pip install "
+            f"--engine spark: needs the package pyspark, got no {error.name}; install it with: "
+            "pip install "
             "'seqfoundry[spark]'"
         ) from None
 
@@ -200,7 +231,9 @@ def is_asked(engine: str, master: str | None) -> bool:
 
 
 def ready(master: str) -> None:
-    """Refuse what no session can come of before anything is read or written; Spark would take minutes and many lines.
+    """Refuse what no session can come of before anything is read or written.
+
+    Spark would take minutes and many lines.
 
     Raises
     ------
@@ -230,7 +263,9 @@ def _check_java() -> None:
     told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
     found = re.search(r'version "(\d+)', told.stderr + told.stdout)
     if told.returncode or found is None or int(found.group(1)) < _JAVA:
-        lines = (told.stderr + told.stdout).strip().splitlines() or [f"exit status {told.returncode}"]
+        lines = (told.stderr + told.stdout).strip().splitlines() or [
+            f"exit status {told.returncode}"
+        ]
         raise MissingError(f"{needs} {java}: {lines[0][:200]}")
 
 
@@ -252,8 +287,9 @@ def _knock(master: str) -> None:
 def session(master: str) -> Iterator[Any]:
     """Give a Spark session: the one that is active, else one that ends with the block.
 
-    Each process gets as many threads as Spark counts cores for a task (``spark.task.cpus``), so that frameworks do not
-    fight for them. With a ``local`` master all connections stay on this machine, and there is no web page.
+    Each process gets as many threads as Spark counts cores for a task (``spark.task.cpus``), so
+    that frameworks do not fight for them. With a ``local`` master all connections stay on this
+    machine, and there is no web page.
 
     Raises
     ------
@@ -277,11 +313,14 @@ def session(master: str) -> Iterator[Any]:
     for key, value in _settings(master, conf.get("spark.task.cpus", "1") or "1").items():
         conf.setIfMissing(key, value)
     try:
-        # the master comes last: a JVM that is up keeps the one of its first session among its properties
+        # the master comes last: a JVM that is up keeps the one of its first session among its
+        # properties
         spark = SparkSession.builder.config(conf=conf).master(master).getOrCreate()
     except Exception as error:  # noqa: BLE001 - Spark, its bridge and Java raise what they like
         text = models.one_line(error)
-        raise OutputError(f"--master {master}: must be a Spark master that answers, got: {text[:300]}") from None
+        raise OutputError(
+            f"--master {master}: must be a Spark master that answers, got: {text[:300]}"
+        ) from None
     try:
         yield spark
     finally:
@@ -301,7 +340,11 @@ def _settings(master: str, threads: str) -> Mapping[str, str]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     settings = {f"spark.executorEnv.{name}": value for name, value in environment.items()}
-    settings |= {"spark.app.name": "seqfoundry", "spark.log.level": "ERROR", "spark.ui.showConsoleProgress": "false"}
+    settings |= {
+        "spark.app.name": "seqfoundry",
+        "spark.log.level": "ERROR",
+        "spark.ui.showConsoleProgress": "false",
+    }
     if master.startswith("local"):
         settings |= {"spark.ui.enabled": "false"}
         settings |= dict.fromkeys(("spark.driver.host", "spark.driver.bindAddress"), "127.0.0.1")

@@ -32,7 +32,9 @@ def simulate_data(family: Family, params: Path, overrides: str, out: Path) -> An
         return family.module("simulate").simulate(config, folder)
 
 
-def train_command(family: Family, *, names_its_data: Callable[[Any], bool] | None = None) -> Command:
+def train_command(
+    family: Family, *, names_its_data: Callable[[Any], bool] | None = None
+) -> Command:
     """Make the command ``train <family>``.
 
     Parameters
@@ -46,7 +48,10 @@ def train_command(family: Family, *, names_its_data: Callable[[Any], bool] | Non
     @command_line.overrides
     @command_line.data
     @command_line.option(
-        "--out", type=command_line.PATH, metavar="DIR", help="Folder to write (default: build/FAMILY/runs/RUN_ID)."
+        "--out",
+        type=command_line.PATH,
+        metavar="DIR",
+        help="Folder to write (default: build/FAMILY/runs/RUN_ID).",
     )
     @command_line.device
     @command_line.resume_run
@@ -76,7 +81,9 @@ def train_command(family: Family, *, names_its_data: Callable[[Any], bool] | Non
             folder = None
         else:
             folder = dataset.ensure(family.name, data)
-        options = TrainOptions(device, resume_run, not no_track, overwrite, provenance.settings_digest(config))
+        options = TrainOptions(
+            device, resume_run, not no_track, overwrite, provenance.settings_digest(config)
+        )
         return family.module("train").train(config, folder, out, options)
 
     return train
@@ -94,7 +101,9 @@ def evaluate_command(family: Family) -> Command:
         from seqfoundry.registry import dataset, promotion
 
         metrics = promotion.evaluate(family.name, model, dataset.ensure(family.name, data), out)
-        shown = {key: value for key, value in metrics.items() if not key.endswith((".low", ".high"))}
+        shown = {
+            key: value for key, value in metrics.items() if not key.endswith((".low", ".high"))
+        }
         return {**shown, "report": str(out / "evaluation.txt")}
 
     return evaluate

@@ -1,4 +1,8 @@
-"""Model cards: the description that every version carries, the tag that sums up its gates, and the page of a model."""
+"""Model cards.
+
+The description that every version carries, the tag that sums up its gates, and the page of a
+model.
+"""
 
 import math
 from typing import Any
@@ -22,7 +26,10 @@ def gates(run: Any) -> dict[str, Gate]:
 
 
 def measured(run: Any, name: str) -> float | None:
-    """Value of a metric of a run; None where it was not measured, or is undefined on the data measured last."""
+    """Value of a metric of a run.
+
+    None where it was not measured, or is undefined on the data measured last.
+    """
     value: float | None = run.data.metrics.get(name)
     return None if value is None or math.isnan(value) else value
 
@@ -37,7 +44,10 @@ def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: s
 
 def annotate_run(opened: Any, run: Any) -> None:
     """Write the headline and the gates of a run as its description."""
-    text = f"{headline(run)}\n\nGates {verdict(run)}.\n\nThe report is `evaluate/report.html` among the artifacts.\n"
+    text = (
+        f"{headline(run)}\n\nGates {verdict(run)}.\n\nThe report is `evaluate/report.html` "
+        "among the artifacts.\n"
+    )
     opened.set_tag(run.info.run_id, _NOTE, text)
 
 
@@ -51,7 +61,10 @@ def headline(run: Any) -> str:
 
 
 def verdict(run: Any) -> str:
-    """Sum up the gates of a run in one line: passed, missed, or not measured; none where its settings have none."""
+    """Sum up the gates of a run in one line: passed, missed, or not measured.
+
+    None where its settings have none.
+    """
     parts, passes = [], []
     for name, gate in sorted(gates(run).items()):
         value = measured(run, name)
@@ -69,7 +82,8 @@ def introduce(served: dict[str, Any], name: str) -> str:
     lines = [
         served["about"],
         "",
-        "Use the version with the alias `champion`; `candidate` is the newest, `previous` the champion before. "
+        "Use the version with the alias `champion`; `candidate` is the newest, `previous` the "
+        "champion before. "
         "Every version has a card with its data, figures and limits.",
         "",
         *_loading(f"{name}@champion", served),
@@ -78,7 +92,9 @@ def introduce(served: dict[str, Any], name: str) -> str:
 
 
 def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
-    """Write the card of a version in Markdown: how good, what it is, where it is from, its limits, how to load it.
+    """Write the card of a version in Markdown.
+
+    How good, what it is, where it is from, its limits, how to load it.
 
     The headline comes first: lists of versions show the beginning only.
     """
@@ -90,9 +106,12 @@ def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
         "",
         served["about"],
         "",
-        f"Trained by run [{run.info.run_name or run.info.run_id}](#/experiments/{run.info.experiment_id}/runs/"
-        f"{run.info.run_id}) (`{run.info.run_id}`) on {_data(run)} `{tags.get('data.md5', '')}` with settings "
-        f"`{tags.get('settings.sha256', '')[:12]}` by seqfoundry {tags.get('package.version', '')}, "
+        "Trained by run "
+        f"[{run.info.run_name or run.info.run_id}](#/experiments/{run.info.experiment_id}/runs/"
+        f"{run.info.run_id}) (`{run.info.run_id}`) on {_data(run)} `{tags.get('data.md5', '')}` "
+        "with settings "
+        f"`{tags.get('settings.sha256', '')[:12]}` by seqfoundry "
+        f"{tags.get('package.version', '')}, "
         f"commit `{commit}`{dirty}.",
         "",
         "## How good it is",
@@ -127,22 +146,31 @@ def _loading(reference: str, served: dict[str, Any]) -> list[str]:
         "answer = model.predict(frame)",
         "```",
         "",
-        f"`frame` is a pandas table with the {columns}. A folder that needs MLflow and its listed requirements only: "
+        f"`frame` is a pandas table with the {columns}. A folder that needs MLflow and its listed "
+        "requirements only: "
         f"`seqfoundry export models:/{reference} FOLDER`",
         "",
     ]
 
 
 def _metric_lines(run: Any) -> list[str]:
-    """Write the test metrics as a table: the headline, those with gates, then those of the whole; others are counted.
+    """Write the test metrics as a table: the headline, those with gates, then those of the whole.
 
-    A block of text, not a Markdown table: the browser would draw that one without any space between its columns.
-    """
+    Others are counted.
+
+    A block of text, not a Markdown table: the browser would draw that one without any space
+    between its columns."""
     metrics, gate_of, tags = run.data.metrics, gates(run), run.data.tags
-    names = sorted(key for key in metrics if key.startswith("test.") and not key.endswith((".low", ".high")))
+    names = sorted(
+        key for key in metrics if key.startswith("test.") and not key.endswith((".low", ".high"))
+    )
     if not names:
         return ["Not evaluated yet."]
-    first = [name for name in (run.data.params.get("cfg.headline", ""), *sorted(gate_of)) if name in metrics]
+    first = [
+        name
+        for name in (run.data.params.get("cfg.headline", ""), *sorted(gate_of))
+        if name in metrics
+    ]
     whole = [name for name in names if name.count(".") == 1 and name not in first]
     shown = [*dict.fromkeys(first), *whole[:_MOST_OTHERS]]
     values = [_number(metrics[name]) for name in shown]
@@ -151,11 +179,16 @@ def _metric_lines(run: Any) -> list[str]:
         [name, value.rjust(width), _interval(metrics, name), _gate(name, metrics, gate_of)]
         for name, value in zip(shown, values, strict=True)
     ]
-    where = f"Measured on the test data `{tags['test.data.md5']}`." if "test.data.md5" in tags else ""
+    where = (
+        f"Measured on the test data `{tags['test.data.md5']}`." if "test.data.md5" in tags else ""
+    )
     lines = [*([where, ""] if where else []), "```text"]
     lines += [text_table(["metric", "value", "95 % interval", "gate"], rows), "```"]
     if rest := len(names) - len(shown):
-        lines += ["", f"{rest} more are on the page of the run, with `evaluate/report.html` and its plots."]
+        lines += [
+            "",
+            f"{rest} more are on the page of the run, with `evaluate/report.html` and its plots.",
+        ]
     return lines
 
 
@@ -167,7 +200,11 @@ def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str
 
 def _interval(metrics: dict[str, float], name: str) -> str:
     low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
-    return "" if low is None or high is None or math.isnan(low + high) else f"{_number(low)} to {_number(high)}"
+    return (
+        ""
+        if low is None or high is None or math.isnan(low + high)
+        else f"{_number(low)} to {_number(high)}"
+    )
 
 
 def _number(value: float | None) -> str:

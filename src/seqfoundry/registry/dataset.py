@@ -1,8 +1,8 @@
 """``data/``: build it from ``params/``, compare it with its pin ``data.dvc``, renew the pin.
 
-Every family's part is simulated with the settings of ``params/<family>/demo.yaml``. Git holds no data: a fresh clone
-builds them and finds the pinned digest. The manifest ``build/manifest/<family>.json`` is what trainers depend on.
-"""
+Every family's part is simulated with the settings of ``params/<family>/demo.yaml``. Git holds no
+data: a fresh clone builds them and finds the pinned digest. The manifest
+``build/manifest/<family>.json`` is what trainers depend on."""
 
 import contextlib
 import logging
@@ -31,16 +31,16 @@ def folder_of(family: str) -> Path:
 def build(family: str | None = None, *, update: bool = False) -> dict[str, str]:
     """Make the data of one family or of all, write their manifests, and return their digests.
 
-    Data that are there and agree with the pin are not made again. Other data are taken as they are where ``dvc add
-    data`` pinned them, made again where they were built here, and else refused. When all of ``data/`` agrees with
-    ``data.dvc`` it is stored in DVC's cache; with ``update`` the data are made anew, whatever is there, and the pin is
-    renewed instead of compared.
+    Data that are there and agree with the pin are not made again. Other data are taken as they are
+    where ``dvc add data`` pinned them, made again where they were built here, and else refused.
+    When all of ``data/`` agrees with ``data.dvc`` it is stored in DVC's cache; with ``update`` the
+    data are made anew, whatever is there, and the pin is renewed instead of compared.
 
     Raises
     ------
     InputError
-        If what is there was neither built here nor pinned, or what was built is not what ``data.dvc`` pins, and
-        ``update`` is not given; what was there before stays.
+        If what is there was neither built here nor pinned, or what was built is not what
+        ``data.dvc`` pins, and ``update`` is not given; what was there before stays.
     """
     root = provenance.project_root()
     made = {}
@@ -77,7 +77,9 @@ def _build_family(root: Path, family: str, *, update: bool) -> None:
 
 
 def _is_pinned(root: Path, family: str) -> bool:
-    """Tell whether a family's data are there and pinned; false where there are none, or such as may be replaced.
+    """Tell whether a family's data are there and pinned.
+
+    False where there are none, or such as may be replaced.
 
     Raises
     ------
@@ -92,14 +94,18 @@ def _is_pinned(root: Path, family: str) -> bool:
         return True
     if files.digest(root / "data") == pin["md5"]:  # by dvc add data, which knows no families
         there = [name for name in all_families() if folder_of(name).is_dir()]
-        files.write_pin_families(root, pin["families"] | {name: files.digest(folder_of(name)) for name in there})
+        files.write_pin_families(
+            root, pin["families"] | {name: files.digest(folder_of(name)) for name in there}
+        )
         return True
     manifest = manifest_path(family)
     if manifest.is_file() and files.read_json(manifest).get("digest") == found:
         return False
     raise InputError(
-        f"{folder}: must be as data.dvc pins it or as it was built here, got other data, which are not replaced; "
-        f"to pin them: dvc add data; to put simulated ones in their place: seqfoundry data build {family} --update"
+        f"{folder}: must be as data.dvc pins it or as it was built here, got other data, which "
+        "are not replaced; "
+        "to pin them: dvc add data; to put simulated ones in their place: seqfoundry data build "
+        f"{family} --update"
     )
 
 
@@ -118,7 +124,8 @@ def check() -> dict[str, str]:
     Raises
     ------
     InputError, MissingError
-        Naming the first family that differs or is absent, or the whole if something else lies in ``data/``.
+        Naming the first family that differs or is absent, or the whole if something else lies in
+        ``data/``.
     """
     root = provenance.project_root()
     pin = files.read_pin(root)
@@ -129,9 +136,12 @@ def check() -> dict[str, str]:
     for family in all_families():
         if found[family] != pin["families"].get(family):
             raise InputError(
-                f"{folder_of(family)}: must have the digest {pin['families'].get(family)} (data.dvc), got {found[family]}"
+                f"{folder_of(family)}: must have the digest {pin['families'].get(family)} "
+                f"(data.dvc), got {found[family]}"
             )
-    raise InputError(f"{root / 'data'}: must have the digest {pin['md5']} (data.dvc), got {found['data']}")
+    raise InputError(
+        f"{root / 'data'}: must have the digest {pin['md5']} (data.dvc), got {found['data']}"
+    )
 
 
 def ensure(family: str, folder: Path | None) -> Path:
@@ -153,7 +163,10 @@ def ensure(family: str, folder: Path | None) -> Path:
         return own
     there = files.is_there(folder) and folder.is_dir()
     if not there or not any(folder.iterdir()):
-        raise MissingError(f"--data {folder}: must be a folder with data, got {'an empty one' if there else 'none'}")
+        raise MissingError(
+            f"--data {folder}: must be a folder with data, got "
+            f"{'an empty one' if there else 'none'}"
+        )
     return folder
 
 
@@ -161,12 +174,17 @@ def _renew_pin(root: Path) -> None:
     """Let DVC hash and store ``data/``, and record each family's digest beside the whole."""
     digests = {family: files.digest(folder_of(family)) for family in all_families()}
     if not _dvc(root, "add", "-q", "data"):
-        raise OutputError(f"{root / 'data.dvc'}: must be renewed by dvc add data, got what dvc said above")
+        raise OutputError(
+            f"{root / 'data.dvc'}: must be renewed by dvc add data, got what dvc said above"
+        )
     files.write_pin_families(root, digests)
 
 
 def _dvc(root: Path, *words: str) -> bool:
-    """Run DVC in the project and tell whether it did it; for a build, data that are not cached are as good."""
+    """Run DVC in the project and tell whether it did it.
+
+    For a build, data that are not cached are as good.
+    """
     answer = subprocess.run(
         [sys.executable, "-m", "dvc", *words],
         cwd=root,

@@ -1,4 +1,7 @@
-"""What the registry holds: versions with their aliases and figures, and the columns of one model."""
+"""What the registry holds.
+
+Versions with their aliases and figures, and the columns of one model.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,7 +41,10 @@ def models() -> list[dict[str, str]]:
 
 
 def champion(name: str) -> Any:
-    """Version that is the champion of a registered model; None where there is none, or no such model."""
+    """Version that is the champion of a registered model.
+
+    None where there is none, or no such model.
+    """
     from mlflow.exceptions import MlflowException
 
     opened = store.connect()
@@ -52,11 +58,16 @@ def champion(name: str) -> Any:
 
 
 def version_of(run_id: str) -> str:
-    """Newest version that a run has become, without those whose registration was broken off; empty for none."""
+    """Newest version that a run has become, without those whose registration was broken off.
+
+    Empty for none.
+    """
     opened = store.connect()
     with tracking.as_tracking_error():
         found = opened.search_model_versions(f"run_id = '{run_id}'")
-    whole = [int(one.version) for one in found if card.GATES in one.tags]  # written when the alias is
+    whole = [
+        int(one.version) for one in found if card.GATES in one.tags
+    ]  # written when the alias is
     return str(max(whole)) if whole else ""
 
 
@@ -79,7 +90,10 @@ def _aliases_by_version(model: Any) -> dict[str, list[str]]:
 
 
 def _headline(opened: Any, run_id: str | None) -> str:
-    """Headline metric of a run and its value; empty where there is no run, or it was not evaluated."""
+    """Headline metric of a run and its value.
+
+    Empty where there is no run, or it was not evaluated.
+    """
     try:
         run = tracking.get_run(run_id, opened) if run_id else None
     except MissingError:
@@ -105,12 +119,18 @@ def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
         from mlflow.models import Model
 
         if not (fetched / "MLmodel").is_file():
-            raise ModelError(f"{reference}: must be a registered or exported model (with MLmodel), got another folder")
+            raise ModelError(
+                f"{reference}: must be a registered or exported model (with MLmodel), got another "
+                "folder"
+            )
         model_safety.check(fetched, store.read_served(fetched / "artifacts" / "model")["family"])
         with model_safety.damaged(f"{fetched / 'MLmodel'}: must describe a model"):
             signature = Model.load(str(fetched)).signature
             if signature is None or signature.inputs is None or signature.outputs is None:
-                raise ModelError(f"{reference}: must name its input and output columns, got a model that does not")
+                raise ModelError(
+                    f"{reference}: must name its input and output columns, got a model that does "
+                    "not"
+                )
             return {
                 side: [(str(column.name), repr(column.type)) for column in schema.inputs]
                 for side, schema in (("input", signature.inputs), ("output", signature.outputs))

@@ -1,8 +1,10 @@
-"""What a packaged model may hold: nothing that would be executed but our adapter, and no way out of its folder.
+"""What a packaged model may hold.
 
-MLflow runs what ``MLmodel`` names (a loader, pickled or written code, folders put on the path), so that file is read
-here first. Copies of the package that travel with a model are for those who have not installed it; here they rest.
-"""
+Nothing that would be executed but our adapter, and no way out of its folder.
+
+MLflow runs what ``MLmodel`` names (a loader, pickled or written code, folders put on the path), so
+that file is read here first. Copies of the package that travel with a model are for those who have
+not installed it; here they rest."""
 
 import contextlib
 import hashlib
@@ -26,9 +28,14 @@ _ADAPTER = Path(__file__).with_name("pyfunc_adapter.py")
 SUMS = "SHA256SUMS"
 _LONGEST = 300  # characters of a value in a message
 _LONGEST_LIST = 1 << 14  # bytes of requirements that are compared
-_PINNED = re.compile(r"^(?P<name>[\w.-]{1,100})==(?P<version>[\w.!]{1,100})$", re.ASCII | re.MULTILINE)
+_PINNED = re.compile(
+    r"^(?P<name>[\w.-]{1,100})==(?P<version>[\w.!]{1,100})$", re.ASCII | re.MULTILINE
+)
 _CODE = "code"  # folder that MLflow puts on the path
-_OWN = ("seqfoundry", "seqmodels")  # all that may lie in it; the second is the first edition's name
+_OWN = (
+    "seqfoundry",
+    "seqmodels",
+)  # all that may lie in it; the second is the first edition's name
 
 
 @contextlib.contextmanager
@@ -40,7 +47,9 @@ def damaged(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         # MLflow checks little of what it reads, and is not imported for those who do without it
-        if type(error).__module__ != "mlflow.exceptions" and not isinstance(error, (OSError, *yaml.NOT_YAML)):
+        if type(error).__module__ != "mlflow.exceptions" and not isinstance(
+            error, (OSError, *yaml.NOT_YAML)
+        ):
             raise
         raise ModelError(f"{where}, got: {shown(' '.join(str(error).split()))}") from error
 
@@ -57,7 +66,12 @@ def warn_of_requirements(folder: Path, reference: str) -> None:
         text = file.read(_LONGEST_LIST).decode("utf-8", errors="replace")
     for found in _PINNED.finditer(text):
         if (here := provenance.installed(found["name"])) != found["version"]:
-            _LOG.warning("%s: made with %s, got %s here: answers may differ", reference, found[0], here or "none")
+            _LOG.warning(
+                "%s: made with %s, got %s here: answers may differ",
+                reference,
+                found[0],
+                here or "none",
+            )
 
 
 def shown(value: Any) -> str:
@@ -68,15 +82,17 @@ def shown(value: Any) -> str:
 
 
 def check(folder: Path, family: str) -> bool:
-    """Refuse a packaged model that is not of the form that we write; tell whether its adapter is this version's.
+    """Refuse a packaged model that is not of the form that we write.
+
+    Tell whether its adapter is this version's.
 
     Another adapter must not be run: `served.py` could hold anything.
 
     Raises
     ------
     ModelError
-        If ``MLmodel`` is damaged or names other code, a pickle, or files outside; if a file is a link or bytecode; or
-        there is no adapter.
+        If ``MLmodel`` is damaged or names other code, a pickle, or files outside; if a file is a
+        link or bytecode; or there is no adapter.
     """
     refuse_links(folder)
     _refuse_bytecode(folder)
@@ -84,22 +100,36 @@ def check(folder: Path, family: str) -> bool:
     where = f"{folder / 'MLmodel'}: python_function"
     if found.get("loader_module") != _LOADER or "python_model" in found or found.get("data"):
         got = "a pickle" if "python_model" in found else shown(found.get("loader_module"))
-        raise ModelError(f"{where}: must be loaded by {_LOADER} from {_ADAPTER.name}, got {got}; not executed")
+        raise ModelError(
+            f"{where}: must be loaded by {_LOADER} from {_ADAPTER.name}, got {got}; not executed"
+        )
     code = found.get("model_code_path")
-    adapter = Path(code).name if isinstance(code, str) else ""  # MLflow writes its path on the machine that packed it
+    adapter = (
+        Path(code).name if isinstance(code, str) else ""
+    )  # MLflow writes its path on the machine that packed it
     if adapter != _ADAPTER.name or found.get("code", _CODE) != _CODE:
         got = f"{shown(adapter or code)} and {shown(found.get('code'))}"
-        raise ModelError(f"{where}: must name {_ADAPTER.name} and the folder {_CODE}, got {got}; not executed")
+        raise ModelError(
+            f"{where}: must name {_ADAPTER.name} and the folder {_CODE}, got {got}; not executed"
+        )
     if found.get("config") != {"family": family}:
-        raise ModelError(f"{where}: must have the config of the family {family}, got {shown(found.get('config'))}")
+        raise ModelError(
+            f"{where}: must have the config of the family {family}, got "
+            f"{shown(found.get('config'))}"
+        )
     _check_artifacts(where, found.get("artifacts"))
     others = [path.name for path in (folder / _CODE).glob("*") if path.name not in _OWN]
     if others:
-        raise ModelError(f"{folder / _CODE}: must hold {_OWN[0]} alone, got {others[0]}; not executed")
+        raise ModelError(
+            f"{folder / _CODE}: must hold {_OWN[0]} alone, got {others[0]}; not executed"
+        )
     if not (folder / _ADAPTER.name).is_file():
         raise ModelError(f"{folder / _ADAPTER.name}: must be a file of the model, got none")
     if (folder / _ADAPTER.name).read_bytes() != _ADAPTER.read_bytes():
-        _LOG.warning("%s is not that of this version and is not run; the installed family answers", _ADAPTER.name)
+        _LOG.warning(
+            "%s is not that of this version and is not run; the installed family answers",
+            _ADAPTER.name,
+        )
         return False
     return True
 
@@ -123,8 +153,12 @@ def _check_artifacts(where: str, artifacts: Any) -> None:
 
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of every file of an exported model, as ``sha256sum`` does, beside them."""
-    listed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in listed), encoding="utf-8")
+    listed = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    (folder / SUMS).write_text(
+        "".join(f"{_sha256(folder / name)}  {name}\n" for name in listed), encoding="utf-8"
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -147,18 +181,22 @@ def check_sums(folder: Path) -> None:
         path = folder / name
         found = _sha256(path) if is_there(path) and path.is_file() else "no such file"
         if found != wanted:
-            raise ModelError(f"{shown(str(path))}: must have the SHA-256 {shown(wanted)} ({SUMS}), got {found}")
+            raise ModelError(
+                f"{shown(str(path))}: must have the SHA-256 {shown(wanted)} ({SUMS}), got {found}"
+            )
 
 
 def _refuse_bytecode(folder: Path) -> None:
     """Refuse compiled code that Python would import without a source.
 
-    What lies in ``__pycache__``, where serving leaves it, is passed over: `store.load` looks for none there.
-    """
+    What lies in ``__pycache__``, where serving leaves it, is passed over: `store.load` looks for
+    none there."""
     for path in sorted(folder.rglob("*")):
         beside = "__pycache__" in path.relative_to(folder).parts
         if path.suffix.lower() == ".pyc" and not beside:  # there are disks without case
-            raise ModelError(f"{path}: must not be there, since it would be run in place of a source; remove it")
+            raise ModelError(
+                f"{path}: must not be there, since it would be run in place of a source; remove it"
+            )
 
 
 def refuse_links(folder: Path) -> None:
@@ -171,12 +209,17 @@ def refuse_links(folder: Path) -> None:
     """
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise ModelError(f"{path}: must be a file or folder of the model itself, got a link to {path.readlink()}")
+            raise ModelError(
+                f"{path}: must be a file or folder of the model itself, got a link to "
+                f"{path.readlink()}"
+            )
         _refuse_special(path)
 
 
 def refuse_special(folder: Path) -> None:
-    """Refuse a model folder with named pipes and the like, at which a reader would wait for ever; links are followed.
+    """Refuse a model folder with named pipes and the like, at which a reader would wait for ever.
+
+    Links are followed.
 
     Raises
     ------
@@ -191,4 +234,6 @@ def refuse_special(folder: Path) -> None:
 def _refuse_special(path: Path) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ModelError(f"{path}: must be a file or folder, got another thing, such as a named pipe")
+        raise ModelError(
+            f"{path}: must be a file or folder, got another thing, such as a named pipe"
+        )

@@ -1,4 +1,7 @@
-"""The registry: register, find, load and export models. Aliases, never stages; unpickling is off."""
+"""The registry: register, find, load and export models. Aliases, never stages.
+
+Unpickling is off.
+"""
 
 import contextlib
 import io
@@ -19,7 +22,12 @@ import pandas as pd
 
 import seqfoundry
 from seqfoundry.core.errors import InputError, MissingError, ModelError, TrackingError
-from seqfoundry.core.family import all_families, family_of_reference_model, find_family, recorded_family
+from seqfoundry.core.family import (
+    all_families,
+    family_of_reference_model,
+    find_family,
+    recorded_family,
+)
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.registry import card, model_safety
@@ -69,7 +77,10 @@ def _inside(folder: Path, reference: str) -> Path:
 
 @contextlib.contextmanager
 def fetch(reference: str, inside: str = "") -> Iterator[Path]:
-    """Bring what a reference names, or of a version the folder ``inside`` it, here; a copy goes when the block ends."""
+    """Bring what a reference names, or of a version the folder ``inside`` it, here.
+
+    A copy goes when the block ends.
+    """
     path = Path(reference)
     if reference and files.is_there(path):
         family = family_of_reference_model(path)
@@ -97,7 +108,8 @@ def fetch(reference: str, inside: str = "") -> Iterator[Path]:
         except (MlflowException, OSError) as error:
             kind = TrackingError if store_errors.refused(error) else MissingError
             raise kind(
-                f"{reference}: must be a model of {tracking.shown_uri()}, got: {store_errors.reason(error)}"
+                f"{reference}: must be a model of {tracking.shown_uri()}, got: "
+                f"{store_errors.reason(error)}"
             ) from None
         try:
             yield Path(fetched)
@@ -125,12 +137,18 @@ _FORM: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("registered_name", "1 to 100 letters, digits, _ . or -", _is_name),
     ("about", "a text", lambda value: isinstance(value, str)),
     ("limits", "a list of texts", _is_texts),
-    ("input_columns", "a list of one text or more", lambda value: bool(value) and _is_texts(value)),
+    (
+        "input_columns",
+        "a list of one text or more",
+        lambda value: bool(value) and _is_texts(value),
+    ),
 )
 
 
 def read_served(folder: Path) -> dict[str, Any]:
-    """Read ``served.json`` of a model folder: family, format, name in the registry, what ``apply`` must know.
+    """Read ``served.json`` of a model folder.
+
+    Family, format, name in the registry, what ``apply`` must know.
 
     Raises
     ------
@@ -143,7 +161,9 @@ def read_served(folder: Path) -> dict[str, Any]:
         served["family"] = recorded_family(served)
         served.pop("room", None)
         if served["family"] not in all_families():
-            raise ValueError(f"family must be one of {', '.join(all_families())}, got {served['family']!r}")
+            raise ValueError(
+                f"family must be one of {', '.join(all_families())}, got {served['family']!r}"
+            )
     if missing := [key for key in _KEYS if key not in served]:
         raise ModelError(f"{path}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
     for key, what, fits in _FORM:
@@ -155,7 +175,8 @@ def read_served(folder: Path) -> dict[str, Any]:
 def register(family: str, run_id: str) -> str:
     """Package a finished run's model, make it a new version with the alias ``candidate``, and return its URI.
 
-    The example is predicted before and, through the packaged model, after; the two answers must be equal.
+    The example is predicted before and, through the packaged model, after; the two answers must be
+    equal.
 
     Raises
     ------
@@ -170,17 +191,28 @@ def register(family: str, run_id: str) -> str:
     opened = connect()
     found = tracking.get_run(run_id, opened)
     if recorded_family(found.data.tags) != family:
-        raise InputError(f"run {run_id}: must be a run of the family {family}, got {recorded_family(found.data.tags)}")
+        raise InputError(
+            f"run {run_id}: must be a run of the family {family}, got "
+            f"{recorded_family(found.data.tags)}"
+        )
     if found.info.status != "FINISHED":
-        raise InputError(f"run {run_id}: must be finished, got {found.info.status}; continue it with --resume {run_id}")
+        raise InputError(
+            f"run {run_id}: must be finished, got {found.info.status}; continue it with --resume "
+            f"{run_id}"
+        )
     with model_folder(run_id) as folder:
         model_safety.refuse_links(folder)
         served = read_served(folder)
         name = served["registered_name"]
         if served["family"] != family:
-            raise ModelError(f"run {run_id}: must hold a model of the family {family}, got one of {served['family']}")
+            raise ModelError(
+                f"run {run_id}: must hold a model of the family {family}, got one of "
+                f"{served['family']}"
+            )
         _refuse_anothers(opened, name, family)
-        card.describe(found, served, name, "1")  # as the next two, fails before anything is packaged
+        card.describe(
+            found, served, name, "1"
+        )  # as the next two, fails before anything is packaged
         serve = find_family(family).module("serve")
         model = serve.load(folder)
         example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
@@ -213,7 +245,9 @@ def _refuse_anothers(opened: Any, name: str, family: str) -> None:
                 raise
             return
     if owner != family:
-        raise ModelError(f"registered model {name}: must be of the family {family}, got one of {owner}")
+        raise ModelError(
+            f"registered model {name}: must be of the family {family}, got one of {owner}"
+        )
 
 
 def run_id_of(text: str) -> str:
@@ -231,17 +265,21 @@ def run_id_of(text: str) -> str:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         run_id, tracked = str(record["run_id"]), record.get("tracked", True)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise MissingError(f"{folder}: must be the folder of a run, with run.json, got: {error}") from None
+        raise MissingError(
+            f"{folder}: must be the folder of a run, with run.json, got: {error}"
+        ) from None
     if not tracked:
         raise MissingError(f"{folder}: must hold a tracked run, got one made with --no-track")
     return run_id
 
 
-def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]) -> str:
+def _package(
+    found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]
+) -> str:
     """Log the model beside its run, load it back, compare its answer to the example, and only then create a version.
 
-    The run itself is not opened again: its status and end stay what they were, whatever happens here.
-    """
+    The run itself is not opened again: its status and end stay what they were, whatever happens
+    here."""
     import mlflow
 
     client, name, run = mlflow.MlflowClient(), served["registered_name"], found.info
@@ -257,15 +295,25 @@ def _package(found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.D
             again = packaged.predict(known[0])
         _compare(known[1], again, run.run_id)
     except BaseException:
-        with contextlib.suppress(TrackingError), tracking.as_tracking_error():  # the first error is the one to tell
+        with (
+            contextlib.suppress(TrackingError),
+            tracking.as_tracking_error(),
+        ):  # the first error is the one to tell
             client.delete_logged_model(logged.model_id)
         raise
     tags = {key: found.data.tags.get(key, "") for key in _VERSION_TAGS}
-    with tracking.as_tracking_error(), contextlib.redirect_stderr(io.StringIO()):  # "Successfully registered ..."
-        return str(mlflow.register_model(logged.model_uri, name, tags=tags).version)  # at once: none is without them
+    with (
+        tracking.as_tracking_error(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # "Successfully registered ..."
+        return str(
+            mlflow.register_model(logged.model_uri, name, tags=tags).version
+        )  # at once: none is without them
 
 
-def _log(ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd.DataFrame) -> None:
+def _log(
+    ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd.DataFrame
+) -> None:
     """Write the packaged model into the store, under the ids of model and run."""
     import mlflow
     from mlflow.models import Model, infer_signature
@@ -293,7 +341,8 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
         pd.testing.assert_frame_equal(answer, again, rtol=1e-5, atol=1e-5)
     except AssertionError as error:
         raise ModelError(
-            f"run {run_id}: the packaged model must answer as before, got another answer: {one_line(error)}"
+            f"run {run_id}: the packaged model must answer as before, got another answer: "
+            f"{one_line(error)}"
         ) from None
 
 
@@ -301,9 +350,9 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 def _loading() -> Iterator[None]:
     """Keep MLflow's advice off the terminal, its copies of our source off the path, and bytecode out of the model.
 
-    Bytecode that lies beside a source is not read, since it need not be of this source, whatever it says. What ``load``
-    of a family says of another version of the package is heard all the same.
-    """
+    Bytecode that lies beside a source is not read, since it need not be of this source, whatever
+    it says. What ``load`` of a family says of another version of the package is heard all the
+    same."""
     import warnings
 
     path, wrote_nothing, prefix = list(sys.path), sys.dont_write_bytecode, sys.pycache_prefix
@@ -327,8 +376,13 @@ class Loaded:
     reference: str
 
     def predict(self, frame: pd.DataFrame, **params: Any) -> pd.DataFrame:
-        """Answer with the new columns for ``frame``: same index, same order. ``params`` are the family's own."""
-        answer: pd.DataFrame = self.predictor.predict(frame, params) if params else self.predictor.predict(frame)
+        """Answer with the new columns for ``frame``: same index, same order.
+
+        ``params`` are the family's own.
+        """
+        answer: pd.DataFrame = (
+            self.predictor.predict(frame, params) if params else self.predictor.predict(frame)
+        )
         return answer
 
 
@@ -359,7 +413,10 @@ def load(family: str, reference: str) -> Loaded:
         folder = _inside(fetched, reference)
         served = read_served(folder)
         if served["family"] != family:
-            raise ModelError(f"{reference}: must be a model of the family {family}, got one of {served['family']}")
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of "
+                f"{served['family']}"
+            )
         if not (fetched / "MLmodel").is_file():
             return Loaded(_Local(family, folder), served, reference)
         if (fetched / model_safety.SUMS).is_file():
@@ -367,7 +424,9 @@ def load(family: str, reference: str) -> Loaded:
         if not model_safety.check(fetched, family):
             return Loaded(_Local(family, folder), served, reference)
         model_safety.warn_of_requirements(fetched, reference)
-        find_family(family).module("serve")  # before bytecode is not read, which frameworks would take long without
+        find_family(family).module(
+            "serve"
+        )  # before bytecode is not read, which frameworks would take long without
         return Loaded(_load_packaged(fetched), served, reference)
 
 
@@ -378,7 +437,8 @@ def _load_packaged(folder: Path) -> Any:
 
     with model_safety.damaged(f"{folder}: must be a whole packaged model"), _loading():
         loaded = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
-        loaded.metadata.get_input_schema()  # else it is damage to the signature that the first answer runs into
+        # else it is damage to the signature that the first answer runs into
+        loaded.metadata.get_input_schema()
         return loaded
 
 
@@ -404,13 +464,16 @@ def export(reference: str, folder: Path) -> None:
 
 log = logging.getLogger(__name__)
 _FLAG = "promoting."
-_PATIENCE = 30.0  # seconds after which a flag is taken for that of a process that was killed; the work takes one
+# seconds after which a flag is taken for that of a process that was killed; the work takes one
+_PATIENCE = 30.0
 _PAUSE = 0.05
 
 
 @contextlib.contextmanager
 def turn(opened: Any, name: str, number: str) -> Iterator[None]:
-    """Keep others' work on the model ``name`` out; ``number`` is the version to work for, one process for each.
+    """Keep others' work on the model ``name`` out.
+
+    ``number`` is the version to work for, one process for each.
 
     Raises
     ------
@@ -438,22 +501,36 @@ def _wait(opened: Any, name: str, number: str) -> None:
         _lower(opened, name, number)
         _until_lowered(opened, name, number, before)
         opened.set_registered_model_tag(name, _FLAG + number, "1")
-    _until_lowered(opened, name, number, [other for other in _others(opened, name, number) if int(other) > int(number)])
+    _until_lowered(
+        opened,
+        name,
+        number,
+        [other for other in _others(opened, name, number) if int(other) > int(number)],
+    )
 
 
 def _others(opened: Any, name: str, number: str) -> list[str]:
     """Return the versions whose flags are up, without ours."""
     tags = opened.get_registered_model(name).tags
-    up = [key.removeprefix(_FLAG) for key, value in tags.items() if key.startswith(_FLAG) and value]
+    up = [
+        key.removeprefix(_FLAG) for key, value in tags.items() if key.startswith(_FLAG) and value
+    ]
     return [other for other in up if other.isdigit() and other != number]
 
 
 def _until_lowered(opened: Any, name: str, number: str, versions: list[str]) -> None:
-    """Wait until the flags of ``versions`` were down once each; lower those that nobody seems to hold."""
+    """Wait until the flags of ``versions`` were down once each.
+
+    Lower those that nobody seems to hold.
+    """
     end, waiting = time.monotonic() + _PATIENCE, set(versions)
     while waiting := waiting & set(_others(opened, name, number)):
         if time.monotonic() > end:
-            log.warning("%s: work for version %s was broken off, going on", name, ", ".join(sorted(waiting)))
+            log.warning(
+                "%s: work for version %s was broken off, going on",
+                name,
+                ", ".join(sorted(waiting)),
+            )
             for other in waiting:
                 _lower(opened, name, other)
             return

@@ -1,7 +1,7 @@
 """A model that goes to other processes: a folder that all of them can read, loaded once in each.
 
-What travels is the name of the folder, never a live model, so nothing of a model is pickled or unpickled.
-"""
+What travels is the name of the folder, never a live model, so nothing of a model is pickled or
+unpickled."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,10 @@ _loads = 0
 
 @dataclass(frozen=True)
 class Portable:
-    """Where a model lies for all processes, and what it is: its folder's digest tells one model from another."""
+    """Where a model lies for all processes, and what it is.
+
+    Its folder's digest tells one model from another.
+    """
 
     family: str
     folder: str
@@ -46,7 +49,9 @@ class Portable:
         global _loads
         if self not in _loaded:
             _loaded.clear()
-            _loaded[self] = dataclasses.replace(models.load(self.family, self.folder), reference=self.reference)
+            _loaded[self] = dataclasses.replace(
+                models.load(self.family, self.folder), reference=self.reference
+            )
             _loads += 1
         return _loaded[self]
 
@@ -71,7 +76,9 @@ def found(family: str, reference: str) -> Iterator[Path]:
     with models.fetch(reference) as fetched, models.model_folder(str(fetched)) as inside:
         got = models.read_served(inside)["family"]
         if got != family:
-            raise ModelError(f"{reference}: must be a model of the family {family}, got one of {got}")
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of {got}"
+            )
         yield fetched if (fetched / "MLmodel").is_file() else inside
 
 

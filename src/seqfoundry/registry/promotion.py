@@ -28,23 +28,29 @@ _LONGEST_TAG = 5000  # characters that the store keeps
 def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, Any]:
     """Measure a model (folder, URI or run) on the test data of ``data`` and write the family's report to ``out``.
 
-    Its ``test.*`` metrics also go to the training run, where the store knows it. Returns the metrics.
+    Its ``test.*`` metrics also go to the training run, where the store knows it. Returns the
+    metrics.
 
     Raises
     ------
     MissingError, ModelError
         If there is no such model, or it is damaged or of another family.
     OutputError
-        If ``out`` cannot be written, or holds anything but an earlier evaluation, which is replaced.
+        If ``out`` cannot be written, or holds anything but an earlier evaluation, which is
+        replaced.
     """
     check_out(out)
     with models.model_folder(reference) as folder:
         found = models.read_served(folder)["family"]
         if found != family:
-            raise ModelError(f"{reference}: must be a model of the family {family}, got one of {found}")
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of {found}"
+            )
         run_id = _run_of(folder)
         measured_on = files.digest(data)
-        metrics: dict[str, Any] = find_family(family).module("evaluate").evaluate(folder, data, out)
+        metrics: dict[str, Any] = (
+            find_family(family).module("evaluate").evaluate(folder, data, out)
+        )
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     tags = {"test.data.md5": measured_on, "test.data.path": str(data.resolve())}
     if run_id is not None and tracking.record(run_id, metrics=numbers, tags=tags, evaluation=out):
@@ -60,7 +66,9 @@ def _renew_cards(run_id: str) -> None:
         card.annotate_run(opened, run)
         for version in opened.search_model_versions(f"run_id = '{run_id}'"):
             with models.model_folder(f"models:/{version.name}/{version.version}") as folder:
-                card.publish(opened, run, models.read_served(folder), version.name, str(version.version))
+                card.publish(
+                    opened, run, models.read_served(folder), version.name, str(version.version)
+                )
 
 
 def check_out(out: Path) -> None:
@@ -74,10 +82,15 @@ def _check_out(out: Path) -> None:
     if out.is_file():
         raise OutputError(f"{out}: must be a folder, got a file")
     if (out / "run.json").is_file():
-        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got the results of a training run")
+        raise OutputError(
+            f"{out}: must be new, empty or an earlier evaluation, got the results of a training "
+            "run"
+        )
     entries = list(out.iterdir()) if out.is_dir() else []
     # DVC removes the files that it tracks before a stage runs, and leaves the rest
-    is_leftover = (out / "plots").is_dir() and all(one.name == "plots" or one.suffix == ".pdf" for one in entries)
+    is_leftover = (out / "plots").is_dir() and all(
+        one.name == "plots" or one.suffix == ".pdf" for one in entries
+    )
     if entries and not is_leftover and not (out / "evaluation.txt").is_file():
         raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got other files")
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
@@ -105,9 +118,9 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
     MissingError
         If there is no such model, version or candidate.
     GateError
-        If it was not evaluated, misses a gate of its own settings, is worse than the champion in the headline metric
-        on the same data, or the champion cannot be measured there. ``force`` promotes all the same and leaves the tag
-        ``promotion.forced``.
+        If it was not evaluated, misses a gate of its own settings, is worse than the champion in
+        the headline metric on the same data, or the champion cannot be measured there. ``force``
+        promotes all the same and leaves the tag ``promotion.forced``.
     """
     opened = models.connect()
     chosen = _version(opened, name, version)
@@ -123,7 +136,9 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
 
 
 def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, force: bool) -> bool:
-    """Judge a version and make it the champion; False where the champion changed while it was judged.
+    """Judge a version and make it the champion.
+
+    False where the champion changed while it was judged.
 
     Raises
     ------
@@ -166,18 +181,26 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
     except MlflowException as error:
         _refuse_unless_absent(error)
         known = ", ".join(sorted({row["model"] for row in listing.models()})) or "none"
-        raise MissingError(f"{name}: must be a registered model, got none of this name; there are: {known}") from None
+        raise MissingError(
+            f"{name}: must be a registered model, got none of this name; there are: {known}"
+        ) from None
     if version is None:
         candidate = _alias(opened, name, models.CANDIDATE)
         if candidate is None:
-            raise MissingError(f"{name}: must have a version with the alias {models.CANDIDATE}, got none")
+            raise MissingError(
+                f"{name}: must have a version with the alias {models.CANDIDATE}, got none"
+            )
         return candidate
     try:
         return opened.get_model_version(name, version)
     except MlflowException as error:
         _refuse_unless_absent(error)
-        known = ", ".join(sorted((row["version"] for row in listing.models() if row["model"] == name), key=int))
-        raise MissingError(f"{name}: must have a version {version}, got none; there are: {known or 'none'}") from None
+        known = ", ".join(
+            sorted((row["version"] for row in listing.models() if row["model"] == name), key=int)
+        )
+        raise MissingError(
+            f"{name}: must have a version {version}, got none; there are: {known or 'none'}"
+        ) from None
 
 
 def _alias(opened: Any, name: str, alias: str) -> Any:
@@ -187,7 +210,9 @@ def _alias(opened: Any, name: str, alias: str) -> Any:
     try:
         return opened.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        _refuse_unless_absent(error)  # a server that fails must not pass for one without a champion
+        _refuse_unless_absent(
+            error
+        )  # a server that fails must not pass for one without a champion
         return None
 
 
@@ -210,7 +235,11 @@ def _gate_faults(run: Any) -> list[str]:
     for metric, gate in sorted(card.gates(run).items()):
         value = card.measured(run, metric)
         if value is None:
-            why = "undefined on its test data" if metric in run.data.metrics else "run: seqfoundry evaluate"
+            why = (
+                "undefined on its test data"
+                if metric in run.data.metrics
+                else "run: seqfoundry evaluate"
+            )
             faults.append(f"{metric} must be {gate}, got nothing ({why})")
         elif not gate.passes(value):
             faults.append(f"{metric} must be {gate}, got {value:.6g}")
@@ -235,16 +264,22 @@ def _champion_faults(opened: Any, run: Any, champion: Any, *, force: bool) -> li
     except SeqfoundryError as error:
         if isinstance(error, TrackingError) and not force:
             raise
-        return [f"the champion (version {champion.version}) must be measured on the same data, got: {error}"]
+        return [
+            f"the champion (version {champion.version}) must be measured on the same data, got: "
+            f"{error}"
+        ]
     if old is None or gate.no_worse(new, old):
         return []
     return [
-        f"{headline} must not be worse than that of the champion (version {champion.version}, {old:.6g}), got {new:.6g}"
+        f"{headline} must not be worse than that of the champion (version {champion.version}, "
+        f"{old:.6g}), got {new:.6g}"
     ]
 
 
 def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> float | None:
-    """Metric of the champion on the data that ``run`` was evaluated on; None where it is undefined.
+    """Metric of the champion on the data that ``run`` was evaluated on.
+
+    None where it is undefined.
 
     Raises
     ------
@@ -261,5 +296,7 @@ def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> floa
         raise InputError(f"{path}: must have the digest {digest or '(unknown)'}, got {found}")
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as out:
         reference = f"models:/{champion.name}/{champion.version}"
-        measured = evaluate(str(recorded_family(tags)), reference, path, Path(out) / "evaluate").get(headline)
+        measured = evaluate(
+            str(recorded_family(tags)), reference, path, Path(out) / "evaluate"
+        ).get(headline)
     return None if measured is None else float(measured)

@@ -1,8 +1,9 @@
-"""Model-from-code: the adapter from MLflow's pyfunc protocol to a family's ``serve`` module, one for all families.
+"""Model-from-code.
 
-MLflow runs this file when it loads a model. Where the project is installed the installed code answers, else the
-copy of the package that travels with the model.
-"""
+The adapter from MLflow's pyfunc protocol to a family's ``serve`` module, one for all families.
+
+MLflow runs this file when it loads a model. Where the project is installed the installed code
+answers, else the copy of the package that travels with the model."""
 
 import importlib
 from pathlib import Path
@@ -21,8 +22,13 @@ class FamilyModel(mlflow.pyfunc.PythonModel):
         self.model = self.serve.load(Path(context.artifacts["model"]))
         importlib.import_module("seqfoundry.registry.scoring_server").guard()
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answer with the family's new columns; ``params`` are those that its ``serve.PARAMS`` names."""
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Answer with the family's new columns.
+
+        ``params`` are those that its ``serve.PARAMS`` names.
+        """
         answer: pd.DataFrame = self.serve.predict(self.model, model_input, **(params or {}))
         return answer
 

@@ -1,10 +1,12 @@
-"""What MLflow's scoring server (``mlflow models serve``) says to a payload that it cannot answer: status 400, one line.
+"""What MLflow's scoring server (``mlflow models serve``) says to a payload that it cannot answer.
 
-By itself the server repeats the payload or a traceback, has no limits, and answers some payloads with 500: types that
-a column does not allow, JSON nested too deep, a request without a content type. It has no hook for that, but looks
-``invocations`` up at every request. Rows and columns are counted before a table is made of them: pandas takes minutes
-and gigabytes for 10^6 columns, or for rows that all have other ones.
-"""
+Status 400, one line.
+
+By itself the server repeats the payload or a traceback, has no limits, and answers some payloads
+with 500: types that a column does not allow, JSON nested too deep, a request without a content
+type. It has no hook for that, but looks ``invocations`` up at every request. Rows and columns are
+counted before a table is made of them: pandas takes minutes and gigabytes for 10^6 columns, or for
+rows that all have other ones."""
 
 import json
 import logging
@@ -25,7 +27,10 @@ _MOST_COLUMNS = 100  # of a request; more than any model takes
 _FIELD = rb'(?:[^",]*|"[^"]*(?:""[^"]*)*")'
 _LINE = re.compile(rb"%b(?:,%b){0,%d}" % (_FIELD, _FIELD, _MOST_COLUMNS - 1))  # of CSV
 _LONGEST = 500  # characters of a message
-_ECHOES = ("\nInput:", "IMPORTANT:")  # after which MLflow repeats what it was sent, or tells of its own versions
+_ECHOES = (
+    "\nInput:",
+    "IMPORTANT:",
+)  # after which MLflow repeats what it was sent, or tells of its own versions
 
 
 def limits(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -46,7 +51,10 @@ def limits(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def guard() -> None:
-    """Where a scoring server is being started, make it refuse payloads as we do; elsewhere do nothing."""
+    """Where a scoring server is being started, make it refuse payloads as we do.
+
+    Elsewhere do nothing.
+    """
     if _APP not in sys.modules:
         return
     from mlflow.pyfunc import scoring_server
@@ -63,15 +71,27 @@ def guarded(genuine: Callable[..., Any], most_rows: int, most_bytes: int) -> Cal
     def invocations(data: bytes, content_type: str | None, model: Any, input_schema: Any) -> Any:
         try:
             if content_type is None:
-                raise InputError("request: must have the header Content-Type: application/json, got none")
+                raise InputError(
+                    "request: must have the header Content-Type: application/json, got none"
+                )
             if len(data) > most_bytes:
-                raise InputError(f"request: must have at most {most_bytes} bytes, got {len(data)}; send it in parts")
+                raise InputError(
+                    f"request: must have at most {most_bytes} bytes, got {len(data)}; send it in "
+                    "parts"
+                )
             counted = _counted(data, content_type.partition(";")[0].strip(), most_rows)
             answer = genuine(counted, content_type, _Limited(model, most_rows), input_schema)
             return answer._replace(response=_strict(answer.response))
         except (MlflowException, SeqfoundryError) as error:
             reason = _reason(error)
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             _LOG.exception("a request could not be read")
             reason = f"request: must be legal, got {type(error).__name__}: {error}"
         raise MlflowException(_one_line(reason), error_code=BAD_REQUEST)
@@ -94,7 +114,10 @@ class _Limited:
 
 
 def _counted(data: bytes, kind: str, most_rows: int) -> Any:
-    """Refuse what would be too large a table; return JSON as read, so that it is read once, and else the bytes."""
+    """Refuse what would be too large a table.
+
+    Return JSON as read, so that it is read once, and else the bytes.
+    """
     if kind == "text/csv":
         _check_lines(data.strip(), most_rows)
     elif kind == "application/x-parquet":  # a few bytes of which can stand for any number of rows
@@ -111,10 +134,15 @@ def _counted(data: bytes, kind: str, most_rows: int) -> Any:
 
 
 def _check_lines(text: bytes, most_rows: int) -> None:
-    _check_size(max(text.count(b"\n"), text.count(b"\r")), 0, most_rows)  # the first line has the names
+    _check_size(
+        max(text.count(b"\n"), text.count(b"\r")), 0, most_rows
+    )  # the first line has the names
     for number, line in enumerate(text.splitlines()):
         if _LINE.fullmatch(line) is None:
-            must = f"must have at most {_MOST_COLUMNS} fields, quoted whole or not at all and without line breaks"
+            must = (
+                f"must have at most {_MOST_COLUMNS} fields, quoted whole or not at all and "
+                "without line breaks"
+            )
             raise InputError(f"request: line {number} of CSV {must}, got another")
 
 
@@ -127,7 +155,9 @@ def _check_body(body: dict[str, Any], most_rows: int) -> None:
             continue
         index, columns = (table.get(part) or [] for part in ("index", "columns"))
         for part, labels in (("index", index), ("columns", columns)):
-            if not isinstance(labels, list) or any(isinstance(label, list | dict) for label in labels):
+            if not isinstance(labels, list) or any(
+                isinstance(label, list | dict) for label in labels
+            ):
                 raise InputError(f"request: {part} must be a list of plain labels, got another")
         _check_size(len(index), len(columns), most_rows)
         _check_table(table.get("data"), most_rows)
@@ -136,17 +166,24 @@ def _check_body(body: dict[str, Any], most_rows: int) -> None:
 def _check_table(table: Any, most_rows: int) -> None:
     """Refuse a list of rows (lists, or objects by column), or an object of columns, that is too long or too wide."""
     if isinstance(table, dict):
-        rows = max((len(column) for column in table.values() if isinstance(column, list | dict)), default=0)
+        rows = max(
+            (len(column) for column in table.values() if isinstance(column, list | dict)),
+            default=0,
+        )
         _check_size(rows, len(table), most_rows)
     elif isinstance(table, list):
         _check_size(len(table), 0, most_rows)
         names = set().union(*(row for row in table if isinstance(row, dict)))
-        _check_size(0, max([len(names), *(len(row) for row in table if isinstance(row, list))]), most_rows)
+        _check_size(
+            0, max([len(names), *(len(row) for row in table if isinstance(row, list))]), most_rows
+        )
 
 
 def _check_size(rows: int, columns: int, most_rows: int) -> None:
     if rows > most_rows:
-        raise InputError(f"request: must have at most {most_rows} rows, got {rows}; send it in parts")
+        raise InputError(
+            f"request: must have at most {most_rows} rows, got {rows}; send it in parts"
+        )
     if columns > _MOST_COLUMNS:
         raise InputError(f"request: must have at most {_MOST_COLUMNS} columns, got {columns}")
 

@@ -1,4 +1,7 @@
-"""Sums over the processes that train one network (torchrun), so that they do what one does; same text in both families."""
+"""Sums over the processes that train one network (torchrun), so that they do what one does.
+
+Same text in both families.
+"""
 
 import contextlib
 import io
@@ -17,7 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.runs.processes import Place
 
-_MEETING = timedelta(minutes=5)  # torchrun tells no machine that a process of another one has failed before it came
+_MEETING = timedelta(
+    minutes=5
+)  # torchrun tells no machine that a process of another one has failed before it came
 _PAUSE = 0.5  # seconds
 
 
@@ -26,15 +31,23 @@ class Group(Place):
     """Processes that each have a share of every batch; one that is alone sends nothing."""
 
     device: str = "cpu"
-    store: Any = field(default=None, repr=False, compare=False)  # all see it; it goes when the first one does
+    store: Any = field(
+        default=None, repr=False, compare=False
+    )  # all see it; it goes when the first one does
 
     @classmethod
     def join(cls, device: str) -> Self:
-        """Meet the others; ``device`` is cuda (one GPU each, NCCL) or cpu (gloo). ConfigError if GPUs are too few."""
+        """Meet the others; ``device`` is cuda (one GPU each, NCCL) or cpu (gloo).
+
+        ConfigError if GPUs are too few.
+        """
         place, store = Place.here(), None
         if place.size > 1:
             if device == "cuda" and place.local >= torch.cuda.device_count():
-                raise ConfigError(f"--nproc-per-node: must be at most the GPUs, {torch.cuda.device_count()}, got more")
+                raise ConfigError(
+                    f"--nproc-per-node: must be at most the GPUs, {torch.cuda.device_count()}, "
+                    "got more"
+                )
             device = f"cuda:{place.local}" if device == "cuda" else device
             place.quieten()
             with place.together():
@@ -45,7 +58,9 @@ class Group(Place):
                 store.set(f"come/{place.rank}", "")
                 store.wait([f"come/{rank}" for rank in range(place.size)], _MEETING)
                 backend = "nccl" if device != "cpu" else "gloo"
-                dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size)
+                dist.init_process_group(
+                    backend, store=store, rank=place.rank, world_size=place.size
+                )
         return cls(place.rank, place.size, place.local, device, store)
 
     def leave(self) -> None:
@@ -54,7 +69,9 @@ class Group(Place):
             dist.destroy_process_group()
 
     def stay(self) -> None:
-        """Wait until the first process has done what it does alone: torchrun lets machines end 5 minutes apart at most.
+        """Wait until the first process has done what it does alone.
+
+        Torchrun lets machines end 5 minutes apart at most.
 
         What the first one has written by then stands, whether or not another is gone.
         """
@@ -73,7 +90,10 @@ class Group(Place):
         return cast("Tensor", _Sum.apply(part, self)) if self.size > 1 else part  # type: ignore[no-untyped-call]
 
     def gather(self, part: Tensor, n: int) -> Tensor:
-        """Return all ``n`` rows of which each process has its `share`; gradients flow to this process's own rows."""
+        """Return all ``n`` rows of which each process has its `share`.
+
+        Gradients flow to this process's own rows.
+        """
         if self.size == 1:
             return part
         mine, whole = self.share(n), part.new_zeros(n, *part.shape[1:])
@@ -87,7 +107,8 @@ class Group(Place):
             own = [parameter for parameter in model.parameters() if parameter.requires_grad]
             parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in own]
             added = torch.split(
-                self.sum(torch.cat([part.flatten() for part in parts])), [part.numel() for part in parts]
+                self.sum(torch.cat([part.flatten() for part in parts])),
+                [part.numel() for part in parts],
             )
             for one, part, values in zip(own, parts, added, strict=True):
                 one.grad = part.copy_(values.view_as(part))
@@ -110,7 +131,10 @@ class Group(Place):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes, which all use it: what reaches it in the backward pass is added up likewise."""
+    """Sum over processes, which all use it.
+
+    What reaches it in the backward pass is added up likewise.
+    """
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
@@ -134,7 +158,9 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise ``(n, C, ...)``, n from 0; running statistics follow as in the plain layer."""
         if not self.training and self.running_mean is not None:
             moments = self.running_mean, self.running_var
-            return nn.functional.batch_norm(x, *moments, self.weight, self.bias, False, 0.0, self.eps)
+            return nn.functional.batch_norm(
+                x, *moments, self.weight, self.bias, False, 0.0, self.eps
+            )
         axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.new_tensor([values[:, 0].numel()])
@@ -157,7 +183,10 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def share_norms(model: nn.Module, group: Group) -> None:
-    """Let the batch norms of a network see the whole batch; names and weights stay what they are."""
+    """Let the batch norms of a network see the whole batch.
+
+    Names and weights stay what they are.
+    """
     for module in model.modules():
         if group.size > 1 and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             module.__class__ = SharedNorm  # type: ignore[assignment]
@@ -166,7 +195,10 @@ def share_norms(model: nn.Module, group: Group) -> None:
 
 @contextlib.contextmanager
 def tensor_cores(device: str) -> Iterator[None]:
-    """Let a GPU multiply float32 matrices as TF32, which rounds factors to 11 bits; for training only."""
+    """Let a GPU multiply float32 matrices as TF32, which rounds factors to 11 bits.
+
+    For training only.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device != "cpu" else before)
     try:

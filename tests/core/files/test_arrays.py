@@ -40,7 +40,10 @@ def test_objects_of_every_protocol(tmp_path: Path, protocol: int) -> None:
 def test_what_numpy_itself_writes(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array(NAMES, dtype=object), allow_pickle=True)
     np.save(tmp_path / "b.npy", np.array(NAMES))
-    np.save(tmp_path / "c.npy", np.array([np.str_("é1"), np.int64(-5), np.float64(0.5), 3, None, True], dtype=object))
+    np.save(
+        tmp_path / "c.npy",
+        np.array([np.str_("é1"), np.int64(-5), np.float64(0.5), 3, None, True], dtype=object),
+    )
     np.save(tmp_path / "d.npy", np.array([], dtype=object))
     assert read_objects(tmp_path / "a.npy") == read_objects(tmp_path / "b.npy") == NAMES
     assert read_objects(tmp_path / "c.npy") == ["é1", -5, 0.5, 3, None, True]
@@ -65,14 +68,19 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    ("how", "named"), [(os.system, "posix.system"), (eval, r"(builtins|__builtin__)\.eval"), (open, "io.open")]
+    ("how", "named"),
+    [(os.system, "posix.system"), (eval, r"(builtins|__builtin__)\.eval"), (open, "io.open")],
 )
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_planted_pickle_is_refused_by_name(tmp_path: Path, how: Any, named: str, protocol: int) -> None:
+def test_a_planted_pickle_is_refused_by_name(
+    tmp_path: Path, how: Any, named: str, protocol: int
+) -> None:
     array = np.array(["ERR1", Evil(f"touch {tmp_path / 'owned'}", how)], dtype=object)
     path = tmp_path / "sample_ids.npy"
     write_npy(path, array, pickle.dumps(array, protocol=protocol))
-    with pytest.raises(InputError, match=rf"sample_ids\.npy: must be .* names {named}; not executed") as caught:
+    with pytest.raises(
+        InputError, match=rf"sample_ids\.npy: must be .* names {named}; not executed"
+    ) as caught:
         read_objects(path)
     assert str(path) in str(caught.value)
     assert not (tmp_path / "owned").exists()
@@ -104,9 +112,13 @@ def test_every_other_operation_is_refused(tmp_path: Path, body: bytes, message: 
         read_objects(path)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy's, on headers that Python 2 may have written
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # NumPy's, on headers that Python 2 may have written
 @given(st.binary(max_size=60), st.integers(0, 200))
-def test_damage_is_an_error_of_ours(tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int) -> None:
+def test_damage_is_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int
+) -> None:
     path = tmp_path_factory.mktemp("damage") / "a.npy"
     np.save(path, np.array(["ERR1", "ERR2"], dtype=object), allow_pickle=True)
     content = path.read_bytes()
@@ -142,13 +154,23 @@ def test_rows_are_written_and_read_as_numpy_does(tmp_path: Path) -> None:
     for window in ((0, 7), (2, 4), (5, 99), (7, 9)):
         np.testing.assert_array_equal(rows_of(mapped, *window), array[slice(*window)])
     np.testing.assert_array_equal(rows_of(mapped[1:], 1, 3), array[2:4])
-    with pytest.raises(ValueError, match="must have 2 rows"), Rows(tmp_path / "c.npy", (2, 5), np.uint32) as rows:
+    with (
+        pytest.raises(ValueError, match="must have 2 rows"),
+        Rows(tmp_path / "c.npy", (2, 5), np.uint32) as rows,
+    ):
         rows.add(array[:1])
-    with pytest.raises(ValueError, match="rows must be"), Rows(tmp_path / "c.npy", (2, 5), np.uint32) as rows:
+    with (
+        pytest.raises(ValueError, match="rows must be"),
+        Rows(tmp_path / "c.npy", (2, 5), np.uint32) as rows,
+    ):
         rows.add(array[:1].astype(np.float32))
 
 
 def test_arrays_without_columns_or_rows(tmp_path: Path) -> None:
     for shape in ((0, 5), (3, 0)):
         np.save(tmp_path / "a.npy", np.zeros(shape, dtype=np.float32))
-        assert open_array(tmp_path / "a.npy").shape == rows_of(open_array(tmp_path / "a.npy"), 0, 3).shape == shape
+        assert (
+            open_array(tmp_path / "a.npy").shape
+            == rows_of(open_array(tmp_path / "a.npy"), 0, 3).shape
+            == shape
+        )

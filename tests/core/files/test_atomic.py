@@ -39,7 +39,14 @@ def python(code, *words, cwd):
 def folder(tmp_path):
     """Names whose order by path differs from the order by part, one of them outside ASCII."""
     made = tmp_path / "data"
-    for name, text in {"a/b.txt": "1", "a-b.txt": "2", "a.txt": "3", "Z/é.txt": "4", "a/b/c": "", "z": "5"}.items():
+    for name, text in {
+        "a/b.txt": "1",
+        "a-b.txt": "2",
+        "a.txt": "3",
+        "Z/é.txt": "4",
+        "a/b/c": "",
+        "z": "5",
+    }.items():
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         if not (made / name).exists():
             (made / name).write_text(text, encoding="utf-8")
@@ -57,7 +64,8 @@ def test_digest_by_hand(tmp_path):
         {"md5": "d41d8cd98f00b204e9800998ecf8427e", "relpath": "a"},
         {"md5": "b1946ac92492d2347c6235b4d2611184", "relpath": "b"},
     ]
-    # the md5 of the text [{"md5": "d41d...", "relpath": "a"}, {"md5": "b194...", "relpath": "b"}], by md5sum
+    # the md5 of the text [{"md5": "d41d...", "relpath": "a"}, {"md5": "b194...", "relpath": "b"}],
+    # by md5sum
     assert atomic.digest(tmp_path) == "f69c0f7e0c65f12fe9a87b642dec1643.dir"
 
 
@@ -67,13 +75,20 @@ def test_digest_is_that_of_dvc_add(tmp_path, folder):
     git = {key: value for key, value in quiet.items() if not key.startswith("GIT_")}
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(words, cwd=tmp_path, env=git, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "data"], cwd=tmp_path, env=git, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "-q", "data"], cwd=tmp_path, env=git, check=True
+    )
     pinned = yaml.safe_load((tmp_path / "data.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"]
 
     assert atomic.digest(folder) == pinned
     atomic.write_pin_families(tmp_path, {"vdj": "2.dir", "reads": "1.dir"})
-    assert atomic.read_pin(tmp_path) == {"md5": pinned, "families": {"reads": "1.dir", "vdj": "2.dir"}}
-    status = subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], cwd=tmp_path, env=git, check=False)
+    assert atomic.read_pin(tmp_path) == {
+        "md5": pinned,
+        "families": {"reads": "1.dir", "vdj": "2.dir"},
+    }
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "-q"], cwd=tmp_path, env=git, check=False
+    )
     assert status.returncode == 0
 
 
@@ -87,21 +102,39 @@ def test_no_data_no_digest(tmp_path):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    assert message_of(InputError, atomic.md5, tmp_path) == f"{tmp_path}: must be a readable file, got: Is a directory"
+    assert (
+        message_of(InputError, atomic.md5, tmp_path)
+        == f"{tmp_path}: must be a readable file, got: Is a directory"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "outs: []", "outs: [{path: data}]", "outs: 5", "- 1", "a: [", "text", "outs: [{md5: null}]", "\udcff"]
+    "text",
+    [
+        "",
+        "outs: []",
+        "outs: [{path: data}]",
+        "outs: 5",
+        "- 1",
+        "a: [",
+        "text",
+        "outs: [{md5: null}]",
+        "\udcff",
+    ],
 )
 def test_a_pin_that_dvc_did_not_write(tmp_path, text):
     (tmp_path / "data.dvc").write_bytes(text.encode("utf-8", "surrogateescape"))
     wanted = f"{tmp_path / 'data.dvc'}: must be a DVC file with outs[0].md5, got something else"
 
     assert message_of(InputError, atomic.read_pin, tmp_path) == wanted
-    assert message_of(InputError, atomic.write_pin_families, tmp_path, {"reads": "1.dir"}) == wanted
+    assert (
+        message_of(InputError, atomic.write_pin_families, tmp_path, {"reads": "1.dir"}) == wanted
+    )
 
 
-@pytest.mark.parametrize(("meta", "found"), [("[1]", "[1]"), ("{families: [a]}", "['a']"), ("{families: x}", "'x'")])
+@pytest.mark.parametrize(
+    ("meta", "found"), [("[1]", "[1]"), ("{families: [a]}", "['a']"), ("{families: x}", "'x'")]
+)
 def test_a_pin_with_other_families(tmp_path, meta, found):
     (tmp_path / "data.dvc").write_text(f"outs: [{{md5: 1.dir}}]\nmeta: {meta}\n", encoding="utf-8")
 
@@ -136,9 +169,14 @@ def test_manifest(tmp_path, folder):
         "make it again with: seqfoundry data build data"
     )
     path.write_text('{"digest": ', encoding="utf-8")
-    assert message_of(InputError, atomic.check_manifest, path, folder).startswith(f"{path}: must be whole JSON, got: ")
+    assert message_of(InputError, atomic.check_manifest, path, folder).startswith(
+        f"{path}: must be whole JSON, got: "
+    )
     path.write_text("[]", encoding="utf-8")
-    assert message_of(InputError, atomic.check_manifest, path, folder) == f"{path}: must hold a JSON object, got list"
+    assert (
+        message_of(InputError, atomic.check_manifest, path, folder)
+        == f"{path}: must hold a JSON object, got list"
+    )
 
 
 # locks
@@ -158,7 +196,9 @@ def test_a_lock_keeps_another_process_out(tmp_path):
                 log.write_text(before + "x")
     """
     words = [sys.executable, "-c", textwrap.dedent(code), str(path), str(tmp_path / "log")]
-    running = [subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(SRC)}) for _ in range(2)]
+    running = [
+        subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(SRC)}) for _ in range(2)
+    ]
 
     assert [process.wait(60) for process in running] == [0, 0]
     assert (tmp_path / "log").read_text(encoding="utf-8") == "x" * 10
@@ -184,7 +224,9 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         with atomic.lock(tmp_path / "file" / "x.lock"):
             raise AssertionError("must not be reached")
 
-    assert message_of(OutputError, hold).startswith(f"{tmp_path / 'file' / 'x.lock'}: must be writable, got: ")
+    assert message_of(OutputError, hold).startswith(
+        f"{tmp_path / 'file' / 'x.lock'}: must be writable, got: "
+    )
 
 
 # whole or not at all
@@ -192,7 +234,9 @@ def test_a_lock_that_cannot_be_made(tmp_path):
 
 def write(path, text="new", error=None, **options):
     """Write a file, or a folder with one, the way a test wants it to end."""
-    context = atomic.folder_written_whole if options.pop("as_folder", False) else atomic.written_whole
+    context = (
+        atomic.folder_written_whole if options.pop("as_folder", False) else atomic.written_whole
+    )
     with context(path, **options) as temporary:
         inner = temporary / "file" if temporary.is_dir() else temporary
         inner.write_text(text, encoding="utf-8")
@@ -201,7 +245,9 @@ def write(path, text="new", error=None, **options):
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
-@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), OSError("a library's"), InputError("mine")])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), KeyboardInterrupt(), OSError("a library's"), InputError("mine")]
+)
 def test_an_exception_inside_leaves_nothing(tmp_path, as_folder, error):
     with pytest.raises(type(error)):
         write(tmp_path / "out", error=error, as_folder=as_folder)
@@ -237,9 +283,13 @@ def test_a_place_where_nothing_can_be_written(tmp_path):
     inside = tmp_path / "file" / "out"
 
     assert message_of(OutputError, write, inside).startswith(f"{inside}: must be writable, got: ")
-    assert message_of(OutputError, write, inside, as_folder=True).startswith(f"{inside}: must be writable, got: ")
+    assert message_of(OutputError, write, inside, as_folder=True).startswith(
+        f"{inside}: must be writable, got: "
+    )
     (tmp_path / "taken" / "x").mkdir(parents=True)
-    assert message_of(OutputError, write, tmp_path / "taken").startswith(f"{tmp_path / 'taken'}: must be writable")
+    assert message_of(OutputError, write, tmp_path / "taken").startswith(
+        f"{tmp_path / 'taken'}: must be writable"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
 
 
@@ -263,7 +313,9 @@ def test_a_folder_with_content_is_replaced_only_on_demand(tmp_path):
     assert (out / "file").read_text(encoding="utf-8") == "one"
     write(out, "two", as_folder=True, replace=True)
 
-    assert [(path.name, path.read_text(encoding="utf-8")) for path in out.iterdir()] == [("file", "two")]
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in out.iterdir()] == [
+        ("file", "two")
+    ]
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -289,7 +341,9 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    assert message_of(OutputError, write, out, as_folder=True, replace=True).endswith(f"resource busy ({out})")
+    assert message_of(OutputError, write, out, as_folder=True, replace=True).endswith(
+        f"resource busy ({out})"
+    )
     assert (out / "file").read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -300,7 +354,8 @@ FULL_DISK = """
     import numpy as np
     from seqfoundry.core import data
     from seqfoundry.core.errors import OutputError
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))  # what is longer fails as on a full disk
+    # what is longer fails as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
     kind, path = sys.argv[1], Path(sys.argv[2])
     try:
         if kind == "text":
@@ -363,7 +418,10 @@ def test_claim_the_folder_of_another_run(tmp_path):
     assert message_of(OutputError, atomic.claim_folder, own, "2", overwrite=False) == (
         f"{own}: must be empty or hold run 2, {hint}"
     )
-    assert message_of(OutputError, atomic.claim_folder, own, "", overwrite=False) == f"{own}: must be empty, {hint}"
+    assert (
+        message_of(OutputError, atomic.claim_folder, own, "", overwrite=False)
+        == f"{own}: must be empty, {hint}"
+    )
     assert (own / "checkpoints" / "last.npz").is_file()
     (tmp_path / "link").symlink_to(own)
     atomic.claim_folder(tmp_path / "link", "2", overwrite=True)
@@ -393,7 +451,10 @@ def test_claim_what_is_no_folder(tmp_path):
 
 
 def test_json_holds_no_nan(tmp_path):
-    content = {"b": [1.5, float("nan"), {"c": -np.inf}], "a": (np.float32("nan"), np.float32(0.5), np.int64(3), True)}
+    content = {
+        "b": [1.5, float("nan"), {"c": -np.inf}],
+        "a": (np.float32("nan"), np.float32(0.5), np.int64(3), True),
+    }
     atomic.write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text(encoding="utf-8")
 

@@ -51,10 +51,14 @@ def test_a_folder_that_cannot_move_away_leaves_nothing_beside_it(tmp_path, monke
 def test_a_mount_point_is_refused_before_the_work(tmp_path):
     (tmp_path / "link").symlink_to("/proc")
     for mount in (Path("/proc"), tmp_path / "link"):
-        with pytest.raises(OutputError) as caught, atomic.folder_written_whole(mount, replace=True):
+        with (
+            pytest.raises(OutputError) as caught,
+            atomic.folder_written_whole(mount, replace=True),
+        ):
             raise AssertionError("must be refused before the work")
         assert str(caught.value) == (
-            f"{mount}: must be a folder that can be replaced, got a mount point; name a folder in it"
+            f"{mount}: must be a folder that can be replaced, got a mount point; name a folder in "
+            "it"
         )
 
 
@@ -66,7 +70,9 @@ def test_there_is_nothing_of_an_impossible_name(tmp_path, name):
 
 @pytest.mark.parametrize("key", ["more", "meta"])
 def test_a_pin_that_grows_when_it_is_read(tmp_path, key):
-    lists = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10 if i else ['1'] * 10)}]" for i in range(9)]
+    lists = [
+        f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10 if i else ['1'] * 10)}]" for i in range(9)
+    ]
     text = "\n".join(["outs: [{md5: 1.dir}]", *lists, f"{key}: *l8"])
     (tmp_path / "data.dvc").write_text(text, encoding="utf-8")
 

@@ -15,7 +15,13 @@ from seqfoundry.core.files.tables import (
 
 
 def test_fields_hold_no_breaks_and_undefined_ones_are_empty(tmp_path):
-    row = {"text": "a\tb\r\nc  d", "none": None, "nan": float("nan"), "small": np.float32("nan"), "flag": True}
+    row = {
+        "text": "a\tb\r\nc  d",
+        "none": None,
+        "nan": float("nan"),
+        "small": np.float32("nan"),
+        "flag": True,
+    }
     write_tsv(tmp_path / "x.tsv", list(row), [row, {"text": "é"}])
 
     lines = (tmp_path / "x.tsv").read_text(encoding="utf-8").split("\n")
@@ -38,7 +44,9 @@ def test_history_begins_with_the_epoch(tmp_path):
 def test_a_history_may_count_other_steps_than_epochs(tmp_path):
     write_history(tmp_path / "history.tsv", [{"train.loss": 0.5, "iteration": 3}], "iteration")
 
-    assert (tmp_path / "history.tsv").read_text(encoding="utf-8") == "iteration\ttrain.loss\n3\t0.5\n"
+    assert (tmp_path / "history.tsv").read_text(
+        encoding="utf-8"
+    ) == "iteration\ttrain.loss\n3\t0.5\n"
     assert list(unsent(tmp_path / "history.tsv", lambda name: set())) == [(3, {"train.loss": 0.5})]
     assert list(unsent(tmp_path / "history.tsv", lambda name: {3})) == []
 

@@ -36,7 +36,11 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def attributes(self, tag, name):
-        return [attributes[name] for found, attributes in self.tags if found == tag and name in attributes]
+        return [
+            attributes[name]
+            for found, attributes in self.tags
+            if found == tag and name in attributes
+        ]
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def full_report(picture):
     report = Report("Model <b>bold</b> & co", "demo, 20 reads")
     report.paragraph("before <script>alert(1)</script>")
     report.section("Accuracy")
-    report.table("Per label", ["label", "recall", "n"], [["cDNA", 0.98765, 12345], ["<i>UMI</i>", None, 0]])
+    report.table(
+        "Per label", ["label", "recall", "n"], [["cDNA", 0.98765, 12345], ["<i>UMI</i>", None, 0]]
+    )
     report.figure('Curve "a"', picture)
     report.section("Rates")
     report.table("Proportions", ["what", "rate"], [["valid", proportion(8, 10)]])
@@ -66,7 +72,9 @@ def test_report_is_well_formed_and_escaped(tmp_path, picture):
     assert page.open == []
     assert not {"b", "i", "script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert "Model &lt;b&gt;bold&lt;/b&gt; &amp; co" in text
-    assert {"0.988", "12,345", "undefined", "0.800 [0.490, 0.943] (8 of 10)", "no data"} <= set(page.texts)
+    assert {"0.988", "12,345", "undefined", "0.800 [0.490, 0.943] (8 of 10)", "no data"} <= set(
+        page.texts
+    )
 
 
 def test_report_needs_nothing_from_outside(tmp_path, picture):

@@ -25,14 +25,20 @@ from seqfoundry.core.reporting.metrics import (
     ],
 )
 def test_wilson_interval(successes, n, low, high):
-    np.testing.assert_allclose(wilson_interval(successes, n, confidence=0.95), (low, high), atol=5e-7)
+    np.testing.assert_allclose(
+        wilson_interval(successes, n, confidence=0.95), (low, high), atol=5e-7
+    )
 
 
 def test_wilson_interval_agrees_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     for successes, n in [(0, 3), (3, 7), (499, 1000), (1000, 1000), (1, 10**6)]:
-        expected = stats.binomtest(successes, n).proportion_ci(confidence_level=0.9, method="wilson")
-        np.testing.assert_allclose(wilson_interval(successes, n, confidence=0.9), expected, atol=1e-12)
+        expected = stats.binomtest(successes, n).proportion_ci(
+            confidence_level=0.9, method="wilson"
+        )
+        np.testing.assert_allclose(
+            wilson_interval(successes, n, confidence=0.9), expected, atol=1e-12
+        )
 
 
 def test_wilson_interval_takes_large_numpy_integers():
@@ -65,7 +71,11 @@ def test_proportion_of_nothing_is_undefined():
 
 
 def test_confusion_matrix_by_hand():
-    assert confusion_matrix([0, 0, 1, 2], [0, 1, 1, 0], 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    assert confusion_matrix([0, 0, 1, 2], [0, 1, 1, 0], 3).tolist() == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [1, 0, 0],
+    ]
 
 
 def test_confusion_matrix_agrees_with_scikit_learn():
@@ -107,7 +117,12 @@ def test_classification_report_agrees_with_scikit_learn():
     predicted[predicted == 4] = 0  # class 4 is there but never predicted
     names = ["a", "b", "c", "d", "e"]
     expected = sklearn_metrics.classification_report(
-        true, predicted, labels=range(5), target_names=names, output_dict=True, zero_division=np.nan
+        true,
+        predicted,
+        labels=range(5),
+        target_names=names,
+        output_dict=True,
+        zero_division=np.nan,
     )
     expected.pop("accuracy", None)
     rows = classification_report(confusion_matrix(true, predicted, 5), names)
@@ -123,20 +138,30 @@ def test_classification_report_agrees_with_scikit_learn():
 
 def test_classification_report_by_hand():
     rows = {
-        row.label: row for row in classification_report([[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0] * 4], "abcd")
+        row.label: row
+        for row in classification_report(
+            [[2, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0] * 4], "abcd"
+        )
     }
     np.testing.assert_allclose(rows["a"][1:], (2 / 3, 2 / 3, 2 / 3, 3))
     np.testing.assert_allclose(rows["b"][1:], (0, np.nan, 0, 0))  # predicted, not there: no recall
-    np.testing.assert_allclose(rows["c"][1:], (np.nan, 0, 0, 1))  # there, not predicted: no precision
+    np.testing.assert_allclose(
+        rows["c"][1:], (np.nan, 0, 0, 1)
+    )  # there, not predicted: no precision
     np.testing.assert_allclose(rows["d"][1:], (np.nan, np.nan, np.nan, 0))
-    np.testing.assert_allclose(rows["macro avg"][1:], (2 / 3, 1 / 3, 1 / 3, 4))  # over a and c: those with support
+    np.testing.assert_allclose(
+        rows["macro avg"][1:], (2 / 3, 1 / 3, 1 / 3, 4)
+    )  # over a and c: those with support
     np.testing.assert_allclose(rows["weighted avg"][1:], (2 / 3, 0.5, 0.5, 4))
 
 
 def test_classification_report_of_nothing_is_undefined():
     for row in classification_report(np.zeros((2, 2), dtype=int), ["a", "b"]):
         np.testing.assert_array_equal(row[1:], (np.nan, np.nan, np.nan, 0))
-    assert [row.label for row in classification_report(np.zeros((0, 0)), [])] == ["macro avg", "weighted avg"]
+    assert [row.label for row in classification_report(np.zeros((0, 0)), [])] == [
+        "macro avg",
+        "weighted avg",
+    ]
 
 
 @pytest.mark.parametrize(

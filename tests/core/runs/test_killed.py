@@ -39,12 +39,19 @@ def test_what_a_killed_process_was_writing_goes_when_its_run_goes_on(tmp_path):
     own = folder_of_run_1(tmp_path / "own")
     for name in ("last.npz", "best.npz.md"):
         kill_while_writing(own / "checkpoints" / name)
-        with pytest.raises(OutputError, match="got the results of run 1"):  # another's: nothing is touched
+        with pytest.raises(
+            OutputError, match="got the results of run 1"
+        ):  # another's: nothing is touched
             atomic.claim_folder(own, "2", overwrite=False)
         assert len(list((own / "checkpoints").glob(".*"))) == 4
         (own / ".notes").write_text("the user's", encoding="utf-8")
         atomic.claim_folder(own, "1", overwrite=False)
-        assert sorted(path.name for path in own.rglob("*")) == [".notes", "checkpoints", "last.npz", "run.json"]
+        assert sorted(path.name for path in own.rglob("*")) == [
+            ".notes",
+            "checkpoints",
+            "last.npz",
+            "run.json",
+        ]
 
 
 def test_a_folder_whose_run_was_killed_before_its_record_stood_is_free(tmp_path):

@@ -1,4 +1,7 @@
-"""What reaches the terminal: one line for an error, whatever is in it and whatever the locale can write."""
+"""What reaches the terminal.
+
+One line for an error, whatever is in it and whatever the locale can write.
+"""
 
 import os
 import subprocess
@@ -28,7 +31,10 @@ def test_an_error_is_one_line_and_steers_nothing(error, told):
 
 
 def test_a_line_break_in_a_name_makes_no_second_line(capsys, tmp_path):
-    for words in (["export", "a\nb", str(tmp_path / "out")], ["simulate", "x\ny", "--params", "p", "--out", "o"]):
+    for words in (
+        ["export", "a\nb", str(tmp_path / "out")],
+        ["simulate", "x\ny", "--params", "p", "--out", "o"],
+    ):
         assert main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -47,10 +53,17 @@ sys.exit(__main__.main(["export", "models:/x/1", sys.argv[1]]))
 
 def ascii_only(verb, error="None"):
     """Run a verb with a name that the locale cannot write, where Python does not help itself."""
-    own = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+    own = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii:strict",
+    }
     command = [sys.executable, "-c", CODE.format(verb=verb, error=error), "f\u00fcnf".encode()]
     environment = {key: value for key, value in os.environ.items() if key != "LANG"} | own
-    return subprocess.run(command, cwd=ROOT / "src", env=environment, capture_output=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT / "src", env=environment, capture_output=True, check=False
+    )
 
 
 def test_a_result_that_the_locale_cannot_write_is_told():
@@ -60,8 +73,13 @@ def test_a_result_that_the_locale_cannot_write_is_told():
 
 
 def test_a_library_that_cannot_use_a_name_is_told_in_one_line():
-    done = ascii_only("fail", "UnicodeEncodeError('utf-8', sys.argv[1], 1, 3, 'surrogates not allowed')")
-    told = rb"seqfoundry: 'f\udcc3\udcbcnf': must be text of the locale (ascii); set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    done = ascii_only(
+        "fail", "UnicodeEncodeError('utf-8', sys.argv[1], 1, 3, 'surrogates not allowed')"
+    )
+    told = (
+        rb"seqfoundry: 'f\udcc3\udcbcnf': must be text of the locale (ascii); set "
+        rb"LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", told + b"\n")
 
 
@@ -69,11 +87,16 @@ def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeyp
     from mlflow.exceptions import MlflowException
 
     def fail(_):
-        raise MlflowException("API request to http://ada:secret@host/api failed\nwith Connection refused")
+        raise MlflowException(
+            "API request to http://ada:secret@host/api failed\nwith Connection refused"
+        )
 
     monkeypatch.setattr("seqfoundry.cli._models", fail)
     assert main(["models"]) == 2
-    told = "must do what was asked, got: API request to http://host/api failed with Connection refused"
+    told = (
+        "must do what was asked, got: API request to http://host/api failed with Connection "
+        "refused"
+    )
     assert capsys.readouterr() == ("", f"seqfoundry: tracking store: {told}\n")
 
 

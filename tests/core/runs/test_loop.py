@@ -28,7 +28,10 @@ def test_stalled(scores, patience, answer):
 
 @pytest.mark.parametrize(
     ("number", "within"),
-    [(signal.SIGINT, ["ask", "before"]), (signal.SIGTERM, ["ask"])],  # SLURM sends SIGTERM twice and means it once
+    [
+        (signal.SIGINT, ["ask", "before"]),
+        (signal.SIGTERM, ["ask"]),
+    ],  # SLURM sends SIGTERM twice and means it once
 )
 def test_the_first_signal_asks_and_the_second_ctrl_c_does_what_it_did_before(number, within):
     got = []

@@ -63,12 +63,18 @@ def test_which_process_lives():
 
     assert provenance.lives(tags) is True
     assert provenance.lives(others) is True
-    assert provenance.lives({**tags, "pid.started": "1"}) is False  # another process got the number
+    assert (
+        provenance.lives({**tags, "pid.started": "1"}) is False
+    )  # another process got the number
     assert provenance.lives({**tags, "host": "elsewhere"}) is None
-    assert provenance.lives({**tags, "pid.namespace": "pid:[1]"}) is None  # another container on this host
+    assert (
+        provenance.lives({**tags, "pid.namespace": "pid:[1]"}) is None
+    )  # another container on this host
     assert provenance.lives({}) is None
     child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet asked for its status: a zombie
+    os.waitid(
+        os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
+    )  # dead, and not yet asked for its status: a zombie
     assert provenance.lives(others) is False
     child.communicate()
     assert provenance.lives(others) is False
@@ -82,7 +88,10 @@ def test_pinned_requirements():
 
 
 def test_versions_that_differ_are_told(tmp_path):
-    with pytest.warns(UserWarning, match=f"{tmp_path}: written by seqfoundry 0.0.0, read by {seqfoundry.__version__}"):
+    with pytest.warns(
+        UserWarning,
+        match=f"{tmp_path}: written by seqfoundry 0.0.0, read by {seqfoundry.__version__}",
+    ):
         provenance.warn_version(tmp_path, "0.0.0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

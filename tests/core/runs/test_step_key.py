@@ -33,7 +33,9 @@ def settings(checkout):
     return Settings(str(checkout / "params" / "genes.yaml"))
 
 
-def test_settings_have_the_same_digest_in_every_checkout(settings, checkout, tmp_path, monkeypatch):
+def test_settings_have_the_same_digest_in_every_checkout(
+    settings, checkout, tmp_path, monkeypatch
+):
     known = provenance.settings_digest(settings)
     elsewhere = shutil.copytree(checkout, tmp_path / "elsewhere")
     monkeypatch.chdir(elsewhere)
@@ -54,7 +56,9 @@ def test_settings_have_the_same_digest_in_every_checkout(settings, checkout, tmp
     ],
 )
 def test_every_setting_counts(settings, change):
-    assert provenance.settings_digest(dataclasses.replace(settings, **change)) != provenance.settings_digest(settings)
+    assert provenance.settings_digest(
+        dataclasses.replace(settings, **change)
+    ) != provenance.settings_digest(settings)
 
 
 def test_what_the_named_files_hold_counts(settings, checkout):
@@ -71,7 +75,9 @@ def test_what_the_named_files_hold_counts(settings, checkout):
 
 
 @pytest.mark.parametrize(("key", "counts"), [("genes", True), ("cache", False)])
-def test_what_a_named_folder_holds_counts_unless_it_counts_by_its_name(settings, checkout, key, counts):
+def test_what_a_named_folder_holds_counts_unless_it_counts_by_its_name(
+    settings, checkout, key, counts
+):
     (checkout / "store").mkdir()
     named = dataclasses.replace(settings, **{key: str(checkout / "store")})
     known = provenance.settings_digest(named)
@@ -90,7 +96,9 @@ def test_what_a_named_folder_holds_counts_unless_it_counts_by_its_name(settings,
         ("own_package.inner:f", "own_package/inner/__init__.py"),
     ],
 )
-def test_the_source_of_code_that_settings_name_counts_and_is_not_run(settings, checkout, name, file):
+def test_the_source_of_code_that_settings_name_counts_and_is_not_run(
+    settings, checkout, name, file
+):
     atomic.write_text(checkout / "own_package" / "__init__.py", "raise SystemExit\n")
     atomic.write_text(checkout / file, "raise SystemExit\n")
     named = dataclasses.replace(settings, code=name)
@@ -115,7 +123,9 @@ def test_a_named_file_that_cannot_be_read_is_told(settings, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
 
-    with pytest.raises(InputError, match=r"genes\.yaml: must be a readable file, got: Permission denied"):
+    with pytest.raises(
+        InputError, match=r"genes\.yaml: must be a readable file, got: Permission denied"
+    ):
         provenance.settings_digest(settings)
 
 
@@ -156,7 +166,10 @@ def test_the_source_of_the_family_and_of_core_counts_and_nothing_else(package):
 
 
 def test_the_key_changes_with_each_of_its_parts(package):
-    keys = [provenance.step_key(*parts) for parts in (("reads", "s", "d"), ("reads", "t", "d"), ("reads", "s", "e"))]
+    keys = [
+        provenance.step_key(*parts)
+        for parts in (("reads", "s", "d"), ("reads", "t", "d"), ("reads", "s", "e"))
+    ]
     keys.append(provenance.step_key("vdj", "s", "d"))
     (package / "reads" / "model.py").unlink()
     keys.append(provenance.step_key("reads", "s", "d"))
@@ -176,4 +189,6 @@ def test_without_them_the_key_is_that_of_the_resolved_settings(runs):
     with runs.start(track=False) as run:
         record = atomic.run_in(run.out)
 
-    assert record["step.key"] == provenance.step_key("reads", record["settings.sha256"], record["data.md5"])
+    assert record["step.key"] == provenance.step_key(
+        "reads", record["settings.sha256"], record["data.md5"]
+    )

@@ -51,7 +51,10 @@ def test_a_login_that_is_not_in_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     "given",
     [
-        error("403: Invalid Host header - possible DNS rebinding attack detected", "PERMISSION_DENIED"),
+        error(
+            "403: Invalid Host header - possible DNS rebinding attack detected",
+            "PERMISSION_DENIED",
+        ),
         error("404 not found", "RESOURCE_DOES_NOT_EXIST", 404),
         error("500", status=500),
         PermissionError("Permission denied"),  # of a file
@@ -64,8 +67,12 @@ def test_other_errors_are_told_as_they_are(given):
 
 
 def test_a_message_is_one_line_without_passwords():
-    given = error("first\nfor url: http://ada:secret@host/a and\n http://bob:word@host/b, mail a@b.c")
-    assert store_errors.reason(given) == "first for url: http://host/a and http://host/b, mail a@b.c"
+    given = error(
+        "first\nfor url: http://ada:secret@host/a and\n http://bob:word@host/b, mail a@b.c"
+    )
+    assert (
+        store_errors.reason(given) == "first for url: http://host/a and http://host/b, mail a@b.c"
+    )
     with pytest.raises(TrackingError) as caught, tracking.as_tracking_error():
         raise given
     assert "secret" not in str(caught.value)
@@ -112,7 +119,10 @@ def test_the_store_is_shown_without_what_may_be_secret(uri, told, monkeypatch):
 
 def test_a_password_alone_is_not_told_either(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:se%20cr%40et@host/x")
-    assert store_errors.reason(error("no host se%20cr%40et, login ada:se cr@et")) == "no host ***, login ***"
+    assert (
+        store_errors.reason(error("no host se%20cr%40et, login ada:se cr@et"))
+        == "no host ***, login ***"
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://a:b@host/x")
     assert store_errors.reason(error("bad table")) == "bad table"
 
@@ -120,7 +130,9 @@ def test_a_password_alone_is_not_told_either(monkeypatch):
 @pytest.mark.parametrize("uri", ["http://ada:se/cret@host", "http://ada:secret/@host"])
 def test_a_uri_that_cannot_be_read_is_not_repeated(monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(TrackingError, match="must be a URI, got one that cannot be read; write : / @ of a") as caught:
+    with pytest.raises(
+        TrackingError, match="must be a URI, got one that cannot be read; write : / @ of a"
+    ) as caught:
         servers.check(uri)
     assert "se" not in str(caught.value).removeprefix("tracking server").partition("; write")[0]
 

@@ -19,11 +19,17 @@ SRC = Path(__file__).resolve().parents[3] / "src"
 
 def spawn(code, *words, cwd, uri=None, **variables):
     """Start a process of our code, with a store of its own or (no ``uri``) the one in its project."""
-    known = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))}
+    known = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
+    }
     known |= {"PYTHONPATH": str(SRC), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
     known |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
-    return subprocess.Popen(command, cwd=cwd, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 TRAIN = """
@@ -63,7 +69,15 @@ def test_four_processes_start_at_once_where_none_ever_ran(checkout, inputs, monk
 def test_what_a_run_leaves(runs, store, inputs, checkout):
     with runs.start() as run:
         assert run.out == checkout / "build" / "reads" / "runs" / run.id
-        run.metrics({"train.loss": 0.5, "valid.f1": None, "valid.nan": float("nan"), "valid.inf": float("inf")}, step=1)
+        run.metrics(
+            {
+                "train.loss": 0.5,
+                "valid.f1": None,
+                "valid.nan": float("nan"),
+                "valid.inf": float("inf"),
+            },
+            step=1,
+        )
         run.metrics({"train.loss": 0.25}, step=2)
         atomic.write_text(run.out / "plots" / "a.txt", "x")
     found, digest = store.get_run(run.id), atomic.digest(inputs)
@@ -79,12 +93,20 @@ def test_what_a_run_leaves(runs, store, inputs, checkout):
     assert found.data.metrics == {"train.loss": 0.25}
     history = store.get_metric_history(run.id, "train.loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 0.5), (2, 0.25)]
-    tags = {"family": "reads", "data.md5": digest, "settings.sha256": config.digest(runs.settings), "out": str(run.out)}
+    tags = {
+        "family": "reads",
+        "data.md5": digest,
+        "settings.sha256": config.digest(runs.settings),
+        "out": str(run.out),
+    }
     expected = {**tags, **provenance.version_tags(), **provenance.process_tags()}
     assert {key: found.data.tags.get(key) for key in expected} == expected
     (given,) = found.inputs.dataset_inputs
     assert (given.dataset.digest, given.dataset.name) == (digest, str(inputs))
-    assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training", "dvc.md5": digest}
+    assert {tag.key: tag.value for tag in given.tags} == {
+        "mlflow.data.context": "training",
+        "dvc.md5": digest,
+    }
     assert runs.stored(run.id) == ["params.yaml", "plots/a.txt", "run.json"]
     assert config.read_yaml(run.out / "params.yaml") == runs.settings
     record = json.loads((run.out / "run.json").read_text(encoding="utf-8"))
@@ -179,7 +201,11 @@ def test_sigterm_ends_a_run_as_killed_with_its_files(checkout, inputs, store, ru
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(KeyError("x"), "FAILED"), (InterruptedRunError("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")],
+    [
+        (KeyError("x"), "FAILED"),
+        (InterruptedRunError("stop"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
 )
 def test_an_exception_ends_the_run(runs, store, error, status):
     before = signal.getsignal(signal.SIGTERM)
@@ -203,11 +229,21 @@ def test_an_exception_is_not_hidden_by_a_store_that_is_down(runs, monkeypatch, c
         raise KeyError("x")
 
     run, _ = runs.broken(KeyError, work)
-    assert f"run not ended as FAILED: run {run.id}: its files in {run.out} are complete" in caplog.text
+    assert (
+        f"run not ended as FAILED: run {run.id}: its files in {run.out} are complete"
+        in caplog.text
+    )
 
 
 def test_without_tracking_there_are_files_and_no_store(checkout, inputs, tmp_path):
-    process = spawn(TRAIN, inputs, "untracked", cwd=checkout, uri=f"sqlite:///{tmp_path / 'no.db'}", MLFLOW_RUN_ID="x")
+    process = spawn(
+        TRAIN,
+        inputs,
+        "untracked",
+        cwd=checkout,
+        uri=f"sqlite:///{tmp_path / 'no.db'}",
+        MLFLOW_RUN_ID="x",
+    )
     answer, error = process.communicate(timeout=60)
     out = checkout / "build" / "reads" / "runs" / answer.strip()
 
@@ -228,12 +264,16 @@ def test_a_store_that_fails_at_the_end(runs, monkeypatch, tmp_path):
 
     def work(run):
         (run.out / "model.txt").write_text("weights", encoding="utf-8")
-        monkeypatch.setattr(run.client, "log_artifacts", lambda *words: (calls.append(words), refuse()))
+        monkeypatch.setattr(
+            run.client, "log_artifacts", lambda *words: (calls.append(words), refuse())
+        )
 
     run, message = runs.broken(TrackingError, work, tmp_path / "out")
     assert message == (
-        f"run {run.id}: its files in {run.out} are complete, but could not be sent: tracking store "
-        f"{tracking.store_uri()}: must do what was asked, got: gone away; send them with the same train command and "
+        f"run {run.id}: its files in {run.out} are complete, but could not be sent: tracking "
+        "store "
+        f"{tracking.store_uri()}: must do what was asked, got: gone away; send them with the same "
+        "train command and "
         f"--resume {run.id} --out {run.out}"
     )
     assert (waits, calls) == ([2.0, 4.0], [(run.id, str(run.out))] * 3)
@@ -244,7 +284,9 @@ def test_a_store_that_comes_back_in_time(runs, store, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with runs.start() as run:
         send, answers = run.client.log_artifacts, iter([refuse])
-        monkeypatch.setattr(run.client, "log_artifacts", lambda *words: next(answers, send)(*words))
+        monkeypatch.setattr(
+            run.client, "log_artifacts", lambda *words: next(answers, send)(*words)
+        )
 
     assert store.get_run(run.id).info.status == "FINISHED"
 
@@ -253,7 +295,11 @@ def test_a_store_that_comes_back_in_time(runs, store, monkeypatch):
     ("port", "wanted", "advice"),
     [
         ("9", "must answer, got: ", "; start it, change MLFLOW_TRACKING_URI, or use --no-track"),
-        ("not-a-port", "must be a URI, got one that cannot be read", "write : / @ of a password as %3A %2F %40"),
+        (
+            "not-a-port",
+            "must be a URI, got one that cannot be read",
+            "write : / @ of a password as %3A %2F %40",
+        ),
     ],
 )
 def test_a_server_that_does_not_answer(runs, monkeypatch, tmp_path, port, wanted, advice):
@@ -269,11 +315,19 @@ def test_a_server_that_does_not_answer(runs, monkeypatch, tmp_path, port, wanted
 
 
 def test_stores_that_cannot_be_opened(runs, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("no database, but longer than its head, which has one hundred bytes" * 9)
-    for uri in (f"sqlite:///{tmp_path / 'file'}", "gopher://x", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"):
+    (tmp_path / "file").write_text(
+        "no database, but longer than its head, which has one hundred bytes" * 9
+    )
+    for uri in (
+        f"sqlite:///{tmp_path / 'file'}",
+        "gopher://x",
+        f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}",
+    ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         message = runs.refused(SeqfoundryError, tmp_path / "out")
-        assert message.startswith((f"tracking store {uri}: must do what was asked", f"{tmp_path / 'file'}/mlflow.db"))
+        assert message.startswith(
+            (f"tracking store {uri}: must do what was asked", f"{tmp_path / 'file'}/mlflow.db")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -282,9 +336,12 @@ def test_an_output_folder_that_is_taken_makes_no_run(runs, store, tmp_path):
     before = {run.info.run_id for run in store.search_runs([tracking._experiment_id(store)])}
 
     assert runs.refused(OutputError, tmp_path / "out") == (
-        f"{tmp_path / 'out'}: must be empty, got the results of run {first}; choose another --out, or --overwrite"
+        f"{tmp_path / 'out'}: must be empty, got the results of run {first}; choose another "
+        "--out, or --overwrite"
     )
-    assert {run.info.run_id for run in store.search_runs([tracking._experiment_id(store)])} == before
+    assert {
+        run.info.run_id for run in store.search_runs([tracking._experiment_id(store)])
+    } == before
     second = runs.finished(tmp_path / "out", overwrite=True)
     assert atomic.run_in(tmp_path / "out")["run_id"] == second
 
@@ -298,5 +355,7 @@ def test_a_folder_that_cannot_be_made_ends_the_run_as_failed(runs, store, checko
 
 
 def test_messages_do_not_show_passwords(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://mlflow:secret@db.example.org/mlflow")
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", "postgresql+psycopg2://mlflow:secret@db.example.org/mlflow"
+    )
     assert tracking.shown_uri() == "postgresql+psycopg2://db.example.org/mlflow"

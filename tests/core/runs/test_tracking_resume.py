@@ -16,7 +16,11 @@ from seqfoundry.core.settings import config
 def dead():
     """Tags of a process of this machine that has ended."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    tags = {**provenance.process_tags(), "pid": str(child.pid), "pid.started": provenance.process_start(child.pid)}
+    tags = {
+        **provenance.process_tags(),
+        "pid": str(child.pid),
+        "pid.started": provenance.process_start(child.pid),
+    }
     child.communicate()
     return tags
 
@@ -25,7 +29,11 @@ def dead():
 def alive():
     """Tags of another process of this machine that goes on."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    yield {**provenance.process_tags(), "pid": str(child.pid), "pid.started": provenance.process_start(child.pid)}
+    yield {
+        **provenance.process_tags(),
+        "pid": str(child.pid),
+        "pid.started": provenance.process_start(child.pid),
+    }
     child.communicate()
 
 
@@ -66,11 +74,16 @@ def test_figures_that_the_store_never_got_are_sent_when_the_run_goes_on(runs, st
     first = runs.finished()
     with runs.start(resume=first) as run:
         run.metrics({"train.loss": 3.0}, step=1)
-        rows = [{"epoch": i, "train.loss": 4.0 - i, "valid.f1": f1, "note": "x"} for i, f1 in ((1, None), (2, 0.5))]
+        rows = [
+            {"epoch": i, "train.loss": 4.0 - i, "valid.f1": f1, "note": "x"}
+            for i, f1 in ((1, None), (2, 0.5))
+        ]
         tables.write_history(run.out / "history.tsv", rows)
     with runs.start(resume=first):
         pass
-    histories = {key: store.get_metric_history(first, key) for key in ("train.loss", "valid.f1", "note")}
+    histories = {
+        key: store.get_metric_history(first, key) for key in ("train.loss", "valid.f1", "note")
+    }
     found = {key: [(one.step, one.value) for one in values] for key, values in histories.items()}
     assert found == {"train.loss": [(1, 3.0), (2, 2.0)], "valid.f1": [(2, 0.5)], "note": []}
 
@@ -90,10 +103,12 @@ def test_another_experiment_is_refused(runs, store, tmp_path):
     digest, where = atomic.digest(runs.inputs), f"--resume {first}: must have the"
     other = config.digest({"seed": 2})
     assert runs.refused(ConfigError, resume=first, settings={"seed": 2}) == (
-        f"{where} settings of that run (settings.sha256 {config.digest(runs.settings)}), got {other}"
+        f"{where} settings of that run (settings.sha256 {config.digest(runs.settings)}), got "
+        f"{other}"
     )
     assert (
-        runs.refused(ConfigError, resume=first, family="vdj") == f"{where} family of that run (family reads), got vdj"
+        runs.refused(ConfigError, resume=first, family="vdj")
+        == f"{where} family of that run (family reads), got vdj"
     )
     (runs.inputs / "more.txt").write_text("x", encoding="utf-8")
     assert runs.refused(ConfigError, resume=first) == (
@@ -103,14 +118,18 @@ def test_another_experiment_is_refused(runs, store, tmp_path):
     assert store.get_run(first).info.status == "FINISHED"
 
 
-def test_a_run_that_was_killed_before_the_store_knew_what_it_is_goes_on(runs, store, dead, tmp_path):
+def test_a_run_that_was_killed_before_the_store_knew_what_it_is_goes_on(
+    runs, store, dead, tmp_path
+):
     with runs.start(tmp_path / "out", track=False) as run:
         pass
     begun = running(store, dead)
     record = {**atomic.read_json(run.out / "run.json"), "run_id": begun}
     atomic.write_json(run.out / "run.json", record)
 
-    assert runs.refused(ConfigError, run.out, resume=begun, family="vdj").endswith("(family reads), got vdj")
+    assert runs.refused(ConfigError, run.out, resume=begun, family="vdj").endswith(
+        "(family reads), got vdj"
+    )
     with runs.start(run.out, resume=begun) as again:
         assert (again.id, again.resumed) == (begun, True)
     assert store.get_run(begun).data.tags["settings.sha256"] == record["settings.sha256"]
@@ -132,7 +151,8 @@ def test_a_run_on_which_another_process_works_is_refused(runs, store, alive):
         store.set_tag(first, key, value)
 
     assert runs.refused(ConfigError, resume=first) == (
-        f"--resume {first}: must be a run that has ended, got one that process {alive['pid']} works on"
+        f"--resume {first}: must be a run that has ended, got one that process {alive['pid']} "
+        "works on"
     )
 
 
@@ -151,7 +171,9 @@ def test_resume_without_tracking(runs, tmp_path):
         assert (run.out / "checkpoints" / "last.npz").is_file()
     needs = "with --no-track, --out must be the folder of this run, got"
 
-    assert runs.refused(MissingError, track=False, resume=first) == f"--resume {first}: {needs} none"
+    assert (
+        runs.refused(MissingError, track=False, resume=first) == f"--resume {first}: {needs} none"
+    )
     assert runs.refused(MissingError, tmp_path / "out", track=False, resume="x") == (
         f"--resume x: {needs} {tmp_path / 'out'}"
     )
@@ -162,10 +184,17 @@ def test_resume_without_tracking(runs, tmp_path):
     assert needs in runs.refused(MissingError, tmp_path / "out", track=False, resume=first)
 
 
-def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_are_not(runs, store, dead, alive, caplog):
+def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_are_not(
+    runs, store, dead, alive, caplog
+):
     stale = running(store, dead)
     reused = running(store, {**alive, "pid.started": "1"})
-    elsewhere = {**dead, "host": "elsewhere"}, {**dead, "pid.namespace": "pid:[1]"}, {"host": dead["host"]}, {}
+    elsewhere = (
+        {**dead, "host": "elsewhere"},
+        {**dead, "pid.namespace": "pid:[1]"},
+        {"host": dead["host"]},
+        {},
+    )
     others = [running(store, tags) for tags in (alive, provenance.process_tags(), *elsewhere)]
     runs.finished()
 
@@ -181,9 +210,16 @@ def test_runs_of_dead_processes_are_closed_and_those_of_living_ones_are_not(runs
 def test_numbers_come_to_a_run_that_has_ended(runs, store, tmp_path):
     first = runs.finished()
     atomic.write_text(tmp_path / "evaluate" / "report.txt", "x")
-    numbers = {"test.f1": 0.5, "test.none": None, "test.nan": float("nan"), "test.inf": float("inf")}
+    numbers = {
+        "test.f1": 0.5,
+        "test.none": None,
+        "test.nan": float("nan"),
+        "test.inf": float("inf"),
+    }
 
-    assert tracking.record(first, metrics=numbers, tags={"test.data.md5": "1.dir"}, evaluation=tmp_path / "evaluate")
+    assert tracking.record(
+        first, metrics=numbers, tags={"test.data.md5": "1.dir"}, evaluation=tmp_path / "evaluate"
+    )
     found = store.get_run(first)
     assert (found.data.metrics, found.data.tags["test.data.md5"]) == ({"test.f1": 0.5}, "1.dir")
     assert found.info.status == "FINISHED"
@@ -195,7 +231,9 @@ def test_what_is_undefined_now_does_not_keep_its_old_figure(runs, store, tmp_pat
     first = runs.finished()
     store.log_metric(first, "train.loss", 0.1)
     atomic.write_text(tmp_path / "evaluate" / "report.txt", "x")
-    for number, values in enumerate(({"test.f1": 0.9, "test.rate": 0.5}, {"test.f1": 0.4, "test.rate": math.nan}, {})):
+    for number, values in enumerate(
+        ({"test.f1": 0.9, "test.rate": 0.5}, {"test.f1": 0.4, "test.rate": math.nan}, {})
+    ):
         tags = {"test.data.md5": f"{number}.dir"}
         assert tracking.record(first, metrics=values, tags=tags, evaluation=tmp_path / "evaluate")
         found = store.get_run(first).data
@@ -211,7 +249,9 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
     first = runs.finished()
     atomic.write_text(tmp_path / "evaluate" / "report.txt", "x")
     old = {"test.data.md5": "1.dir", "test.data.path": "old"}
-    assert tracking.record(first, metrics={"test.f1": 0.5}, tags=old, evaluation=tmp_path / "evaluate")
+    assert tracking.record(
+        first, metrics={"test.f1": 0.5}, tags=old, evaluation=tmp_path / "evaluate"
+    )
     opened = tracking.client()
     genuine = getattr(opened, broken)
 
@@ -225,7 +265,9 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
     monkeypatch.setattr(opened, broken, fail)
     monkeypatch.setattr(tracking, "client", lambda: opened)
     with pytest.raises(TrackingError, match="gone"):
-        tracking.record(first, metrics={"test.f1": 0.75}, tags={"test.data.md5": "2.dir"}, evaluation=tmp_path)
+        tracking.record(
+            first, metrics={"test.f1": 0.75}, tags={"test.data.md5": "2.dir"}, evaluation=tmp_path
+        )
 
     found = store.get_run(first).data
     wanted = (0.5, "1.dir") if broken == "log_artifacts" else (0.75, "")
@@ -241,18 +283,24 @@ def test_a_run_that_goes_on_with_another_source_has_no_key(runs, tmp_path, track
     with runs.start(out, track=track, resume=first):
         assert atomic.run_in(out)["step.key"] == known["step.key"]
 
-    monkeypatch.setattr(provenance, "git_state", lambda: {"git.commit": "another", "git.dirty": "false"})
+    monkeypatch.setattr(
+        provenance, "git_state", lambda: {"git.commit": "another", "git.dirty": "false"}
+    )
     monkeypatch.setattr(provenance, "source_digest", lambda family: "another")
     with runs.start(out, track=track, resume=first):
         changed = atomic.run_in(out)
     assert changed["step.key"] == ""
-    assert [changed[key] for key in ("git.commit", "git.dirty")] == [known[key] for key in ("git.commit", "git.dirty")]
+    assert [changed[key] for key in ("git.commit", "git.dirty")] == [
+        known[key] for key in ("git.commit", "git.dirty")
+    ]
     if track:
         assert tracking.get_run(first).data.tags["step.key"] == ""
 
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "project")
-    with runs.start(out, track=track, resume=first):  # the source is the first one again, the run is not
+    with runs.start(
+        out, track=track, resume=first
+    ):  # the source is the first one again, the run is not
         assert atomic.run_in(out)["step.key"] == ""
 
 

@@ -22,7 +22,9 @@ class Network:
 
     def __post_init__(self) -> None:
         if self.low > self.high:
-            raise ValueError(f"model.high must be at least model.low = {self.low}, got {self.high}")
+            raise ValueError(
+                f"model.high must be at least model.low = {self.low}, got {self.high}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,9 @@ class Family:
 
     def __post_init__(self) -> None:
         if self.headline not in self.gates:
-            raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+            raise ValueError(
+                f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
+            )
 
 
 FULL = """\
@@ -64,7 +68,9 @@ class Folder:
         return self.path / name
 
     def resolve(self, text="", overrides="", name="mine.yaml"):
-        return config.resolve(self.write(name, text), Family, full=self.path / "full.yaml", overrides=overrides)
+        return config.resolve(
+            self.write(name, text), Family, full=self.path / "full.yaml", overrides=overrides
+        )
 
     def read(self, text="", overrides="", name="mine.yaml"):
         return config.build(self.resolve(text, overrides, name), Family)
@@ -131,13 +137,28 @@ def test_an_empty_file_has_no_settings(read_text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("a: 1\nb: 2\na: 3\n", ", line 3, column 1: must be valid YAML, got: the key 'a' stands twice"),
-        pytest.param("a:\n  b: 1\n  b: 1\n", ", line 3, column 3: must be valid YAML, got: the key 'b' stands twice"),
-        pytest.param("a: [1, 2\nb: 3\n", ", line 2, column 2: must be valid YAML, got: expected ',' or ']'"),
-        pytest.param("? [a, b]\n: 1\n", ", line 1, column 3: must be valid YAML, got: a key that is not a word"),
-        pytest.param("a: 1\n---\nb: 2\n", ", line 2, column 1: must be valid YAML, got: but found another document"),
         pytest.param(
-            "a: !!python/name:os.system\n", ", line 1, column 4: must be valid YAML, got: could not determine"
+            "a: 1\nb: 2\na: 3\n",
+            ", line 3, column 1: must be valid YAML, got: the key 'a' stands twice",
+        ),
+        pytest.param(
+            "a:\n  b: 1\n  b: 1\n",
+            ", line 3, column 3: must be valid YAML, got: the key 'b' stands twice",
+        ),
+        pytest.param(
+            "a: [1, 2\nb: 3\n", ", line 2, column 2: must be valid YAML, got: expected ',' or ']'"
+        ),
+        pytest.param(
+            "? [a, b]\n: 1\n",
+            ", line 1, column 3: must be valid YAML, got: a key that is not a word",
+        ),
+        pytest.param(
+            "a: 1\n---\nb: 2\n",
+            ", line 2, column 1: must be valid YAML, got: but found another document",
+        ),
+        pytest.param(
+            "a: !!python/name:os.system\n",
+            ", line 1, column 4: must be valid YAML, got: could not determine",
         ),
         pytest.param("a: 1\nb: \x07\n", ", line 2: must be valid YAML, got a character"),
         pytest.param("a: !!int x\n", ": must be valid YAML, got: invalid literal for int"),
@@ -157,10 +178,15 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin1.yaml").write_bytes(b"a: \xe9\n")
 
     assert message_of(config.read_yaml, tmp_path / "none.yaml", error=MissingError) == (
-        f"{tmp_path / 'none.yaml'}: must be a readable settings file, got: No such file or directory"
+        f"{tmp_path / 'none.yaml'}: must be a readable settings file, got: No such file or "
+        "directory"
     )
-    assert message_of(config.read_yaml, tmp_path, error=MissingError).endswith("got: Is a directory")
-    assert message_of(config.read_yaml, tmp_path / "latin1.yaml").endswith("must be UTF-8 text, got other bytes")
+    assert message_of(config.read_yaml, tmp_path, error=MissingError).endswith(
+        "got: Is a directory"
+    )
+    assert message_of(config.read_yaml, tmp_path / "latin1.yaml").endswith(
+        "must be UTF-8 text, got other bytes"
+    )
 
 
 def test_a_file_without_base_gets_full(params):
@@ -175,7 +201,12 @@ def test_a_chain_of_bases_merges_key_by_key(params):
     params.write("demo.yaml", "base: full.yaml\nmodel: {width: 4, kernels: [7]}\nname: demo")
     read = params.read("base: ../demo.yaml\nmodel: {width: 2}", name="deeper/mine.yaml")
 
-    assert (read.name, read.model.width, read.model.kernels, read.model.rate) == ("demo", 2, (7,), 1e-4)
+    assert (read.name, read.model.width, read.model.kernels, read.model.rate) == (
+        "demo",
+        2,
+        (7,),
+        1e-4,
+    )
 
 
 def test_null_removes_a_mapping_that_the_base_has(params):
@@ -187,27 +218,33 @@ def test_null_removes_a_mapping_that_the_base_has(params):
 
 
 def test_full_itself_has_no_base(params):
-    assert config.build(config.resolve(params.path / "full.yaml", Family, full=params.path / "full.yaml"), Family)
+    assert config.build(
+        config.resolve(params.path / "full.yaml", Family, full=params.path / "full.yaml"), Family
+    )
 
 
 def test_missing_base(params):
     wanted = params.path / "mine.yaml"
 
     assert message_of(params.read, "base: none.yaml", error=MissingError) == (
-        f"{wanted}: base must be a settings file, got {params.path / 'none.yaml'}, which does not exist"
+        f"{wanted}: base must be a settings file, got {params.path / 'none.yaml'}, which does not "
+        "exist"
     )
     assert message_of(params.read, "base: [full.yaml]") == (
         f"{wanted}: base must be the name of a settings file, got ['full.yaml']"
     )
     (params.path / "full.yaml").unlink()
-    assert message_of(params.read, "name: x", error=MissingError).startswith(f"{params.path / 'full.yaml'}: must be")
+    assert message_of(params.read, "name: x", error=MissingError).startswith(
+        f"{params.path / 'full.yaml'}: must be"
+    )
 
 
 def test_a_circle_of_bases(params):
     params.write("other.yaml", "base: mine.yaml")
 
     assert message_of(params.read, "base: other.yaml") == (
-        f"{params.path / 'mine.yaml'}: base files must not form a circle, got {params.path / 'mine.yaml'} twice"
+        f"{params.path / 'mine.yaml'}: base files must not form a circle, got "
+        f"{params.path / 'mine.yaml'} twice"
     )
     params.write("full.yaml", FULL + "base: mine.yaml")
     assert "must not form a circle" in message_of(params.read, "name: x")
@@ -257,17 +294,42 @@ MODEL_KEYS = "legal: width, rate, kernels, low, high"
 @pytest.mark.parametrize(
     ("text", "overrides", "source", "message"),
     [
-        ("nam: x", "", "mine.yaml", "nam must be a known key, got an unknown one; legal: name, kind, reference, model"),
-        ("model: {with: 1}", "", "mine.yaml", f"model.with must be a known key, got an unknown one; {MODEL_KEYS}"),
-        ("", "model.with=1", "--set", f"model.with must be a known key, got an unknown one; {MODEL_KEYS}"),
+        (
+            "nam: x",
+            "",
+            "mine.yaml",
+            "nam must be a known key, got an unknown one; legal: name, kind, reference, model",
+        ),
+        (
+            "model: {with: 1}",
+            "",
+            "mine.yaml",
+            f"model.with must be a known key, got an unknown one; {MODEL_KEYS}",
+        ),
+        (
+            "",
+            "model.with=1",
+            "--set",
+            f"model.with must be a known key, got an unknown one; {MODEL_KEYS}",
+        ),
         ("", "base=x.yaml", "--set", "base must be a known key, got an unknown one; legal: name"),
-        ("gates: {test.loss: {mim: 1}}", "", "mine.yaml", "gates.test.loss.mim must be a known key, got an unknown"),
+        (
+            "gates: {test.loss: {mim: 1}}",
+            "",
+            "mine.yaml",
+            "gates.test.loss.mim must be a known key, got an unknown",
+        ),
         ("model: {width: '2'}", "", "mine.yaml", "model.width must be a valid integer, got '2'"),
         ("model: {width: 2.5}", "", "mine.yaml", "model.width must be a valid integer, got 2.5"),
         ("model: {width: true}", "", "mine.yaml", "model.width must be a valid integer, got True"),
         ("model: {width: 0}", "", "mine.yaml", "model.width must be greater than 0, got 0"),
         ("", "model.rate=1", "--set", "model.rate must be less than 1, got 1"),
-        ("model: {kernels: [3, x]}", "", "mine.yaml", "model.kernels.1 must be a valid integer, got 'x'"),
+        (
+            "model: {kernels: [3, x]}",
+            "",
+            "mine.yaml",
+            "model.kernels.1 must be a valid integer, got 'x'",
+        ),
         ("kind: c", "", "mine.yaml", "kind must be 'a' or 'b', got 'c'"),
         ("name: 5", "", "mine.yaml", "name must be a valid string, got 5"),
         ("name:", "", "mine.yaml", "name must be a valid string, got None"),
@@ -311,14 +373,21 @@ def test_missing_keys(params):
     [
         ("model: {high: 0}", "", "mine.yaml", "model.high must be at least model.low = 1, got 0"),
         ("", "model.low=3", "--set", "model.high must be at least model.low = 3, got 2"),
-        ("model: {low: 3}", "model.width=2", "mine.yaml", "model.high must be at least model.low = 3, got 2"),
+        (
+            "model: {low: 3}",
+            "model.width=2",
+            "mine.yaml",
+            "model.high must be at least model.low = 3, got 2",
+        ),
         ("headline: x", "name=y", "mine.yaml", f"{HEADLINE}, got 'x'"),
         ("", "headline=x", "--set", f"{HEADLINE}, got 'x'"),
         ("gates: {test.loss: {min: 1}}", "", "mine.yaml", f"{GATE}, got both"),
         ("gates: {test.loss: {max: null}}", "", "mine.yaml", f"{GATE}, got neither"),
     ],
 )
-def test_faults_between_settings_name_who_had_the_last_word(params, text, overrides, source, message):
+def test_faults_between_settings_name_who_had_the_last_word(
+    params, text, overrides, source, message
+):
     where = source if source == "--set" else str(params.path / source)
 
     assert message_of(params.read, text, overrides) == f"{where}: {message}"
@@ -349,14 +418,18 @@ def test_paths_are_relative_to_the_file_that_holds_them(params, monkeypatch, tmp
     monkeypatch.chdir(work)
 
     assert params.read("", name="deeper/mine.yaml").reference == str(tmp_path / "refs/genome.fa")
-    assert params.read("reference: own.fa", name="deeper/mine.yaml").reference == str(tmp_path / "deeper/own.fa")
+    assert params.read("reference: own.fa", name="deeper/mine.yaml").reference == str(
+        tmp_path / "deeper/own.fa"
+    )
     assert params.read("", "reference=here.fa").reference == str(work / "here.fa")
     assert params.read("reference: /data/x.fa").reference == "/data/x.fa"
     assert params.read("reference: ''").reference == ""
 
 
 def test_plain_settings_that_are_no_json(params):
-    assert message_of(config.build_plain, {"name": object()}, Family, origin=lambda _: "here").startswith(
+    assert message_of(
+        config.build_plain, {"name": object()}, Family, origin=lambda _: "here"
+    ).startswith(
         "here: must hold only text, numbers, lists and mappings, got: Object of type object"
     )
 
@@ -373,10 +446,14 @@ def test_to_dict_reads_back(params):
 words = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])) | st.sampled_from(
     ["1e-4", "0o7", "yes", "~", "010"]
 )
-scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | words
+scalars = (
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | words
+)
 plain_settings = st.dictionaries(
     words,
-    st.recursive(scalars | st.lists(scalars), lambda inner: st.dictionaries(words, inner), max_leaves=8),
+    st.recursive(
+        scalars | st.lists(scalars), lambda inner: st.dictionaries(words, inner), max_leaves=8
+    ),
     max_size=5,
 )
 

@@ -11,9 +11,18 @@ from seqfoundry.core.settings import yaml
         ("a: &a {x: 1}\nb: {<<: *a}", "a merge key"),
         ("a: &a {x: 1}\nb: {!!merge y: *a}", "a merge key"),
         (f"a: &a {'x' * 10_000}\nb: [{', '.join(['*a'] * 2000)}]", "more than 100,000 values"),
-        (f"a: &a {{? {'x' * 10_000} : 1}}\nb: [{', '.join(['*a'] * 2000)}]", "more than 100,000 values"),
-        (f"a: &a !!omap [{', '.join(['x: 1'] * 1000)}]\nb: [{', '.join(['*a'] * 2000)}]", "more than 100,000 values"),
-        (f"a: &a !!binary {'eHh4' * 3000}\nb: [{', '.join(['*a'] * 2000)}]", "more than 100,000 values"),
+        (
+            f"a: &a {{? {'x' * 10_000} : 1}}\nb: [{', '.join(['*a'] * 2000)}]",
+            "more than 100,000 values",
+        ),
+        (
+            f"a: &a !!omap [{', '.join(['x: 1'] * 1000)}]\nb: [{', '.join(['*a'] * 2000)}]",
+            "more than 100,000 values",
+        ),
+        (
+            f"a: &a !!binary {'eHh4' * 3000}\nb: [{', '.join(['*a'] * 2000)}]",
+            "more than 100,000 values",
+        ),
     ],
     ids=["merge", "merge-tag", "text", "key", "omap", "binary"],
 )

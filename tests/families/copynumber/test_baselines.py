@@ -39,7 +39,9 @@ class Cohort:
         wave = gc_wave(shared, N_BINS)
         self.bias = 0.07 * normal(shared, N_BINS) + 0.05 * wave
         away = np.abs(np.arange(N_BINS) - drawn.integers(0, N_BINS, (n, 1)))
-        gradient = 0.9 * drawn.random((n, 1)) * (0.5 - 2 * np.minimum(away, N_BINS - away) / N_BINS)
+        gradient = (
+            0.9 * drawn.random((n, 1)) * (0.5 - 2 * np.minimum(away, N_BINS - away) / N_BINS)
+        )
         self.depth = 70 * 8 ** drawn.random((n, 1))
         self.log2 = self.bias + gradient + 0.05 * normal(drawn, n, 1) * wave
         self.ratio = np.ones((n, N_BINS))
@@ -50,7 +52,9 @@ class Cohort:
         self.seed = seed
 
     def counts(self) -> NDArray[np.uint32]:
-        return draw_counts(self.depth * np.exp2(self.log2) * self.ratio, self.dispersion, stream(self.seed + 1000))
+        return draw_counts(
+            self.depth * np.exp2(self.log2) * self.ratio, self.dispersion, stream(self.seed + 1000)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,9 @@ def noise(counts: NDArray[Any], expected: NDArray[Any], present: NDArray[np.bool
 
 
 def test_relative_divides_by_the_median_of_what_is_there() -> None:
-    counts = np.array([[0, 0, 0, 0, 2, 10, 20, 20, 40], [7, 7, 7, 7, 7, 7, 7, 7, 7], [0] * 9], dtype=np.uint32)
+    counts = np.array(
+        [[0, 0, 0, 0, 2, 10, 20, 20, 40], [7, 7, 7, 7, 7, 7, 7, 7, 7], [0] * 9], dtype=np.uint32
+    )
     log2, present, scale = relative(counts, 0.35)
     np.testing.assert_allclose(scale, [20, 7, 0])
     assert present[0].tolist() == [False] * 5 + [True] * 4
@@ -96,7 +102,9 @@ def test_running_median_is_the_median_of_seven_around_the_circle() -> None:
     mask = np.ones(values.shape, dtype=np.bool_)
     windows = np.stack([np.roll(values, shift, axis=1) for shift in range(-3, 4)])
     for limit in (0.1, 0.3, 1.0):
-        np.testing.assert_array_equal(strays(values, mask, limit), np.abs(np.median(windows, axis=0)) > limit)
+        np.testing.assert_array_equal(
+            strays(values, mask, limit), np.abs(np.median(windows, axis=0)) > limit
+        )
 
 
 def test_strays_are_runs_not_single_bins() -> None:
@@ -132,7 +140,9 @@ def test_harmonics_equal_least_squares_where_nothing_strays() -> None:
     values = (0.2 * normal(stream(), 3, 5) @ tracks).astype(np.float32)
     values += np.float32(1e-3) * normal(stream(1), 3, 600).astype(np.float32)
     exact = np.linalg.lstsq(tracks.T, values.T, rcond=None)[0].T @ tracks
-    np.testing.assert_allclose(harmonics(values, np.ones(values.shape, np.bool_), 2), exact, atol=2e-4)
+    np.testing.assert_allclose(
+        harmonics(values, np.ones(values.shape, np.bool_), 2), exact, atol=2e-4
+    )
 
 
 def test_harmonics_of_no_waves_are_a_constant_and_of_too_few_bins_nothing() -> None:
@@ -190,7 +200,9 @@ def test_case_mode_samples_do_not_depend_on_each_other(fitted: dict[str, Baselin
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("length", [10, 30, 60])
 @pytest.mark.parametrize("cn", [0.0, 0.5, 2.0, 3.0])
-def test_an_event_is_not_absorbed(name: str, length: int, cn: float, fitted: dict[str, Baseline]) -> None:
+def test_an_event_is_not_absorbed(
+    name: str, length: int, cn: float, fitted: dict[str, Baseline]
+) -> None:
     new = Cohort(40, seed=5)
     place = slice(2540, 2540 + length)
     new.ratio[:, place] = 1.0
@@ -205,7 +217,9 @@ def test_an_event_is_not_absorbed(name: str, length: int, cn: float, fitted: dic
 
 @pytest.mark.parametrize("cn", [0.5, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("name", ["bin_median", "bin_median_ori", "pca"])
-def test_a_recurrent_event_is_not_absorbed(name: str, cn: float, fitted: dict[str, Baseline]) -> None:
+def test_a_recurrent_event_is_not_absorbed(
+    name: str, cn: float, fitted: dict[str, Baseline]
+) -> None:
     cohort = Cohort(300, seed=1)
     place = slice(2540, 2570)
     kept = cohort.ratio[:, place].copy()
@@ -226,7 +240,9 @@ def test_what_most_samples_have_is_expected() -> None:
     cohort = Cohort(120, seed=1)
     cohort.ratio[:, 100:110] = 1.8
     baseline = fit("bin_median_ori", cohort.counts(), **FIT)
-    assert baseline.location[100:110].mean() - cohort.bias[100:110].mean() == pytest.approx(np.log2(1.8), abs=0.05)
+    assert baseline.location[100:110].mean() - cohort.bias[100:110].mean() == pytest.approx(
+        np.log2(1.8), abs=0.05
+    )
 
 
 def test_a_bin_that_nobody_has_is_neutral() -> None:
@@ -331,8 +347,12 @@ def test_depth_of_real_genomes_is_flat_after_harmonics() -> None:
     baseline = Baseline("bin_median_ori", none, harmonic_tracks(N_BINS, 3), 0.35)
     for path in sorted(REAL.glob("*.counts.tsv.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            counts = np.array([[int(line.split("\t")[3]) for line in file if line.startswith("CP003200.1")]])
-        truth = json.loads(path.with_name(path.name.replace(".counts.tsv.gz", ".truth.json")).read_text())
+            counts = np.array(
+                [[int(line.split("\t")[3]) for line in file if line.startswith("CP003200.1")]]
+            )
+        truth = json.loads(
+            path.with_name(path.name.replace(".counts.tsv.gz", ".truth.json")).read_text()
+        )
         expected = baseline.expected(counts)
         ratio = counts[0] / expected[0]
         assert noise(counts, expected, relative(counts, 0.35).present) < 0.11

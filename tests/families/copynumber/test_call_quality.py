@@ -1,4 +1,7 @@
-"""Scores of calls against scikit-learn and hand-worked tables; events, false segments and breakpoints by hand."""
+"""Scores of calls against scikit-learn and hand-worked tables.
+
+Events, false segments and breakpoints by hand.
+"""
 
 import math
 from typing import Any
@@ -35,12 +38,16 @@ LABELS = st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0,
 
 def compared(truth: list[int], called: list[int], value: list[float] | None = None) -> Comparison:
     values = np.zeros(len(truth)) if value is None else np.array(value, dtype=np.float64)
-    return Comparison("gene", "presence", np.array(truth, np.int8), np.array(called, np.int8), values)
+    return Comparison(
+        "gene", "presence", np.array(truth, np.int8), np.array(called, np.int8), values
+    )
 
 
 def calls(cn: dict[str, list[float]]) -> Calls:
     copies = np.array(list(cn.values()), dtype=np.float64).T
-    return Calls(tuple(cn), copies, copies, copies, copies, np.where(copies < 0, 2, 0).astype(np.uint8))
+    return Calls(
+        tuple(cn), copies, copies, copies, copies, np.where(copies < 0, 2, 0).astype(np.uint8)
+    )
 
 
 # ---- scores
@@ -128,7 +135,9 @@ def test_columns_meet_their_targets() -> None:
     nothing = np.zeros((2, 0))
     replicons = Replicons((), nothing, nothing, nothing, nothing, nothing)
     plasmids = PlasmidCalls(
-        calls({"kpc-2": [0, 1], "sul1": [0, 0]}), calls({"kpc": [2, 0], "sul1": [1, -1]}), replicons
+        calls({"kpc-2": [0, 1], "sul1": [0, 0]}),
+        calls({"kpc": [2, 0], "sul1": [1, -1]}),
+        replicons,
     )
     targets = {
         "shv": Target("chromosome", ("shv",)),
@@ -137,8 +146,13 @@ def test_columns_meet_their_targets() -> None:
         "sul1": Target("plasmid", ("sul1",)),
         "other": Target("chromosome", ("other",)),
     }
-    truth = pd.DataFrame({"shv": [2, 0], "kpc": [1, np.nan], "kpc-2": [0, 1], "sul1": [1, 1], "other": [1, 1]})
-    found = {(one.gene, one.mode): one for one in comparisons(truth, targets, calls({"shv": [3.0, 1.0]}), plasmids)}
+    truth = pd.DataFrame(
+        {"shv": [2, 0], "kpc": [1, np.nan], "kpc-2": [0, 1], "sul1": [1, 1], "other": [1, 1]}
+    )
+    found = {
+        (one.gene, one.mode): one
+        for one in comparisons(truth, targets, calls({"shv": [3.0, 1.0]}), plasmids)
+    }
     assert set(found) == {
         ("shv", "amplification"), ("shv", "presence"), ("kpc", "presence"), ("kpc-2", "presence"),
         ("sul1", "presence"), ("other", "amplification"), ("other", "presence"),
@@ -148,7 +162,9 @@ def test_columns_meet_their_targets() -> None:
     assert found["kpc", "presence"].called.tolist() == [1, 0], "of the family"
     assert found["kpc", "presence"].truth.tolist() == [1, -1]
     assert found["kpc-2", "presence"].called.tolist() == [0, 1]
-    assert found["sul1", "presence"].called.tolist() == [1, -1], "of the family where names are equal"
+    assert found["sul1", "presence"].called.tolist() == [1, -1], (
+        "of the family where names are equal"
+    )
     assert found["other", "presence"].called.tolist() == [-1, -1]
     alone = comparisons(truth[["kpc"]], {"kpc": targets["kpc"]}, calls({"shv": [3.0, 1.0]}), None)
     assert score(alone[0]).call_rate.value == 0
@@ -162,7 +178,9 @@ def test_groups_are_scored_from_their_least_size_on() -> None:
     ]  # fmt: skip
     assert found[0].counts == {"TN": 2, "FP": 0, "FN": 1, "TP": 1}
     missing = assess([compared([1, 0, 1, 0], [1, -1, 0, 0])], metadata, least=2)
-    assert [one.group for one in missing if one.by == "st"] == ["unknown"], "samples with truth and call count"
+    assert [one.group for one in missing if one.by == "st"] == ["unknown"], (
+        "samples with truth and call count"
+    )
     assert assess([compared([], [])], metadata[:0], least=2)[0].n == 0
 
 
@@ -172,7 +190,14 @@ def test_quantiles_by_label_and_outcome() -> None:
     assert found["normal"]["n"] == 3
     assert found["normal"]["p50"] == pytest.approx(1.0)
     assert found["FN"]["p50"] == pytest.approx(1.1)
-    assert found["uncallable"] == {"n": 0, "p10": None, "p25": None, "p50": None, "p75": None, "p90": None}
+    assert found["uncallable"] == {
+        "n": 0,
+        "p10": None,
+        "p25": None,
+        "p50": None,
+        "p75": None,
+        "p90": None,
+    }
 
 
 # ---- events
@@ -236,16 +261,22 @@ def test_an_event_is_found_by_one_segment_of_its_state() -> None:
 
 def test_no_error_in_any_sample_still_has_an_interval() -> None:
     segments = cohort_of(*[[(0, 20, 1), (20, 31, 2), (31, 200, 1)]] * 10)
-    found = matched(segments, *[(f"s{i}", 20_000, 31_000, 2, "event") for i in range(10)]).summary()
+    found = matched(
+        segments, *[(f"s{i}", 20_000, 31_000, 2, "event") for i in range(10)]
+    ).summary()
     low = proportion(10, 10).low  # of recall and precision alike, and so of their harmonic mean
     assert found["segment_f1"][:3] == pytest.approx((1, low, 1))
     assert low == pytest.approx(0.7225, abs=1e-4)
-    assert found["false_segments"][:3] == pytest.approx((0, 0, 0.3689), abs=1e-4), "Poisson: 3.689 in 10 samples"
+    assert found["false_segments"][:3] == pytest.approx((0, 0, 0.3689), abs=1e-4), (
+        "Poisson: 3.689 in 10 samples"
+    )
 
 
 def test_nothing_found_still_has_an_interval() -> None:
     segments = cohort_of(*[[(0, 20, 1), (20, 31, 2), (31, 200, 1)]] * 4)
-    found = matched(segments, *[(f"s{i}", 120_000, 131_000, 0, "event") for i in range(4)]).summary()
+    found = matched(
+        segments, *[(f"s{i}", 120_000, 131_000, 0, "event") for i in range(4)]
+    ).summary()
     assert found["segment_f1"].value == found["segment_f1"].low == 0
     assert found["segment_f1"].high == pytest.approx(proportion(0, 4).high)
 
@@ -257,8 +288,12 @@ def test_a_deletion_beside_a_missing_region_is_found_with_it() -> None:
     assert found.events.found.tolist() == [True]
     assert np.isnan(found.events.error).all()
     assert found.changed.matched.tolist() == [True]
-    merged = matched(segments, ("s0", 50_000, 70_000, 0.0, "absent"), ("s0", 70_000, 100_000, 0.0, "event"))
-    assert merged.events.error[0] == pytest.approx([np.nan, 0.0], nan_ok=True), "only one end is its own"
+    merged = matched(
+        segments, ("s0", 50_000, 70_000, 0.0, "absent"), ("s0", 70_000, 100_000, 0.0, "event")
+    )
+    assert merged.events.error[0] == pytest.approx([np.nan, 0.0], nan_ok=True), (
+        "only one end is its own"
+    )
 
 
 def test_segments_that_are_right_about_the_lineage_count_neither_way() -> None:
@@ -269,14 +304,24 @@ def test_segments_that_are_right_about_the_lineage_count_neither_way() -> None:
     assert summary["segment_precision"] == rate(0, 1, "")
     assert summary["segment_recall"].value is None
     assert summary["false_segments"].value == 1
-    wrong = matched(cohort_of([(0, 50, 1), (50, 70, 2), (70, 200, 1)]), ("s0", 50_000, 70_000, 0.0, "absent"))
+    wrong = matched(
+        cohort_of([(0, 50, 1), (50, 70, 2), (70, 200, 1)]), ("s0", 50_000, 70_000, 0.0, "absent")
+    )
     assert not wrong.changed.lineage.any()
     assert not wrong.changed.right.any()
 
 
 def test_classes_and_confidence() -> None:
     segments = cohort_of(
-        [(0, 20, 1), (20, 32, 0), (32, 100, 1), (100, 107, 3), (107, 150, 1), (150, 153, 2), (153, 200, 1)]
+        [
+            (0, 20, 1),
+            (20, 32, 0),
+            (32, 100, 1),
+            (100, 107, 3),
+            (107, 150, 1),
+            (150, 153, 2),
+            (153, 200, 1),
+        ]
     )
     rows = ("s0", 20_000, 32_000, 0.0, "event"), ("s0", 100_000, 107_000, 4.0, "event")
     found = matched(segments, *rows)

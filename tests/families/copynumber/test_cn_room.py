@@ -1,4 +1,7 @@
-"""Training, serving and evaluating on a small simulated cohort: files, resumption, bad input, the mission's file."""
+"""Training, serving and evaluating on a small simulated cohort.
+
+Files, resumption, bad input, the mission's file.
+"""
 
 import json
 import shutil
@@ -11,7 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError, OutputError
+from seqfoundry.core.errors import (
+    ConfigError,
+    InputError,
+    InterruptedRunError,
+    MissingError,
+    ModelError,
+    OutputError,
+)
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.loop import TrainOptions
@@ -95,7 +105,9 @@ def test_stopped_and_resumed_ends_as_undisturbed(
     train.train(settings(), data, out, replace(UNTRACKED, resume=run_id))
     for name in ("gene_calls.tsv", "reconstructions.npy", "segments.parquet"):
         assert (out / name).read_bytes() == (run / name).read_bytes()
-    ours, theirs = (torch.load(one / "checkpoint.pth", weights_only=True)["model"] for one in (out, run))
+    ours, theirs = (
+        torch.load(one / "checkpoint.pth", weights_only=True)["model"] for one in (out, run)
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -149,8 +161,13 @@ def test_a_baseline_is_a_model_too(data: Path, tmp_path: Path, baseline: str) ->
     assert answer["callable"].tolist() == [True, False]
 
 
-def test_answers_do_not_depend_on_the_batch(model: serve.CopyNumberModel, data: Path, run: Path) -> None:
-    frame = pd.concat(find_family("copynumber").module("data").frames(data / "test", run / "model"), ignore_index=True)
+def test_answers_do_not_depend_on_the_batch(
+    model: serve.CopyNumberModel, data: Path, run: Path
+) -> None:
+    frame = pd.concat(
+        find_family("copynumber").module("data").frames(data / "test", run / "model"),
+        ignore_index=True,
+    )
     whole = serve.predict(model, frame)
     one, other = whole.iloc[3], serve.predict(model, frame.iloc[3:5]).iloc[0]
     for column, exact, near in (
@@ -159,7 +176,9 @@ def test_answers_do_not_depend_on_the_batch(model: serve.CopyNumberModel, data: 
     ):
         for mine, same in zip(one[column], other[column], strict=True):
             assert [mine[key] for key in exact] == [same[key] for key in exact]
-            assert [mine[key] for key in near] == pytest.approx([same[key] for key in near], rel=1e-4, nan_ok=True)
+            assert [mine[key] for key in near] == pytest.approx(
+                [same[key] for key in near], rel=1e-4, nan_ok=True
+            )
     assert list(whole.columns) == list(serve.ANSWER.columns)
     for column in ("segments", "gene_calls", "plasmid_calls"):
         assert set(whole[column].iloc[0][0]) == set(serve.ANSWER[column].iloc[0][0])
@@ -178,9 +197,15 @@ def test_a_planted_amplification_is_found(model: serve.CopyNumberModel) -> None:
         ({"counts": None}, "row 0: counts must be 5334, one for each bin of the model, got 1"),
         ({"counts": [1.5] * 5334}, r"row 0: counts must be whole numbers from 0 on, got 1\.5"),
         ({"counts": [-1] * 5334}, "row 0: counts must be whole numbers from 0 on, got -1"),
-        ({"counts": [float("nan")] * 5334}, "row 0: counts must be whole numbers from 0 on, got nan"),
+        (
+            {"counts": [float("nan")] * 5334},
+            "row 0: counts must be whole numbers from 0 on, got nan",
+        ),
         ({"counts": ["x"] * 5334}, "row 0: counts must be numbers, got"),
-        ({"counts": [1] * 80}, "row 0: counts must be 5334, one for each bin of the model, got 80"),
+        (
+            {"counts": [1] * 80},
+            "row 0: counts must be 5334, one for each bin of the model, got 80",
+        ),
         ({"genes": [1.0]}, "row 0: genes must be 17 depths, as the panel, got 1"),
     ],
 )
@@ -201,8 +226,14 @@ def _damaged(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "network.pt").write_bytes(b"x"), r"network\.pt: must have the checksum"),
-        (lambda folder: (folder / "pca.npz").unlink(), "must be a (whole model folder|readable file)"),
+        (
+            lambda folder: (folder / "network.pt").write_bytes(b"x"),
+            r"network\.pt: must have the checksum",
+        ),
+        (
+            lambda folder: (folder / "pca.npz").unlink(),
+            "must be a (whole model folder|readable file)",
+        ),
         (
             lambda folder: (folder / "model.json").write_text("{}"),
             "must be a whole model folder of the family copynumber",
@@ -220,7 +251,9 @@ def test_damaged_models_are_refused(run: Path, tmp_path: Path, damage: Any, mess
 
 def test_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
     metrics = evaluation.evaluate(run / "model", data, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == pytest.approx(metrics, nan_ok=True)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == pytest.approx(
+        metrics, nan_ok=True
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "metrics.json", "evaluation.txt", "report.html", "plots",
     }  # fmt: skip
@@ -230,16 +263,24 @@ def test_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
         assert metrics[f"test.{name}.noise"] > 0
         assert abs(metrics[f"test.{name}.absorbed"]) < 5
     assert metrics["test.bin_median_ori.false_segments"] < metrics["test.median.false_segments"]
-    assert metrics["test.vae.noise"] != metrics["test.untrained.noise"], "two epochs moved something"
+    assert metrics["test.vae.noise"] != metrics["test.untrained.noise"], (
+        "two epochs moved something"
+    )
     mccs = [value for key, value in metrics.items() if key.endswith(".mcc") and value is not None]
     assert metrics["test.lowest_mcc"] == min(mccs)
-    assert metrics["test.lowest_ppv.low"] <= metrics["test.lowest_ppv"] <= metrics["test.lowest_ppv.high"]
+    assert (
+        metrics["test.lowest_ppv.low"]
+        <= metrics["test.lowest_ppv"]
+        <= metrics["test.lowest_ppv.high"]
+    )
     assert metrics["test.segment_f1.low"] < metrics["test.segment_f1.high"]
     assert "vae does" in text or "vae finds segments best" in text
 
 
 def test_names_of_one_s_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text("def evaluate(folder, config):\n    (folder / 'mine.txt').write_text('x')\n")
+    (tmp_path / "mine.py").write_text(
+        "def evaluate(folder, config):\n    (folder / 'mine.txt').write_text('x')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     own = "evaluation=mine:evaluate hmm=hmmlearn baseline=median"
     train.train(settings(own), data, tmp_path / "out", UNTRACKED)
@@ -277,7 +318,9 @@ def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
     silent = whole.iloc[:1].assign(sample_id="silent")
     silent["counts"] = [np.zeros(len(whole["counts"][0]), dtype=int)]
     monkeypatch.setattr(family, "frames", lambda *_: iter([silent, whole]))
-    summary = annotate.annotate("copynumber", data / "example", model=str(run), out=tmp_path / "out")
+    summary = annotate.annotate(
+        "copynumber", data / "example", model=str(run), out=tmp_path / "out"
+    )
     assert (summary["samples"], summary["callable"]) == (3, 2)
     segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
     assert list(segments.columns[:6]) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence"]
@@ -289,7 +332,9 @@ def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
 
 
 def test_annotate_writes_calls_of_every_sample(run: Path, data: Path, tmp_path: Path) -> None:
-    summary = annotate.annotate("copynumber", data / "example", model=str(run), out=tmp_path / "out")
+    summary = annotate.annotate(
+        "copynumber", data / "example", model=str(run), out=tmp_path / "out"
+    )
     assert summary["samples"] == summary["callable"] == 2
     segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
     assert list(segments.columns[:6]) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence"]

@@ -41,7 +41,9 @@ SMOKE = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"),
 
 def config(**changes: Any) -> Config:
     settings = {key: changes.pop(key) for key in list(changes) if hasattr(SMOKE.simulate, key)}
-    return dataclasses.replace(SMOKE, simulate=dataclasses.replace(SMOKE.simulate, **settings), **changes)
+    return dataclasses.replace(
+        SMOKE, simulate=dataclasses.replace(SMOKE.simulate, **settings), **changes
+    )
 
 
 def stream(seed: int = 0) -> np.random.Generator:
@@ -56,7 +58,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 def spans_of(folder: Path) -> dict[str, list[Span]]:
     found: dict[str, list[Span]] = {row["sample_id"]: [] for row in rows(folder / "metadata.tsv")}
     for row in rows(folder / "truth_segments.tsv"):
-        span = Span(int(row["x0"]), int(row["x1"]), float(row["cn"]), float(row["ratio"]), row["kind"])
+        span = Span(
+            int(row["x0"]), int(row["x1"]), float(row["cn"]), float(row["ratio"]), row["kind"]
+        )
         found[row["sample_id"]].append(span)
     return found
 
@@ -71,14 +75,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- draws
 
 
-@pytest.mark.parametrize(("mean", "dispersion"), [(12.0, 0.0), (60.0, 0.015), (200.0, 0.004), (500.0, 0.01)])
+@pytest.mark.parametrize(
+    ("mean", "dispersion"), [(12.0, 0.0), (60.0, 0.015), (200.0, 0.004), (500.0, 0.01)]
+)
 def test_counts_have_the_moments_of_the_negative_binomial(mean: float, dispersion: float) -> None:
-    counts = draw_counts(np.full((40, 5000), mean), np.full(40, dispersion), stream()).astype(np.float64)
+    counts = draw_counts(np.full((40, 5000), mean), np.full(40, dispersion), stream()).astype(
+        np.float64
+    )
     variance = mean + dispersion * mean**2
     skewness = (1 + 2 * dispersion * mean) / math.sqrt(variance)
     assert counts.mean() == pytest.approx(mean, rel=2e-3)
     assert counts.var() == pytest.approx(variance, rel=0.02)
-    assert np.mean(((counts - mean) / math.sqrt(variance)) ** 3) == pytest.approx(skewness, abs=0.03)
+    assert np.mean(((counts - mean) / math.sqrt(variance)) ** 3) == pytest.approx(
+        skewness, abs=0.03
+    )
 
 
 def test_counts_of_nothing_are_nothing() -> None:
@@ -90,8 +100,12 @@ def test_counts_of_nothing_are_nothing() -> None:
 
 def test_draws_do_not_drift() -> None:
     drawn = stream(7)
-    np.testing.assert_array_equal(np.rint(normal(drawn, 4) * 1e6), [-549908, 1597368, -654196, 318901])
-    assert draw_counts(np.full((1, 5), 100.0), np.array([0.01]), drawn).tolist() == [[97, 106, 112, 118, 129]]
+    np.testing.assert_array_equal(
+        np.rint(normal(drawn, 4) * 1e6), [-549908, 1597368, -654196, 318901]
+    )
+    assert draw_counts(np.full((1, 5), 100.0), np.array([0.01]), drawn).tolist() == [
+        [97, 106, 112, 118, 129]
+    ]
 
 
 def test_normal_and_chance() -> None:
@@ -114,7 +128,8 @@ def test_gc_wave_is_smooth_and_standardised() -> None:
 
 
 @given(
-    st.lists(st.integers(0, 60_000), min_size=2, max_size=8, unique=True).map(sorted), st.sampled_from([0.0, 0.5, 3.0])
+    st.lists(st.integers(0, 60_000), min_size=2, max_size=8, unique=True).map(sorted),
+    st.sampled_from([0.0, 0.5, 3.0]),
 )
 def test_paint_weighs_bins_by_shared_bases(edges: list[int], cn: float) -> None:
     spans = [Span(a, b, cn, cn, "event") for a, b in zip(edges[::2], edges[1::2], strict=False)]
@@ -160,7 +175,9 @@ def test_events_stay_apart_are_cut_and_meet_genes() -> None:
     events = [event for sample in samples for event in sample]
     for sample in samples:
         assert all(one.end <= other.start for one, other in pairwise(sample))
-    assert not any(event.start < span.end and span.start < event.end for event in events for span in absent)
+    assert not any(
+        event.start < span.end and span.start < event.end for event in events for span in absent
+    )
     assert {event.cn for event in events} == {0.0, 0.5, 1.5, 2.0, 3.0, 4.0, 6.0}
     assert min(event.end - event.start for event in events) >= BIN
     assert max(event.end - event.start for event in events) <= 60_000
@@ -171,7 +188,9 @@ def test_events_stay_apart_are_cut_and_meet_genes() -> None:
 
 def test_no_events_and_no_genes() -> None:
     assert draw_events(config(max_events=0).simulate, [], [], stream()) == []
-    events = [draw_events(config(max_events=3).simulate, [], [], stream(seed)) for seed in range(50)]
+    events = [
+        draw_events(config(max_events=3).simulate, [], [], stream(seed)) for seed in range(50)
+    ]
     assert {len(sample) for sample in events} == {0, 1, 2, 3}
 
 
@@ -214,13 +233,18 @@ def test_cohorts_are_whole_and_apart(made: Path) -> None:
     sts: dict[str, set[str]] = {}
     names: list[str] = []
     for cohort, size in (("train", 150), ("test", 90)):
-        store, plasmid = open_store(made / cohort / "chromosome"), open_plasmid_store(made / cohort / "plasmid")
+        store, plasmid = (
+            open_store(made / cohort / "chromosome"),
+            open_plasmid_store(made / cohort / "plasmid"),
+        )
         assert store.counts.shape == (size, 5334)
         assert store.samples == plasmid.samples == tuple(sorted(store.samples))
         assert store.bins.equals(BINS)
         assert len(plasmid.panel) == len(plasmid.names) == 17
         for table in ("metadata", "ground_truth", "truth_samples"):
-            assert [row["sample_id"] for row in rows(made / cohort / f"{table}.tsv")] == list(store.samples)
+            assert [row["sample_id"] for row in rows(made / cohort / f"{table}.tsv")] == list(
+                store.samples
+            )
         names += store.samples
         sts[cohort] = {row["lineage"] for row in rows(made / cohort / "truth_samples.tsv")}
         assert {row["ST"] for row in rows(made / cohort / "metadata.tsv")} - {""} <= sts[cohort]
@@ -229,9 +253,15 @@ def test_cohorts_are_whole_and_apart(made: Path) -> None:
 
 
 def test_ground_truth_is_that_of_genes_and_segments(made: Path) -> None:
-    families = {row["family"]: row["members"].split(",") for row in rows(PARAMS / "plasmid_gene_families.tsv")}
+    families = {
+        row["family"]: row["members"].split(",")
+        for row in rows(PARAMS / "plasmid_gene_families.tsv")
+    }
     for cohort in ("train", "test"):
-        carried = {(row["sample_id"], row["gene"]) for row in rows(made / cohort / "truth_plasmid_genes.tsv")}
+        carried = {
+            (row["sample_id"], row["gene"])
+            for row in rows(made / cohort / "truth_plasmid_genes.tsv")
+        }
         spans = spans_of(made / cohort)
         for row in rows(made / cohort / "ground_truth.tsv"):
             assert list(row) == ["sample_id", "biosample", *GENES]
@@ -242,10 +272,15 @@ def test_ground_truth_is_that_of_genes_and_segments(made: Path) -> None:
 
 
 def test_classes_are_balanced_as_in_the_mission(tmp_path: Path) -> None:
-    simulate(config(train_samples=600, train_lineages=300, bias_block=600, max_events=0), tmp_path / "data")
+    simulate(
+        config(train_samples=600, train_lineages=300, bias_block=600, max_events=0),
+        tmp_path / "data",
+    )
     table = rows(tmp_path / "data" / "train" / "ground_truth.tsv")
     for family, share in zip(GENES[1:], (0.14, 0.14, 0.43, 0.24, 0.12, 0.28), strict=True):
-        assert np.mean([int(row[family]) for row in table]) == pytest.approx(share, abs=0.08), family
+        assert np.mean([int(row[family]) for row in table]) == pytest.approx(share, abs=0.08), (
+            family
+        )
 
 
 def test_counts_follow_the_truth(made: Path) -> None:
@@ -273,17 +308,27 @@ def test_counts_follow_the_truth(made: Path) -> None:
 def test_lineages_lack_about_the_share_that_is_asked_for(tmp_path: Path) -> None:
     simulate(config(train_samples=60, train_lineages=60, absent_share=0.08), tmp_path / "data")
     spans = spans_of(tmp_path / "data" / "train")
-    absent = [sum(s.end - s.start for s in own if s.kind == "absent") / CHROMOSOME.length for own in spans.values()]
+    absent = [
+        sum(s.end - s.start for s in own if s.kind == "absent") / CHROMOSOME.length
+        for own in spans.values()
+    ]
     assert np.mean(absent) == pytest.approx(0.08, abs=0.01)
     left = [s.ratio for own in spans.values() for s in own if s.kind == "absent"]
     assert 0.3 < np.mean(np.array(left) == 0) < 0.7
     assert max(left) <= 0.3
-    simulate(config(absent_share=0.0, max_events=0, train_samples=4, test_samples=4), tmp_path / "none")
+    simulate(
+        config(absent_share=0.0, max_events=0, train_samples=4, test_samples=4), tmp_path / "none"
+    )
     assert not rows(tmp_path / "none" / "train" / "truth_segments.tsv")
 
 
 def test_biases_are_those_of_a_block(tmp_path: Path) -> None:
-    calm = {"depth": (80.0, 80.0), "dispersion": (0.001, 0.001), "gradient": (0.0, 0.0), "absent_share": 0.0}
+    calm = {
+        "depth": (80.0, 80.0),
+        "dispersion": (0.001, 0.001),
+        "gradient": (0.0, 0.0),
+        "absent_share": 0.0,
+    }
     settings = config(train_samples=80, bias_block=40, max_events=0, low_coverage=0.0, **calm)
     simulate(settings, tmp_path / "data")
     log2 = np.log2(open_store(tmp_path / "data" / "train" / "chromosome").counts)
@@ -295,7 +340,10 @@ def test_biases_are_those_of_a_block(tmp_path: Path) -> None:
 
 
 def test_replicons_have_their_copies(made: Path) -> None:
-    store, plasmid = open_store(made / "train" / "chromosome"), open_plasmid_store(made / "train" / "plasmid")
+    store, plasmid = (
+        open_store(made / "train" / "chromosome"),
+        open_plasmid_store(made / "train" / "plasmid"),
+    )
     medians = np.median(store.counts, axis=1)
     truth = rows(made / "train" / "truth_plasmids.tsv")
     error = []

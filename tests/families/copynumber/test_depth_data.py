@@ -1,4 +1,7 @@
-"""Tables of read counts, cohorts and rows for a model: every form comes out the same, and bad input is named."""
+"""Tables of read counts, cohorts and rows for a model.
+
+Every form comes out the same, and bad input is named.
+"""
 
 import gzip
 import json
@@ -47,20 +50,27 @@ def rows_of(seed: int = 0) -> list[tuple[str, int, int, int]]:
     ]
 
 
-def gatk(rows: Sequence[Sequence[Any]], sample: str | None = "S1", lengths: dict[str, int] = LENGTHS) -> str:
+def gatk(
+    rows: Sequence[Sequence[Any]], sample: str | None = "S1", lengths: dict[str, int] = LENGTHS
+) -> str:
     head = ["@HD\tVN:1.6", *(f"@SQ\tSN:{name}\tLN:{length}" for name, length in lengths.items())]
     if sample:
         head.append(f"@RG\tID:GATKCopyNumber\tSM:{sample}")
     return tsv(rows, head)
 
 
-def tsv(rows: Sequence[Sequence[Any]], head: Sequence[str] = (), names: str = "CONTIG\tSTART\tEND\tCOUNT") -> str:
+def tsv(
+    rows: Sequence[Sequence[Any]],
+    head: Sequence[str] = (),
+    names: str = "CONTIG\tSTART\tEND\tCOUNT",
+) -> str:
     return "\n".join([*head, names, *("\t".join(map(str, row)) for row in rows)]) + "\n"
 
 
 def mosdepth(rows: Sequence[Sequence[Any]]) -> str:
     return "".join(
-        f"{chrom}\t{start - 1}\t{end}\t{count * 150 / (end - start + 1):.2f}\n" for chrom, start, end, count in rows
+        f"{chrom}\t{start - 1}\t{end}\t{count * 150 / (end - start + 1):.2f}\n"
+        for chrom, start, end, count in rows
     )
 
 
@@ -83,13 +93,22 @@ def test_every_form_comes_out_the_same(tmp_path: Path, config: Config) -> None:
     (folder / "other.tsv.gz").write_bytes(gzip.compress(gatk(rows, "b").encode()))
     (folder / "dos.counts").write_bytes(gatk(rows, "c").replace("\n", "\r\n").encode())
     half = gatk(rows, "d").encode()
-    (folder / "members.tsv.gz").write_bytes(gzip.compress(half[:500], mtime=0) + gzip.compress(half[500:]))
+    (folder / "members.tsv.gz").write_bytes(
+        gzip.compress(half[:500], mtime=0) + gzip.compress(half[500:])
+    )
     (folder / "e.counts.tsv").write_text(tsv(rows, names="chrom\tstart\tend\treads"))
     extra = [("x", count, end, start, chrom) for chrom, start, end, count in rows]
-    (folder / "f.tsv").write_text("\ufeff" + tsv(extra, names="note\tCount\tStop\tStart\tChromosome"))
+    (folder / "f.tsv").write_text(
+        "\ufeff" + tsv(extra, names="note\tCount\tStop\tStart\tChromosome")
+    )
     (folder / "g.regions.bed").write_text(mosdepth(rows))
     (folder / "h.regions.bed.gz").write_bytes(gzip.compress(mosdepth(rows).encode()))
-    for left_out in ("x.mosdepth.summary.txt", "h.per-base.bed.gz", "h.regions.bed.gz.csi", "truth.json"):
+    for left_out in (
+        "x.mosdepth.summary.txt",
+        "h.per-base.bed.gz",
+        "h.regions.bed.gz.csi",
+        "truth.json",
+    ):
         (folder / left_out).write_text("no table")
     summary = prepare(config, [folder], None, tmp_path / "out")
     store = open_store(tmp_path / "out" / "chromosome")
@@ -123,7 +142,9 @@ def test_a_chromosome_alone(tmp_path: Path, config: Config) -> None:
     assert not (tmp_path / "out" / "plasmid").exists()
 
 
-def test_an_empty_sample_is_kept_and_named(tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_sample_is_kept_and_named(
+    tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
     table(tmp_path / "in", "full")
     (tmp_path / "in" / "none.tsv").write_text(gatk([(*row[:3], 0) for row in rows_of()], "none"))
     summary = prepare(config, [tmp_path / "in"], None, tmp_path / "out")
@@ -140,33 +161,65 @@ def changed(place: int, column: int, value: Any) -> list[tuple[Any, ...]]:
 
 BAD = {
     "negative": (gatk(changed(3, 3, -1)), r"line 10: count must be a whole number from 0, got -1"),
-    "fractional": (gatk(changed(3, 3, 1.5)), r"line 10: count must be a whole number from 0, got 1\.5"),
+    "fractional": (
+        gatk(changed(3, 3, 1.5)),
+        r"line 10: count must be a whole number from 0, got 1\.5",
+    ),
     "nan": (gatk(changed(3, 3, "NaN")), r"line 10: count must be a whole number from 0, got nan"),
     "infinite": (gatk(changed(3, 3, "inf")), r"line 10: count must be a whole number"),
     "no number": (gatk(changed(3, 3, "many")), r"line 10: must be a row .*many"),
     "no count": (gatk(changed(3, 3, "")), r"line 10: count must be"),
     "no start": (gatk(changed(3, 1, "")), r"line 10: must be a row .* got no start"),
     "short row": (gatk([*rows_of()[:4], ("CP003200.1", 1)]), r"line 11: must be a row"),
-    "empty line": (gatk(rows_of()).replace("CP003200.1\t4001", "\nCP003200.1\t4001"), r"line 11: must be a row"),
-    "other bins": (gatk(changed(3, 1, 3_002)), r"line 10: must have the bins .*NC_016845\.1:3001-4000, got 3002-4000"),
-    "missing bin": (gatk(rows_of()[1:]), r"must have the bins .*:1-1000, got 1001-2000 \(9 bins, 10 wanted\)"),
+    "empty line": (
+        gatk(rows_of()).replace("CP003200.1\t4001", "\nCP003200.1\t4001"),
+        r"line 11: must be a row",
+    ),
+    "other bins": (
+        gatk(changed(3, 1, 3_002)),
+        r"line 10: must have the bins .*NC_016845\.1:3001-4000, got 3002-4000",
+    ),
+    "missing bin": (
+        gatk(rows_of()[1:]),
+        r"must have the bins .*:1-1000, got 1001-2000 \(9 bins, 10 wanted\)",
+    ),
     "doubled bin": (gatk([rows_of()[0], *rows_of()]), r"line 8: bins must rise, got 1 after 1"),
     "plasmid bins": (gatk([*rows_of(), ("tiny", 600, 700, 1)]), "bins: must rise without overlap"),
-    "other reference": (gatk(rows_of(), lengths={"CP003200.1": 9_600}), "must be 9500 bases long, got 9600"),
-    "longer": (gatk([*rows_of(), ("CP003200.1", 9_501, 9_600, 1)], lengths={}), "got 9600: another reference"),
-    "no chromosome": (gatk(rows_of()[10:]), r"must have bins of NC_016845\.1, got only CP003224\.1, tiny;"),
-    "two samples": (gatk(rows_of()).replace("@RG", "@RG\tID:x\tSM:S2\n@RG", 1), "one sample, got S1, S2"),
+    "other reference": (
+        gatk(rows_of(), lengths={"CP003200.1": 9_600}),
+        "must be 9500 bases long, got 9600",
+    ),
+    "longer": (
+        gatk([*rows_of(), ("CP003200.1", 9_501, 9_600, 1)], lengths={}),
+        "got 9600: another reference",
+    ),
+    "no chromosome": (
+        gatk(rows_of()[10:]),
+        r"must have bins of NC_016845\.1, got only CP003224\.1, tiny;",
+    ),
+    "two samples": (
+        gatk(rows_of()).replace("@RG", "@RG\tID:x\tSM:S2\n@RG", 1),
+        "one sample, got S1, S2",
+    ),
     "no rows": (gatk([]), "must have rows"),
     "no table": ("hello\nworld\n", "first row 'hello'"),
-    "bare counts": ("\n".join(f"{a}\t{b}\t{c}\t{d}" for a, b, c, d in rows_of()), "--format mosdepth"),
-    "two counts": (tsv([(*row, 1) for row in rows_of()], names="contig\tstart\tend\tcount\treads"), "must be a table"),
+    "bare counts": (
+        "\n".join(f"{a}\t{b}\t{c}\t{d}" for a, b, c, d in rows_of()),
+        "--format mosdepth",
+    ),
+    "two counts": (
+        tsv([(*row, 1) for row in rows_of()], names="contig\tstart\tend\tcount\treads"),
+        "must be a table",
+    ),
     "empty": ("", "got an empty file"),
     "only a header": ("@HD\tVN:1.6\n", "must be a table"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_tables_are_named_and_nothing_is_written(tmp_path: Path, config: Config, name: str) -> None:
+def test_bad_tables_are_named_and_nothing_is_written(
+    tmp_path: Path, config: Config, name: str
+) -> None:
     content, message = BAD[name]
     table(tmp_path / "in", "A")
     path = tmp_path / "in" / "bad.tsv"
@@ -214,7 +267,9 @@ def test_inputs_that_do_not_fit(tmp_path: Path, config: Config) -> None:
         prepare(config, [one], None, tmp_path / "in")
     other = tmp_path / "in" / "S2.tsv"
     other.write_text(gatk(rows_of()[:-1], "S2"))
-    with pytest.raises(InputError, match="sample S2: must have the bins of plasmids that S1 has, 27, got 26"):
+    with pytest.raises(
+        InputError, match="sample S2: must have the bins of plasmids that S1 has, 27, got 26"
+    ):
         prepare(config, [tmp_path / "in"], None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -234,7 +289,11 @@ def test_stores_are_joined(tmp_path: Path, config: Config) -> None:
     inputs += [tmp_path / "out2" / "chromosome", tmp_path / "out2" / "plasmid"]
     prepare(config, inputs, None, tmp_path / "joined")
     one, two = (
-        sorted((file.relative_to(root).as_posix(), file.read_bytes()) for file in root.rglob("*") if file.is_file())
+        sorted(
+            (file.relative_to(root).as_posix(), file.read_bytes())
+            for file in root.rglob("*")
+            if file.is_file()
+        )
         for root in (tmp_path / "at_once", tmp_path / "joined")
     )
     assert one == two
@@ -245,7 +304,12 @@ def test_stores_are_joined(tmp_path: Path, config: Config) -> None:
     with pytest.raises(InputError, match="must come with the chromosome store"):
         prepare(config, [tmp_path / "out2" / "plasmid"], None, tmp_path / "mixed")
     with pytest.raises(InputError, match="store only, got 1 others: S2"):
-        prepare(config, [tmp_path / "out0" / "chromosome", tmp_path / "out2" / "plasmid"], None, tmp_path / "mixed")
+        prepare(
+            config,
+            [tmp_path / "out0" / "chromosome", tmp_path / "out2" / "plasmid"],
+            None,
+            tmp_path / "mixed",
+        )
     assert not (tmp_path / "mixed").exists()
 
 
@@ -338,7 +402,9 @@ def test_a_cohort_is_joined_by_name(config: Config, folder: Path) -> None:
     assert not found.held_out.any()
     assert found.plasmid is not None
     assert found.plasmid.samples == found.chromosome.samples
-    assert len(cohort(config, folder)) == 4  # the cohort itself is as good as the folder that holds it
+    assert (
+        len(cohort(config, folder)) == 4
+    )  # the cohort itself is as good as the folder that holds it
 
 
 def test_files_of_the_settings_win(tmp_path: Path, config: Config, folder: Path) -> None:
@@ -363,11 +429,17 @@ def test_files_of_the_settings_win(tmp_path: Path, config: Config, folder: Path)
     assert "not used" in cohort(named, tmp_path / "elsewhere").sources["kleborate"]
 
 
-def test_stores_of_the_reference_tool_serve_as_they_lie(tmp_path: Path, config: Config, folder: Path) -> None:
+def test_stores_of_the_reference_tool_serve_as_they_lie(
+    tmp_path: Path, config: Config, folder: Path
+) -> None:
     chromosome, plasmid = tmp_path / "npy", tmp_path / "plasmid-npy"
     bins = Bins.tiling("CP003200.1", 9_500, 1_000)
     for place, columns, counts in (
-        (chromosome, [("CP003200.1", *ends) for ends in zip(bins.start, bins.end, strict=True)], [[5] * 10] * 2),
+        (
+            chromosome,
+            [("CP003200.1", *ends) for ends in zip(bins.start, bins.end, strict=True)],
+            [[5] * 10] * 2,
+        ),
         (plasmid, [("CP003224.1", 20_557, 21_435)], [[90]]),
     ):
         place.mkdir()
@@ -389,11 +461,15 @@ def test_stores_of_the_reference_tool_serve_as_they_lie(tmp_path: Path, config: 
 
 
 def test_truth_of_simulated_cohorts(config: Config, folder: Path) -> None:
-    (folder / "truth_segments.tsv").write_text("sample_id\tchrom\tx0\tx1\tcn\nS1\tNC_016845.1\t1000\t3000\t1.5\n")
+    (folder / "truth_segments.tsv").write_text(
+        "sample_id\tchrom\tx0\tx1\tcn\nS1\tNC_016845.1\t1000\t3000\t1.5\n"
+    )
     found = opened(config, folder)
     assert set(found.truth) == {"truth_segments"}
     assert found.truth["truth_segments"]["cn"].tolist() == [1.5]
-    (folder / "truth_segments.tsv").write_text("sample_id\tchrom\tx0\tx1\tcn\nS8\tNC_016845.1\t1000\t3000\t1.5\n")
+    (folder / "truth_segments.tsv").write_text(
+        "sample_id\tchrom\tx0\tx1\tcn\nS8\tNC_016845.1\t1000\t3000\t1.5\n"
+    )
     with pytest.raises(InputError, match="samples of the store only, got S8"):
         opened(config, folder)
 
@@ -404,16 +480,26 @@ def test_truth_of_simulated_cohorts(config: Config, folder: Path) -> None:
         ("metadata.tsv", "sample_id\tSpecies\tST\nS0\tKp\tST1\nS2\tKp\tST1\n", "lacks 2: S1, S3"),
         ("metadata.tsv", "sample_id\tSpecies\nS0\tKp\n", "must have the column ST"),
         ("metadata.tsv", "", "must be a table"),
-        ("metadata.tsv", "sample_id\tSpecies\tST\n" + "S0\tKp\tST1\n" * 2 + "S1\t\t\nS2\t\t\nS3\t\t\n", "more for S0"),
+        (
+            "metadata.tsv",
+            "sample_id\tSpecies\tST\n" + "S0\tKp\tST1\n" * 2 + "S1\t\t\nS2\t\t\nS3\t\t\n",
+            "more for S0",
+        ),
         ("ground_truth.tsv", "sample_id\tblaXYZ\nS0\t1\n", "got blaXYZ"),
         ("ground_truth.tsv", "sample_id\tbiosample\nS0\t1\n", "got none"),
         ("ground_truth.tsv", "sample_id\tblaKPC\nS8\t1\n", "such as S0, got none"),
-        ("ground_truth.tsv", "sample_id\tblaKPC\nS0\t1\nS1\tyes\n", "blaKPC must be a number .* got 'yes' for S1"),
+        (
+            "ground_truth.tsv",
+            "sample_id\tblaKPC\nS0\t1\nS1\tyes\n",
+            "blaKPC must be a number .* got 'yes' for S1",
+        ),
         ("ground_truth.tsv", "sample_id\tblaKPC\nS0\t-1\n", "got '-1' for S0"),
         ("ground_truth.tsv", "run\tblaKPC\nS0\t1\n", "must have the column sample_id"),
     ],
 )
-def test_bad_tables_of_a_cohort(config: Config, folder: Path, name: str, content: str, message: str) -> None:
+def test_bad_tables_of_a_cohort(
+    config: Config, folder: Path, name: str, content: str, message: str
+) -> None:
     (folder / name).write_text(content)
     with pytest.raises(InputError, match=message) as caught:
         opened(config, folder)
@@ -423,7 +509,12 @@ def test_bad_tables_of_a_cohort(config: Config, folder: Path, name: str, content
 def test_bad_paths_of_a_cohort(tmp_path: Path, config: Config, folder: Path) -> None:
     with pytest.raises(MissingError, match="must be a chromosome store"):
         cohort(config, tmp_path / "none")
-    for key in ("kpsc_gt_path", "kpsc_meta_path", "eval_holdout_ids_path", "kpsc_kleborate_gt_path"):
+    for key in (
+        "kpsc_gt_path",
+        "kpsc_meta_path",
+        "eval_holdout_ids_path",
+        "kpsc_kleborate_gt_path",
+    ):
         with pytest.raises(MissingError, match=r"none\.tsv"):
             opened(replace(config, **{key: str(tmp_path / "none.tsv")}), folder)
     (tmp_path / "ids").write_text("S9\n")
@@ -431,7 +522,9 @@ def test_bad_paths_of_a_cohort(tmp_path: Path, config: Config, folder: Path) -> 
         opened(replace(config, eval_holdout_ids_path=str(tmp_path / "ids")), folder)
     shutil.rmtree(folder / "chromosome")
     shutil.copytree(folder / "plasmid", folder / "chromosome")
-    with pytest.raises(InputError, match="must be a chromosome store, or one with its plasmid store"):
+    with pytest.raises(
+        InputError, match="must be a chromosome store, or one with its plasmid store"
+    ):
         opened(config, folder)
 
 
@@ -468,13 +561,18 @@ def test_depth_of_real_genomes(tmp_path: Path, full: Config) -> None:
     summary = prepare(full, [REAL], None, tmp_path / "out")
     assert (summary["samples"], summary["bins"], summary["all_zero"]) == (5, 5_334, [])
     assert summary["genes"] == ["blaKPC-2"]
-    store, plasmid = open_store(tmp_path / "out" / "chromosome"), open_plasmid_store(tmp_path / "out" / "plasmid")
+    store, plasmid = (
+        open_store(tmp_path / "out" / "chromosome"),
+        open_plasmid_store(tmp_path / "out" / "plasmid"),
+    )
     for i, name in enumerate(store.samples):
         truth = json.loads((REAL / f"{name}.truth.json").read_text())
         median = np.median(store.counts[i])
         path = REAL / f"{name}.counts.tsv.gz"
         rows = pd.read_csv(path, sep="\t", comment="@")
-        np.testing.assert_array_equal(store.counts[i], rows.loc[rows["CONTIG"] == "CP003200.1", "COUNT"])
+        np.testing.assert_array_equal(
+            store.counts[i], rows.loc[rows["CONTIG"] == "CP003200.1", "COUNT"]
+        )
         if truth["strain"] == "Klebs_HS11286":
             copies = [truth["plasmid_copies"][name] for name in sorted(truth["plasmid_copies"])]
             np.testing.assert_allclose(plasmid.replicons[i] / median, copies, rtol=0.05)

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.core.settings.config import build, resolve
-from seqfoundry.families.copynumber.calling.genes import Calls, call_genes, interval, masked_median, write_calls
+from seqfoundry.families.copynumber.calling.genes import (
+    Calls,
+    call_genes,
+    interval,
+    masked_median,
+    write_calls,
+)
 from seqfoundry.families.copynumber.calling.plasmids import call_plasmids, caller_named
 from seqfoundry.families.copynumber.calling.segments import Segments, call
 from seqfoundry.families.copynumber.config import Config
@@ -38,16 +44,22 @@ class Cohort(NamedTuple):
     dispersion: Array  # (n,)
 
 
-def planted(n: int, depth: tuple[float, float] = (150, 400), *, seed: int = 1, noise: float = 0.006) -> Cohort:
+def planted(
+    n: int, depth: tuple[float, float] = (150, 400), *, seed: int = 1, noise: float = 0.006
+) -> Cohort:
     """Negative-binomial counts around a gradient; both genes lie in events of 30 bins."""
     generator = np.random.default_rng(seed)
     place = np.arange(ALL) / ALL * 2 * np.pi
-    peak = 2 ** (generator.uniform(0, 0.45, (n, 1)) * np.cos(place - generator.uniform(0, 6.28, (n, 1))))
+    peak = 2 ** (
+        generator.uniform(0, 0.45, (n, 1)) * np.cos(place - generator.uniform(0, 6.28, (n, 1)))
+    )
     expected = np.exp(generator.uniform(*np.log(depth), (n, 1))) * peak
     cn, copies = np.ones((n, ALL)), generator.choice(COPIES, n)
     cn[:, 590:620] = cn[:, 885:915] = copies[:, None]
     dispersion = noise * generator.uniform(0.5, 1.5, (n, 1))
-    counts = generator.poisson(expected * cn * generator.gamma(1 / dispersion, dispersion, cn.shape))
+    counts = generator.poisson(
+        expected * cn * generator.gamma(1 / dispersion, dispersion, cn.shape)
+    )
     return Cohort(counts.astype(np.uint32), expected.astype(np.float32), copies, dispersion[:, 0])
 
 
@@ -64,7 +76,9 @@ def flat(n: int = 2, depth: float = 300) -> Cohort:
     return Cohort(counts, expected.astype(np.float32), np.ones(n), np.zeros(n))
 
 
-def by_hand(first: list[int], last: list[int], cn: list[float], confidence: float = 0.9) -> Segments:
+def by_hand(
+    first: list[int], last: list[int], cn: list[float], confidence: float = 0.9
+) -> Segments:
     """Segments of one sample of depth 300."""
     n = len(first)
     return Segments(
@@ -101,7 +115,9 @@ def test_genes_are_called_as_planted(cohort: Cohort, found: Calls) -> None:
 
 @pytest.mark.parametrize("copies", COPIES)
 @pytest.mark.parametrize("gene", [0, 1])
-def test_intervals_of_crr_cover_the_truth(cohort: Cohort, found: Calls, gene: int, copies: float) -> None:
+def test_intervals_of_crr_cover_the_truth(
+    cohort: Cohort, found: Calls, gene: int, copies: float
+) -> None:
     own = cohort.copies == copies
     covered = np.mean((found.low[own, gene] <= copies) & (copies <= found.high[own, gene]))
     assert covered >= 0.95 - 2.6 * math.sqrt(0.0475 / own.sum())
@@ -112,7 +128,9 @@ def test_intervals_of_crr_cover_the_truth(cohort: Cohort, found: Calls, gene: in
 
 def test_intervals_of_all_copies_cover_95_percent(cohort: Cohort, found: Calls) -> None:
     own = cohort.copies > 0
-    covered = (found.low[own] <= cohort.copies[own, None]) & (cohort.copies[own, None] <= found.high[own])
+    covered = (found.low[own] <= cohort.copies[own, None]) & (
+        cohort.copies[own, None] <= found.high[own]
+    )
     assert 0.93 <= covered.mean() <= 0.97
 
 
@@ -136,7 +154,9 @@ def test_flank_is_near_and_of_one_copy() -> None:
     assert made.value[0, 0] == pytest.approx(1.0)
     amplified_around = by_hand([0, 480, 720], [480, 720, ALL], [1.0, 2.0, 1.0])
     made = call_genes(counts, cohort.expected, BINS, amplified_around, [SHORT], SETTINGS)
-    assert made.value[0, 0] == pytest.approx(300 / 330), "without a flank nearby the rest of the contig is one"
+    assert made.value[0, 0] == pytest.approx(300 / 330), (
+        "without a flank nearby the rest of the contig is one"
+    )
 
 
 def test_a_short_gene_that_no_segment_holds_is_called_by_its_crr() -> None:
@@ -156,7 +176,9 @@ def test_a_long_gene_is_amplified_only_through_the_gate() -> None:
     counts[0, 880:920] = 600
     assert call_genes(counts, expected, BINS, two, [LONG], SETTINGS).cn.tolist() == [[2]]
     mixed = by_hand([0, 880, 903, 905, 920], [880, 903, 905, 920, ALL], [1.0, 1.0, 2.0, 3.0, 1.0])
-    assert call_genes(counts, expected, BINS, mixed, [LONG], SETTINGS).cn.tolist() == [[3]], "amplified states add up"
+    assert call_genes(counts, expected, BINS, mixed, [LONG], SETTINGS).cn.tolist() == [[3]], (
+        "amplified states add up"
+    )
 
 
 def test_why_a_gene_is_not_called() -> None:
@@ -180,17 +202,23 @@ def test_why_a_gene_is_not_called() -> None:
     unsure = by_hand([0, 550], [550, ALL], [1.0, 1.0])
     unsure.confidence[1] = 0.3
     args = cohort.counts[3:4], cohort.expected[3:4], BINS, unsure, [LONG]
-    assert call_genes(*args, dataclasses.replace(SETTINGS, cnv_min_cn1_proportion=0.3)).labels[0, 0] == (
-        "uncallable: no confident state"
-    )
+    assert call_genes(*args, dataclasses.replace(SETTINGS, cnv_min_cn1_proportion=0.3)).labels[
+        0, 0
+    ] == ("uncallable: no confident state")
 
 
-def test_calls_do_not_depend_on_blocks_or_on_what_is_expected_how(cohort: Cohort, found: Calls) -> None:
+def test_calls_do_not_depend_on_blocks_or_on_what_is_expected_how(
+    cohort: Cohort, found: Calls
+) -> None:
     segments = call(cohort.counts[:200], cohort.expected[:200], BINS, SETTINGS)
     genes = (SHORT, LONG)
     twice = (
-        call_genes(cohort.counts[:200], lambda block: block * 0 + 300, BINS, segments, genes, SETTINGS),
-        call_genes(cohort.counts[:200], np.full((200, ALL), 300.0), BINS, segments, genes, SETTINGS),
+        call_genes(
+            cohort.counts[:200], lambda block: block * 0 + 300, BINS, segments, genes, SETTINGS
+        ),
+        call_genes(
+            cohort.counts[:200], np.full((200, ALL), 300.0), BINS, segments, genes, SETTINGS
+        ),
     )
     assert np.array_equal(twice[0].value, twice[1].value, equal_nan=True)
     whole = call_genes(cohort.counts[:200], cohort.expected[:200], BINS, segments, genes, SETTINGS)
@@ -206,7 +234,9 @@ def test_shapes_must_fit() -> None:
     with pytest.raises(InputError, match="expected depth: shape"):
         call_genes(cohort.counts[:1], cohort.expected[:1, :5], BINS, one, [SHORT], SETTINGS)
     empty = call(cohort.counts[:0], cohort.expected[:0], BINS, SETTINGS)
-    assert call_genes(cohort.counts[:0], cohort.expected[:0], BINS, empty, [SHORT], SETTINGS).cn.shape == (0, 1)
+    assert call_genes(
+        cohort.counts[:0], cohort.expected[:0], BINS, empty, [SHORT], SETTINGS
+    ).cn.shape == (0, 1)
 
 
 @given(rate=st.floats(0, 20), poisson=st.floats(1e-6, 2), extra=st.floats(0, 0.2))
@@ -243,12 +273,16 @@ def test_tables_begin_with_the_columns_of_the_reference(tmp_path: Path) -> None:
     cohort = flat(2)
     made = called(cohort, (SHORT, LONG)).frame(("b", "a"))
     assert list(made)[:5] == ["sample_id", "long", "short", "crr_long", "crr_short"]
-    assert list(made)[5:] == [f"{key}_{name}" for key in ("crr_low", "crr_high", "call") for name in ("long", "short")]
+    assert list(made)[5:] == [
+        f"{key}_{name}" for key in ("crr_low", "crr_high", "call") for name in ("long", "short")
+    ]
     write_calls(tmp_path / "gene_calls.tsv", made)
     read = pd.read_csv(tmp_path / "gene_calls.tsv", sep="\t")
     assert read["sample_id"].tolist() == ["a", "b"]
     assert read["long"].dtype == np.int64
-    assert read["crr_low_short"].to_numpy() == pytest.approx(made["crr_low_short"].to_numpy()[::-1], abs=1e-4)
+    assert read["crr_low_short"].to_numpy() == pytest.approx(
+        made["crr_low_short"].to_numpy()[::-1], abs=1e-4
+    )
 
 
 def test_callers_have_names() -> None:
@@ -256,5 +290,7 @@ def test_callers_have_names() -> None:
     assert caller_named("plasmid_cnv", SETTINGS.plasmid_cnv) is call_plasmids
     assert caller_named("cnv", "math:floor") is math.floor
     for name in ("05_other", "math:nothing", "math:pi", "no.such:thing"):
-        with pytest.raises(ConfigError, match=r"plasmid_cnv: must be 07_plasmid_cnv_caller, or .*, got"):
+        with pytest.raises(
+            ConfigError, match=r"plasmid_cnv: must be 07_plasmid_cnv_caller, or .*, got"
+        ):
             caller_named("plasmid_cnv", name)

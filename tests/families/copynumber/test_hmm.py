@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.copynumber.calling import hmm as hmm_module
-from seqfoundry.families.copynumber.calling.hmm import EM_ITERATIONS, Hmm, decode, decode_by_hmmlearn, viterbi
+from seqfoundry.families.copynumber.calling.hmm import (
+    EM_ITERATIONS,
+    Hmm,
+    decode,
+    decode_by_hmmlearn,
+    viterbi,
+)
 from seqfoundry.families.copynumber.config import COPY_NUMBERS
 
 Array = NDArray[Any]
 
 
-def random_case(seed: int, k: int, lengths: list[int], n: int = 2, gaps: float = 0.2) -> tuple[Array, Hmm]:
+def random_case(
+    seed: int, k: int, lengths: list[int], n: int = 2, gaps: float = 0.2
+) -> tuple[Array, Hmm]:
     generator = np.random.default_rng(seed)
     size = sum(lengths)
     ratio = generator.choice(COPY_NUMBERS[:k], (n, size)).repeat(3, axis=1)[:, :size]
@@ -26,7 +34,9 @@ def random_case(seed: int, k: int, lengths: list[int], n: int = 2, gaps: float =
     sds = generator.uniform(0.03, 0.8, (n, k))
     means = np.array(COPY_NUMBERS[:k]) * generator.uniform(0.9, 1.1, (n, 1))
     start = generator.dirichlet(np.ones(k), n)
-    return ratio, Hmm(means, sds, generator.uniform(1 / k, 0.9999), np.append(0, np.cumsum(lengths)), start)
+    return ratio, Hmm(
+        means, sds, generator.uniform(1 / k, 0.9999), np.append(0, np.cumsum(lengths)), start
+    )
 
 
 cases = st.builds(
@@ -59,7 +69,9 @@ def test_start_vectors_are_those_that_hmmlearn_fits(case: tuple[Array, Hmm]) -> 
     np.testing.assert_allclose(ours.posterior, theirs.posterior, rtol=0, atol=1e-9)
     np.testing.assert_allclose(ours.log_likelihood, theirs.log_likelihood, rtol=1e-11, atol=1e-9)
     # start vectors differ in their last bit, and where in a gap the state changes is a tie
-    np.testing.assert_allclose(path_scores(ratio, fitted, ours.path), path_scores(ratio, fitted, theirs.path))
+    np.testing.assert_allclose(
+        path_scores(ratio, fitted, ours.path), path_scores(ratio, fitted, theirs.path)
+    )
     if not np.isnan(ratio).any():
         np.testing.assert_array_equal(ours.path, theirs.path)
 
@@ -105,7 +117,9 @@ def test_all_paths_written_out(seed: int, k: int, length: int) -> None:
 
 def one_state(seed: int, length: int) -> tuple[Array, Hmm]:
     ratio = np.random.default_rng(seed).normal(size=(1, length))
-    return ratio, Hmm(np.ones((1, 1)), np.ones((1, 1)), 1.0, np.array([0, length]), np.ones((1, 1)))
+    return ratio, Hmm(
+        np.ones((1, 1)), np.ones((1, 1)), 1.0, np.array([0, length]), np.ones((1, 1))
+    )
 
 
 def plain(n: int, size: int, *, sd: float = 0.2, stay: float = 0.8, k: int = 6) -> Hmm:
@@ -115,9 +129,13 @@ def plain(n: int, size: int, *, sd: float = 0.2, stay: float = 0.8, k: int = 6) 
 
 @pytest.mark.parametrize("stay", [0.5, 0.25, 0.75])
 def test_ties_go_where_hmmlearn_lets_them_go(stay: float) -> None:
-    middle = np.array([[0.25, 0.25, 0.25, 0.75, 0.75], [np.nan] * 5, [0.5, np.nan, 0.75, np.nan, 1.0]])
+    middle = np.array(
+        [[0.25, 0.25, 0.25, 0.75, 0.75], [np.nan] * 5, [0.5, np.nan, 0.75, np.nan, 1.0]]
+    )
     hmm = plain(3, 5, sd=0.5, stay=stay, k=4)
-    np.testing.assert_array_equal(decode(middle, hmm).path, decode_by_hmmlearn(middle, hmm, iterations=0).path)
+    np.testing.assert_array_equal(
+        decode(middle, hmm).path, decode_by_hmmlearn(middle, hmm, iterations=0).path
+    )
 
 
 def test_gaps_and_chains_give_no_evidence() -> None:
@@ -129,7 +147,9 @@ def test_gaps_and_chains_give_no_evidence() -> None:
     assert found.posterior[0, 20].max() < found.posterior[0, 5].max()
     parts = [decode(ratio[:, a:b], plain(1, b - a)) for a, b in ((0, 13), (13, 40))]
     both = decode(ratio, Hmm(plain(1, 40).means, plain(1, 40).sds, 0.8, np.array([0, 13, 40])))
-    np.testing.assert_array_equal(both.posterior, np.concatenate([part.posterior for part in parts], axis=1))
+    np.testing.assert_array_equal(
+        both.posterior, np.concatenate([part.posterior for part in parts], axis=1)
+    )
     assert both.log_likelihood[0] == pytest.approx(sum(part.log_likelihood[0] for part in parts))
 
 

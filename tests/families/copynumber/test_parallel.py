@@ -1,4 +1,7 @@
-"""Two processes that train one network do what one does: losses, gradients, decisions; one of them writes."""
+"""Two processes that train one network do what one does: losses, gradients, decisions.
+
+One of them writes.
+"""
 
 import contextlib
 import json
@@ -78,10 +81,17 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def in_processes(words: Sequence[str], size: int, **more: str) -> list[tuple[int, str]]:
-    """Run a command in several processes, ended by none; their exit states and what they say on stderr."""
+    """Run a command in several processes, ended by none.
+
+    Their exit states and what they say on stderr.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
+        meeting = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+            "WORLD_SIZE": str(size),
+        }
     running = [
         subprocess.Popen(
             words, env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
@@ -94,32 +104,51 @@ def in_processes(words: Sequence[str], size: int, **more: str) -> list[tuple[int
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", EQUALITY.replace("CASES", repr(CASES)), str(Path(__file__).parent), str(tmp_path)]
+    words = [
+        sys.executable,
+        "-c",
+        EQUALITY.replace("CASES", repr(CASES)),
+        str(Path(__file__).parent),
+        str(tmp_path),
+    ]
     for size in (1, 2):
         for state, text in in_processes(words, size):
             assert state == 0, text
-    one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    one, first, second = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
+    )
     assert len(one) == len(CASES)
     assert first == second  # to the last bit
     for name, (figures, weights) in one.items():
         for mine, theirs in zip(figures, first[name][0], strict=True):
-            for key, value in mine.items():  # Adam turns what rounding leaves of small gradients into whole steps
+            for (
+                key,
+                value,
+            ) in (
+                mine.items()
+            ):  # Adam turns what rounding leaves of small gradients into whole steps
                 limit = 1e-5 if key == "loss" else 1e-4
                 assert theirs[key] == pytest.approx(value, rel=limit, abs=1e-6), (name, key)
         for key, value in weights.items():
             assert first[name][1][key] == pytest.approx(value, rel=1e-4, abs=1e-3), (name, key)
         assert figures[0]["loss"] != figures[1]["loss"]
     for name, alignment, *_ in CASES:  # Adam and clipping hide a gradient that is twice as long
-        gradients = [np.load(tmp_path / f"{which}-{name}-{alignment}.npz") for which in ("1-0", "2-0")]
+        gradients = [
+            np.load(tmp_path / f"{which}-{name}-{alignment}.npz") for which in ("1-0", "2-0")
+        ]
         largest = max(np.abs(values).max() for values in gradients[0].values())
         assert largest > 1
         for key, values in gradients[0].items():
-            np.testing.assert_allclose(gradients[1][key], values, rtol=0, atol=1e-5 * largest, err_msg=f"{name} {key}")
+            np.testing.assert_allclose(
+                gradients[1][key], values, rtol=0, atol=1e-5 * largest, err_msg=f"{name} {key}"
+            )
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4), (3, 5, 2, 4)])
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_norm_of_one_process_is_the_plain_one(shape: tuple[int, ...], momentum: float | None) -> None:
+def test_norm_of_one_process_is_the_plain_one(
+    shape: tuple[int, ...], momentum: float | None
+) -> None:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
     plain, own = (kind(5, momentum=momentum) for _ in range(2))
     with torch.no_grad():
@@ -135,7 +164,9 @@ def test_norm_of_one_process_is_the_plain_one(shape: tuple[int, ...], momentum: 
         for _ in range(2):
             y = norm(given)
         (y * torch.arange(x.numel()).view(shape).cos()).sum().backward()
-        made.append([y, given.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
+        made.append(
+            [y, given.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+        )
         made[-1].append(norm.eval()(given))
         assert int(norm.num_batches_tracked) == 2
     for a, b in zip(*made, strict=True):
@@ -145,20 +176,27 @@ def test_norm_of_one_process_is_the_plain_one(shape: tuple[int, ...], momentum: 
 def test_shares_are_all_rows_once() -> None:
     for n, size in ((0, 2), (1, 2), (7, 2), (7, 3), (8, 4), (3, 5)):
         found = [np.arange(n)[Place(rank, size).share(n)] for rank in range(size)]
-        assert [part.tolist() for part in found] == [part.tolist() for part in np.array_split(np.arange(n), size)]
+        assert [part.tolist() for part in found] == [
+            part.tolist() for part in np.array_split(np.arange(n), size)
+        ]
 
 
 @pytest.mark.parametrize(
     "words", [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
               {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}],
 )  # fmt: skip
-def test_half_an_environment_is_refused(words: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_an_environment_is_refused(
+    words: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert Place.here() == Place()
     for name, value in words.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"^environment: must have RANK, .*, MASTER_PORT as torchrun sets them, got"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^environment: must have RANK, .*, MASTER_PORT as torchrun sets them, got",
+    ):
         Place.here()
 
 
@@ -175,14 +213,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    words = ["-m", "seqfoundry", "train", "copynumber", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
+    words = [
+        "-m",
+        "seqfoundry",
+        "train",
+        "copynumber",
+        "--params",
+        str(PARAMS / "smoke.yaml"),
+        "--data",
+        str(data),
+    ]
     return [*words, "--out", str(out), "--device", "cpu", *more]
 
 
 def torchrun(*words: str) -> subprocess.Popen[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *words,
+    ]
     pipe = subprocess.PIPE
-    return subprocess.Popen(launch, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        launch, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -191,7 +248,9 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    )
     return sorted(map(int, found.stdout.split()))
 
 
@@ -223,20 +282,30 @@ def test_torchrun_writes_what_one_process_writes(data: Path, tmp_path: Path) -> 
     assert process.returncode == 0, told
     assert json.loads(said)["out"] == str(tmp_path / "two")  # one summary, of the first process
     assert told.count("epoch 1: loss") == 1
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        path.name for path in (tmp_path / "two").iterdir()
+    }
     one, two = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert len(one) == 2
     for mine, theirs in zip(one, two, strict=True):
         for key in mine.keys() - {"seconds"}:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-5, abs=1e-6), key
-    counts = [np.load(tmp_path / name / "reconstructions.npy", allow_pickle=False) for name in ("one", "two")]
+    counts = [
+        np.load(tmp_path / name / "reconstructions.npy", allow_pickle=False)
+        for name in ("one", "two")
+    ]
     np.testing.assert_allclose(counts[1], counts[0], rtol=1e-3)
     store = json.loads((tmp_path / "two" / "run.json").read_text())
     assert store["tracked"]
 
 
-def stopped(data: Path, out: Path, number: signal.Signals, *, which: int | None) -> tuple[int, str]:
-    """Begin a long training, send a signal to a worker (None: to torchrun) after the first epoch; its end."""
+def stopped(
+    data: Path, out: Path, number: signal.Signals, *, which: int | None
+) -> tuple[int, str]:
+    """Begin a long training, send a signal to a worker (None: to torchrun) after the first epoch.
+
+    Its end.
+    """
     process = torchrun(*command(data, out, "--no-track", "--set", "epochs=4000 patience=4000"))
     try:
         wait_for(out / "checkpoints" / "last.pt", process)
@@ -248,7 +317,10 @@ def stopped(data: Path, out: Path, number: signal.Signals, *, which: int | None)
     return process.returncode, text
 
 
-GONE = "seqfoundry: process 1 of 2: all must go on together, got one that has ended or cannot be reached"
+GONE = (
+    "seqfoundry: process 1 of 2: all must go on together, got one that has ended or cannot be "
+    "reached"
+)
 
 
 @pytest.mark.parametrize("fault", ["store", "out", "disk"])
@@ -258,10 +330,18 @@ def test_a_first_process_that_fails_ends_the_other(fault: str, data: Path, tmp_p
     if fault == "out":
         out.write_text("in the way")
     full = (
-        "import os, resource; os.environ['RANK'] == '0' and resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20,) * 2)"
+        "import os, resource; os.environ['RANK'] == '0' and "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20,) * 2)"
     )
-    words = [sys.executable, "-c", f"{full}\n{MAIN}" if fault == "disk" else MAIN, *command(data, out)[2:]]
-    found = in_processes(words, 2, MLFLOW_TRACKING_URI="http://127.0.0.1:1" if fault == "store" else store)
+    words = [
+        sys.executable,
+        "-c",
+        f"{full}\n{MAIN}" if fault == "disk" else MAIN,
+        *command(data, out)[2:],
+    ]
+    found = in_processes(
+        words, 2, MLFLOW_TRACKING_URI="http://127.0.0.1:1" if fault == "store" else store
+    )
     says = {
         "store": "tracking server http://127.0.0.1:1: must answer, got",
         "out": f"{out}: must be a writable folder, got: File exists",
@@ -271,7 +351,11 @@ def test_a_first_process_that_fails_ends_the_other(fault: str, data: Path, tmp_p
     assert f"seqfoundry: {says[fault]}" in found[0][1]
     assert GONE in found[1][1]
     assert not any("Traceback" in text for _, text in found)
-    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} if out.is_dir() else set()
+    left = (
+        {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+        if out.is_dir()
+        else set()
+    )
     assert left == ({"run.json", "params.yaml"} if fault == "disk" else set())
     if fault == "disk":
         with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as opened:
@@ -304,7 +388,10 @@ except SeqfoundryError as error:
         end(process)
     assert (tmp_path / "said").is_file(), text
     said = (tmp_path / "said").read_text()
-    assert said.startswith("process 0 of 2: all must go on together, got one that has ended or cannot be reached (wait")
+    assert said.startswith(
+        "process 0 of 2: all must go on together, got one that has ended or cannot be reached "
+        "(wait"
+    )
 
 
 def test_the_others_stay_until_the_first_is_done(tmp_path: Path) -> None:
@@ -329,13 +416,19 @@ assert done.is_file()
 def test_a_killed_process_ends_the_other(which: int, data: Path, tmp_path: Path) -> None:
     state, text = stopped(data, tmp_path / "out", signal.SIGKILL, which=which)
     assert state != 0
-    assert f"seqfoundry: process {1 - which} of 2: all must go on together, got one that has ended" in text
+    assert (
+        f"seqfoundry: process {1 - which} of 2: all must go on together, got one that has ended"
+        in text
+    )
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 @pytest.mark.slow
 def test_a_stopped_training_resumes(data: Path, tmp_path: Path) -> None:
-    """SIGTERM to torchrun, as SLURM sends it: both stop after the same epoch, and both go on from there."""
+    """SIGTERM to torchrun, as SLURM sends it.
+
+    Both stop after the same epoch, and both go on from there.
+    """
     out = tmp_path / "out"
     state, text = stopped(data, out, signal.SIGTERM, which=None)
     assert state != 0

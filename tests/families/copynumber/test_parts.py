@@ -50,7 +50,9 @@ def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the simplest kind, which trains in a moment."""
     out = tmp_path_factory.mktemp("parts") / "run"
-    train.train(settings("baseline=median"), prepared, out, TrainOptions(device="cpu", track=False))
+    train.train(
+        settings("baseline=median"), prepared, out, TrainOptions(device="cpu", track=False)
+    )
     return out / "model"
 
 
@@ -78,27 +80,41 @@ def test_no_lineage_is_in_both_parts(data: Path, prepared: Path) -> None:
 
 
 def test_samples_keep_their_counts_plasmids_and_truth(data: Path, prepared: Path) -> None:
-    whole, plasmids = open_store(data / "train" / "chromosome"), open_plasmid_store(data / "train" / "plasmid")
-    truth = pd.read_csv(data / "train" / "ground_truth.tsv", sep="\t", dtype=str).set_index("sample_id")
+    whole, plasmids = (
+        open_store(data / "train" / "chromosome"),
+        open_plasmid_store(data / "train" / "plasmid"),
+    )
+    truth = pd.read_csv(data / "train" / "ground_truth.tsv", sep="\t", dtype=str).set_index(
+        "sample_id"
+    )
     for name in ("train", "test"):
-        store, plasmid = open_store(prepared / name / "chromosome"), open_plasmid_store(prepared / name / "plasmid")
+        store, plasmid = (
+            open_store(prepared / name / "chromosome"),
+            open_plasmid_store(prepared / name / "plasmid"),
+        )
         rows = [whole.samples.index(sample) for sample in store.samples]
         np.testing.assert_array_equal(store.counts, whole.counts[rows])
         assert plasmid.samples == store.samples
         np.testing.assert_array_equal(plasmid.genes, plasmids.genes[rows])
         np.testing.assert_array_equal(plasmid.breadth, plasmids.breadth[rows])
-        own = pd.read_csv(prepared / name / "ground_truth.tsv", sep="\t", dtype=str).set_index("sample_id")
+        own = pd.read_csv(prepared / name / "ground_truth.tsv", sep="\t", dtype=str).set_index(
+            "sample_id"
+        )
         pd.testing.assert_frame_equal(own, truth.loc[list(store.samples)])
 
 
-def test_the_same_seed_sets_the_same_samples_aside(data: Path, prepared: Path, tmp_path: Path) -> None:
+def test_the_same_seed_sets_the_same_samples_aside(
+    data: Path, prepared: Path, tmp_path: Path
+) -> None:
     prepare(known(data), [data / "train"], None, tmp_path / "again")
     assert read_json(tmp_path / "again" / "test" / "chromosome" / "manifest.json") == read_json(
         prepared / "test" / "chromosome" / "manifest.json"
     )
 
 
-def test_without_metadata_every_sample_is_a_lineage(data: Path, tmp_path: Path, caplog: Any) -> None:
+def test_without_metadata_every_sample_is_a_lineage(
+    data: Path, tmp_path: Path, caplog: Any
+) -> None:
     made = prepare(settings("prepare.test_share=0.25"), [data / "train"], None, tmp_path / "out")
     assert (made["train"], made["test"]) == (36, 12)
     assert "sequence types are unknown" in caplog.text
@@ -111,7 +127,10 @@ def test_a_whole_cohort_gets_what_is_known_of_it(data: Path, tmp_path: Path) -> 
     assert "test" not in made
     wanted = {"manifest.json", "chromosome", "plasmid", "metadata.tsv", "ground_truth.tsv"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
-    assert cohort(settings(), tmp_path / "out").lineages.tolist() == cohort(settings(), data).lineages.tolist()
+    assert (
+        cohort(settings(), tmp_path / "out").lineages.tolist()
+        == cohort(settings(), data).lineages.tolist()
+    )
 
 
 def test_shares_that_cannot_be_are_refused(data: Path, tmp_path: Path) -> None:
@@ -119,9 +138,13 @@ def test_shares_that_cannot_be_are_refused(data: Path, tmp_path: Path) -> None:
         settings("prepare.test_share=1")
     table = tmp_path / "meta.tsv"
     names = open_store(data / "train" / "chromosome").samples
-    pd.DataFrame({"sample_id": names, "Species": "x", "ST": "ST1"}).to_csv(table, sep="\t", index=False)
+    pd.DataFrame({"sample_id": names, "Species": "x", "ST": "ST1"}).to_csv(
+        table, sep="\t", index=False
+    )
     alone = replace(known(data), kpsc_meta_path=str(table))
-    with pytest.raises(InputError, match="sequence types: must be at least two to set some aside, got 1"):
+    with pytest.raises(
+        InputError, match="sequence types: must be at least two to set some aside, got 1"
+    ):
         prepare(alone, [data / "train"], None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -129,8 +152,13 @@ def test_shares_that_cannot_be_are_refused(data: Path, tmp_path: Path) -> None:
 # ---- evaluation
 
 
-def test_a_model_is_not_measured_on_what_it_was_trained_on(prepared: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"must have samples that the model was not trained on, got \d+ that it was"):
+def test_a_model_is_not_measured_on_what_it_was_trained_on(
+    prepared: Path, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"must have samples that the model was not trained on, got \d+ that it was",
+    ):
         evaluation.evaluate(model, prepared / "train", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     metrics = evaluation.evaluate(model, prepared, tmp_path / "out")
@@ -158,11 +186,15 @@ def test_models_without_a_record_say_so(prepared: Path, model: Path, tmp_path: P
     content = read_json(older / "model.json")
     del content["settings"]["prepare"]
     (older / "model.json").write_text(json.dumps(content))
-    assert serve.load(older).config.prepare.test_share == 0, "models of versions without the setting load"
+    assert serve.load(older).config.prepare.test_share == 0, (
+        "models of versions without the setting load"
+    )
     evaluation.evaluate(older, prepared, tmp_path / "out")
     assert "has no record of the samples" in (tmp_path / "out" / "evaluation.txt").read_text()
     np.save(older / serve.SEEN, np.zeros((2, 2), dtype=np.float32))
-    with pytest.raises(ModelError, match=r"seen\.npy: must be a list of 64-bit numbers, got float32"):
+    with pytest.raises(
+        ModelError, match=r"seen\.npy: must be a list of 64-bit numbers, got float32"
+    ):
         evaluation.evaluate(older, prepared, tmp_path / "out")
 
 

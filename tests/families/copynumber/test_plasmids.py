@@ -1,4 +1,7 @@
-"""Calls of plasmid genes, families and replicons, with and without their backbone; five real genomes."""
+"""Calls of plasmid genes, families and replicons, with and without their backbone.
+
+Five real genomes.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +24,13 @@ from seqfoundry.families.copynumber.calling.plasmids import (
 from seqfoundry.families.copynumber.calling.segments import call
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.baselines import Baseline, harmonic_tracks
-from seqfoundry.families.copynumber.depth.bins import Gene, Layout, read_panel, replicon_names, summarise_plasmids
+from seqfoundry.families.copynumber.depth.bins import (
+    Gene,
+    Layout,
+    read_panel,
+    replicon_names,
+    summarise_plasmids,
+)
 from seqfoundry.families.copynumber.depth.tables import find_tables, read_blocks
 
 Array = NDArray[Any]
@@ -31,11 +40,23 @@ SETTINGS = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml
 KPC, NDM = Gene("kpc", "p", 20557, 21435), Gene("ndm", "p", 5101, 5900)
 FAR = Gene("far", "q", 1, 800)
 RULES = PlasmidRules(
-    (KPC, NDM, FAR), (0.2, 0.5, 0.2), 1.5, {"both": ("kpc", "ndm"), "all": ("kpc", "far")}, 10, 1000, False
+    (KPC, NDM, FAR),
+    (0.2, 0.5, 0.2),
+    1.5,
+    {"both": ("kpc", "ndm"), "all": ("kpc", "far")},
+    10,
+    1000,
+    False,
 )
 
 
-def of(kpc: list[float], ndm: list[float], replicon: float = 0, breadth: float = 0, median: float = 300) -> Any:
+def of(
+    kpc: list[float],
+    ndm: list[float],
+    replicon: float = 0,
+    breadth: float = 0,
+    median: float = 300,
+) -> Any:
     n = len(kpc)
     depth = Depth(
         median * np.array([ndm, kpc]).T,
@@ -57,13 +78,17 @@ def test_plasmid_genes_and_families() -> None:
     assert made.genes.labels[0, 2] == "uncallable: not in the reference"
     assert made.families.cn[:, 0].tolist() == [0, 1, 2, 2, 2]
     assert made.families.value[:4, 0] == pytest.approx([0.5, 0.9, 1.7, 1.8])
-    assert made.families.cn[:, 1].tolist() == [-1, 1, 2, 1, -1], "absent only if all members are known"
+    assert made.families.cn[:, 1].tolist() == [-1, 1, 2, 1, -1], (
+        "absent only if all members are known"
+    )
     assert made.families.labels[0, 1] == "uncallable: a member is unknown"
 
 
 def test_a_sample_with_too_few_reads_has_no_plasmid_calls() -> None:
     made = call_plasmids(*of([1.0], [1.0], median=9), RULES)
-    assert made.genes.labels[0].tolist() == ["uncallable: too few reads"] * 2 + ["uncallable: not in the reference"]
+    assert made.genes.labels[0].tolist() == ["uncallable: too few reads"] * 2 + [
+        "uncallable: not in the reference"
+    ]
     assert made.families.cn.tolist() == [[-1, -1]]
     assert made.replicons.label.tolist() == [["uncallable"]]
     none = call_plasmids(of([1.0], [1.0])[0], Chromosome(np.zeros(1), np.zeros(1)), RULES)
@@ -72,7 +97,9 @@ def test_a_sample_with_too_few_reads_has_no_plasmid_calls() -> None:
         call_plasmids(of([1.0], [1.0])[0], Chromosome(np.ones(2), np.ones(2)), RULES)
 
 
-@pytest.mark.parametrize(("breadth", "label"), [(0.95, "present"), (0.5, "related"), (0.01, "absent")])
+@pytest.mark.parametrize(
+    ("breadth", "label"), [(0.95, "present"), (0.5, "related"), (0.01, "absent")]
+)
 def test_a_replicon_is_present_by_its_breadth(breadth: float, label: str) -> None:
     made = call_plasmids(*of([1.0], [1.0], 2.0, breadth), RULES)
     assert made.replicons.label.tolist() == [[label]]
@@ -92,7 +119,9 @@ def test_the_backbone_is_taken_off_where_it_is_known() -> None:
     assert alone.genes.value[0, 0] == pytest.approx(2)
     assert alone.genes.low[0, 0] < 2 < alone.genes.high[0, 0]
     part = call_plasmids(*of([0.7], [0], 3, 0.5), rules)
-    assert part.genes.value[0, 0] == pytest.approx(0.7), "of a relative nothing is known at the gene"
+    assert part.genes.value[0, 0] == pytest.approx(0.7), (
+        "of a relative nothing is known at the gene"
+    )
 
 
 @pytest.mark.parametrize("copies", [0.5, 1, 2, 5])
@@ -100,7 +129,10 @@ def test_intervals_of_pcn_cover_the_truth(copies: float) -> None:
     generator = np.random.default_rng(9)
     scale, dispersion = generator.uniform(60, 300, (2000, 1)), generator.uniform(0.003, 0.01, 2000)
     place = np.linspace(0, 6.28, 1200)
-    mean = scale * 2 ** (generator.uniform(0, 0.45, (2000, 1)) * np.cos(place - generator.uniform(0, 6.28, (2000, 1))))
+    mean = scale * 2 ** (
+        generator.uniform(0, 0.45, (2000, 1))
+        * np.cos(place - generator.uniform(0, 6.28, (2000, 1)))
+    )
     noise = generator.gamma(1 / dispersion[:, None], dispersion[:, None], mean.shape)
     chromosome = chromosome_depth(generator.poisson(mean * noise).astype(np.uint32), 0.35)
 
@@ -112,7 +144,11 @@ def test_intervals_of_pcn_cover_the_truth(copies: float) -> None:
     nothing = np.zeros((len(depth), 1))
     made = call_plasmids(Depth(depth, (NDM, KPC), nothing, nothing, ("p",)), chromosome, RULES)
     assert np.median(chromosome.dispersion / dispersion) == pytest.approx(1, abs=0.1)
-    for calls, column, truth in ((made.genes, 0, copies), (made.genes, 1, copies), (made.families, 0, 2 * copies)):
+    for calls, column, truth in (
+        (made.genes, 0, copies),
+        (made.genes, 1, copies),
+        (made.families, 0, 2 * copies),
+    ):
         covered = np.mean((calls.low[:, column] <= truth) & (truth <= calls.high[:, column]))
         assert 0.93 <= covered <= 0.97
 
@@ -140,7 +176,9 @@ def test_plasmid_table(tmp_path: Path) -> None:
     made = call_plasmids(*of([0.1, 1.0], [0.4, np.nan], 1.2, 0.9), RULES).frame(("s1", "s2"))
     columns = list(made)
     assert columns[:7] == ["sample_id", "far", "kpc", "ndm", "pcn_far", "pcn_kpc", "pcn_ndm"]
-    assert {"family_both", "pcn_family_all", "pcn_p", "pcn_low_p", "breadth_p", "call_p"} <= set(columns)
+    assert {"family_both", "pcn_family_all", "pcn_p", "pcn_low_p", "breadth_p", "call_p"} <= set(
+        columns
+    )
     write_calls(tmp_path / "table.tsv", made)
     text = (tmp_path / "table.tsv").read_text(encoding="utf-8").splitlines()
     assert text[1].split("\t")[:7] == ["s1", "-1", "0", "0", "", "0.1", "0.4"]
@@ -155,7 +193,9 @@ def test_real_genomes_have_the_copies_that_were_put_in() -> None:
     layout = Layout.of(SETTINGS)
     block = next(iter(read_blocks(find_tables([REAL]), layout, rows=10)))
     n_bins = len(layout.bins)
-    curve = Baseline("bin_median_ori", np.zeros(n_bins, np.float32), harmonic_tracks(n_bins, 3), 0.35)
+    curve = Baseline(
+        "bin_median_ori", np.zeros(n_bins, np.float32), harmonic_tracks(n_bins, 3), 0.35
+    )
     expected = curve.expected(block.counts)
     segments = call(block.counts, expected, layout.bins, SETTINGS)
     panel = read_panel(Path(SETTINGS.chrom_gene_coords_path))[0]
@@ -166,9 +206,19 @@ def test_real_genomes_have_the_copies_that_were_put_in() -> None:
     }  # fmt: skip
     chromosome = chromosome_depth(block.counts, SETTINGS.present_ratio)
     names = replicon_names(block.plasmid_bins)
-    depth = summarise_plasmids(block.plasmid_counts, block.plasmid_bins, layout.panel, chromosome.median)
-    made = call_plasmids(Depth(depth[0], layout.panel, *depth[1:], names), chromosome, PlasmidRules.of(SETTINGS))
-    labels = dict(zip(block.samples, made.replicons.label[:, names.index("NC_016846.1")].tolist(), strict=True))
+    depth = summarise_plasmids(
+        block.plasmid_counts, block.plasmid_bins, layout.panel, chromosome.median
+    )
+    made = call_plasmids(
+        Depth(depth[0], layout.panel, *depth[1:], names), chromosome, PlasmidRules.of(SETTINGS)
+    )
+    labels = dict(
+        zip(
+            block.samples,
+            made.replicons.label[:, names.index("NC_016846.1")].tolist(),
+            strict=True,
+        )
+    )
     assert list(labels.values()) == ["present", "present", "related", "related", "absent"]
     for sample, truth in (("Klebs_HS11286_amp2", 1), ("Klebs_HS11286_base", 2)):
         row = block.samples.index(sample)

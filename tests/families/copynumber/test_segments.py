@@ -35,11 +35,15 @@ class Cohort(NamedTuple):
     events: list[tuple[int, int, int, float]]  # sample, first, last, cn
 
 
-def planted(n: int, *, seed: int = 1, depth: tuple[float, float] = (200, 500), dispersion: float = 0.008) -> Cohort:
+def planted(
+    n: int, *, seed: int = 1, depth: tuple[float, float] = (200, 500), dispersion: float = 0.008
+) -> Cohort:
     """Negative-binomial counts around a gradient, with five events per sample, one in three a deletion."""
     generator = np.random.default_rng(seed)
     place = np.arange(ALL) / ALL * 2 * np.pi
-    peak = 2 ** (generator.uniform(0, 0.45, (n, 1)) * np.cos(place - generator.uniform(0, 6.28, (n, 1))))
+    peak = 2 ** (
+        generator.uniform(0, 0.45, (n, 1)) * np.cos(place - generator.uniform(0, 6.28, (n, 1)))
+    )
     expected = np.exp(generator.uniform(*np.log(depth), (n, 1))) * peak
     cn, events = np.ones((n, ALL)), []
     for sample in range(n):
@@ -49,7 +53,12 @@ def planted(n: int, *, seed: int = 1, depth: tuple[float, float] = (200, 500), d
             cn[sample, first : first + length] = copies
             events.append((sample, int(first), int(first + length), float(copies)))
     noise = generator.gamma(1 / dispersion, dispersion, cn.shape)
-    return Cohort(generator.poisson(expected * cn * noise).astype(np.uint32), expected.astype(np.float32), cn, events)
+    return Cohort(
+        generator.poisson(expected * cn * noise).astype(np.uint32),
+        expected.astype(np.float32),
+        cn,
+        events,
+    )
 
 
 def quality(found: Segments, cohort: Cohort) -> tuple[float, float, float]:
@@ -65,7 +74,10 @@ def quality(found: Segments, cohort: Cohort) -> tuple[float, float, float]:
             apart += [abs(found.first[i] - first), abs(found.last[i] - last)]
     changed = np.flatnonzero(found.cn != 1)
     truth = [cohort.cn[found.sample[i], found.first[i] : found.last[i]] for i in changed]
-    false = sum(np.mean(np.minimum(cn, 3) == found.cn[i]) < 0.5 for i, cn in zip(changed, truth, strict=True))
+    false = sum(
+        np.mean(np.minimum(cn, 3) == found.cn[i]) < 0.5
+        for i, cn in zip(changed, truth, strict=True)
+    )
     precision = 1 - false / max(len(changed), 1)
     recall = hits / len(long)
     return (
@@ -87,7 +99,9 @@ def found(cohort: Cohort) -> Segments:
 
 def same(one: Segments, other: Segments) -> bool:
     names = [field.name for field in dataclasses.fields(Segments)]
-    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names)
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names
+    )
 
 
 @pytest.mark.parametrize("stay", [0.8, 0.99])
@@ -111,12 +125,16 @@ def test_confidence_is_the_share_of_right_segments(cohort: Cohort) -> None:
     found = call(noisy.counts, noisy.expected, BINS, SETTINGS)
     right = [
         np.mean(np.minimum(noisy.cn[sample, first:last], 3) == cn) >= 0.5
-        for sample, first, last, cn in zip(found.sample, found.first, found.last, found.cn, strict=True)
+        for sample, first, last, cn in zip(
+            found.sample, found.first, found.last, found.cn, strict=True
+        )
     ]
     assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
     for least, most in ((0.0, 0.9), (0.9, 0.97), (0.97, 1.01)):
         chosen = (found.cn != 1) & (found.confidence >= least) & (found.confidence < most)
-        assert np.mean(np.array(right)[chosen]) == pytest.approx(found.confidence[chosen].mean(), abs=0.1)
+        assert np.mean(np.array(right)[chosen]) == pytest.approx(
+            found.confidence[chosen].mean(), abs=0.1
+        )
 
 
 def test_segments_cover_every_bin_once(found: Segments) -> None:
@@ -210,7 +228,9 @@ def test_chains_end_with_contigs_and_where_windows_are_missing() -> None:
     counts[0, 280:320] = 600
     expected = np.full((1, len(bins)), 300.0)
     found = call(counts, expected, bins, SETTINGS)
-    assert list(zip(found.first.tolist(), found.last.tolist(), found.cn.tolist(), strict=True)) == [
+    assert list(
+        zip(found.first.tolist(), found.last.tolist(), found.cn.tolist(), strict=True)
+    ) == [
         (0, 280, 1.0),
         (280, 300, 2.0),
         (300, 320, 2.0),
@@ -224,11 +244,15 @@ def test_chains_end_with_contigs_and_where_windows_are_missing() -> None:
 
 
 def test_hmmlearn_gives_the_same_segments(cohort: Cohort, found: Segments) -> None:
-    theirs = call(cohort.counts[:8], cohort.expected[:8], BINS, dataclasses.replace(SETTINGS, hmm="hmmlearn"))
+    theirs = call(
+        cohort.counts[:8], cohort.expected[:8], BINS, dataclasses.replace(SETTINGS, hmm="hmmlearn")
+    )
     n = len(theirs)
     np.testing.assert_array_equal(theirs.cn, found.cn[:n])
     np.testing.assert_array_equal(theirs.first, found.first[:n])
-    np.testing.assert_allclose(theirs.confidence, found.confidence[:n], atol=1e-3)  # the start vectors differ
+    np.testing.assert_allclose(
+        theirs.confidence, found.confidence[:n], atol=1e-3
+    )  # the start vectors differ
 
 
 def always_one(ratio: Array, hmm: Hmm) -> Decoded:
@@ -243,15 +267,26 @@ def test_a_decoder_of_ones_own(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(segments_module, "always_one", always_one, raising=False)
     monkeypatch.setattr(segments_module, "wrong_shape", wrong_shape, raising=False)
     name = "seqfoundry.families.copynumber.calling.segments:always_one"
-    found = call(cohort.counts[:2], cohort.expected[:2], BINS, dataclasses.replace(SETTINGS, hmm=name))
+    found = call(
+        cohort.counts[:2], cohort.expected[:2], BINS, dataclasses.replace(SETTINGS, hmm=name)
+    )
     assert found.cn.tolist() == [1, 1]
-    settings = dataclasses.replace(SETTINGS, hmm="seqfoundry.families.copynumber.calling.segments:wrong_shape")
+    settings = dataclasses.replace(
+        SETTINGS, hmm="seqfoundry.families.copynumber.calling.segments:wrong_shape"
+    )
     with pytest.raises(InputError, match="wrong_shape: paths must be"):
         call(cohort.counts[:2], cohort.expected[:2], BINS, settings)
 
 
 @pytest.mark.parametrize(
-    "name", ["03_hmm", "no.such:thing", "seqfoundry.families.copynumber.calling.hmm:nothing", ":x", "math:pi:e"]
+    "name",
+    [
+        "03_hmm",
+        "no.such:thing",
+        "seqfoundry.families.copynumber.calling.hmm:nothing",
+        ":x",
+        "math:pi:e",
+    ],
 )
 def test_unknown_decoders_are_refused(cohort: Cohort, name: str) -> None:
     with pytest.raises(ConfigError, match="hmm: must be one of 02_gaussian_hmm, hmmlearn, or"):
@@ -270,7 +305,9 @@ def test_what_does_not_fit_is_refused(cohort: Cohort) -> None:
 @given(st.lists(st.floats(-1e6, 1e6), max_size=300), st.booleans())
 def test_the_median_is_that_of_numpy(values: list[float], rounded: bool) -> None:
     array = np.round(np.array(values, dtype=np.float64), 0 if rounded else 9)
-    assert np.array_equal(runs_module.median(array), np.median(array) if values else np.nan, equal_nan=True)
+    assert np.array_equal(
+        runs_module.median(array), np.median(array) if values else np.nan, equal_nan=True
+    )
 
 
 def make_runs(path: str, begins: tuple[int, ...] = (0,)) -> tuple[runs_module.Runs, int]:
@@ -302,7 +339,9 @@ def written(runs: runs_module.Runs, n: int, size: int) -> str:
         ("222", (0,), "222", 1),
     ],
 )
-def test_short_runs_go_to_the_longer_neighbour(path: str, begins: tuple[int, ...], result: str, n: int) -> None:
+def test_short_runs_go_to_the_longer_neighbour(
+    path: str, begins: tuple[int, ...], result: str, n: int
+) -> None:
     runs, count = make_runs(path, begins)
     count = runs_module.absorb(runs, count, 3)
     assert (written(runs, count, len(path)), count) == (result, n)
@@ -314,14 +353,19 @@ def test_runs_need_evidence_and_no_bin_decides_alone() -> None:
     ratio[4:8] = [2.0, 1.0, 1.0, 1.0]
     ratio[12:15] = [1.5, np.nan, 1.5]
     means, sds = np.array([0, 0.5, 1, 1.5, 2, 3]), np.full(6, 0.1)
-    assert written(runs, runs_module.weigh(runs, n, ratio, means, sds, 16.0), 19) == "2222222222223332222"
+    assert (
+        written(runs, runs_module.weigh(runs, n, ratio, means, sds, 16.0), 19)
+        == "2222222222223332222"
+    )
     ratio[14] = 1.27
     runs, n = make_runs("2222444422223332222")
     assert written(runs, runs_module.weigh(runs, n, ratio, means, sds, 16.0), 19) == "2" * 19
 
 
 def test_amplified_neighbours_of_like_medians_are_one() -> None:
-    ratio = np.concatenate([np.full(4, 1.0), np.full(6, 2.2), np.full(3, 2.6), np.full(3, 3.4), np.full(3, 0.2)])
+    ratio = np.concatenate(
+        [np.full(4, 1.0), np.full(6, 2.2), np.full(3, 2.6), np.full(3, 3.4), np.full(3, 0.2)]
+    )
     means = np.array([0, 0.5, 1, 1.5, 2, 3])
     runs, n = make_runs("2222444444555444111")
     n = runs_module.recall(runs, n, ratio, means, 0.6)
@@ -330,7 +374,9 @@ def test_amplified_neighbours_of_like_medians_are_one() -> None:
 
 def real_counts(sample: str) -> Array:
     with gzip.open(REAL / f"{sample}.counts.tsv.gz", "rt") as lines:
-        return np.array([int(line.split("\t")[3]) for line in lines if line.startswith("CP003200.1\t")])
+        return np.array(
+            [int(line.split("\t")[3]) for line in lines if line.startswith("CP003200.1\t")]
+        )
 
 
 def harmonic_expectation(counts: Array) -> Array:
@@ -353,7 +399,10 @@ def harmonic_expectation(counts: Array) -> Array:
         ("Klebs_HS11286_amp2", [(2535, 2565, 2)]),
         ("MGH78578_base", [(2546, 2550, 3)]),  # the locus on a plasmid
         ("MGH78578_del", [(1200, 1225, 0), (2546, 2550, 3)]),
-        ("NTUH-K2044_mix", [(2535, 2565, 2), (4000, 4012, 3)]),  # bins 2,560-2,562 are absent in this strain
+        (
+            "NTUH-K2044_mix",
+            [(2535, 2565, 2), (4000, 4012, 3)],
+        ),  # bins 2,560-2,562 are absent in this strain
     ],
 )
 def test_events_of_real_genomes(sample: str, events: list[tuple[int, int, float]]) -> None:

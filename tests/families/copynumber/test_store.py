@@ -1,4 +1,8 @@
-"""Stores: what is written comes back, damage is named, and the reference tool's stores are read without executing."""
+"""Stores.
+
+What is written comes back, damage is named, and the reference tool's stores are read without
+executing.
+"""
 
 import json
 import os
@@ -12,7 +16,13 @@ import pytest
 
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.families.copynumber.data import merge, merged_plasmids, open_upstream
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene, Layout, Reference, summarise_plasmids
+from seqfoundry.families.copynumber.depth.bins import (
+    Bins,
+    Gene,
+    Layout,
+    Reference,
+    summarise_plasmids,
+)
 from seqfoundry.families.copynumber.depth.store import (
     PlasmidStore,
     Store,
@@ -42,11 +52,17 @@ def make(folder: Path, n: int = 5, first: int = 0, reference: Reference = REFERE
     return open_store(folder)
 
 
-def make_plasmid(folder: Path, n: int = 5, first: int = 0, panel: tuple[Gene, ...] = PANEL) -> PlasmidStore:
+def make_plasmid(
+    folder: Path, n: int = 5, first: int = 0, panel: tuple[Gene, ...] = PANEL
+) -> PlasmidStore:
     rng = np.random.default_rng(first)
     manifest = {"bin_size": 1_000, "reference": "chr", "reference_length": 9_500, "mapq": 20}
-    genes, depth, breadth = (rng.random((n, width)).astype(np.float32) for width in (len(panel), 3, 3))
-    store = PlasmidStore(folder, genes, panel, depth, breadth, ("p1", "p2", "p3"), tuple(names(n, first)), manifest)
+    genes, depth, breadth = (
+        rng.random((n, width)).astype(np.float32) for width in (len(panel), 3, 3)
+    )
+    store = PlasmidStore(
+        folder, genes, panel, depth, breadth, ("p1", "p2", "p3"), tuple(names(n, first)), manifest
+    )
     write_plasmid_store(folder, store)
     return open_plasmid_store(folder)
 
@@ -62,7 +78,12 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert [window.stop - window.start for window, _ in parts] == [400, 400, 230]
     np.testing.assert_array_equal(np.concatenate([block for _, block in parts]), store.counts)
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert {"bin_size": 1_000, "mapq": 20, "n_samples": 1_030, "n_bins": 10}.items() <= manifest.items()
+    assert {
+        "bin_size": 1_000,
+        "mapq": 20,
+        "n_samples": 1_030,
+        "n_bins": 10,
+    }.items() <= manifest.items()
     assert sorted(manifest["files"]) == ["bins.tsv", "counts.npy", "samples.tsv"]
 
 
@@ -78,7 +99,9 @@ def test_plasmid_store_comes_back(tmp_path: Path) -> None:
 def test_the_same_samples_are_the_same_bytes(tmp_path: Path) -> None:
     one, two = make(tmp_path / "a").manifest, make(tmp_path / "b").manifest
     assert one == two
-    assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == (
+        tmp_path / "b" / "manifest.json"
+    ).read_bytes()
 
 
 def test_samples_without_reads_are_kept_and_named(tmp_path: Path) -> None:
@@ -114,7 +137,9 @@ def test_damage_without_checksums(tmp_path: Path) -> None:
         open_store(tmp_path / "a")
 
 
-@pytest.mark.parametrize(("key", "value"), [("format_version", 99), ("kind", "plasmid"), ("bin_size", "1000")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("format_version", 99), ("kind", "plasmid"), ("bin_size", "1000")]
+)
 def test_a_manifest_of_another_kind(tmp_path: Path, key: str, value: Any) -> None:
     make(tmp_path / "a")
     path = tmp_path / "a" / "manifest.json"
@@ -143,7 +168,9 @@ def test_no_store(tmp_path: Path) -> None:
         (np.zeros((2, 10)), ["a", "b\tc"], "printable names"),
     ],
 )
-def test_bad_samples_leave_nothing(tmp_path: Path, counts: Any, samples: list[str], message: str) -> None:
+def test_bad_samples_leave_nothing(
+    tmp_path: Path, counts: Any, samples: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         write_store(tmp_path / "a", counts, BINS, samples, REFERENCE)
     assert not list(tmp_path.iterdir())
@@ -160,7 +187,9 @@ def test_merge_keeps_every_sample(tmp_path: Path) -> None:
     merge(stores, tmp_path / "m")
     merged = open_store(tmp_path / "m")
     assert merged.samples == stores[0].samples + stores[1].samples
-    np.testing.assert_array_equal(merged.counts, np.concatenate([store.counts for store in stores]))
+    np.testing.assert_array_equal(
+        merged.counts, np.concatenate([store.counts for store in stores])
+    )
     plasmids = [make_plasmid(tmp_path / "pa", 3), make_plasmid(tmp_path / "pb", 2, first=3)]
     joined = merged_plasmids(plasmids)
     assert joined.samples == tuple(names(5))
@@ -172,13 +201,18 @@ def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="different names, got twice: S003, S004"):
         merge([store, make(tmp_path / "b", first=3)], tmp_path / "m")
     with pytest.raises(InputError, match="must have the reference of"):
-        merge([store, make(tmp_path / "c", first=9, reference=Reference("chr", 9_500, 0))], tmp_path / "m")
+        merge(
+            [store, make(tmp_path / "c", first=9, reference=Reference("chr", 9_500, 0))],
+            tmp_path / "m",
+        )
     other = Bins.tiling("chr", 9_400, 1_000)
     write_store(tmp_path / "d", counts_of(1), other, ["x"], REFERENCE)
     with pytest.raises(InputError, match="must have the bins of"):
         merge([store, open_store(tmp_path / "d")], tmp_path / "m")
     with pytest.raises(InputError, match="must have the genes and replicons of"):
-        merged_plasmids([make_plasmid(tmp_path / "p"), make_plasmid(tmp_path / "q", first=9, panel=PANEL[:1])])
+        merged_plasmids(
+            [make_plasmid(tmp_path / "p"), make_plasmid(tmp_path / "q", first=9, panel=PANEL[:1])]
+        )
     assert not (tmp_path / "m").exists()
 
 
@@ -203,7 +237,12 @@ def test_bins_must_rise() -> None:
 
 
 def test_plasmid_depth_by_hand() -> None:
-    bins = Bins(np.array(["p1", "p1", "p2"]), np.array([1, 1_001, 1]), np.array([1_000, 1_500, 800]), bin_size=1_000)
+    bins = Bins(
+        np.array(["p1", "p1", "p2"]),
+        np.array([1, 1_001, 1]),
+        np.array([1_000, 1_500, 800]),
+        bin_size=1_000,
+    )
     panel = (Gene("a", "p1", 501, 1_300), Gene("b", "p2", 1, 800), Gene("c", "elsewhere", 1, 10))
     counts = np.array([[100, 100, 8], [0, 0, 0], [10, 1, 1]], dtype=np.uint32)
     genes, depth, breadth = summarise_plasmids(counts, bins, panel, np.array([100, 100, 0]))
@@ -212,9 +251,13 @@ def test_plasmid_depth_by_hand() -> None:
     np.testing.assert_allclose(depth[0], [200 * 1_000 / 1_500, 10], rtol=1e-6)
     np.testing.assert_allclose(breadth[0], [1, 1])
     np.testing.assert_array_equal(breadth[1:], 0)  # no reads; no chromosome to compare with
-    few, _, share = summarise_plasmids(np.array([[9, 5, 7]], dtype=np.uint32), bins, panel[:1], np.array([100]))
+    few, _, share = summarise_plasmids(
+        np.array([[9, 5, 7]], dtype=np.uint32), bins, panel[:1], np.array([100])
+    )
     assert few[0, 0] == pytest.approx((500 * 9 + 300 * 10) / 800)
-    np.testing.assert_allclose(share[0], [500 / 1_500, 0], rtol=1e-6)  # 9 and 8.75 are below a tenth
+    np.testing.assert_allclose(
+        share[0], [500 / 1_500, 0], rtol=1e-6
+    )  # 9 and 8.75 are below a tenth
 
 
 def test_long_replicons_take_the_median() -> None:
@@ -229,10 +272,17 @@ def test_long_replicons_take_the_median() -> None:
 def upstream(folder: Path, n: int = 4, chrom: str = "CP1", genes: bool = False) -> Path:
     """Write a store as the reference tool does, pickles and all."""
     folder.mkdir()
-    rows = [(chrom, start, end) for start, end in zip(BINS.start.tolist(), BINS.end.tolist(), strict=True)]
+    rows = [
+        (chrom, start, end)
+        for start, end in zip(BINS.start.tolist(), BINS.end.tolist(), strict=True)
+    ]
     if genes:
         rows = [(gene.chrom, gene.start, gene.end) for gene in PANEL]
-        np.save(folder / "genes.npy", np.array([gene.name for gene in PANEL], dtype=object), allow_pickle=True)
+        np.save(
+            folder / "genes.npy",
+            np.array([gene.name for gene in PANEL], dtype=object),
+            allow_pickle=True,
+        )
     contigs = np.array(rows, dtype=[("chrom", "O"), ("start", "<u4"), ("end", "<u4")])
     np.save(folder / "contigs.npy", contigs, allow_pickle=True)
     np.save(folder / "sample_ids.npy", np.array(names(n), dtype=object), allow_pickle=True)
@@ -317,11 +367,15 @@ def test_eighty_thousand_samples_stay_small(tmp_path: Path) -> None:
     counts = np.broadcast_to(block, (4, *block.shape))
     stores = []
     for i in range(4):
-        write_store(tmp_path / str(i), counts[i], bins, [f"{i}.{j}" for j in range(20_000)], REFERENCE)
+        write_store(
+            tmp_path / str(i), counts[i], bins, [f"{i}.{j}" for j in range(20_000)], REFERENCE
+        )
         stores.append(open_store(tmp_path / str(i), verify=False))
     del counts, block
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     merge(stores, tmp_path / "all")
     store = open_store(tmp_path / "all")
     assert sum(len(part) for _, part in store.blocks()) == 80_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes, of 1.7 GB
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    )  # kilobytes, of 1.7 GB

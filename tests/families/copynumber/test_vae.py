@@ -42,7 +42,9 @@ def cohort(n: int, seed: int = 1, n_bins: int = BINS) -> NDArray[np.uint32]:
     return stream.poisson(mean).astype(np.uint32)
 
 
-def prepared(counts: NDArray[Any], config: Config, folder: Path) -> tuple[Training, losses.Cohort, NDArray[np.int64]]:
+def prepared(
+    counts: NDArray[Any], config: Config, folder: Path
+) -> tuple[Training, losses.Cohort, NDArray[np.int64]]:
     training = Training.start(config, counts.shape[1])
     folder.mkdir(exist_ok=True)
     return training, losses.prepare(counts, training.model, config, folder), np.arange(len(counts))
@@ -58,7 +60,9 @@ def trained(counts: NDArray[Any], config: Config, folder: Path) -> Training:
 # ---- networks
 
 
-@pytest.mark.parametrize(("name", "count"), [("06_conv_vae", 376_885), ("07_residual_conv_vae", 2_959_831)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("06_conv_vae", 376_885), ("07_residual_conv_vae", 2_959_831)]
+)
 def test_number_of_parameters(name: str, count: int) -> None:
     made = model.build(settings(architecture=name), 5334)
     assert sum(parameter.numel() for parameter in made.parameters()) == count
@@ -78,7 +82,9 @@ def test_the_seed_alone_decides_the_weights() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(9)
     again, other = model.build(settings(), BINS), model.build(settings(), BINS, seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True)
+    )
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
 
 
@@ -88,7 +94,16 @@ def test_an_architecture_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["08_conv_vae", "no.such:thing", "math:nothing", ":", "math:pi", "json:dumps", "torch.nn:Identity"]
+    "name",
+    [
+        "08_conv_vae",
+        "no.such:thing",
+        "math:nothing",
+        ":",
+        "math:pi",
+        "json:dumps",
+        "torch.nn:Identity",
+    ],
 )
 def test_what_is_no_architecture_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^architecture: "):
@@ -102,17 +117,28 @@ def test_published_names_do_not_matter() -> None:
     config = settings(architecture="07_residual_conv_vae")
     source, target = model.build(config, BINS, seed=1), model.build(config, BINS, seed=2)
     renamed = {
-        f"net.{i}.{name.rpartition('.')[2]}": value for i, (name, value) in enumerate(source.state_dict().items())
+        f"net.{i}.{name.rpartition('.')[2]}": value
+        for i, (name, value) in enumerate(source.state_dict().items())
     }
     model.load_weights(target, renamed, "checkpoint.pth")
-    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_of_another_network_are_refused(name: str) -> None:
     config = settings(architecture=name)
-    made, other = model.build(config, BINS), model.build(dataclasses.replace(config, latent_dim=4), BINS)
-    for weights in (model.build(config, 2 * BINS).state_dict(), other.state_dict(), {}, {"a.weight": torch.zeros(3)}):
+    made, other = (
+        model.build(config, BINS),
+        model.build(dataclasses.replace(config, latent_dim=4), BINS),
+    )
+    for weights in (
+        model.build(config, 2 * BINS).state_dict(),
+        other.state_dict(),
+        {},
+        {"a.weight": torch.zeros(3)},
+    ):
         with pytest.raises(ModelError, match=r"^x\.pth: "):
             model.load_weights(made, weights, "x.pth")
     broken = dict(made.state_dict())
@@ -152,8 +178,14 @@ def test_normalised_by_the_median_of_present_bins() -> None:
     config = settings(hmm_low_cov_threshold=10, present_ratio=0.35)
     found = model.normalise(counts, config)
     np.testing.assert_allclose(found.median, [100, 1, 9])
-    np.testing.assert_allclose(found.log2[0], [0, 0, 0, 1, -4, np.log2(0.08), np.log2(0.2), -4, -4, -1], rtol=1e-5)
-    assert found.present.tolist() == [[True] * 4 + [False] * 5 + [True], [False] * 10, [False] * 10]
+    np.testing.assert_allclose(
+        found.log2[0], [0, 0, 0, 1, -4, np.log2(0.08), np.log2(0.2), -4, -4, -1], rtol=1e-5
+    )
+    assert found.present.tolist() == [
+        [True] * 4 + [False] * 5 + [True],
+        [False] * 10,
+        [False] * 10,
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,9 +250,16 @@ def test_terms_are_those_by_hand() -> None:
     m, v = mean.detach().numpy(), log_variance.detach().numpy()
     divergence = (-0.5 * (1 + v - m**2 - np.exp(v))).sum() / 6
     gram = (m - m.mean(axis=0)) @ (m - m.mean(axis=0)).T
-    off = 1 - naive_cka(m, pattern.numpy()) / (1 + 6 * losses.LEAST_VARIANCE / np.linalg.norm(gram))
+    off = 1 - naive_cka(m, pattern.numpy()) / (
+        1 + 6 * losses.LEAST_VARIANCE / np.linalg.norm(gram)
+    )
     got = [float(term.detach()) for term in found[:4]]
-    wanted = [reconstruction + 0.3 * divergence + 0.7 * BINS * off, reconstruction, divergence, off]
+    wanted = [
+        reconstruction + 0.3 * divergence + 0.7 * BINS * off,
+        reconstruction,
+        divergence,
+        off,
+    ]
     np.testing.assert_allclose(got, wanted, rtol=2e-4)
 
 
@@ -272,7 +311,13 @@ def test_alignment_shrinks_what_the_pattern_does_not_have() -> None:
 
 
 def test_weights_by_epoch() -> None:
-    assert [losses.warm_up(0.5, 4, number) for number in (0, 1, 2, 4, 9)] == [0, 0.125, 0.25, 0.5, 0.5]
+    assert [losses.warm_up(0.5, 4, number) for number in (0, 1, 2, 4, 9)] == [
+        0,
+        0.125,
+        0.25,
+        0.5,
+        0.5,
+    ]
     assert losses.warm_up(2.0, 0, 0) == 2
     assert losses.warm_up(1.0, 30, 15, 3) == 0.125
     constant, cycle = settings(schedule="constant", lr=0.1), settings(schedule="one_cycle", lr=0.1)
@@ -281,7 +326,10 @@ def test_weights_by_epoch() -> None:
     assert rates[0] == pytest.approx(0.1 / 25)
     assert (max(rates), np.argmax(rates)) == (pytest.approx(0.1), 29)
     assert rates[-1] == pytest.approx(0.1 / 25e4)
-    assert [losses.learning_rate(cycle, step, 1) for step in (0, 1)] == [pytest.approx(0.1), pytest.approx(0.1 / 25e4)]
+    assert [losses.learning_rate(cycle, step, 1) for step in (0, 1)] == [
+        pytest.approx(0.1),
+        pytest.approx(0.1 / 25e4),
+    ]
 
 
 def test_sin2_forbids_two_copies() -> None:
@@ -298,7 +346,9 @@ def test_patterns_by_hand() -> None:
 
 
 def test_spikes_are_seeded_and_whole() -> None:
-    drawn = [losses.spikes(500, BINS, 1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    drawn = [
+        losses.spikes(500, BINS, 1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     widths = (drawn[0].abs() > 1e-3).sum(dim=1)
@@ -340,7 +390,9 @@ def test_a_resumed_training_equals_an_undisturbed_one(name: str, tmp_path: Path)
     resumed = Training.start(dataclasses.replace(config, seed=config.seed), BINS)
     resumed.load_state(model.read_weights(tmp_path / "last.pth"), "last.pth")
     assert (losses.epoch(resumed, made, rows, 1), losses.validate(resumed, made, rows)) == second
-    for a, b in zip(training.state()["model"].values(), resumed.state()["model"].values(), strict=True):
+    for a, b in zip(
+        training.state()["model"].values(), resumed.state()["model"].values(), strict=True
+    ):
         assert torch.equal(a, b)
     assert first["beta"] == first["weight"] == 0
     assert second[0]["weight"] == config.alignment_max_weight
@@ -350,11 +402,20 @@ def test_a_resumed_training_equals_an_undisturbed_one(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("alignment", ["latent", "sin2", "none"])
 def test_all_losses_train(alignment: str, tmp_path: Path) -> None:
-    config = settings(alignment=alignment, epochs=3, batch_size=8, lr=1e-2, warmup_epochs=0, alignment_warmup_epochs=0)
+    config = settings(
+        alignment=alignment,
+        epochs=3,
+        batch_size=8,
+        lr=1e-2,
+        warmup_epochs=0,
+        alignment_warmup_epochs=0,
+    )
     training, made, rows = prepared(cohort(24), config, tmp_path)
     before = losses.validate(training, made, rows)
     assert before["loss"] == pytest.approx(
-        before["reconstruction"] + before["kl"] / BINS + config.alignment_max_weight * before["auxiliary"]
+        before["reconstruction"]
+        + before["kl"] / BINS
+        + config.alignment_max_weight * before["auxiliary"]
     )
     for number in range(3):
         losses.epoch(training, made, rows, number)
@@ -369,7 +430,9 @@ def test_mixed_precision_trains(tmp_path: Path) -> None:
 
 
 def test_events_are_not_absorbed(tmp_path: Path) -> None:
-    config = settings(epochs=40, lr=1e-2, batch_size=16, alignment="none", harmonics=0, warmup_epochs=0)
+    config = settings(
+        epochs=40, lr=1e-2, batch_size=16, alignment="none", harmonics=0, warmup_epochs=0
+    )
     counts = cohort(96)
     made = trained(counts, config, tmp_path).model
     test = cohort(20, seed=7)
@@ -390,7 +453,9 @@ def test_recurrent_events_are_not_absorbed(tmp_path: Path) -> None:
     with_event = test.copy()
     with_event[:, 200:230] *= 2
     for limit in (0.0, 0.35):
-        config = settings(epochs=30, lr=1e-2, batch_size=16, alignment="none", spikes=0, harmonics=0)
+        config = settings(
+            epochs=30, lr=1e-2, batch_size=16, alignment="none", spikes=0, harmonics=0
+        )
         config = dataclasses.replace(config, recurrent_log2=limit)
         made = trained(counts, config, tmp_path / str(limit)).model
         expected = [model.reconstruct(made, array, config) for array in (test, with_event)]

@@ -1,4 +1,7 @@
-"""Oracles that need no training: activities count words, so that every score is known; behind real model folders."""
+"""Oracles that need no training: activities count words, so that every score is known.
+
+Behind real model folders.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +21,9 @@ WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}
 
 
 class WordOracle:
-    """Activity in a cell: 10 for each of its words, less 1; embeddings are counts of pairs of letters.
+    """Activity in a cell: 10 for each of its words, less 1.
+
+    Embeddings are counts of pairs of letters.
 
     ``seen`` has the sequences of every call.
     """
@@ -30,11 +35,15 @@ class WordOracle:
         sequences = frame["sequence"].tolist()
         self.seen.append(sequences)
         raw = {cell: [self._activity(text, cell) for text in sequences] for cell in self.cells}
-        answer = pd.DataFrame(raw | {f"{cell}_corr": [0.5] * len(sequences) for cell in self.cells})
+        answer = pd.DataFrame(
+            raw | {f"{cell}_corr": [0.5] * len(sequences) for cell in self.cells}
+        )
         if "also" in frame:
             assert set(frame["also"]) == {"embedding"}
             pairs = [a + b for a in "ACGT" for b in "ACGT"]
-            answer["embedding"] = [[float(text.count(pair)) for pair in pairs] for text in sequences]
+            answer["embedding"] = [
+                [float(text.count(pair)) for pair in pairs] for text in sequences
+            ]
         return answer.set_axis(frame.index)
 
     def _activity(self, text: str, cell: str) -> float:
@@ -52,8 +61,20 @@ def served(cells: Sequence[str], name: str) -> dict[str, Any]:
         "predicted_sd": [2.0] * len(types),
         "activity_sd": [5.0] * len(types),
     }
-    known = {"family": "enhancer", "registered_name": name, "about": "a", "limits": [], "input_columns": ["sequence"]}
-    return {**known, "panel": panel, "oracle": "deepstarr_7cell", "seq_len": 512, "cell_types": types}
+    known = {
+        "family": "enhancer",
+        "registered_name": name,
+        "about": "a",
+        "limits": [],
+        "input_columns": ["sequence"],
+    }
+    return {
+        **known,
+        "panel": panel,
+        "oracle": "deepstarr_7cell",
+        "seq_len": 512,
+        "cell_types": types,
+    }
 
 
 Maker = Callable[..., tuple[str, WordOracle]]

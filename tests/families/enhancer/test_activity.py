@@ -1,4 +1,7 @@
-"""``score enhancer --task activity``: a row per sequence whatever the form, and work that outlives a kill."""
+"""``score enhancer --task activity``.
+
+A row per sequence whatever the form, and work that outlives a kill.
+"""
 
 import gzip
 import json
@@ -43,13 +46,17 @@ def write(path: Path) -> Path:
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
     else:
-        text = "".join(f">{name} more\n{one}\n" for name, one in zip(names, SEQUENCES, strict=True))
+        text = "".join(
+            f">{name} more\n{one}\n" for name, one in zip(names, SEQUENCES, strict=True)
+        )
         path.write_bytes(gzip.compress(text.encode(), mtime=0))
     return path
 
 
 @pytest.mark.parametrize("name", ["s.jsonl", "s.csv", "s.tsv", "s.parquet", "s.fa.gz"])
-def test_every_form_gives_the_same_table(make_oracle: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_every_form_gives_the_same_table(
+    make_oracle: Callable[..., Any], tmp_path: Path, name: str
+) -> None:
     model, _ = make_oracle()
     summary = score(write(tmp_path / name), model, tmp_path / "out")
     found = table(tmp_path / "out")
@@ -59,7 +66,14 @@ def test_every_form_gives_the_same_table(make_oracle: Callable[..., Any], tmp_pa
     assert set(found["Mic_corr"]) == {0.5}
     assert summary["sequences"] == 4
     assert summary["weak_cells"] == ["Mic"]
-    cell = {"mean": 4.0, "min": -1.0, "max": 19.0, "highest": 2, "oracle_pearson": 0.4, "oracle_weak": False}
+    cell = {
+        "mean": 4.0,
+        "min": -1.0,
+        "max": 19.0,
+        "highest": 2,
+        "oracle_pearson": 0.4,
+        "oracle_weak": False,
+    }
     assert summary["cells"]["Ex"] == cell  # a tie is the first cell's
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert len(written.pop("meta")["oracle_sha256"]) == 64
@@ -98,7 +112,9 @@ def test_interrupted_work_goes_on_where_it_was(
     assert not out.exists()
     monkeypatch.setattr(oracle, "predict", answer)
     other, _ = make_oracle("other")
-    with pytest.raises(OutputError, match=r"oracle must be that of the interrupted run to resume it"):
+    with pytest.raises(
+        OutputError, match=r"oracle must be that of the interrupted run to resume it"
+    ):
         score(source, other, out, resume=True)
     oracle.seen.clear()
     summary = score(source, model, out, resume=True)
@@ -134,8 +150,21 @@ activity.score(pathlib.Path(source), model=model, against=(), out=pathlib.Path(o
 def test_killed_work_is_resumed(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
     model, oracle = make_oracle()
     source, out = many(tmp_path / "s.fa"), tmp_path / "out"
-    words = [sys.executable, "-c", KILLED, str(Path(__file__).with_name("conftest.py")), str(source), model, str(out)]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, check=False)
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(Path(__file__).with_name("conftest.py")),
+        str(source),
+        model,
+        str(out),
+    ]
+    done = subprocess.run(
+        words,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     finished = [part for part in (tmp_path / ".out.partial").iterdir() if part.name.isdecimal()]
     assert 1 <= len(finished) <= 6
@@ -152,8 +181,16 @@ def test_killed_work_is_resumed(make_oracle: Callable[..., Any], tmp_path: Path)
     ("name", "text", "message"),
     [
         ("s.fa", "", r"s\.fa: must have at least one sequence, got none"),
-        ("s.fa", ">a\nAC\n>b\nAC5T\n", r"s\.fa, row 2 \(b\): sequence: letters must be IUPAC .* got '5' at position 2"),
-        ("s.fa", ">a\n\n", r"s\.fa, row 1 \(a\): sequence: must have at least one base, got an empty text"),
+        (
+            "s.fa",
+            ">a\nAC\n>b\nAC5T\n",
+            r"s\.fa, row 2 \(b\): sequence: letters must be IUPAC .* got '5' at position 2",
+        ),
+        (
+            "s.fa",
+            ">a\n\n",
+            r"s\.fa, row 1 \(a\): sequence: must have at least one base, got an empty text",
+        ),
         ("s.csv", "id,dna\na,AC\n", r"s\.csv: must have the column sequence, got id, dna"),
         ("s.jsonl", '{"sequence": 5}\n', r"s\.jsonl, line 1: sequence must be text, got 5"),
         ("s.doc", "AC", r"s\.doc: the name must end in one of \.jsonl"),
@@ -179,7 +216,9 @@ def test_a_sequence_that_the_model_refuses_is_named_by_file(
         raise InputError(f"sequence {len(frame) - 1}: must have at most 512 bases, got 600")
 
     monkeypatch.setattr(oracle, "predict", refuse)
-    with pytest.raises(InputError, match=r"s\.fa, of the rows from 1: sequence 39: must have at most 512 bases"):
+    with pytest.raises(
+        InputError, match=r"s\.fa, of the rows from 1: sequence 39: must have at most 512 bases"
+    ):
         score(many(tmp_path / "s.fa"), model, tmp_path / "out")
     assert not (tmp_path / ".out.partial").exists()
 
@@ -191,7 +230,9 @@ def test_a_file_that_is_not_there(make_oracle: Callable[..., Any], tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-def test_earlier_results_are_replaced_only_if_asked(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_earlier_results_are_replaced_only_if_asked(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     model, _ = make_oracle()
     source, out = many(tmp_path / "s.fa", 3), tmp_path / "out"
     score(source, model, out)
@@ -210,7 +251,9 @@ def test_what_is_cut_is_counted(
     with caplog.at_level(logging.WARNING):
         summary = score(source, model, tmp_path / "out")
     assert (summary["sequences"], summary["n_cut"]) == (3, 2)
-    assert caplog.messages == [f"{source}: 2 of 3 sequences are longer than 512 bases, and cut to them"]
+    assert caplog.messages == [
+        f"{source}: 2 of 3 sequences are longer than 512 bases, and cut to them"
+    ]
 
 
 def test_models_that_read_the_genome_are_told_the_locus(
@@ -226,12 +269,15 @@ def test_models_that_read_the_genome_are_told_the_locus(
     monkeypatch.setattr(oracle, "predict", predict)
     names = ["chr1:1-5", "chr2:1-5", "chr2:1-5"]
     rows = [
-        {"id": name, "sequence": "ACGT", "target_cell_type": "Ex", "system": str(i)} for i, name in enumerate(names)
+        {"id": name, "sequence": "ACGT", "target_cell_type": "Ex", "system": str(i)}
+        for i, name in enumerate(names)
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     score(source, model, tmp_path / "plain")
     served = json.loads((Path(model) / "served.json").read_text())
-    (Path(model) / "served.json").write_text(json.dumps({**served, "input_columns": ["sequence", "locus"]}))
+    (Path(model) / "served.json").write_text(
+        json.dumps({**served, "input_columns": ["sequence", "locus"]})
+    )
     score(source, model, tmp_path / "out")
     designs.score_designs(source, model=model, against=(), out=tmp_path / "t1")
     assert loci == [None, names, names[:2]]  # one sequence at two places is two

@@ -24,7 +24,13 @@ from seqfoundry.families.enhancer.backbones.checkpoints import (
     write_safetensors,
     write_tiny,
 )
-from seqfoundry.families.enhancer.backbones.frozen import Backbone, Genome, Locus, load_backbone, locus_of
+from seqfoundry.families.enhancer.backbones.frozen import (
+    Backbone,
+    Genome,
+    Locus,
+    load_backbone,
+    locus_of,
+)
 from seqfoundry.families.enhancer.backbones.probe import Probe
 from seqfoundry.families.enhancer.backbones.trunks import (
     Enformer,
@@ -39,7 +45,9 @@ from seqfoundry.families.enhancer.data import encode, one_hot, reverse_complemen
 from seqfoundry.families.enhancer.model import predict
 
 FULL = Path(__file__).parents[3] / "params" / "enhancer" / "full.yaml"
-TINY = EnformerShape(dim=192, depth=2, heads=4, num_downsamples=3, dim_divisible_by=32, target_length=96)
+TINY = EnformerShape(
+    dim=192, depth=2, heads=4, num_downsamples=3, dim_divisible_by=32, target_length=96
+)
 SEI_LAYOUTS = ("published", "module", "plain", "safetensors")
 
 
@@ -74,11 +82,17 @@ def published() -> tuple[Enformer, Sei]:
 
 def test_published_shapes_have_the_published_numbers_of_weights() -> None:
     enformer, sei = published()
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in (("e", enformer), ("s", sei))}
+    count = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("e", enformer), ("s", sei))
+    }
     assert count == {"e": 229_845_504, "s": 889_979_983}
     assert sum(p.numel() for p in sei.classifier.parameters()) == 816_451_983
     assert (len(enformer.state_dict()), len(sei.state_dict())) == (283, 38)
-    shapes = {name: tuple(weight.shape) for name, weight in (enformer.state_dict() | sei.state_dict()).items()}
+    shapes = {
+        name: tuple(weight.shape)
+        for name, weight in (enformer.state_dict() | sei.state_dict()).items()
+    }
     assert shapes["stem.0.weight"] == (768, 4, 15)
     assert shapes["conv_tower.0.0.2.weight"] == (768, 768, 5)
     assert shapes["transformer.0.0.fn.1.to_rel_k.weight"] == (512, 192)
@@ -88,13 +102,19 @@ def test_published_shapes_have_the_published_numbers_of_weights() -> None:
     assert EnformerShape().widths == [768, 768, 896, 1024, 1152, 1280, 1536]
 
 
-@pytest.mark.parametrize(("size", "target"), [(512, -1), (509, -1), (200, -1), (8, -1), (1024, 64)])
-def test_enformer_equals_enformer_pytorch(size: int, target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "target"), [(512, -1), (509, -1), (200, -1), (8, -1), (1024, 64)]
+)
+def test_enformer_equals_enformer_pytorch(
+    size: int, target: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = pytest.importorskip("enformer_pytorch")
     module = pytest.importorskip("enformer_pytorch.modeling_enformer")
     shape = dataclasses.replace(TINY, target_length=target, use_tf_gamma=False)
     torch.manual_seed(0)
-    theirs = package.Enformer(package.EnformerConfig(**dataclasses.asdict(shape), output_heads={"human": 5})).eval()
+    theirs = package.Enformer(
+        package.EnformerConfig(**dataclasses.asdict(shape), output_heads={"human": 5})
+    ).eval()
     with torch.no_grad():
         for name, weight in itertools.chain(theirs.named_parameters(), theirs.named_buffers()):
             if "to_out" in name or "attn_logits" in name:
@@ -102,11 +122,17 @@ def test_enformer_equals_enformer_pytorch(size: int, target: int, monkeypatch: p
             elif "running" in name:
                 weight.uniform_(0.5, 1.5)
     ours = Enformer(shape)
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith(("_trunk", "_heads"))})
-    x = torch.from_numpy(one_hot(np.random.default_rng(0).integers(0, 5, (3, size)).astype(np.uint8)))
+    ours.load_state_dict(
+        {k: v for k, v in theirs.state_dict().items() if not k.startswith(("_trunk", "_heads"))}
+    )
+    x = torch.from_numpy(
+        one_hot(np.random.default_rng(0).integers(0, 5, (3, size)).astype(np.uint8))
+    )
     with torch.inference_mode():
         wanted = theirs(x.mT, return_only_embeddings=True)
-        torch.testing.assert_close(ours(x), wanted, atol=2e-5, rtol=0)  # its gamma features are in single precision
+        torch.testing.assert_close(
+            ours(x), wanted, atol=2e-5, rtol=0
+        )  # its gamma features are in single precision
 
         def theirs_too(n: int, width: int, column_wise: bool) -> Any:
             return module.get_positional_embed(n, width, torch.device("cpu"), column_wise).numpy()
@@ -131,9 +157,13 @@ def test_distance_features(n: int) -> None:
     np.testing.assert_array_equal(made[:, 33], away < 3)  # the second mask
     np.testing.assert_allclose(made[:, 64:96].max(axis=0), 1)
     np.testing.assert_allclose(distance_features(n, 192, False)[:, 64:96].max(axis=1), 1)
-    np.testing.assert_array_equal(made[:, 96:], np.sign(np.arange(1 - n, n))[:, None] * made[:, :96])
+    np.testing.assert_array_equal(
+        made[:, 96:], np.sign(np.arange(1 - n, n))[:, None] * made[:, :96]
+    )
     if n == 64:
-        density = stats.gamma.pdf(away, 4.0, scale=0.5) + 1e-8  # mean n / 32 = 2, deviation n / 64 = 1
+        density = (
+            stats.gamma.pdf(away, 4.0, scale=0.5) + 1e-8
+        )  # mean n / 32 = 2, deviation n / 64 = 1
         np.testing.assert_allclose(made[:, 64], density / density.max(), rtol=1e-5)
 
 
@@ -166,11 +196,17 @@ def test_sei_by_hand() -> None:
     weights, conv = sei.state_dict(), torch.nn.functional.conv1d
 
     def layer(x: Tensor, name: str, dilation: int = 1, pad: int = 4) -> Tensor:
-        return conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=pad, dilation=dilation)
+        return conv(
+            x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=pad, dilation=dilation
+        )
 
     x = torch.randn(2, 4, 4096)
     total = x
-    for stage, (first, second), (third, fourth) in ((1, (0, 1), (0, 2)), (2, (2, 3), (1, 3)), (3, (2, 3), (1, 3))):
+    for stage, (first, second), (third, fourth) in (
+        (1, (0, 1), (0, 2)),
+        (2, (2, 3), (1, 3)),
+        (3, (2, 3), (1, 3)),
+    ):
         total = total if stage == 1 else torch.nn.functional.max_pool1d(total, 4)
         linear = layer(layer(total, f"lconv{stage}.{first}"), f"lconv{stage}.{second}")
         bent = layer(layer(linear, f"conv{stage}.{third}").relu(), f"conv{stage}.{fourth}").relu()
@@ -201,7 +237,9 @@ def test_enformer_layouts_give_the_source(tmp_path: Path, layout: str) -> None:
     loaded = load_enformer(write_tiny("enformer", tmp_path / layout, seed=3, layout=layout))
     x = torch.from_numpy(one_hot(codes_of(2)))
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(x, slice(None)), source(x, slice(None)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            loaded(x, slice(None)), source(x, slice(None)), atol=1e-6, rtol=0
+        )
 
 
 def test_enformer_prefers_names_of_its_own(tmp_path: Path) -> None:
@@ -214,12 +252,17 @@ def test_enformer_prefers_names_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", SEI_LAYOUTS)
 @pytest.mark.parametrize("features", ["pool", "spline", "profiles"])
 def test_sei_layouts_give_the_source(tmp_path: Path, layout: str, features: str) -> None:
-    stored = torch.load(write_tiny("sei", tmp_path / "source", seed=3, layout="plain"), weights_only=True)
+    stored = torch.load(
+        write_tiny("sei", tmp_path / "source", seed=3, layout="plain"), weights_only=True
+    )
     source = Sei(SeiShape(widths=(12, 16, 24), profiles=64))
     source.load_state_dict(stored)
     path = write_tiny("sei", tmp_path / layout, seed=3, layout=layout)
     if layout == "published":
-        assert all(k.startswith("module.model.") for k in torch.load(path, weights_only=True)["state_dict"])
+        assert all(
+            k.startswith("module.model.")
+            for k in torch.load(path, weights_only=True)["state_dict"]
+        )
     backbone = load_backbone(config_of("sei", path, features=features))
     assert hasattr(backbone.trunk, "classifier") == (features == "profiles")
     codes = codes_of(2)
@@ -232,7 +275,11 @@ def test_sei_layouts_give_the_source(tmp_path: Path, layout: str, features: str)
         for strand in (x, turned):
             y = source(torch.from_numpy(strand))
             flat = source.splines(y)
-            made += {"pool": y[:, :, 112:144].mean(2), "spline": flat, "profiles": source.profiles(flat)}[features] / 2
+            made += {
+                "pool": y[:, :, 112:144].mean(2),
+                "spline": flat,
+                "profiles": source.profiles(flat),
+            }[features] / 2
     np.testing.assert_allclose(backbone.embed(codes), made, atol=1e-6)
 
 
@@ -249,7 +296,9 @@ def test_a_saved_trunk_is_the_same_trunk(tmp_path: Path) -> None:
 
 def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     weights, _ = read_safetensors(write_tiny("sei", tmp_path, seed=0, layout="safetensors"))
-    write_safetensors(tmp_path / "half.safetensors", {k: v.to(torch.bfloat16) for k, v in weights.items()})
+    write_safetensors(
+        tmp_path / "half.safetensors", {k: v.to(torch.bfloat16) for k, v in weights.items()}
+    )
     loaded = load_sei(tmp_path / "half.safetensors", classifier=True)
     assert {v.dtype for v in loaded.state_dict().values()} == {torch.float32}
 
@@ -258,9 +307,15 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda w: w.pop("stem.0.bias"), r"got no stem\.0\.bias"),
-        (lambda w: w.update({"stem.0.bias": torch.zeros(5)}), r"stem\.0\.bias must be \(96,\), got \(5,\)"),
+        (
+            lambda w: w.update({"stem.0.bias": torch.zeros(5)}),
+            r"stem\.0\.bias must be \(96,\), got \(5,\)",
+        ),
         (lambda w: w.update({"stem.9.bias": torch.zeros(5)}), r"alone, got stem\.9\.bias"),
-        (lambda w: w.update({"stem.0.bias": torch.full((96,), torch.nan)}), r"stem\.0\.bias must be finite"),
+        (
+            lambda w: w.update({"stem.0.bias": torch.full((96,), torch.nan)}),
+            r"stem\.0\.bias must be finite",
+        ),
     ],
 )
 def test_wrong_weights_are_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -279,7 +334,9 @@ def test_wrong_sei_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"got no lconv2\.2\.weight"):
         load_sei(path, classifier=False)
     torch.save(weights | {"dconv3.1.weight": torch.zeros(24, 24, 3)}, path)
-    with pytest.raises(ModelError, match=r"dconv3\.1\.weight must be \(24, 24, 5\), got \(24, 24, 3\)"):
+    with pytest.raises(
+        ModelError, match=r"dconv3\.1\.weight must be \(24, 24, 5\), got \(24, 24, 3\)"
+    ):
         load_sei(path, classifier=True)
     torch.save([1, 2], path)
     with pytest.raises(ModelError, match="must be a mapping of weights, got list"):
@@ -291,9 +348,13 @@ class _Planted:
         return print, ("executed",)
 
 
-def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_checkpoint_is_not_executed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"state_dict": _Planted()}, tmp_path / "sei.pth")
-    with pytest.raises(InputError, match=r"sei\.pth: must be a whole file of weights without code"):
+    with pytest.raises(
+        InputError, match=r"sei\.pth: must be a whole file of weights without code"
+    ):
         load_sei(tmp_path, classifier=False)
     assert "executed" not in capsys.readouterr().out
 
@@ -334,26 +395,37 @@ def test_illegal_shapes_are_refused(tmp_path: Path, change: dict[str, Any], mess
 
 
 def test_the_published_settings_file_needs_no_more_keys(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "enformer", "dim": 1536, "depth": 11}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "enformer", "dim": 1536, "depth": 11})
+    )
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"got no stem\.0\.weight, .* and 278 more"):
         load_enformer(tmp_path)
 
 
 def test_safetensors_by_hand(tmp_path: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"k": "v"}})
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"k": "v"}}
+    )
     numbers = np.array([1.5, -2], dtype="<f4").tobytes()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode() + numbers)
     tensors, metadata = read_safetensors(tmp_path / "x")
     assert (tensors["a"].tolist(), metadata) == ([1.5, -2.0], {"k": "v"})
-    for wrong in (header.replace("[2]", "[3]"), header.replace("[0, 8]", "[8, 16]"), header.replace("F32", "F99")):
+    for wrong in (
+        header.replace("[2]", "[3]"),
+        header.replace("[0, 8]", "[8, 16]"),
+        header.replace("F32", "F99"),
+    ):
         (tmp_path / "x").write_bytes(len(wrong).to_bytes(8, "little") + wrong.encode() + numbers)
         with pytest.raises(InputError, match="must be a whole safetensors file"):
             read_safetensors(tmp_path / "x")
 
 
 def test_safetensors_round_trip(tmp_path: Path) -> None:
-    made = {str(t): torch.arange(3).to(t) for t in (torch.float32, torch.float16, torch.bool, torch.int64)}
+    made = {
+        str(t): torch.arange(3).to(t)
+        for t in (torch.float32, torch.float16, torch.bool, torch.int64)
+    }
     made |= {"scalar": torch.tensor(7), "none": torch.empty(0, 4)}
     write_safetensors(tmp_path / "x.safetensors", made)
     found, _ = read_safetensors(tmp_path / "x.safetensors")
@@ -370,10 +442,23 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
 def test_published_windows() -> None:
     enformer, sei = published()
     short = Backbone(enformer, config_of("enformer"))
-    assert (short.window, short.bins, short.width, short.both_strands) == (512, slice(0, 4), 3072, False)
+    assert (short.window, short.bins, short.width, short.both_strands) == (
+        512,
+        slice(0, 4),
+        3072,
+        False,
+    )
     padded = Backbone(enformer, config_of("enformer", window="padded"))
-    assert (padded.window, padded.start, padded.bins, padded.width) == (196_608, 98_048, slice(766, 770), 3072)
-    assert (padded.bins.start - 320, padded.bins.stop - 1 - 320) == (446, 449)  # as counted after the crop
+    assert (padded.window, padded.start, padded.bins, padded.width) == (
+        196_608,
+        98_048,
+        slice(766, 770),
+        3072,
+    )
+    assert (padded.bins.start - 320, padded.bins.stop - 1 - 320) == (
+        446,
+        449,
+    )  # as counted after the crop
     pooled = Backbone(sei, config_of("sei"))
     assert (pooled.window, pooled.start, pooled.bins) == (4096, 1792, slice(112, 144))
     assert (pooled.width, pooled.both_strands) == (960, True)
@@ -383,18 +468,25 @@ def test_published_windows() -> None:
 
 @pytest.mark.parametrize("strands", [None, True])
 def test_short_window_is_the_mean_of_all_positions(tmp_path: Path, strands: bool | None) -> None:
-    backbone = load_backbone(config_of("enformer", write_tiny("enformer", tmp_path, seed=0), average_strands=strands))
+    backbone = load_backbone(
+        config_of("enformer", write_tiny("enformer", tmp_path, seed=0), average_strands=strands)
+    )
     codes = codes_of(3)
     turned = reverse_complement(codes, np.full(3, 500))
     with torch.inference_mode():
-        made = [backbone.trunk(torch.from_numpy(one_hot(x)), slice(None)).mean(1).numpy() for x in (codes, turned)]
+        made = [
+            backbone.trunk(torch.from_numpy(one_hot(x)), slice(None)).mean(1).numpy()
+            for x in (codes, turned)
+        ]
     wanted = (made[0] + made[1]) / 2 if strands else made[0]
     assert np.ptp(wanted, axis=0).max() > 1e-2
     np.testing.assert_allclose(backbone.embed(codes), wanted, atol=1e-6)
 
 
 def test_padded_window_reads_the_middle_of_the_crop(tmp_path: Path) -> None:
-    backbone = load_backbone(config_of("enformer", write_tiny("enformer", tmp_path, seed=0), window="padded"))
+    backbone = load_backbone(
+        config_of("enformer", write_tiny("enformer", tmp_path, seed=0), window="padded")
+    )
     assert (backbone.window, backbone.start, backbone.bins) == (5888, 2688, slice(336, 400))
     codes = codes_of(1)
     x = np.zeros((1, 4, 5888), dtype=np.float32)
@@ -474,7 +566,10 @@ def test_backbone_is_frozen_and_batches_do_not_matter(tmp_path: Path, kind: Any)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     assert not backbone.training
     assert not any(part.training for part in backbone.modules())
-    assert [name for name, p in probe.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+    assert [name for name, p in probe.named_parameters() if p.requires_grad] == [
+        "head.weight",
+        "head.bias",
+    ]
     codes = codes_of(20)
     codes[0] = 4
     probe(torch.from_numpy(codes)).sum().backward()
@@ -483,7 +578,10 @@ def test_backbone_is_frozen_and_batches_do_not_matter(tmp_path: Path, kind: Any)
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     made = backbone.embed(codes)
     np.testing.assert_allclose(
-        np.concatenate([backbone.embed(codes[i : i + 1]) for i in range(20)]), made, rtol=1e-4, atol=1e-4
+        np.concatenate([backbone.embed(codes[i : i + 1]) for i in range(20)]),
+        made,
+        rtol=1e-4,
+        atol=1e-4,
     )
     outputs = predict(probe, codes)
     np.testing.assert_allclose(outputs.embeddings, made, rtol=1e-4, atol=1e-4)

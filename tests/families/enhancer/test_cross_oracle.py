@@ -25,14 +25,21 @@ def designs(path: Path, n: int = 30) -> Path:
         for i in range(n):
             cell = CELLS[i % 3]
             made = (WORDS[cell] + "C" * (i % 7 + 1)) * n_words + "CCAA" * (i % 5 + 1)
-            row = {"id": str(i), "target_cell_type": cell, "pred_sequence": made, "gold_sequence": "CA" * (i + 4)}
+            row = {
+                "id": str(i),
+                "target_cell_type": cell,
+                "pred_sequence": made,
+                "gold_sequence": "CA" * (i + 4),
+            }
             row |= {"pred_sequence": None} if i % 10 == 9 else {}
             lines.append(json.dumps({**row, "metadata": {"system": system}}))
     path.write_text("\n".join(lines))
     return path
 
 
-def compare(source: Path, models: list[str], out: Path, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def compare(
+    source: Path, models: list[str], out: Path, **more: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     asked = Asked("cross-oracle", tuple(models[1:]))
     summary = score("enhancer", source, model=models[0], out=out, asked=asked, **more)
     return summary, json.loads((out / "cross_oracle.json").read_text())
@@ -46,7 +53,10 @@ def pair(content: dict[str, Any], metric: str, cell: str) -> dict[str, Any]:
 def test_oracles_that_agree_whatever_the_order_of_their_cells(
     make_oracle: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = [make_oracle("enhancer-deepstarr")[0], make_oracle("enhancer-sei", ("Mic", "Ex", "In"))[0]]
+    models = [
+        make_oracle("enhancer-deepstarr")[0],
+        make_oracle("enhancer-sei", ("Mic", "Ex", "In"))[0],
+    ]
     out = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
         summary, content = compare(designs(tmp_path / "p.jsonl"), models, out)
@@ -66,11 +76,15 @@ def test_oracles_that_agree_whatever_the_order_of_their_cells(
     distances = content["systems"]["none"]["minus_frechet_distance"]
     assert len(set(distances.values())) == 1
     assert max(distances.values()) < 0
-    assert summary["specificity_spearman"] == {"enhancer-deepstarr, enhancer-sei": pytest.approx(1)}
+    assert summary["specificity_spearman"] == {
+        "enhancer-deepstarr, enhancer-sei": pytest.approx(1)
+    }
     assert summary["models"] == dict(zip(content["meta"]["oracles"], models, strict=True))
 
 
-def test_tables_mark_cells_that_an_oracle_hardly_knows(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_tables_mark_cells_that_an_oracle_hardly_knows(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     models = [make_oracle("a")[0], make_oracle("b", noise=0.5)[0], make_oracle("c", noise=2.0)[0]]
     out = tmp_path / "out"
     _, content = compare(designs(tmp_path / "p.jsonl"), models, out)
@@ -107,7 +121,9 @@ def test_edits_are_told_from_designs(make_oracle: Callable[..., Any], tmp_path: 
     summary, content = compare(source, models, tmp_path / "out")
     assert summary["rows"] == "edits"
     assert summary["n_common"] == 12
-    assert pair(content, "on_target_score", "pooled")["n"] == 11  # one is judged by a motif alone: it has no cell
+    assert (
+        pair(content, "on_target_score", "pooled")["n"] == 11
+    )  # one is judged by a motif alone: it has no cell
     decided = pair(content, "objective_success", "all")
     assert decided["n"] == 12
     assert 0 < decided["same"] <= 1
@@ -124,26 +140,42 @@ def test_one_oracle_under_two_names_is_heard_of(
     assert caplog.messages == ["some of the oracles are one and the same, so that they agree"]
 
 
-def test_oracles_of_one_registered_name_are_numbered(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_oracles_of_one_registered_name_are_numbered(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     models = [make_oracle(name)[0] for name in ("a", "b", "c")]
     served = Path(models[2]) / "served.json"
-    served.write_text(served.read_text().replace('"registered_name": "c"', '"registered_name": "a"'))
+    served.write_text(
+        served.read_text().replace('"registered_name": "c"', '"registered_name": "a"')
+    )
     summary, content = compare(designs(tmp_path / "p.jsonl"), models, tmp_path / "out")
     assert content["meta"]["oracles"] == ["a", "b", "a#2"]
     assert list(summary["models"].values()) == models
 
 
-def test_what_cannot_be_compared_is_refused(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     models = [make_oracle("a")[0], make_oracle("b", ("Ex", "Oli"))[0]]
     source, out = designs(tmp_path / "p.jsonl"), tmp_path / "out"
-    with pytest.raises(InputError, match=r"/b: must have the cell types of .*/a, Ex, In, Mic, got Ex, Oli"):
+    with pytest.raises(
+        InputError, match=r"/b: must have the cell types of .*/a, Ex, In, Mic, got Ex, Oli"
+    ):
         compare(source, models, out)
-    with pytest.raises(InputError, match=r"--against: must name other models than --model .*/a, each once, got none"):
+    with pytest.raises(
+        InputError,
+        match=r"--against: must name other models than --model .*/a, each once, got none",
+    ):
         compare(source, models[:1], out)
-    with pytest.raises(InputError, match=r"--against: must name other models than --model .*/a, each once, got .*/a$"):
+    with pytest.raises(
+        InputError,
+        match=r"--against: must name other models than --model .*/a, each once, got .*/a$",
+    ):
         compare(source, [models[0], models[0]], out)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"empty\.jsonl: must have predictions that can be scored, got none"):
+    with pytest.raises(
+        InputError, match=r"empty\.jsonl: must have predictions that can be scored, got none"
+    ):
         compare(tmp_path / "empty.jsonl", models, out)
     assert not out.exists()
     out.mkdir()
@@ -152,7 +184,9 @@ def test_what_cannot_be_compared_is_refused(make_oracle: Callable[..., Any], tmp
         compare(source, models, out, overwrite=True)
 
 
-def test_edits_that_are_judged_by_a_motif_alone(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_edits_that_are_judged_by_a_motif_alone(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     rows = [
         {"ref_sequence": "C" * 8, "pred_sequence": "CGTT"[i % 2 :] * 2, "metadata": {
             "edit_type": "motif_insert", "target_motif": "CGT", "system": "ab"[i // 4]}} for i in range(8)
@@ -167,5 +201,8 @@ def test_edits_that_are_judged_by_a_motif_alone(make_oracle: Callable[..., Any],
     assert content["systems"]["a"]["on_target_score"] == {"a": None, "b": None}
     assert content["systems"]["a"]["objective_success"]["majority"] == 0.5
     ranking = content["rankings"]["objective_success"]
-    assert (ranking["best"], ranking["top1_agreement"]) == ({"a": None, "b": None}, None)  # both systems are alike
+    assert (ranking["best"], ranking["top1_agreement"]) == (
+        {"a": None, "b": None},
+        None,
+    )  # both systems are alike
     assert "<td>a: several, b: several</td>" in (tmp_path / "out" / "report.html").read_text()

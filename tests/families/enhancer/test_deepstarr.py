@@ -46,9 +46,13 @@ def config_of(**changes: Any) -> Config:
     config = build_config(resolve(FULL, Config, full=FULL), Config)
     for part in ("train", "network"):
         old = getattr(config, part)
-        new = dataclasses.replace(old, **{key: value for key, value in changes.items() if hasattr(old, key)})
+        new = dataclasses.replace(
+            old, **{key: value for key, value in changes.items() if hasattr(old, key)}
+        )
         config = dataclasses.replace(config, **{part: new})
-    return dataclasses.replace(config, **{key: value for key, value in changes.items() if hasattr(config, key)})
+    return dataclasses.replace(
+        config, **{key: value for key, value in changes.items() if hasattr(config, key)}
+    )
 
 
 def rows_of(n: int, config: Config, seed: int = 1) -> Rows:
@@ -61,7 +65,9 @@ def rows_of(n: int, config: Config, seed: int = 1) -> Rows:
     activities[stream.random(activities.shape) < 0.1] = np.nan
     lengths = np.full(n, config.seq_len - 8)
     texts = [str(i) for i in range(n)]
-    return Rows(codes, activities.astype(np.float32), lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_))
+    return Rows(
+        codes, activities.astype(np.float32), lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_)
+    )
 
 
 # ---- shape
@@ -73,9 +79,15 @@ def test_parameters_shapes_and_names_are_those_of_the_mission() -> None:
     blocks = [(4, 256, 7), (256, 60, 3), (60, 60, 5), (60, 120, 3)]
     wanted = {}
     for i, (n_in, n_out, kernel) in enumerate(blocks):
-        wanted |= {f"encoder.{4 * i}.weight": (n_out, n_in, kernel), f"encoder.{4 * i}.bias": (n_out,)}
+        wanted |= {
+            f"encoder.{4 * i}.weight": (n_out, n_in, kernel),
+            f"encoder.{4 * i}.bias": (n_out,),
+        }
         norm = f"encoder.{4 * i + 1}"
-        wanted |= {f"{norm}.{name}": (n_out,) for name in ("weight", "bias", "running_mean", "running_var")}
+        wanted |= {
+            f"{norm}.{name}": (n_out,)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        }
         wanted[f"{norm}.num_batches_tracked"] = ()
     for name, shape in {"dense.0": (256, 720), "dense.3": (256, 256), "head": (14, 256)}.items():
         wanted |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
@@ -91,7 +103,9 @@ def test_parameters_shapes_and_names_are_those_of_the_mission() -> None:
 
 
 def test_pool_two_and_other_lengths_and_outputs() -> None:
-    assert sum(parameter.numel() for parameter in build(config_of(pool=2)).parameters()) == 1_147_022
+    assert (
+        sum(parameter.numel() for parameter in build(config_of(pool=2)).parameters()) == 1_147_022
+    )
     assert build(config_of(seq_len=81)).dense[0].in_features == 120
     assert build(config_of(cell_types=("a", "b", "c"))).head.out_features == 3
     with pytest.raises(ConfigError, match="seq_len: must be at least 256 with pool 4, got 255"):
@@ -99,7 +113,10 @@ def test_pool_two_and_other_lengths_and_outputs() -> None:
 
 
 def test_the_file_has_the_size_that_the_mission_names(tmp_path: Path) -> None:
-    state = {"state": build(config_of()).state_dict(), "config": {"cell_types": config_of().cell_types}}
+    state = {
+        "state": build(config_of()).state_dict(),
+        "config": {"cell_types": config_of().cell_types},
+    }
     torch.save(state, tmp_path / "oracle.pt")
     assert round((tmp_path / "oracle.pt").stat().st_size / 1e6, 2) == 1.41
     loaded = torch.load(tmp_path / "oracle.pt", weights_only=True)
@@ -126,7 +143,9 @@ def test_one_pass_gives_activities_and_embeddings() -> None:
     assert (embedding >= 0).all()
     columns = torch.nn.functional.one_hot(codes.long(), 5)[..., :4].mT.float().requires_grad_()
     torch.testing.assert_close(model(columns), activities)
-    assert torch.autograd.grad(model(columns)[:, 0].sum(), columns)[0].abs().max() > 0  # for attribution
+    assert (
+        torch.autograd.grad(model(columns)[:, 0].sum(), columns)[0].abs().max() > 0
+    )  # for attribution
 
 
 def test_wrong_weights_are_named_and_change_nothing() -> None:
@@ -134,7 +153,10 @@ def test_wrong_weights_are_named_and_change_nothing() -> None:
     good = {name: value.clone() for name, value in model.state_dict().items()}
     load_weights(model, {f"module.{name}": value for name, value in good.items()}, "here")
     faults: list[tuple[dict[str, Any], str]] = [
-        ({name: value for name, value in good.items() if name != "head.bias"}, "here: .* got head.bias missing"),
+        (
+            {name: value for name, value in good.items() if name != "head.bias"},
+            "here: .* got head.bias missing",
+        ),
         ({**good, "extra": torch.zeros(1)}, "here: .* got extra unknown"),
         ({**good, "head.bias": torch.zeros(7)}, r"here: head.bias must be \(14,\), got \(7,\)"),
         ({**good, "head.bias": "text"}, r"here: head.bias must be \(14,\), got str"),
@@ -161,16 +183,25 @@ def test_predictions_do_not_depend_on_batches_and_leave_the_network_alone() -> N
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [array.shape for array in predict(model, codes[:0])] == [(0, 14), (0, 12)]
-    assert [array.dtype for array in predict(model, codes, precision="bfloat16")] == [np.float32] * 2
-    with pytest.raises(InputError, match=r"codes: shape must be \(sequences, 90\), got \(40, 89\)"):
+    assert [array.dtype for array in predict(model, codes, precision="bfloat16")] == [
+        np.float32
+    ] * 2
+    with pytest.raises(
+        InputError, match=r"codes: shape must be \(sequences, 90\), got \(40, 89\)"
+    ):
         predict(model, codes[:, 1:])
 
 
 def test_an_ensemble_is_the_mean_of_its_networks() -> None:
     config = config_of(**SMALL)
     codes, networks = rows_of(9, config).codes, [build(config, seed=seed) for seed in range(3)]
-    single, found = [predict(network, codes) for network in networks], predict(Ensemble(networks), codes)
-    np.testing.assert_allclose(found.activities, np.mean([one.activities for one in single], axis=0), atol=1e-6)
+    single, found = (
+        [predict(network, codes) for network in networks],
+        predict(Ensemble(networks), codes),
+    )
+    np.testing.assert_allclose(
+        found.activities, np.mean([one.activities for one in single], axis=0), atol=1e-6
+    )
     np.testing.assert_array_equal(found.embeddings, single[0].embeddings)
     with torch.no_grad():
         each = Ensemble(networks).eval().each(torch.from_numpy(codes))
@@ -207,7 +238,9 @@ def test_figures_agree_with_scipy_where_something_was_measured() -> None:
 
 def test_undefined_figures_are_none() -> None:
     ramp = np.arange(5.0)
-    measured = np.stack([ramp, np.full(5, 3.3), [1, 2, np.nan, np.nan, np.nan], np.full(5, np.nan)], axis=1)
+    measured = np.stack(
+        [ramp, np.full(5, 3.3), [1, 2, np.nan, np.nan, np.nan], np.full(5, np.nan)], axis=1
+    )
     predicted = np.stack([np.full(5, 0.1), ramp, ramp, ramp], axis=1)
     found = measure(predicted, measured)
     assert found.pearson == found.spearman == [None] * 4
@@ -249,8 +282,12 @@ def test_training_learns_what_can_be_learned() -> None:
     assert mean_of(found.pearson) > 0.5  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}, {"reverse_complement": True, "shift": 5}])
-def test_training_that_was_cut_goes_on_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "bfloat16"}, {"reverse_complement": True, "shift": 5}]
+)
+def test_training_that_was_cut_goes_on_bit_for_bit(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     config = config_of(**SMALL, **changes)
     rows, chosen = rows_of(60, config), np.arange(50)
     whole = Training.start(config, rows.activities, device="cpu")
@@ -264,9 +301,13 @@ def test_training_that_was_cut_goes_on_bit_for_bit(tmp_path: Path, changes: dict
     second.load_state(torch.load(tmp_path / "last.pt", weights_only=True), "last.pt")
     again.append(epoch(second, rows, chosen, 2))
     assert again == seen
-    for a, b in zip(whole.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+    for a, b in zip(
+        whole.model.state_dict().values(), second.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
-    with pytest.raises(ModelError, match=r"last.pt: must hold a model and its optimizer, got model"):
+    with pytest.raises(
+        ModelError, match=r"last.pt: must hold a model and its optimizer, got model"
+    ):
         second.load_state({"model": {}}, "last.pt")
 
 
@@ -287,10 +328,14 @@ def test_epochs_and_members_differ_and_the_outside_stream_does_not_move() -> Non
 
 def test_outputs_begin_at_the_means_if_so_set() -> None:
     rows = rows_of(50, config_of(**SMALL))
-    bias = Training.start(config_of(**SMALL, head_bias="mean"), rows.activities, device="cpu").model.head.bias
+    bias = Training.start(
+        config_of(**SMALL, head_bias="mean"), rows.activities, device="cpu"
+    ).model.head.bias
     np.testing.assert_allclose(bias.detach(), np.nanmean(rows.activities, axis=0), rtol=1e-6)
     nothing = np.full((3, 14), np.nan, dtype=np.float32)
-    bias = Training.start(config_of(**SMALL, head_bias="mean"), nothing, device="cpu").model.head.bias
+    bias = Training.start(
+        config_of(**SMALL, head_bias="mean"), nothing, device="cpu"
+    ).model.head.bias
     assert not bias.detach().any()
 
 

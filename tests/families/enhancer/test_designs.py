@@ -1,4 +1,7 @@
-"""``score enhancer`` for designs (T1) and edits (T3): known scores, the files and their schemas, and bad input."""
+"""``score enhancer`` for designs (T1) and edits (T3).
+
+Known scores, the files and their schemas, and bad input.
+"""
 
 import hashlib
 import json
@@ -23,16 +26,31 @@ SCHEMAS = Path(__file__).with_name("schemas")
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}
 LENGTH = 60
-_TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+_TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+}
 
 Write = Callable[..., Path]
 
 
-def faults(value: Any, schema: Mapping[str, Any], whole: Mapping[str, Any], where: str = "$") -> list[str]:
-    """Compare a JSON value with the part of JSON Schema that our schemas use; each word is known or an error."""
+def faults(
+    value: Any, schema: Mapping[str, Any], whole: Mapping[str, Any], where: str = "$"
+) -> list[str]:
+    """Compare a JSON value with the part of JSON Schema that our schemas use.
+
+    Each word is known or an error.
+    """
     if "$ref" in schema:
         return faults(value, whole["$defs"][schema["$ref"].removeprefix("#/$defs/")], whole, where)
-    known = "type required properties additionalProperties minimum maximum pattern enum items uniqueItems minLength"
+    known = (
+        "type required properties additionalProperties minimum maximum pattern enum items "
+        "uniqueItems minLength"
+    )
     known += " propertyNames description $schema title $defs"
     assert set(schema) <= set(known.split()), f"{where}: a word that this check does not know"
     kinds = schema.get("type", [])
@@ -40,23 +58,33 @@ def faults(value: Any, schema: Mapping[str, Any], whole: Mapping[str, Any], wher
     fits = [value is None if kind == "null" else isinstance(value, _TYPES[kind]) for kind in kinds]
     if kinds and (not any(fits) or (isinstance(value, bool) and "boolean" not in kinds)):
         return [f"{where}: not {kinds}, {value!r}"]
-    found = [f"{where}: not one of {schema['enum']}"] if value not in schema.get("enum", [value]) else []
+    found = (
+        [f"{where}: not one of {schema['enum']}"]
+        if value not in schema.get("enum", [value])
+        else []
+    )
     if isinstance(value, int | float):
         if not schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf):
             found.append(f"{where}: {value} out of range")
     if isinstance(value, str):
-        if not re.search(schema.get("pattern", ""), value) or len(value) < schema.get("minLength", 0):
+        if not re.search(schema.get("pattern", ""), value) or len(value) < schema.get(
+            "minLength", 0
+        ):
             found.append(f"{where}: {value!r}")
     if isinstance(value, list):
         if schema.get("uniqueItems") and len(set(value)) < len(value):
             found.append(f"{where}: {value!r}")
-        found += chain.from_iterable(faults(one, schema.get("items", {}), whole, f"{where}[]") for one in value)
+        found += chain.from_iterable(
+            faults(one, schema.get("items", {}), whole, f"{where}[]") for one in value
+        )
     if isinstance(value, dict):
         found += _object_faults(value, schema, whole, where)
     return found
 
 
-def _object_faults(value: dict[str, Any], schema: Mapping[str, Any], whole: Mapping[str, Any], where: str) -> list[str]:
+def _object_faults(
+    value: dict[str, Any], schema: Mapping[str, Any], whole: Mapping[str, Any], where: str
+) -> list[str]:
     found = [f"{where}: no {key}" for key in schema.get("required", ()) if key not in value]
     others = schema.get("additionalProperties", True)
     for key, one in value.items():
@@ -102,7 +130,12 @@ def design_rows(letters: Callable[[int], str], n: int = 40) -> list[dict[str, An
         gold = with_words(letters(LENGTH), cell, 2)
         for system, n_words in (("planted", 3), ("background", 0)):
             made = with_words(letters(LENGTH), cell, n_words)
-            row = {"id": f"{i}", "target_cell_type": cell, "pred_sequence": made, "gold_sequence": gold}
+            row = {
+                "id": f"{i}",
+                "target_cell_type": cell,
+                "pred_sequence": made,
+                "gold_sequence": gold,
+            }
             rows.append({**row, "metadata": {"system": system}})
     return rows
 
@@ -119,7 +152,9 @@ def test_designs_of_known_order(
     summary = score("enhancer", source, model=model, out=out, asked=Asked("t1"))
     content = check_schema(out / "genqual.json", "genqual")
     systems = content["extra"]["by_system"]
-    assert systems["planted"]["on_target_score"] == pytest.approx(29, abs=1)  # chance words next to planted ones
+    assert systems["planted"]["on_target_score"] == pytest.approx(
+        29, abs=1
+    )  # chance words next to planted ones
     assert systems["planted"]["argmax_accuracy"] == 1
     assert systems["planted"]["specificity"] > systems["background"]["specificity"] + 25
     assert systems["planted"]["fid"] < systems["background"]["fid"]
@@ -127,7 +162,10 @@ def test_designs_of_known_order(
     assert content["extra"]["per_cell_type"]["Mic"]["oracle_weak"] is True
     meta = content["meta"]
     assert meta["oracle_sha256"] == hashlib.sha256(b"enhancer-deepstarr").hexdigest()
-    assert meta["input"] == {"name": "predictions.jsonl", "md5": hashlib.md5(source.read_bytes()).hexdigest()}
+    assert meta["input"] == {
+        "name": "predictions.jsonl",
+        "md5": hashlib.md5(source.read_bytes()).hexdigest(),
+    }
     read = Counter(chain.from_iterable(fake.seen))
     assert set(read.values()) == {1}  # gold sequences stand in two rows each
     assert set(read) == {row[key] for row in rows for key in ("pred_sequence", "gold_sequence")}
@@ -142,19 +180,35 @@ def test_designs_of_known_order(
     }
 
 
-def test_every_row_of_designs_has_its_scores(make_oracle: Callable[..., Any], write: Write, tmp_path: Path) -> None:
+def test_every_row_of_designs_has_its_scores(
+    make_oracle: Callable[..., Any], write: Write, tmp_path: Path
+) -> None:
     model, _ = make_oracle()
-    gold = {"id": "a", "target_cell_type": "In", "pred_sequence": "GATAC", "gold_sequence": "CCACGTCC"}
+    gold = {
+        "id": "a",
+        "target_cell_type": "In",
+        "pred_sequence": "GATAC",
+        "gold_sequence": "CCACGTCC",
+    }
     alone = {"target_cell_type": "Mic", "pred_sequence": "ttccGATA"}
     unmade = {"target_cell_type": "Ex", "pred_sequence": None, "gold_sequence": "ACGT"}
-    score("enhancer", write(gold, alone, unmade), model=model, out=tmp_path / "out", asked=Asked("t1"))
+    score(
+        "enhancer",
+        write(gold, alone, unmade),
+        model=model,
+        out=tmp_path / "out",
+        asked=Asked("t1"),
+    )
     rows = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert rows["id"].tolist() == ["a", "2", "3"]
     assert rows["target_cell_type"].tolist() == ["In", "Mic", "Ex"]
     assert rows["oracle_weak"].tolist() == [False, True, False]
     assert rows["specificity"].tolist()[:2] == [10, 5]
     assert rows["specificity_min"].tolist()[:2] == [10, 0]
-    assert rows["argmax_accuracy"].tolist()[:2] == [1, 0]  # In and Mic are equal, and In comes first
+    assert rows["argmax_accuracy"].tolist()[:2] == [
+        1,
+        0,
+    ]  # In and Mic are equal, and In comes first
     assert rows["gold_on_target_score"].isna().tolist() == [False, True, False]
     assert rows["gold_on_target_score"].tolist()[::2] == [-1, 9]
     assert rows.loc[2, ["on_target_score", "activity_Ex"]].isna().all()
@@ -167,7 +221,10 @@ def test_no_gold_at_all_leaves_distances_undefined(
     make_oracle: Callable[..., Any], write: Write, tmp_path: Path
 ) -> None:
     model, _ = make_oracle()
-    source = write({"target_cell_type": "Ex", "sequence": "ACGT"}, {"target_cell_type": "Ex", "sequence": "ACGTACGT"})
+    source = write(
+        {"target_cell_type": "Ex", "sequence": "ACGT"},
+        {"target_cell_type": "Ex", "sequence": "ACGTACGT"},
+    )
     summary = score("enhancer", source, model=model, out=tmp_path / "out", asked=Asked("t1"))
     assert summary["fid"] is None
     assert summary["on_target_score"] == 14
@@ -197,13 +254,22 @@ def test_batches_make_no_difference(
 # ---- T3
 
 
-def edit(kind: str, made: str, reference: str = "CCCCCCCC", system: str = "s", **metadata: Any) -> dict[str, Any]:
+def edit(
+    kind: str, made: str, reference: str = "CCCCCCCC", system: str = "s", **metadata: Any
+) -> dict[str, Any]:
     asked = {"edit_type": kind, "edit_budget": 4, "system": system, **metadata}
-    row = {"source_cell_type": "Ex", "target_cell_type": "Mic", "ref_sequence": reference, "pred_sequence": made}
+    row = {
+        "source_cell_type": "Ex",
+        "target_cell_type": "Mic",
+        "ref_sequence": reference,
+        "pred_sequence": made,
+    }
     return {**row, "metadata": asked}
 
 
-def test_edits_of_known_success(make_oracle: Callable[..., Any], write: Write, tmp_path: Path) -> None:
+def test_edits_of_known_success(
+    make_oracle: Callable[..., Any], write: Write, tmp_path: Path
+) -> None:
     model, fake = make_oracle()
     rows = [
         edit("activity_boost", "CCACGTCC"),
@@ -219,7 +285,9 @@ def test_edits_of_known_success(make_oracle: Callable[..., Any], write: Write, t
     content = check_schema(out / "genqual_t3_oracle.json", "genqual_t3_oracle")
     assert content["metrics"]["mean_objective_success"] == 4 / 5
     assert content["metrics"]["mean_within_budget"] == 6 / 7
-    assert content["by_edit_type"]["activity_boost"]["mean_objective_success"] == pytest.approx(2 / 3)
+    assert content["by_edit_type"]["activity_boost"]["mean_objective_success"] == pytest.approx(
+        2 / 3
+    )
     assert content["extra"]["by_system"]["noop"]["mean_objective_and_budget"] == 0
     assert summary["unknown_edit_types"] == {"invert": 1}
     assert summary["mean_objective_success_all"] == 5 / 6
@@ -248,10 +316,15 @@ def test_what_the_oracle_does_not_read_is_counted(
     with caplog.at_level(logging.WARNING):
         summary = score("enhancer", source, model=model, out=tmp_path / "t3", asked=Asked("t3"))
     assert (summary["n_cut"], summary["n_outside_window"], summary["n_no_op"]) == (6, 1, 1)
-    assert caplog.messages == [f"{source}: 6 of 8 sequences are longer than 512 bases, and cut to them"]
+    assert caplog.messages == [
+        f"{source}: 6 of 8 sequences are longer than 512 bases, and cut to them"
+    ]
     content = check_schema(tmp_path / "t3" / "genqual_t3_oracle.json", "genqual_t3_oracle")
     assert (content["extra"]["n_cut"], content["extra"]["n_outside_window"]) == (6, 1)
-    assert "and cut: 6. Edits that lie wholly in what is cut off" in (tmp_path / "t3" / "report.html").read_text()
+    assert (
+        "and cut: 6. Edits that lie wholly in what is cut off"
+        in (tmp_path / "t3" / "report.html").read_text()
+    )
     served = json.loads((Path(model) / "served.json").read_text())
     (Path(model) / "served.json").write_text(json.dumps({**served, "truncate": "center"}))
     one = oracle.open_oracle(model)
@@ -276,14 +349,34 @@ BAD = [
         {"sequence": "AC", "target_cell_type": "Liver"},
         r"target_cell_type: must be one of Ex, In, Mic, got 'Liver'",
     ),
-    ("t1", {"sequence": "", "target_cell_type": "Ex"}, r"sequence: must be a sequence of at least one base, got ''"),
-    ("t1", {"sequence": "AC5", "target_cell_type": "Ex"}, r"sequence: letters must be IUPAC .* got '5' at position 2"),
+    (
+        "t1",
+        {"sequence": "", "target_cell_type": "Ex"},
+        r"sequence: must be a sequence of at least one base, got ''",
+    ),
+    (
+        "t1",
+        {"sequence": "AC5", "target_cell_type": "Ex"},
+        r"sequence: letters must be IUPAC .* got '5' at position 2",
+    ),
     ("t1", "[1]", r"line 1: must be a JSON object, got list"),
     ("t1", "{", r"line 1: must be whole JSON"),
     ("t1", "", r"must have predictions that can be scored, got none"),
-    ("t3", {"sequence": "AC", "target_cell_type": "Ex"}, r"line 1: must have the key ref_sequence or reference"),
-    ("t3", edit("activity_boost", "AC", edit_budget="ten"), r"edit_budget: must be a number of bases .* got 'ten'"),
-    ("t3", edit("promoter_retarget", "AC"), r"must have the key target_motif where edit_type is promoter_retarget"),
+    (
+        "t3",
+        {"sequence": "AC", "target_cell_type": "Ex"},
+        r"line 1: must have the key ref_sequence or reference",
+    ),
+    (
+        "t3",
+        edit("activity_boost", "AC", edit_budget="ten"),
+        r"edit_budget: must be a number of bases .* got 'ten'",
+    ),
+    (
+        "t3",
+        edit("promoter_retarget", "AC"),
+        r"must have the key target_motif where edit_type is promoter_retarget",
+    ),
     ("cross-oracle", "{", r"line 1: must be whole JSON"),
 ]
 
@@ -303,7 +396,9 @@ def test_bad_rows_leave_nothing(
     source = write(row)
     before = sorted(tmp_path.iterdir())
     out = str(tmp_path / "out")
-    status = main(["score", "enhancer", str(source), "--model", model, "--out", out, "--task", task, *words])
+    status = main(
+        ["score", "enhancer", str(source), "--model", model, "--out", out, "--task", task, *words]
+    )
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2
     assert re.search(r"^seqfoundry: .*predictions\.jsonl", told)
@@ -311,58 +406,91 @@ def test_bad_rows_leave_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_tasks_that_are_not_there(make_oracle: Callable[..., Any], write: Write, tmp_path: Path) -> None:
+def test_tasks_that_are_not_there(
+    make_oracle: Callable[..., Any], write: Write, tmp_path: Path
+) -> None:
     model, _ = make_oracle()
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
-    with pytest.raises(InputError, match=r"score enhancer: --task must be one of activity, t1, t3, cross-.*got 't9'"):
+    with pytest.raises(
+        InputError,
+        match=r"score enhancer: --task must be one of activity, t1, t3, cross-.*got 't9'",
+    ):
         score("enhancer", source, model=model, out=out, asked=Asked("t9"))
     with pytest.raises(InputError, match="score vdj: --task must be left out, got 't1'"):
         score("vdj", source, model=model, out=out, asked=Asked("t1"))
-    with pytest.raises(InputError, match="score enhancer --task t1: --against must be left out, got b c"):
+    with pytest.raises(
+        InputError, match="score enhancer --task t1: --against must be left out, got b c"
+    ):
         score("enhancer", source, model=model, out=out, asked=Asked("t1", ("b", "c")))
     with pytest.raises(InputError, match="score enhancer --task t3: --resume must be left out"):
         score("enhancer", source, model=model, out=out, asked=Asked("t3", resume=True))
-    with pytest.raises(MissingError, match=r"none\.jsonl: must be a file, got nothing of that name"):
+    with pytest.raises(
+        MissingError, match=r"none\.jsonl: must be a file, got nothing of that name"
+    ):
         score("enhancer", tmp_path / "none.jsonl", model=model, out=out, asked=Asked("t1"))
     assert not out.exists()
 
 
 def test_other_models_may_stand_in_one_word_or_none(
-    make_oracle: Callable[..., Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_oracle: Callable[..., Any],
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     models = [make_oracle(name)[0] for name in ("a", "b", "c")]
     rows = [{"sequence": "AC" * i, "target_cell_type": "Ex"} for i in range(1, 5)]
     words = ["score", "enhancer", str(write(*rows)), "--model", models[0], "--out"]
-    command = [*words, str(tmp_path / "x"), "--task", "cross-oracle", "--against", " ".join(models[1:])]
+    command = [
+        *words,
+        str(tmp_path / "x"),
+        "--task",
+        "cross-oracle",
+        "--against",
+        " ".join(models[1:]),
+    ]
     assert main(command) == 0
     assert list(json.loads(capsys.readouterr().out)["models"].values()) == models
-    assert main([*words, str(tmp_path / "y"), "--task", "t1", "--against", ""]) == 0  # as MLproject has it
+    assert (
+        main([*words, str(tmp_path / "y"), "--task", "t1", "--against", ""]) == 0
+    )  # as MLproject has it
     assert (tmp_path / "y" / "genqual.json").is_file()
 
 
-def test_folders_that_are_not_ours_stay(make_oracle: Callable[..., Any], write: Write, tmp_path: Path) -> None:
+def test_folders_that_are_not_ours_stay(
+    make_oracle: Callable[..., Any], write: Write, tmp_path: Path
+) -> None:
     model, _ = make_oracle()
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
     options = {"model": model, "against": (), "out": out}
     designs.score_designs(source, **options)
     with pytest.raises(OutputError, match="must be a new or empty folder"):
         designs.score_designs(source, **options)
-    with pytest.raises(OutputError, match=r"must hold earlier results \(genqual_t3_oracle\.json\) to be overwritten"):
+    with pytest.raises(
+        OutputError,
+        match=r"must hold earlier results \(genqual_t3_oracle\.json\) to be overwritten",
+    ):
         designs.score_edits(source, **options, overwrite=True)
     before = (out / "genqual.json").read_bytes()
     designs.score_designs(source, **options, overwrite=True)
     assert (out / "genqual.json").read_bytes() == before
 
 
-def test_models_that_do_not_tell_what_is_known_of_them(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_models_that_do_not_tell_what_is_known_of_them(
+    make_oracle: Callable[..., Any], tmp_path: Path
+) -> None:
     model, _ = make_oracle()
     path = Path(model) / "served.json"
     served = json.loads(path.read_text())
     path.write_text(json.dumps({**served, "panel": {**served["panel"], "activity_sd": [1.0]}}))
-    with pytest.raises(ModelError, match=r"must have panel, .* got: activity_sd: must be 6 numbers, got shape \(1,\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"must have panel, .* got: activity_sd: must be 6 numbers, got shape \(1,\)",
+    ):
         oracle.open_oracle(model)
     path.write_text(json.dumps({key: value for key, value in served.items() if key != "panel"}))
-    with pytest.raises(ModelError, match=r"served\.json must have panel, oracle and seq_len, got: 'panel'"):
+    with pytest.raises(
+        ModelError, match=r"served\.json must have panel, oracle and seq_len, got: 'panel'"
+    ):
         oracle.open_oracle(model)
     path.write_text(json.dumps(served))
     (Path(model) / "oracle.pt").unlink()

@@ -16,7 +16,9 @@ from hypothesis.extra import numpy as hnp
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores import distances
 
-FEATURES = hnp.arrays(np.float64, st.tuples(st.integers(2, 9), st.just(3)), elements=st.floats(-100, 100, width=32))
+FEATURES = hnp.arrays(
+    np.float64, st.tuples(st.integers(2, 9), st.just(3)), elements=st.floats(-100, 100, width=32)
+)
 
 
 def generator(seed=0):
@@ -58,7 +60,9 @@ def test_frechet_distance_of_singular_covariances():
     # on a line it is the distance of two normal distributions
     line = rng.normal(size=(1, 30))
     a, b = rng.normal(size=(5, 1)), rng.normal(3, 2, size=(7, 1))
-    expected = ((a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2) * np.square(line).sum()
+    expected = ((a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2) * np.square(
+        line
+    ).sum()
     assert distances.frechet_distance(a @ line, b @ line) == pytest.approx(expected, rel=1e-10)
 
 
@@ -76,7 +80,9 @@ def test_frechet_distance_is_symmetric_and_knows_no_order(x, y):
 def test_identical_sets_are_at_distance_0():
     x = np.maximum(generator().normal(size=(300, 256)), 0)
     for rows in (x, x[:64]):
-        assert distances.frechet_distance(rows, rows[::-1]) < 1e-8 * np.trace(np.cov(rows, rowvar=False))
+        assert distances.frechet_distance(rows, rows[::-1]) < 1e-8 * np.trace(
+            np.cov(rows, rowvar=False)
+        )
 
 
 def test_frechet_distance_is_undefined_of_one_row_and_refuses_others():
@@ -96,7 +102,9 @@ def test_floors_and_equal_numbers():
     assert (at[128].n, at[128].draws) == (128, 10)
     assert at[128].sd > 0
     parametric = distances.parametric(x, (128, 128), generator(2))
-    assert parametric.mean == pytest.approx(at[128].mean, rel=0.15)  # one distribution: all is floor
+    assert parametric.mean == pytest.approx(
+        at[128].mean, rel=0.15
+    )  # one distribution: all is floor
     halves = distances.halves(x[:256], np.zeros(256), generator(3))
     assert halves.n == 128
     assert halves.mean == pytest.approx(at[128].mean, rel=0.15)
@@ -124,7 +132,9 @@ def test_clouds_are_drawn_as_those_of_normal_rows(n):
     rng = generator(7)
     x = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) + 1
     whole = distances.cloud(x)
-    rows = [distances.cloud(whole.mean + rng.standard_normal((n, 8)) @ whole.root) for _ in range(400)]
+    rows = [
+        distances.cloud(whole.mean + rng.standard_normal((n, 8)) @ whole.root) for _ in range(400)
+    ]
     drawn = [distances._sample(whole, n, rng) for _ in range(400)]
     for figure in (
         lambda one: one.mean[0],
@@ -132,7 +142,10 @@ def test_clouds_are_drawn_as_those_of_normal_rows(n):
         lambda one: np.linalg.norm(one.root, 2),
         lambda one: distances.between(one, whole),
     ):
-        assert scipy.stats.ks_2samp(*[[figure(one) for one in side] for side in (rows, drawn)]).pvalue > 1e-4
+        assert (
+            scipy.stats.ks_2samp(*[[figure(one) for one in side] for side in (rows, drawn)]).pvalue
+            > 1e-4
+        )
     covariance = np.mean([one.root.T @ one.root for one in drawn], axis=0)
     exact = np.cov(x, rowvar=False)
     assert np.abs(covariance - exact).max() < 0.3 * np.abs(exact).max()
@@ -171,7 +184,9 @@ def test_levenshtein_by_brute_force(a, b):
 
 
 def test_edit_diversity():
-    assert distances.edit_diversity(["AAAA", "AAAT", "CC"], generator()) == pytest.approx((1 / 4 + 1 + 1) / 3)
+    assert distances.edit_diversity(["AAAA", "AAAT", "CC"], generator()) == pytest.approx(
+        (1 / 4 + 1 + 1) / 3
+    )
     assert distances.edit_diversity(["ACGT"] * 3, generator()) == 0
     assert math.isnan(distances.edit_diversity(["ACGT"], generator()))
     rng = generator()
@@ -217,7 +232,9 @@ def test_kmers_across_chunks(monkeypatch):
 def test_variety_by_hand():
     found = distances.variety(["ACACA", "ACT"], generator())  # ACA 2, CAC 1, ACT 1
     assert found["kmer_unique_frac"] == pytest.approx(2 / 3)
-    assert found["kmer_shannon_entropy"] == pytest.approx(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)))
+    assert found["kmer_shannon_entropy"] == pytest.approx(
+        -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    )
     nothing = distances.variety(["NN"], generator())
     assert all(math.isnan(value) for value in nothing.values())
 
@@ -249,10 +266,20 @@ def test_shift_by_hand():
     b[[25, 0]] += [1 / 2, 1 / 2]
     assert found["gc_js_distance"] == pytest.approx(scipy.spatial.distance.jensenshannon(a, b))
     share = scipy.stats.entropy([2, 1], base=2)
-    assert found["positional_entropy_bits"] == pytest.approx((3 * share) / 4)  # position 2 is G throughout
+    assert found["positional_entropy_bits"] == pytest.approx(
+        (3 * share) / 4
+    )  # position 2 is G throughout
     assert found["kmer_js_divergence"][3] == pytest.approx(found["kmer_js_distance"][3] ** 2)
 
 
 def test_plain_is_what_json_holds():
-    given_ = {"a": np.float32(0.5), 3: [np.nan, np.int64(2)], "b": (np.bool_(True), None), "c": np.array([np.inf, 1])}
-    assert json.dumps(distances.plain(given_)) == '{"a": 0.5, "3": [null, 2], "b": [true, null], "c": [null, 1.0]}'
+    given_ = {
+        "a": np.float32(0.5),
+        3: [np.nan, np.int64(2)],
+        "b": (np.bool_(True), None),
+        "c": np.array([np.inf, 1]),
+    }
+    assert (
+        json.dumps(distances.plain(given_))
+        == '{"a": 0.5, "3": [null, 2], "b": [true, null], "c": [null, 1.0]}'
+    )

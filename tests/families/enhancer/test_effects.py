@@ -13,7 +13,13 @@ def test_variants_are_written_into_sequences():
     assert mutations.with_variant("acgt", 1, "C", "T") == "aTgt"
     assert mutations.with_variant("ACGT", 0, "ACGT", "") == ""
     assert mutations.with_variant("ACGT", 4, "", "AA") == "ACGTAA"
-    for position, ref, alt in ((1, "G", "T"), (3, "TA", "T"), (-1, "T", "A"), (5, "", "A"), (0, "", "")):
+    for position, ref, alt in (
+        (1, "G", "T"),
+        (3, "TA", "T"),
+        (-1, "T", "A"),
+        (5, "", "A"),
+        (0, "", ""),
+    ):
         with pytest.raises(InputError, match=r"variant .* the sequence must have"):
             mutations.with_variant("ACGT", position, ref, alt)
 
@@ -24,11 +30,19 @@ def test_variant_effects_by_hand():
     table = mutations.variant_effects(["v"], ref, alt, ["Ex", "In"], activity_sd=[4.0, 0.0])
     assert table == {
         **{"id": ["v", "v"], "cell": ["Ex", "In"], "ref": [2.0, -2.0], "alt": [4.0, 1.5]},
-        **{"effect": [2.0, 3.5], "z": [0.5, None], "log2_fold": [1.0, None], "strand_gap": [0.0, -1.0]},
+        **{
+            "effect": [2.0, 3.5],
+            "z": [0.5, None],
+            "log2_fold": [1.0, None],
+            "strand_gap": [0.0, -1.0],
+        },
     }
     json.dumps(table, allow_nan=False)
     assert mutations.variant_effects(["v"], ref, ref, ["Ex", "In"])["effect"] == [0.0, 0.0]
-    assert mutations.variant_effects([], np.zeros((2, 0, 1)), np.zeros((2, 0, 1)), ["Ex"])["effect"] == []
+    assert (
+        mutations.variant_effects([], np.zeros((2, 0, 1)), np.zeros((2, 0, 1)), ["Ex"])["effect"]
+        == []
+    )
     for wrong in (np.zeros((2, 1, 3)), np.full((2, 1, 2), np.nan)):
         with pytest.raises(InputError, match="variants: activities must be finite"):
             mutations.variant_effects(["v"], ref, wrong, ["Ex", "In"])
@@ -39,7 +53,14 @@ def test_mutants_of_a_sequence():
     made = mutations.mutants(codes)
     assert made.positions.tolist() == [0, 0, 0, 2, 2, 2]
     assert made.bases.tolist() == [1, 2, 3, 0, 1, 2]
-    assert made.codes.tolist() == [[1, 4, 3], [2, 4, 3], [3, 4, 3], [0, 4, 0], [0, 4, 1], [0, 4, 2]]
+    assert made.codes.tolist() == [
+        [1, 4, 3],
+        [2, 4, 3],
+        [3, 4, 3],
+        [0, 4, 0],
+        [0, 4, 1],
+        [0, 4, 2],
+    ]
     assert mutations.mutants(codes, 1, 99).positions.tolist() == [2, 2, 2]
     assert mutations.mutants(codes, 1, 2).codes.shape == (0, 3)
 
@@ -81,7 +102,8 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
     rng = np.random.default_rng(0)
     widths = [4, 5, 3, 4, 2][: len(kernels) + 1]
     layers = [
-        (rng.normal(size=(b, a, k)), rng.normal(size=b)) for a, b, k in zip(widths, widths[1:], kernels, strict=False)
+        (rng.normal(size=(b, a, k)), rng.normal(size=b))
+        for a, b, k in zip(widths, widths[1:], kernels, strict=False)
     ]
     codes = rng.integers(0, 4, length).astype(np.uint8)
     codes[-5:] = 4
@@ -97,7 +119,9 @@ def test_windows_give_what_whole_passes_give(length, kernels, pool):
     windows = mutations.plan(length, kernels, pool)
     assert [window.n_outputs for window in windows] == [level.shape[1] for level in reference[1:]]
     changed, start = (
-        np.stack([one_hot(row)[:, p : p + 1] for row, p in zip(made.codes, made.positions, strict=True)]),
+        np.stack(
+            [one_hot(row)[:, p : p + 1] for row, p in zip(made.codes, made.positions, strict=True)]
+        ),
         None,
     )
     start = made.positions
@@ -122,6 +146,9 @@ def test_plan_of_the_network():
     for window in windows:
         assert window.start.min() == 0
         assert window.start.max() + window.width == window.n_outputs
-    for kernels, length, message in (((7, 4), 512, "kernels must be odd"), ((7, 3, 5, 3), 80, "leave outputs")):
+    for kernels, length, message in (
+        ((7, 4), 512, "kernels must be odd"),
+        ((7, 3, 5, 3), 80, "leave outputs"),
+    ):
         with pytest.raises(InputError, match=message):
             mutations.plan(length, kernels, 3)

@@ -38,16 +38,24 @@ def one_thread() -> Any:
 
 @pytest.fixture
 def tangermeme() -> Any:
-    return pytest.importorskip("tangermeme", reason="attribution needs tangermeme (seqfoundry[explain])")
+    return pytest.importorskip(
+        "tangermeme", reason="attribution needs tangermeme (seqfoundry[explain])"
+    )
 
 
 def config_of(**changes: Any) -> Config:
-    config = build_config(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
+    config = build_config(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config
+    )
     for part in ("train", "network"):
         old = getattr(config, part)
-        new = dataclasses.replace(old, **{key: value for key, value in changes.items() if hasattr(old, key)})
+        new = dataclasses.replace(
+            old, **{key: value for key, value in changes.items() if hasattr(old, key)}
+        )
         config = dataclasses.replace(config, **{part: new})
-    return dataclasses.replace(config, **{key: value for key, value in changes.items() if hasattr(config, key)})
+    return dataclasses.replace(
+        config, **{key: value for key, value in changes.items() if hasattr(config, key)}
+    )
 
 
 def codes_of(n: int, length: int, seed: int = 1) -> Any:
@@ -82,7 +90,9 @@ class Counting(Network):
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length, self.n_out, self.width, self.rows = length, 2, 1, 0
-        self.weight = nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0], [0.0, 0.0, 5.0, 0.0, 0.0]]))
+        self.weight = nn.Parameter(
+            torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0], [0.0, 0.0, 5.0, 0.0, 0.0]])
+        )
 
     def predict_and_embed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.rows += len(x)
@@ -94,7 +104,14 @@ class Counting(Network):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"pool": 2}, {"ambiguous": "quarter"}, {"kernels": (5, 3, 7, 1)}, {"seq_len": 81}, {"kernels": (7, 4, 5, 3)}],
+    [
+        {},
+        {"pool": 2},
+        {"ambiguous": "quarter"},
+        {"kernels": (5, 3, 7, 1)},
+        {"seq_len": 81},
+        {"kernels": (7, 4, 5, 3)},
+    ],
 )
 def test_windows_give_what_whole_passes_give(changes: dict[str, Any]) -> None:
     config = config_of(**{**SMALL, **changes})
@@ -147,10 +164,16 @@ def test_sequences_without_bases() -> None:
     assert np.isnan(explain.attribution(lively(config), nothing, 0, 1)).all()
 
 
-@pytest.mark.parametrize("explained", [explain.mutagenesis, lambda *given: explain.attribution(*given, 1)])
+@pytest.mark.parametrize(
+    "explained", [explain.mutagenesis, lambda *given: explain.attribution(*given, 1)]
+)
 def test_what_cannot_be_explained(explained: Any) -> None:
     network = build(config_of(**SMALL))
-    for codes in (np.zeros(119, np.uint8), np.zeros((1, 120), np.uint8), np.full(120, 5, np.uint8)):
+    for codes in (
+        np.zeros(119, np.uint8),
+        np.zeros((1, 120), np.uint8),
+        np.full(120, 5, np.uint8),
+    ):
         with pytest.raises(InputError, match="codes: must be 120 numbers from 0 to 4"):
             explained(network, codes, 0)
     for column in (14, -1):
@@ -162,7 +185,9 @@ def test_what_cannot_be_explained(explained: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": 2}, {"ambiguous": "quarter"}])
-def test_contributions_sum_to_the_difference_from_shuffled_sequences(tangermeme: Any, changes: dict[str, Any]) -> None:
+def test_contributions_sum_to_the_difference_from_shuffled_sequences(
+    tangermeme: Any, changes: dict[str, Any]
+) -> None:
     config = config_of(**{**SMALL, **changes})
     network = lively(config)
     codes = codes_of(1, config.seq_len)[0]
@@ -179,7 +204,10 @@ def test_contributions_sum_to_the_difference_from_shuffled_sequences(tangermeme:
         others[row, codes < 4] = shuffled
     assert (np.sort(others[:, codes < 4], axis=1) == np.sort(known)).all()
     assert (others[:, codes < 4] != known).any(axis=1).all()
-    wanted = predict(network, codes[None]).activities[0, 2] - predict(network, others).activities[:, 2].mean()
+    wanted = (
+        predict(network, codes[None]).activities[0, 2]
+        - predict(network, others).activities[:, 2].mean()
+    )
     assert abs(wanted) > 0.1
     assert np.nansum(found) == pytest.approx(wanted, abs=1e-3)
 
@@ -206,7 +234,9 @@ def test_sequences_that_cannot_be_shuffled_have_no_contributions(tangermeme: Any
         np.testing.assert_array_equal(found[: len(bases)], 0)
 
 
-def test_contributions_that_do_not_add_up_are_refused(tangermeme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributions_that_do_not_add_up_are_refused(
+    tangermeme: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tangermeme.deep_lift_shap as library
 
     config = config_of(**SMALL)
@@ -216,7 +246,9 @@ def test_contributions_that_do_not_add_up_are_refused(tangermeme: Any, monkeypat
 
 
 def test_contributions_need_the_library_and_our_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="must be of DeepSTARR networks, got a Counting; mutagenesis explains any"):
+    with pytest.raises(
+        InputError, match="must be of DeepSTARR networks, got a Counting; mutagenesis explains any"
+    ):
         explain.attribution(Counting(10), np.zeros(10, np.uint8), 0, 1)
     monkeypatch.setitem(sys.modules, "tangermeme.deep_lift_shap", None)
     config = config_of(**SMALL)
@@ -228,7 +260,10 @@ def test_contributions_need_the_library_and_our_layers(monkeypatch: pytest.Monke
 
 
 def best_window(motif: Motif) -> tuple[int, Any]:
-    """The 7 columns of a motif that say most, and where they begin; short ones are padded with zeros."""
+    """The 7 columns of a motif that say most, and where they begin.
+
+    Short ones are padded with zeros.
+    """
     scores = motif.scores.astype(np.float64)
     width = min(7, len(scores))
     spans = [np.ptp(scores[i : i + width], axis=1).sum() for i in range(len(scores) - width + 1)]
@@ -241,7 +276,9 @@ def best_window(motif: Motif) -> tuple[int, Any]:
 def hand_built(motifs: list[Motif], config: Config) -> DeepStarr:
     """A network that adds up how far the best windows of motifs, on both strands, exceed two thirds of their best."""
     network = DeepStarr(config).eval()
-    filters = np.concatenate([[window, window[::-1, ::-1]] for _, window in map(best_window, motifs)])
+    filters = np.concatenate(
+        [[window, window[::-1, ::-1]] for _, window in map(best_window, motifs)]
+    )
     n = len(filters)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -254,12 +291,18 @@ def hand_built(motifs: list[Motif], config: Config) -> DeepStarr:
         best = torch.from_numpy(filters.max(axis=2).sum(axis=1))
         weights = torch.from_numpy(filters).transpose(1, 2) / best[:, None, None]
         network.encoder[0].weight[:n], network.encoder[0].bias[:n] = weights.float(), -2 / 3
-        network.dense[0].weight[0], network.dense[3].weight[0, 0], network.head.weight[0, 0] = 1, 1, 30
+        network.dense[0].weight[0], network.dense[3].weight[0, 0], network.head.weight[0, 0] = (
+            1,
+            1,
+            30,
+        )
     return network
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], DeepStarr, Config]:
+def planted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[dict[str, Any]], DeepStarr, Config]:
     """Rows of the simulator, and a network made of the panel's motifs."""
     folder = tmp_path_factory.mktemp("panel")
     simulate(config_of(), folder)
@@ -320,7 +363,12 @@ def test_exported_networks_answer_as_the_oracle(tmp_path: Path) -> None:
     assert 0 <= found["max_difference"] <= 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {*found["files"], "export.json"}
     told = json.loads((tmp_path / "export.json").read_text())
-    assert told["input"] == {"name": "sequences", "shape": ["n", 4, 120], "type": "float32", "letters": "ACGT"}
+    assert told["input"] == {
+        "name": "sequences",
+        "shape": ["n", 4, 120],
+        "type": "float32",
+        "letters": "ACGT",
+    }
     assert told["cell_types"] == list(config.cell_types)
     assert told["compared_sequences"] == 64 + 5
     assert (tmp_path / "oracle.pt2").stat().st_size > 10_000
@@ -333,7 +381,9 @@ def test_onnx_takes_any_number_of_sequences(tmp_path: Path) -> None:
     config = config_of(**SMALL)
     oracle = oracle_of(config, Ensemble([lively(config, seed) for seed in (1, 2)]))
     explain.export(oracle, tmp_path)
-    session = onnxruntime.InferenceSession(tmp_path / "oracle.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "oracle.onnx", providers=["CPUExecutionProvider"]
+    )
     for n in (1, 7):
         codes = codes_of(n, config.seq_len, seed=n)
         x = (codes[:, None] == np.arange(4)[:, None]).astype(np.float32)
@@ -349,5 +399,7 @@ def test_networks_that_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="export: must be of DeepSTARR networks, got a Counting"):
         explain.export(oracle_of(config, Counting(120)), tmp_path)
     monkeypatch.setattr(explain, "TOLERANCE", -1.0)
-    with pytest.raises(ModelError, match=r"oracle\.pt2: activities must differ by at most -1, got"):
+    with pytest.raises(
+        ModelError, match=r"oracle\.pt2: activities must differ by at most -1, got"
+    ):
         explain.export(oracle_of(config), tmp_path)

@@ -42,7 +42,9 @@ def load(name: str) -> Config:
 SMOKE = load("smoke")
 STRONG = read_recipe(FILE, "strong")
 EVEN = replace(STRONG.grammar, gc_mean=0.5, pseudocount=0.0001)
-CERTAIN = motif("X", Matrix(name="X", counts=((10, 0, 0), (0, 10, 5), (0, 0, 5), (0, 0, 0))), EVEN)  # A C [CG]
+CERTAIN = motif(
+    "X", Matrix(name="X", counts=((10, 0, 0), (0, 10, 5), (0, 0, 5), (0, 0, 0))), EVEN
+)  # A C [CG]
 
 
 def codes_of(*texts: str) -> np.ndarray:
@@ -52,26 +54,48 @@ def codes_of(*texts: str) -> np.ndarray:
 def brute_force(codes: np.ndarray, one: Motif) -> list[tuple[int, int, int]]:
     """Best score of every window without gaps: row, start, score."""
     made = []
-    for row, start in itertools.product(range(len(codes)), range(codes.shape[1] - len(one.scores) + 1)):
+    for row, start in itertools.product(
+        range(len(codes)), range(codes.shape[1] - len(one.scores) + 1)
+    ):
         window = codes[row, start : start + len(one.scores)]
         if (window < 4).all():
             strands = (window, 3 - window[::-1])
-            best = max(sum(int(column[letter]) for column, letter in zip(one.scores, w, strict=True)) for w in strands)
+            best = max(
+                sum(int(column[letter]) for column, letter in zip(one.scores, w, strict=True))
+                for w in strands
+            )
             made.append((row, start, best))
     return made
 
 
 def test_scores_of_a_hand_made_matrix():
-    # frequencies 1 and 1/2 against 1/4 are 2 bits and 1 bit, up to the pseudocount; others lie at the floor
-    assert CERTAIN.scores.tolist() == [[200, -1000, -1000, -1000], [-1000, 200, -1000, -1000], [-1000, 100, 100, -1000]]
+    # frequencies 1 and 1/2 against 1/4 are 2 bits and 1 bit, up to the pseudocount; others lie at
+    # the floor
+    assert CERTAIN.scores.tolist() == [
+        [200, -1000, -1000, -1000],
+        [-1000, 200, -1000, -1000],
+        [-1000, 100, 100, -1000],
+    ]
     assert consensus(CERTAIN) == "ACS"
-    assert CERTAIN.threshold == 500  # two of 64 windows reach it, more than 1e-4, so it is the highest score
+    assert (
+        CERTAIN.threshold == 500
+    )  # two of 64 windows reach it, more than 1e-4, so it is the highest score
 
 
 def test_sites_of_a_hand_made_matrix_on_both_strands():
-    codes = codes_of("TTTACCTTTTTT", "TTTTTGTTTTTT".replace("TGT", "GGT"), "TTTANCTTTTTT", "ACGTTTTTACNT")
+    codes = codes_of(
+        "TTTACCTTTTTT", "TTTTTGTTTTTT".replace("TGT", "GGT"), "TTTANCTTTTTT", "ACGTTTTTACNT"
+    )
     hits = scan(codes, [CERTAIN], 1.0)
-    found = list(zip(hits.row.tolist(), hits.start.tolist(), hits.reverse.tolist(), hits.score.tolist(), strict=True))
+    found = list(
+        zip(
+            hits.row.tolist(),
+            hits.start.tolist(),
+            hits.reverse.tolist(),
+            hits.score.tolist(),
+            strict=True,
+        )
+    )
     assert found == [(0, 3, False, 500), (1, 4, True, 500), (3, 0, False, 500), (3, 1, True, 500)]
 
 
@@ -83,14 +107,19 @@ def test_scan_equals_brute_force(seed, i, rows):
     codes[0, 5 : 5 + len(one.scores)] = one.scores.argmax(axis=1)
     hits = scan(codes, [one], 1.5)
     expected = [found for found in brute_force(codes, one) if found[2] > one.threshold - 5 * 150]
-    assert list(zip(hits.row.tolist(), hits.start.tolist(), hits.score.tolist(), strict=True)) == expected
+    assert (
+        list(zip(hits.row.tolist(), hits.start.tolist(), hits.score.tolist(), strict=True))
+        == expected
+    )
     assert (0, 5) in {found[:2] for found in expected}
 
 
 def test_threshold_is_reached_by_few_windows():
     one = STRONG.motifs[STRONG.place("MA0099.4")]
     gc = STRONG.grammar.gc_mean
-    codes = np.random.default_rng(0).choice(4, (1, 2_000_000), p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2])
+    codes = np.random.default_rng(0).choice(
+        4, (1, 2_000_000), p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]
+    )
     windows = np.lib.stride_tricks.sliding_window_view(codes[0], len(one.scores))
     scores = sum(one.scores[i].astype(int)[windows[:, i]] for i in range(len(one.scores)))
     found = proportion(int((scores >= one.threshold).sum()), len(scores))
@@ -99,7 +128,11 @@ def test_threshold_is_reached_by_few_windows():
 
 
 def test_scan_of_nothing():
-    for codes in (np.zeros((0, 81), np.uint8), np.full((2, 81), 4, np.uint8), np.zeros((1, 2), np.uint8)):
+    for codes in (
+        np.zeros((0, 81), np.uint8),
+        np.full((2, 81), 4, np.uint8),
+        np.zeros((1, 2), np.uint8),
+    ):
         assert len(scan(codes, STRONG.motifs, 1.0).row) == 0
         assert (latent(codes, STRONG) == 0).all()
 
@@ -116,7 +149,14 @@ def test_latent_activity_of_one_site_by_hand():
 
 @pytest.mark.parametrize(
     ("gap", "flip", "bonus"),
-    [(10, False, 1), (40, False, 1), (9, False, 0), (41, False, 0), (20, True, 0), (-15, False, 1)],
+    [
+        (10, False, 1),
+        (40, False, 1),
+        (9, False, 0),
+        (41, False, 0),
+        (20, True, 0),
+        (-15, False, 1),
+    ],
 )
 def test_pairs_work_together_at_the_right_distance_on_one_strand(gap, flip, bonus):
     first, second = (STRONG.motifs[STRONG.place(id)] for id in ("MA0474.4", "MA0078.3"))
@@ -138,7 +178,9 @@ def test_padding_changes_nothing():
 
 def test_both_strands_have_the_same_activity():
     codes = np.random.default_rng(2).integers(0, 4, (50, 500), dtype=np.uint8)
-    panel = replace(STRONG, recipe=replace(STRONG.recipe, pairs=()))  # palindromes have no strand of their own
+    panel = replace(
+        STRONG, recipe=replace(STRONG.recipe, pairs=())
+    )  # palindromes have no strand of their own
     assert (latent(codes, panel) == latent(3 - codes[:, ::-1], panel)).all()
 
 
@@ -147,7 +189,12 @@ def test_matrices_are_jaspars():
     assert len(content["matrices"]) == 50
     assert content["source"]["licence"] == "CC BY 4.0"
     assert "doi:10.1093/nar/gkad1059" in content["source"]["citation"]
-    expected = {"MA0077.2": "CYATTGTT", "MA0442.3": "ACAAAG", "MA0474.4": "ACAGGAAGTN", "MA0039.5": "CCCCACCC"}
+    expected = {
+        "MA0077.2": "CYATTGTT",
+        "MA0442.3": "ACAAAG",
+        "MA0474.4": "ACAGGAAGTN",
+        "MA0039.5": "CCCCACCC",
+    }
     assert {one.id: consensus(one) for one in STRONG.motifs if one.id in expected} == expected
     assert len(read_recipe(FILE, "full").motifs) == 50
 
@@ -173,7 +220,9 @@ def test_damaged_matrices_are_refused(tmp_path):
     content["matrices"]["MA0002.3"]["counts"][2].pop()
     path = tmp_path / "motifs.json"
     path.write_text(json.dumps(content))
-    with pytest.raises((InputError, ConfigError), match=r"MA0002\.3.*four rows of the same length"):
+    with pytest.raises(
+        (InputError, ConfigError), match=r"MA0002\.3.*four rows of the same length"
+    ):
         read_recipe(path, "strong")
 
 
@@ -185,7 +234,8 @@ def test_signal_needs_a_calibration():
 @pytest.fixture(scope="module")
 def demo_like() -> tuple[Config, Source]:
     config = replace(
-        load("demo"), simulate=replace(load("demo").simulate, train_rows=6000, test_rows=1500, edit_rows=180)
+        load("demo"),
+        simulate=replace(load("demo").simulate, train_rows=6000, test_rows=1500, edit_rows=180),
     )
     return config, Source(config.simulate, STRONG, config.seed)
 
@@ -212,12 +262,17 @@ def test_sites_are_written_where_they_are_said_to_be(demo_like):
         busy[row, start : start + width] += 1
         word = drawn.codes[row, start : start + width]
         word = 3 - word[::-1] if reverse else word
-        scores.append(STRONG.motifs[m].scores[np.arange(width), word].sum() - STRONG.motifs[m].threshold)
+        scores.append(
+            STRONG.motifs[m].scores[np.arange(width), word].sum() - STRONG.motifs[m].threshold
+        )
     assert busy.max() == 1
     assert np.mean(np.array(scores) >= 0) > 0.8
     assert abs(len(drawn.row) / 1500 - 8) < 0.3
     assert abs(drawn.reverse.mean() - 0.5) < 0.02
-    own = [any(drawn.motif[i] == known for known in demo_like[1].own[drawn.cells[drawn.row[i]]]) for i in range(9000)]
+    own = [
+        any(drawn.motif[i] == known for known in demo_like[1].own[drawn.cells[drawn.row[i]]])
+        for i in range(9000)
+    ]
     assert 0.7 < np.mean(own) < 0.82  # six of eight
 
 
@@ -272,7 +327,9 @@ def test_calibration_of_many_rows_is_that_of_few(demo_like):
     few, many = (simulate.calibrate(one, demo_like[0]) for one in (z, np.tile(z, (300, 1))))
     assert few == many
     assert few.centre == pytest.approx(z.mean(axis=0) / 1e4, abs=1e-6)
-    assert few.gain == pytest.approx(7.7e4 * np.array(demo_like[0].simulate.ceilings) / z.std(axis=0), abs=1e-6)
+    assert few.gain == pytest.approx(
+        7.7e4 * np.array(demo_like[0].simulate.ceilings) / z.std(axis=0), abs=1e-6
+    )
 
 
 def test_no_link_is_significant_among_noise(demo_like):
@@ -280,7 +337,11 @@ def test_no_link_is_significant_among_noise(demo_like):
     drawn = source.draw("test", 1500)
     flat = np.full((1500, 7), config.simulate.activity_mean)
     kept = simulate.corrected(
-        flat + 1e-9, drawn.noise, simulate.critical_links(flat, drawn.noise, config, STRONG), config, STRONG
+        flat + 1e-9,
+        drawn.noise,
+        simulate.critical_links(flat, drawn.noise, config, STRONG),
+        config,
+        STRONG,
     )[:, 7:]
     assert (kept != config.simulate.activity_mean).mean() < 0.001
 
@@ -305,8 +366,12 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
     assert np.abs(truth - [one["signal"] for one in raw]).max() <= 0.5001e-4
     ceiling = json.loads((folder / "ceiling.json").read_text())["test"]["pearson"]
     assert len(ceiling) == 14
-    assert ceiling[2] == pytest.approx(np.corrcoef(truth[:, 2], rows.activities[:, 2])[0, 1], abs=1e-5)
-    assert ceiling[9] == pytest.approx(np.corrcoef(truth[:, 2], rows.activities[:, 9])[0, 1], abs=1e-5)
+    assert ceiling[2] == pytest.approx(
+        np.corrcoef(truth[:, 2], rows.activities[:, 2])[0, 1], abs=1e-5
+    )
+    assert ceiling[9] == pytest.approx(
+        np.corrcoef(truth[:, 2], rows.activities[:, 9])[0, 1], abs=1e-5
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["family"] == "enhancer"
     assert manifest["cell_types"] == list(CELL_TYPES)
@@ -318,7 +383,9 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
 
 
 def activities(rows: list[dict[str, object]], key: str, folder: Path) -> np.ndarray:
-    return signal(data.encode([row[key] for row in rows], SMOKE), read_panel(folder / "panel.json"))
+    return signal(
+        data.encode([row[key] for row in rows], SMOKE), read_panel(folder / "panel.json")
+    )
 
 
 def test_order_of_designs(folder):
@@ -353,7 +420,10 @@ def succeeded(row: dict[str, object], change: np.ndarray) -> bool:
         "preserve": np.abs(change).max() <= 0.77,
         "motif_insert": after and not before,
         "motif_remove": before and not after,
-        "multi_target": min(change[RAW_CELLS.index(cell)] for cell in meta.get("target_cell_types", RAW_CELLS)) > 0,
+        "multi_target": min(
+            change[RAW_CELLS.index(cell)] for cell in meta.get("target_cell_types", RAW_CELLS)
+        )
+        > 0,
     }[meta["edit_type"]]
 
 
@@ -362,7 +432,9 @@ def test_order_of_edits(folder):
     change = activities(rows, "pred_sequence", folder) - activities(rows, "ref_sequence", folder)
     good = {(kind, system): [] for kind in edits.EDIT_TYPES for system in edits.SYSTEMS}
     for row, one in zip(rows, change, strict=True):
-        distance = sum(a != b for a, b in zip(row["ref_sequence"], row["pred_sequence"], strict=True))
+        distance = sum(
+            a != b for a, b in zip(row["ref_sequence"], row["pred_sequence"], strict=True)
+        )
         assert distance <= row["metadata"]["edit_budget"]
         if row["metadata"]["system"] == "noop":
             assert distance == 0
@@ -388,7 +460,10 @@ def test_same_settings_same_bytes(tmp_path):
 
 
 def test_smoke_data_are_those_of_the_first_build(tmp_path):
-    """Against drift: another digest means that data.dvc and every model trained on it are out of date."""
+    """Against drift.
+
+    Another digest means that data.dvc and every model trained on it are out of date.
+    """
     simulate.simulate(SMOKE, tmp_path / "data")
     assert digest(tmp_path / "data") == "c4129f647536ab481f45b98be9d669c0.dir"
 

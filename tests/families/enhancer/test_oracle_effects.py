@@ -1,4 +1,7 @@
-"""``score enhancer`` for variants, explanations, calibration and export: known answers, the files, and bad input."""
+"""``score enhancer`` for variants, explanations, calibration and export.
+
+Known answers, the files, and bad input.
+"""
 
 import dataclasses
 import json
@@ -43,11 +46,16 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a small network with random weights, which reads 100 bases."""
     import torch
 
-    serve, build = find_family("enhancer").module("serve"), find_family("enhancer").module("model").build
+    serve, build = (
+        find_family("enhancer").module("serve"),
+        find_family("enhancer").module("model").build,
+    )
     config = find_family("enhancer").settings(SMOKE)
     small = dataclasses.replace(config.network, channels=(16, 8, 8, 8), dense=(16, 12))
     config = dataclasses.replace(config, network=small, seq_len=100)
-    panel = find_family("enhancer").module("scores.predictions").Panel(cell_types=config.cell_types)
+    panel = (
+        find_family("enhancer").module("scores.predictions").Panel(cell_types=config.cell_types)
+    )
     network = build(config)
     with torch.no_grad():
         network.head.weight.mul_(100)
@@ -87,8 +95,21 @@ def test_variants_by_hand(make_oracle: Any, write: Write, tmp_path: Path) -> Non
     assert table["id"].unique().tolist() == ["gain", "loss", "3"]
     raw = table[table["cell"].isin(CELLS)].set_index(["id", "cell"])
     gain, loss, word = raw.loc[("gain", "In")], raw.loc[("loss", "Ex")], raw.loc[("3", "Ex")]
-    assert gain[["activity_ref", "activity_alt", "effect", "z", "strand_gap"]].tolist() == [-1, 4, 5, 1, 10]
-    assert loss[["position", "ref", "alt", "effect", "z", "strand_gap"]].tolist() == [4, "G", "", -10, -2, 0]
+    assert gain[["activity_ref", "activity_alt", "effect", "z", "strand_gap"]].tolist() == [
+        -1,
+        4,
+        5,
+        1,
+        10,
+    ]
+    assert loss[["position", "ref", "alt", "effect", "z", "strand_gap"]].tolist() == [
+        4,
+        "G",
+        "",
+        -10,
+        -2,
+        0,
+    ]
     assert word[["ref", "alt", "effect"]].tolist() == ["", "ACGT", 10]
     assert raw["effect"].abs().sum() == 25  # nothing else happens
     assert table["log2_fold"].notna().sum() == 9  # corrected columns are 0.5 always
@@ -96,10 +117,23 @@ def test_variants_by_hand(make_oracle: Any, write: Write, tmp_path: Path) -> Non
     assert len(oracle.seen[0]) == len(set(oracle.seen[0]))
     cells = summary["cells"]
     assert cells["In"] == {
-        **{"mean_abs_effect": 5 / 3, "max_abs_effect": 5.0, "mean_abs_strand_gap": 10 / 3, "oracle_pearson": 0.4}
+        **{
+            "mean_abs_effect": 5 / 3,
+            "max_abs_effect": 5.0,
+            "mean_abs_strand_gap": 10 / 3,
+            "oracle_pearson": 0.4,
+        }
     }
-    assert (summary["variants"], summary["weak_cells"], summary["task"]) == (3, ["Mic"], "variants")
-    assert {path.name for path in out.iterdir()} == {"effects.parquet", "effects.png", "summary.json"}
+    assert (summary["variants"], summary["weak_cells"], summary["task"]) == (
+        3,
+        ["Mic"],
+        "variants",
+    )
+    assert {path.name for path in out.iterdir()} == {
+        "effects.parquet",
+        "effects.png",
+        "summary.json",
+    }
     assert json.loads((out / "summary.json").read_text()).items() >= summary.items()
 
 
@@ -109,7 +143,10 @@ def test_variants_of_any_table_and_in_chunks(
     model, oracle = make_oracle()
     monkeypatch.setattr("seqfoundry.families.enhancer.tasks.effects._CHUNK", 2)
     texts = sequences_of(5)
-    rows = [variant(text, i, text[i], "A" if text[i] != "A" else "C", id=f"v{i}") for i, text in enumerate(texts)]
+    rows = [
+        variant(text, i, text[i], "A" if text[i] != "A" else "C", id=f"v{i}")
+        for i, text in enumerate(texts)
+    ]
     frame = pd.DataFrame(rows)
     frame.to_csv(tmp_path / "v.csv", index=False)
     frame.to_csv(tmp_path / "v.tsv.gz", index=False, sep="\t")
@@ -129,22 +166,42 @@ def test_variants_of_any_table_and_in_chunks(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"sequence": "ACGT", "ref": "A", "alt": "C"}, "must have the key position, got sequence, ref, alt"),
+        (
+            {"sequence": "ACGT", "ref": "A", "alt": "C"},
+            "must have the key position, got sequence, ref, alt",
+        ),
         (variant("ACGT", 1, "A", "C"), "variant 1 A>C: the sequence must have 'A' there, got 'C'"),
-        (variant("ACGT", 9, "A", "C"), "variant 9 A>C: the sequence must have 'A' there, got None"),
+        (
+            variant("ACGT", 9, "A", "C"),
+            "variant 9 A>C: the sequence must have 'A' there, got None",
+        ),
         (variant("ACGT", 1, ".", "."), "variant 1 >: the sequence must have '' there"),
         (variant("ACGT", "1.0", "C", "A"), "position: must be a whole number from 0, got '1.0'"),
         (variant("ACGT", True, "C", "A"), "position: must be a whole number from 0, got True"),
-        (variant("ACGT", 1, "C", "A,T"), "alt: letters must be IUPAC nucleotides, got ',' at position 1"),
-        (variant("AC*T", 1, "C", "A"), r"sequence: letters must be IUPAC nucleotides, got '\*' at position 2"),
+        (
+            variant("ACGT", 1, "C", "A,T"),
+            "alt: letters must be IUPAC nucleotides, got ',' at position 1",
+        ),
+        (
+            variant("AC*T", 1, "C", "A"),
+            r"sequence: letters must be IUPAC nucleotides, got '\*' at position 2",
+        ),
         (variant("ACGT", 1, 5, "A"), "ref: must be text, got 5"),
         (variant(None, 1, "C", "A"), "sequence: must be text, got None"),
-        (variant("A" * 512, 1, "", "A"), "must have 1 to 512 bases before and after the change, got 512 and 513"),
-        (variant("ACGT", 0, "ACGT", ""), "must have 1 to 512 bases before and after the change, got 4 and 0"),
+        (
+            variant("A" * 512, 1, "", "A"),
+            "must have 1 to 512 bases before and after the change, got 512 and 513",
+        ),
+        (
+            variant("ACGT", 0, "ACGT", ""),
+            "must have 1 to 512 bases before and after the change, got 4 and 0",
+        ),
         ([1], "must be a JSON object, got list"),
     ],
 )
-def test_variants_that_are_refused(make_oracle: Any, write: Write, tmp_path: Path, row: Any, message: str) -> None:
+def test_variants_that_are_refused(
+    make_oracle: Any, write: Write, tmp_path: Path, row: Any, message: str
+) -> None:
     model, _ = make_oracle()
     source = write([variant("ACGT", 1, "C", "A"), row])
     with pytest.raises(InputError, match=f"rows.jsonl, line 2: .*{message}"):
@@ -152,8 +209,12 @@ def test_variants_that_are_refused(make_oracle: Any, write: Write, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "rows.jsonl"]
 
 
-@pytest.mark.parametrize("task", ["variants", "mutagenesis", "attribution", "calibration", "export"])
-def test_what_every_task_refuses(make_oracle: Any, write: Write, tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize(
+    "task", ["variants", "mutagenesis", "attribution", "calibration", "export"]
+)
+def test_what_every_task_refuses(
+    make_oracle: Any, write: Write, tmp_path: Path, task: str
+) -> None:
     model, _ = make_oracle()
     out, empty = tmp_path / "out", write("")
     with pytest.raises(InputError, match=r"rows\.jsonl: must have at least .*, got (none|0)"):
@@ -162,7 +223,9 @@ def test_what_every_task_refuses(make_oracle: Any, write: Write, tmp_path: Path,
         run(task, tmp_path / "nothing.csv", model, out)
     with pytest.raises(InputError, match=r"rows\.doc: the name must end in one of"):
         run(task, write("", "rows.doc"), model, out)
-    with pytest.raises(InputError, match=f"score enhancer --task {task}: --against must be left out, got other"):
+    with pytest.raises(
+        InputError, match=f"score enhancer --task {task}: --against must be left out, got other"
+    ):
         score("enhancer", empty, model=model, out=out, asked=Asked(task, against=("other",)))
     with pytest.raises(ModelError, match="must be a model"):
         run(task, empty, str(tmp_path), out)
@@ -181,7 +244,10 @@ def test_what_every_task_refuses(make_oracle: Any, write: Write, tmp_path: Path,
 def test_mutagenesis_of_a_network(network_model: str, write: Write, tmp_path: Path) -> None:
     texts = sequences_of(6)
     texts[1] = "NN" + texts[1][2:].lower()
-    rows = [{"id": f"s{i}", "sequence": text, "cell": "Mic" if i else None} for i, text in enumerate(texts)]
+    rows = [
+        {"id": f"s{i}", "sequence": text, "cell": "Mic" if i else None}
+        for i, text in enumerate(texts)
+    ]
     out = tmp_path / "out"
     summary = run("mutagenesis", write(rows), network_model, out)
     table = pd.read_parquet(out / "mutagenesis.parquet")
@@ -189,9 +255,10 @@ def test_mutagenesis_of_a_network(network_model: str, write: Write, tmp_path: Pa
     assert summary["rows"] == len(table) == 6 * 80 * 3 - 2 * 3
     assert (summary["sequences"], summary["cells"]) == (6, {"Ex": 1, "Mic": 5})
     assert table.groupby("id")["cell"].unique().explode().tolist() == ["Ex", *["Mic"] * 5]
-    assert [texts[int(name[1:])][at].upper() for name, at in zip(table["id"], table["position"], strict=True)] == (
-        table["ref"].tolist()
-    )
+    assert [
+        texts[int(name[1:])][at].upper()
+        for name, at in zip(table["id"], table["position"], strict=True)
+    ] == (table["ref"].tolist())
     assert (table["ref"] != table["alt"]).all()
     strongest = table.loc[table["effect"].abs().idxmax()]
     assert summary["strongest"] == strongest.to_dict()
@@ -202,7 +269,11 @@ def test_mutagenesis_of_a_network(network_model: str, write: Write, tmp_path: Pa
         change = np.diff(pair[:, oracle.cell_types.index(row["cell"])])[0]
         assert row["effect"] == pytest.approx(change, abs=1e-4)
     assert abs(strongest["effect"]) > 1e-3
-    assert {path.name for path in out.iterdir()} == {"mutagenesis.parquet", "importance.png", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "mutagenesis.parquet",
+        "importance.png",
+        "summary.json",
+    }
 
 
 def test_attribution_of_a_network(network_model: str, tmp_path: Path, write: Write) -> None:
@@ -223,9 +294,14 @@ def test_attribution_of_a_network(network_model: str, tmp_path: Path, write: Wri
 
 
 @pytest.mark.parametrize("task", ["mutagenesis", "attribution"])
-def test_sequences_that_are_refused(network_model: str, write: Write, tmp_path: Path, task: str) -> None:
+def test_sequences_that_are_refused(
+    network_model: str, write: Write, tmp_path: Path, task: str
+) -> None:
     for row, message in (
-        ({"sequence": "ACGT", "cell": "Neuron"}, "line 1: cell: must be one of Ex, In, .*, got 'Neuron'"),
+        (
+            {"sequence": "ACGT", "cell": "Neuron"},
+            "line 1: cell: must be one of Ex, In, .*, got 'Neuron'",
+        ),
         ({"sequence": "AC!T"}, "line 1: .*got '!' at position 2"),
         ({"sequence": ""}, "line 1: .*must have at least one base"),
         ({"id": "x"}, "line 1: must have the key sequence, got id"),
@@ -235,7 +311,9 @@ def test_sequences_that_are_refused(network_model: str, write: Write, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_sequences_without_bases_have_no_rows(network_model: str, write: Write, tmp_path: Path) -> None:
+def test_sequences_without_bases_have_no_rows(
+    network_model: str, write: Write, tmp_path: Path
+) -> None:
     summary = run("mutagenesis", write([{"sequence": "NNN"}]), network_model, tmp_path / "out")
     assert (summary["sequences"], summary["rows"], summary["strongest"]) == (1, 0, None)
     assert (tmp_path / "out" / "importance.png").stat().st_size > 1000
@@ -246,7 +324,10 @@ def test_rows_whose_id_is_null_have_their_number(
 ) -> None:
     source = write([variant("ACGT", 1, "C", "A", id=None), variant("ACGT", 1, "C", "A", id=0)])
     run("variants", source, make_oracle()[0], tmp_path / "v")
-    assert pd.read_parquet(tmp_path / "v" / "effects.parquet")["id"].unique().tolist() == ["1", "0"]
+    assert pd.read_parquet(tmp_path / "v" / "effects.parquet")["id"].unique().tolist() == [
+        "1",
+        "0",
+    ]
     pd.DataFrame({"id": [None, "x"], "sequence": ["ACG", "AC"]}).to_parquet(tmp_path / "s.parquet")
     for name in (source.name, "s.parquet"):
         frames = list(row_readers.frames(tmp_path / name, "sequence", size=9))
@@ -256,15 +337,25 @@ def test_rows_whose_id_is_null_have_their_number(
 # ---- calibration
 
 
-def test_calibration_mends_scale_and_offset(make_oracle: Any, write: Write, tmp_path: Path, letters: Any) -> None:
+def test_calibration_mends_scale_and_offset(
+    make_oracle: Any, write: Write, tmp_path: Path, letters: Any
+) -> None:
     model, oracle = make_oracle()
     stream = np.random.default_rng(2)
-    texts = [letters(40) + "ACGT" * stream.integers(0, 4) + "CC" + "GATA" * stream.integers(0, 4) for _ in range(200)]
+    texts = [
+        letters(40) + "ACGT" * stream.integers(0, 4) + "CC" + "GATA" * stream.integers(0, 4)
+        for _ in range(200)
+    ]
     found = oracle.predict(pd.DataFrame({"sequence": texts}))
     rows = []
     for text, ex, inhibitory in zip(texts, found["Ex"], found["In"], strict=True):
         noise = stream.normal(0, 1)
-        rows.append({"sequence": text, "cell_activities": {"Ex": 3 * ex + 50 + noise, "In": inhibitory + noise}})
+        rows.append(
+            {
+                "sequence": text,
+                "cell_activities": {"Ex": 3 * ex + 50 + noise, "In": inhibitory + noise},
+            }
+        )
     out = tmp_path / "out"
     summary = run("calibration", write(rows), model, out)
     result = json.loads((out / "calibration.json").read_text())
@@ -274,16 +365,21 @@ def test_calibration_mends_scale_and_offset(make_oracle: Any, write: Write, tmp_
     assert errors["Ex"]["mse_after"] < 2
     assert errors["Ex"]["mse_constant"] > 100
     assert errors["In"]["mse_after"] == pytest.approx(errors["In"]["mse_before"], rel=0.3)
-    assert errors["Mic"] == {"n": 0, **dict.fromkeys(("mse_before", "mae_before", "mse_after"))} | {
-        **dict.fromkeys(("mae_after", "mse_constant", "mae_constant"))
-    }
+    assert errors["Mic"] == {
+        "n": 0,
+        **dict.fromkeys(("mse_before", "mae_before", "mse_after")),
+    } | {**dict.fromkeys(("mae_after", "mse_constant", "mae_constant"))}
     assert result["curves"]["Mic"] is None
     curve = result["curves"]["Ex"]
     assert (np.diff(curve["x"]) > 0).all()
     assert (np.diff(curve["y"]) >= 0).all()
     assert np.interp(19, curve["x"], curve["y"]) == pytest.approx(3 * 19 + 50, abs=1)
     assert summary["errors"] == {cell: errors[cell] for cell in CELLS}
-    assert {path.name for path in out.iterdir()} == {"calibration.json", "calibration.png", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "calibration.json",
+        "calibration.png",
+        "summary.json",
+    }
 
 
 def test_equal_sequences_are_in_one_half(make_oracle: Any, write: Write, tmp_path: Path) -> None:
@@ -296,16 +392,27 @@ def test_equal_sequences_are_in_one_half(make_oracle: Any, write: Write, tmp_pat
     assert len({index in held for index in (0, 1, 2)}) == 1
     model, _ = make_oracle()
     rows = [{"sequence": text, "cell_activities": [1.0] * 6}] * 12
-    with pytest.raises(InputError, match=r"rows\.jsonl: must have different sequences to fit and to test curves"):
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl: must have different sequences to fit and to test curves"
+    ):
         run("calibration", write(rows), model, tmp_path / "out")
 
 
 def test_measurements_that_are_refused(make_oracle: Any, write: Write, tmp_path: Path) -> None:
     model, _ = make_oracle()
     for row, message in (
-        ({"sequence": "ACGT", "cell_activities": [1.0]}, "line 1: cell_activities: must be a list of 6 numbers, got 1"),
-        ({"sequence": "ACGT", "cell_activities": {"Ex": "x"}}, "line 1: cell_activities: Ex must be a number"),
-        ({"sequence": "", "cell_activities": [1.0] * 6}, "line 1: sequence: must be text with at least one base"),
+        (
+            {"sequence": "ACGT", "cell_activities": [1.0]},
+            "line 1: cell_activities: must be a list of 6 numbers, got 1",
+        ),
+        (
+            {"sequence": "ACGT", "cell_activities": {"Ex": "x"}},
+            "line 1: cell_activities: Ex must be a number",
+        ),
+        (
+            {"sequence": "", "cell_activities": [1.0] * 6},
+            "line 1: sequence: must be text with at least one base",
+        ),
         (
             {"sequence": "AC!T", "cell_activities": [1.0] * 6},
             r"rows\.jsonl, line 1: sequence: .* got '!' at position 2",
@@ -324,7 +431,11 @@ def test_export_of_a_network(network_model: str, write: Write, tmp_path: Path) -
     source, out = write([{"sequence": text} for text in sequences_of(9)]), tmp_path / "out"
     summary = run("export", source, network_model, out)
     assert summary["max_difference"] <= 1e-4
-    assert {path.name for path in out.iterdir()} == {*summary["files"], "export.json", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *summary["files"],
+        "export.json",
+        "summary.json",
+    }
     assert summary["file"] in summary["files"]
     assert json.loads((out / "export.json").read_text())["compared_sequences"] == 64 + 9
     with pytest.raises(InputError, match=r"rows\.jsonl: sequence 0: letters must be"):
@@ -360,5 +471,7 @@ def test_plots_of_little(tmp_path: Path) -> None:
     assert len(sizes) == 4
     assert min(sizes) > 1000
     wrong = sequence_plots.Importance("wrong", "ACG", [1.0])
-    with pytest.raises(InputError, match=r"wrong: must have one value per letter, got \(1,\) for 3"):
+    with pytest.raises(
+        InputError, match=r"wrong: must have one value per letter, got \(1,\) for 3"
+    ):
         sequence_plots.importance(tmp_path / "x.png", [wrong], label="x")

@@ -16,7 +16,13 @@ from sklearn.isotonic import IsotonicRegression
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores import agreement, oracles
-from seqfoundry.families.enhancer.scores.oracles import Asked, View, calibrate, cross_oracle, fit_calibration
+from seqfoundry.families.enhancer.scores.oracles import (
+    Asked,
+    View,
+    calibrate,
+    cross_oracle,
+    fit_calibration,
+)
 
 CELLS = ("Ex", "In", "Mic")
 SYSTEMS = ("best", "middle", "worst")
@@ -31,7 +37,10 @@ def test_correlations_against_scipy(both):
     a, b = both
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant input
-        expected = [f(a, b).statistic for f in (scipy.stats.pearsonr, scipy.stats.spearmanr, scipy.stats.kendalltau)]
+        expected = [
+            f(a, b).statistic
+            for f in (scipy.stats.pearsonr, scipy.stats.spearmanr, scipy.stats.kendalltau)
+        ]
     found = [agreement.pearson(a, b), agreement.spearman(a, b), agreement.kendall_tau(a, b)]
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_array_equal(agreement.ranks(a), scipy.stats.rankdata(a))
@@ -41,7 +50,9 @@ def test_tau_of_many_at_once():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 4, (2, 20, 5))
     many = agreement.kendall_tau(a, b)
-    np.testing.assert_allclose(many, [agreement.kendall_tau(x, y) for x, y in zip(a, b, strict=True)])
+    np.testing.assert_allclose(
+        many, [agreement.kendall_tau(x, y) for x, y in zip(a, b, strict=True)]
+    )
 
 
 def test_permutations_by_brute_force():
@@ -61,7 +72,9 @@ def test_concordance():
     assert agreement.kendall_w([[1, 2, 3], [3, 2, 1]]) == pytest.approx(0)
     rng = np.random.default_rng(1)
     scores = rng.integers(0, 4, (4, 6))
-    expected = scipy.stats.friedmanchisquare(*scores.T).statistic / (4 * 5)  # W = chi2 / (m (k - 1)), ties and all
+    expected = scipy.stats.friedmanchisquare(*scores.T).statistic / (
+        4 * 5
+    )  # W = chi2 / (m (k - 1)), ties and all
     assert agreement.kendall_w(scores) == pytest.approx(expected)
     assert math.isnan(agreement.kendall_w([[1, 2, 3]]))
     assert math.isnan(agreement.kendall_w([[1, 1], [2, 2]]))
@@ -82,7 +95,9 @@ def test_fisher_mean():
     found = agreement.fisher_mean([known.statistic], [50])
     assert found == pytest.approx((known.statistic, *known.confidence_interval()))
     mixed = agreement.fisher_mean([0.2, math.nan, 0.9, 0.6], [13, 50, 3, 23])
-    assert mixed.value == pytest.approx(math.tanh((10 * math.atanh(0.2) + 20 * math.atanh(0.6)) / 30))
+    assert mixed.value == pytest.approx(
+        math.tanh((10 * math.atanh(0.2) + 20 * math.atanh(0.6)) / 30)
+    )
     assert agreement.fisher_mean([1.0, 1.0], [10, 20]).value == pytest.approx(1)
     assert math.isnan(agreement.fisher_mean([0.5], [3]).value)
 
@@ -107,13 +122,17 @@ def panel(noises, n=120, seed=0, edits=True):
 
 
 def pairs_of(result, metric, cell):
-    return {(p["a"], p["b"]): p for p in result["pairs"] if (p["metric"], p["cell"]) == (metric, cell)}
+    return {
+        (p["a"], p["b"]): p for p in result["pairs"] if (p["metric"], p["cell"]) == (metric, cell)
+    }
 
 
 def test_oracles_that_are_one_agree_in_all():
     views, asked = panel({"a": 0.0, "b": 0.0})
     views["b"] = View(
-        ids=views["a"].ids, activities=3 * np.asarray(views["a"].activities) + 1, success=views["a"].success
+        ids=views["a"].ids,
+        activities=3 * np.asarray(views["a"].activities) + 1,
+        success=views["a"].success,
     )
     result = cross_oracle(views, asked, CELLS, seed=0, resamples=50)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -123,7 +142,9 @@ def test_oracles_that_are_one_agree_in_all():
             assert (pair["spearman"], pair["pearson"]) == pytest.approx((1, 1))
             assert pair["n"] == (360 if cell == "pooled" else 120)
         ranked = pairs_of(result, metric, "systems")["a", "b"]
-        assert (ranked["kendall_tau"], ranked["spearman"], ranked["p"]) == pytest.approx((1, 1, 1 / 3))
+        assert (ranked["kendall_tau"], ranked["spearman"], ranked["p"]) == pytest.approx(
+            (1, 1, 1 / 3)
+        )
         assert ranked["top1"]
         assert result["kendall_w"][metric] == pytest.approx(1)
         assert result["rankings"][metric]["best"] == {"a": "best", "b": "best"}
@@ -131,7 +152,9 @@ def test_oracles_that_are_one_agree_in_all():
         assert pairs_of(result, metric, "all")["a", "b"]["kappa"] == pytest.approx(1)
     for left in result["leave_one_out"]:
         assert left["transfer"] == pytest.approx(1)
-        assert all(group["gap"] == pytest.approx(0, abs=1e-9) for group in left["systems"].values())
+        assert all(
+            group["gap"] == pytest.approx(0, abs=1e-9) for group in left["systems"].values()
+        )
 
 
 def test_pairs_against_scipy_and_sklearn():
@@ -141,7 +164,9 @@ def test_pairs_against_scipy_and_sklearn():
     targets = np.array([asked[row].target for row in views["a"].ids])
     rows = np.flatnonzero(targets == 1)
     pair = pairs_of(result, "on_target_score", "In")["a", "b"]
-    assert pair["spearman"] == pytest.approx(scipy.stats.spearmanr(a[rows, 1], b[rows, 1]).statistic)
+    assert pair["spearman"] == pytest.approx(
+        scipy.stats.spearmanr(a[rows, 1], b[rows, 1]).statistic
+    )
     assert pair["pearson"] == pytest.approx(scipy.stats.pearsonr(a[rows, 1], b[rows, 1]).statistic)
     specific = [x[rows, 1] - (x[rows, 0] + x[rows, 2]) / 2 for x in (a, b)]
     pair = pairs_of(result, "specificity", "In")["a", "b"]
@@ -149,9 +174,14 @@ def test_pairs_against_scipy_and_sklearn():
     assert pair["ci"][0] < pair["spearman"] < pair["ci"][1]
     kappa = sklearn.metrics.cohen_kappa_score(a.argmax(1), b.argmax(1))
     assert pairs_of(result, "argmax", "all")["a", "b"]["kappa"] == pytest.approx(kappa)
-    pooled = [pairs_of(result, "on_target_score", "pooled")[pair]["spearman"] for pair in (("a", "b"), ("b", "c"))]
+    pooled = [
+        pairs_of(result, "on_target_score", "pooled")[pair]["spearman"]
+        for pair in (("a", "b"), ("b", "c"))
+    ]
     assert pooled[0] > pooled[1]  # noisier oracles agree less
-    assert result["systems"]["best"]["on_target_score"]["a"] == pytest.approx(a[np.arange(120), targets[:120]].mean())
+    assert result["systems"]["best"]["on_target_score"]["a"] == pytest.approx(
+        a[np.arange(120), targets[:120]].mean()
+    )
     low, high = pairs_of(result, "on_target_score", "systems")["a", "b"]["ci"]
     assert -1 <= low <= high <= 1
     assert result["meta"]["n_common"] == 360
@@ -160,7 +190,10 @@ def test_pairs_against_scipy_and_sklearn():
 def test_majority_decides():
     ids = ["1", "2", "3", "4"]
     votes = {"a": [1, 1, 0, np.nan], "b": [1, 1, 0, 1], "c": [1, 0, 0, 1]}
-    views = {name: View(ids=ids, activities=np.zeros((4, 3)), success=flags) for name, flags in votes.items()}
+    views = {
+        name: View(ids=ids, activities=np.zeros((4, 3)), success=flags)
+        for name, flags in votes.items()
+    }
     asked = {row: Asked(0, "s") for row in ids}
     result = cross_oracle(views, asked, CELLS, seed=0, resamples=5)
     scores = result["systems"]["s"]["objective_success"]
@@ -181,22 +214,34 @@ def test_a_system_made_to_please_one_oracle_is_found():
     seen[rows, targets[rows]] += 5
     views["a"] = View(ids=views["a"].ids, activities=seen)
     result = cross_oracle(views, asked, CELLS, seed=0, resamples=20)
-    left = {one["oracle"]: one for one in result["leave_one_out"] if one["metric"] == "on_target_score"}
+    left = {
+        one["oracle"]: one for one in result["leave_one_out"] if one["metric"] == "on_target_score"
+    }
     gap = left["a"]["systems"]["worst"]
     assert gap["gap"] > 10 * gap["error"] > 0
     assert left["a"]["systems"]["best"]["gap"] < 0
     assert left["a"]["transfer"] < 0 < min(left["b"]["transfer"], left["c"]["transfer"])
     assert left["a"]["kendall_tau"] < 0
-    assert result["rankings"]["on_target_score"]["best"] == {"a": "worst", "b": "best", "c": "best"}
+    assert result["rankings"]["on_target_score"]["best"] == {
+        "a": "worst",
+        "b": "best",
+        "c": "best",
+    }
     assert result["rankings"]["on_target_score"]["top1_agreement"] == pytest.approx(1 / 3)
-    assert not [pair for pair in result["pairs"] if pair["metric"] == "objective_success"]  # a has no flags
+    assert not [
+        pair for pair in result["pairs"] if pair["metric"] == "objective_success"
+    ]  # a has no flags
 
 
 def test_scores_from_elsewhere_are_ranked_too():
     views, asked = panel({"a": 0.5, "b": 0.5}, n=9)
-    fid = {"a": {"best": -1.0, "middle": -2.0, "worst": -3.0}, "b": {"best": -1.0, "worst": -2.0, "middle": -9.0}}
+    fid = {
+        "a": {"best": -1.0, "middle": -2.0, "worst": -3.0},
+        "b": {"best": -1.0, "worst": -2.0, "middle": -9.0},
+    }
     views = {
-        name: View(ids=v.ids, activities=v.activities, scores={"minus_fid": fid[name]}) for name, v in views.items()
+        name: View(ids=v.ids, activities=v.activities, scores={"minus_fid": fid[name]})
+        for name, v in views.items()
     }
     result = cross_oracle(views, asked, CELLS, seed=0, resamples=5)
     pair = pairs_of(result, "minus_fid", "systems")["a", "b"]
@@ -208,7 +253,11 @@ def test_common_rows_count_in_any_order():
     views, asked = panel({"a": 0.5, "b": 0.5}, n=30)
     whole = cross_oracle(views, asked, CELLS, seed=0, resamples=5)
     b, order = views["b"], np.random.default_rng(3).permutation(90)
-    turned = View(ids=[b.ids[i] for i in order], activities=np.asarray(b.activities)[order], success=b.success[order])
+    turned = View(
+        ids=[b.ids[i] for i in order],
+        activities=np.asarray(b.activities)[order],
+        success=b.success[order],
+    )
     assert cross_oracle({**views, "b": turned}, asked, CELLS, seed=0, resamples=5) == whole
     fewer = View(ids=b.ids[10:], activities=np.asarray(b.activities)[10:])
     meta = cross_oracle({**views, "b": fewer}, asked, CELLS, seed=0, resamples=5)["meta"]
@@ -236,13 +285,22 @@ def test_what_does_not_fit_is_refused():
     for changed, message in (
         ({"a": a}, "at least two oracles, got 1"),
         ({"a": a, "b": View(ids=["x"], activities=np.zeros((1, 3)))}, "rows in common, got none"),
-        ({"a": a, "b": View(ids=["x", "x"], activities=np.zeros((2, 3)))}, "b: every row must stand once, got 1"),
+        (
+            {"a": a, "b": View(ids=["x", "x"], activities=np.zeros((2, 3)))},
+            "b: every row must stand once, got 1",
+        ),
         (
             {"a": a, "b": View(ids=["x"], activities=np.zeros((1, 2)))},
             r"b: activities must be .* \(1, 3\), got \(1, 2\)",
         ),
-        ({"a": a, "b": View(ids=["x"], activities=[[1, 2, np.inf]])}, "b: activities must be finite"),
-        ({"a": a, "b": View(ids=["x"], activities=np.zeros((1, 3)), success=[1, 0])}, "b: success must have 1"),
+        (
+            {"a": a, "b": View(ids=["x"], activities=[[1, 2, np.inf]])},
+            "b: activities must be finite",
+        ),
+        (
+            {"a": a, "b": View(ids=["x"], activities=np.zeros((1, 3)), success=[1, 0])},
+            "b: success must have 1",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             cross_oracle(changed, asked, CELLS, seed=0)
@@ -270,7 +328,11 @@ def test_calibration_equals_sklearn_and_removes_bias():
     curves = fit_calibration(predicted, measured)
     new = rng.normal(size=(300, 2))
     made = calibrate(new, curves)
-    expected = IsotonicRegression(out_of_bounds="clip").fit(predicted[50:, 0], measured[50:, 0]).predict(new[:, 0])
+    expected = (
+        IsotonicRegression(out_of_bounds="clip")
+        .fit(predicted[50:, 0], measured[50:, 0])
+        .predict(new[:, 0])
+    )
     np.testing.assert_allclose(made[:, 0], expected)
     order = np.argsort(new[:, 1])
     assert (np.diff(made[order, 1]) >= 0).all()
@@ -296,9 +358,13 @@ def test_ties_have_no_best_system():
     views = {name: View(ids=ids, activities=values) for name, values in each.items()}
     result = cross_oracle(views, asked, CELLS, seed=1, resamples=5)
     assert result["rankings"]["on_target_score"]["best"] == {"a": None, "b": "one", "c": "one"}
-    assert result["rankings"]["on_target_score"]["top1_agreement"] == 1  # of the pair that can be compared
+    assert (
+        result["rankings"]["on_target_score"]["top1_agreement"] == 1
+    )  # of the pair that can be compared
     found = {
-        (p["a"], p["b"]): p["top1"] for p in result["pairs"] if (p["metric"], p["cell"]) == ("specificity", "systems")
+        (p["a"], p["b"]): p["top1"]
+        for p in result["pairs"]
+        if (p["metric"], p["cell"]) == ("specificity", "systems")
     }
     assert found == {("a", "b"): None, ("a", "c"): None, ("b", "c"): True}
 

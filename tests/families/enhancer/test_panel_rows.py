@@ -34,7 +34,9 @@ def row(sequence: str = "ACGT" * 20, **keys: object) -> dict[str, object]:
 
 
 def written(path: Path, rows: list[object]) -> Path:
-    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in rows))
+    path.write_text(
+        "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in rows)
+    )
     return path
 
 
@@ -51,21 +53,30 @@ def test_encode_reads_every_legal_letter():
     assert data.encode([], SMALL).shape == (0, 100)
 
 
-@pytest.mark.parametrize(("pad", "expected"), [("right", "ACG" + "-" * 97), ("center", "-" * 48 + "ACG" + "-" * 49)])
+@pytest.mark.parametrize(
+    ("pad", "expected"), [("right", "ACG" + "-" * 97), ("center", "-" * 48 + "ACG" + "-" * 49)]
+)
 def test_short_sequences_are_padded(pad, expected):
     assert letters(data.encode(["ACG"], replace(SMALL, pad=pad))[0]) == expected
 
 
-@pytest.mark.parametrize(("truncate", "first"), [("right", "A" * 50 + "C" * 50), ("center", "A" * 25 + "C" * 75)])
+@pytest.mark.parametrize(
+    ("truncate", "first"), [("right", "A" * 50 + "C" * 50), ("center", "A" * 25 + "C" * 75)]
+)
 def test_long_sequences_are_cut(truncate, first):
-    assert letters(data.encode(["A" * 50 + "C" * 100], replace(SMALL, truncate=truncate))[0]) == first
+    assert (
+        letters(data.encode(["A" * 50 + "C" * 100], replace(SMALL, truncate=truncate))[0]) == first
+    )
     assert data.lengths_of(["A" * 150, "A"], SMALL).tolist() == [100, 1]
 
 
 @pytest.mark.parametrize(
     ("sequences", "message"),
     [
-        (["ACGT", "AC*T"], "sequence 1: letters must be IUPAC nucleotides, '-' or '.', got '\\*' at position 2"),
+        (
+            ["ACGT", "AC*T"],
+            "sequence 1: letters must be IUPAC nucleotides, '-' or '.', got '\\*' at position 2",
+        ),
         (["A" * 120 + "5"], "sequence 0: .* got '5' at position 120"),
         (["ACé"], "position 2"),
         (["AC GT"], "got ' ' at position 2"),
@@ -99,14 +110,21 @@ def test_reverse_complement_is_that_of_the_letters(sequences, pad):
     config = replace(SMALL, pad=pad)
     codes, lengths = data.encode(sequences, config), data.lengths_of(sequences, config)
     turned = data.reverse_complement(codes, lengths, pad)
-    expected = data.encode([reverse_complement_text(sequence[:100]) for sequence in sequences], config)
+    expected = data.encode(
+        [reverse_complement_text(sequence[:100]) for sequence in sequences], config
+    )
     assert (turned == expected).all()
     assert (data.reverse_complement(turned, lengths, pad) == codes).all()
 
 
 def test_rows_in_the_order_of_the_file(tmp_path):
     cells = dict.fromkeys(CELL_TYPES[:3], 2.5)
-    rows = [row(id="a"), row("ACN", cell_activities=[None] * 13 + [7]), "", row(cell_activities=cells)]
+    rows = [
+        row(id="a"),
+        row("ACN", cell_activities=[None] * 13 + [7]),
+        "",
+        row(cell_activities=cells),
+    ]
     made = data.read_rows(written(tmp_path / "rows.jsonl", rows), settings())
     assert len(made) == 3
     assert made.ids == ["a", "2", "4"]
@@ -128,7 +146,9 @@ def test_windows_line_ends_gzip_and_byte_order_mark_change_nothing(tmp_path):
     assert one.ids == other.ids == [str(i) for i in range(5)]
     assert data.find_rows(tmp_path, "a") == plain
     assert data.find_rows(tmp_path, "b") == packed
-    with pytest.raises(MissingError, match=r"must hold c\.jsonl or c\.jsonl\.gz, or a prepared panel"):
+    with pytest.raises(
+        MissingError, match=r"must hold c\.jsonl or c\.jsonl\.gz, or a prepared panel"
+    ):
         data.find_rows(tmp_path, "c")
 
 
@@ -195,10 +215,14 @@ def panel(n: int, rng: np.random.Generator, **keys: list[object]) -> data.Rows:
     groups = [str(group) for group in keys.get("groups", [""] * n)]
     held_out = np.array(keys.get("held_out", [False] * n))
     lengths = np.full(n, 100)
-    return data.Rows(codes, np.zeros((n, 14), np.float32), lengths, [str(i) for i in range(n)], groups, held_out)
+    return data.Rows(
+        codes, np.zeros((n, 14), np.float32), lengths, [str(i) for i in range(n)], groups, held_out
+    )
 
 
-@pytest.mark.parametrize(("n", "seed"), [(1, 0), (2, 5), (10, 1234), (1000, 1234), (5000, 2**40 + 1)])
+@pytest.mark.parametrize(
+    ("n", "seed"), [(1, 0), (2, 5), (10, 1234), (1000, 1234), (5000, 2**40 + 1)]
+)
 def test_permutation_is_that_of_torch(n, seed):
     expected = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
     assert np.array_equal(permutation(n, seed), expected)
@@ -217,7 +241,9 @@ def test_random_split_is_the_first_tenth_of_the_permutation():
 
 
 @given(
-    groups=st.lists(st.integers(0, 12), min_size=10, max_size=80), share=st.floats(0.05, 0.6), seed=st.integers(0, 99)
+    groups=st.lists(st.integers(0, 12), min_size=10, max_size=80),
+    share=st.floats(0.05, 0.6),
+    seed=st.integers(0, 99),
 )
 def test_split_keeps_groups_and_both_strands_of_a_sequence_together(groups, share, seed):
     rng = np.random.default_rng(seed)
@@ -241,7 +267,9 @@ def test_duplicates_may_be_split_where_asked():
     rows.codes[:] = rows.codes[0]
     train, valid = splits.split(rows, settings(dedupe_split=False))
     assert (len(train), len(valid)) == (180, 20)
-    with pytest.raises(InputError, match="leave some to train and some to validate on, got 200 and 0"):
+    with pytest.raises(
+        InputError, match="leave some to train and some to validate on, got 200 and 0"
+    ):
         splits.split(rows, settings())
 
 
@@ -256,7 +284,9 @@ def test_split_by_file_drops_what_occurs_in_it(tmp_path):
     rng = np.random.default_rng(2)
     made = ["".join(rng.choice(list("ACGT"), 90)) for _ in range(30)]
     train = written(tmp_path / "train.jsonl", [row(one) for one in made])
-    valid = written(tmp_path / "valid.jsonl", [row(one) for one in [reverse_complement_text(made[4]), "ACGT"]])
+    valid = written(
+        tmp_path / "valid.jsonl", [row(one) for one in [reverse_complement_text(made[4]), "ACGT"]]
+    )
     config = settings(split="file", valid_file=str(valid))
     rows = data.read_training(train, config)
     chosen = splits.split(rows, config)
@@ -268,11 +298,18 @@ def test_split_by_file_drops_what_occurs_in_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "expected"),
-    [("gene", "LINC00115"), ("locus", "chr1_917699_918199"), ("chromosome", "chr1"), ("batch", "7")],
+    [
+        ("gene", "LINC00115"),
+        ("locus", "chr1_917699_918199"),
+        ("chromosome", "chr1"),
+        ("batch", "7"),
+    ],
 )
 def test_group_keys_stand_in_the_row_or_its_id(tmp_path, key, expected):
     one = row(id="train:gen:Ex:LINC00115:chr1_917699_918199:39", batch=7)
-    rows = data.read_rows(written(tmp_path / "r.jsonl", [one]), settings(split="group", group_key=key))
+    rows = data.read_rows(
+        written(tmp_path / "r.jsonl", [one]), settings(split="group", group_key=key)
+    )
     assert rows.groups == [expected]
 
 
@@ -297,7 +334,8 @@ TABLE = pd.DataFrame({"id": ["a", "b"], "other": [1, 2], "sequence": ["ACGT", "a
 
 
 @pytest.mark.parametrize(
-    "name", ["t.csv", "t.tsv", "t.txt.gz", "t.parquet", "t.jsonl", "t.jsonl.gz", "t.fa", "t.fasta.gz"]
+    "name",
+    ["t.csv", "t.tsv", "t.txt.gz", "t.parquet", "t.jsonl", "t.jsonl.gz", "t.fa", "t.fasta.gz"],
 )
 def test_frames_of_every_form(tmp_path, name):
     path = tmp_path / name

@@ -67,7 +67,11 @@ def in_processes(words: Sequence[str], size: int) -> None:
     """Run a command in several processes as torchrun does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
+        meeting = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(probe.getsockname()[1]),
+            "WORLD_SIZE": str(size),
+        }
     running = [
         subprocess.Popen(
             words, env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -83,20 +87,33 @@ def in_processes(words: Sequence[str], size: int) -> None:
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     script = EQUALITY.replace("ENGINES", repr(ENGINES))
     for size in (1, 2):
-        in_processes([sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], size)
+        in_processes(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)], size
+        )
     for engine in ENGINES:
-        one, first, second = (dict(np.load(tmp_path / f"{name}-{engine}.npz")) for name in ("1-0", "2-0", "2-1"))
+        one, first, second = (
+            dict(np.load(tmp_path / f"{name}-{engine}.npz")) for name in ("1-0", "2-0", "2-1")
+        )
         assert first["counts"][0] != second["counts"][0]
         assert first["counts"][0] + second["counts"][0] == one["counts"][1]
-        largest = max(np.abs(values).max() for key, values in one.items() if key.startswith("gradient"))
+        largest = max(
+            np.abs(values).max() for key, values in one.items() if key.startswith("gradient")
+        )
         assert largest > 1
         for key, values in one.items():
             if key.startswith("gradient"):  # Adam hides a gradient that is twice as long
-                np.testing.assert_allclose(first[key], values, rtol=0, atol=1e-5 * largest, err_msg=f"{engine} {key}")
+                np.testing.assert_allclose(
+                    first[key], values, rtol=0, atol=1e-5 * largest, err_msg=f"{engine} {key}"
+                )
             elif key.startswith("state"):
-                if engine == "eager" and re.search(r"encoder\.(\d*[048]|12)\.bias|running_mean", key):
-                    continue  # of a convolution before a norm: of no influence, moved by rounding alone
-                np.testing.assert_allclose(first[key], values, rtol=1e-3, atol=2e-4, err_msg=f"{engine} {key}")
+                if engine == "eager" and re.search(
+                    r"encoder\.(\d*[048]|12)\.bias|running_mean", key
+                ):
+                    # of a convolution before a norm: of no influence, moved by rounding alone
+                    continue
+                np.testing.assert_allclose(
+                    first[key], values, rtol=1e-3, atol=2e-4, err_msg=f"{engine} {key}"
+                )
             if key != "counts":
                 np.testing.assert_array_equal(second[key], first[key])
         np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-5)
@@ -106,7 +123,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
 
 def test_both_families_have_the_same_text() -> None:
     texts = [
-        (ROOT / "src" / "seqfoundry" / family / "parallel.py").read_text() for family in ("copynumber", "enhancer")
+        (ROOT / "src" / "seqfoundry" / family / "parallel.py").read_text()
+        for family in ("copynumber", "enhancer")
     ]
     assert texts[0] == texts[1]
 
@@ -117,7 +135,9 @@ def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPat
 
     config = tests.config_of(**{**tests.SMALL, "batch_size": 5})
     rows = tests.rows_of(20, config)
-    with pytest.raises(ConfigError, match=r"^train\.batch_size: must be 6 or more with 3 processes, got 5$"):
+    with pytest.raises(
+        ConfigError, match=r"^train\.batch_size: must be 6 or more with 3 processes, got 5$"
+    ):
         Training.start(config, rows.activities, group=Group(size=3))
 
 
@@ -128,7 +148,11 @@ def test_what_a_thread_makes_ahead_comes_in_order() -> None:
         made.append(item)
         return item**2
 
-    assert list(ahead(make, range(9), 3)) == list(ahead(make, range(9), 0)) == [item**2 for item in range(9)]
+    assert (
+        list(ahead(make, range(9), 3))
+        == list(ahead(make, range(9), 0))
+        == [item**2 for item in range(9)]
+    )
     assert made == [*range(9), *range(9)]
     assert list(ahead(make, [], 3)) == []
 
@@ -162,12 +186,33 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torchrun(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["-m", "seqfoundry", "train", "enhancer", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    words = [
+        "-m",
+        "seqfoundry",
+        "train",
+        "enhancer",
+        "--params",
+        str(PARAMS / "smoke.yaml"),
+        "--data",
+        str(data),
+    ]
     words += ["--out", str(out), "--device", "cpu", "--no-track", *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [*launch, *words], env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        [*launch, *words],
+        env=ENVIRONMENT,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -184,7 +229,9 @@ def test_torchrun_trains_an_ensemble_stops_and_resumes(data: Path, tmp_path: Pat
         if name == "stopped":
             process = torchrun(data, out, *settings)
             limit = time.monotonic() + 120
-            while not (out / "log.jsonl").is_file() or len(rows_of(out)) < 4:  # in the second network
+            while (
+                not (out / "log.jsonl").is_file() or len(rows_of(out)) < 4
+            ):  # in the second network
                 assert process.poll() is None, process.communicate()[1]
                 assert time.monotonic() < limit
                 time.sleep(0.01)
@@ -200,7 +247,9 @@ def test_torchrun_trains_an_ensemble_stops_and_resumes(data: Path, tmp_path: Pat
         ends[name] = rows_of(out)
     for row in (*ends["whole"], *ends["stopped"]):
         del row["time_s"]
-    assert [(row["member"], row["epoch"]) for row in ends["whole"]] == [(m, e) for m in (0, 1) for e in range(3)]
+    assert [(row["member"], row["epoch"]) for row in ends["whole"]] == [
+        (m, e) for m in (0, 1) for e in range(3)
+    ]
     assert ends["stopped"] == ends["whole"]
 
 

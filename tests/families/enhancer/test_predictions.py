@@ -33,8 +33,15 @@ def design(**changes):
 
 
 def edit(kind="activity_boost", **changes):
-    metadata = {"edit_type": kind, "edit_budget": 2, "target_motif": "CAR"} | changes.pop("metadata", {})
-    row = {"source_cell_type": "Ex", "target_cell_type": "In", "ref_sequence": "A" * 8, "pred_sequence": "A" * 7 + "C"}
+    metadata = {"edit_type": kind, "edit_budget": 2, "target_motif": "CAR"} | changes.pop(
+        "metadata", {}
+    )
+    row = {
+        "source_cell_type": "Ex",
+        "target_cell_type": "In",
+        "ref_sequence": "A" * 8,
+        "pred_sequence": "A" * 7 + "C",
+    }
     return {**row, "id": "e", "metadata": metadata, **changes}
 
 
@@ -59,14 +66,26 @@ def test_designs_are_read():
             {"target_cell_type": "In"},
             "must have the key pred_sequence or prediction or enhancer or sequence, got target",
         ),
-        (design(pred_sequence=""), "pred_sequence: must be a sequence of at least one base, got ''"),
+        (
+            design(pred_sequence=""),
+            "pred_sequence: must be a sequence of at least one base, got ''",
+        ),
         (design(pred_sequence=5), "pred_sequence: must be a sequence of at least one base, got 5"),
         (design(pred_sequence="ACXG"), "pred_sequence: letters must be .* got 'X' at position 2"),
         (design(gold_sequence="AC G"), "gold_sequence: letters must be .* got ' ' at position 2"),
-        (design(pred_sequence=None, gold_sequence=None), "pred_sequence: must be a sequence where there is no gold"),
-        (design(target_cell_type="Ast"), "target_cell_type: must be one of Ex, In, Mic, got 'Ast'"),
+        (
+            design(pred_sequence=None, gold_sequence=None),
+            "pred_sequence: must be a sequence where there is no gold",
+        ),
+        (
+            design(target_cell_type="Ast"),
+            "target_cell_type: must be one of Ex, In, Mic, got 'Ast'",
+        ),
         (design(target_cell_type=["In"]), "target_cell_type: must be one of Ex, In, Mic, got"),
-        ({"sequence": "A"}, "must have the key target_cell_type or target_cell or cell_type, got sequence"),
+        (
+            {"sequence": "A"},
+            "must have the key target_cell_type or target_cell or cell_type, got sequence",
+        ),
         (design(metadata="x"), "metadata: must be an object, got str"),
         ("[1]", "must be a JSON object, got list"),
         ("{", "must be whole JSON"),
@@ -85,15 +104,30 @@ def test_bad_designs_are_refused_with_file_and_line(row, message):
     [
         (edit(metadata={"edit_type": None}), "edit_type: must be a name, got None"),
         ({**edit(), "metadata": {}}, "must have the key edit_type, got source_cell_type"),
-        (edit(ref_sequence=None), "ref_sequence: must be a sequence of at least one base, got None"),
-        (edit(pred_sequence=None), "pred_sequence: must be a sequence of at least one base, got None"),
-        (edit(metadata={"edit_budget": "10"}), "edit_budget: must be a number of bases of at least 0, got '10'"),
+        (
+            edit(ref_sequence=None),
+            "ref_sequence: must be a sequence of at least one base, got None",
+        ),
+        (
+            edit(pred_sequence=None),
+            "pred_sequence: must be a sequence of at least one base, got None",
+        ),
+        (
+            edit(metadata={"edit_budget": "10"}),
+            "edit_budget: must be a number of bases of at least 0, got '10'",
+        ),
         (edit(metadata={"edit_budget": -1}), "edit_budget: must be a number"),
         (edit(metadata={"edit_budget": math.nan}), "edit_budget: must be a number"),
         (edit(metadata={"edit_budget": True}), "edit_budget: must be a number"),
-        (edit(metadata={"target_motif": "CAX"}), "target_motif: must be IUPAC nucleotides, got 'CAX'"),
+        (
+            edit(metadata={"target_motif": "CAX"}),
+            "target_motif: must be IUPAC nucleotides, got 'CAX'",
+        ),
         (edit(metadata={"target_cell_types": []}), "target_cell_types: must be a list of cells"),
-        (edit(metadata={"target_cell_types": ["In", "x"]}), "target_cell_types: must be one of Ex, In, Mic, got 'x'"),
+        (
+            edit(metadata={"target_cell_types": ["In", "x"]}),
+            "target_cell_types: must be one of Ex, In, Mic, got 'x'",
+        ),
         (
             edit("cell_type_transfer", target_cell_type=None),
             "must have the key target_cell_type where edit_type is cell_",
@@ -102,7 +136,10 @@ def test_bad_designs_are_refused_with_file_and_line(row, message):
             edit("motif_remove", metadata={"target_motif": ""}),
             "must have the key target_motif where edit_type is motif",
         ),
-        (edit("multi_target", target_cell_type=None), "must have the key target_cell_types where edit_type is multi"),
+        (
+            edit("multi_target", target_cell_type=None),
+            "must have the key target_cell_types where edit_type is multi",
+        ),
     ],
 )
 def test_bad_edits_are_refused(row, message):
@@ -112,7 +149,8 @@ def test_bad_edits_are_refused(row, message):
 
 def test_no_rows_are_refused():
     with pytest.raises(
-        InputError, match=r"^p.jsonl: must have predictions that can be scored, got none \(0 left out\)"
+        InputError,
+        match=r"^p.jsonl: must have predictions that can be scored, got none \(0 left out\)",
     ):
         parse()
     with pytest.raises(InputError, match=r"got none \(1 left out\)"):
@@ -126,7 +164,15 @@ def test_motifs_on_both_strands():
     assert has_motif("GGGG", "CCNC")
     assert has_motif("AANGG", "ANG")
     assert not has_motif("AANGG", "AWG")
-    for letter, bases in {"B": "CGT", "D": "AGT", "H": "ACT", "V": "ACG", "S": "CG", "K": "GT", "M": "AC"}.items():
+    for letter, bases in {
+        "B": "CGT",
+        "D": "AGT",
+        "H": "ACT",
+        "V": "ACG",
+        "S": "CG",
+        "K": "GT",
+        "M": "AC",
+    }.items():
         found = {base for base in "ACGT" if has_motif(f"A{base}AA", f"A{letter}AA")}
         assert found == set(bases)
 
@@ -154,7 +200,10 @@ def test_target_scores_by_hand():
     assert alone["argmax_accuracy"][0] == 1
 
 
-@given(hnp.arrays(np.float64, (6, 4), elements=st.floats(-50, 50, width=16)), st.floats(-20, 20, width=16))
+@given(
+    hnp.arrays(np.float64, (6, 4), elements=st.floats(-50, 50, width=16)),
+    st.floats(-20, 20, width=16),
+)
 def test_specificity_ignores_what_all_columns_share(activities, offset):
     targets = np.arange(6) % 4
     one, two = target_scores(activities, targets), target_scores(activities + offset, targets)
@@ -182,12 +231,17 @@ def test_a_dead_column_leaves_the_others_their_z_scores():
     content = score_designs(predictions, outputs, outputs, panel, seed=1)
     json.dumps(content, allow_nan=False)
     cells = content["extra"]["per_cell_type"]
-    assert (cells["Ex"]["zscored"]["specificity"], cells["In"]["zscored"]["specificity"]) == (0, None)
+    assert (cells["Ex"]["zscored"]["specificity"], cells["In"]["zscored"]["specificity"]) == (
+        0,
+        None,
+    )
     assert content["extra"]["whole"]["zscored"]["specificity"] == 0
 
 
 def test_null_in_metadata_or_id_hides_nothing():
     found = parse(design(id=None, metadata={"target_cell_type": None, "system": "x"}))
     assert (found.rows[0].id, found.rows[0].target, found.rows[0].system) == ("1", 1, "x")
-    row = parse(edit(id=None, metadata={"source_cell_type": None, "cell_type": None}), task="edit").rows[0]
+    row = parse(
+        edit(id=None, metadata={"source_cell_type": None, "cell_type": None}), task="edit"
+    ).rows[0]
     assert (row.id, row.source) == ("1", 0)

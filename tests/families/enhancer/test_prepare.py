@@ -1,4 +1,7 @@
-"""A user's own rows, in every form, encoded once: the same rows, the same training, and what is refused."""
+"""A user's own rows, in every form, encoded once.
+
+The same rows, the same training, and what is refused.
+"""
 
 import gzip
 import json
@@ -32,11 +35,17 @@ ARRAYS = ("codes", "activities", "lengths", "held_out")
 
 def settings(overrides: str = "") -> Config:
     overrides = f"seq_len=100 train.max_rows=0 {overrides}"
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 def panel(n: int = 60, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of every length, some with a cell that was not measured; activities grow with the share of G and C."""
+    """Rows of every length, some with a cell that was not measured.
+
+    Activities grow with the share of G and C.
+    """
     generator, made = np.random.default_rng(seed), []
     for i in range(n):
         letters = generator.choice(list("ACGT"), 60 + i % 60)
@@ -44,7 +53,14 @@ def panel(n: int = 60, seed: int = 0) -> list[dict[str, Any]]:
         values = (share * np.arange(1, 15) + generator.normal(0, 0.01, 14)).round(4).tolist()
         values[i % 14] = None if i % 5 == 0 else values[i % 14]
         name = f"train:gen:Ex:GENE{i % 9}:chr{i % 4 + 1}_{i}_{i + 100}:{i}"
-        made.append({"id": name, "sequence": "".join(letters), "cell_activities": values, "donor": f"d{i % 3}"})
+        made.append(
+            {
+                "id": name,
+                "sequence": "".join(letters),
+                "cell_activities": values,
+                "donor": f"d{i % 3}",
+            }
+        )
     return made
 
 
@@ -58,12 +74,16 @@ def jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 def by_cell(rows: list[dict[str, Any]] = ROWS) -> pd.DataFrame:
     """A column for each cell type instead of a list."""
-    frame = pd.DataFrame([{**row, **dict(zip(CELL_TYPES, row["cell_activities"], strict=True))} for row in rows])
+    frame = pd.DataFrame(
+        [{**row, **dict(zip(CELL_TYPES, row["cell_activities"], strict=True))} for row in rows]
+    )
     return frame.drop(columns="cell_activities")
 
 
 def as_text(rows: list[dict[str, Any]] = ROWS) -> pd.DataFrame:
-    return pd.DataFrame([{**row, "cell_activities": json.dumps(row["cell_activities"])} for row in rows])
+    return pd.DataFrame(
+        [{**row, "cell_activities": json.dumps(row["cell_activities"])} for row in rows]
+    )
 
 
 def as_map(path: Path) -> None:
@@ -72,7 +92,9 @@ def as_map(path: Path) -> None:
         {
             "id": [row["id"] for row in ROWS],
             "sequence": [row["sequence"] for row in ROWS],
-            "cell_activities": pa.array([list(one.items()) for one in cells], pa.map_(pa.string(), pa.float64())),
+            "cell_activities": pa.array(
+                [list(one.items()) for one in cells], pa.map_(pa.string(), pa.float64())
+            ),
         }
     )
     pq.write_table(table, path)
@@ -83,12 +105,21 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "dicts.jsonl.gz": lambda path: path.write_bytes(
         gzip.compress(
             "\r\n".join(
-                json.dumps({**row, "cell_activities": dict(zip(CELL_TYPES, row["cell_activities"], strict=True))})
+                json.dumps(
+                    {
+                        **row,
+                        "cell_activities": dict(
+                            zip(CELL_TYPES, row["cell_activities"], strict=True)
+                        ),
+                    }
+                )
                 for row in ROWS
             ).encode()
         )
     ),
-    "columns.jsonl": lambda path: by_cell().to_json(path, orient="records", lines=True, double_precision=15),
+    "columns.jsonl": lambda path: by_cell().to_json(
+        path, orient="records", lines=True, double_precision=15
+    ),
     "cells.csv": lambda path: by_cell().to_csv(path, index=False, na_rep="NA"),
     "cells.tsv.gz": lambda path: by_cell().to_csv(path, index=False, sep="\t"),
     "list.csv": lambda path: as_text().to_csv(path, index=False, encoding="utf-8-sig"),
@@ -116,7 +147,9 @@ def test_every_form_becomes_the_rows_that_json_lines_give(tmp_path, name):
     assert isinstance(found.codes, np.memmap)
     assert np.isnan(found.activities).sum() == 12
     assert_same(found, expected)
-    assert_same(read_training(tmp_path / "out" / "train", settings("train.max_rows=7")), first(expected, 7))
+    assert_same(
+        read_training(tmp_path / "out" / "train", settings("train.max_rows=7")), first(expected, 7)
+    )
 
 
 def first(rows: Rows, n: int) -> Rows:
@@ -125,8 +158,16 @@ def first(rows: Rows, n: int) -> Rows:
 
 
 def test_the_manifest_describes_the_rows(tmp_path):
-    twice = [{**ROWS[0], "sequence": reverse_complement_text(ROWS[0]["sequence"])}, {**ROWS[1], "sequence": "ACNN-"}]
-    prepare(settings(), [jsonl(tmp_path / "a.jsonl"), jsonl(tmp_path / "b.jsonl", twice)], None, tmp_path / "out")
+    twice = [
+        {**ROWS[0], "sequence": reverse_complement_text(ROWS[0]["sequence"])},
+        {**ROWS[1], "sequence": "ACNN-"},
+    ]
+    prepare(
+        settings(),
+        [jsonl(tmp_path / "a.jsonl"), jsonl(tmp_path / "b.jsonl", twice)],
+        None,
+        tmp_path / "out",
+    )
     made = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert made["inputs"] == ["a.jsonl", "b.jsonl"]
     assert (made["rows"], made["duplicates"], made["cut"], made["skipped"]) == (62, 1, 19, 0)
@@ -135,12 +176,19 @@ def test_the_manifest_describes_the_rows(tmp_path):
     values = np.array([row["cell_activities"][2] for row in [*ROWS, *twice]], dtype=float)
     column = part["columns"]["OPC"]
     assert column["measured"] == np.isfinite(values).sum() < 62
-    for name, function in {"mean": np.nanmean, "sd": np.nanstd, "min": np.nanmin, "max": np.nanmax}.items():
+    for name, function in {
+        "mean": np.nanmean,
+        "sd": np.nanstd,
+        "min": np.nanmin,
+        "max": np.nanmax,
+    }.items():
         assert column[name] == pytest.approx(function(values), rel=1e-6)
     assert made["encoding"] == {
         "cell_types": list(CELL_TYPES), "seq_len": 100, "truncate": "right", "pad": "right", "ambiguous": "zero",
     }  # fmt: skip
-    assert set(made["md5"]) == {f"train/{n}" for n in ("codes.npy", "activities.npy", "lengths.npy", "rows.parquet")}
+    assert set(made["md5"]) == {
+        f"train/{n}" for n in ("codes.npy", "activities.npy", "lengths.npy", "rows.parquet")
+    }
     table = pd.read_parquet(tmp_path / "out" / "train" / "rows.parquet")
     assert table["id"].tolist() == [row["id"] for row in [*ROWS, *twice]]
 
@@ -148,7 +196,9 @@ def test_the_manifest_describes_the_rows(tmp_path):
 def test_a_column_that_was_never_measured_has_no_figures(tmp_path):
     rows = [{**row, "cell_activities": [None, *row["cell_activities"][1:]]} for row in ROWS]
     prepare(settings(), [jsonl(tmp_path / "a.jsonl", rows)], None, tmp_path / "out")
-    column = json.loads((tmp_path / "out" / "manifest.json").read_text())["parts"]["train"]["columns"]["Ex"]
+    column = json.loads((tmp_path / "out" / "manifest.json").read_text())["parts"]["train"][
+        "columns"
+    ]["Ex"]
     assert column == {"measured": 0, "mean": None, "sd": None, "min": None, "max": None}
 
 
@@ -166,11 +216,16 @@ def test_training_and_evaluation_are_those_of_the_json_lines(tmp_path):
         train.train(config, tmp_path / data, out, options)
         metrics = json.loads((out / "metrics.json").read_text())
         figures.append({key: value for key, value in metrics.items() if not is_time(key)})
-        tests.append(evaluation.evaluate(out / "model", tmp_path / other, tmp_path / f"report-{data}"))
+        tests.append(
+            evaluation.evaluate(out / "model", tmp_path / other, tmp_path / f"report-{data}")
+        )
     assert figures[0]["n_train"] == 54
     assert figures[0]["val_mse"] > 0
     assert figures[0] == figures[1]
-    splits = [json.loads((tmp_path / f"run-{data}" / "split.json").read_text()) for data in ("lines", "panel")]
+    splits = [
+        json.loads((tmp_path / f"run-{data}" / "split.json").read_text())
+        for data in ("lines", "panel")
+    ]
     assert splits[0] == splits[1]
     assert tests[0]["test.n"] == 20
     assert tests[0] == tests[1]
@@ -184,7 +239,13 @@ def is_time(key: str) -> bool:
 
 
 def test_a_share_is_held_out_and_equal_sequences_stay_together(tmp_path):
-    rows = [*ROWS, *({**row, "sequence": reverse_complement_text(row["sequence"][:100])} for row in ROWS[:30])]
+    rows = [
+        *ROWS,
+        *(
+            {**row, "sequence": reverse_complement_text(row["sequence"][:100])}
+            for row in ROWS[:30]
+        ),
+    ]
     path, config = jsonl(tmp_path / "a.jsonl", rows), settings("prepare.test_share=0.2")
     summary = prepare(config, [path], None, tmp_path / "out")
     assert summary == {
@@ -192,7 +253,10 @@ def test_a_share_is_held_out_and_equal_sequences_stay_together(tmp_path):
         "out": str(tmp_path / "out"),
     }  # fmt: skip
     parts = [read_rows(find_rows(tmp_path / "out", name), config) for name in ("train", "test")]
-    whole, sequences = read_rows(path, config), [{row.tobytes() for row in part.codes} for part in parts]
+    whole, sequences = (
+        read_rows(path, config),
+        [{row.tobytes() for row in part.codes} for part in parts],
+    )
     place = {row.tobytes(): i for i, row in enumerate(whole.codes)}
     for part in parts:
         rising = [place[row.tobytes()] for row in part.codes]
@@ -219,19 +283,34 @@ def test_whole_chromosomes_are_held_out(tmp_path, overrides):
 
 
 def test_what_occurs_in_a_group_held_out_belongs_to_neither_part(tmp_path):
-    rows = [*ROWS, {**ROWS[0], "sequence": reverse_complement_text(ROWS[1]["sequence"])}]  # chr1, and ROWS[1] is chr2
+    rows = [
+        *ROWS,
+        {**ROWS[0], "sequence": reverse_complement_text(ROWS[1]["sequence"])},
+    ]  # chr1, and ROWS[1] is chr2
     config = settings("train.split=group train.group_key=chromosome prepare.test_groups=[chr2]")
     summary = prepare(config, [jsonl(tmp_path / "a.jsonl", rows)], None, tmp_path / "out")
     assert (summary["train"], summary["test"], summary["left_out"]) == (45, 15, 1)
 
 
 def test_groups_of_a_panel_are_those_of_its_key_or_of_the_ids(tmp_path):
-    prepare(settings("train.group_key=donor"), [jsonl(tmp_path / "a.jsonl")], None, tmp_path / "out")
+    prepare(
+        settings("train.group_key=donor"), [jsonl(tmp_path / "a.jsonl")], None, tmp_path / "out"
+    )
     part = tmp_path / "out" / "train"
     assert read_rows(part, settings()).groups == [""] * 60
-    for key, expected in {"donor": "d1", "gene": "GENE1", "chromosome": "chr2", "locus": "chr2_1_101"}.items():
-        assert read_rows(part, settings(f"train.split=group train.group_key={key}")).groups[1] == expected
-    with pytest.raises(InputError, match=r"must have been prepared with train\.group_key batch, got donor"):
+    for key, expected in {
+        "donor": "d1",
+        "gene": "GENE1",
+        "chromosome": "chr2",
+        "locus": "chr2_1_101",
+    }.items():
+        assert (
+            read_rows(part, settings(f"train.split=group train.group_key={key}")).groups[1]
+            == expected
+        )
+    with pytest.raises(
+        InputError, match=r"must have been prepared with train\.group_key batch, got donor"
+    ):
         read_rows(part, settings("train.split=group train.group_key=batch"))
     with pytest.raises(InputError, match=r"train\.group_key: must name a key of the rows"):
         read_rows(part, settings("train.split=group"))
@@ -240,12 +319,18 @@ def test_groups_of_a_panel_are_those_of_its_key_or_of_the_ids(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("train.group_key=chromosome prepare.test_groups=[chrZ,chr1]", "must be groups of the rows, got chrZ"),
+        (
+            "train.group_key=chromosome prepare.test_groups=[chrZ,chr1]",
+            "must be groups of the rows, got chrZ",
+        ),
         (
             "train.group_key=chromosome prepare.test_groups=[chr1,chr2,chr3,chr4]",
             "must leave rows to train on and rows to test on, got 0 and 60",
         ),
-        ("train.group_key=kind prepare.test_share=0.5", "rows to train on and rows to test on, got 60 and 0"),
+        (
+            "train.group_key=kind prepare.test_share=0.5",
+            "rows to train on and rows to test on, got 60 and 0",
+        ),
         ("train.group_key=batch", r"a\.jsonl, line 1: must have the key batch"),
     ],
 )
@@ -259,7 +344,9 @@ def test_parts_that_cannot_be_made_are_refused(tmp_path, overrides, message):
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match=r"test_share must be 0 beside test_groups, got 0\.1"):
         settings("train.group_key=gene prepare.test_share=0.1 prepare.test_groups=[a]")
-    with pytest.raises(ConfigError, match=r"prepare\.test_groups must come with train\.group_key, got none"):
+    with pytest.raises(
+        ConfigError, match=r"prepare\.test_groups must come with train\.group_key, got none"
+    ):
         settings("prepare.test_groups=[a]")
     with pytest.raises(ConfigError, match="seq_len must be greater than or equal to 81, got 80"):
         settings("seq_len=80")
@@ -276,23 +363,33 @@ HEADER = ",".join(["id", "sequence", *CELL_TYPES])
 NUMBERS = ",".join(["1"] * 13)
 BAD_TABLES = {
     "t.csv": {
-        f"{HEADER}\na,ACGT,abc,{NUMBERS}\n": "line 2: cell_activities: Ex must be a number or null, got 'abc'",
+        f"{HEADER}\na,ACGT,abc,{NUMBERS}\n": "line 2: cell_activities: Ex must be a number or "
+        "null, got 'abc'",
         f'{HEADER}\na,ACGT,"1,5",{NUMBERS}\n': "Ex must be a number or null, got '1,5'",
         f"{HEADER}\na,ACGT,1_0,{NUMBERS}\n": "Ex must be a number or null, got '1_0'",
-        f"{HEADER}\n\na,ACGT,-inf,{NUMBERS}\n": "line 3: cell_activities: Ex must be finite, got -inf",
-        f"{HEADER}\na,,1,{NUMBERS}\n": "line 2: sequence: must have at least one base, got an empty text",
-        f"{HEADER}\na,AC-X,1,{NUMBERS}\n": "line 2: sequence: letters must be .* got 'X' at position 3",
+        f"{HEADER}\n\na,ACGT,-inf,{NUMBERS}\n": "line 3: cell_activities: Ex must be finite, got "
+        "-inf",
+        f"{HEADER}\na,,1,{NUMBERS}\n": "line 2: sequence: must have at least one base, got an "
+        "empty text",
+        f"{HEADER}\na,AC-X,1,{NUMBERS}\n": "line 2: sequence: letters must be .* got 'X' at "
+        "position 3",
         f"{HEADER}\na,ACGT,{NUMBERS}\n": "line 2: must have 16 fields as the header has, got 15",
-        f"{HEADER}\na,ACGT,1,1,{NUMBERS}\n": "line 2: must have 16 fields as the header has, got 17",
+        f"{HEADER}\na,ACGT,1,1,{NUMBERS}\n": "line 2: must have 16 fields as the header has, got "
+        "17",
         "id,Ex\na,1\n": "line 2: must have the key sequence, got id, Ex",
         "id,sequence\na,ACGT\n": "line 2: must have the key cell_activities, got id, sequence",
-        "sequence,cell_activities\nACGT,[1; 2]\n": "line 2: cell_activities: must be a list of 14 numbers, got str",
-        'sequence,cell_activities\nACGT,"[1, 2]"\n': "line 2: cell_activities: must be a list of 14 numbers, got 2",
-        'sequence,cell_activities\nACGT,"{""X"": 2}"\n': "cell_activities: keys must be of Ex, .* got \\['X'\\]",
-        "id,sequence,sequence\na,A,C\n": "columns must have distinct names, got id, sequence, sequence",
+        "sequence,cell_activities\nACGT,[1; 2]\n": "line 2: cell_activities: must be a list of 14 "
+        "numbers, got str",
+        'sequence,cell_activities\nACGT,"[1, 2]"\n': "line 2: cell_activities: must be a list of "
+        "14 numbers, got 2",
+        'sequence,cell_activities\nACGT,"{""X"": 2}"\n': "cell_activities: keys must be of Ex, .* "
+        "got \\['X'\\]",
+        "id,sequence,sequence\na,A,C\n": "columns must have distinct names, got id, sequence, "
+        "sequence",
         "": "columns must have distinct names, got no header",
         HEADER + "\n": "must have rows that can be used, got none",
-        f'{HEADER}\na,"ACGT,1,{NUMBERS}\n': "must be a line of a table, got: unexpected end of data",
+        f'{HEADER}\na,"ACGT,1,{NUMBERS}\n': "must be a line of a table, got: unexpected end of "
+        "data",
     },
     "t.tsv": {"sequence,Ex\nACGT,1\n": "line 2: must have the key sequence, got sequence,Ex"},
     "t.parquet": {"no": "must be whole Parquet"},
@@ -301,7 +398,8 @@ BAD_TABLES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"), [(name, *pair) for name, rows in BAD_TABLES.items() for pair in rows.items()]
+    ("name", "text", "message"),
+    [(name, *pair) for name, rows in BAD_TABLES.items() for pair in rows.items()],
 )
 def test_bad_tables_are_refused_and_nothing_is_left(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
@@ -318,7 +416,9 @@ def test_bad_bytes_are_refused_with_their_line(tmp_path):
 
 def test_bad_rows_of_parquet_are_named_by_number(tmp_path):
     pd.DataFrame([changed(), changed(sequence="AC*")]).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(InputError, match=r"t\.parquet, row 2: sequence: letters must be .* position 2"):
+    with pytest.raises(
+        InputError, match=r"t\.parquet, row 2: sequence: letters must be .* position 2"
+    ):
         read_rows(tmp_path / "t.parquet", settings())
     pd.DataFrame([changed(Ex=math.inf)]).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(InputError, match="row 1: cell_activities: Ex must be finite, got inf"):
@@ -335,7 +435,10 @@ def test_illegal_rows_are_counted_where_asked(tmp_path):
 
 @pytest.mark.parametrize("bases", [512, 500, 81, 80])
 def test_lengths_around_the_window_are_legal(tmp_path, bases):
-    path, config = jsonl(tmp_path / "a.jsonl", [{**ROWS[1], "sequence": "ACGTA" * 103}]), settings("seq_len=512")
+    path, config = (
+        jsonl(tmp_path / "a.jsonl", [{**ROWS[1], "sequence": "ACGTA" * 103}]),
+        settings("seq_len=512"),
+    )
     row = json.loads(path.read_text())
     rows = read_rows(jsonl(path, [{**row, "sequence": row["sequence"][:bases]}]), config)
     assert rows.lengths.tolist() == [bases]
@@ -345,7 +448,10 @@ def test_lengths_around_the_window_are_legal(tmp_path, bases):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("truncate=center", "truncate must be that of the settings, center, got right; prepare anew"),
+        (
+            "truncate=center",
+            "truncate must be that of the settings, center, got right; prepare anew",
+        ),
         ("pad=center", "pad must be that of the settings, center, got right"),
         ("seq_len=101", "seq_len must be that of the settings, 101, got 100"),
         ("ambiguous=quarter", "ambiguous must be that of the settings, quarter, got zero"),
@@ -381,7 +487,9 @@ def test_a_damaged_panel_is_refused(tmp_path):
 
 def test_a_panel_without_test_rows_says_how_to_get_them(tmp_path):
     prepare(settings(), [jsonl(tmp_path / "a.jsonl")], None, tmp_path / "out")
-    with pytest.raises(MissingError, match=r"must have the part test .*, got train alone; see prepare\.test_share"):
+    with pytest.raises(
+        MissingError, match=r"must have the part test .*, got train alone; see prepare\.test_share"
+    ):
         find_rows(tmp_path / "out", "test")
 
 
@@ -404,7 +512,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     peaks = []
     for name in ("a", "b"):
         tracemalloc.start()
-        summary = prepare(replace(settings(), seq_len=300), [tmp_path / f"{name}.jsonl"], None, tmp_path / name)
+        summary = prepare(
+            replace(settings(), seq_len=300), [tmp_path / f"{name}.jsonl"], None, tmp_path / name
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert summary["duplicates"] == 19_999
@@ -413,10 +523,20 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
 
 def test_the_command_line(tmp_path, capsys):
     path = jsonl(tmp_path / "a.jsonl")
-    words = ["prepare", "enhancer", str(path), "--params", str(PARAMS / "smoke.yaml"), "--out", str(tmp_path / "out")]
+    words = [
+        "prepare",
+        "enhancer",
+        str(path),
+        "--params",
+        str(PARAMS / "smoke.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*words, "--set", "prepare.test_share=0.1"]) == 0
     assert json.loads(capsys.readouterr().out)["test"] == 6
     path.write_text('{"sequence": "ACGU", "cell_activities": [1]}\n')
     assert main([*words[:-1], str(tmp_path / "other")]) == 2
-    assert capsys.readouterr().err.endswith("a.jsonl, line 1: cell_activities: must be a list of 14 numbers, got 1\n")
+    assert capsys.readouterr().err.endswith(
+        "a.jsonl, line 1: cell_activities: must be a list of 14 numbers, got 1\n"
+    )
     assert not (tmp_path / "other").exists()

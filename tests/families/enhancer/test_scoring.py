@@ -8,7 +8,11 @@ import scipy.stats
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores import distances
-from seqfoundry.families.enhancer.scores.designs import parse_predictions, score_designs, score_edits
+from seqfoundry.families.enhancer.scores.designs import (
+    parse_predictions,
+    score_designs,
+    score_edits,
+)
 from seqfoundry.families.enhancer.scores.predictions import (
     LAB_EDITS,
     OUR_EDITS,
@@ -39,20 +43,51 @@ def design(**changes):
 
 
 def edit(kind="activity_boost", **changes):
-    metadata = {"edit_type": kind, "edit_budget": 2, "target_motif": "CAR"} | changes.pop("metadata", {})
-    row = {"source_cell_type": "Ex", "target_cell_type": "In", "ref_sequence": "A" * 8, "pred_sequence": "A" * 7 + "C"}
+    metadata = {"edit_type": kind, "edit_budget": 2, "target_motif": "CAR"} | changes.pop(
+        "metadata", {}
+    )
+    row = {
+        "source_cell_type": "Ex",
+        "target_cell_type": "In",
+        "ref_sequence": "A" * 8,
+        "pred_sequence": "A" * 7 + "C",
+    }
     return {**row, "id": "e", "metadata": metadata, **changes}
 
 
 # ---- T1
 
 LAB_METRICS = {
-    *("n_predictions", "n_gold_with_seq", "fid", "diversity_edit", "kmer_unique_frac", "kmer_shannon_entropy"),
-    *("on_target_score", "off_target_score", "specificity", "argmax_accuracy", "n", "top_k_mean", "median_k_value"),
+    *(
+        "n_predictions",
+        "n_gold_with_seq",
+        "fid",
+        "diversity_edit",
+        "kmer_unique_frac",
+        "kmer_shannon_entropy",
+    ),
+    *(
+        "on_target_score",
+        "off_target_score",
+        "specificity",
+        "argmax_accuracy",
+        "n",
+        "top_k_mean",
+        "median_k_value",
+    ),
     *("median_all", "max_fitness", "emb_cosine_similarity"),
 }
 LAB_CELL = {
-    *("fid", "ks_stat", "n_gen", "n_gold", "on_target_score", "off_target_score", "specificity", "argmax_accuracy"),
+    *(
+        "fid",
+        "ks_stat",
+        "n_gen",
+        "n_gold",
+        "on_target_score",
+        "off_target_score",
+        "specificity",
+        "argmax_accuracy",
+    ),
 }
 
 
@@ -69,13 +104,19 @@ def check_plain(content):
 def scored(n=60, seed=0, panel=PANEL, width=4, **changes):
     rng = generator(seed)
     rows = [
-        design(target_cell_type=CELLS[i % 3], pred_sequence=text(rng), gold_sequence=text(rng), metadata={"system": s})
+        design(
+            target_cell_type=CELLS[i % 3],
+            pred_sequence=text(rng),
+            gold_sequence=text(rng),
+            metadata={"system": s},
+        )
         for i in range(n)
         for s in ("good", "bad")
     ]
     found = parse(*rows)
     sides = [
-        Outputs(rng.normal(size=(2 * n, len(panel.cell_types))), rng.normal(size=(2 * n, width))) for _ in range(2)
+        Outputs(rng.normal(size=(2 * n, len(panel.cell_types))), rng.normal(size=(2 * n, width)))
+        for _ in range(2)
     ]
     return found, sides, score_designs(found, *sides, panel, seed=1, **changes)
 
@@ -92,12 +133,16 @@ def test_genqual_has_the_names_of_the_mission():
     assert result["meta"]["oracle"] == "x"
     rows = np.array([row.target == 1 for row in found.rows])
     cell = result["per_cell_type"]["In"]
-    assert cell["fid"] == pytest.approx(distances.frechet_distance(made.embeddings[rows], gold.embeddings[rows]))
+    assert cell["fid"] == pytest.approx(
+        distances.frechet_distance(made.embeddings[rows], gold.embeddings[rows])
+    )
     assert cell["ks_stat"] == pytest.approx(
         scipy.stats.ks_2samp(made.activities[rows, 1], gold.activities[rows, 1]).statistic
     )
     assert cell["specificity"] == pytest.approx(cell["on_target_score"] - cell["off_target_score"])
-    assert result["metrics"]["fid"] == pytest.approx(distances.frechet_distance(made.embeddings, gold.embeddings))
+    assert result["metrics"]["fid"] == pytest.approx(
+        distances.frechet_distance(made.embeddings, gold.embeddings)
+    )
 
 
 def test_weak_cells_are_marked():
@@ -150,7 +195,10 @@ def test_pairs_are_rows_with_both_sequences():
         {"target_cell_type": "In", "pred_sequence": "???"},
     ]
     found = parse(*rows, on_bad_row="skip")
-    made, gold = Outputs(np.array([[0.0, 0, 0], [1, 2, 3]])), Outputs(np.array([[9.0, 9, 9], [1, 4, 3]]))
+    made, gold = (
+        Outputs(np.array([[0.0, 0, 0], [1, 2, 3]])),
+        Outputs(np.array([[9.0, 9, 9], [1, 4, 3]])),
+    )
     extra = score_designs(found, made, gold, PANEL, seed=0)["extra"]
     assert extra["n_pairs"] == 1
     assert extra["gc_err"] == pytest.approx(0.25)
@@ -169,7 +217,9 @@ def test_columns_compare_when_standardised():
     assert extra["whole"]["zscored"]["specificity"] == pytest.approx((3 - 0.5 + 5 - 1) / 2)
     flat = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[1.0, 0, 1])
     without = score_designs(found, made, made, flat, seed=0)["extra"]["whole"]["zscored"]
-    assert without["specificity"] == pytest.approx((3 - 0 + 50 - 1) / 2)  # the column that does not vary is left out
+    assert without["specificity"] == pytest.approx(
+        (3 - 0 + 50 - 1) / 2
+    )  # the column that does not vary is left out
     none = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[0.0, 0, 0])
     assert score_designs(found, made, made, none, seed=0)["extra"]["whole"]["zscored"] is None
 
@@ -177,7 +227,11 @@ def test_columns_compare_when_standardised():
 def test_nothing_on_one_side_is_undefined():
     found = parse(design(pred_sequence=None))
     result = score_designs(
-        found, Outputs(np.empty((0, 3)), np.empty((0, 2))), Outputs([[1, 2, 3]], [[1, 2]]), PANEL, seed=0
+        found,
+        Outputs(np.empty((0, 3)), np.empty((0, 2))),
+        Outputs([[1, 2, 3]], [[1, 2]]),
+        PANEL,
+        seed=0,
     )
     check_plain(result)
     assert result["metrics"]["n"] == 0.0
@@ -195,7 +249,9 @@ def test_designs_do_not_depend_on_the_order_of_rows():
     sides = [Outputs(side.activities[order], side.embeddings[order]) for side in (made, gold)]
     again = score_designs(turned, *sides, PANEL, seed=1)
     for key, value in result["metrics"].items():
-        assert again["metrics"][key] == pytest.approx(value, abs=0.02 if key == "diversity_edit" else 1e-9)
+        assert again["metrics"][key] == pytest.approx(
+            value, abs=0.02 if key == "diversity_edit" else 1e-9
+        )
 
 
 def test_arrays_that_do_not_fit_are_refused():
@@ -210,7 +266,9 @@ def test_arrays_that_do_not_fit_are_refused():
         with pytest.raises(InputError, match=message):
             score_designs(found, wrong, fine, PANEL, seed=0)
     with pytest.raises(InputError, match="row 0: must have a target cell"):
-        score_designs(Predictions([Prediction(id="a", predicted="A", other="A")]), fine, fine, PANEL, seed=0)
+        score_designs(
+            Predictions([Prediction(id="a", predicted="A", other="A")]), fine, fine, PANEL, seed=0
+        )
     with pytest.raises(InputError, match="predicted_sd: must be 3 numbers"):
         Panel(cell_types=CELLS, predicted_sd=[1.0])
 
@@ -218,7 +276,13 @@ def test_arrays_that_do_not_fit_are_refused():
 # ---- T3
 
 LAB_EDIT = {
-    *("n", "mean_within_budget", "mean_length_preserved", "mean_target_motif_present", "mean_objective_success"),
+    *(
+        "n",
+        "mean_within_budget",
+        "mean_length_preserved",
+        "mean_target_motif_present",
+        "mean_objective_success",
+    ),
     *("in_budget_at_5pct", "in_budget_at_10pct"),
 }
 
@@ -246,11 +310,17 @@ def test_every_edit_type_by_hand():
     ]
     for kind, before, after, success, clear in cases:
         row = edits(edit(kind), before=[before], after=[after])[1][0]
-        assert (row["objective_success"], row["objective_success_clear"]) == (success, clear), (kind, after)
+        assert (row["objective_success"], row["objective_success_clear"]) == (success, clear), (
+            kind,
+            after,
+        )
     many = edit("multi_target", metadata={"target_cell_types": ["Ex", "Mic"]})
     assert edits(many, before=[zero], after=[[1.0, -5, 1]])[1][0]["objective_success"] is True
     assert edits(many, before=[zero], after=[[1.0, 5, 0]])[1][0]["objective_success"] is False
-    assert edits(edit("multi_target"), before=[zero], after=[[0.0, 5, 0]])[1][0]["objective_success"] is True
+    assert (
+        edits(edit("multi_target"), before=[zero], after=[[0.0, 5, 0]])[1][0]["objective_success"]
+        is True
+    )
     unknown = Panel(cell_types=CELLS)
     row = edits(edit("preserve"), before=[zero], after=[zero], panel=unknown)[1][0]
     assert (row["objective_success"], row["objective_and_budget"]) == (None, None)
@@ -260,7 +330,12 @@ def test_every_edit_type_by_hand():
     ("kind", "ref", "pred", "success"),
     [
         ("promoter_retarget", "AAAAAA", "AACAGA", True),
-        ("promoter_retarget", "AACAGA", "AACAGA", True),  # as the mission has it: present, gained or not
+        (
+            "promoter_retarget",
+            "AACAGA",
+            "AACAGA",
+            True,
+        ),  # as the mission has it: present, gained or not
         ("promoter_retarget", "AAAAAA", "AACATA", False),
         ("promoter_retarget", "AAAAAA", "TCTGAA", True),  # on the other strand
         ("motif_insert", "AAAAAA", "AACAGA", True),
@@ -279,10 +354,31 @@ def test_values_of_a_row():
     row = edit(ref_sequence="A" * 40, pred_sequence="A" * 37 + "CAG", metadata={"system": "s"})
     found = edits(row, before=[[1.0, 2.0, 3.0]], after=[[4.0, 8.0, 0.0]])[1][0]
     assert found == {
-        **{"id": "e", "edit_type": "activity_boost", "system": "s", "source_cell_type": "Ex", "target_cell_type": "In"},
-        **{"edit_distance": 2, "edit_distance_pct": 0.05, "edit_budget": 2.0, "within_budget": True},
-        **{"length_preserved": True, "no_op": False, "target_motif_present": True, "target_motif_gained": True},
-        **{"pred_activity_src": 4.0, "pred_activity_tgt": 8.0, "ref_activity_src": 1.0, "ref_activity_tgt": 2.0},
+        **{
+            "id": "e",
+            "edit_type": "activity_boost",
+            "system": "s",
+            "source_cell_type": "Ex",
+            "target_cell_type": "In",
+        },
+        **{
+            "edit_distance": 2,
+            "edit_distance_pct": 0.05,
+            "edit_budget": 2.0,
+            "within_budget": True,
+        },
+        **{
+            "length_preserved": True,
+            "no_op": False,
+            "target_motif_present": True,
+            "target_motif_gained": True,
+        },
+        **{
+            "pred_activity_src": 4.0,
+            "pred_activity_tgt": 8.0,
+            "ref_activity_src": 1.0,
+            "ref_activity_tgt": 2.0,
+        },
         **{"activity_delta_src": 3.0, "activity_relative_shift": 3.0, "objective_success": True},
         **{"objective_success_clear": True, "objective_and_budget": True},
     }
@@ -291,23 +387,37 @@ def test_values_of_a_row():
         before=[[0.0] * 3],
         after=[[1.0] * 3],
     )[1][0]
-    assert (over["objective_success"], over["within_budget"], over["objective_and_budget"]) == (True, False, False)
+    assert (over["objective_success"], over["within_budget"], over["objective_and_budget"]) == (
+        True,
+        False,
+        False,
+    )
     assert (over["pred_activity_tgt"], over["activity_relative_shift"]) == (None, None)
 
 
 def test_unequal_lengths_are_never_within_the_budget():
     row = edit(ref_sequence="ACGTACGT", pred_sequence="ACGACGT")
     found = edits(row, before=[[0.0] * 3], after=[[1.0] * 3])[1][0]
-    assert (found["edit_distance"], found["within_budget"], found["length_preserved"]) == (1, False, False)
+    assert (found["edit_distance"], found["within_budget"], found["length_preserved"]) == (
+        1,
+        False,
+        False,
+    )
     assert (found["objective_success"], found["objective_and_budget"]) == (True, False)
 
 
 @pytest.mark.parametrize("kind", [*LAB_EDITS, *OUR_EDITS])
 def test_doing_nothing_changes_nothing(kind):
     row = edit(kind, pred_sequence="A" * 8)
-    summary, rows = edits(row, before=[[1.0, 2.0, 3.0]], after=[[1.0 + 1e-7, 2.0, 3.0 - 1e-7]])  # rounding of batches
+    summary, rows = edits(
+        row, before=[[1.0, 2.0, 3.0]], after=[[1.0 + 1e-7, 2.0, 3.0 - 1e-7]]
+    )  # rounding of batches
     assert rows[0]["no_op"]
-    assert (rows[0]["activity_delta_src"], rows[0]["activity_relative_shift"], rows[0]["edit_distance"]) == (0, 0, 0)
+    assert (
+        rows[0]["activity_delta_src"],
+        rows[0]["activity_relative_shift"],
+        rows[0]["edit_distance"],
+    ) == (0, 0, 0)
     assert rows[0]["objective_success"] is (kind == "preserve")
     assert summary["extra"]["n_no_op"] == 1
 
@@ -350,8 +460,16 @@ def test_summary_of_edits():
 
 def test_hand_made_rows_without_their_cells_are_refused():
     for row, message in (
-        (Prediction(id="x", predicted="A", other="C", edit_type="activity_boost"), "x: must name the cells that"),
-        (Prediction(id="x", predicted="A", other=None, edit_type="preserve"), "x: must have a reference"),
+        (
+            Prediction(id="x", predicted="A", other="C", edit_type="activity_boost"),
+            "x: must name the cells that",
+        ),
+        (
+            Prediction(id="x", predicted="A", other=None, edit_type="preserve"),
+            "x: must have a reference",
+        ),
     ):
         with pytest.raises(InputError, match=message):
-            score_edits(Predictions([row]), Outputs(np.zeros((1, 3))), Outputs(np.zeros((1, 3))), PANEL)
+            score_edits(
+                Predictions([row]), Outputs(np.zeros((1, 3))), Outputs(np.zeros((1, 3))), PANEL
+            )

@@ -1,4 +1,7 @@
-"""Oracles with a frozen Enformer or Sei trunk, the whole way: trained, measured, registered, promoted, served."""
+"""Oracles with a frozen Enformer or Sei trunk, the whole way.
+
+Trained, measured, registered, promoted, served.
+"""
 
 import json
 import warnings
@@ -27,13 +30,17 @@ ANYTHING = "gates.test.pearson_mean_raw.min=-1"  # so few rows teach nothing
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("siblings") / "data"
-    config = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=FEW), Config)
+    config = build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=FEW), Config
+    )
     find_family("enhancer").module("simulate").simulate(config, folder)
     return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
     """Run the command line with a tracking store of the test's own, and return what it printed."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
     monkeypatch.chdir(tmp_path)  # the project is found by the package
@@ -54,9 +61,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize("oracle", ["enformer", "sei"])
 def test_the_settings_are_the_demonstration_s_with_a_random_trunk(oracle: str) -> None:
     paths = PARAMS / f"demo_{oracle}.yaml", PARAMS / "demo.yaml"
-    config, demo = (build(resolve(path, Config, full=PARAMS / "full.yaml"), Config) for path in paths)
+    config, demo = (
+        build(resolve(path, Config, full=PARAMS / "full.yaml"), Config) for path in paths
+    )
     assert (config.oracle, config.backbone.tiny, config.backbone.checkpoint) == (oracle, True, "")
-    assert (config.simulate, config.seed, config.cell_types) == (demo.simulate, demo.seed, demo.cell_types)
+    assert (config.simulate, config.seed, config.cell_types) == (
+        demo.simulate,
+        demo.seed,
+        demo.cell_types,
+    )
     assert 0 < config.gates[config.headline].min < demo.gates[demo.headline].min
 
 
@@ -64,9 +77,13 @@ def test_the_settings_are_the_demonstration_s_with_a_random_trunk(oracle: str) -
 def test_the_whole_way(oracle: str, data: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     params, out, name = PARAMS / f"demo_{oracle}.yaml", tmp_path / "train", REGISTERED[oracle]
     few = f"train.epochs=2 {ANYTHING}"
-    trained = json.loads(run("train", "enhancer", "--params", params, "--data", data, "--out", out, "--set", few))
+    trained = json.loads(
+        run("train", "enhancer", "--params", params, "--data", data, "--out", out, "--set", few)
+    )
     assert trained["train.epochs"] == 2
-    measured = run("evaluate", "enhancer", "--model", out, "--data", data, "--out", tmp_path / "evaluate")
+    measured = run(
+        "evaluate", "enhancer", "--model", out, "--data", data, "--out", tmp_path / "evaluate"
+    )
     assert json.loads(measured)["test.n"] == 16
     assert run("register", "enhancer", "--run", out) == f"models:/{name}/1"
     run("promote", name)
@@ -74,7 +91,9 @@ def test_the_whole_way(oracle: str, data: Path, run: Callable[..., Any], tmp_pat
     assert served.served["registered_name"] == name
     assert any("random weights" in limit for limit in served.served["limits"])
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()[:3]]
-    frame = pd.DataFrame({"sequence": [row["sequence"] for row in rows], "also": ["embedding", None, None]})
+    frame = pd.DataFrame(
+        {"sequence": [row["sequence"] for row in rows], "also": ["embedding", None, None]}
+    )
     found = served.predict(frame)
     assert list(found.columns) == [*CELL_TYPES, "embedding"]
     assert found["embedding"].isna().tolist() == [False, True, True]

@@ -1,4 +1,7 @@
-"""The first block computed three ways: all against plain layers in float64, and what must not change the numbers."""
+"""The first block computed three ways.
+
+All against plain layers in float64, and what must not change the numbers.
+"""
 
 import copy
 import dataclasses
@@ -16,7 +19,14 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer import first_block as stem
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import one_hot as one_hot_columns
-from seqfoundry.families.enhancer.first_block import Way, counted_moments, first_block, fold, moments, one_hot
+from seqfoundry.families.enhancer.first_block import (
+    Way,
+    counted_moments,
+    first_block,
+    fold,
+    moments,
+    one_hot,
+)
 from seqfoundry.families.enhancer.model import DeepStarr, Training, build, predict
 
 FULL = Path(__file__).parents[3] / "params" / "enhancer" / "full.yaml"
@@ -37,7 +47,8 @@ def config_of(**changes: Any) -> Config:
     config = build_config(resolve(FULL, Config, full=FULL), Config)
     parts = {
         part: dataclasses.replace(
-            getattr(config, part), **{k: v for k, v in changes.items() if hasattr(getattr(config, part), k)}
+            getattr(config, part),
+            **{k: v for k, v in changes.items() if hasattr(getattr(config, part), k)},
         )
         for part in ("train", "network")
     }
@@ -72,13 +83,18 @@ def plain(layers: Layers, codes: Tensor, pool: int, ambiguous: str = "zero") -> 
 def off(found: Tensor | None, wanted: Tensor | None) -> float:
     assert found is not None
     assert wanted is not None
-    return float((found.detach() - wanted.detach()).abs().max() / wanted.detach().abs().max().clamp_min(1e-12))
+    return float(
+        (found.detach() - wanted.detach()).abs().max()
+        / wanted.detach().abs().max().clamp_min(1e-12)
+    )
 
 
 @pytest.mark.parametrize("ambiguous", ["zero", "quarter"])
 def test_columns_are_those_of_the_data(ambiguous: str) -> None:
     codes = letters(0, 4, 90)
-    assert np.array_equal(one_hot(codes, ambiguous).mT.numpy(), one_hot_columns(codes.numpy(), ambiguous))
+    assert np.array_equal(
+        one_hot(codes, ambiguous).mT.numpy(), one_hot_columns(codes.numpy(), ambiguous)
+    )
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -97,8 +113,18 @@ def test_moments_counted_in_letters_are_those_of_windows(kernel: int, length: in
 @pytest.mark.parametrize(
     ("n", "length", "kernel", "pool", "ambiguous"),
     [
-        *[(16, 512, 7, 3, "zero"), (16, 500, 7, 3, "zero"), (5, 83, 7, 3, "zero"), (1, 512, 7, 3, "zero")],
-        *[(9, 101, 5, 3, "zero"), (9, 101, 9, 3, "zero"), (9, 101, 7, 2, "zero"), (9, 101, 7, 4, "quarter")],
+        *[
+            (16, 512, 7, 3, "zero"),
+            (16, 500, 7, 3, "zero"),
+            (5, 83, 7, 3, "zero"),
+            (1, 512, 7, 3, "zero"),
+        ],
+        *[
+            (9, 101, 5, 3, "zero"),
+            (9, 101, 9, 3, "zero"),
+            (9, 101, 7, 2, "zero"),
+            (9, 101, 7, 4, "quarter"),
+        ],
     ],
 )
 def test_outputs_gradients_and_running_statistics(
@@ -114,7 +140,9 @@ def test_outputs_gradients_and_running_statistics(
     (found[:, :, 0] * weights).sum().backward()
     assert off(found[:, :, 0], wanted) < 2e-6
     for a, b in zip(
-        (own[0].weight, *own[1].parameters()), (reference[0].weight, *reference[1].parameters()), strict=True
+        (own[0].weight, *own[1].parameters()),
+        (reference[0].weight, *reference[1].parameters()),
+        strict=True,
     ):
         assert off(a.grad, b.grad) < 1e-5
     assert own[0].bias is not None
@@ -124,13 +152,18 @@ def test_outputs_gradients_and_running_statistics(
     for layers in (own, reference):
         layers[1].eval()
     assert (
-        off(first_block(own, codes, Way(engine, pool, ambiguous))[:, :, 0], plain(reference, codes, pool, ambiguous))
+        off(
+            first_block(own, codes, Way(engine, pool, ambiguous))[:, :, 0],
+            plain(reference, codes, pool, ambiguous),
+        )
         < 2e-6
     )
 
 
 def test_the_first_of_equal_positions_gets_the_gradient() -> None:
-    codes = torch.zeros(2, 90, dtype=torch.uint8)  # one letter: all windows are equal but at the ends
+    codes = torch.zeros(
+        2, 90, dtype=torch.uint8
+    )  # one letter: all windows are equal but at the ends
     codes[1] = 3
     gradients = []
     for engine in FAST:
@@ -182,7 +215,12 @@ def test_compiled_gives_way_to_fold_where_it_cannot_work(monkeypatch: pytest.Mon
     monkeypatch.setattr(stem, "numba", None)
     assert Way("compiled", 3, "zero").engine_on(weight) == "fold"
     assert stem.compiled(len) is len
-    assert first_block(block(1), letters(1, 2, 90), Way("auto", 3, "zero")).shape == (2, 256, 1, 30)
+    assert first_block(block(1), letters(1, 2, 90), Way("auto", 3, "zero")).shape == (
+        2,
+        256,
+        1,
+        30,
+    )
 
 
 @pytest.mark.parametrize("engine", FAST)
@@ -194,11 +232,15 @@ def test_codes_beyond_four_are_refused(engine: str) -> None:
 # ---- the whole network
 
 
-def step_of(model: DeepStarr, codes: Tensor, activities: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def step_of(
+    model: DeepStarr, codes: Tensor, activities: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     model.train()
     loss = (model(codes) - activities.to(next(model.parameters()).dtype)).square().mean()
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("length", [512, 500, 83])
@@ -207,20 +249,29 @@ def test_one_step_of_the_network_equals_float64(engine: str, length: int) -> Non
     config = config_of(engine=engine, seq_len=length, dropout=0.0)
     codes = letters(10, 16, length)
     activities = torch.randn((16, 14), generator=torch.Generator().manual_seed(1))
-    model, reference = build(config), build(dataclasses.replace(config, train=config_of(engine="eager").train)).double()
+    model, reference = (
+        build(config),
+        build(dataclasses.replace(config, train=config_of(engine="eager").train)).double(),
+    )
     loss, gradients = step_of(model, codes, activities)
     wanted_loss, wanted = step_of(reference, codes, activities)
     assert off(loss, wanted_loss) < 1e-6
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
-        if name.startswith("encoder") and name.endswith("bias") and name.split(".")[1] in {"0", "4", "8", "12"}:
+        if (
+            name.startswith("encoder")
+            and name.endswith("bias")
+            and name.split(".")[1] in {"0", "4", "8", "12"}
+        ):
             assert gradient.abs().max() < 1e-6  # of no influence
         else:
             assert off(gradient, wanted[name]) < 1e-5, name
     for name, buffer in model.named_buffers():
         assert off(buffer, reference.get_buffer(name)) < 3e-6, name
     model.eval(), reference.eval()
-    for a, b in zip(model.predict_and_embed(codes), reference.predict_and_embed(codes), strict=True):
+    for a, b in zip(
+        model.predict_and_embed(codes), reference.predict_and_embed(codes), strict=True
+    ):
         assert off(a, b) < 1e-5
 
 
@@ -244,12 +295,17 @@ def test_losses_of_the_first_steps_are_equal() -> None:
     wanted = losses(config_of(engine="eager"), 5)
     for engine in FAST:
         assert losses(config_of(engine=engine), 5) == pytest.approx(wanted, rel=1e-3)
-        assert losses(config_of(engine=engine, precision="bfloat16"), 5) == pytest.approx(wanted, rel=0.03)
+        assert losses(config_of(engine=engine, precision="bfloat16"), 5) == pytest.approx(
+            wanted, rel=0.03
+        )
 
 
 def test_every_step_from_equal_weights_has_the_same_loss() -> None:
     plainly = Training.start(config_of(engine="eager", dropout=0.0), batch_of(0)[1], device="cpu")
-    others = [Training.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1], device="cpu") for engine in FAST]
+    others = [
+        Training.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1], device="cpu")
+        for engine in FAST
+    ]
     for training in (plainly, *others):
         training.model.train()
     for i in range(8):
@@ -288,4 +344,6 @@ def test_fold_of_running_statistics_needs_no_batch() -> None:
     norm.eval()
     x = torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(5))
     folded = fold(conv, norm, None)
-    torch.testing.assert_close(nn.functional.conv1d(x, folded.weight, folded.bias, padding=3), norm(conv(x)))
+    torch.testing.assert_close(
+        nn.functional.conv1d(x, folded.weight, folded.bias, padding=3), norm(conv(x))
+    )

@@ -1,4 +1,7 @@
-"""Annotation from end to end with a model that is always right: every file, every fate, nothing left when it fails."""
+"""Annotation from end to end with a model that is always right.
+
+Every file, every fate, nothing left when it fails.
+"""
 
 import gzip
 import importlib.util
@@ -27,7 +30,9 @@ SEGMENTS = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT", "random_s", "random_e"]
 
 
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_annotate", ROOT / "benchmarks" / "annotate.py")
+    spec = importlib.util.spec_from_file_location(
+        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
@@ -36,7 +41,12 @@ def benchmark() -> ModuleType:
 
 
 BENCH = benchmark()
-NO_ERRORS = {"mismatch_rate": 0.0, "insertion_rate": 0.0, "deletion_rate": 0.0, "polyt_error_rate": 0.0}
+NO_ERRORS = {
+    "mismatch_rate": 0.0,
+    "insertion_rate": 0.0,
+    "deletion_rate": 0.0,
+    "polyt_error_rate": 0.0,
+}
 STRUCTURES = ("single_fwd", "single_rev", "concat_fwd_rev", "concat_fwd_fwd")
 
 
@@ -47,13 +57,20 @@ class Fake:
         self.known = dict(zip(sequences, answers.to_dict("records"), strict=True))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        rows = [self.known.get(sequence) or self.unknown(sequence) for sequence in frame["sequence"]]
+        rows = [
+            self.known.get(sequence) or self.unknown(sequence) for sequence in frame["sequence"]
+        ]
         return pd.DataFrame(rows, index=frame.index)
 
     @staticmethod
     def unknown(sequence: str) -> dict[str, Any]:
         whole = {"label": "cDNA", "start": 0, "end": len(sequence), "confidence": 0.5}
-        answer = {"read_length": len(sequence), "architecture": "invalid", "orientation": "", "fragments": []}
+        answer = {
+            "read_length": len(sequence),
+            "architecture": "invalid",
+            "orientation": "",
+            "fragments": [],
+        }
         reason = "Unexpected pattern: [cDNA]" if sequence else "empty read"
         return answer | {"reason": reason, "segments": [whole] if sequence else []}
 
@@ -83,7 +100,9 @@ class Case:
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     made = Case(tmp_path)
     monkeypatch.setattr(module, "_CHUNK", 7)  # so that reads are spread over chunks
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(made.fake, BENCH.served(), model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(made.fake, BENCH.served(), model)
+    )
     return made
 
 
@@ -112,7 +131,9 @@ def assert_same_results(a: Path, b: Path) -> None:
 
 
 def left_over(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name not in ("cells.txt", "reads.fastq"))
+    return sorted(
+        path.name for path in folder.iterdir() if path.name not in ("cells.txt", "reads.fastq")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- results
@@ -120,7 +141,9 @@ def left_over(folder: Path) -> list[str]:
 
 def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
     summary = case.annotate()
-    assert sorted(path.name for path in case.out.iterdir()) == sorted([*FILES, *COUNTS, "demuxed.fastq.gz"])
+    assert sorted(path.name for path in case.out.iterdir()) == sorted(
+        [*FILES, *COUNTS, "demuxed.fastq.gz"]
+    )
     valid = table(case.out, "valid")
     assert set(valid["match_type"]) == {"Exact match (CBC)"}
     assert set(valid["corrected_CBC_min_dist"]) == {0}
@@ -135,7 +158,9 @@ def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
     counts = pd.read_csv(case.out / "cellId_readCount.tsv", sep="\t")
     assert counts["Read_Count"].sum() == n_molecules
     assert len(counts) == summary["cells"] == valid["cell_id"].nunique()
-    assert (case.out / "matchType_readCount.tsv").read_text().splitlines()[1] == f"Exact match (CBC)\t{n_molecules}"
+    assert (case.out / "matchType_readCount.tsv").read_text().splitlines()[
+        1
+    ] == f"Exact match (CBC)\t{n_molecules}"
 
 
 def test_demultiplexed_reads_have_the_header_and_the_sense_of_the_transcript(case: Case) -> None:
@@ -146,7 +171,8 @@ def test_demultiplexed_reads_have_the_header_and_the_sense_of_the_transcript(cas
     for (header, sequence, qualities), (_, row) in zip(written, valid.iterrows(), strict=True):
         cell, umi = row["corrected_CBC"], row["UMI"]
         assert header == (
-            f"{row['ReadName']}_{cell}_{umi} cell_id:{row['cell_id']}|Barcodes:CBC:{cell}|UMI:{umi}"
+            f"{row['ReadName']}_{cell}_{umi} "
+            f"cell_id:{row['cell_id']}|Barcodes:CBC:{cell}|UMI:{umi}"
             f"|orientation:{row['orientation']}"
         )
         window = slice(int(row["cDNA_Starts"]), int(row["cDNA_Ends"]))
@@ -161,19 +187,35 @@ def test_every_read_has_one_fate_in_the_order_of_the_input(case: Case) -> None:
     case.append("@lonely\nACGTACGT\n+\nIIIIIIII\n@empty\n\n+\n\n")
     summary = case.annotate()
     lines = fates(case.out)
-    assert lines.columns.tolist() == ["ReadName", "read_length", "fate", "molecules", "assigned", "reason"]
-    assert lines["ReadName"].tolist() == [*(record[0] for record in case.records), "lonely", "empty"]
+    assert lines.columns.tolist() == [
+        "ReadName",
+        "read_length",
+        "fate",
+        "molecules",
+        "assigned",
+        "reason",
+    ]
+    assert lines["ReadName"].tolist() == [
+        *(record[0] for record in case.records),
+        "lonely",
+        "empty",
+    ]
     assert lines["read_length"].tolist() == [*(len(record[1]) for record in case.records), 8, 0]
     architectures = [*case.answers["architecture"], "invalid", "invalid"]
     n_fragments = [*map(len, case.answers["fragments"]), 0, 0]
-    for (_, line), architecture, n in zip(lines.iterrows(), architectures, n_fragments, strict=True):
+    for (_, line), architecture, n in zip(
+        lines.iterrows(), architectures, n_fragments, strict=True
+    ):
         fate = "assigned" if architecture == "valid" else "split" if n else "invalid"
         assert (line["fate"], line["molecules"], line["assigned"]) == (fate, n, n)
     assert lines["reason"].tolist()[-2:] == ["Unexpected pattern: [cDNA]", "empty read"]
     assert sum(summary["fates"].values()) == summary["reads"] == len(lines)
     assert summary["fates"] == lines["fate"].value_counts().to_dict()
     invalid = table(case.out, "invalid")
-    assert invalid["ReadName"].tolist() == lines["ReadName"][lines["fate"].isin(["split", "invalid"])].tolist()
+    assert (
+        invalid["ReadName"].tolist()
+        == lines["ReadName"][lines["fate"].isin(["split", "invalid"])].tolist()
+    )
     assert invalid["read_length"].tolist()[-1] == 0
     assert invalid["cDNA_Starts"].tolist()[-2:] == ["0", ""]
     written = json.loads((case.out / "summary.json").read_text())
@@ -199,7 +241,9 @@ def test_barcodes_that_are_far_or_between_two_cells(case: Case) -> None:
     assert len(written) == len(valid)
     assert not (case.out / "demuxed.fastq.gz").exists()
     # a barcode that names no cell stands in the header as it was read, turned as those of the list
-    truth_of = {record[0]: case.truths[number // 2].barcodes for number, record in enumerate(case.records)}
+    truth_of = {
+        record[0]: case.truths[number // 2].barcodes for number, record in enumerate(case.records)
+    }
     for header, *_ in written:
         name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
         assert barcode in truth_of[name.split("__")[0]]
@@ -210,7 +254,11 @@ def test_without_a_list_molecules_are_valid_and_named_by_the_barcode_as_read(cas
     summary = case.annotate(whitelist=None)
     assert set(summary["fates"]) == {"valid", "split"}
     assert sorted(path.name for path in case.out.iterdir()) == sorted([*FILES, "demuxed.fastq.gz"])
-    assert not [name for name in table(case.out, "valid").columns if "corrected" in name or name == "cell_id"]
+    assert not [
+        name
+        for name in table(case.out, "valid").columns
+        if "corrected" in name or name == "cell_id"
+    ]
     by_read: dict[str, set[str]] = {}
     for header, *_ in fastq(case.out / "demuxed.fastq.gz"):
         name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
@@ -224,11 +272,25 @@ def test_columns_and_types(case: Case) -> None:
     text, number = pa.string(), pa.int64()
     common = {"ReadName": text, "read_length": number, "read": text, "base_qualities": text}
     for name in SEGMENTS:
-        common |= {f"{name}_Starts": text, f"{name}_Ends": text, f"{name}_Confidence": pa.float64()}
+        common |= {
+            f"{name}_Starts": text,
+            f"{name}_Ends": text,
+            f"{name}_Confidence": pa.float64(),
+        }
     common |= {"architecture": text, "reason": text, "orientation": text, "model_name": text}
     more = {"polyA_lengths": text, "demux_header": text, "demux_bucket": text}
-    more |= {"CBC_Sequences": text, "parent": text, "parent_start": number, "cDNA_length": number, "UMI": text}
-    more |= {"corrected_CBC": text, "corrected_CBC_min_dist": number, "corrected_CBC_counts_with_min_dist": number}
+    more |= {
+        "CBC_Sequences": text,
+        "parent": text,
+        "parent_start": number,
+        "cDNA_length": number,
+        "UMI": text,
+    }
+    more |= {
+        "corrected_CBC": text,
+        "corrected_CBC_min_dist": number,
+        "corrected_CBC_counts_with_min_dist": number,
+    }
     more |= {"cell_id": number, "match_type": text}
     for kind, wanted in (("valid", common | more), ("invalid", common)):
         schema = pq.read_schema(case.out / f"annotations_{kind}.parquet")
@@ -239,8 +301,12 @@ def test_columns_and_types(case: Case) -> None:
     valid = table(case.out, "valid")
     assert set(valid["model_name"]) == {"reads-10x3p_sc_ont_016"}
     tails = zip(valid["polyT_Starts"], valid["polyT_Ends"], strict=True)
-    assert valid["polyA_lengths"].tolist() == [str(int(end) - int(start)) if end else "" for start, end in tails]
-    assert valid["demux_header"].tolist() == [header for header, *_ in fastq(case.out / "demuxed.fastq.gz")]
+    assert valid["polyA_lengths"].tolist() == [
+        str(int(end) - int(start)) if end else "" for start, end in tails
+    ]
+    assert valid["demux_header"].tolist() == [
+        header for header, *_ in fastq(case.out / "demuxed.fastq.gz")
+    ]
     assert set(valid["demux_bucket"]) == {"demuxed"}
 
 
@@ -254,25 +320,36 @@ def test_fasta_has_no_qualities(tmp_path: Path, case: Case) -> None:
     assert not (other.out / "demuxed.fastq.gz").exists()
     assert table(other.out, "valid")["base_qualities"].isna().all()
     lines = gzip.decompress((other.out / "demuxed.fasta.gz").read_bytes()).decode().splitlines()
-    assert [line.removeprefix(">") for line in lines[::2]] == [one[0] for one in fastq(case.out / "demuxed.fastq.gz")]
+    assert [line.removeprefix(">") for line in lines[::2]] == [
+        one[0] for one in fastq(case.out / "demuxed.fastq.gz")
+    ]
 
 
 def test_a_folder_of_fastq_and_fasta_loses_nothing(tmp_path: Path, case: Case) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
     (folder / "b.fastq").write_text(case.source.read_text())
-    (folder / "a.fasta").write_text("".join(f">other_{name}\n{bases}\n" for name, bases, _ in case.records))
+    (folder / "a.fasta").write_text(
+        "".join(f">other_{name}\n{bases}\n" for name, bases, _ in case.records)
+    )
     summary = case.annotate(source=folder)
     assert summary["reads"] == 2 * len(case.records)
     assert len(fastq(case.out / "demuxed.fastq.gz")) * 2 == summary["molecules"]
     assert (case.out / "demuxed.fasta.gz").is_file()
 
 
-def test_the_same_reads_give_the_same_files_whatever_the_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_reads_give_the_same_files_whatever_the_chunks(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case.annotate()
     again = case.out.with_name("again")
     case.annotate(out=again)
-    for name in ("annotations_valid.parquet", "annotations_invalid.parquet", "demuxed.fastq.gz", "read_fates.tsv"):
+    for name in (
+        "annotations_valid.parquet",
+        "annotations_invalid.parquet",
+        "demuxed.fastq.gz",
+        "read_fates.tsv",
+    ):
         assert (case.out / name).read_bytes() == (again / name).read_bytes()
     monkeypatch.setattr(module, "_CHUNK", 4096)
     case.annotate(out=again, overwrite=True)
@@ -294,11 +371,17 @@ def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     case.append("@empty\n\n+\n\n")
     case.annotate()
     assert len(drawn) == 20
-    for one, (name, sequence, _), answer in zip(drawn, case.records, case.answers.to_dict("records"), strict=False):
+    for one, (name, sequence, _), answer in zip(
+        drawn, case.records, case.answers.to_dict("records"), strict=False
+    ):
         assert one.title.startswith(f"{name}: {answer['reason'][:60]}")
         assert one.sequence == sequence[:300]
         assert ("first 300 of" in one.title) == (len(sequence) > 300)
-        labels = [segment["label"] for segment in answer["segments"] for _ in range(segment["start"], segment["end"])]
+        labels = [
+            segment["label"]
+            for segment in answer["segments"]
+            for _ in range(segment["start"], segment["end"])
+        ]
         assert list(one.predicted) == labels[:300]
 
 
@@ -323,10 +406,14 @@ class Crash(Fake):
 def crashed(case: Case, monkeypatch: pytest.MonkeyPatch, *, calls: int) -> Path:
     """Annotate until the model fails, and return the folder with what was finished."""
     crash = Crash(case.fake, calls)
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(crash, BENCH.served(), model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(crash, BENCH.served(), model)
+    )
     with pytest.raises(RuntimeError, match="killed"):
         case.annotate()
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, BENCH.served(), model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(case.fake, BENCH.served(), model)
+    )
     assert not case.out.exists()
     return case.out.with_name(".out.partial")
 
@@ -338,7 +425,9 @@ def test_an_interrupted_annotation_goes_on(case: Case, monkeypatch: pytest.Monke
     (partial / "open-000006").mkdir(exist_ok=True)
     (partial / "open-000006" / "read_fates.tsv").write_text("half a part")
     counting = Crash(case.fake, 100)
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model)
+    )
     summary = case.annotate(resume=True)
     n_chunks = -(-len(case.records) // 7)
     assert counting.seen == n_chunks - len(finished)
@@ -350,10 +439,14 @@ def test_an_interrupted_annotation_goes_on(case: Case, monkeypatch: pytest.Monke
         assert (case.out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_without_the_word_an_interrupted_annotation_begins_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_word_an_interrupted_annotation_begins_anew(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crashed(case, monkeypatch, calls=3)
     counting = Crash(case.fake, 100)
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model)
+    )
     case.annotate()
     assert counting.seen == -(-len(case.records) // 7)
     assert left_over(case.out.parent) == ["out"]
@@ -378,21 +471,31 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
         case.whitelist.write_text("\n".join(case.listed[1:]) + "\n")
     elif what == "served":
         other = BENCH.served() | {"strand": "fwd"}
-        monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, other, model))
+        monkeypatch.setattr(
+            models, "load", lambda family, model: models.Loaded(case.fake, other, model)
+        )
     else:
         monkeypatch.setattr(module, "_CHUNK", 8)
-    with pytest.raises(OutputError, match=rf"\.out\.partial: {what} must be that of the interrupted run to resume it"):
+    with pytest.raises(
+        OutputError,
+        match=rf"\.out\.partial: {what} must be that of the interrupted run to resume it",
+    ):
         case.annotate(resume=True, **changes)
     assert sorted(path.name for path in partial.iterdir()) == before
     assert not case.out.exists()
 
 
 def test_two_processes_do_not_share_their_work(case: Case) -> None:
-    with Parts(case.out, {}, resume=False), pytest.raises(OutputError, match="got one in which another process works"):
+    with (
+        Parts(case.out, {}, resume=False),
+        pytest.raises(OutputError, match="got one in which another process works"),
+    ):
         case.annotate()
 
 
-def test_a_fault_of_the_writer_reaches_the_caller(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_writer_reaches_the_caller(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> None:
         raise OutputError("disk: must have family, got none")
 
@@ -410,7 +513,10 @@ def test_a_fault_of_the_writer_reaches_the_caller(case: Case, monkeypatch: pytes
     [
         ("@a\nACGT\n+\nIII\n", r"record \d+: sequence and qualities must have the same length"),
         ("@a\nAC", r"record \d+: a FASTQ record must have four lines"),
-        ("@read_3\nACGT\n+\nIIII\n", "read names must be unique, got 'read_3' again, first in .*record 4"),
+        (
+            "@read_3\nACGT\n+\nIIII\n",
+            "read names must be unique, got 'read_3' again, first in .*record 4",
+        ),
         ("@a\nAC-T\n+\nIIII\n", r"letters must be IUPAC nucleotides, got \['-'\]"),
     ],
 )
@@ -423,7 +529,9 @@ def test_faulty_records_anywhere_leave_nothing(case: Case, text: str, message: s
 
 def test_unusual_reads_are_all_accounted_for(case: Case) -> None:
     name, sequence, qualities = case.records[0]
-    text = f"@{name} low\n{sequence.lower()}\n+\n{qualities}\n@n\nNNRYACGT\n+\nIIIIIIII\n@e\n\n+\n\n"
+    text = (
+        f"@{name} low\n{sequence.lower()}\n+\n{qualities}\n@n\nNNRYACGT\n+\nIIIIIIII\n@e\n\n+\n\n"
+    )
     case.source.write_text(text, newline="\r\n")
     assert case.annotate()["reads"] == 3
     lines = fates(case.out)
@@ -440,7 +548,9 @@ def test_a_list_of_another_protocol_is_refused(case: Case) -> None:
     with pytest.raises(InputError, match="line 1: the header must name the columns CBC"):
         case.annotate()
     case.whitelist.write_text("ACGTACGTACGTACGT\nTTTTACGTACGTACGT\nACGTACGTACGTACGT\n")
-    with pytest.raises(InputError, match="line 3: cells must differ, got ACGTACGTACGTACGT again, as in line 1"):
+    with pytest.raises(
+        InputError, match="line 3: cells must differ, got ACGTACGTACGTACGT again, as in line 1"
+    ):
         case.annotate()
     assert left_over(case.out.parent) == []
 
@@ -484,9 +594,13 @@ def test_lists_that_do_not_fit(case: Case, content: str, message: str) -> None:
     assert left_over(case.out.parent) == []
 
 
-def test_a_list_for_reads_without_barcodes_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_for_reads_without_barcodes_is_refused(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bulk = BENCH.served() | {"barcodes": [], "barcode_lengths": {}}
-    monkeypatch.setattr(models, "load", lambda family, model: models.Loaded(case.fake, bulk, model))
+    monkeypatch.setattr(
+        models, "load", lambda family, model: models.Loaded(case.fake, bulk, model)
+    )
     with pytest.raises(InputError, match="whose reads have no barcode"):
         case.annotate()
     case.annotate(whitelist=None)

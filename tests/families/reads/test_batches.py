@@ -1,4 +1,7 @@
-"""Epochs and batches: every read once, within the budget, and back out of the padding unchanged."""
+"""Epochs and batches.
+
+Every read once, within the budget, and back out of the padding unchanged.
+"""
 
 import itertools
 
@@ -7,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqfoundry.families.reads.data import epoch_reads, padded_codes, padded_labels, padding_share, plan
+from seqfoundry.families.reads.data import (
+    epoch_reads,
+    padded_codes,
+    padded_labels,
+    padding_share,
+    plan,
+)
 
 MULTIPLE = 32
 
@@ -17,8 +26,12 @@ def width(lengths: np.ndarray) -> int:
 
 
 @given(st.integers(1, 30), st.integers(0, 70), st.integers(0, 5), st.integers(0, 3))
-def test_epochs_follow_one_another_through_whole_passes(n_reads: int, size: int, n_epochs: int, seed: int) -> None:
-    epochs = [epoch_reads(n_reads, size=size, epoch=epoch, seed=seed) for epoch in range(n_epochs + 1)]
+def test_epochs_follow_one_another_through_whole_passes(
+    n_reads: int, size: int, n_epochs: int, seed: int
+) -> None:
+    epochs = [
+        epoch_reads(n_reads, size=size, epoch=epoch, seed=seed) for epoch in range(n_epochs + 1)
+    ]
     assert {len(epoch) for epoch in epochs} == {size or n_reads}
     order = np.concatenate(epochs)
     for first in range(0, len(order), n_reads):
@@ -26,7 +39,10 @@ def test_epochs_follow_one_another_through_whole_passes(n_reads: int, size: int,
         assert len(set(part.tolist())) == len(part)  # no read twice in a pass
         if len(part) == n_reads:
             assert sorted(part.tolist()) == list(range(n_reads))  # every read once in a whole pass
-    whole = [epoch_reads(n_reads, size=0, epoch=number, seed=seed) for number in range(-(-len(order) // n_reads))]
+    whole = [
+        epoch_reads(n_reads, size=0, epoch=number, seed=seed)
+        for number in range(-(-len(order) // n_reads))
+    ]
     np.testing.assert_array_equal(order, np.concatenate(whole)[: len(order)])
 
 
@@ -43,7 +59,9 @@ def test_no_reads_have_empty_epochs() -> None:
 
 
 @given(st.lists(st.integers(0, 300), max_size=40), st.integers(1, 1500), st.integers(0, 3))
-def test_batches_hold_every_read_once_within_the_budget(lengths: list[int], tokens: int, seed: int) -> None:
+def test_batches_hold_every_read_once_within_the_budget(
+    lengths: list[int], tokens: int, seed: int
+) -> None:
     sizes = np.array(lengths, dtype=np.int64)
     reads = np.random.default_rng(seed).permutation(len(sizes))
     batches = plan(sizes, reads, tokens=tokens, generator=None)
@@ -54,21 +72,34 @@ def test_batches_hold_every_read_once_within_the_budget(lengths: list[int], toke
     assert np.all(np.diff(sizes[drawn]) >= 0)
     for batch, following in itertools.pairwise(batches):  # and no batch could have held one more
         assert (len(batch) + 1) * width(sizes[following[:1]]) > tokens
-    shuffled = [plan(sizes, reads, tokens=tokens, generator=np.random.default_rng(s)) for s in (seed, seed, seed + 1)]
+    shuffled = [
+        plan(sizes, reads, tokens=tokens, generator=np.random.default_rng(s))
+        for s in (seed, seed, seed + 1)
+    ]
     as_lists = [[batch.tolist() for batch in one] for one in shuffled]
     assert as_lists[0] == as_lists[1]
-    assert sorted(as_lists[0]) == sorted(as_lists[2]) == sorted(batch.tolist() for batch in batches)
+    assert (
+        sorted(as_lists[0]) == sorted(as_lists[2]) == sorted(batch.tolist() for batch in batches)
+    )
 
 
 def test_a_plan_takes_the_chosen_reads_only() -> None:
     lengths = np.array([5, 6, 7, 0, 900])
-    assert [b.tolist() for b in plan(lengths, np.array([4, 2, 3]), tokens=64, generator=None)] == [[2], [4]]
-    assert [b.tolist() for b in plan(lengths, np.array([1, 0, 2]), tokens=64, generator=None)] == [[0, 1], [2]]
+    assert [b.tolist() for b in plan(lengths, np.array([4, 2, 3]), tokens=64, generator=None)] == [
+        [2],
+        [4],
+    ]
+    assert [b.tolist() for b in plan(lengths, np.array([1, 0, 2]), tokens=64, generator=None)] == [
+        [0, 1],
+        [2],
+    ]
     assert plan(lengths, np.zeros(0, dtype=np.int64), tokens=64, generator=None) == []
 
 
 def test_planning_does_not_grow_with_the_square_of_the_reads() -> None:
-    sizes = np.full(400_000, 470)  # with a budget of 8192, 23,530 batches: quadratic work would take minutes
+    sizes = np.full(
+        400_000, 470
+    )  # with a budget of 8192, 23,530 batches: quadratic work would take minutes
     batches = plan(sizes, np.arange(len(sizes)), tokens=8192, generator=None)
     assert {len(batch) for batch in batches[:-1]} == {8192 // 480}
 
@@ -80,7 +111,10 @@ def test_padding_goes_round(lengths: list[int], data: st.DataObject) -> None:
     bases = rng.integers(0, 5, offsets[-1] + 1, dtype=np.uint8)[:-1]
     labels = rng.integers(0, 7, len(bases), dtype=np.uint8)
     with_bases = [number for number, length in enumerate(lengths) if length]
-    reads = np.array(data.draw(st.lists(st.sampled_from(with_bases or [0]), unique=True)) if with_bases else [], int)
+    reads = np.array(
+        data.draw(st.lists(st.sampled_from(with_bases or [0]), unique=True)) if with_bases else [],
+        int,
+    )
     codes, widths = padded_codes(bases, offsets, reads)
     padded = padded_labels(labels, offsets, reads)
     assert codes.dtype == padded.dtype == np.int32

@@ -30,13 +30,18 @@ class Batch(NamedTuple):
     crf: Crf
 
 
-def random_batch(seed: int, n_labels: int, lengths: list[int], *, scale: float = 1.5, spare: int = 2) -> Batch:
+def random_batch(
+    seed: int, n_labels: int, lengths: list[int], *, scale: float = 1.5, spare: int = 2
+) -> Batch:
     generator = np.random.default_rng(seed)
     n, length = len(lengths), max(lengths) + spare
     logits = generator.normal(scale=scale, size=(n, length, n_labels))
     labels = generator.integers(0, n_labels, (n, length))
     labels[np.arange(length) >= np.array(lengths)[:, None]] = -1  # padding may hold anything
-    scores = [generator.normal(scale=scale, size=shape) for shape in ((n_labels, n_labels), n_labels, n_labels)]
+    scores = [
+        generator.normal(scale=scale, size=shape)
+        for shape in ((n_labels, n_labels), n_labels, n_labels)
+    ]
     return Batch(logits, labels, np.array(lengths), Crf(*scores))
 
 
@@ -44,7 +49,11 @@ def all_paths(batch: Batch, read: int) -> tuple[Array, Array]:
     """Every path of one read ``(paths, length)``, and its score."""
     length, n_labels, crf = int(batch.lengths[read]), batch.logits.shape[2], batch.crf
     paths = np.array(list(itertools.product(range(n_labels), repeat=length)))
-    scores = batch.logits[read, np.arange(length), paths].sum(axis=1) + crf.start[paths[:, 0]] + crf.end[paths[:, -1]]
+    scores = (
+        batch.logits[read, np.arange(length), paths].sum(axis=1)
+        + crf.start[paths[:, 0]]
+        + crf.end[paths[:, -1]]
+    )
     return paths, scores + crf.transitions[paths[:, :-1], paths[:, 1:]].sum(axis=1)
 
 
@@ -85,7 +94,9 @@ def test_likelihood_marginals_and_best_path_agree_with_all_paths(batch: Batch) -
 @given(batches)
 def test_gradients_agree_with_finite_differences(batch: Batch) -> None:
     gradients = negative_log_likelihood_and_gradients(*batch)
-    np.testing.assert_allclose(gradients.negative_log_likelihood, -log_likelihood(*batch), atol=1e-12)
+    np.testing.assert_allclose(
+        gradients.negative_log_likelihood, -log_likelihood(*batch), atol=1e-12
+    )
     arrays = [batch.logits, *batch.crf]
     for which, gradient in enumerate(gradients[1:]):
         numeric = np.zeros(arrays[which].shape)
@@ -93,7 +104,9 @@ def test_gradients_agree_with_finite_differences(batch: Batch) -> None:
             for sign in (1, -1):
                 moved = [array.copy() for array in arrays]
                 moved[which][index] += sign * 1e-5
-                value = -log_likelihood(moved[0], batch.labels, batch.lengths, Crf(*moved[1:])).sum()
+                value = -log_likelihood(
+                    moved[0], batch.labels, batch.lengths, Crf(*moved[1:])
+                ).sum()
                 numeric[index] += sign * value / 2e-5
         np.testing.assert_allclose(gradient, numeric, atol=1e-7)
 
@@ -107,11 +120,17 @@ def test_padding_and_company_change_nothing() -> None:
     )
     for read, length in enumerate(batch.lengths):
         logits, labels = batch.logits[[read], :length], batch.labels[[read], :length]
-        alone = negative_log_likelihood_and_gradients(logits, labels, np.array([length]), batch.crf)
+        alone = negative_log_likelihood_and_gradients(
+            logits, labels, np.array([length]), batch.crf
+        )
         assert alone.negative_log_likelihood[0] == together.negative_log_likelihood[read]
         np.testing.assert_array_equal(alone.logits[0], together.logits[read, :length])
-        np.testing.assert_array_equal(viterbi(logits, np.array([length]), batch.crf)[0], paths[read, :length])
-        np.testing.assert_array_equal(marginals(logits, np.array([length]), batch.crf)[0], posterior[read, :length])
+        np.testing.assert_array_equal(
+            viterbi(logits, np.array([length]), batch.crf)[0], paths[read, :length]
+        )
+        np.testing.assert_array_equal(
+            marginals(logits, np.array([length]), batch.crf)[0], posterior[read, :length]
+        )
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +139,10 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for n_threads in (1, 3):
         monkeypatch.setattr(crf_module.numba.config, "NUMBA_NUM_THREADS", n_threads)
         results.append(
-            (*negative_log_likelihood_and_gradients(*batch), viterbi(batch.logits, batch.lengths, batch.crf))
+            (
+                *negative_log_likelihood_and_gradients(*batch),
+                viterbi(batch.logits, batch.lengths, batch.crf),
+            )
         )
     for one, three in zip(*results, strict=True):
         np.testing.assert_array_equal(one, three)
@@ -129,7 +151,9 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_read_of_length_zero_has_likelihood_one_and_no_gradient() -> None:
     batch = random_batch(3, 3, [0, 4])
     gradients = negative_log_likelihood_and_gradients(*batch)
-    only = negative_log_likelihood_and_gradients(batch.logits[1:], batch.labels[1:], batch.lengths[1:], batch.crf)
+    only = negative_log_likelihood_and_gradients(
+        batch.logits[1:], batch.labels[1:], batch.lengths[1:], batch.crf
+    )
     assert gradients.negative_log_likelihood[0] == 0
     assert not gradients.logits[0].any()
     for name in ("transitions", "start", "end"):
@@ -142,7 +166,9 @@ def test_read_of_length_zero_has_likelihood_one_and_no_gradient() -> None:
 def test_empty_batches_give_empty_answers(shape: tuple[int, int, int]) -> None:
     crf = Crf(np.zeros((3, 3)), np.zeros(3), np.zeros(3))
     lengths = np.zeros(shape[0], dtype=int)
-    gradients = negative_log_likelihood_and_gradients(np.zeros(shape), np.zeros(shape[:2], int), lengths, crf)
+    gradients = negative_log_likelihood_and_gradients(
+        np.zeros(shape), np.zeros(shape[:2], int), lengths, crf
+    )
     assert gradients.logits.shape == shape
     assert not gradients.transitions.any()
     assert viterbi(np.zeros(shape), lengths, crf).shape == shape[:2]
@@ -171,9 +197,13 @@ def test_scores_too_far_apart_for_probabilities_are_still_exact() -> None:
     batch = batch._replace(logits=logits, crf=batch.crf._replace(transitions=transitions))
     paths, scores = all_paths(batch, 0)
     expected = path_marginals(paths, np.exp(scores - np.logaddexp.reduce(scores)), 2)
-    np.testing.assert_allclose(marginals(batch.logits, batch.lengths, batch.crf)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        marginals(batch.logits, batch.lengths, batch.crf)[0], expected, atol=1e-6
+    )
     truth = scores[(paths == batch.labels[0]).all(axis=1)][0]
-    assert log_likelihood(*batch)[0] == pytest.approx(truth - np.logaddexp.reduce(scores), rel=1e-12)
+    assert log_likelihood(*batch)[0] == pytest.approx(
+        truth - np.logaddexp.reduce(scores), rel=1e-12
+    )
     gradients = negative_log_likelihood_and_gradients(*batch)
     assert gradients.transitions.sum() == pytest.approx(0, abs=1e-9)
 
@@ -184,8 +214,12 @@ def test_forbidden_transitions_are_never_taken() -> None:
     logits = np.array([[[0.0, -1.0], [0.0, 3.0], [0.0, 0.0]]])
     assert viterbi(logits, np.array([3]), crf)[0].tolist() == [1, 1, 0]
     posterior = marginals(logits, np.array([3]), crf)[0]
-    assert posterior[0, 1] == pytest.approx((2 * np.exp(2) + np.exp(-1)) / (1 + 2 * np.exp(2) + np.exp(-1)))
-    gradients = negative_log_likelihood_and_gradients(logits, np.array([[0, 1, 1]]), np.array([3]), crf)
+    assert posterior[0, 1] == pytest.approx(
+        (2 * np.exp(2) + np.exp(-1)) / (1 + 2 * np.exp(2) + np.exp(-1))
+    )
+    gradients = negative_log_likelihood_and_gradients(
+        logits, np.array([[0, 1, 1]]), np.array([3]), crf
+    )
     assert gradients.negative_log_likelihood[0] == np.inf
     shut = Crf(np.full((2, 2), -np.inf), np.zeros(2), np.zeros(2))
     assert np.isnan(log_likelihood(logits, np.zeros((1, 3), int), np.array([3]), shut)[0])
@@ -196,7 +230,9 @@ def test_float32_and_float64_logits_agree() -> None:
     single = batch._replace(logits=batch.logits.astype(np.float32))
     gradients = negative_log_likelihood_and_gradients(*single)
     assert gradients.logits.dtype == np.float32
-    np.testing.assert_allclose(gradients.logits, negative_log_likelihood_and_gradients(*batch).logits, atol=1e-4)
+    np.testing.assert_allclose(
+        gradients.logits, negative_log_likelihood_and_gradients(*batch).logits, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,7 +244,10 @@ def test_float32_and_float64_logits_agree() -> None:
         ({"lengths": np.array([-1, 4])}, r"lengths: read 0 must have a length in 0..6, got -1"),
         ({"labels": np.zeros((2, 5), int)}, r"labels: shape must be \(2, 6\)"),
         ({"labels": np.full((2, 6), 3)}, r"labels: read 0, position 0 must be in 0..2, got 3"),
-        ({"crf": Crf(np.zeros((3, 3)), np.zeros(2), np.zeros(3))}, r"crf.start: shape must be \(3,\)"),
+        (
+            {"crf": Crf(np.zeros((3, 3)), np.zeros(2), np.zeros(3))},
+            r"crf.start: shape must be \(3,\)",
+        ),
     ],
 )
 def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:

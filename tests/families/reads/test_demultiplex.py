@@ -1,13 +1,21 @@
 import pytest
 
 from seqfoundry.core.errors import InputError
-from seqfoundry.families.reads.output.demultiplex import cell_table, header, match_type_table, oriented
+from seqfoundry.families.reads.output.demultiplex import (
+    cell_table,
+    header,
+    match_type_table,
+    oriented,
+)
 
 
 def test_header_has_the_form_that_downstream_tools_split():
-    text = header("read1", {"CBC": "ACGTACGTACGTACGT"}, umi="TTTTGGGGCCCC", cell_id=12, orientation="-")
+    text = header(
+        "read1", {"CBC": "ACGTACGTACGTACGT"}, umi="TTTTGGGGCCCC", cell_id=12, orientation="-"
+    )
     assert text == (
-        "read1_ACGTACGTACGTACGT_TTTTGGGGCCCC cell_id:12|Barcodes:CBC:ACGTACGTACGTACGT|UMI:TTTTGGGGCCCC|orientation:-"
+        "read1_ACGTACGTACGTACGT_TTTTGGGGCCCC "
+        "cell_id:12|Barcodes:CBC:ACGTACGTACGTACGT|UMI:TTTTGGGGCCCC|orientation:-"
     )
 
 
@@ -26,7 +34,10 @@ def test_header_joins_several_barcodes_in_order():
     ],
 )
 def test_qualities_turn_with_the_sequence(orientation, strand, sequence, qualities):
-    assert oriented("AACG", "1234", orientation=orientation, strand=strand) == (sequence, qualities)
+    assert oriented("AACG", "1234", orientation=orientation, strand=strand) == (
+        sequence,
+        qualities,
+    )
     assert oriented("AACG", None, orientation=orientation, strand=strand) == (sequence, None)
 
 
@@ -42,7 +53,9 @@ def test_illegal_choices_and_lengths_are_refused():
         oriented("A", None, orientation="", strand="fwd")
     with pytest.raises(InputError, match=r"^strand: must be one of fwd, rev, got 'sense'$"):
         oriented("A", None, orientation="+", strand="sense")
-    with pytest.raises(InputError, match=r"^oriented: qualities must be as many as bases \(2\), got 1$"):
+    with pytest.raises(
+        InputError, match=r"^oriented: qualities must be as many as bases \(2\), got 1$"
+    ):
         oriented("AC", "1", orientation="+", strand="fwd")
     with pytest.raises(InputError, match=r"^orientation: must be one of"):
         header("r", {"CBC": "A"}, umi="", cell_id=1, orientation="?")

@@ -19,7 +19,9 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 
 def rows(path: Path, size: int = 100) -> list[tuple[str, str, str | None]]:
-    return [(r.name, r.sequence, r.qualities) for chunk in read_chunks(path, size=size) for r in chunk]
+    return [
+        (r.name, r.sequence, r.qualities) for chunk in read_chunks(path, size=size) for r in chunk
+    ]
 
 
 def fault(path: Path, size: int = 100) -> tuple[list[str], str]:
@@ -66,9 +68,14 @@ def test_folder_is_read_in_sorted_order_and_chunks_run_across_files(tmp_path):
 
 
 def test_missing_and_empty_places_are_refused_before_the_first_read(tmp_path):
-    with pytest.raises(MissingError, match=r"nowhere: reads must be a file or a folder of files, got nothing"):
+    with pytest.raises(
+        MissingError, match=r"nowhere: reads must be a file or a folder of files, got nothing"
+    ):
         read_chunks(tmp_path / "nowhere", size=1)
-    with pytest.raises(InputError, match=r"must hold files ending in \.fa \.fasta \.fq \.fastq \(or \.gz\), got none"):
+    with pytest.raises(
+        InputError,
+        match=r"must hold files ending in \.fa \.fasta \.fq \.fastq \(or \.gz\), got none",
+    ):
         read_chunks(tmp_path, size=1)
     with pytest.raises(InputError, match=r"size must be at least 1, got 0"):
         read_chunks(write(tmp_path, "a.fq", GOOD), size=0)
@@ -79,11 +86,16 @@ def test_missing_and_empty_places_are_refused_before_the_first_read(tmp_path):
     [
         (b"", [], "x.fq: must hold at least one read, got an empty file"),
         (gzip.compress(b"", mtime=0), [], "x.fq: must hold at least one read, got an empty file"),
-        (b"hello\n", [], "x.fq: must be FASTQ (begins with '@') or FASTA (begins with '>'), got b'hello\\n'"),
+        (
+            b"hello\n",
+            [],
+            "x.fq: must be FASTQ (begins with '@') or FASTA (begins with '>'), got b'hello\\n'",
+        ),
         (
             GOOD + b"@r3\nAC\n+\nI\n",
             ["r1", "r2"],
-            "x.fq: record 3: sequence and qualities must have the same length, got different lengths",
+            "x.fq: record 3: sequence and qualities must have the same length, got different "
+            "lengths",
         ),
         (
             GOOD + b"@r3\nAC\n",
@@ -106,9 +118,21 @@ def test_missing_and_empty_places_are_refused_before_the_first_read(tmp_path):
             ["r1", "r2"],
             "x.fq: record 3 (r3): qualities must be '!' to '~', got ['\\t']",
         ),
-        (GOOD + b"@ r3\nA\n+\nI\n", ["r1", "r2"], "x.fq: record 3: must have a name, got the header ' r3'"),
-        (b">r1\nA\xffC\n", [], "x.fq: record 1 or a later one: records must be ASCII text, got other bytes"),
-        (b"@r1\nA\xff\n+\nII\n", [], "x.fq: record 1 or a later one: records must be ASCII text, got other bytes"),
+        (
+            GOOD + b"@ r3\nA\n+\nI\n",
+            ["r1", "r2"],
+            "x.fq: record 3: must have a name, got the header ' r3'",
+        ),
+        (
+            b">r1\nA\xffC\n",
+            [],
+            "x.fq: record 1 or a later one: records must be ASCII text, got other bytes",
+        ),
+        (
+            b"@r1\nA\xff\n+\nII\n",
+            [],
+            "x.fq: record 1 or a later one: records must be ASCII text, got other bytes",
+        ),
     ],
 )
 def test_faults_name_file_and_record_after_the_good_ones(tmp_path, data, names, message):
@@ -122,7 +146,10 @@ def test_truncated_and_damaged_gzip_are_refused(tmp_path):
     names, message = fault(write(tmp_path, "cut.fa.gz", data[:-2000]), size=7)
     assert 0 < len(names) < 500
     assert names == [f"r{i}" for i in range(len(names))]
-    assert message == f"cut.fa.gz: the compressed stream must be complete, it ends after record {len(names)}"
+    assert (
+        message
+        == f"cut.fa.gz: the compressed stream must be complete, it ends after record {len(names)}"
+    )
     _, message = fault(write(tmp_path, "crc.fa.gz", data[:-8] + b"12345678"))
     assert message.startswith("crc.fa.gz: must be readable and intact, got ")
     _, message = fault(write(tmp_path, "plain.fa.gz", b">r\n" + 100 * b"A"))
@@ -139,7 +166,8 @@ def test_duplicate_names_are_found_within_and_across_chunks_and_files(tmp_path):
         where = str(tmp_path).rsplit("/", 1)[-1]
         assert (
             message
-            == f"{where}/b.fq: record 2: read names must be unique, got 'r7' again, first in {where}/a.fq: record 8"
+            == f"{where}/b.fq: record 2: read names must be unique, got 'r7' again, first in "
+            f"{where}/a.fq: record 8"
         )
 
 
@@ -176,9 +204,13 @@ def test_writer_round_trip_gives_the_same_bytes_each_time(tmp_path, name):
 
 
 def test_writer_refuses_what_it_cannot_write(tmp_path):
-    with pytest.raises(OutputError, match=r"o\.bam: the name must end in \.fa \.fasta \.fq \.fastq \(or \.gz\)"):
+    with pytest.raises(
+        OutputError, match=r"o\.bam: the name must end in \.fa \.fasta \.fq \.fastq \(or \.gz\)"
+    ):
         FastqWriter(tmp_path / "o.bam")
-    with pytest.raises(OutputError, match=r"o\.fq: must be writable, got No such file or directory"):
+    with pytest.raises(
+        OutputError, match=r"o\.fq: must be writable, got No such file or directory"
+    ):
         FastqWriter(tmp_path / "nowhere" / "o.fq")
     with FastqWriter(tmp_path / "o.fq") as writer:
         with pytest.raises(InputError, match=r"o\.fq: r1: FASTQ needs 4 qualities, got none"):
@@ -191,4 +223,7 @@ def test_writer_refuses_what_it_cannot_write(tmp_path):
 def test_real_nanopore_reads():
     reads = rows(REAL, size=64)
     assert len(reads) == 150
-    assert all(qualities is not None and len(sequence) == len(qualities) for _, sequence, qualities in reads)
+    assert all(
+        qualities is not None and len(sequence) == len(qualities)
+        for _, sequence, qualities in reads
+    )

@@ -1,4 +1,7 @@
-"""Grids of networks: their points, a run for each under one parent, the table, and going on after a stop."""
+"""Grids of networks.
+
+Their points, a run for each under one parent, the table, and going on after a stop.
+"""
 
 import json
 import os
@@ -13,7 +16,13 @@ from seqfoundry.core.errors import ConfigError, InterruptedRunError, MissingErro
 from seqfoundry.core.runs.loop import TrainOptions
 from seqfoundry.core.settings.config import build, dump_yaml, read_yaml, resolve
 from seqfoundry.families.reads import train as training
-from seqfoundry.families.reads.config import Config, ConvNetwork, ResidualNetwork, best_point, read_grid
+from seqfoundry.families.reads.config import (
+    Config,
+    ConvNetwork,
+    ResidualNetwork,
+    best_point,
+    read_grid,
+)
 from seqfoundry.families.reads.simulate import simulate
 
 PARAMS = Path(__file__).parents[3] / "params" / "reads"
@@ -26,22 +35,40 @@ def settings(folder: Path, changes: dict[str, Any], base: str = "residual_8_smok
     """Smoke settings with one network, ``grid``, in a file of its own."""
     path = folder / "training_params.yaml"
     path.write_text(dump_yaml({"grid": {**ENTRIES[base], **changes}}))
-    overrides = f"network=grid training_params={path} train.max_reads=30 simulate.train_reads=20 train.num_val_reads=2"
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    overrides = (
+        f"network=grid training_params={path} train.max_reads=30 simulate.train_reads=20 "
+        "train.num_val_reads=2"
+    )
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 def test_points_are_the_product_of_the_axes_in_file_order(tmp_path: Path) -> None:
-    axes = {"crf_layer": [True, False], "conv_filters": [[4, 4, 4], [8, 8, 8]], "learning_rate": [0.1, 0.2]}
+    axes = {
+        "crf_layer": [True, False],
+        "conv_filters": [[4, 4, 4], [8, 8, 8]],
+        "learning_rate": [0.1, 0.2],
+    }
     points = read_grid(settings(tmp_path, axes, NAME))
     order = [key for key in ENTRIES[NAME] if key in axes]
     assert order == ["conv_filters", "crf_layer", "learning_rate"]
     assert [list(point.values) for point in points] == [order] * 8
     assert points[0].values == {"conv_filters": [4, 4, 4], "crf_layer": True, "learning_rate": 0.1}
     assert points[1].values == {"conv_filters": [4, 4, 4], "crf_layer": True, "learning_rate": 0.2}
-    assert points[7].values == {"conv_filters": [8, 8, 8], "crf_layer": False, "learning_rate": 0.2}
+    assert points[7].values == {
+        "conv_filters": [8, 8, 8],
+        "crf_layer": False,
+        "learning_rate": 0.2,
+    }
     network = points[6].network
     assert isinstance(network, ConvNetwork)
-    assert (network.conv_filters, network.crf_layer, network.learning_rate) == ((8, 8, 8), False, 0.1)
+    assert (network.conv_filters, network.crf_layer, network.learning_rate) == (
+        (8, 8, 8),
+        False,
+        0.1,
+    )
 
 
 def test_lists_of_one_value_per_layer_are_no_axes(tmp_path: Path) -> None:
@@ -59,7 +86,10 @@ def test_lists_of_one_value_per_layer_are_no_axes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": []}, r"grid: channels must have at least one value, got \[\]: a grid without points"),
+        (
+            {"channels": []},
+            r"grid: channels must have at least one value, got \[\]: a grid without points",
+        ),
         ({"channels": [4, "x"]}, r"grid \(channels=x\): channels must be a valid integer"),
         ({"channels": [4, -1]}, r"grid \(channels=-1\): channels"),
         ({"layers": [4, 8]}, r"grid \(layers=4\): layers must be a known key"),
@@ -71,7 +101,9 @@ def test_grids_that_are_not_legal(tmp_path: Path, changes: dict[str, Any], messa
 
 
 def test_layers_must_fit_at_every_point(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"grid \(lstm_layers=2\): lstm_units must have lstm_layers = 2 values"):
+    with pytest.raises(
+        ConfigError, match=r"grid \(lstm_layers=2\): lstm_units must have lstm_layers = 2 values"
+    ):
         read_grid(settings(tmp_path, {"lstm_layers": [1, 2]}, NAME))
 
 
@@ -98,18 +130,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tracked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def tracked(
+    data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], str]:
     """A whole grid as children of a run that is itself a child; folder, result, and database."""
     out = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
         patch.setenv("SEQFOUNDRY_PARENT_RUN_ID", "outermost")
-        result = training.train(settings(out, GRID), data, out / "grid", TrainOptions(device="cpu"))
+        result = training.train(
+            settings(out, GRID), data, out / "grid", TrainOptions(device="cpu")
+        )
         assert os.environ["SEQFOUNDRY_PARENT_RUN_ID"] == "outermost"
     return out / "grid", result, str(out / "mlflow.db")
 
 
-def test_every_point_is_a_run_with_its_folder_and_row(tracked: tuple[Path, dict[str, Any], str]) -> None:
+def test_every_point_is_a_run_with_its_folder_and_row(
+    tracked: tuple[Path, dict[str, Any], str],
+) -> None:
     out, result, _ = tracked
     lines = [line.split("\t") for line in (out / "grid.tsv").read_text().splitlines()]
     assert lines[0][:2] == ["point", "channels"]
@@ -135,7 +173,9 @@ def test_runs_are_children_of_one_parent(tracked: tuple[Path, dict[str, Any], st
     parent = json.loads((out / "run.json").read_text())["run_id"]
     with sqlite3.connect(database) as opened:
         status = dict(opened.execute("select run_uuid, status from runs").fetchall())
-        tags = opened.execute("select run_uuid, value from tags where key = 'mlflow.parentRunId'").fetchall()
+        tags = opened.execute(
+            "select run_uuid, value from tags where key = 'mlflow.parentRunId'"
+        ).fetchall()
     children = {row["run_id"] for row in result["grid"]}
     assert status == dict.fromkeys({parent, *children}, "FINISHED")
     assert dict(tags) == {parent: "outermost"} | dict.fromkeys(children, parent)
@@ -155,7 +195,10 @@ def stopping(at: int) -> Callable[..., Iterator[Any]]:
 
 
 def test_stopped_grid_goes_on(
-    tracked: tuple[Path, dict[str, Any], str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked: tuple[Path, dict[str, Any], str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, out = settings(tmp_path, GRID), tmp_path / "grid"
     with monkeypatch.context() as patch:
@@ -165,7 +208,10 @@ def test_stopped_grid_goes_on(
     first, second = (out / f"{NAME}_{index}" for index in range(2))
     assert not (second / "metrics.json").exists()
     before = (first / "metrics.json").stat().st_mtime_ns
-    with pytest.raises(MissingError, match=r"--resume none: --out must be the folder of the grid that has this point"):
+    with pytest.raises(
+        MissingError,
+        match=r"--resume none: --out must be the folder of the grid that has this point",
+    ):
         training.train(config, data, out, TrainOptions("cpu", "none", track=False))
     with pytest.raises(OutputError, match="must be empty, got the results of run"):
         training.train(config, data, out, UNTRACKED)

@@ -51,7 +51,13 @@ CONV = dataclasses.replace(
     attention_heads=2,
 )
 PLAIN = dataclasses.replace(
-    CONV, lstm_layers=0, lstm_units=(), attention_heads=0, crf_layer=False, regularization=0.0, dropout_rate=0.0
+    CONV,
+    lstm_layers=0,
+    lstm_units=(),
+    attention_heads=0,
+    crf_layer=False,
+    regularization=0.0,
+    dropout_rate=0.0,
 )
 RESIDUAL = ResidualNetwork(
     architecture="residual",
@@ -69,10 +75,15 @@ LENGTHS = (17, 40, 3, 28)
 N_LABELS = 4
 
 
-def random_batch(seed: int, *, lengths: tuple[int, ...] = LENGTHS, spare: int = 0) -> tuple[Array, Array]:
+def random_batch(
+    seed: int, *, lengths: tuple[int, ...] = LENGTHS, spare: int = 0
+) -> tuple[Array, Array]:
     """The same reads for the same seed, whatever the padding."""
     length = max(lengths) + spare
-    codes, labels = np.zeros((len(lengths), length), np.int32), np.full((len(lengths), length), -1, np.int32)
+    codes, labels = (
+        np.zeros((len(lengths), length), np.int32),
+        np.full((len(lengths), length), -1, np.int32),
+    )
     generator = np.random.default_rng(seed)
     for read, end in enumerate(lengths):
         codes[read, :end] = generator.integers(1, 6, end)
@@ -82,14 +93,19 @@ def random_batch(seed: int, *, lengths: tuple[int, ...] = LENGTHS, spare: int = 
 
 @functools.cache
 def ready(network: NetworkBase) -> tuple[reads_model.Annotator, Any]:
-    """A network with two steps behind it, for tests that change nothing: tracing an LSTM takes seconds."""
+    """A network with two steps behind it, for tests that change nothing.
+
+    Tracing an LSTM takes seconds.
+    """
     model = reads_model.build(network, N_LABELS, seed=7)
     optimizer = training_step.make_optimizer(model)
     run_steps(model, optimizer, 0, 2)
     return model, optimizer
 
 
-def run_steps(model: reads_model.Annotator, optimizer: Any, first: int, last: int) -> list[dict[str, Array]]:
+def run_steps(
+    model: reads_model.Annotator, optimizer: Any, first: int, last: int
+) -> list[dict[str, Array]]:
     """The state after each step."""
     step = training_step.make_train_step(model, optimizer, clip_norm=1.0)
     states = []
@@ -143,14 +159,19 @@ def test_batch_statistics_are_those_of_the_bases() -> None:
     real = inputs[mask]
     np.testing.assert_allclose(layer.moving_mean, real.mean(0), rtol=1e-5)
     np.testing.assert_allclose(layer.moving_variance, real.var(0), rtol=1e-5)
-    np.testing.assert_allclose(outputs[mask], (real - real.mean(0)) / np.sqrt(real.var(0) + 1e-3), atol=1e-5)
+    np.testing.assert_allclose(
+        outputs[mask], (real - real.mean(0)) / np.sqrt(real.var(0) + 1e-3), atol=1e-5
+    )
 
 
 def test_batch_normalisation_has_the_gradient_of_keras() -> None:
     inputs = tf.constant(np.random.default_rng(0).normal(3, 2, (2, 5, 3)), tf.float32)
     mask = tf.constant(np.arange(5) < np.array([[5], [2]]))
     gradients = []
-    for kind in (reads_model.MaskedBatchNormalization, reads_model.keras.layers.BatchNormalization):
+    for kind in (
+        reads_model.MaskedBatchNormalization,
+        reads_model.keras.layers.BatchNormalization,
+    ):
         layer = kind()
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -170,7 +191,9 @@ def test_n_is_a_base(vocab_size: int) -> None:
     assert before[2].any()
     assert not before[4].any()
     assert int(training_step.make_valid_step(model)(codes, codes * 0).n_bases) == 4
-    model.embedding.embeddings.assign_add(np.eye(vocab_size)[:, [-1]] * np.ones(5))  # the last row only
+    model.embedding.embeddings.assign_add(
+        np.eye(vocab_size)[:, [-1]] * np.ones(5)
+    )  # the last row only
     changed = np.abs(reads_model.make_predict(model)(codes).numpy()[0] - before).max() > 0
     assert changed == (vocab_size == 6)
 
@@ -180,16 +203,24 @@ def test_fused_crf_loss_agrees_with_scan(lengths: tuple[int, ...]) -> None:
     generator = np.random.default_rng(2)
     codes, labels = random_batch(2, lengths=lengths)
     tensors = [tf.constant(generator.normal(size=(*codes.shape, N_LABELS)), tf.float32)]
-    tensors += [tf.constant(generator.normal(size=s), tf.float32) for s in ((N_LABELS, N_LABELS), N_LABELS, N_LABELS)]
+    tensors += [
+        tf.constant(generator.normal(size=s), tf.float32)
+        for s in ((N_LABELS, N_LABELS), N_LABELS, N_LABELS)
+    ]
     values, gradients = [], []
     for crf_loss in (reads_model.crf_loss_fused, reads_model.crf_loss_scan):
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            value = 3 * crf_loss(tensors[0], tf.constant(labels), tf.constant(lengths), Crf(*tensors[1:]))
+            value = 3 * crf_loss(
+                tensors[0], tf.constant(labels), tf.constant(lengths), Crf(*tensors[1:])
+            )
         values.append(value.numpy())
         gradients.append(tape.gradient(value, tensors))
     expected = (
-        -3 * log_likelihood(tensors[0].numpy(), labels, np.array(lengths), Crf(*map(np.array, tensors[1:]))).sum()
+        -3
+        * log_likelihood(
+            tensors[0].numpy(), labels, np.array(lengths), Crf(*map(np.array, tensors[1:]))
+        ).sum()
     )
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     for fused, scan in zip(*gradients, strict=True):
@@ -224,10 +255,20 @@ def test_cross_entropy_is_the_mean_over_bases() -> None:
 def test_penalty_is_that_of_the_reference() -> None:
     model, _ = ready(CONV)
     parts = training_step.make_valid_step(model)(*random_batch(5))
-    with_penalty = ("conv_0/kernel", "conv_1/kernel", "lstm_cell/kernel", "recurrent_kernel", "conv/dense/kernel")
-    kernels = [np.asarray(weight) for weight in model.weights if weight.path.endswith(with_penalty)]
+    with_penalty = (
+        "conv_0/kernel",
+        "conv_1/kernel",
+        "lstm_cell/kernel",
+        "recurrent_kernel",
+        "conv/dense/kernel",
+    )
+    kernels = [
+        np.asarray(weight) for weight in model.weights if weight.path.endswith(with_penalty)
+    ]
     assert len(kernels) == 2 + 2 * 2 + 1
-    assert float(parts.penalty) == pytest.approx(0.01 * sum((kernel**2).sum() for kernel in kernels), rel=1e-5)
+    assert float(parts.penalty) == pytest.approx(
+        0.01 * sum((kernel**2).sum() for kernel in kernels), rel=1e-5
+    )
     mean = float(parts.negative_log_likelihood) / sum(LENGTHS)
     assert float(parts.objective) == pytest.approx(mean + float(parts.penalty), rel=1e-5)
 
@@ -263,7 +304,9 @@ def test_validation_and_prediction_change_nothing() -> None:
     before = training_step.state(model, optimizer)
     codes, labels = random_batch(9)
     first = training_step.make_valid_step(model)(codes, labels)
-    assert float(first.objective) == float(training_step.make_valid_step(model)(codes, labels).objective)
+    assert float(first.objective) == float(
+        training_step.make_valid_step(model)(codes, labels).objective
+    )
     reads_model.make_predict(model)(codes)
     assert_same(before, training_step.state(model, optimizer))
 
@@ -273,10 +316,16 @@ def test_seed_fixes_weights_and_leaves_the_process_alone() -> None:
     before = random.getstate()
     models = [reads_model.build(CONV, N_LABELS, seed=seed) for seed in (1, 1, 2)]
     assert random.getstate() == before
-    one, same, other = (training_step.state(model, training_step.make_optimizer(model)) for model in models)
+    one, same, other = (
+        training_step.state(model, training_step.make_optimizer(model)) for model in models
+    )
     assert_same(one, same)
     assert (one["model/conv/conv_0/kernel"] != other["model/conv/conv_0/kernel"]).any()
-    directions = [name for name in one if "lstm" in name and name.endswith("/kernel") and "recurrent" not in name]
+    directions = [
+        name
+        for name in one
+        if "lstm" in name and name.endswith("/kernel") and "recurrent" not in name
+    ]
     assert len(directions) == 2
     assert (one[directions[0]] != one[directions[1]]).any()
 
@@ -286,7 +335,9 @@ def test_transitions_from_counts() -> None:
     reads_model.set_transitions_from_counts(model, np.array([[90, 10, 0], [0, 0, 0], [1, 1, 2]]))
     crf = model.crf()
     probability = np.exp(crf.transitions)
-    np.testing.assert_allclose(probability, [[0.9, 0.1, 0], [1 / 3] * 3, [0.25, 0.25, 0.5]], atol=2e-6)
+    np.testing.assert_allclose(
+        probability, [[0.9, 0.1, 0], [1 / 3] * 3, [0.25, 0.25, 0.5]], atol=2e-6
+    )
     assert crf.transitions[0, 2] == pytest.approx(np.log(1e-6), abs=1e-4)
     assert not crf.start.any()
     with pytest.raises(InputError, match=r"transition counts: must be \(3, 3\)"):
@@ -318,7 +369,9 @@ def test_state_of_another_network_is_refused() -> None:
     arrays = training_step.state(model, optimizer)
     wider = reads_model.build(dataclasses.replace(RESIDUAL, channels=8), N_LABELS, seed=0)
     name = "model/residual/stem/kernel"
-    with pytest.raises(ModelError, match=rf"state: array '{name}' must be \(7, 4, 8\), got \(7, 4, 6\)"):
+    with pytest.raises(
+        ModelError, match=rf"state: array '{name}' must be \(7, 4, 8\), got \(7, 4, 6\)"
+    ):
         training_step.load_state(wider, training_step.make_optimizer(wider), arrays)
     with pytest.raises(ModelError, match="state: array 'more' belongs to another network"):
         training_step.load_state(model, optimizer, {**arrays, "more": np.zeros(1)})
@@ -355,7 +408,9 @@ def test_damaged_and_foreign_weights_are_refused(tmp_path: Path) -> None:
         for number, variable in enumerate(model.weights):
             file[f"array_{number}"] = np.asarray(variable)
     for name in ("none", "short", "text", "foreign", "renamed"):
-        with pytest.raises(ModelError, match=rf"{name}\.h5: must be Keras weights of this network"):
+        with pytest.raises(
+            ModelError, match=rf"{name}\.h5: must be Keras weights of this network"
+        ):
             reads_model.load_weights(model, tmp_path / f"{name}.h5")
     wider = reads_model.build(dataclasses.replace(RESIDUAL, channels=8), N_LABELS, seed=0)
     with pytest.raises(ModelError, match="arrays of other shapes than the"):

@@ -1,4 +1,7 @@
-"""True labels in, true molecules out: barcode, UMI and cDNA of both orientations, of reads of one and of several."""
+"""True labels in, true molecules out.
+
+Barcode, UMI and cDNA of both orientations, of reads of one and of several.
+"""
 
 import importlib.util
 import itertools
@@ -10,7 +13,13 @@ import numpy as np
 import pytest
 
 from seqfoundry.core.dna import decode
-from seqfoundry.families.reads.output.molecule_table import WINDOW, Molecule, invalid_row, segment_columns, split
+from seqfoundry.families.reads.output.molecule_table import (
+    WINDOW,
+    Molecule,
+    invalid_row,
+    segment_columns,
+    split,
+)
 from seqfoundry.families.reads.protocol.molecules import Transcripts
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
 from seqfoundry.families.reads.simulate import draw
@@ -19,7 +28,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_annotate", ROOT / "benchmarks" / "annotate.py")
+    spec = importlib.util.spec_from_file_location(
+        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,8 +41,20 @@ def benchmark() -> ModuleType:
 BENCH = benchmark()
 P3 = BENCH.PROTOCOL
 P5 = read_protocol(BENCH.PARAMS / "seq_orders.yaml", "10x5p_sc_ont_010")
-NO_ERRORS = {"mismatch_rate": 0.0, "insertion_rate": 0.0, "deletion_rate": 0.0, "polyt_error_rate": 0.0}
-ALL = ("single_fwd", "single_rev", "concat_fwd_rev", "concat_fwd_fwd", "concat_rev_fwd", "concat_rev_rev")
+NO_ERRORS = {
+    "mismatch_rate": 0.0,
+    "insertion_rate": 0.0,
+    "deletion_rate": 0.0,
+    "polyt_error_rate": 0.0,
+}
+ALL = (
+    "single_fwd",
+    "single_rev",
+    "concat_fwd_rev",
+    "concat_fwd_fwd",
+    "concat_rev_fwd",
+    "concat_rev_rev",
+)
 
 
 def turned(sequence: str) -> str:
@@ -42,7 +65,9 @@ def simulate(
     protocol: Protocol, names: tuple[str, ...], n: int, **changes: Any
 ) -> list[tuple[Any, dict[str, Any], Any, list[Molecule]]]:
     """Read, true answer, truth and molecules of every read."""
-    reads, truths, _ = BENCH.simulated(n, names, seed=n, protocol=protocol, **(NO_ERRORS | changes))
+    reads, truths, _ = BENCH.simulated(
+        n, names, seed=n, protocol=protocol, **(NO_ERRORS | changes)
+    )
     answers = BENCH.truth_answer(reads, protocol).to_dict("records")
     found = []
     for number, answer in enumerate(answers):
@@ -54,13 +79,17 @@ def simulate(
     return found
 
 
-def expected_cdna(record: Any, answer: dict[str, Any], number: int, strand: str) -> tuple[str, str]:
+def expected_cdna(
+    record: Any, answer: dict[str, Any], number: int, strand: str
+) -> tuple[str, str]:
     """Bases and qualities of the insert of one molecule, cut and turned by hand."""
     fragment = answer["fragments"][number]
     inserts = [
         segment
         for segment in answer["segments"]
-        if segment["label"] == "cDNA" and fragment["start"] <= segment["start"] and segment["end"] <= fragment["end"]
+        if segment["label"] == "cDNA"
+        and fragment["start"] <= segment["start"]
+        and segment["end"] <= fragment["end"]
     ]
     assert len(inserts) == 1
     window = slice(inserts[0]["start"], inserts[0]["end"])
@@ -85,9 +114,15 @@ def test_single_molecules(protocol: Protocol) -> None:
             0,
             number,
         )
-        assert (row["architecture"], row["reason"], row["read"]) == ("valid", "valid", record.sequence)
+        assert (row["architecture"], row["reason"], row["read"]) == (
+            "valid",
+            "valid",
+            record.sequence,
+        )
         assert one.barcodes == {"CBC": truth.barcodes[0]}
-        assert row["CBC_Sequences"] == (truth.barcodes[0] if turn == "+" else turned(truth.barcodes[0]))
+        assert row["CBC_Sequences"] == (
+            truth.barcodes[0] if turn == "+" else turned(truth.barcodes[0])
+        )
         assert truth.barcodes[0] in one.windows["CBC"]
         assert len(one.windows["CBC"]) == 16 + 2 * WINDOW or int(row["CBC_Starts"]) < WINDOW
         assert one.umi == (truth.umis[0] if protocol.strand == "fwd" else turned(truth.umis[0]))
@@ -95,27 +130,38 @@ def test_single_molecules(protocol: Protocol) -> None:
         cdna_of.setdefault(number // 2, []).append(one.cdna[0])
         assert len(one.cdna[0]) == int(row["cDNA_Ends"]) - int(row["cDNA_Starts"])
     assert seen == {"+", "-"}
-    assert all(a == b for a, b in cdna_of.values())  # a molecule and its reverse complement have one transcript
+    assert all(
+        a == b for a, b in cdna_of.values()
+    )  # a molecule and its reverse complement have one transcript
 
 
 @pytest.mark.parametrize("protocol", [P3, P5], ids=["rev", "fwd"])
 def test_concatenates_are_split(protocol: Protocol) -> None:
-    for record, answer, truth, molecules in simulate(protocol, ALL[2:], 60, min_spacer=0, max_spacer=2):
+    for record, answer, truth, molecules in simulate(
+        protocol, ALL[2:], 60, min_spacer=0, max_spacer=2
+    ):
         assert len(molecules) == truth.expected_fragments == 2
         barcodes = [one.barcodes["CBC"] for one in molecules]
         assert barcodes in (list(truth.barcodes), list(truth.barcodes)[::-1])
-        assert [molecules[0].umi, molecules[1].umi] in _both([_sense(umi, protocol) for umi in truth.umis])
+        assert [molecules[0].umi, molecules[1].umi] in _both(
+            [_sense(umi, protocol) for umi in truth.umis]
+        )
         for number, (one, fragment) in enumerate(zip(molecules, answer["fragments"], strict=True)):
             row = one.row
             start, end = fragment["start"], fragment["end"]
             assert row["ReadName"] == f"{record.name}__frag{number + 1}"
             assert (row["parent"], row["parent_start"]) == (record.name, start)
             assert row["reason"] == f"split from concatenated (frag {number + 1}/2)"
-            assert (row["read"], row["base_qualities"]) == (record.sequence[start:end], record.qualities[start:end])
+            assert (row["read"], row["base_qualities"]) == (
+                record.sequence[start:end],
+                record.qualities[start:end],
+            )
             assert row["read_length"] == end - start
             assert row["random_s_Starts"] == row["random_e_Ends"] == ""
             assert one.cdna == expected_cdna(record, answer, number, protocol.strand)
-            window = slice(int(row["CBC_Starts"]), int(row["CBC_Ends"]))  # positions are within the cut read
+            window = slice(
+                int(row["CBC_Starts"]), int(row["CBC_Ends"])
+            )  # positions are within the cut read
             assert row["read"][window] == row["CBC_Sequences"]
 
 
@@ -131,19 +177,27 @@ def test_flanks_are_random_ends_in_the_orientation_of_the_molecule() -> None:
     served = BENCH.served()
     for record, answer, _, [one] in simulate(P3, ("single_fwd", "single_rev"), 30, min_flank=1):
         row = one.row
-        left, right = ("random_s", "random_e") if row["orientation"] == "+" else ("random_e", "random_s")
+        left, right = (
+            ("random_s", "random_e") if row["orientation"] == "+" else ("random_e", "random_s")
+        )
         assert row[f"{left}_Starts"] == "0"
         assert row[f"{left}_Ends"] == str(answer["fragments"][0]["start"])
         assert row[f"{right}_Starts"] == str(answer["fragments"][0]["end"])
         assert row[f"{right}_Ends"] == str(len(record.sequence))
         invalid = invalid_row(record, {**answer, "reason": "why"}, served)
         assert len(invalid["cDNA_Starts"].split(", ")) == 3  # no molecule, so no random ends
-        assert (invalid["random_s_Starts"], invalid["reason"], invalid["orientation"]) == ("", "why", "")
+        assert (invalid["random_s_Starts"], invalid["reason"], invalid["orientation"]) == (
+            "",
+            "why",
+            "",
+        )
 
 
 def test_every_position_is_in_one_segment() -> None:
     names = [*BENCH.served()["labels"], "random_s", "random_e"]
-    for *_, molecules in simulate(P3, ALL, 30, mismatch_rate=0.05, insertion_rate=0.05, deletion_rate=0.06):
+    for *_, molecules in simulate(
+        P3, ALL, 30, mismatch_rate=0.05, insertion_rate=0.05, deletion_rate=0.06
+    ):
         for one in molecules:
             edges = []
             for name in names:
@@ -164,13 +218,21 @@ def test_a_label_met_twice_is_joined_and_its_least_confidence_told() -> None:
     served = {"labels": ["A", "cDNA"], "insert": "cDNA"}
     segments = [segment("A", 0, 3, 0.9), segment("cDNA", 3, 5, 0.7), segment("A", 5, 6, 0.8)]
     columns = segment_columns(segments, served, (0, 6), "+")
-    assert (columns["A_Starts"], columns["A_Ends"], columns["A_Confidence"]) == ("0, 5", "3, 6", 0.8)
+    assert (columns["A_Starts"], columns["A_Ends"], columns["A_Confidence"]) == (
+        "0, 5",
+        "3, 6",
+        0.8,
+    )
     assert (columns["random_s_Starts"], columns["random_e_Confidence"]) == ("", None)
 
 
 def test_one_molecule_among_extra_segments_is_cut_out_and_called_so() -> None:
     record, answer, _, _ = simulate(P3, ("single_fwd",), 1)[0]
-    answer = {**answer, "architecture": "invalid", "reason": "one molecule (+) - extra segments: [5p]"}
+    answer = {
+        **answer,
+        "architecture": "invalid",
+        "reason": "one molecule (+) - extra segments: [5p]",
+    }
     [one] = split(record, answer, BENCH.served(), 0)
     assert one.row["ReadName"] == f"{record.name}__frag1"
     assert one.row["reason"] == "split from a read with extra segments (frag 1/1)"
@@ -179,19 +241,30 @@ def test_one_molecule_among_extra_segments_is_cut_out_and_called_so() -> None:
 
 @pytest.mark.parametrize("strand", ["fwd", "rev"])
 def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(strand: str) -> None:
-    served = {"labels": ["B1", "B2", "U1", "U2", "cDNA"], "barcodes": ["B1", "B2"], "umis": ["U1", "U2"]}
+    served = {
+        "labels": ["B1", "B2", "U1", "U2", "cDNA"],
+        "barcodes": ["B1", "B2"],
+        "umis": ["U1", "U2"],
+    }
     served |= {"insert": "cDNA", "strand": strand}
     parts = {"B1": "AACC", "U1": "ACG", "B2": "GGTA", "U2": "TTC", "cDNA": "ACCGGGT"}
     plus, place = [], 0
     for label, bases in parts.items():
         plus.append(segment(label, place, place + len(bases)))
         place += len(bases)
-    minus = [segment(one["label"], place - one["end"], place - one["start"]) for one in reversed(plus)]
+    minus = [
+        segment(one["label"], place - one["end"], place - one["start"]) for one in reversed(plus)
+    ]
     sequence = "".join(parts.values())
     molecules = []
     for turn, segments, bases in (("+", plus, sequence), ("-", minus, turned(sequence))):
         fragment = {"start": 0, "end": place, "orientation": turn, "whole": True}
-        answer = {"architecture": "valid", "reason": "valid", "segments": segments, "fragments": [fragment]}
+        answer = {
+            "architecture": "valid",
+            "reason": "valid",
+            "segments": segments,
+            "fragments": [fragment],
+        }
         record = SimpleNamespace(name="r", sequence=bases, qualities=None)
         molecules += split(record, answer, served, 0)
     a, b = molecules
@@ -202,11 +275,22 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
 
 
 def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
-    served = {"labels": ["B", "cDNA"], "barcodes": ["B"], "umis": [], "insert": "cDNA", "strand": "fwd"}
+    served = {
+        "labels": ["B", "cDNA"],
+        "barcodes": ["B"],
+        "umis": [],
+        "insert": "cDNA",
+        "strand": "fwd",
+    }
     answer = {"architecture": "valid", "reason": "valid", "segments": [segment("cDNA", 0, 4)]}
     answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+", "whole": True}]
     [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, served, 0)
-    assert (one.barcodes, one.windows, one.umi, one.cdna) == ({"B": ""}, {"B": ""}, "", ("ACGT", "IIII"))
+    assert (one.barcodes, one.windows, one.umi, one.cdna) == (
+        {"B": ""},
+        {"B": ""},
+        "",
+        ("ACGT", "IIII"),
+    )
     assert "B_Sequences" not in one.row
 
 
@@ -215,7 +299,9 @@ def test_cdna_reads_like_the_transcript_it_was_cut_from(protocol: Protocol) -> N
     codes = np.random.default_rng(1).integers(0, 4, 3000, dtype=np.uint8)
     pool = Transcripts(codes, np.array([0, 3000]))
     settings = BENCH.settings(**NO_ERRORS)
-    reads = draw(protocol, protocol.assessment_structures, 20, settings, np.random.default_rng(2), pool)
+    reads = draw(
+        protocol, protocol.assessment_structures, 20, settings, np.random.default_rng(2), pool
+    )
     n_found = 0
     for number, answer in enumerate(BENCH.truth_answer(reads, protocol).to_dict("records")):
         record = SimpleNamespace(name="r", sequence=decode(reads.read(number)[0]), qualities=None)

@@ -13,8 +13,19 @@ import pytest
 from seqfoundry.core.dna import decode, encode, reverse_complement, reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.families.reads.config import SimulateConfig
-from seqfoundry.families.reads.protocol.molecules import Sources, Transcripts, ranges, read_transcripts
-from seqfoundry.families.reads.protocol.seq_orders import Element, Protocol, Segment, Structure, read_protocol
+from seqfoundry.families.reads.protocol.molecules import (
+    Sources,
+    Transcripts,
+    ranges,
+    read_transcripts,
+)
+from seqfoundry.families.reads.protocol.seq_orders import (
+    Element,
+    Protocol,
+    Segment,
+    Structure,
+    read_protocol,
+)
 from seqfoundry.families.reads.simulate import draw, draw_example
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +36,9 @@ TURN = {"fwd": (False, False), "rev": (True, True), "reverse": (True, False)}
 
 
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("simulate_reads", ROOT / "benchmarks" / "simulate_reads.py")
+    spec = importlib.util.spec_from_file_location(
+        "simulate_reads", ROOT / "benchmarks" / "simulate_reads.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -34,7 +47,12 @@ def benchmark() -> ModuleType:
 
 
 PLAIN = benchmark()
-NO_ERRORS: dict[str, Any] = {"mismatch_rate": 0.0, "insertion_rate": 0.0, "deletion_rate": 0.0, "polyt_error_rate": 0.0}
+NO_ERRORS: dict[str, Any] = {
+    "mismatch_rate": 0.0,
+    "insertion_rate": 0.0,
+    "deletion_rate": 0.0,
+    "polyt_error_rate": 0.0,
+}
 
 
 def config(**changes: Any) -> SimulateConfig:
@@ -59,7 +77,11 @@ def expected_parts(protocol: Protocol, structure: Structure) -> list[tuple[str, 
         turn = TURN[orientation]
         for element in structure.order[::-1] if turn[0] else structure.order:
             own, segment = TURN[element.orientation], patterns[element.segment]
-            text = segment.pattern if segment.kind in ("literal", "tail") else "N" * (segment.length or 0)
+            text = (
+                segment.pattern
+                if segment.kind in ("literal", "tail")
+                else "N" * (segment.length or 0)
+            )
             parts.append((segment.name, turned(text, turn[0] ^ own[0], turn[1] ^ own[1])))
     return [*parts, ("cDNA", "")]
 
@@ -67,7 +89,10 @@ def expected_parts(protocol: Protocol, structure: Structure) -> list[tuple[str, 
 def check_parses(
     protocol: Protocol, structure: Structure, bases: str, labels: list[str], limits: SimulateConfig
 ) -> None:
-    """Walk along an error-free read; neighbours with one label (such as a flank and cDNA) are one run."""
+    """Walk along an error-free read.
+
+    Neighbours with one label (such as a flank and cDNA) are one run.
+    """
     runs = [(label, len(list(run))) for label, run in groupby(labels)]
     parts = [
         (label, [text for _, text in group])
@@ -98,7 +123,9 @@ def check_parses(
 @pytest.mark.parametrize("which", ["training_structures", "assessment_structures"])
 def test_reads_parse_back_to_their_structure(protocol: Protocol, which: str) -> None:
     structures = getattr(protocol, which)
-    limits = config(**NO_ERRORS, min_cdna=5, max_cdna=9, max_tail=3, max_flank=2, min_spacer=1, max_spacer=2)
+    limits = config(
+        **NO_ERRORS, min_cdna=5, max_cdna=9, max_tail=3, max_flank=2, min_spacer=1, max_spacer=2
+    )
     reads = draw(protocol, structures, 300, limits, stream())
     assert len(reads) == 600
     assert set(reads.structures.tolist()) == set(range(len(structures)))
@@ -145,7 +172,12 @@ def test_hairpin_turns_the_second_half_only() -> None:
 
 
 def test_reverse_copy_of_a_hairpin_is_its_reverse_complement() -> None:
-    order = (Element("5p", "fwd"), Element("polyT", "fwd"), Element("5p", "rev"), Element("polyT", "reverse"))
+    order = (
+        Element("5p", "fwd"),
+        Element("polyT", "fwd"),
+        Element("5p", "rev"),
+        Element("polyT", "reverse"),
+    )
     limits = config(**NO_ERRORS, rc=False, min_flank=0, max_flank=0, min_tail=2, max_tail=2)
     adapter = P3.segments[0].pattern
     forward = adapter + "TT" + reverse_complement_text(adapter) + "TT"
@@ -159,10 +191,15 @@ def test_reverse_copy_of_a_hairpin_is_its_reverse_complement() -> None:
 
 
 def test_lengths_fill_their_ranges() -> None:
-    limits = config(**NO_ERRORS, min_cdna=3, max_cdna=6, min_tail=1, max_tail=3, max_flank=0, rc=False)
+    limits = config(
+        **NO_ERRORS, min_cdna=3, max_cdna=6, min_tail=1, max_tail=3, max_flank=0, rc=False
+    )
     full = tuple(s for s in P3.training_structures if s.name == "full")
     reads = draw(P3, full, 400, limits, stream())
-    seen = {name: {int(np.sum(reads.read(i)[1] == P3.labels.index(name))) for i in range(400)} for name in P3.labels}
+    seen = {
+        name: {int(np.sum(reads.read(i)[1] == P3.labels.index(name))) for i in range(400)}
+        for name in P3.labels
+    }
     assert seen["cDNA"] == {3, 4, 5}
     assert seen["polyT"] == {1, 2, 3}
     assert (seen["5p"], seen["CBC"], seen["UMI"], seen["3p"]) == ({22}, {16}, {12}, {30})
@@ -171,7 +208,11 @@ def test_lengths_fill_their_ranges() -> None:
 def test_structures_follow_their_weights() -> None:
     n = 20_000
     drawn = draw(
-        P3, P3.training_structures, n, config(rc=False, min_cdna=1, max_cdna=2, max_flank=0), stream()
+        P3,
+        P3.training_structures,
+        n,
+        config(rc=False, min_cdna=1, max_cdna=2, max_flank=0),
+        stream(),
     ).structures
     for index, structure in enumerate(P3.training_structures):
         p = structure.proportion
@@ -179,7 +220,10 @@ def test_structures_follow_their_weights() -> None:
 
 
 def test_structure_of_weight_zero_never_comes() -> None:
-    never = [dataclasses.replace(P3.training_structures[0], name=name, proportion=0.0) for name in ("first", "last")]
+    never = [
+        dataclasses.replace(P3.training_structures[0], name=name, proportion=0.0)
+        for name in ("first", "last")
+    ]
     reads = draw(P3, (never[0], P3.training_structures[1], never[1]), 500, config(), stream())
     assert set(reads.structures.tolist()) == {1}
 
@@ -193,16 +237,22 @@ def test_random_bases_are_uniform() -> None:
 
 def test_listed_spacer_has_its_own_label() -> None:
     segments = (Segment("gap", "RN_SPACER"), Segment("cDNA", "NN"))
-    structure = Structure("full", (Element("gap", "fwd"), Element("cDNA", "fwd")), 1.0, 1, ("fwd",))
+    structure = Structure(
+        "full", (Element("gap", "fwd"), Element("cDNA", "fwd")), 1.0, 1, ("fwd",)
+    )
     protocol = dataclasses.replace(P3, barcodes=(), umis=(), segments=segments)
-    limits = config(**NO_ERRORS, rc=False, max_flank=0, min_spacer=4, max_spacer=4, min_cdna=2, max_cdna=3)
+    limits = config(
+        **NO_ERRORS, rc=False, max_flank=0, min_spacer=4, max_spacer=4, min_cdna=2, max_cdna=3
+    )
     reads = draw(protocol, (structure,), 3, limits, stream())
     assert reads.labels.tolist() == [1, 1, 1, 1, 0, 0] * 3
 
 
 def test_truncation_takes_flank_and_bases() -> None:
     full = tuple(s for s in P3.training_structures if s.name == "full")
-    limits = config(**NO_ERRORS, rc=False, min_flank=5, max_flank=5, max_trunc_5p=3, max_trunc_3p=40)
+    limits = config(
+        **NO_ERRORS, rc=False, min_flank=5, max_flank=5, max_trunc_5p=3, max_trunc_3p=40
+    )
     reads = draw(P3, full, 300, limits, stream())
     first = P3.segments[0].pattern
     lost = Counter()
@@ -236,7 +286,9 @@ def write_fasta(path: Path, records: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("name", ["t.fa", "t.fa.gz"])
 def test_read_transcripts(tmp_path: Path, name: str) -> None:
-    transcripts = read_transcripts(write_fasta(tmp_path / name, {"a": "ACgt", "b": "", "c": "NNTRN"}), stream())
+    transcripts = read_transcripts(
+        write_fasta(tmp_path / name, {"a": "ACgt", "b": "", "c": "NNTRN"}), stream()
+    )
     assert transcripts.offsets.tolist() == [0, 4, 9]
     assert decode(transcripts.codes[:4]) == "ACGT"
     assert transcripts.codes[6] == 3
@@ -244,9 +296,15 @@ def test_read_transcripts(tmp_path: Path, name: str) -> None:
 
 
 def test_faulty_transcripts(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"none\.fa: must be a FASTA file with transcripts, got none"):
+    with pytest.raises(
+        MissingError, match=r"none\.fa: must be a FASTA file with transcripts, got none"
+    ):
         read_transcripts(tmp_path / "none.fa", stream())
-    for content, message in (("ACGT\n", "must be FASTA"), ("", "must have at least one"), (">a\nAC!T\n", "IUPAC")):
+    for content, message in (
+        ("ACGT\n", "must be FASTA"),
+        ("", "must have at least one"),
+        (">a\nAC!T\n", "IUPAC"),
+    ):
         (tmp_path / "t.fa").write_text(content)
         with pytest.raises(InputError, match=message):
             read_transcripts(tmp_path / "t.fa", stream())
@@ -261,7 +319,9 @@ def test_cdna_comes_from_either_end_of_transcripts(protocol: Protocol, antisense
     label = protocol.labels.index("cDNA")
     found = {decode(reads.read(i)[0][reads.read(i)[1] == label]) for i in range(100)}
     expected = {"ACCGGGTT", "AACCCCCC", "GATTACA"}
-    assert found == ({reverse_complement_text(text) for text in expected} if antisense else expected)
+    assert found == (
+        {reverse_complement_text(text) for text in expected} if antisense else expected
+    )
 
 
 def test_flanks_of_transcripts_may_be_empty() -> None:
@@ -287,21 +347,35 @@ def test_example_tells_barcodes_as_the_library_has_them() -> None:
     known = {decode(row) for row in cells}
     for i, truth in enumerate(truths):
         structure = next(s for s in P3.assessment_structures if s.name == truth.structure)
-        assert truth.expected_fragments == structure.repeat == len(truth.barcodes) == len(truth.umis)
+        assert (
+            truth.expected_fragments == structure.repeat == len(truth.barcodes) == len(truth.umis)
+        )
         assert set(truth.barcodes) <= known
         text, start = decode(reads.read(2 * i)[0]), 0
-        for barcode, umi, orientation in zip(truth.barcodes, truth.umis, structure.rc_pattern, strict=True):
+        for barcode, umi, orientation in zip(
+            truth.barcodes, truth.umis, structure.rc_pattern, strict=True
+        ):
             motif = P3.segments[0].pattern + barcode + umi
-            start = text.index(reverse_complement_text(motif) if orientation == "rev" else motif, start) + 1
+            start = (
+                text.index(
+                    reverse_complement_text(motif) if orientation == "rev" else motif, start
+                )
+                + 1
+            )
 
 
 def test_example_with_several_barcodes_takes_one_cell_per_copy() -> None:
     segments = (Segment("a", "N2"), Segment("b", "N3"), Segment("cDNA", "NN"))
     order = tuple(Element(name, "fwd") for name in ("a", "cDNA", "b", "a"))
     protocol = dataclasses.replace(P3, segments=segments, barcodes=("b", "a"), umis=())
-    whitelist = {"b": np.array([[0, 0, 1], [2, 2, 3]], dtype=np.uint8), "a": np.array([[0, 1], [2, 3]], dtype=np.uint8)}
+    whitelist = {
+        "b": np.array([[0, 0, 1], [2, 2, 3]], dtype=np.uint8),
+        "a": np.array([[0, 1], [2, 3]], dtype=np.uint8),
+    }
     structure = Structure("x", order, 1.0, 2, ("fwd", "reverse"))
-    _, truths = draw_example(protocol, (structure,), 50, config(), stream(), Sources(whitelist=whitelist))
+    _, truths = draw_example(
+        protocol, (structure,), 50, config(), stream(), Sources(whitelist=whitelist)
+    )
     assert {barcode for truth in truths for barcode in truth.barcodes} == {"AAC_AC", "GGT_GT"}
     assert all(truth.umis == () for truth in truths)
 

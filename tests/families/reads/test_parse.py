@@ -1,4 +1,7 @@
-"""Decoding under the grammar: against all segmentations of short reads, and against the plain chain."""
+"""Decoding under the grammar.
+
+Against all segmentations of short reads, and against the plain chain.
+"""
 
 import itertools
 from pathlib import Path
@@ -78,7 +81,9 @@ def test_parse_is_the_best_of_all_segmentations(length: int, n_nodes: int, seed:
     graph = random_graph(rng, n_nodes, 2)
     crf = Crf(rng.normal(size=(2, 2)), rng.normal(size=2), rng.normal(size=2))
     logits = rng.normal(size=(length, 2)).astype(np.float32)
-    best = max(score(nodes, ends, logits, graph, crf) for nodes, ends in segmentations(length, n_nodes))
+    best = max(
+        score(nodes, ends, logits, graph, crf) for nodes, ends in segmentations(length, n_nodes)
+    )
     nodes, ends = parse(logits, graph, crf)
     if best == -np.inf:
         assert len(nodes) == 0
@@ -93,7 +98,10 @@ def graph() -> Graph:
 
 
 def test_graph_of_the_protocol(graph: Graph) -> None:
-    """The hub and six elements for each strand; limits from the patterns (22, 16, 12, tail, cDNA, 30 bases)."""
+    """The hub and six elements for each strand.
+
+    Limits from the patterns (22, 16, 12, tail, cDNA, 30 bases).
+    """
     names = read_protocol(SEQ_ORDERS, "10x3p_sc_ont_016").labels
     assert [names[label] for label in graph.labels] == [
         "cDNA", "5p", "CBC", "UMI", "polyT", "cDNA", "3p", "3p", "cDNA", "polyT", "UMI", "CBC", "5p"
@@ -118,7 +126,9 @@ def test_without_penalties_and_limits_it_is_the_plain_chain() -> None:
         first_costs=np.zeros(n_labels),
         last_costs=np.zeros(n_labels),
     )
-    crf = Crf(rng.normal(size=(n_labels, n_labels)), rng.normal(size=n_labels), rng.normal(size=n_labels))
+    crf = Crf(
+        rng.normal(size=(n_labels, n_labels)), rng.normal(size=n_labels), rng.normal(size=n_labels)
+    )
     logits = rng.normal(size=(length, n_labels)).astype(np.float32)
     nodes, ends = parse(logits, free, crf)
     labels = np.repeat(nodes, np.diff([0, *ends]))
@@ -137,7 +147,9 @@ def test_segments_tile_the_read(graph: Graph) -> None:
 
 
 def test_empty_read_has_no_segment(graph: Graph) -> None:
-    nodes, ends = parse(np.zeros((0, 6), np.float32), graph, Crf(np.zeros((6, 6)), np.zeros(6), np.zeros(6)))
+    nodes, ends = parse(
+        np.zeros((0, 6), np.float32), graph, Crf(np.zeros((6, 6)), np.zeros(6), np.zeros(6))
+    )
     assert nodes.tolist() == ends.tolist() == []
 
 

@@ -31,7 +31,10 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def read(folder: Path, model: dict[str, Any] | None = None, **changes: Any) -> Protocol:
-    content = {"libraries": {"lib": library(**changes)}, "models": {"m": {"library": "lib", **(model or {})}}}
+    content = {
+        "libraries": {"lib": library(**changes)},
+        "models": {"m": {"library": "lib", **(model or {})}},
+    }
     return read_protocol(write(folder, content), "m")
 
 
@@ -59,12 +62,17 @@ def test_shipped_protocols(model: str, labels: tuple[str, ...], umi: str) -> Non
     for structures in (protocol.training_structures, protocol.assessment_structures):
         assert sum(structure.proportion for structure in structures) == pytest.approx(1)
     names = tuple(segment.name for segment in protocol.segments)
-    assert protocol.valid_structures == (names, tuple(name for name in names if name not in ("polyA", "polyT")))
+    assert protocol.valid_structures == (
+        names,
+        tuple(name for name in names if name not in ("polyA", "polyT")),
+    )
 
 
 def test_shipped_hairpin_turns_only_its_second_half() -> None:
     protocol = read_protocol(SHIPPED, "10x3p_sc_ont_016")
-    hairpin = next(structure for structure in protocol.training_structures if structure.name == "hairpin")
+    hairpin = next(
+        structure for structure in protocol.training_structures if structure.name == "hairpin"
+    )
     assert hairpin.order == (
         *(Element(name, "fwd") for name in ("5p", "CBC", "UMI", "polyT", "cDNA")),
         *(Element(name, "rev") for name in ("polyT", "UMI", "CBC", "5p")),
@@ -97,7 +105,12 @@ def test_defaults(tmp_path: Path) -> None:
     assert protocol.valid_structures == (tuple(FULL), ("5p", "CBC", "UMI", "cDNA"))
     for structures in (protocol.training_structures, protocol.assessment_structures):
         (full,) = structures
-        assert (full.name, full.proportion, full.repeat, full.rc_pattern) == ("full", 1.0, 1, ("fwd",))
+        assert (full.name, full.proportion, full.repeat, full.rc_pattern) == (
+            "full",
+            1.0,
+            1,
+            ("fwd",),
+        )
         assert [element.segment for element in full.order] == FULL
 
 
@@ -113,7 +126,13 @@ def test_library_without_barcodes(tmp_path: Path) -> None:
 
 def test_model_replaces_whole_values(tmp_path: Path) -> None:
     segments = [{"name": "X", "pattern": "N5"}, {"name": "cDNA", "pattern": "NN"}]
-    model = {"strand": "fwd", "barcodes": ["X"], "umis": [], "segments": segments, "valid_structures": [["X"]]}
+    model = {
+        "strand": "fwd",
+        "barcodes": ["X"],
+        "umis": [],
+        "segments": segments,
+        "valid_structures": [["X"]],
+    }
     protocol = read(tmp_path, model)
     assert (protocol.strand, protocol.barcodes, protocol.umis) == ("fwd", ("X",), ())
     assert protocol.labels == ("X", "cDNA")
@@ -127,7 +146,13 @@ def test_structures_merge_by_name(tmp_path: Path, key: str) -> None:
         "a": {"order": ["5p"], "proportion": 0.5, "repeat": 2, "rc_pattern": ["fwd", "rev"]},
         "b": {"order": ["cDNA"], "proportion": 0.5},
     }
-    model = {key: {"a": {"proportion": 0.75}, "b": None, "c": {"order": ["UMI:reverse"], "proportion": 0.25}}}
+    model = {
+        key: {
+            "a": {"proportion": 0.75},
+            "b": None,
+            "c": {"order": ["UMI:reverse"], "proportion": 0.25},
+        }
+    }
     structures = getattr(read(tmp_path, model, **{key: inherited}), key)
     assert [(s.name, s.proportion, s.repeat, s.rc_pattern) for s in structures] == [
         ("a", 0.75, 2, ("fwd", "rev")),
@@ -139,7 +164,9 @@ def test_structures_merge_by_name(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("change", [None, {"a": None}])
 def test_structures_removed_give_full_order(tmp_path: Path, change: Any) -> None:
     model = {"training_structures": change}
-    (full,) = read(tmp_path, model, training_structures={"a": {"order": ["5p"], "proportion": 1}}).training_structures
+    (full,) = read(
+        tmp_path, model, training_structures={"a": {"order": ["5p"], "proportion": 1}}
+    ).training_structures
     assert (full.name, len(full.order)) == ("full", len(FULL))
 
 
@@ -147,7 +174,10 @@ def test_model_does_not_change_its_library(tmp_path: Path) -> None:
     structures = {"a": {"order": ["5p"], "proportion": 1.0}}
     content = {
         "libraries": {"lib": library(training_structures=structures)},
-        "models": {"m": {"library": "lib", "training_structures": {"a": {"repeat": 2}}}, "n": {"library": "lib"}},
+        "models": {
+            "m": {"library": "lib", "training_structures": {"a": {"repeat": 2}}},
+            "n": {"library": "lib"},
+        },
     }
     path = write(tmp_path, content)
     assert read_protocol(path, "m").training_structures[0].repeat == 2
@@ -163,12 +193,18 @@ def test_flat_files(tmp_path: Path, nested: bool) -> None:
 
 
 def test_proportion_as_yaml_1_1_text(tmp_path: Path) -> None:
-    structures = {"a": {"order": ["5p"], "proportion": "1e-1"}, "b": {"order": ["5p"], "proportion": 0.9}}
+    structures = {
+        "a": {"order": ["5p"], "proportion": "1e-1"},
+        "b": {"order": ["5p"], "proportion": 0.9},
+    }
     assert read(tmp_path, training_structures=structures).training_structures[0].proportion == 0.1
 
 
 def test_proportions_that_do_not_sum_to_one_warn(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"training_structures: proportions should sum to 1, got 2; they are used as"):
+    with pytest.warns(
+        UserWarning,
+        match=r"training_structures: proportions should sum to 1, got 2; they are used as",
+    ):
         read(tmp_path, training_structures={"a": {"order": ["5p"], "proportion": 2}})
 
 
@@ -187,11 +223,13 @@ STRUCTURE = {"order": ["5p"], "proportion": 1.0}
         ({"segments": []}, f"{LIB}.segments: must be a list of {{name, pattern}}, got []"),
         (
             {"segments": [*SEGMENTS, {"name": "x", "pattern": "ACGU"}]},
-            f"{LIB}.segments[5].pattern: must be letters ACGT, N<k>, NN, A, T, RN, RN_FLANK or RN_SPACER, got 'ACGU'",
+            f"{LIB}.segments[5].pattern: must be letters ACGT, N<k>, NN, A, T, RN, RN_FLANK or "
+            "RN_SPACER, got 'ACGU'",
         ),
         (
             {"segments": [*SEGMENTS, {"name": "x", "pattern": "N0"}]},
-            f"{LIB}.segments[5].pattern: must be letters ACGT, N<k>, NN, A, T, RN, RN_FLANK or RN_SPACER, got 'N0'",
+            f"{LIB}.segments[5].pattern: must be letters ACGT, N<k>, NN, A, T, RN, RN_FLANK or "
+            "RN_SPACER, got 'N0'",
         ),
         (
             {"segments": [*SEGMENTS, {"name": "x", "patern": "A"}]},
@@ -212,14 +250,24 @@ STRUCTURE = {"order": ["5p"], "proportion": 1.0}
         ),
         (
             {"segments": SEGMENTS[:2]},
-            f"{LIB}.segments: must have a segment cDNA, whose label the ends of reads get, got ['5p', 'CBC']",
+            f"{LIB}.segments: must have a segment cDNA, whose label the ends of reads get, got "
+            "['5p', 'CBC']",
         ),
         ({"barcodes": "CBC"}, f"{LIB}.barcodes: must be a list of segment names, got 'CBC'"),
-        ({"barcodes": ["BC"]}, f"{LIB}.barcodes[0]: must be a segment with a pattern N<k>: CBC, UMI, got 'BC'"),
-        ({"umis": ["5p"]}, f"{LIB}.umis[0]: must be a segment with a pattern N<k>: CBC, UMI, got '5p'"),
+        (
+            {"barcodes": ["BC"]},
+            f"{LIB}.barcodes[0]: must be a segment with a pattern N<k>: CBC, UMI, got 'BC'",
+        ),
+        (
+            {"umis": ["5p"]},
+            f"{LIB}.umis[0]: must be a segment with a pattern N<k>: CBC, UMI, got '5p'",
+        ),
         ({"umis": ["UMI", "UMI"]}, f"{LIB}.umis[1]: must be named once, got 'UMI'"),
         ({"umis": ["CBC"]}, f"{LIB}.umis: must name no barcode segment, got ['CBC']"),
-        ({"valid_structures": []}, f"{LIB}.valid_structures: must be a list of lists of segment names, got []"),
+        (
+            {"valid_structures": []},
+            f"{LIB}.valid_structures: must be a list of lists of segment names, got []",
+        ),
         (
             {"valid_structures": [["5p"], ["CBC", "3p"]]},
             f"{LIB}.valid_structures[1][1]: must be one of 5p, CBC, UMI, polyT, cDNA, got '3p'",
@@ -230,11 +278,13 @@ STRUCTURE = {"order": ["5p"], "proportion": 1.0}
         ),
         (
             {"training_structures": {"a": {**STRUCTURE, "order": ["3p"]}}},
-            f"{LIB}.training_structures.a.order[0]: must be one of 5p, CBC, UMI, polyT, cDNA, got '3p'",
+            f"{LIB}.training_structures.a.order[0]: must be one of 5p, CBC, UMI, polyT, cDNA, got "
+            "'3p'",
         ),
         (
             {"training_structures": {"a": {**STRUCTURE, "order": ["5p:rc"]}}},
-            f"{LIB}.training_structures.a.order[0]: must end in one of :fwd, :rev, :reverse, got '5p:rc'",
+            f"{LIB}.training_structures.a.order[0]: must end in one of :fwd, :rev, :reverse, got "
+            "'5p:rc'",
         ),
         (
             {"training_structures": {"a": {"order": ["5p"]}}},
@@ -242,7 +292,8 @@ STRUCTURE = {"order": ["5p"], "proportion": 1.0}
         ),
         (
             {"training_structures": {"a": {**STRUCTURE, "weight": 1}}},
-            f"{LIB}.training_structures.a: must have only the keys order, proportion, repeat, rc_pattern, got 'weight'",
+            f"{LIB}.training_structures.a: must have only the keys order, proportion, repeat, "
+            "rc_pattern, got 'weight'",
         ),
         (
             {"assessment_structures": {"a": {**STRUCTURE, "proportion": -0.5}}},
@@ -262,15 +313,18 @@ STRUCTURE = {"order": ["5p"], "proportion": 1.0}
         ),
         (
             {"training_structures": {"a": {**STRUCTURE, "repeat": 2, "rc_pattern": ["fwd"]}}},
-            f"{LIB}.training_structures.a.rc_pattern: must be a list with repeat = 2 values, got ['fwd']",
+            f"{LIB}.training_structures.a.rc_pattern: must be a list with repeat = 2 values, got "
+            "['fwd']",
         ),
         (
             {"training_structures": {"a": {**STRUCTURE, "rc_pattern": ["rc"]}}},
-            f"{LIB}.training_structures.a.rc_pattern[0]: must be one of fwd, rev, reverse, got 'rc'",
+            f"{LIB}.training_structures.a.rc_pattern[0]: must be one of fwd, rev, reverse, got "
+            "'rc'",
         ),
         (
             {"structures": {}},
-            f"{LIB}: must have only the keys strand, barcodes, umis, segments, valid_structures, training_structures, "
+            f"{LIB}: must have only the keys strand, barcodes, umis, segments, valid_structures, "
+            "training_structures, "
             "assessment_structures, got 'structures'",
         ),
     ],
@@ -291,16 +345,20 @@ def test_faults_of_a_library(tmp_path: Path, changes: dict[str, Any], message: s
         ),
         (
             {"training_structures": {"a": {"order": ["5p", "3p"], "proportion": 1}}},
-            f"{MODEL}.training_structures.a.order[1]: must be one of 5p, CBC, UMI, polyT, cDNA, got '3p'",
+            f"{MODEL}.training_structures.a.order[1]: must be one of 5p, CBC, UMI, polyT, cDNA, "
+            "got '3p'",
         ),
         (
             {"proportion": 1},
-            f"{MODEL}: must have only the keys library, strand, barcodes, umis, segments, valid_structures, "
+            f"{MODEL}: must have only the keys library, strand, barcodes, umis, segments, "
+            "valid_structures, "
             "training_structures, assessment_structures, got 'proportion'",
         ),
     ],
 )
-def test_faults_of_a_model_name_the_model(tmp_path: Path, model: dict[str, Any], message: str) -> None:
+def test_faults_of_a_model_name_the_model(
+    tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, model)
     assert str(caught.value) == f"{tmp_path / 'seq_orders.yaml'}: {message}"
@@ -309,14 +367,26 @@ def test_faults_of_a_model_name_the_model(tmp_path: Path, model: dict[str, Any],
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ({"libraries": {}, "models": {"a": {}}}, MissingError, "models: must have the model, got 'm'; available: a"),
-        ({"a": library(), "b": library()}, MissingError, "must have the model, got 'm'; available: a, b"),
+        (
+            {"libraries": {}, "models": {"a": {}}},
+            MissingError,
+            "models: must have the model, got 'm'; available: a",
+        ),
+        (
+            {"a": library(), "b": library()},
+            MissingError,
+            "must have the model, got 'm'; available: a, b",
+        ),
         (
             {"libraries": {"x": library()}, "models": {"m": {"library": "y"}}},
             MissingError,
             "models.m.library: must name a library, got 'y'; available: x",
         ),
-        ({"libraries": {}, "models": {"m": {}}}, ConfigError, "models.m: must have the key library, got []"),
+        (
+            {"libraries": {}, "models": {"m": {}}},
+            ConfigError,
+            "models.m: must have the key library, got []",
+        ),
         ({"libraries": {}}, ConfigError, "must have the key models, got ['libraries']"),
         (
             {"libraries": {}, "models": {}, "extra": 1},
@@ -324,10 +394,16 @@ def test_faults_of_a_model_name_the_model(tmp_path: Path, model: dict[str, Any],
             "must have only the keys libraries, models, got 'extra'",
         ),
         ("- a\n", ConfigError, "must hold keys and values, got list"),
-        ({"libraries": {}, "models": {"m": 3}}, ConfigError, "models.m: must be a mapping of names to values, got 3"),
+        (
+            {"libraries": {}, "models": {"m": 3}},
+            ConfigError,
+            "models.m: must be a mapping of names to values, got 3",
+        ),
     ],
 )
-def test_faults_of_the_file(tmp_path: Path, content: Any, error: type[Exception], message: str) -> None:
+def test_faults_of_the_file(
+    tmp_path: Path, content: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         read_protocol(write(tmp_path, content), "m")
     assert str(caught.value) == f"{tmp_path / 'seq_orders.yaml'}: {message}"
@@ -335,7 +411,8 @@ def test_faults_of_the_file(tmp_path: Path, content: Any, error: type[Exception]
 
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(
-        MissingError, match=r"none\.yaml: must be a readable settings file, got: No such file or directory"
+        MissingError,
+        match=r"none\.yaml: must be a readable settings file, got: No such file or directory",
     ):
         read_protocol(tmp_path / "none.yaml", "m")
 

@@ -1,4 +1,7 @@
-"""Protocols as users bring them: a new entry of ``seq_orders.yaml`` and nothing else is simulated, trained, served."""
+"""Protocols as users bring them.
+
+A new entry of ``seq_orders.yaml`` and nothing else is simulated, trained, served.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,10 @@ THREE = {
 
 
 def settings(overrides: str = "") -> Config:
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 @pytest.mark.parametrize("model", list(read_yaml(SHIPPED)["models"]))
@@ -69,15 +75,24 @@ def test_legacy_flat_files_simulate(tmp_path: Path, nested: bool) -> None:
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("three") / "seq_orders.yaml"
-    path.write_text(yaml.safe_dump({"libraries": {"split": THREE}, "models": {"split_001": {"library": "split"}}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"libraries": {"split": THREE}, "models": {"split_001": {"library": "split"}}}
+        )
+    )
     return path
 
 
 @pytest.fixture(scope="module")
 def trained(orders: Path) -> Path:
-    folder, config = orders.parent, settings(f"model=split_001 seq_orders={orders} simulate.train_reads=60")
+    folder, config = (
+        orders.parent,
+        settings(f"model=split_001 seq_orders={orders} simulate.train_reads=60"),
+    )
     simulate(config, folder / "data")
-    training.train(config, folder / "data", folder / "train", TrainOptions(device="cpu", track=False))
+    training.train(
+        config, folder / "data", folder / "train", TrainOptions(device="cpu", track=False)
+    )
     return folder / "train"
 
 
@@ -87,7 +102,9 @@ def test_new_protocol_is_trained_and_served(trained: Path) -> None:
     assert model.protocol.barcodes == ("BC1", "BC2", "BC3")
     generator = np.random.default_rng(0)
     parts = [
-        dna.decode(generator.integers(0, 4, 300 if p == "NN" else int(p[1:]), dtype=np.uint8)) if p[0] == "N" else p
+        dna.decode(generator.integers(0, 4, 300 if p == "NN" else int(p[1:]), dtype=np.uint8))
+        if p[0] == "N"
+        else p
         for p in SEGMENTS.values()
     ]
     answer = serve.predict(model, pd.DataFrame({"sequence": ["".join(parts)]}))
@@ -105,7 +122,9 @@ def mission_files(trained: Path, folder: Path, name: str = "split_001") -> Path:
 
 
 def test_mission_files_are_enough(trained: Path, orders: Path, tmp_path: Path) -> None:
-    network, config, protocol = networks.read_mission(mission_files(trained, tmp_path / "model"), orders)
+    network, config, protocol = networks.read_mission(
+        mission_files(trained, tmp_path / "model"), orders
+    )
     served = serve.load(trained / "model")
     assert (config, protocol) == (served.config, served.protocol)
     for one, other in zip(network.weights, served.network.weights, strict=True):
@@ -116,7 +135,9 @@ def test_mission_files_of_other_labels(trained: Path, tmp_path: Path) -> None:
     name = "10x3p_sc_ont_016"
     folder = mission_files(trained, tmp_path, name)
     with pytest.raises(
-        ModelError, match=r"016\.h5: must have 6 outputs, one per label \(3p, 5p, CBC, UMI, cDNA, polyT\), got 10"
+        ModelError,
+        match=r"016\.h5: must have 6 outputs, one per label \(3p, 5p, CBC, UMI, cDNA, polyT\), "
+        r"got 10",
     ):
         networks.read_mission(folder, SHIPPED)
 
@@ -129,13 +150,24 @@ def test_mission_files_of_an_unknown_model(trained: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "split_001.h5").unlink(), r"must have one \{model\}_params\.yaml and its \{model\}\.h5, got"),
+        (
+            lambda f: (f / "split_001.h5").unlink(),
+            r"must have one \{model\}_params\.yaml and its \{model\}\.h5, got",
+        ),
         (lambda f: (f / "b_params.yaml").touch(), r"must have one \{model\}_params\.yaml"),
-        (lambda f: (f / "split_001.h5").write_bytes(b"x"), r"split_001\.h5: must be Keras weights of this network"),
-        (lambda f: (f / "split_001_params.yaml").write_text("a: 1"), r"split_001_params\.yaml: a must be a known key"),
+        (
+            lambda f: (f / "split_001.h5").write_bytes(b"x"),
+            r"split_001\.h5: must be Keras weights of this network",
+        ),
+        (
+            lambda f: (f / "split_001_params.yaml").write_text("a: 1"),
+            r"split_001_params\.yaml: a must be a known key",
+        ),
     ],
 )
-def test_damaged_mission_files(trained: Path, orders: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_damaged_mission_files(
+    trained: Path, orders: Path, tmp_path: Path, change: Any, message: str
+) -> None:
     folder = mission_files(trained, tmp_path / "model")
     change(folder)
     with pytest.raises(ModelError, match=message):

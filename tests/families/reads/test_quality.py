@@ -30,7 +30,16 @@ FULL = SHIPPED.with_name("full.yaml")
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
 GRAMMAR = Grammar(P3, 100.0, 0)  # adapters may be anything
 STRUCTURES = ["single", "concatenate", "hairpin"]
-SINGLE = [("cDNA", 5), ("5p", 22), ("CBC", 16), ("UMI", 12), ("polyT", 9), ("cDNA", 60), ("3p", 30), ("cDNA", 4)]
+SINGLE = [
+    ("cDNA", 5),
+    ("5p", 22),
+    ("CBC", 16),
+    ("UMI", 12),
+    ("polyT", 9),
+    ("cDNA", 60),
+    ("3p", 30),
+    ("cDNA", 4),
+]
 CONCATENATE = [*SINGLE[:-1], *SINGLE]
 HAIRPIN = [*SINGLE[:6], *SINGLE[4:0:-1]]
 
@@ -38,14 +47,22 @@ Read = list[tuple[str, int]]
 
 
 def flat(reads: list[Read]) -> np.ndarray:
-    codes = [P3.labels.index(label) for read in reads for label, length in read for _ in range(length)]
+    codes = [
+        P3.labels.index(label) for read in reads for label, length in read for _ in range(length)
+    ]
     return np.array(codes, dtype=np.uint8)
 
 
 def truth(reads: list[Read], structures: list[int] | None = None) -> Reads:
     offsets = np.cumsum([0, *(sum(length for _, length in read) for read in reads)])
     kinds = np.array(structures if structures is not None else [0] * len(reads), dtype=np.uint8)
-    return Reads(np.zeros(offsets[-1], np.uint8), flat(reads), offsets, kinds, np.zeros(len(reads), np.bool_))
+    return Reads(
+        np.zeros(offsets[-1], np.uint8),
+        flat(reads),
+        offsets,
+        kinds,
+        np.zeros(len(reads), np.bool_),
+    )
 
 
 def measure(true: list[Read], called: list[Read], structures: list[int] | None = None) -> Quality:
@@ -81,7 +98,12 @@ def test_a_perfect_answer_has_ones_everywhere() -> None:
         "hairpin": (1, 1),
     }
     flat_metrics = measured.metrics("test")
-    assert flat_metrics["test.base_accuracy"] == flat_metrics["test.macro_f1"] == flat_metrics["test.f1.CBC"] == 1.0
+    assert (
+        flat_metrics["test.base_accuracy"]
+        == flat_metrics["test.macro_f1"]
+        == flat_metrics["test.f1.CBC"]
+        == 1.0
+    )
     assert flat_metrics["test.reads"] == 4
     assert flat_metrics["test.bases"] == sum(length for read in reads for _, length in read)
     assert flat_metrics["test.valid_recall.high"] == 1.0
@@ -92,7 +114,13 @@ def test_an_answer_of_cdna_alone_finds_nothing() -> None:
     blank = [[("cDNA", sum(length for _, length in read))] for read in (SINGLE, CONCATENATE)]
     measured = measure([SINGLE, CONCATENATE], blank, [0, 1])
     found = counts(measured)
-    assert found["valid_recall"] == found["exact.CBC"] == found["within.UMI"] == found["single"] == (0, 1)
+    assert (
+        found["valid_recall"]
+        == found["exact.CBC"]
+        == found["within.UMI"]
+        == found["single"]
+        == (0, 1)
+    )
     assert found["fragment_recovery"] == (0, 2)
     assert found["false_valid"] == found["concatenate"] == (0, 1)
     assert found["hairpin"] == (0, 0)
@@ -101,7 +129,15 @@ def test_an_answer_of_cdna_alone_finds_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "exact", "within"),
-    [(0, 0, 1, 1), (1, 0, 0, 1), (0, -2, 0, 1), (-2, 2, 0, 1), (3, 0, 0, 0), (0, 3, 0, 0), (-1, -3, 0, 0)],
+    [
+        (0, 0, 1, 1),
+        (1, 0, 0, 1),
+        (0, -2, 0, 1),
+        (-2, 2, 0, 1),
+        (3, 0, 0, 0),
+        (0, 3, 0, 0),
+        (-1, -3, 0, 0),
+    ],
 )
 def test_boundaries(start: int, end: int, exact: int, within: int) -> None:
     for turn in (1, -1):
@@ -114,12 +150,20 @@ def test_boundaries(start: int, end: int, exact: int, within: int) -> None:
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_ends_are_told_in_the_direction_of_the_molecule(turn: int) -> None:
-    called = [moved(SINGLE, "UMI", 1, -3)[::turn], SINGLE[::turn], [("cDNA", sum(length for _, length in SINGLE))]]
+    called = [
+        moved(SINGLE, "UMI", 1, -3)[::turn],
+        SINGLE[::turn],
+        [("cDNA", sum(length for _, length in SINGLE))],
+    ]
     measured = measure([SINGLE[::turn]] * 3, called)
     assert measured.ends["UMI"].errors.tolist() == [[1, -3], [0, 0]]
     assert measured.ends["CBC"].errors.tolist() == [[0, 1], [0, 0]]
     assert list(measured.ends) == ["5p", "CBC", "UMI", "polyT", "3p"]
-    within = {(end, slack): measured.ends["UMI"].within(slack, end) for end in (0, 1, None) for slack in (0, 1, 2, 3)}
+    within = {
+        (end, slack): measured.ends["UMI"].within(slack, end)
+        for end in (0, 1, None)
+        for slack in (0, 1, 2, 3)
+    }
     assert {share.n for share in within.values()} == {3}  # the read that was missed counts
     assert [within[0, slack].successes for slack in (0, 1, 2, 3)] == [1, 2, 2, 2]
     assert [within[1, slack].successes for slack in (0, 1, 2, 3)] == [1, 1, 1, 2]
@@ -134,8 +178,17 @@ def test_recovery_by_structure_and_names_that_a_server_takes() -> None:
     lost = [("cDNA", size - sum(length for _, length in SINGLE)), *SINGLE]
     reads = truth([CONCATENATE, SINGLE, HAIRPIN], [1, 0, 2])
     called = truth([lost, SINGLE, HAIRPIN])
-    measured = compare(reads, collapse(called.labels, called.offsets), GRAMMAR, ["single+", "concatenate", "hairpin"])
-    assert [(one.successes, one.n) for one in measured.recovery.values()] == [(1, 1), (1, 2), (0, 0)]
+    measured = compare(
+        reads,
+        collapse(called.labels, called.offsets),
+        GRAMMAR,
+        ["single+", "concatenate", "hairpin"],
+    )
+    assert [(one.successes, one.n) for one in measured.recovery.values()] == [
+        (1, 1),
+        (1, 2),
+        (0, 0),
+    ]
     assert measured.called_fragments.tolist() == [1, 1, 0]
     metrics = measured.metrics("test")
     assert metrics["test.recovery.concatenate"] == 0.5
@@ -146,7 +199,13 @@ def test_recovery_by_structure_and_names_that_a_server_takes() -> None:
 
 def test_a_valid_read_in_the_wrong_orientation_is_a_miss() -> None:
     found = counts(measure([SINGLE, SINGLE], [SINGLE[::-1], SINGLE]))
-    assert found["valid_recall"] == found["exact.CBC"] == found["within.UMI"] == found["single"] == (1, 2)
+    assert (
+        found["valid_recall"]
+        == found["exact.CBC"]
+        == found["within.UMI"]
+        == found["single"]
+        == (1, 2)
+    )
     assert found["false_valid"] == (0, 0)
 
 
@@ -186,7 +245,13 @@ def test_structures_count_reads_whose_molecules_are_all_found_and_no_others() ->
 def test_nothing_to_count_is_undefined() -> None:
     for measured in (measure([HAIRPIN], [HAIRPIN], [2]), measure([], [])):
         metrics = measured.metrics("test")
-        for name in ("valid_recall", "exact.CBC", "within.UMI", "fragment_recovery", "valid_recall.low"):
+        for name in (
+            "valid_recall",
+            "exact.CBC",
+            "within.UMI",
+            "fragment_recovery",
+            "valid_recall.low",
+        ):
             assert math.isnan(metrics[f"test.{name}"])
         assert "undefined (0 of 0)" in evaluation_text(measured, "title")
     assert math.isnan(measure([], []).metrics("test")["test.base_accuracy"])
@@ -199,12 +264,20 @@ def test_per_base_figures_are_those_of_scikit_learn(seed: int) -> None:
     lengths = rng.integers(0, 80, 12)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     true, called = rng.integers(0, len(P3.labels), (2, offsets[-1]), dtype=np.uint8)
-    reads = Reads(np.zeros(len(true), np.uint8), true, offsets, np.zeros(12, np.uint8), np.zeros(12, np.bool_))
+    reads = Reads(
+        np.zeros(len(true), np.uint8),
+        true,
+        offsets,
+        np.zeros(12, np.uint8),
+        np.zeros(12, np.bool_),
+    )
     measured = compare(reads, collapse(called, offsets), GRAMMAR, STRUCTURES)
     wanted = classification_report(true, called, target_names=P3.labels, output_dict=True)
     for row in measured.report:
         if row.label in P3.labels:
-            expected = [wanted[row.label][key] for key in ("precision", "recall", "f1-score", "support")]
+            expected = [
+                wanted[row.label][key] for key in ("precision", "recall", "f1-score", "support")
+            ]
             assert [row.precision, row.recall, row.f1, row.support] == pytest.approx(expected)
     metrics = measured.metrics("x")
     assert metrics["x.macro_f1"] == pytest.approx(wanted["macro avg"]["f1-score"])
@@ -212,7 +285,9 @@ def test_per_base_figures_are_those_of_scikit_learn(seed: int) -> None:
 
 
 def test_the_text_tells_counts_and_what_figures_mean() -> None:
-    measured = measure([SINGLE, SINGLE, HAIRPIN], [SINGLE, moved(SINGLE, "CBC", 1, 0), HAIRPIN], [0, 0, 2])
+    measured = measure(
+        [SINGLE, SINGLE, HAIRPIN], [SINGLE, moved(SINGLE, "CBC", 1, 0), HAIRPIN], [0, 0, 2]
+    )
     total = sum(length for read in (SINGLE, SINGLE, HAIRPIN) for _, length in read)
     text = evaluation_text(measured, "A title")
     assert text.startswith("A title\n=======\n")
@@ -241,12 +316,27 @@ def test_views_and_colours() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), segment=st.sampled_from(["5p", "3p"]), half=st.booleans(), clean=st.booleans())
-def test_damaged_reads_are_ends_of_valid_reads(seed: int, segment: str, half: bool, clean: bool) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    segment=st.sampled_from(["5p", "3p"]),
+    half=st.booleans(),
+    clean=st.booleans(),
+)
+def test_damaged_reads_are_ends_of_valid_reads(
+    seed: int, segment: str, half: bool, clean: bool
+) -> None:
     rate = 0.0 if clean else 0.04
-    rates = dict.fromkeys(("mismatch_rate", "insertion_rate", "deletion_rate", "polyt_error_rate"), rate)
+    rates = dict.fromkeys(
+        ("mismatch_rate", "insertion_rate", "deletion_rate", "polyt_error_rate"), rate
+    )
     limits = SimulateConfig(
-        **{**read_yaml(FULL)["simulate"], **rates, "min_cdna": 60, "max_cdna": 90, "broken_share": 0.0}
+        **{
+            **read_yaml(FULL)["simulate"],
+            **rates,
+            "min_cdna": 60,
+            "max_cdna": 90,
+            "broken_share": 0.0,
+        }
     )
     reads = draw(P3, P3.assessment_structures, 6, limits, np.random.default_rng(seed))
     grammar, label = Grammar(P3, 0.34, 3), P3.labels.index(segment)
@@ -261,7 +351,9 @@ def test_damaged_reads_are_ends_of_valid_reads(seed: int, segment: str, half: bo
     for place, read in enumerate(chosen):
         (bases, labels), (whole_bases, whole_labels) = broken.read(place), reads.read(read)
         n = len(bases)
-        at_start = np.flatnonzero(whole_labels == label).mean() * 2 + 1 < len(whole_labels)  # what is lost
+        at_start = np.flatnonzero(whole_labels == label).mean() * 2 + 1 < len(
+            whole_labels
+        )  # what is lost
         kept = slice(len(whole_labels) - n, None) if at_start else slice(0, n)
         np.testing.assert_array_equal(bases, whole_bases[kept])
         np.testing.assert_array_equal(labels, whole_labels[kept])
@@ -272,7 +364,9 @@ def test_damaged_reads_are_ends_of_valid_reads(seed: int, segment: str, half: bo
         else:
             assert left.size == 0
             neighbour = len(whole_labels) - n - 1 if at_start else n
-            assert whole_labels[neighbour] == label  # nothing but the adapter and what lies beyond is lost
+            assert (
+                whole_labels[neighbour] == label
+            )  # nothing but the adapter and what lies beyond is lost
 
 
 def test_reads_that_cannot_be_damaged_are_left_out() -> None:

@@ -61,7 +61,9 @@ def test_one_shard_is_mapped(tmp_path: Path) -> None:
     back = read_reads(tmp_path / "new", "train")
     assert_same(reads, back)
     assert isinstance(back.bases, np.memmap)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(f"train-000.{f}.npy" for f in FIELDS)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
+        f"train-000.{f}.npy" for f in FIELDS
+    )
 
 
 def test_shards_are_joined_in_order(tmp_path: Path) -> None:
@@ -78,7 +80,10 @@ def test_no_reads_at_all(tmp_path: Path) -> None:
 
 
 def test_missing_split(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match=r"must have reads of the split train \(train-000.bases.npy ...\), got none"):
+    with pytest.raises(
+        MissingError,
+        match=r"must have reads of the split train \(train-000.bases.npy ...\), got none",
+    ):
         read_reads(tmp_path, "train")
 
 
@@ -92,7 +97,10 @@ def test_missing_shard(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     write_reads(make([3]), tmp_path, "train", 0)
     (tmp_path / "train-000.labels.npy").unlink()
-    with pytest.raises(MissingError, match=r"train-000\.labels\.npy: must be there with the other files of train-000"):
+    with pytest.raises(
+        MissingError,
+        match=r"train-000\.labels\.npy: must be there with the other files of train-000",
+    ):
         read_reads(tmp_path, "train")
 
 
@@ -101,7 +109,10 @@ def test_truncated_file(tmp_path: Path, keep: int) -> None:
     write_reads(make([300]), tmp_path, "train", 0)
     path = tmp_path / "train-000.bases.npy"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"train-000\.bases\.npy: must be a whole NumPy file, got one that is damaged"):
+    with pytest.raises(
+        InputError,
+        match=r"train-000\.bases\.npy: must be a whole NumPy file, got one that is damaged",
+    ):
         read_reads(tmp_path, "train")
 
 
@@ -115,14 +126,20 @@ def test_pickled_file_is_refused(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_together(tmp_path: Path) -> None:
     write_reads(make([300]), tmp_path, "train", 0)
     np.save(tmp_path / "train-000.labels.npy", np.zeros(299, dtype=np.uint8))
-    with pytest.raises(InputError, match=r"train-000: reads: labels must have offsets\[-1\] = 300 values, got 299"):
+    with pytest.raises(
+        InputError, match=r"train-000: reads: labels must have offsets\[-1\] = 300 values, got 299"
+    ):
         read_reads(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("bases", np.zeros(3, dtype=np.int64), r"bases must be one-dimensional uint8, got shape \(3,\) of int64"),
+        (
+            "bases",
+            np.zeros(3, dtype=np.int64),
+            r"bases must be one-dimensional uint8, got shape \(3,\) of int64",
+        ),
         (
             "bases",
             np.zeros((1, 3), dtype=np.uint8),

@@ -1,4 +1,7 @@
-"""Real nanopore reads, where they are at hand: all are read, and so is their list of cells. No model is needed."""
+"""Real nanopore reads, where they are at hand: all are read, and so is their list of cells.
+
+No model is needed.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What is served: promised columns, answers that do not depend on company, and a folder that is checked when loaded."""
+"""What is served.
+
+Promised columns, answers that do not depend on company, and a folder that is checked when loaded.
+"""
 
 import dataclasses
 import itertools
@@ -58,7 +61,10 @@ def assert_same_answers(a: pd.DataFrame, b: pd.DataFrame) -> None:
         for key in ("label", "start", "end"):
             assert [one[key] for one in mine] == [one[key] for one in yours]
         np.testing.assert_allclose(
-            [one["confidence"] for one in mine], [one["confidence"] for one in yours], atol=1e-5, rtol=0
+            [one["confidence"] for one in mine],
+            [one["confidence"] for one in yours],
+            atol=1e-5,
+            rtol=0,
         )
 
 
@@ -68,7 +74,9 @@ def test_columns_are_those_promised(model: serve.ReadModel) -> None:
     assert answer.dtypes.tolist() == serve.ANSWER.dtypes.tolist()
     segment = answer["segments"][0][0]
     promised = serve.ANSWER["segments"][0][0]
-    assert {key: type(value) for key, value in segment.items()} == {k: type(v) for k, v in promised.items()}
+    assert {key: type(value) for key, value in segment.items()} == {
+        k: type(v) for k, v in promised.items()
+    }
     assert answer["read_length"][0] == len(serve.EXAMPLE["sequence"][0]) == 142
 
 
@@ -87,7 +95,10 @@ def test_segments_tile_reads_and_fragments_lie_in_them(model: serve.ReadModel) -
         edges = [0, *(segment["end"] for segment in segments)]
         assert [segment["start"] for segment in segments] == edges[:-1]
         assert edges[-1] == len(read)
-        assert all(segment["label"] in P3.labels and 0 < segment["confidence"] <= 1 + 1e-6 for segment in segments)
+        assert all(
+            segment["label"] in P3.labels and 0 < segment["confidence"] <= 1 + 1e-6
+            for segment in segments
+        )
         labels = [segment["label"] for segment in segments]
         assert all(a != b for a, b in itertools.pairwise(labels))
 
@@ -129,13 +140,18 @@ def test_case_and_ambiguity(model: serve.ReadModel) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["ACGT", "AC-T"], "^sequence 1: letters must be IUPAC nucleotides, got '-' at position 2$"),
+        (
+            ["ACGT", "AC-T"],
+            "^sequence 1: letters must be IUPAC nucleotides, got '-' at position 2$",
+        ),
         (["ACGT", "A", "é"], "^sequence 2: letters must be IUPAC"),
         (["ACGT", None], "^sequence 1: must be text, got "),
         ([3.5], "^sequence 0: must be text, got 3.5$"),
     ],
 )
-def test_rows_that_are_no_sequence_are_named(model: serve.ReadModel, rows: list[Any], message: str) -> None:
+def test_rows_that_are_no_sequence_are_named(
+    model: serve.ReadModel, rows: list[Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         serve.predict(model, frame(*rows))
 
@@ -183,7 +199,9 @@ def test_labels_that_need_no_parse_are_those_of_the_parse(
     monkeypatch.setattr(serve, "_is_legal", counting)
     quick, confidence = serve.read_runs(model, reads.bases, reads.offsets)
     assert (np.mean(counted) > 0.5) == (sure > 5)
-    monkeypatch.setattr(serve, "_is_legal", lambda _graph, _labels, widths: np.zeros(len(widths), dtype=bool))
+    monkeypatch.setattr(
+        serve, "_is_legal", lambda _graph, _labels, widths: np.zeros(len(widths), dtype=bool)
+    )
     parsed, again = serve.read_runs(model, reads.bases, reads.offsets)
     for name in ("labels", "starts", "ends", "offsets"):
         np.testing.assert_array_equal(getattr(quick, name), getattr(parsed, name))
@@ -213,7 +231,9 @@ def test_long_reads_are_scored_in_pieces_as_in_one(
     whole, answer = serve._scores(model, padded), serve.predict(model, frame(*reads))
     monkeypatch.setattr(serve, "_WINDOW", limit)
     widths: list[int] = []
-    pieces = dataclasses.replace(model, logits=lambda piece: widths.append(piece.shape[1]) or model.logits(piece))
+    pieces = dataclasses.replace(
+        model, logits=lambda piece: widths.append(piece.shape[1]) or model.logits(piece)
+    )
     np.testing.assert_allclose(serve._scores(pieces, padded), whole, atol=1e-5, rtol=0)
     assert len(widths) > 1
     reach = 2 * serve._reach(SMALL) + 1
@@ -226,7 +246,9 @@ def test_the_reach_of_a_network_is_what_its_scores_depend_on(model: serve.ReadMo
     codes = np.random.default_rng(1).integers(1, 5, (1, 2 * reach + 64)).astype(np.int32)
     changed = codes.copy()
     changed[0, 0] = codes[0, 0] % 4 + 1
-    difference = np.abs(np.asarray(model.logits(codes)) - np.asarray(model.logits(changed))).max(axis=2)[0]
+    difference = np.abs(np.asarray(model.logits(codes)) - np.asarray(model.logits(changed))).max(
+        axis=2
+    )[0]
     assert difference[: reach + 1].max() > 0
     assert difference[reach + 1 :].max() == 0
 
@@ -251,26 +273,52 @@ def test_loaded_models_answer_the_same(model: serve.ReadModel, folder: Path) -> 
     assert any("counting different UMIs overcounts molecules" in one for one in served["limits"])
     assert served["registered_name"] == "reads-10x3p_sc_ont_016"
     # no pickle: an opcode stream begins with \x80, an archive of one with PK
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "served.json", "weights.h5"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.json",
+        "served.json",
+        "weights.h5",
+    ]
     assert (folder / "weights.h5").read_bytes()[:8] == b"\x89HDF\r\n\x1a\n"
 
 
 def edit(path: Path, **changes: Any) -> None:
     content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    path.write_text(
+        json.dumps({key: value for key, value in content.items() if value is not None})
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("served.json", {"format_version": 2}, "format_version must be 1, got 2; update seqfoundry"),
+        (
+            "served.json",
+            {"format_version": 2},
+            "format_version must be 1, got 2; update seqfoundry",
+        ),
         ("served.json", {"family": "vdj"}, "must be a model of the family reads, got one of vdj"),
-        ("served.json", {"family": None}, "must be a whole model folder of the family reads, got: 'family'"),
-        ("served.json", {"package_version": None}, "must be a whole model folder of the family reads"),
+        (
+            "served.json",
+            {"family": None},
+            "must be a whole model folder of the family reads, got: 'family'",
+        ),
+        (
+            "served.json",
+            {"package_version": None},
+            "must be a whole model folder of the family reads",
+        ),
         ("model.json", {"network": [1]}, r"network must be a mapping, got \[1\]"),
-        ("model.json", {"network": {"architecture": "residual"}}, "channels must be given, got nothing"),
+        (
+            "model.json",
+            {"network": {"architecture": "residual"}},
+            "channels must be given, got nothing",
+        ),
         ("model.json", {"protocol": {"model": "x"}}, "library must be given, got nothing"),
-        ("model.json", {"protocol": None}, "must be a whole model folder of the family reads, got: 'protocol'"),
+        (
+            "model.json",
+            {"protocol": None},
+            "must be a whole model folder of the family reads, got: 'protocol'",
+        ),
     ],
 )
 def test_folders_that_are_not_as_saved_are_refused(
@@ -326,8 +374,13 @@ def test_evaluation_refuses_data_of_others(folder: Path, tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_a_folder_with_the_files_of_the_mission_alone_is_a_model(model: serve.ReadModel, tmp_path: Path) -> None:
-    """As users of the reference copy them; the binarizer may be missing, or anything: it is not read."""
+def test_a_folder_with_the_files_of_the_mission_alone_is_a_model(
+    model: serve.ReadModel, tmp_path: Path
+) -> None:
+    """As users of the reference copy them; the binarizer may be missing, or anything.
+
+    It is not read.
+    """
     from seqfoundry.registry import models
 
     folder = tmp_path / "models"

@@ -16,7 +16,12 @@ from seqfoundry.core.dna import decode, reverse_complement_text
 from seqfoundry.core.errors import ConfigError, OutputError
 from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.data import Reads, read_reads
-from seqfoundry.families.reads.protocol.seq_orders import Element, Segment, Structure, read_protocol
+from seqfoundry.families.reads.protocol.seq_orders import (
+    Element,
+    Segment,
+    Structure,
+    read_protocol,
+)
 from seqfoundry.families.reads.simulate import add_errors, draw, simulate, write_data_set
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +31,9 @@ P5 = read_protocol(SHIPPED, "10x5p_sc_ont_010")
 
 
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("simulate_reads", ROOT / "benchmarks" / "simulate_reads.py")
+    spec = importlib.util.spec_from_file_location(
+        "simulate_reads", ROOT / "benchmarks" / "simulate_reads.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -35,8 +42,19 @@ def benchmark() -> ModuleType:
 
 
 PLAIN = benchmark()
-NO_ERRORS: dict[str, Any] = {"mismatch_rate": 0.0, "insertion_rate": 0.0, "deletion_rate": 0.0, "polyt_error_rate": 0.0}
-SMALL = {"train_reads": 25, "valid_reads": 5, "test_reads": 8, "example_reads": 6, "shard_reads": 10}
+NO_ERRORS: dict[str, Any] = {
+    "mismatch_rate": 0.0,
+    "insertion_rate": 0.0,
+    "deletion_rate": 0.0,
+    "polyt_error_rate": 0.0,
+}
+SMALL = {
+    "train_reads": 25,
+    "valid_reads": 5,
+    "test_reads": 8,
+    "example_reads": 6,
+    "shard_reads": 10,
+}
 
 
 def config(**changes: Any) -> SimulateConfig:
@@ -59,10 +77,16 @@ def assert_same(a: Reads, b: Reads) -> None:
 def test_error_rates_are_recovered(cdna_errors: bool) -> None:
     n, length = 3000, 100
     limits = config(
-        cdna_errors=cdna_errors, mismatch_rate=0.03, insertion_rate=0.05, deletion_rate=0.08, max_insertions=3
+        cdna_errors=cdna_errors,
+        mismatch_rate=0.03,
+        insertion_rate=0.05,
+        deletion_rate=0.08,
+        max_insertions=3,
     )
     offsets = np.arange(n + 1, dtype=np.int64) * length
-    for rate_class, (m, i, d) in enumerate([(0.0, 0.0, 0.0), (0.03, 0.05, 0.08), (0.02, 0.02, 0.02)]):
+    for rate_class, (m, i, d) in enumerate(
+        [(0.0, 0.0, 0.0), (0.03, 0.05, 0.08), (0.02, 0.02, 0.02)]
+    ):
         bases = np.zeros(n * length, dtype=np.uint8)
         total = bases.size
         classes = np.full(n, rate_class, dtype=np.uint8)
@@ -85,7 +109,9 @@ def test_error_rates_are_recovered(cdna_errors: bool) -> None:
 def test_small_rates_are_not_rounded_to_zero() -> None:
     n, rate = 4_000_000, 2e-5
     limits = config(mismatch_rate=rate, insertion_rate=0.0, deletion_rate=0.0)
-    noisy, _ = add_errors(np.zeros(n, dtype=np.uint8), np.array([0, n]), np.ones(1, dtype=np.uint8), limits, stream())
+    noisy, _ = add_errors(
+        np.zeros(n, dtype=np.uint8), np.array([0, n]), np.ones(1, dtype=np.uint8), limits, stream()
+    )
     assert np.count_nonzero(noisy) == pytest.approx(n * rate, abs=4 * np.sqrt(n * rate))
 
 
@@ -101,8 +127,12 @@ def test_labels_follow_every_edit(lengths: list[int], seed: int, most: int, shar
     offsets = np.cumsum([0, *lengths])
     elements = np.arange(len(lengths)) % 4
     bases = np.repeat(elements, lengths).astype(np.uint8)
-    limits = config(mismatch_rate=0.0, insertion_rate=share, deletion_rate=share, max_insertions=most)
-    noisy, moved = add_errors(bases, offsets, np.ones(len(lengths), dtype=np.uint8), limits, stream(seed))
+    limits = config(
+        mismatch_rate=0.0, insertion_rate=share, deletion_rate=share, max_insertions=most
+    )
+    noisy, moved = add_errors(
+        bases, offsets, np.ones(len(lengths), dtype=np.uint8), limits, stream(seed)
+    )
     assert moved[0] == 0
     assert moved[-1] == noisy.size
     assert (np.diff(moved) >= 0).all()
@@ -119,7 +149,9 @@ def test_cdna_is_clean_unless_asked() -> None:
     for cdna_errors in (True, False):
         limits = config(cdna_errors=cdna_errors, rc=False, min_cdna=200, max_cdna=201, max_flank=0)
         reads = draw(P3, structures, 50, limits, stream())
-        lengths[cdna_errors] = {int(np.sum(reads.read(i)[1] == P3.labels.index("cDNA"))) for i in range(50)}
+        lengths[cdna_errors] = {
+            int(np.sum(reads.read(i)[1] == P3.labels.index("cDNA"))) for i in range(50)
+        }
     assert lengths[False] == {200}
     assert len(lengths[True]) > 5
 
@@ -128,13 +160,18 @@ def test_agrees_with_a_plain_loop_over_bases() -> None:
     n = 500
     reads = draw(P3, P3.training_structures, 10 * n, config(), stream())
     plain = PLAIN.plain_reads(P3, n, config(), random.Random(1))
-    counts = np.array([[sum(label == name for _, label in read) for name in P3.labels] for read in plain])
+    counts = np.array(
+        [[sum(label == name for _, label in read) for name in P3.labels] for read in plain]
+    )
     ours = np.stack([np.bincount(reads.read(i)[1], minlength=6) for i in range(len(reads))])
     for a, b in ((ours, counts), (ours[::2], counts[1::2])):
-        error = np.sqrt(a.var(axis=0) / len(a) + b.var(axis=0) / len(b)) * np.sqrt(2)  # mates are alike
+        error = np.sqrt(a.var(axis=0) / len(a) + b.var(axis=0) / len(b)) * np.sqrt(
+            2
+        )  # mates are alike
         np.testing.assert_array_less(np.abs(a.mean(axis=0) - b.mean(axis=0)), 4 * error)
     spread = (
-        np.sort(ours.sum(axis=1))[len(ours) // 20 :: len(ours) // 10] / np.sort(counts.sum(axis=1))[n // 10 :: n // 5]
+        np.sort(ours.sum(axis=1))[len(ours) // 20 :: len(ours) // 10]
+        / np.sort(counts.sum(axis=1))[n // 10 :: n // 5]
     )
     np.testing.assert_allclose(spread, 1, atol=0.12)
 
@@ -142,7 +179,14 @@ def test_agrees_with_a_plain_loop_over_bases() -> None:
 # ---- broken molecules
 
 LENGTH = 22 + 16 + 12 + 20 + 200 + 30  # of the only structure, everything fixed
-FIXED = {"min_cdna": 200, "max_cdna": 201, "min_tail": 20, "max_tail": 20, "max_flank": 0, **NO_ERRORS}
+FIXED = {
+    "min_cdna": 200,
+    "max_cdna": 201,
+    "min_tail": 20,
+    "max_tail": 20,
+    "max_flank": 0,
+    **NO_ERRORS,
+}
 FULL = tuple(structure for structure in P3.training_structures if structure.name == "full")
 
 
@@ -154,7 +198,9 @@ def test_broken_share(share: float) -> None:
     labels, lengths = whole.read(0)[1], np.diff(reads.offsets)[::2]
     most = LENGTH * 70 // 100
     expected = share * most / (most + 1)  # one of the places cuts nothing off
-    assert np.mean(lengths < LENGTH) == pytest.approx(expected, abs=4 * np.sqrt(0.25 / n) if 0 < share < 1 else 0.02)
+    assert np.mean(lengths < LENGTH) == pytest.approx(
+        expected, abs=4 * np.sqrt(0.25 / n) if 0 < share < 1 else 0.02
+    )
     assert lengths.min() >= LENGTH - most
     assert lengths.max() <= LENGTH
     from_start = 0
@@ -172,7 +218,9 @@ def test_broken_share(share: float) -> None:
         assert np.mean(lost) == pytest.approx((most + 1) / 2, abs=4 * most / np.sqrt(12 * broken))
 
 
-def test_without_broken_molecules_nothing_is_drawn_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_broken_molecules_nothing_is_drawn_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError
 
@@ -182,7 +230,9 @@ def test_without_broken_molecules_nothing_is_drawn_for_them(monkeypatch: pytest.
         draw(P3, P3.training_structures, 5, config(broken_share=0.01), stream())
 
 
-@pytest.mark.parametrize("model", ["10x3p_sc_ont_016", "10x3p_v2_sc_ont_001", "10x5p_sc_ont_010", "template_model"])
+@pytest.mark.parametrize(
+    "model", ["10x3p_sc_ont_016", "10x3p_v2_sc_ont_001", "10x5p_sc_ont_010", "template_model"]
+)
 def test_every_structure_of_every_model_simulates(model: str) -> None:
     protocol = read_protocol(SHIPPED, model)
     names = {structure.name for structure in protocol.training_structures}
@@ -204,25 +254,43 @@ def test_every_structure_of_every_model_simulates(model: str) -> None:
 def full_config(**changes: Any) -> Any:
     """Settings of a run as far as the simulator reads them."""
     keys = {**SMALL, "whitelist_size": 5, "min_cdna": 20, "max_cdna": 40, **changes}
-    return SimpleNamespace(seed=7, model="10x3p_sc_ont_016", seq_orders=str(SHIPPED), simulate=config(**keys))
+    return SimpleNamespace(
+        seed=7, model="10x3p_sc_ont_016", seq_orders=str(SHIPPED), simulate=config(**keys)
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_data_set(tmp_path: Path) -> None:
     counts = simulate(full_config(), tmp_path / "a")
-    assert [counts[f"{split}_reads"] for split in ("train", "valid", "test", "example")] == [50, 10, 16, 12]
+    assert [counts[f"{split}_reads"] for split in ("train", "valid", "test", "example")] == [
+        50,
+        10,
+        16,
+        12,
+    ]
     assert len(files(tmp_path / "a")) == (3 + 1 + 1) * 5 + 4
     for split in ("train", "valid", "test"):
         reads = read_reads(tmp_path / "a", split)
-        assert (len(reads), reads.bases.size) == (counts[f"{split}_reads"], counts[f"{split}_bases"])
+        assert (len(reads), reads.bases.size) == (
+            counts[f"{split}_reads"],
+            counts[f"{split}_bases"],
+        )
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["labels"] == list(P3.labels)
     assert manifest["structures"]["test"] == [s.name for s in P3.assessment_structures]
     assert manifest["counts"]["train"] == {"reads": 50, "bases": counts["train_bases"]}
-    assert (manifest["seed"], manifest["format_version"], manifest["library"]) == (7, 1, "10x3p_sc_ont")
+    assert (manifest["seed"], manifest["format_version"], manifest["library"]) == (
+        7,
+        1,
+        "10x3p_sc_ont",
+    )
     assert manifest["simulate"]["shard_reads"] == 10
 
 
@@ -231,7 +299,10 @@ def test_example_files(tmp_path: Path) -> None:
     example = tmp_path / "a" / "example"
     lines = (example / "reads.fastq").read_text().splitlines()
     assert lines[::4] == [f"@sim_{i:06d}" for i in range(12)]
-    assert all(len(sequence) == len(quality) for sequence, quality in zip(lines[1::4], lines[3::4], strict=True))
+    assert all(
+        len(sequence) == len(quality)
+        for sequence, quality in zip(lines[1::4], lines[3::4], strict=True)
+    )
     assert {ord(letter) - 33 for quality in lines[3::4] for letter in quality} == set(range(5, 36))
     header, *cells = (example / "whitelist.tsv").read_text().splitlines()
     assert header == "CBC"
@@ -253,8 +324,17 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     settings.seed = 8
     simulate(settings, tmp_path / "c")
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    changed = [name for name, content in files(tmp_path / "c").items() if content != files(tmp_path / "a")[name]]
-    assert {"train-000.bases.npy", "valid-000.bases.npy", "test-000.bases.npy", "example/reads.fastq"} <= set(changed)
+    changed = [
+        name
+        for name, content in files(tmp_path / "c").items()
+        if content != files(tmp_path / "a")[name]
+    ]
+    assert {
+        "train-000.bases.npy",
+        "valid-000.bases.npy",
+        "test-000.bases.npy",
+        "example/reads.fastq",
+    } <= set(changed)
 
 
 def test_shards_do_not_depend_on_their_number(tmp_path: Path) -> None:
@@ -265,13 +345,18 @@ def test_shards_do_not_depend_on_their_number(tmp_path: Path) -> None:
     assert a["train-000.bases.npy"] != a["train-001.bases.npy"]
 
 
-def test_shards_do_not_depend_on_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_do_not_depend_on_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forward, settings = (
         importlib.import_module("seqfoundry.families.reads.simulate")._shards,
         full_config(example_reads=6),
     )
     simulate(settings, tmp_path / "a")
-    monkeypatch.setattr("seqfoundry.families.reads.simulate._shards", lambda *sizes: reversed(list(forward(*sizes))))
+    monkeypatch.setattr(
+        "seqfoundry.families.reads.simulate._shards",
+        lambda *sizes: reversed(list(forward(*sizes))),
+    )
     simulate(settings, tmp_path / "b")
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
@@ -294,18 +379,37 @@ def test_chunks_only_go_on_with_the_stream() -> None:
     size = short.bases.size
     assert_same(
         short,
-        Reads(long.bases[:size], long.labels[:size], long.offsets[:4097], long.structures[:4096], long.reverse[:4096]),
+        Reads(
+            long.bases[:size],
+            long.labels[:size],
+            long.offsets[:4097],
+            long.structures[:4096],
+            long.reverse[:4096],
+        ),
     )
 
 
 def test_golden_bytes() -> None:
-    """Drift of the stream: drawn once with NumPy 2.4, never to change without a new format version."""
+    """Drift of the stream.
+
+    Drawn once with NumPy 2.4, never to change without a new format version.
+    """
     # the structures and weights of that time, whatever is shipped today
-    weights = {"full": 0.5, **dict.fromkeys(("concat_fwd_rev", "no_5p", "no_3p", "repeat_cbc", "repeat_3p"), 0.1)}
+    weights = {
+        "full": 0.5,
+        **dict.fromkeys(("concat_fwd_rev", "no_5p", "no_3p", "repeat_cbc", "repeat_3p"), 0.1),
+    }
     shipped = {one.name: one for one in P5.training_structures}
-    structures = tuple(dataclasses.replace(shipped[name], proportion=weight) for name, weight in weights.items())
-    reads = draw(P5, structures, 3, config(min_cdna=5, max_cdna=9, max_flank=3, max_tail=4), stream(42))
-    assert decode(reads.read(0)[0]) == "GTTCTAAACGACGCTTCTTCCACTTACTACCCGGCAACTCCAAAAGTGATTTCTTATATGAGGTTGGGAC"
+    structures = tuple(
+        dataclasses.replace(shipped[name], proportion=weight) for name, weight in weights.items()
+    )
+    reads = draw(
+        P5, structures, 3, config(min_cdna=5, max_cdna=9, max_flank=3, max_tail=4), stream(42)
+    )
+    assert (
+        decode(reads.read(0)[0])
+        == "GTTCTAAACGACGCTTCTTCCACTTACTACCCGGCAACTCCAAAAGTGATTTCTTATATGAGGTTGGGAC"
+    )
     assert reads.bases.size == reads.labels.size
 
 
@@ -321,16 +425,24 @@ def test_transcriptome_and_its_name_in_the_manifest(tmp_path: Path) -> None:
 def test_library_without_barcodes_has_no_whitelist(tmp_path: Path) -> None:
     write_data_set(full_config(), dataclasses.replace(P3, barcodes=(), umis=()), tmp_path / "a")
     assert not (tmp_path / "a" / "example" / "whitelist.tsv").exists()
-    assert (tmp_path / "a" / "example" / "truth.tsv").read_text().splitlines()[1].split("\t")[3:5] == ["", ""]
+    assert (tmp_path / "a" / "example" / "truth.tsv").read_text().splitlines()[1].split("\t")[
+        3:5
+    ] == ["", ""]
 
 
 def test_whitelist_larger_than_the_barcodes(tmp_path: Path) -> None:
     segments = (Segment("CBC", "N2"), Segment("cDNA", "NN"))
     full = (Structure("full", (Element("CBC", "fwd"), Element("cDNA", "fwd")), 1.0, 1, ("fwd",)),)
-    protocol = dataclasses.replace(P3, segments=segments, umis=(), training_structures=full, assessment_structures=full)
+    protocol = dataclasses.replace(
+        P3, segments=segments, umis=(), training_structures=full, assessment_structures=full
+    )
     write_data_set(full_config(whitelist_size=16), protocol, tmp_path / "all")
-    assert len(set((tmp_path / "all" / "example" / "whitelist.tsv").read_text().splitlines())) == 17
-    with pytest.raises(ConfigError, match=r"simulate\.whitelist_size: must be at most 16 \(4\^2\), got 17"):
+    assert (
+        len(set((tmp_path / "all" / "example" / "whitelist.tsv").read_text().splitlines())) == 17
+    )
+    with pytest.raises(
+        ConfigError, match=r"simulate\.whitelist_size: must be at most 16 \(4\^2\), got 17"
+    ):
         write_data_set(full_config(whitelist_size=17), protocol, tmp_path / "more")
     assert not (tmp_path / "more").exists()
 

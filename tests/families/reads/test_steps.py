@@ -1,4 +1,8 @@
-"""Steps: every shipped network takes one, in mixed precision too, and two devices take the same one as one device."""
+"""Steps.
+
+Every shipped network takes one, in mixed precision too, and two devices take the same one as one
+device.
+"""
 
 import os
 import subprocess
@@ -42,12 +46,16 @@ RESIDUAL = small("residual_8_smoke")
 def random_batch(seed: int, n_reads: int = 4) -> tuple[Array, Array]:
     """Reads of different lengths, codes and labels."""
     generator = np.random.default_rng(seed)
-    codes, labels = generator.integers(1, 6, (n_reads, 40)), generator.integers(0, N_LABELS, (n_reads, 40))
+    codes, labels = (
+        generator.integers(1, 6, (n_reads, 40)),
+        generator.integers(0, N_LABELS, (n_reads, 40)),
+    )
     codes[np.arange(40) >= generator.integers(3, 41, (n_reads, 1))] = 0
     return codes.astype(np.int32), labels.astype(np.int32)
 
 
-# embedding + convolutions + batch norms + LSTMs + dense + CRF's dense + chain, worked by hand; with these labels
+# embedding + convolutions + batch norms + LSTMs + dense + CRF's dense + chain, worked by hand;
+# with these labels
 COUNTS = {
     "template_model": (6, 640 + 3 * 409_728 + 3 * 512 + 172_800 + 1_158 + 42 + 48),
     "10x3p_sc_ont_011": (6, 640 + 3 * 409_728 + 3 * 512 + 172_800 + 1_158 + 42 + 48),
@@ -62,7 +70,10 @@ COUNTS = {
 
 
 def test_reference_has_the_parameters_of_the_original() -> None:
-    """Its 1,405,400 counts the four scalars of its two metrics too; start and end scores are ours."""
+    """Its 1,405,400 counts the four scalars of its two metrics too.
+
+    Start and end scores are ours.
+    """
     assert COUNTS["10x3p_sc_ont_011"] == (6, 1_405_400 - 4 + 2 * 6)
 
 
@@ -82,7 +93,9 @@ def test_shipped_networks_build_and_take_a_step(name: str) -> None:
     assert model.count_params() == n_parameters
     optimizer = training_step.make_optimizer(model)
     before = training_step.state(model, optimizer)
-    parts = training_step.make_train_step(model, optimizer, clip_norm=1.0)(*random_batch(0, 2), 0.001)
+    parts = training_step.make_train_step(model, optimizer, clip_norm=1.0)(
+        *random_batch(0, 2), 0.001
+    )
     assert np.isfinite(float(parts.objective))
     after = training_step.state(model, optimizer)
     trained = [f"model/{variable.path}" for variable in model.trainable_variables]
@@ -90,7 +103,9 @@ def test_shipped_networks_build_and_take_a_step(name: str) -> None:
 
 
 def test_every_reference_network_is_counted() -> None:
-    assert {name for name, entry in SHIPPED.items() if entry.get("architecture") != "residual"} <= COUNTS.keys()
+    assert {
+        name for name, entry in SHIPPED.items() if entry.get("architecture") != "residual"
+    } <= COUNTS.keys()
 
 
 @pytest.mark.parametrize("network", [CONV, RESIDUAL], ids=["conv", "residual"])
@@ -101,9 +116,9 @@ def test_mixed_precision_keeps_weights_and_loss(network: ConvNetwork | ResidualN
         model = reads_model.build(network, N_LABELS, seed=2, mixed_precision=mixed)
         assert model.convolutions[0].compute_dtype == ("bfloat16" if mixed else "float32")
         assert {str(variable.dtype) for variable in model.weights} == {"float32"}
-        parts = training_step.make_train_step(model, training_step.make_optimizer(model), clip_norm=1.0)(
-            *random_batch(0), 0.01
-        )
+        parts = training_step.make_train_step(
+            model, training_step.make_optimizer(model), clip_norm=1.0
+        )(*random_batch(0), 0.01)
         assert parts.objective.dtype == tf.float32
         losses.append(float(parts.objective))
     assert losses[0] != losses[1]
@@ -112,7 +127,9 @@ def test_mixed_precision_keeps_weights_and_loss(network: ConvNetwork | ResidualN
 
 
 def test_mixed_precision_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"train\.mixed_precision: must be false without a GPU .* got a CPU"):
+    with pytest.raises(
+        ConfigError, match=r"train\.mixed_precision: must be false without a GPU .* got a CPU"
+    ):
         training_step.choose_devices("cpu", deterministic=False, mixed_precision=True)
 
 
@@ -149,7 +166,12 @@ for network in (tests.RESIDUAL, tests.CONV):
 def test_two_devices_share_a_batch_as_one_takes_it(tmp_path: Path) -> None:
     """Loss, gradients, batch statistics and optimizer; batches with odd numbers of reads too."""
     here = Path(__file__)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[2] / "src")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[2] / "src")]),
+    }
     words = [sys.executable, "-c", TWO_DEVICES]
-    done = subprocess.run(words, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

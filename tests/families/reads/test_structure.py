@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from seqfoundry.core.dna import encode
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.families.reads.data import collapse
-from seqfoundry.families.reads.labelling.structure import Architecture, Fragment, Grammar, architectures
+from seqfoundry.families.reads.labelling.structure import (
+    Architecture,
+    Fragment,
+    Grammar,
+    architectures,
+)
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
 
 SHIPPED = Path(__file__).parents[3] / "params" / "reads" / "seq_orders.yaml"
@@ -33,7 +38,9 @@ def numbers(text: str, protocol: Protocol = P3) -> tuple[int, ...]:
 
 
 def with_structures(*structures: str) -> Protocol:
-    return dataclasses.replace(P3, valid_structures=tuple(tuple(structure.split()) for structure in structures))
+    return dataclasses.replace(
+        P3, valid_structures=tuple(tuple(structure.split()) for structure in structures)
+    )
 
 
 def spans(runs: tuple[int, ...], grammar: Grammar) -> list[tuple[int, int, str]]:
@@ -53,13 +60,17 @@ def test_runs_tile_every_read_and_give_it_back(reads: list[list[int]]) -> None:
         own = runs.of(number)
         expected = [(label, len(list(group))) for label, group in itertools.groupby(read)]
         starts, ends = runs.starts[own], runs.ends[own]
-        assert list(zip(runs.labels[own].tolist(), (ends - starts).tolist(), strict=True)) == expected
+        assert (
+            list(zip(runs.labels[own].tolist(), (ends - starts).tolist(), strict=True)) == expected
+        )
         assert np.repeat(runs.labels[own], ends - starts).tolist() == read
         assert starts.tolist() == [0, *ends.tolist()][: len(starts)]
         assert (int(ends[-1]) if len(ends) else 0) == len(read)
 
 
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [0, 2], [2, 0], [2, 0, 0, 2], [0, 1, 0, 1, 0]])
+@pytest.mark.parametrize(
+    "lengths", [[], [0], [0, 0, 0], [0, 2], [2, 0], [2, 0, 0, 2], [0, 1, 0, 1, 0]]
+)
 def test_empty_reads_have_no_runs(lengths: list[int]) -> None:
     runs = collapse(np.zeros(sum(lengths), dtype=np.uint8), np.cumsum([0, *lengths]))
     assert np.diff(runs.offsets).tolist() == [min(1, length) for length in lengths]
@@ -101,8 +112,8 @@ def test_valid_reads(read: str, orientation: str, first: int, last: int) -> None
         (f"{FULL} UMI {FULL}", f"{TWO} (+:2, -:0) - extra segments: [UMI]", [(0, 5, "+"), (7, 12, "+")]),
         ("cDNA", "Unexpected pattern: [cDNA]", []),
         ("5p CBC UMI polyT cDNA", "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA]", []),
-        ("5p CBC UMI polyT UMI polyT cDNA 3p", "Unexpected pattern: [5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]", []),
-        ("5p CBC UMI polyT cDNA polyT UMI CBC 5p", "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]", []),
+        ("5p CBC UMI polyT UMI polyT cDNA 3p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]", []),
+        ("5p CBC UMI polyT cDNA polyT UMI CBC 5p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]", []),
         ("", "empty read", []),
     ],
 )  # fmt: skip
@@ -114,8 +125,14 @@ def test_other_reads(read: str, reason: str, fragments: list[tuple[int, int, str
 
 def test_architectures_judge_reads_of_a_batch_in_order() -> None:
     reads = [numbers(FULL), (), numbers("cDNA"), numbers(BACK)]
-    labels, offsets = np.array([code for read in reads for code in read], np.uint8), np.cumsum([0, *map(len, reads)])
-    assert [one.reason for one in architectures(collapse(labels, offsets), labels % 4, offsets, GRAMMAR)] == [
+    labels, offsets = (
+        np.array([code for read in reads for code in read], np.uint8),
+        np.cumsum([0, *map(len, reads)]),
+    )
+    assert [
+        one.reason
+        for one in architectures(collapse(labels, offsets), labels % 4, offsets, GRAMMAR)
+    ] == [
         "valid",
         "empty read",
         "Unexpected pattern: [cDNA]",
@@ -136,14 +153,22 @@ def test_structures_that_end_in_cdna_own_it() -> None:
 
 
 def test_equal_neighbours_of_a_structure_are_one_run() -> None:
-    assert Grammar(with_structures("5p CBC CBC cDNA 3p"), ANY, 0).recognise(numbers("5p CBC cDNA 3p")).is_valid
+    assert (
+        Grammar(with_structures("5p CBC CBC cDNA 3p"), ANY, 0)
+        .recognise(numbers("5p CBC cDNA 3p"))
+        .is_valid
+    )
 
 
 def test_a_structure_that_is_its_own_reverse_counts_once_and_forward() -> None:
-    assert spans(numbers("5p CBC 5p"), Grammar(with_structures("5p CBC 5p"), ANY, 0)) == [(0, 2, "+")]
+    assert spans(numbers("5p CBC 5p"), Grammar(with_structures("5p CBC 5p"), ANY, 0)) == [
+        (0, 2, "+")
+    ]
     assert spans(numbers("cDNA 5p"), Grammar(with_structures("5p"), ANY, 0)) == [(1, 1, "+")]
     # and a match of one run does not hide in the end of a longer one
-    assert spans(numbers("3p cDNA 5p"), Grammar(with_structures("5p", "3p cDNA 5p"), ANY, 0)) == [(0, 2, "+")]
+    assert spans(numbers("3p cDNA 5p"), Grammar(with_structures("5p", "3p cDNA 5p"), ANY, 0)) == [
+        (0, 2, "+")
+    ]
 
 
 def test_of_equal_lengths_the_left_one_comes_first() -> None:
@@ -164,7 +189,9 @@ def test_a_structure_of_cdna_alone_is_refused() -> None:
 
 
 @given(st.sampled_from([P3, P5]), st.data())
-def test_reversing_a_valid_read_flips_its_orientation(protocol: Protocol, data: st.DataObject) -> None:
+def test_reversing_a_valid_read_flips_its_orientation(
+    protocol: Protocol, data: st.DataObject
+) -> None:
     structure = data.draw(st.sampled_from(protocol.valid_structures))
     runs = numbers(" ".join(structure), protocol)
     flank = numbers("cDNA", protocol)
@@ -176,7 +203,9 @@ def test_reversing_a_valid_read_flips_its_orientation(protocol: Protocol, data: 
     assert back.orientation == TURN[there.orientation]
 
 
-PIECES = st.sampled_from([FULL, BACK, "5p CBC UMI cDNA 3p", "3p cDNA UMI CBC 5p", "cDNA", "3p", "5p", "CBC", "polyT"])
+PIECES = st.sampled_from(
+    [FULL, BACK, "5p CBC UMI cDNA 3p", "3p cDNA UMI CBC 5p", "cDNA", "3p", "5p", "CBC", "polyT"]
+)
 
 
 @given(st.lists(PIECES, max_size=6))
@@ -187,7 +216,9 @@ def test_reversing_commutes_with_recognition(pieces: list[str]) -> None:
     assert GRAMMAR.recognise(runs[::-1]).is_valid == GRAMMAR.recognise(runs).is_valid
 
 
-def brute_force(runs: list[int], structures: list[list[int]], cdna: int) -> list[tuple[int, int, str]]:
+def brute_force(
+    runs: list[int], structures: list[list[int]], cdna: int
+) -> list[tuple[int, int, str]]:
     """List every match, then take the longest, leftmost, first named one again and again, dropping what collides."""
     turned = []
     for structure in structures:
@@ -199,7 +230,9 @@ def brute_force(runs: list[int], structures: list[list[int]], cdna: int) -> list
         turned += [(inner, "+"), (inner[::-1], "-")]
     left = []
     for rank, (pattern, orientation) in enumerate(turned):
-        hits = [first for first in range(len(runs)) if runs[first : first + len(pattern)] == pattern]
+        hits = [
+            first for first in range(len(runs)) if runs[first : first + len(pattern)] == pattern
+        ]
         left += [(first, first + len(pattern) - 1, orientation, rank) for first in hits]
     chosen = []
     while left:
@@ -226,7 +259,9 @@ def test_matches_are_those_of_brute_force(structures: list[list[int]], runs: lis
     cdna = 99  # none of the four is cDNA
     assert "cDNA" not in names
     runs = [code for code, _ in itertools.groupby(runs)]
-    grammar = Grammar(with_structures(*(" ".join(names[code] for code in one) for one in structures)), ANY, 0)
+    grammar = Grammar(
+        with_structures(*(" ".join(names[code] for code in one) for one in structures)), ANY, 0
+    )
     assert spans(tuple(runs), grammar) == brute_force(runs, structures, cdna)
 
 
@@ -235,7 +270,9 @@ def test_matches_of_a_shipped_protocol_are_those_of_brute_force(read: list[str])
     for pieces in (read, [*FULL.split(), *read, *BACK.split()]):
         runs = [code for code, _ in itertools.groupby(numbers(" ".join(pieces)))]
         structures = [list(numbers(" ".join(one))) for one in P3.valid_structures]
-        assert spans(tuple(runs), GRAMMAR) == brute_force(runs, structures, P3.labels.index("cDNA"))
+        assert spans(tuple(runs), GRAMMAR) == brute_force(
+            runs, structures, P3.labels.index("cDNA")
+        )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +287,9 @@ def test_matches_of_a_shipped_protocol_are_those_of_brute_force(read: list[str])
     ],
     ids=["no 3p", "no 5p", "no 5p, reverse", "no barcode", "no cDNA", "beside a whole one"],
 )
-def test_molecules_without_an_end_are_incomplete(read: str, incomplete: list[tuple[int, int, str]]) -> None:
+def test_molecules_without_an_end_are_incomplete(
+    read: str, incomplete: list[tuple[int, int, str]]
+) -> None:
     found = GRAMMAR.recognise(numbers(read))
     assert not found.is_valid
     assert [(one.first, one.last, one.orientation) for one in found.incomplete] == incomplete
@@ -261,9 +300,17 @@ def test_a_broken_adapter_makes_a_molecule_incomplete() -> None:
     patterns = {one.name: one.pattern for one in P3.segments}
 
     def judged(five: str, three: str) -> Architecture:
-        parts = [("5p", five), ("CBC", "ACGT" * 4), ("UMI", "ACGT" * 3), ("cDNA", "GATTACA" * 9), ("3p", three)]
+        parts = [
+            ("5p", five),
+            ("CBC", "ACGT" * 4),
+            ("UMI", "ACGT" * 3),
+            ("cDNA", "GATTACA" * 9),
+            ("3p", three),
+        ]
         codes, _ = encode(["".join(bases for _, bases in parts)])
-        labels = np.repeat([P3.labels.index(name) for name, _ in parts], [len(b) for _, b in parts]).astype(np.uint8)
+        labels = np.repeat(
+            [P3.labels.index(name) for name, _ in parts], [len(b) for _, b in parts]
+        ).astype(np.uint8)
         offsets = np.array([0, len(codes)])
         [found] = architectures(collapse(labels, offsets), codes, offsets, strict)
         return found

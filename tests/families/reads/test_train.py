@@ -1,4 +1,7 @@
-"""Training: what a run leaves, and that a stopped or killed run ends where one that never stopped ends."""
+"""Training.
+
+What a run leaves, and that a stopped or killed run ends where one that never stopped ends.
+"""
 
 import itertools
 import json
@@ -13,12 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError, ModelError
+from seqfoundry.core.errors import (
+    ConfigError,
+    InputError,
+    InterruptedRunError,
+    MissingError,
+    ModelError,
+)
 from seqfoundry.core.runs.loop import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.reads import train as training
 from seqfoundry.families.reads import training_step
-from seqfoundry.families.reads.config import Config, ConvNetwork, ResidualNetwork, learning_rate, read_grid
+from seqfoundry.families.reads.config import (
+    Config,
+    ConvNetwork,
+    ResidualNetwork,
+    learning_rate,
+    read_grid,
+)
 from seqfoundry.families.reads.data import read_reads
 from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.families.reads.simulate import simulate
@@ -29,7 +44,10 @@ UNTRACKED = TrainOptions(device="cpu", track=False)
 
 
 def settings(overrides: str = "") -> Config:
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +68,19 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_of_a_run(whole: Path) -> None:
     name = "10x3p_sc_ont_016"
     expected = {
-        *("checkpoints/best.npz", "checkpoints/last.npz", "evaluation.txt", "history.tsv", "metrics.json"),
+        *(
+            "checkpoints/best.npz",
+            "checkpoints/last.npz",
+            "evaluation.txt",
+            "history.tsv",
+            "metrics.json",
+        ),
         *("params.yaml", "run.json", "plots/history.png", "plots/confusion.png"),
         *("model/model.json", "model/run.json", "model/served.json", "model/weights.h5"),
-        *(f"{name}{end}" for end in (".h5", "_lbl_bin.pkl", "_params.yaml", "_history.tsv", "_val_viz.pdf")),
+        *(
+            f"{name}{end}"
+            for end in (".h5", "_lbl_bin.pkl", "_params.yaml", "_history.tsv", "_val_viz.pdf")
+        ),
     }
     found = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
     assert found == expected
@@ -71,7 +98,9 @@ def test_history_and_metrics(whole: Path) -> None:
     config = settings()
     assert metrics["fresh.reads"] == config.train.num_val_reads * 2
     assert {key.removeprefix("fresh.") for key in metrics if key.startswith("fresh.")} == {
-        key.removeprefix("valid.") for key in metrics if key.startswith("valid.") and key != "valid.loss"
+        key.removeprefix("valid.")
+        for key in metrics
+        if key.startswith("valid.") and key != "valid.loss"
     }
     assert "simulated anew" in (whole / "evaluation.txt").read_text()
     assert all(value is None or isinstance(value, float) for value in metrics.values())
@@ -82,8 +111,14 @@ def test_mission_binarizer_is_plain_scikit_learn(whole: Path) -> None:
     import pickletools
 
     content = (whole / "10x3p_sc_ont_016_lbl_bin.pkl").read_bytes()
-    strings = [argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)]
-    modules = {text.split(".")[0] for text in strings if text.split(".")[0] in ("sklearn", "numpy", "seqfoundry")}
+    strings = [
+        argument for _, argument, _ in pickletools.genops(content) if isinstance(argument, str)
+    ]
+    modules = {
+        text.split(".")[0]
+        for text in strings
+        if text.split(".")[0] in ("sklearn", "numpy", "seqfoundry")
+    }
     assert "LabelBinarizer" in strings
     assert modules == {"sklearn", "numpy"}
 
@@ -93,13 +128,19 @@ def test_fresh_reads_are_none_of_the_data_set(data: Path) -> None:
     fresh = training._fresh_reads(config, protocol)
     assert np.array_equal(fresh.bases, training._fresh_reads(config, protocol).bases)
     for split in ("train", "valid", "test"):
-        known = {bytes(reads.read(i)[0]) for reads in [read_reads(data, split)] for i in range(len(reads))}
+        known = {
+            bytes(reads.read(i)[0])
+            for reads in [read_reads(data, split)]
+            for i in range(len(reads))
+        }
         assert not known & {bytes(fresh.read(i)[0]) for i in range(len(fresh))}
 
 
 def test_missing_transcriptome_is_told_before_training(data: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"none\.fa"):
-        training.train(settings("simulate.transcriptome=none.fa"), data, tmp_path / "out", UNTRACKED)
+        training.train(
+            settings("simulate.transcriptome=none.fa"), data, tmp_path / "out", UNTRACKED
+        )
 
 
 class _StopAfter:
@@ -117,10 +158,15 @@ _SHOWN = ("valid.base_accuracy", "valid.macro_f1", "valid.valid_recall")
 _ROWS = {"valid": "valid.loss", "rates": "learning_rate"}
 
 
-def fitted(config: Config, data: Path, checkpoint: Path, stops: list[int]) -> dict[str, np.ndarray[Any, Any]]:
+def fitted(
+    config: Config, data: Path, checkpoint: Path, stops: list[int]
+) -> dict[str, np.ndarray[Any, Any]]:
     """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network every time."""
     training_step.choose_devices("cpu", deterministic=True, mixed_precision=False)
-    shape, protocol = read_grid(config)[0].network, read_protocol(Path(config.seq_orders), config.model)
+    shape, protocol = (
+        read_grid(config)[0].network,
+        read_protocol(Path(config.seq_orders), config.model),
+    )
     progress = training.Progress()
     for n_steps in [*stops, 10**9]:
         task = training._task(config, shape, protocol, data)
@@ -135,16 +181,24 @@ def fitted(config: Config, data: Path, checkpoint: Path, stops: list[int]) -> di
     return {**training_step.state(task.model.network, task.optimizer), **rows}
 
 
-@pytest.mark.parametrize("stops", [[1], [3], [5, 1, 2]], ids=["first epoch", "second epoch", "again and again"])
-def test_resumed_in_mid_epoch_is_bit_for_bit_the_same(data: Path, tmp_path: Path, stops: list[int]) -> None:
+@pytest.mark.parametrize(
+    "stops", [[1], [3], [5, 1, 2]], ids=["first epoch", "second epoch", "again and again"]
+)
+def test_resumed_in_mid_epoch_is_bit_for_bit_the_same(
+    data: Path, tmp_path: Path, stops: list[int]
+) -> None:
     config = settings("train.batch_tokens=16384")
     want = fitted(config, data, tmp_path / "never", [])
     got = fitted(config, data, tmp_path / "stopped", stops)
     assert [name for name in want if not np.array_equal(want[name], got[name])] == []
 
 
-def test_plateau_survives_a_resume(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rising = itertools.cycle({"valid.loss": loss, **dict.fromkeys(_SHOWN, 0.0)} for loss in (1.0, 2.0, 3.0))
+def test_plateau_survives_a_resume(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = itertools.cycle(
+        {"valid.loss": loss, **dict.fromkeys(_SHOWN, 0.0)} for loss in (1.0, 2.0, 3.0)
+    )
     monkeypatch.setattr(training, "_validate", lambda *_: next(rising))
     config = settings("train.batch_tokens=16384 train.schedule=plateau")
     want = fitted(config, data, tmp_path / "never", [])
@@ -161,7 +215,11 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "PYTHONPATH": str(ROOT / "src")}
+    return {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
@@ -169,7 +227,9 @@ def test_killed_and_resumed_ends_with_the_same_metrics(
     whole: Path, data: Path, tmp_path: Path, store: dict[str, str], number: signal.Signals
 ) -> None:
     out = tmp_path / "train"
-    with subprocess.Popen(command(data, out), env=store, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command(data, out), env=store, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "epoch 1 of 3" in line:
@@ -180,7 +240,9 @@ def test_killed_and_resumed_ends_with_the_same_metrics(
         assert status == 143
         assert status_of(run_id, store) == "KILLED"
     assert not (out / "metrics.json").exists()
-    resumed = subprocess.run(command(data, out, "--resume", run_id), env=store, cwd=ROOT, check=False)
+    resumed = subprocess.run(
+        command(data, out, "--resume", run_id), env=store, cwd=ROOT, check=False
+    )
     assert resumed.returncode == 0
     assert status_of(run_id, store) == "FINISHED"
     want, got = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, out))
@@ -192,7 +254,9 @@ def status_of(run_id: str, store: dict[str, str]) -> str:
 
     database = store["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")
     with sqlite3.connect(database) as opened:
-        return str(opened.execute("select status from runs where run_uuid = ?", (run_id,)).fetchone()[0])
+        return str(
+            opened.execute("select status from runs where run_uuid = ?", (run_id,)).fetchone()[0]
+        )
 
 
 def test_damaged_checkpoint(whole: Path, data: Path, tmp_path: Path) -> None:
@@ -207,7 +271,8 @@ def test_damaged_checkpoint(whole: Path, data: Path, tmp_path: Path) -> None:
 
 def test_data_of_another_protocol(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"data: must have the labels of 10x5p_sc_ont_010, \['3p', '5p', 'CBC', 'SLS'"
+        ConfigError,
+        match=r"data: must have the labels of 10x5p_sc_ont_010, \['3p', '5p', 'CBC', 'SLS'",
     ):
         training.train(settings("model=10x5p_sc_ont_010"), data, tmp_path / "out", UNTRACKED)
 
@@ -230,7 +295,10 @@ def test_gpu_where_there_is_none(data: Path, tmp_path: Path) -> None:
 
 def rates(overrides: str, losses: list[float] = []) -> list[float]:  # noqa: B006 - never changed
     config = settings(overrides)
-    return [learning_rate(read_grid(config)[0].network, config.train, step / 100, losses) for step in range(100)]
+    return [
+        learning_rate(read_grid(config)[0].network, config.train, step / 100, losses)
+        for step in range(100)
+    ]
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -251,7 +319,9 @@ def test_reference_network_falls_on_plateaus() -> None:
     assert set(rates(reference)) == {shape.learning_rate}
     assert set(rates(reference, [3, 2, 2.5, 2.4, 1, 1.5])) == {shape.learning_rate / 8}
     assert set(rates(reference, [1.0] * 50)) == {1e-5}
-    assert set(rates(f"{reference} train.plateau_patience=2", [3, 2, 2.5, 2.4, 1, 1.5])) == {shape.learning_rate / 2}
+    assert set(rates(f"{reference} train.plateau_patience=2", [3, 2, 2.5, 2.4, 1, 1.5])) == {
+        shape.learning_rate / 2
+    }
     cosine = rates(f"{reference} train.schedule=cosine train.warmup=0.5")
     assert np.argmax(cosine) == 50
 

@@ -17,13 +17,16 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "reads"
 
 def one_column(barcodes: list[str]) -> Whitelist:
     return Whitelist(
-        {"CBC": Column(np.array(barcodes, dtype=f"S{len(barcodes[0])}"))}, np.arange(len(barcodes))[:, None]
+        {"CBC": Column(np.array(barcodes, dtype=f"S{len(barcodes[0])}"))},
+        np.arange(len(barcodes))[:, None],
     )
 
 
 def write(folder: Path, text: str, name: str = "list.tsv") -> Path:
     path = folder / name
-    path.write_bytes(gzip.compress(text.encode(), mtime=0) if name.endswith("gz") else text.encode())
+    path.write_bytes(
+        gzip.compress(text.encode(), mtime=0) if name.endswith("gz") else text.encode()
+    )
     return path
 
 
@@ -31,9 +34,16 @@ def nearest(barcodes: list[str], window: str, max_distance: int) -> tuple[int, l
     """Brute force: align every barcode."""
     if not window:
         return -1, []
-    distances = [edlib.align(barcode, window, mode="HW", task="distance")["editDistance"] for barcode in barcodes]
+    distances = [
+        edlib.align(barcode, window, mode="HW", task="distance")["editDistance"]
+        for barcode in barcodes
+    ]
     best = min(distances)
-    return (best, [i for i, d in enumerate(distances) if d == best]) if best <= max_distance else (-1, [])
+    return (
+        (best, [i for i, d in enumerate(distances) if d == best])
+        if best <= max_distance
+        else (-1, [])
+    )
 
 
 def check(barcodes: list[str], windows: list[str], max_distance: int) -> None:
@@ -107,9 +117,16 @@ def test_matches_equal_brute_force_on_a_list_of_two_thousand():
 
 def test_place_of_the_hit_prefers_the_length_of_the_barcode():
     listed = one_column(["ACGTTGCA", "GGGGGGGG"])
-    matches = listed.match(["TTACGTTGCATT", "TTACGATGCATT", "acgttgca", "TTACGTTGC"], barcode="CBC", max_distance=1)
+    matches = listed.match(
+        ["TTACGTTGCATT", "TTACGATGCATT", "acgttgca", "TTACGTTGC"], barcode="CBC", max_distance=1
+    )
     assert matches.distance.tolist() == [0, 1, 0, 1]
-    assert list(zip(matches.start.tolist(), matches.end.tolist(), strict=True)) == [(2, 10), (2, 10), (0, 8), (2, 9)]
+    assert list(zip(matches.start.tolist(), matches.end.tolist(), strict=True)) == [
+        (2, 10),
+        (2, 10),
+        (0, 8),
+        (2, 9),
+    ]
 
 
 def test_several_nearest_barcodes_are_all_kept():
@@ -136,14 +153,18 @@ def test_combinations_of_barcodes_name_a_cell(tmp_path):
     assert len(listed) == 3
     assert listed.cell(3) == {"CBC": "GGGG", "i7": "TTTT"}
     matches = {
-        "CBC": listed.match(["CCCC", "GGGG", "CCCC", "GGGG", "CGCG"], barcode="CBC", max_distance=2),
+        "CBC": listed.match(
+            ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG"], barcode="CBC", max_distance=2
+        ),
         "i7": listed.match(["AAAA", "TTTT", "TTTT", "", "AAAA"], barcode="i7", max_distance=1),
     }
     cells, types = listed.assign(matches)
     assert cells.tolist() == [1, 3, 0, 0, 0]
     assigned = "Exact match (CBC + i7)"
     assert types == [assigned, assigned, "No match", "No match", "Ambiguous match"]
-    with pytest.raises(InputError, match=r"^assign: matches must hold every barcode, got none for i7$"):
+    with pytest.raises(
+        InputError, match=r"^assign: matches must hold every barcode, got none for i7$"
+    ):
         listed.assign({"CBC": matches["CBC"]})
 
 
@@ -153,12 +174,16 @@ def test_match_refuses_illegal_arguments():
         listed.match(["A"], barcode="i7", max_distance=0)
     with pytest.raises(InputError, match=r"^match: max_distance must be 0 to 2, got 3$"):
         listed.match(["A"], barcode="CBC", max_distance=3)
-    with pytest.raises(InputError, match=r"^sequence 1: letters must be IUPAC nucleotides, got 'X' at position 0$"):
+    with pytest.raises(
+        InputError, match=r"^sequence 1: letters must be IUPAC nucleotides, got 'X' at position 0$"
+    ):
         listed.match(["A", "X"], barcode="CBC", max_distance=0)
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.txt.gz"])
-@pytest.mark.parametrize("text", ["ACGT\nTTTT\n", "ACGT-1\r\nTTTT-1\r\n", "acgt\ntttt", "x\tCBC\n1\tACGT-1\n2\tTTTT\n"])
+@pytest.mark.parametrize(
+    "text", ["ACGT\nTTTT\n", "ACGT-1\r\nTTTT-1\r\n", "acgt\ntttt", "x\tCBC\n1\tACGT-1\n2\tTTTT\n"]
+)
 def test_forms_of_a_list_of_one_barcode(tmp_path, name, text):
     listed = read_whitelist(write(tmp_path, text, name), ["CBC"])
     assert listed.columns["CBC"].sequences.tolist() == [b"ACGT", b"TTTT"]
@@ -175,14 +200,26 @@ def test_forms_of_a_list_of_one_barcode(tmp_path, name, text):
         ("CBC\nACGT\nACG\n", "list.tsv: line 3: CBC must have 4 bases as the first, got 'ACG'"),
         ("ACGT\nACGN\n", "list.tsv: line 2: CBC must be letters of ACGT, got 'ACGN'"),
         ("ACGT\n\nTTTT\n", "list.tsv: line 2: CBC must have 4 bases as the first, got ''"),
-        ("ACGT\nTTTT\nacgt\n", "list.tsv: line 3: cells must differ, got ACGT again, as in line 1"),
-        ("CBC\nACGT\nTTTT\nACGT-1\n", "list.tsv: line 4: cells must differ, got ACGT again, as in line 2"),
+        (
+            "ACGT\nTTTT\nacgt\n",
+            "list.tsv: line 3: cells must differ, got ACGT again, as in line 1",
+        ),
+        (
+            "CBC\nACGT\nTTTT\nACGT-1\n",
+            "list.tsv: line 4: cells must differ, got ACGT again, as in line 2",
+        ),
         ("A" * 65, "list.tsv: line 1: CBC must have 2 to 64 bases, got '" + "A" * 65 + "'"),
-        ("i7\tx\nACGT\tA\n", "list.tsv: line 1: the header must name the columns CBC, got 'i7\\tx'"),
+        (
+            "i7\tx\nACGT\tA\n",
+            "list.tsv: line 1: the header must name the columns CBC, got 'i7\\tx'",
+        ),
         ("CBC\tx\nACGT\tA\nTTTT\n", "list.tsv: line 3: must have 2 fields as the header, got 1"),
         ("barcode\nACGTACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'BARCODE'"),
         ("cells\nACGT\nACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'CELLS'"),
-        ("ACGT\n" + "N" * 99, "list.tsv: line 2: CBC must be letters of ACGT, got '" + "N" * 70 + "'"),
+        (
+            "ACGT\n" + "N" * 99,
+            "list.tsv: line 2: CBC must be letters of ACGT, got '" + "N" * 70 + "'",
+        ),
         ("ACGÖ\n", "list.tsv: must be ASCII text, plain or whole gzip, got "),
     ],
 )
@@ -195,26 +232,35 @@ def test_faulty_lists_are_refused(tmp_path, text, message):
 def test_faulty_lists_of_several_barcodes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"line 1: the header must name i5, got i7, CBC$"):
         read_whitelist(write(tmp_path, "i7\tCBC\nA\tA\n"), ["i7", "i5", "CBC"])
-    with pytest.raises(InputError, match=r"line 1: the header must name the columns i7, CBC, got 'AAAA'$"):
+    with pytest.raises(
+        InputError, match=r"line 1: the header must name the columns i7, CBC, got 'AAAA'$"
+    ):
         read_whitelist(write(tmp_path, "AAAA\nCCCC\n"), ["i7", "CBC"])
-    with pytest.raises(InputError, match=r"line 4: cells must differ, got AAA-CC again, as in line 2$"):
+    with pytest.raises(
+        InputError, match=r"line 4: cells must differ, got AAA-CC again, as in line 2$"
+    ):
         read_whitelist(write(tmp_path, "i7\tCBC\nAAA\tCC\nAAA\tGG\nAAA\tCC\n"), ["i7", "CBC"])
 
 
 def test_missing_and_truncated_files_are_refused(tmp_path):
-    with pytest.raises(MissingError, match=r"list: a list of barcodes must be a file, got none of that name"):
+    with pytest.raises(
+        MissingError, match=r"list: a list of barcodes must be a file, got none of that name"
+    ):
         read_whitelist(tmp_path / "list", ["CBC"])
     path = tmp_path / "list.gz"
     path.write_bytes(gzip.compress(b"ACGT\n" * 100, mtime=0)[:-9])
     with pytest.raises(
-        InputError, match=r"list\.gz: must be ASCII text, plain or whole gzip, got Compressed file ended"
+        InputError,
+        match=r"list\.gz: must be ASCII text, plain or whole gzip, got Compressed file ended",
     ):
         read_whitelist(path, ["CBC"])
 
 
 def test_decoys_are_shuffles_outside_the_list():
     generator = np.random.default_rng(0)
-    barcodes = sorted({"".join(generator.choice(list("ACGT"), 8)) for _ in range(500)} | {"AAAAAAAA"})
+    barcodes = sorted(
+        {"".join(generator.choice(list("ACGT"), 8)) for _ in range(500)} | {"AAAAAAAA"}
+    )
     listed = one_column(barcodes)
     false = decoys(listed, seed=4)
     sequences = false.columns["CBC"].sequences
@@ -229,12 +275,15 @@ def test_decoys_are_shuffles_outside_the_list():
 def test_decoys_of_a_full_list_are_refused():
     pairs = [a + b for a in "ACGT" for b in "ACGT"]
     with pytest.raises(
-        InputError, match=r"^decoys: CBC must leave family for as many other sequences, got 16 barcodes$"
+        InputError,
+        match=r"^decoys: CBC must leave family for as many other sequences, got 16 barcodes$",
     ):
         decoys(one_column(pairs), seed=1)
 
 
-@pytest.mark.skipif(not (REAL / "ont_10x3p_150.fastq.gz").exists(), reason="the 150 real reads are not here")
+@pytest.mark.skipif(
+    not (REAL / "ont_10x3p_150.fastq.gz").exists(), reason="the 150 real reads are not here"
+)
 def test_real_reads_carry_listed_barcodes_and_no_decoys():
     listed = read_whitelist(REAL / "ont_10x3p_barcodes.tsv", ["CBC"])
     assert len(listed) == 143
@@ -251,4 +300,6 @@ def test_real_reads_carry_listed_barcodes_and_no_decoys():
             windows.append((record.sequence, turned)[nearer][max(0, end - 3) : end + 19])
     matches = listed.match(windows, barcode="CBC", max_distance=2)
     assert (matches.count == 1).mean() > 0.85
-    assert (decoys(listed, seed=1).match(windows, barcode="CBC", max_distance=2).count > 0).sum() <= 1
+    assert (
+        decoys(listed, seed=1).match(windows, barcode="CBC", max_distance=2).count > 0
+    ).sum() <= 1

@@ -44,7 +44,9 @@ def joined(left: Gene, right: Gene, t: int, k: int) -> str | None:
 def options(left: Gene, right: Gene, t: int, u: int) -> set[int]:
     if joined(left, right, t, u) is None:
         return set()
-    left_kept = (left.sequence + reverse_complement_text(left.sequence)[:2])[: len(left.sequence) - t]
+    left_kept = (left.sequence + reverse_complement_text(left.sequence)[:2])[
+        : len(left.sequence) - t
+    ]
     right_kept = (reverse_complement_text(right.sequence[:2]) + right.sequence)[u + 2 :]
     most = min(15, len(left_kept), len(right_kept))
     return {0} | {m for m in range(1, most + 1) if left_kept[-m:] == right_kept[:m]}
@@ -55,7 +57,9 @@ def frame(v: Gene, j: Gene, sequence: str) -> tuple[bool, bool]:
     if v.anchor is None or j.anchor is None:
         return False, False
     first, last = v.anchor, len(sequence) - len(j.sequence) + j.anchor
-    whole = sequence.startswith(v.sequence[: first + 3]) and sequence.endswith(j.sequence[j.anchor :])
+    whole = sequence.startswith(v.sequence[: first + 3]) and sequence.endswith(
+        j.sequence[j.anchor :]
+    )
     if not whole or last < first + 3 or (last - first) % 3:
         return False, False
     return True, any(sequence[i : i + 3] in STOPS for i in range(first, last + 3, 3))
@@ -75,8 +79,13 @@ def check_pair(choices: Choices, left: int, right: int, framed: bool) -> None:
         wanted = options(one, other, t, u)
         assert bits(int(choices.feasible[at])) == wanted
         sequences = {m: joined(one, other, t, u + m) or "" for m in wanted}
-        told = {m: frame(one, other, sequence) if framed else (False, False) for m, sequence in sequences.items()}
-        assert bits(int(choices.nonproductive[at])) == {m for m in wanted if told[m] != (True, False)}
+        told = {
+            m: frame(one, other, sequence) if framed else (False, False)
+            for m, sequence in sequences.items()
+        }
+        assert bits(int(choices.nonproductive[at])) == {
+            m for m in wanted if told[m] != (True, False)
+        }
         assert bits(int(choices.stopped[at])) == {m for m in wanted if told[m][1]}
         for m in wanted:
             made[sequences[m]].add((t, u, m))
@@ -85,8 +94,13 @@ def check_pair(choices: Choices, left: int, right: int, framed: bool) -> None:
     check_configurations(choices, left, right, made)
 
 
-def check_configurations(choices: Choices, left: int, right: int, made: dict[str, set[tuple[int, int, int]]]) -> None:
-    """Every configuration of a sequence is listed, whichever of them asks, and nothing else; names tell all apart."""
+def check_configurations(
+    choices: Choices, left: int, right: int, made: dict[str, set[tuple[int, int, int]]]
+) -> None:
+    """Every configuration of a sequence is listed, whichever of them asks, and nothing else.
+
+    Names tell all apart.
+    """
     asked = [(sequence, t, u + m) for sequence, own in made.items() for t, u, m in own]
     t, k = np.array([one[1] for one in asked]), np.array([one[2] for one in asked])
     sequence, *found = configurations(choices, left, right, t, k)
@@ -97,7 +111,9 @@ def check_configurations(choices: Choices, left: int, right: int, made: dict[str
     for row, (text, *_) in enumerate(asked):
         assert len(listed[row]) == len(set(listed[row]))
         assert set(listed[row]) == made[text]
-    names = list(zip(*(one.tolist() for one in sequence_of(choices, left, right, t, k)), strict=True))
+    names = list(
+        zip(*(one.tolist() for one in sequence_of(choices, left, right, t, k)), strict=True)
+    )
     by_text = dict(zip([one[0] for one in asked], names, strict=True))
     assert names == [by_text[one[0]] for one in asked]
     assert len(set(by_text.values())) == len(made)
@@ -113,8 +129,16 @@ def genes(draw: st.DrawFn, segment: Segment, name: str = "1") -> Gene:
 
 
 @settings(max_examples=40, deadline=None)
-@given(genes("V"), genes("V", "2"), genes("J"), genes("J", "2"), st.sampled_from([(-2, 14), (0, 6), (-1, 30), (3, 9)]))
-def test_options_are_those_of_joined_strings(v: Gene, w: Gene, i: Gene, j: Gene, bounds: tuple[int, int]) -> None:
+@given(
+    genes("V"),
+    genes("V", "2"),
+    genes("J"),
+    genes("J", "2"),
+    st.sampled_from([(-2, 14), (0, 6), (-1, 30), (3, 9)]),
+)
+def test_options_are_those_of_joined_strings(
+    v: Gene, w: Gene, i: Gene, j: Gene, bounds: tuple[int, int]
+) -> None:
     choices = build(germline(v, w, i, j), ("v", "j"), *bounds)
     check_pair(choices, 0, 1, framed=True)
     check_pair(choices, 1, 0, framed=True)
@@ -197,11 +221,20 @@ def test_table_lists_every_option_once() -> None:
     choices = build(germline(TOY_V, TOY_J, other), ("v", "j"), -2, 14)
     rows = table(choices, np.array([[0, 1], [0, 0]]))
     assert rows["left_trim"].size == np.bitwise_count(choices.feasible).sum()
-    keys = list(zip(*(rows[name].tolist() for name in ("pair", "left_trim", "right_trim", "ligation_mh")), strict=True))
+    keys = list(
+        zip(
+            *(rows[name].tolist() for name in ("pair", "left_trim", "right_trim", "ligation_mh")),
+            strict=True,
+        )
+    )
     assert keys == sorted(set(keys))
     assert rows["right"].tolist() == [1 - pair for pair in rows["pair"]]
     in_frame, stop = frames(
-        choices, rows["left"], rows["right"], rows["left_trim"], rows["right_trim"] + rows["ligation_mh"]
+        choices,
+        rows["left"],
+        rows["right"],
+        rows["left_trim"],
+        rows["right_trim"] + rows["ligation_mh"],
     )
     assert (rows["frame_type"] == "In").tolist() == in_frame.tolist()
     assert rows["frame_stop"].tolist() == stop.tolist()
@@ -237,7 +270,9 @@ def test_cache_is_used_and_mended(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_cache_that_cannot_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
         choices = build(germline(TOY_V, TOY_J), ("v", "j"), -2, 14, tmp_path / "file")

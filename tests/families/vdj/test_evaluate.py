@@ -1,4 +1,7 @@
-"""Evaluation: figures against hand counts and the truth, every domain of productivity, and what is refused."""
+"""Evaluation.
+
+Figures against hand counts and the truth, every domain of productivity, and what is refused.
+"""
 
 import json
 import math
@@ -28,15 +31,19 @@ PARAMS = Path(__file__).parents[3] / "params" / "vdj"
 MOTIF = "left_motif=1 right_motif=2 fit.bootstrap=0 simulate.test_reads=4000 "
 MODELS = {
     "latent": MOTIF + "model_type=twostep_motif_two-side-base-count-beyond_average-mh_ligation-mh",
-    "trimming": MOTIF
-    + "trainer=fit_model param_group=nonproductive_v-j_trim model_type=motif_two-side-base-count-beyond",
-    "one end": MOTIF + "trainer=fit_model param_group=nonproductive_j_trim model_type=motif_two-side-base-count-beyond",
+    "trimming": MOTIF + "trainer=fit_model param_group=nonproductive_v-j_trim "
+    "model_type=motif_two-side-base-count-beyond",
+    "one end": MOTIF + "trainer=fit_model param_group=nonproductive_j_trim "
+    "model_type=motif_two-side-base-count-beyond",
     "no truth": "trainer=fit_twostep_model fit.bootstrap=0",
 }
 
 
 def settings(overrides: str) -> Config:
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,9 @@ def measure(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Measure:
     @cache
     def measured(name: str) -> tuple[Path, dict[str, float]]:
         folder = tmp_path_factory.mktemp("measured")
-        training.train(settings(MODELS[name]), data, folder / "train", TrainOptions(device="cpu", track=False))
+        training.train(
+            settings(MODELS[name]), data, folder / "train", TrainOptions(device="cpu", track=False)
+        )
         return folder, family.evaluate(folder / "train" / "model", data, folder / "out")
 
     return measured
@@ -68,13 +77,28 @@ def test_files_and_metrics(name: str, measure: Measure) -> None:
     sides = ["j"] if name == "one end" else ["v", "j"]
     motif = ["motif"] if name != "no truth" else []
     end = f"{'_all_annotations' * (name == 'latent')}_L2False.tsv"
-    expected = {"metrics.json", "evaluation.txt", "report.html", "calibration.tsv", f"model_evaluation_results{end}"}
-    expected |= {f"plots/{plot}.png" for plot in ("coefficients", *motif, *(f"{side}_trim" for side in sides))}
-    found = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*") if path.is_file()}
+    expected = {
+        "metrics.json",
+        "evaluation.txt",
+        "report.html",
+        "calibration.tsv",
+        f"model_evaluation_results{end}",
+    }
+    expected |= {
+        f"plots/{plot}.png"
+        for plot in ("coefficients", *motif, *(f"{side}_trim" for side in sides))
+    }
+    found = {
+        path.relative_to(folder / "out").as_posix()
+        for path in (folder / "out").rglob("*")
+        if path.is_file()
+    }
     assert found == expected
     assert json.loads((folder / "out" / "metrics.json").read_text()) == metrics
     assert metrics["test.below_null"] > 0.1
-    assert math.isclose(metrics["test.below_null"], metrics["test.null_nll"] - metrics["test.observed_nll"])
+    assert math.isclose(
+        metrics["test.below_null"], metrics["test.null_nll"] - metrics["test.observed_nll"]
+    )
     is_right = metrics["test.trim_tv"] < 1.25 * metrics["test.trim_tv_by_chance"]
     assert is_right == (name != "no truth")  # that model lacks the motif, and the genes show it
     text = (folder / "out" / "evaluation.txt").read_text()
@@ -103,7 +127,9 @@ def test_likelihood_is_that_of_the_served_answers(name: str, measure: Measure, d
     rows = pd.concat(frames(data, folder / "train" / "model"))
     model = serve.load(folder / "train" / "model")
     probability = serve.predict(model, rows)["probability"].to_numpy()
-    count = rows["count"].to_numpy() * (probability > 0)  # rows of another productivity are impossible
+    count = rows["count"].to_numpy() * (
+        probability > 0
+    )  # rows of another productivity are impossible
     loss = -(count * np.log(np.where(probability > 0, probability, 1))).sum() / count.sum()
     assert count.sum() == metrics["test.n"]
     assert math.isclose(loss, metrics["test.observed_nll"], rel_tol=1e-9)
@@ -113,7 +139,11 @@ def test_likelihood_is_that_of_the_served_answers(name: str, measure: Measure, d
 def test_every_domain_has_its_row(name: str, measure: Measure) -> None:
     folder, metrics = measure(name)
     table = pd.read_csv(next((folder / "out").glob("model_evaluation_results*")), sep="\t")
-    wanted = ["nonproductive"] if name in ("trimming", "one end") else ["nonproductive", "productive", "both"]
+    wanted = (
+        ["nonproductive"]
+        if name in ("trimming", "one end")
+        else ["nonproductive", "productive", "both"]
+    )
     assert list(table["validation_productivity"]) == wanted
     assert (table["productivity"] == "nonproductive").all()
     assert math.isclose(table["observed_nll"].iloc[0], metrics["test.observed_nll"])
@@ -134,12 +164,19 @@ def test_interval_of_the_headline_is_that_of_a_bootstrap(measure: Measure, data:
     counts = domain.observed.counts
     thetas = model.fit.theta, np.zeros_like(model.fit.theta)
     logs = [np.asarray(likelihood.log_probabilities(theta, domain.problem)[1]) for theta in thetas]
-    drawn = np.random.default_rng(1).multinomial(int(counts.sum()), counts / counts.sum(), size=2000) / counts.sum()
+    drawn = (
+        np.random.default_rng(1).multinomial(int(counts.sum()), counts / counts.sum(), size=2000)
+        / counts.sum()
+    )
     low, high = np.quantile(drawn @ (logs[0] - logs[1]), [0.025, 0.975])
     width = high - low
     assert metrics["test.below_null.low"] == pytest.approx(low, abs=0.1 * width)
     assert metrics["test.below_null.high"] == pytest.approx(high, abs=0.1 * width)
-    assert metrics["test.below_null.low"] < metrics["test.below_null"] < metrics["test.below_null.high"]
+    assert (
+        metrics["test.below_null.low"]
+        < metrics["test.below_null"]
+        < metrics["test.below_null.high"]
+    )
 
 
 def test_calibration_counts_every_read_and_tells_chance_from_misfit() -> None:
@@ -171,6 +208,8 @@ def test_other_loci_missing_splits_and_nothing_to_measure_are_refused(
         family.evaluate(model, other, tmp_path / "out")
     rows = pd.read_csv(data / "test.tsv", sep="\t")
     rows[rows["vj_insert"] > 0].to_csv(other / "test.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match=r"must leave rearrangements to model, got none: .* insertions"):
+    with pytest.raises(
+        InputError, match=r"must leave rearrangements to model, got none: .* insertions"
+    ):
         family.evaluate(model, other, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -42,7 +42,10 @@ ALL = (
     "average_interior_mh",
     "mh",
 )
-GENE, TWO_SIDED = ("5end_base_count", "3end_base_count"), ("motif", "5end_base_count", "3end_base_count")
+GENE, TWO_SIDED = (
+    ("5end_base_count", "3end_base_count"),
+    ("motif", "5end_base_count", "3end_base_count"),
+)
 # side, trim, 5end_pos1, 3end_pos1, 3end_pos2, GC5, AT5, AT3, GC3
 GENE_ROWS = [
     ("v", -2, "G--", 5, 4, 0, 0),
@@ -78,7 +81,11 @@ def specification(
     ligation: bool = False,
 ) -> Specification:
     annotation = Annotation(locus="TRA", sub_junction="vj", configuration_known=False)
-    group: Any = {"sides": sides, "ligation": ligation, "insertions": "zero" if ligation else "nonzero"}
+    group: Any = {
+        "sides": sides,
+        "ligation": ligation,
+        "insertions": "zero" if ligation else "nonzero",
+    }
     group = ParamGroup(**group, productivity="both", lower=-2, upper=14)
     choices: Any = {"choice1": choice1, "choice2": choice2}
     model = ModelType(twostep=ligation, **choices)
@@ -95,7 +102,9 @@ def random_genes(n_v: int, n_j: int, seed: int = 1) -> tuple[Gene, ...]:
     made = []
     for i in range(n_v + n_j):
         sequence = "".join(generator.choice(list("ACGT"), 30 + i))
-        made.append(Gene(f"{'V' if i < n_v else 'J'}{i:02}", "V" if i < n_v else "J", sequence, 15))
+        made.append(
+            Gene(f"{'V' if i < n_v else 'J'}{i:02}", "V" if i < n_v else "J", sequence, 15)
+        )
     return tuple(sorted(made, key=lambda gene: (gene.segment, gene.name)))
 
 
@@ -107,9 +116,21 @@ def every_pair(choices: Choices) -> Any:
 def test_one_gene_as_in_the_worked_example(row: tuple[Any, ...]) -> None:
     side, trim, letters, *counts = row
     columns = side_columns([TOY_V if side == "v" else TOY_J], side, TRIMS, 1, 2)
-    found = {name.removeprefix(f"{side}_trim_"): values[0, trim + 2] for name, values in columns.items()}
-    assert "".join("ACGT-"[found[f"motif_{name}"]] for name in ("5end_pos1", "3end_pos1", "3end_pos2")) == letters
-    names = ("5end_base_count_GC", "5end_base_count_AT", "3end_base_count_AT", "3end_base_count_GC")
+    found = {
+        name.removeprefix(f"{side}_trim_"): values[0, trim + 2] for name, values in columns.items()
+    }
+    assert (
+        "".join(
+            "ACGT-"[found[f"motif_{name}"]] for name in ("5end_pos1", "3end_pos1", "3end_pos2")
+        )
+        == letters
+    )
+    names = (
+        "5end_base_count_GC",
+        "5end_base_count_AT",
+        "3end_base_count_AT",
+        "3end_base_count_GC",
+    )
     assert [found[name] for name in names] == counts
 
 
@@ -151,10 +172,18 @@ def test_one_gene_as_by_strings(sequence: str, side: str, left: int, right: int)
             for i in range(1, right + 1)
         }
         before = extended[max(cut - 10, 0) : max(cut - left, 0)]
-        after = extended[min(cut + right, len(sequence) - 2) : len(sequence) - 2] if len(sequence) > 2 else ""
+        after = (
+            extended[min(cut + right, len(sequence) - 2) : len(sequence) - 2]
+            if len(sequence) > 2
+            else ""
+        )
         for bases in ("GC", "AT"):
-            wanted[f"{side}_trim_5end_base_count_{bases}"] = sum(before.count(base) for base in bases)
-            wanted[f"{side}_trim_3end_base_count_{bases}"] = sum(after.count(base) for base in bases)
+            wanted[f"{side}_trim_5end_base_count_{bases}"] = sum(
+                before.count(base) for base in bases
+            )
+            wanted[f"{side}_trim_3end_base_count_{bases}"] = sum(
+                after.count(base) for base in bases
+            )
         assert {name: int(values[0, trim + 2]) for name, values in columns.items()} == wanted
 
 
@@ -171,7 +200,9 @@ def test_microhomology_around_the_cuts_as_by_strings(v: str, j: str) -> None:
 
     for t, u in product(range(-2, min(len(v), 14) + 1), range(-2, min(len(j), 14) + 1)):
         end, start = 60 + len(v) - t, 60 + u + 2
-        assert counts[0, 0, t + 2, u + 2].tolist() == [same(end - o, start, o) for o in (1, 2, 3, 4)]
+        assert counts[0, 0, t + 2, u + 2].tolist() == [
+            same(end - o, start, o) for o in (1, 2, 3, 4)
+        ]
         for i, (place, o) in enumerate(PROPORTIONS):
             wanted = {
                 "mid": (same(end - o, start, o), o),
@@ -183,7 +214,11 @@ def test_microhomology_around_the_cuts_as_by_strings(v: str, j: str) -> None:
 
 def test_contrasts_sum_to_zero_over_bases() -> None:
     names, values = side_table([TOY_V], "v", TRIMS, 1, 2, ("motif",))
-    assert names[:3] == ("v_trim_motif_5end_pos1_A", "v_trim_motif_5end_pos1_C", "v_trim_motif_5end_pos1_G")
+    assert names[:3] == (
+        "v_trim_motif_5end_pos1_A",
+        "v_trim_motif_5end_pos1_C",
+        "v_trim_motif_5end_pos1_G",
+    )
     by_trim = {trim: values[0, trim + 2, :3].tolist() for trim in (-2, -1, 0, 1)}  # G, T, A, C
     assert by_trim == {-2: [0, 0, 1], -1: [-1, -1, -1], 0: [1, 0, 0], 1: [0, 1, 0]}
     assert not values[0, 0, 3:].any()  # nothing is 3' of the last P-nucleotide
@@ -209,8 +244,14 @@ PUBLISHED = [
     (specification((*TWO_SIDED, "mh_config_count"), ("ligation_mh",), ligation=True), 26),
     (specification((*TWO_SIDED, "weighted_avg_mh"), ("ligation_mh",), ligation=True), 26),
     (specification((*GENE, "average_mh"), ("ligation_mh",), ligation=True), 8),
-    (specification(("motif", "5end_base_count", "average_mh"), ("ligation_mh",), ligation=True), 22),
-    (specification(("motif", "3end_base_count", "average_mh"), ("ligation_mh",), ligation=True), 24),
+    (
+        specification(("motif", "5end_base_count", "average_mh"), ("ligation_mh",), ligation=True),
+        22,
+    ),
+    (
+        specification(("motif", "3end_base_count", "average_mh"), ("ligation_mh",), ligation=True),
+        24,
+    ),
     (specification((*TWO_SIDED, "average_interior_mh")), 25),
     (specification((*TWO_SIDED, "interior_mh_count")), 28),
     (specification((*TWO_SIDED, "mh")), 38),
@@ -218,7 +259,9 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("made", "n"), PUBLISHED, ids=lambda one: str(one) if isinstance(one, int) else "")
+@pytest.mark.parametrize(
+    ("made", "n"), PUBLISHED, ids=lambda one: str(one) if isinstance(one, int) else ""
+)
 def test_number_of_coefficients_and_their_places(made: Specification, n: int) -> None:
     choices = toy(*made.group.sides, genes=random_genes(6, 6))
     found = design(choices, every_pair(choices), made)
@@ -226,15 +269,26 @@ def test_number_of_coefficients_and_their_places(made: Specification, n: int) ->
     assert found.names == coefficient_names(made)
     assert found.dropped == {}
     ligation = [] if found.ligation_column is None else [found.ligation_column]
-    places = [found.left_columns, found.right_columns, found.pair_columns, found.mask_columns, ligation]
+    places = [
+        found.left_columns,
+        found.right_columns,
+        found.pair_columns,
+        found.mask_columns,
+        ligation,
+    ]
     assert sorted(np.concatenate(places).tolist()) == list(range(n))
-    assert (found.left.shape[-1], found.right.shape[-1]) == (found.left_columns.size, found.right_columns.size)
+    assert (found.left.shape[-1], found.right.shape[-1]) == (
+        found.left_columns.size,
+        found.right_columns.size,
+    )
     assert found.pair.shape == (*choices.feasible.shape, found.pair_columns.size)
     assert np.all(found.scale == 1)
 
 
 def test_order_of_coefficients_is_the_references() -> None:
-    names = coefficient_names(specification((*TWO_SIDED, "average_mh"), ("ligation_mh",), ligation=True))
+    names = coefficient_names(
+        specification((*TWO_SIDED, "average_mh"), ("ligation_mh",), ligation=True)
+    )
     assert names == (
         "average_mh",
         "v_trim_5end_base_count_GC",
@@ -265,7 +319,9 @@ def logits(found: Design, theta: Any) -> Any:
     """Sum of variables times coefficients, without those of the option sets."""
     left = found.left @ theta[found.left_columns]
     right = found.right @ theta[found.right_columns]
-    return left[:, None, :, None] + right[None, :, None, :] + found.pair @ theta[found.pair_columns]
+    return (
+        left[:, None, :, None] + right[None, :, None, :] + found.pair @ theta[found.pair_columns]
+    )
 
 
 def test_design_of_a_trained_model_gives_the_same_logits() -> None:
@@ -277,28 +333,44 @@ def test_design_of_a_trained_model_gives_the_same_logits() -> None:
     theta = np.random.default_rng(1).normal(size=len(found.names))
     np.testing.assert_array_equal(logits(again, theta), logits(found, theta))
     plain = design(choices, every_pair(choices), specification((*TWO_SIDED, "interior_mh_count")))
-    np.testing.assert_allclose(logits(plain, theta / found.scale), logits(found, theta), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        logits(plain, theta / found.scale), logits(found, theta), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("ligation", [True, False])
 def test_standardised_over_the_rows_of_the_long_table(ligation: bool) -> None:
     choices = toy(genes=random_genes(4, 5))
     pairs = every_pair(choices)[1::2]
-    choice1 = (*TWO_SIDED, "average_interior_mh", *(("average_mh", "mh_config_count") if ligation else ()))
+    choice1 = (
+        *TWO_SIDED,
+        "average_interior_mh",
+        *(("average_mh", "mh_config_count") if ligation else ()),
+    )
     choice2 = ("ligation_mh",) if ligation else ()
-    found = design(choices, pairs, specification(choice1, choice2, standardized=True, ligation=ligation))
+    found = design(
+        choices, pairs, specification(choice1, choice2, standardized=True, ligation=ligation)
+    )
     rows = choice_table(choices, pairs, choice1, (1, 2), ligation=ligation)
     for name, mean, scale in zip(found.names, found.mean, found.scale, strict=True):
         if "_motif_" not in name:
-            assert (mean, scale) == pytest.approx((rows[name].mean(), rows[name].std(ddof=1)), rel=1e-12)
+            assert (mean, scale) == pytest.approx(
+                (rows[name].mean(), rows[name].std(ddof=1)), rel=1e-12
+            )
             continue
         letters = rows[name[:-2]]
         contrasts = np.stack([(letters == base) * 1.0 - (letters == "T") for base in "ACG"])
-        assert (mean, scale) == pytest.approx((contrasts.mean(), contrasts.std()), rel=1e-12, abs=1e-15)
+        assert (mean, scale) == pytest.approx(
+            (contrasts.mean(), contrasts.std()), rel=1e-12, abs=1e-15
+        )
 
 
 def test_what_does_not_vary_is_dropped_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    genes = (Gene("J", "J", "GC" * 15, 0), Gene("V", "V", "ACGTTGCA" * 4, 0), Gene("V2", "V", "G" * 30, 0))
+    genes = (
+        Gene("J", "J", "GC" * 15, 0),
+        Gene("V", "V", "ACGTTGCA" * 4, 0),
+        Gene("V2", "V", "G" * 30, 0),
+    )
     choices = toy(genes=genes)
     made = specification((*TWO_SIDED, "average_mh"), ("ligation_mh",), ligation=True)
     with caplog.at_level(logging.WARNING):
@@ -314,7 +386,12 @@ def test_what_does_not_vary_is_dropped_and_told(caplog: pytest.LogCaptureFixture
 
 def test_ligation_that_is_never_possible_is_dropped() -> None:
     choices = toy(genes=(Gene("J", "J", "A" * 40, 0), Gene("V", "V", "A" * 40, 0)))
-    impossible = build(Germline("TRA", (Gene("J", "J", "G" * 40, 0), Gene("V", "V", "A" * 40, 0))), ("v", "j"), 0, 14)
+    impossible = build(
+        Germline("TRA", (Gene("J", "J", "G" * 40, 0), Gene("V", "V", "A" * 40, 0))),
+        ("v", "j"),
+        0,
+        14,
+    )
     made = specification(("average_mh",), ("ligation_mh",), ligation=True)
     assert design(choices, np.array([[0, 0]]), made).names == ("average_mh", "ligation_mh")
     found = design(impossible, np.array([[0, 0]]), made)
@@ -335,7 +412,13 @@ def test_names_of_another_model_are_refused() -> None:
     with pytest.raises(ModelError, match="coefficients must be of"):
         design(choices, np.array([[0, 0]]), specification(GENE), np.ones(1), ("average_mh",))
     with pytest.raises(ModelError, match="coefficients must be of"):
-        design(choices, np.array([[0, 0]]), specification(GENE), np.ones(2), ("v_trim_5end_base_count_GC",))
+        design(
+            choices,
+            np.array([[0, 0]]),
+            specification(GENE),
+            np.ones(2),
+            ("v_trim_5end_base_count_GC",),
+        )
 
 
 def test_no_pairs_leave_no_coefficients() -> None:
@@ -349,18 +432,36 @@ def test_choice_table_has_the_references_columns() -> None:
     columns = choice_table(choices, every_pair(choices), (*TWO_SIDED, "average_mh"), (1, 2))
     assert list(columns) == [
         *("v_gene", "j_gene", "v_trim", "j_trim"),
-        *(f"{p}_trim_motif_{place}" for p in "vj" for place in ("5end_pos1", "3end_pos1", "3end_pos2")),
-        *(f"{p}_trim_{end}_base_count_{b}" for end in ("5end", "3end") for p in "vj" for b in ("GC", "AT")),
+        *(
+            f"{p}_trim_motif_{place}"
+            for p in "vj"
+            for place in ("5end_pos1", "3end_pos1", "3end_pos2")
+        ),
+        *(
+            f"{p}_trim_{end}_base_count_{b}"
+            for end in ("5end", "3end")
+            for p in "vj"
+            for b in ("GC", "AT")
+        ),
         *("average_mh", "ligation_mh", "frame_type", "frame_stop"),
     ]
-    assert {values.size for values in columns.values()} == {int(np.bitwise_count(choices.feasible).sum())}
+    assert {values.size for values in columns.values()} == {
+        int(np.bitwise_count(choices.feasible).sum())
+    }
     assert set(columns["v_trim_motif_3end_pos2"].tolist()) <= set("ACGT-")
     one = choice_table(toy("j"), np.array([[0, 0]]), GENE, (0, 0))
     assert list(one)[:2] == ["j_gene", "j_trim"]
     assert one["j_gene"].size == 17
     assert "ligation_mh" not in one
-    with_d = build(Germline("TRB", (Gene("D", "D", "GGGACAGGGGGC", None), TOY_J)), ("d3", "j"), -2, 14)
-    assert list(choice_table(with_d, np.array([[0, 0]]), (), (0, 0)))[:4] == ["d_gene", "j_gene", "d3_trim", "j_trim"]
+    with_d = build(
+        Germline("TRB", (Gene("D", "D", "GGGACAGGGGGC", None), TOY_J)), ("d3", "j"), -2, 14
+    )
+    assert list(choice_table(with_d, np.array([[0, 0]]), (), (0, 0)))[:4] == [
+        "d_gene",
+        "j_gene",
+        "d3_trim",
+        "j_trim",
+    ]
 
 
 def test_shipped_model_types_have_the_published_numbers_of_coefficients() -> None:
@@ -368,11 +469,19 @@ def test_shipped_model_types_have_the_published_numbers_of_coefficients() -> Non
     counts = {}
     for name, entry in entries.items():
         choice1, choice2 = tuple(entry["choice1"]), tuple(entry["choice2"])
-        counts[name] = len(coefficient_names(specification(choice1, choice2, ligation=entry["twostep"])))
+        counts[name] = len(
+            coefficient_names(specification(choice1, choice2, ligation=entry["twostep"]))
+        )
     wanted = {"null": 0, "twostep_null": 0, "twostep_mh-config-count_ligation-mh": 2}
     for name, n in counts.items():
         stem, _, rest = name.removeprefix("twostep_").partition("-beyond")
-        genes = {"motif_two-side-base-count": 24, "motif_left-base-count": 20, "motif_right-base-count": 22}
+        genes = {
+            "motif_two-side-base-count": 24,
+            "motif_left-base-count": 20,
+            "motif_right-base-count": 22,
+        }
         joint = {"interior-mh-count": 4, "mh": 14}
         of_genes = genes.get(stem, 6 if stem == "two-side-base-count" else 0)
-        assert n == wanted.get(name, of_genes + sum(joint.get(part, 1) for part in rest.split("_") if part))
+        assert n == wanted.get(
+            name, of_genes + sum(joint.get(part, 1) for part in rest.split("_") if part)
+        )

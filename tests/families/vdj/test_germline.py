@@ -17,7 +17,9 @@ COMBO = "id\torganism\tchain\tregion\tnucseq\tframe\taligned_protseq\tcdr_column
 
 
 def gene(name: str, sequence: str = V, anchor: int | None = V_ANCHOR) -> Gene:
-    return Gene(name, "V" if "V" in name[2:4] or name.startswith("ARTV") else "J", sequence, anchor)
+    return Gene(
+        name, "V" if "V" in name[2:4] or name.startswith("ARTV") else "J", sequence, anchor
+    )
 
 
 def germline(*names: str) -> Germline:
@@ -26,7 +28,12 @@ def germline(*names: str) -> Germline:
 
 def combo_row(name: str, region: str, sequence: str = "", organism: str = "human") -> str:
     own, frame, aligned, columns = {
-        "V": (V, "1", "DT.ATY.FCAVR", "27-38;56-65;81-86;9-12"),  # the Cys in column 9, two dots before it
+        "V": (
+            V,
+            "1",
+            "DT.ATY.FCAVR",
+            "27-38;56-65;81-86;9-12",
+        ),  # the Cys in column 9, two dots before it
         "J": (J[1:], "+2", ".SNTFGKG", "1-5"),  # the Phe in column 5, one dot before it
         "D": ("GGGACAGGGGGC", "1", "GTGG", ""),
     }[region]
@@ -49,7 +56,9 @@ BOTH = combo_row("TRAV1*01", "V") + combo_row("TRAJ2*01", "J")
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     written = Germline(
-        "TRA", (gene("TRAJ1*01", J, J_ANCHOR), gene("TRAV1*01", anchor=None)), {"file": "x", "format": "f"}
+        "TRA",
+        (gene("TRAJ1*01", J, J_ANCHOR), gene("TRAV1*01", anchor=None)),
+        {"file": "x", "format": "f"},
     )
     write_germline(tmp_path, written)
     found = read_germline(tmp_path)
@@ -65,7 +74,11 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_digest_is_of_the_genes_alone() -> None:
     one = germline("TRAV1*01")
     assert one.digest == Germline("TRA", one.genes, {"file": "elsewhere"}).digest
-    others = [Germline("TRB", one.genes), germline("TRAV2*01"), Germline("TRA", (gene("TRAV1*01", anchor=3),))]
+    others = [
+        Germline("TRB", one.genes),
+        germline("TRAV2*01"),
+        Germline("TRA", (gene("TRAV1*01", anchor=3),)),
+    ]
     assert len({one.digest, *(other.digest for other in others)}) == 4
 
 
@@ -75,7 +88,9 @@ def test_damaged_folder_is_refused(tmp_path: Path) -> None:
         import_germline(tmp_path, "TRB")
     table = tmp_path / "germline.tsv"
     table.write_text(table.read_text().replace(V, V[:-1]))
-    with pytest.raises(InputError, match=r"must hold the genes that germline\.json was written for"):
+    with pytest.raises(
+        InputError, match=r"must hold the genes that germline\.json was written for"
+    ):
         read_germline(tmp_path)
     about = tmp_path / "germline.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "format_version": 9}))
@@ -90,7 +105,9 @@ def test_damaged_folder_is_refused(tmp_path: Path) -> None:
 
 def fasta(path: Path, *records: tuple[str, str]) -> Path:
     text = "".join(f">{header}\n{body}\n" for header, body in records)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
+    path.write_bytes(
+        gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode()
+    )
     return path
 
 
@@ -119,11 +136,15 @@ def test_fasta(tmp_path: Path, name: str) -> None:
 def test_anchors_beside_fasta(tmp_path: Path) -> None:
     path = fasta(tmp_path / "genes.fa", ("TRAV1*01", V), ("TRAJ2*01", J))
     (tmp_path / "genes.anchors.tsv").write_text("gene\tanchor\nTRAV1*01\t18\nTRAV77*01\t2\n")
-    (tmp_path / "J_gene_CDR3_anchors.csv").write_text("gene,anchor_index,function\nTRAJ2*01,10,F\n")
+    (tmp_path / "J_gene_CDR3_anchors.csv").write_text(
+        "gene,anchor_index,function\nTRAJ2*01,10,F\n"
+    )
     (tmp_path / "other.anchors.tsv").write_text("gene\tanchor\nTRAJ2*01\t4\n")
     assert [one.anchor for one in import_germline(path, "TRA").genes] == [10, 18]
     (tmp_path / "genes.anchors.tsv").write_text("gene\tanchor\nTRAV1*01\t-2\n")
-    with pytest.raises(InputError, match=r"anchor of TRAV1\*01 must be a whole number from 0 on, got '-2'"):
+    with pytest.raises(
+        InputError, match=r"anchor of TRAV1\*01 must be a whole number from 0 on, got '-2'"
+    ):
         import_germline(path, "TRA")
     (tmp_path / "genes.anchors.tsv").write_text("gene\tanchor\nTRAJ2*01\t23\n")
     (tmp_path / "J_gene_CDR3_anchors.csv").unlink()
@@ -135,7 +156,10 @@ def test_anchors_by_the_numbering(tmp_path: Path) -> None:
     whole = "ACG" * 92 + "TGTGCTGTGAGA"  # Cys codon at 276; 33 gaps make column 309
     gapped = whole[:90] + "." * 33 + whole[90:]
     path = fasta(
-        tmp_path / "genes.fa", ("TRAV1*01", gapped), (f"TRAV2*01|{len(whole)}+33=321|", whole), ("TRAJ2*01", J)
+        tmp_path / "genes.fa",
+        ("TRAV1*01", gapped),
+        (f"TRAV2*01|{len(whole)}+33=321|", whole),
+        ("TRAJ2*01", J),
     )
     found = import_germline(path, "TRA")
     assert [(one.sequence, one.anchor) for one in found.of("v")] == [(whole, 276), (whole, 276)]
@@ -161,7 +185,9 @@ def test_combo_table(tmp_path: Path, numbered: bool, organism: str) -> None:
         combo_row("TRAV1*01", "V", organism=organism),
         combo_row("TRAV1*01", "V", organism="mouse", sequence="ACGTNN"),
     ]
-    path = combo(tmp_path / "combo.tsv", *rows, rows[0], combo_row("TRAJ2*01", "J"), numbered=numbered)
+    path = combo(
+        tmp_path / "combo.tsv", *rows, rows[0], combo_row("TRAJ2*01", "J"), numbered=numbered
+    )
     found = import_germline(path, "TRA")
     assert [(one.name, one.sequence, one.anchor) for one in found.genes] == [
         ("TRAJ2*01", J[1:], J_ANCHOR - 1),
@@ -185,8 +211,14 @@ def test_loci_of_a_combo_table(tmp_path: Path) -> None:
         "IGHJ1*01",
         "IGHD*01",
     ]
-    path = combo(tmp_path / "combo.tsv", *(combo_row(name, "D" if "D*" in name else name[3]) for name in names))
-    found = {locus: [one.name for one in import_germline(path, locus).genes] for locus in ("TRA", "TRD", "IGH")}
+    path = combo(
+        tmp_path / "combo.tsv",
+        *(combo_row(name, "D" if "D*" in name else name[3]) for name in names),
+    )
+    found = {
+        locus: [one.name for one in import_germline(path, locus).genes]
+        for locus in ("TRA", "TRD", "IGH")
+    }
     assert found == {
         "TRA": ["TRAJ1*01", "TRAV1*01", "TRAV14/DV4*01"],
         "TRD": ["TRDD1*01", "TRDJ1*01", "TRAV14/DV4*01", "TRDV1*01"],
@@ -197,8 +229,14 @@ def test_loci_of_a_combo_table(tmp_path: Path) -> None:
 
 
 def test_incomplete_genes_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [combo_row("TRAV2*01", "V", sequence=V[:26]), combo_row("TRAV3*01", "V", sequence=V[:-2] + "RA")]
-    rows += [combo_row("TRAV4*01", "V", sequence=V[:27]), combo_row("TRAV1*01", "V", sequence=V[3:])]
+    rows = [
+        combo_row("TRAV2*01", "V", sequence=V[:26]),
+        combo_row("TRAV3*01", "V", sequence=V[:-2] + "RA"),
+    ]
+    rows += [
+        combo_row("TRAV4*01", "V", sequence=V[:27]),
+        combo_row("TRAV1*01", "V", sequence=V[3:]),
+    ]
     with caplog.at_level(logging.WARNING):
         found = import_germline(combo(tmp_path / "combo.tsv", BOTH, *rows), "TRA")
     assert [one.name for one in found.of("v")] == ["TRAV1*01", "TRAV4*01"]
@@ -226,11 +264,16 @@ def test_model_folder(tmp_path: Path) -> None:
 @Edges
 """
     (tmp_path / "model_params.txt").write_text(params)
-    (tmp_path / "V_gene_CDR3_anchors.csv").write_text("gene,anchor_index,function\nTRAV1*01,18,F\nTRAV2*01,18,F\n")
+    (tmp_path / "V_gene_CDR3_anchors.csv").write_text(
+        "gene,anchor_index,function\nTRAV1*01,18,F\nTRAV2*01,18,F\n"
+    )
     (tmp_path / "J_gene_CDR3_anchors.csv").write_text("gene;anchor_index\nTRAJ2*01;10\n")
     for path in (tmp_path, tmp_path / "model_params.txt"):
         found = import_germline(path, "TRA")
-        assert [(one.name, one.anchor) for one in found.genes] == [("TRAJ2*01", 10), ("TRAV1*01", 18)]
+        assert [(one.name, one.anchor) for one in found.genes] == [
+            ("TRAJ2*01", 10),
+            ("TRAV1*01", 18),
+        ]
         assert found.source["format"] == "olga"
         assert found.source["licence"].startswith("GPL-3.0")
 
@@ -245,8 +288,13 @@ def test_plain_table(tmp_path: Path) -> None:
         ("TRAJ2*01", None),
         ("TRAV1*01", 276),
     ]
-    path.write_text(f"gene\tsegment\tlocus\tsequence\tanchor\nmine\tV\tTRA\t{V}\t18\nother\tJ\tTRA\t{J}\t\n")
-    assert [(one.name, one.anchor) for one in import_germline(path, "TRA").genes] == [("other", None), ("mine", 18)]
+    path.write_text(
+        f"gene\tsegment\tlocus\tsequence\tanchor\nmine\tV\tTRA\t{V}\t18\nother\tJ\tTRA\t{J}\t\n"
+    )
+    assert [(one.name, one.anchor) for one in import_germline(path, "TRA").genes] == [
+        ("other", None),
+        ("mine", 18),
+    ]
     path.write_text(f"gene\tsegment\tlocus\tsequence\tanchor\nmine\tW\tTRA\t{V}\t18\n")
     with pytest.raises(InputError, match="segment of mine must be V, D or J, got 'W'"):
         import_germline(path, "TRA")
@@ -259,11 +307,17 @@ def test_plain_table(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "must have content, got an empty file"),
-        (gzip.compress(f">TRAV1*01\n{V}\n".encode() * 50, mtime=0)[:-20], "must be a whole gzip file"),
+        (
+            gzip.compress(f">TRAV1*01\n{V}\n".encode() * 50, mtime=0)[:-20],
+            "must be a whole gzip file",
+        ),
         (b"\x1f\x8bnonsense", "must be a whole gzip file"),
         (b"\xff\xfe>T\xe9", "must be a readable text file"),
         (b"a,b,c\n1,2,3\n", "must be FASTA, a model's parameters or a table"),
-        (f">TRAV1*01\n{V[:12]}X{V[13:]}\n".encode(), r"TRAV1\*01 must have nucleotides only, got 'X' as letter 13"),
+        (
+            f">TRAV1*01\n{V[:12]}X{V[13:]}\n".encode(),
+            r"TRAV1\*01 must have nucleotides only, got 'X' as letter 13",
+        ),
         (b">TRAV1*01\n>TRAJ2*01\nACG\n", r"TRAV1\*01 must have nucleotides only, got no sequence"),
         (
             f">TRAV1*01\n{V}\n>TRAV1*01\n{V[:-1]}C\n".encode(),
@@ -272,12 +326,18 @@ def test_plain_table(tmp_path: Path) -> None:
         (f">TRBV1*01\n{V}\n".encode(), "must have V and J genes of TRA, got 0 V and 0 J"),
         (f">TRAV1*01\n{V}\n".encode(), "must have V and J genes of TRA, got 1 V and 0 J"),
         ((COMBO + BOTH).replace("aligned_protseq", "x").encode(), "got no aligned_protseq"),
-        ((COMBO + BOTH).replace("\t1\t", "\tone\t").encode(), r"frame and cdr_columns of TRAV1\*01 must be numbers"),
+        (
+            (COMBO + BOTH).replace("\t1\t", "\tone\t").encode(),
+            r"frame and cdr_columns of TRAV1\*01 must be numbers",
+        ),
         (
             (COMBO + BOTH).replace("9-12", "9").replace("81-86;", "").encode(),
             r"cdr_columns of TRAV1\*01 must be numbers",
         ),
-        ((COMBO + BOTH + "TRAV2*01\thuman\n").encode(), "rows must have as many fields as the header"),
+        (
+            (COMBO + BOTH + "TRAV2*01\thuman\n").encode(),
+            "rows must have as many fields as the header",
+        ),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -290,7 +350,9 @@ def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="must be a file or folder with germline genes"):
         import_germline(tmp_path / "none", "TRA")
-    with pytest.raises(InputError, match=r"must hold germline\.tsv, FASTA files or model_params\.txt"):
+    with pytest.raises(
+        InputError, match=r"must hold germline\.tsv, FASTA files or model_params\.txt"
+    ):
         import_germline(tmp_path, "TRA")
     (tmp_path / "germline.tsv").write_text("gene\tsegment\tlocus\tsequence\tanchor\n")
     (tmp_path / "germline.json").write_text("{}")
@@ -322,7 +384,8 @@ def test_names(call: str, meant: str) -> None:
 @pytest.mark.parametrize("call", ["TRAV1-2*03", "TRAV11", "", "TRAV1-2*"])
 def test_unknown_names_show_the_nearest(call: str) -> None:
     with pytest.raises(
-        MissingError, match=r"^TRA V genes: a name must be one of the germline, got .*near: .*TRAV1-2\*01"
+        MissingError,
+        match=r"^TRA V genes: a name must be one of the germline, got .*near: .*TRAV1-2\*01",
     ):
         resolve(germline("TRAV1-2*01", "TRAV38*01"), "v", call)
     with pytest.raises(MissingError, match="near: none"):
@@ -333,7 +396,9 @@ def test_alleles_that_differ_must_be_named() -> None:
     longer, other = gene("TRAV1*02", V + "GA"), gene("TRAV1*03", V[:-3] + "CGA")
     assert resolve(Germline("TRA", (gene("TRAV1*01"), longer)), "v", "TRAV1") == "TRAV1*01"
     assert resolve(Germline("TRA", (longer, gene("TRAV1*04"))), "v", "TRAV1") == "TRAV1*02"
-    with pytest.raises(MissingError, match=r"TRAV1 must say which allele, .* got none of TRAV1\*01, TRAV1\*03"):
+    with pytest.raises(
+        MissingError, match=r"TRAV1 must say which allele, .* got none of TRAV1\*01, TRAV1\*03"
+    ):
         resolve(Germline("TRA", (gene("TRAV1*01"), other)), "v", "TRAV1")
     ends = (gene("TRAJ1*01", J, None), gene("TRAJ1*02", "C" + J[1:], None))
     with pytest.raises(MissingError, match="TRAJ1 must say which allele"):

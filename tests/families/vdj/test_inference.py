@@ -101,7 +101,9 @@ def make(kind, seed=0, variables=None):
     names = np.unique(np.stack([g, place], axis=1), axis=0, return_inverse=True)
     order = np.argsort(names[1], kind="stable")
     n = len(names[0])
-    observed = Observed(pairs, np.ones(n), names[0][:, 0], names[1][order], g[order], t[order], u[order], m[order])
+    observed = Observed(
+        pairs, np.ones(n), names[0][:, 0], names[1][order], g[order], t[order], u[order], m[order]
+    )
     made = problem(choices, variables, observed, specification(kind != "trims"))
     theta = THETA if len(variables.names) == len(THETA) else np.full(len(variables.names), 0.3)
     usage = generator.dirichlet(np.full(len(pairs), 5.0))
@@ -132,7 +134,11 @@ def fitted(latent, counts):
 
 
 def draw(world, n, seed):
-    return np.random.default_rng(seed).multinomial(n, world.expected / world.expected.sum()).astype(float)
+    return (
+        np.random.default_rng(seed)
+        .multinomial(n, world.expected / world.expected.sum())
+        .astype(float)
+    )
 
 
 def z_scores(world, n, seeds):
@@ -185,7 +191,10 @@ def test_em_differentiates_the_weighted_average():
     generator = np.random.default_rng(3)
     names = ("weighted_avg_mh", *NAMES[1:])
     variables = dataclasses.replace(
-        make_design(generator), names=names, mask_features=("weighted_avg_mh",), mask_columns=np.arange(1)
+        make_design(generator),
+        names=names,
+        mask_features=("weighted_avg_mh",),
+        mask_columns=np.arange(1),
     )
     world = make("latent", variables=variables)
     counts = draw(world, 20_000, 5)
@@ -220,7 +229,12 @@ def test_a_stopped_fit_goes_on_bit_for_bit(latent, counts, config):
 
 def test_a_fit_at_the_cap_says_so(latent, counts):
     for config in (CONFIG, EM):
-        found = fit(latent.problem, counts, NAMES, dataclasses.replace(config, max_iterations=2, em_iterations=2))
+        found = fit(
+            latent.problem,
+            counts,
+            NAMES,
+            dataclasses.replace(config, max_iterations=2, em_iterations=2),
+        )
         assert (found.reason, found.iterations, found.converged) == ("cap", 2, False)
 
 
@@ -235,13 +249,17 @@ def test_conditional_logit_equals_a_naive_one():
     variables = make_design(np.random.default_rng(2), names, (0, 1, 2), (3,))
     world = make("trims", variables=variables)
     counts = draw(world, 5_000, 3)
-    table = counts.reshape(N_LEFT, N_RIGHT, N_TRIMS, N_TRIMS)  # every pair of trims is a sequence, in order
+    table = counts.reshape(
+        N_LEFT, N_RIGHT, N_TRIMS, N_TRIMS
+    )  # every pair of trims is a sequence, in order
 
     def naive(theta):
         loss = 0.0
         for i in range(N_LEFT):
             for j in range(N_RIGHT):
-                logits = (variables.left[i] @ theta[:3])[:, None] + (variables.right[j] @ theta[3:])[None]
+                logits = (variables.left[i] @ theta[:3])[:, None] + (
+                    variables.right[j] @ theta[3:]
+                )[None]
                 loss -= (table[i, j] * (logits - np.log(np.exp(logits).sum()))).sum()
         return loss / counts.sum()
 
@@ -304,7 +322,11 @@ def test_collinear_variables_are_named():
     assert found.reason == "gradient"
     assert unidentified(found) == (NAMES[2], NAMES[3])
     table = wald(found).set_index("coefficient")
-    assert table.loc[table["error"].isna()].index.tolist() == [NAMES[2], NAMES[3], "v_trim_motif_5end_pos1_T"]
+    assert table.loc[table["error"].isna()].index.tolist() == [
+        NAMES[2],
+        NAMES[3],
+        "v_trim_motif_5end_pos1_T",
+    ]
 
 
 def test_standard_errors_and_the_base_without_a_coefficient(latent, counts, fitted):
@@ -317,8 +339,12 @@ def test_standard_errors_and_the_base_without_a_coefficient(latent, counts, fitt
     last = table.iloc[6]
     assert last["value"] == pytest.approx(-fitted.theta[2] - fitted.theta[3])
     assert last["error"] == pytest.approx(math.sqrt(spread[2:4, 2:4].sum()), rel=1e-8)
-    np.testing.assert_allclose(table["pvalue"], 2 * scipy.stats.norm.sf(np.abs(table["zscore"])), rtol=1e-9)
-    np.testing.assert_allclose(table["upper"] - table["lower"], 2 * 1.959964 * table["error"], rtol=1e-6)
+    np.testing.assert_allclose(
+        table["pvalue"], 2 * scipy.stats.norm.sf(np.abs(table["zscore"])), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        table["upper"] - table["lower"], 2 * 1.959964 * table["error"], rtol=1e-6
+    )
 
 
 def test_the_penalty_touches_microhomology_alone(latent, counts, fitted):
@@ -327,7 +353,9 @@ def test_the_penalty_touches_microhomology_alone(latent, counts, fitted):
     assert np.abs(found.theta[1:5]).min() > 0.1
     assert found.observed_nll > fitted.observed_nll
     by_em = fit(latent.problem, counts, NAMES, EM, penalty=1e3)
-    np.testing.assert_allclose(by_em.theta, fit(latent.problem, counts, NAMES, CONFIG, penalty=1e3).theta, atol=1e-5)
+    np.testing.assert_allclose(
+        by_em.theta, fit(latent.problem, counts, NAMES, CONFIG, penalty=1e3).theta, atol=1e-5
+    )
 
 
 def test_bootstrap_agrees_with_the_information(latent, counts, fitted):
@@ -337,13 +365,22 @@ def test_bootstrap_agrees_with_the_information(latent, counts, fitted):
     assert converged.all()
     np.testing.assert_array_equal(thetas, again)
     table = bootstrap_table(fitted, thetas, converged)
-    assert table.columns.tolist() == ["coefficient", "value", "bootstrap_sd", "zscore", "pvalue", "adjusted_pvalue"]
+    assert table.columns.tolist() == [
+        "coefficient",
+        "value",
+        "bootstrap_sd",
+        "zscore",
+        "pvalue",
+        "adjusted_pvalue",
+    ]
     ratio = table["bootstrap_sd"] / wald(fitted)["error"]
     assert ratio.between(0.75, 1.3).all()
     assert (table["adjusted_pvalue"] <= 1).all()
     np.testing.assert_allclose(table["adjusted_pvalue"], np.minimum(1, 7 * table["pvalue"]))
     drawn = np.random.default_rng(1).multinomial(20_000, counts / 20_000, size=100)
-    np.testing.assert_allclose(fit(latent.problem, drawn[7].astype(float), NAMES, CONFIG).theta, thetas[7], atol=1e-7)
+    np.testing.assert_allclose(
+        fit(latent.problem, drawn[7].astype(float), NAMES, CONFIG).theta, thetas[7], atol=1e-7
+    )
 
 
 def test_choice_of_the_penalty(latent, counts):
@@ -358,7 +395,9 @@ def test_choice_of_the_penalty(latent, counts):
         loads[folds[one]] += np.bincount(pair, counts)[one]
     losses = []
     for fold in range(3):
-        theta = fit(latent.problem, np.where(folds[pair] == fold, 0, counts), NAMES, CONFIG, penalty=10.0).theta
+        theta = fit(
+            latent.problem, np.where(folds[pair] == fold, 0, counts), NAMES, CONFIG, penalty=10.0
+        ).theta
         left = np.where(folds[pair] == fold, counts, 0)
         losses.append(float(observed_nll(theta, latent.problem, left / left.sum())))
     assert table["mean_loss"][1] == pytest.approx(np.mean(losses), rel=1e-9)

@@ -38,16 +38,25 @@ BETA = Germline(
 IGOR = "v_gene j_gene v_trim j_trim vj_insert productive count"
 
 
-def write(folder: Path, columns: str, *rows: str, name: str = "table.tsv", end: str = "\n") -> Path:
+def write(
+    folder: Path, columns: str, *rows: str, name: str = "table.tsv", end: str = "\n"
+) -> Path:
     path = folder / name
-    lines = ["\t".join(columns.split()), *("\t".join("" if w == "." else w for w in row.split()) for row in rows)]
+    lines = [
+        "\t".join(columns.split()),
+        *("\t".join("" if w == "." else w for w in row.split()) for row in rows),
+    ]
     path.write_bytes((end.join(lines) + end).encode())
     return path
 
 
-def read(path: Path, germline: Germline = GERMLINE, **options: object) -> tuple[pd.DataFrame, Rejected]:
+def read(
+    path: Path, germline: Germline = GERMLINE, **options: object
+) -> tuple[pd.DataFrame, Rejected]:
     rejected = Rejected()
-    return pd.concat(list(read_rearrangements(path, germline, rejected, **options)), ignore_index=True), rejected
+    return pd.concat(
+        list(read_rearrangements(path, germline, rejected, **options)), ignore_index=True
+    ), rejected
 
 
 def values(frame: pd.DataFrame, *columns: str) -> list[tuple[object, ...]]:
@@ -58,10 +67,24 @@ def values(frame: pd.DataFrame, *columns: str) -> list[tuple[object, ...]]:
 
 
 def test_igor_rows_by_hand(tmp_path):
-    rows = ["TRAV1-1*01 TRAJ1*01 3 1 0 FALSE 2", "TRAV1-1 TRAJ2 -2 0 4 TRUE 1", "TRAV1-1 TRAJ2 1 0 4 nonproductive 3"]
+    rows = [
+        "TRAV1-1*01 TRAJ1*01 3 1 0 FALSE 2",
+        "TRAV1-1 TRAJ2 -2 0 4 TRUE 1",
+        "TRAV1-1 TRAJ2 1 0 4 nonproductive 3",
+    ]
     frame, rejected = read(write(tmp_path, IGOR, *rows))
     assert list(frame) == ["id", *normal_columns(GERMLINE), "count"]
-    assert values(frame, "id", "v_gene", "v_trim", "j_trim", "vj_insert", "ligation_mh", "productive", "count") == [
+    assert values(
+        frame,
+        "id",
+        "v_gene",
+        "v_trim",
+        "j_trim",
+        "vj_insert",
+        "ligation_mh",
+        "productive",
+        "count",
+    ) == [
         ("1", PLAIN, 3, 1, 0, 0, False, 2.0),
         ("2", PLAIN, -2, 0, 4, 0, True, 1.0),
         ("3", PLAIN, 1, 0, 4, 0, False, 3.0),
@@ -71,11 +94,17 @@ def test_igor_rows_by_hand(tmp_path):
 
 def test_igor_palindromes_of_their_own_columns_and_other_v_call(tmp_path):
     columns = "v_gene j_gene v_trim j_trim vj_insert productive v_pnuc j_pnuc adaptive_v_gene_call"
-    rows = ["TRAV1-1*01 TRAJ1*01 0 0 0 TRUE 2 1 TRAV1-1", "TRAV1-1 TRAJ1 3 0 1 TRUE 0 0 TCRAV12-01"]
+    rows = [
+        "TRAV1-1*01 TRAJ1*01 0 0 0 TRUE 2 1 TRAV1-1",
+        "TRAV1-1 TRAJ1 3 0 1 TRUE 0 0 TCRAV12-01",
+    ]
     rows += ["TRAV1-1 TRAJ1 3 0 16 TRUE 0 0 TCRAV01-01", "TRAV1-1 TRAJ1 3 0 16 TRUE 0 0 ."]
     frame, rejected = read(write(tmp_path, columns, *rows))
     assert values(frame, "v_trim", "j_trim", "count") == [(-2, -1, 1.0), (3, 0, 1.0)]
-    assert rejected.counts == {"V gene is not adaptive_v_gene_call": 1, "vj_insert above 15 (immunoSEQ)": 1}
+    assert rejected.counts == {
+        "V gene is not adaptive_v_gene_call": 1,
+        "vj_insert above 15 (immunoSEQ)": 1,
+    }
 
 
 def test_igor_d_genes_by_both_names(tmp_path):
@@ -85,7 +114,12 @@ def test_igor_d_genes_by_both_names(tmp_path):
         frame, _ = read(write(tmp_path, columns.format(*names), row), BETA)
         assert list(frame)[1:-1] == normal_columns(BETA)
         wanted = ("TRBD1*01", 3, -1, 2, 5, 4, 0, 0, 0, False)
-        assert values(frame, *normal_columns(BETA))[0] == ("TRBV2*01", wanted[0], "TRBJ1-1*01", *wanted[1:])
+        assert values(frame, *normal_columns(BETA))[0] == (
+            "TRBV2*01",
+            wanted[0],
+            "TRBJ1-1*01",
+            *wanted[1:],
+        )
 
 
 # --- AIRR
@@ -130,11 +164,16 @@ def airr() -> pd.DataFrame:
     """Every configuration of two pairs of genes without insertions, and some with."""
     rows = []
     by_name = {gene.name: gene for gene in GENES}
-    for v, j in ((by_name[PLAIN], by_name["TRAJ1*01"]), (by_name["TRAV12-1*01"], by_name["TRAJ2*01"])):
+    for v, j in (
+        (by_name[PLAIN], by_name["TRAJ1*01"]),
+        (by_name["TRAV12-1*01"], by_name["TRAJ2*01"]),
+    ):
         for t, u in itertools.product(range(-2, 9), repeat=2):
             kept = (v.sequence + reverse_complement_text(v.sequence)[:2])[: len(v.sequence) - t]
             right = (reverse_complement_text(j.sequence[:2]) + j.sequence)[2 + u :]
-            rows += [airr_row(v, j, t, u, m, "") for m in range(8) if m == 0 or kept[-m:] == right[:m]]
+            rows += [
+                airr_row(v, j, t, u, m, "") for m in range(8) if m == 0 or kept[-m:] == right[:m]
+            ]
             rows.append(airr_row(v, j, t, u, 0, "GGC"[: 1 + (t + u) % 3]))
     return pd.DataFrame(rows)
 
@@ -164,7 +203,9 @@ def test_airr_gives_back_exact_configurations(tmp_path, airr, dropped):
     airr.drop(columns=dropped).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
     frame, rejected = read(tmp_path / "a.tsv")
     assert not rejected.counts
-    assert values(frame, *"id v_gene j_gene v_trim j_trim vj_insert ligation_mh".split()) == truth(airr)
+    assert values(frame, *"id v_gene j_gene v_trim j_trim vj_insert ligation_mh".split()) == truth(
+        airr
+    )
     assert (frame["count"] == 3).all()
     assert not frame["productive"].any()
 
@@ -172,7 +213,11 @@ def test_airr_gives_back_exact_configurations(tmp_path, airr, dropped):
 def test_airr_without_palindrome_lengths_recovers_them(tmp_path):
     by_name = {gene.name: gene for gene in GENES}
     v, j = by_name[PLAIN], by_name["TRAJ1*01"]
-    rows = [airr_row(v, j, -2, 3, 0, ""), airr_row(v, j, 1, -1, 0, "GG"), airr_row(v, j, -1, -2, 0, "CC")]
+    rows = [
+        airr_row(v, j, -2, 3, 0, ""),
+        airr_row(v, j, 1, -1, 0, "GG"),
+        airr_row(v, j, -1, -2, 0, "CC"),
+    ]
     table = pd.DataFrame(rows).drop(columns=["p3v_length", "p5j_length", "n1_length"])
     table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
     frame, _ = read(tmp_path / "a.tsv")
@@ -189,7 +234,9 @@ def test_airr_counts(tmp_path, airr):
     assert list(read(tmp_path / "a.tsv")[0]["count"]) == [5, 1, 1]
     table.drop(columns="duplicate_count").to_csv(tmp_path / "a.tsv", sep="\t", index=False)
     assert list(read(tmp_path / "a.tsv")[0]["count"]) == [7, 8, 9]
-    table.drop(columns=["duplicate_count", "consensus_count"]).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    table.drop(columns=["duplicate_count", "consensus_count"]).to_csv(
+        tmp_path / "a.tsv", sep="\t", index=False
+    )
     assert list(read(tmp_path / "a.tsv")[0]["count"]) == [1, 1, 1]
 
 
@@ -229,17 +276,29 @@ def test_airr_productivity_by_arithmetic_without_insertions(tmp_path, airr):
 
 def test_airr_with_d_gene(tmp_path):
     columns = (
-        "v_call d_call j_call v_germline_end d_germline_start d_germline_end j_germline_start v_sequence_end "
-        "d_sequence_start d_sequence_end j_sequence_start p3v_length p5d_length p3d_length p5j_length n1_length "
+        "v_call d_call j_call v_germline_end d_germline_start d_germline_end j_germline_start "
+        "v_sequence_end "
+        "d_sequence_start d_sequence_end j_sequence_start p3v_length p5d_length p3d_length "
+        "p5j_length n1_length "
         "productive d_cigar"
     )
     rows = [
-        "TRBV2 TRBD1 TRBJ1-1 20 4 9 3 20 24 29 28 0 1 0 0 2 F .",  # 1 P + 2 N in a gap of 3; D and J share 2
+        # 1 P + 2 N in a gap of 3; D and J share 2
+        "TRBV2 TRBD1 TRBJ1-1 20 4 9 3 20 24 29 28 0 1 0 0 2 F .",
         "TRBV2 . TRBJ1-1 20 4 9 3 20 24 29 28 0 1 0 0 2 F .",
         "TRBV2 TRBD1 TRBJ1-1 20 . . 3 20 . . 29 0 0 0 0 3 F 3N23S6=300S3N",
     ]
     frame, rejected = read(write(tmp_path, columns, *rows), BETA)
-    wanted = ["v_trim", "d5_trim", "d3_trim", "j_trim", "vd_insert", "dj_insert", "vd_ligation_mh", "dj_ligation_mh"]
+    wanted = [
+        "v_trim",
+        "d5_trim",
+        "d3_trim",
+        "j_trim",
+        "vd_insert",
+        "dj_insert",
+        "vd_ligation_mh",
+        "dj_ligation_mh",
+    ]
     assert values(frame, *wanted) == [(3, 2, 3, 2, 2, 0, 0, 2), (3, 3, 3, 2, 3, 0, 0, 1)]
     assert rejected.counts == {"no D gene": 1}
 
@@ -249,13 +308,40 @@ def test_airr_words_are_those_of_the_library():
 
     assert {"T", "true", "1"} <= set(Schema.true_values)
     assert {"F", "false", "0"} <= set(Schema.false_values)
-    used = ["v_call", "v_germline_end", "v_sequence_end", "p3v_length", "p5j_length", "p5d_length", "p3d_length"]
-    used += ["j_germline_start", "j_sequence_start", "np1", "np1_length", "n1_length", "n2_length", "duplicate_count"]
-    used += ["consensus_count", "productive", "vj_in_frame", "stop_codon", "junction", "locus", "v_cigar"]
+    used = [
+        "v_call",
+        "v_germline_end",
+        "v_sequence_end",
+        "p3v_length",
+        "p5j_length",
+        "p5d_length",
+        "p3d_length",
+    ]
+    used += [
+        "j_germline_start",
+        "j_sequence_start",
+        "np1",
+        "np1_length",
+        "n1_length",
+        "n2_length",
+        "duplicate_count",
+    ]
+    used += [
+        "consensus_count",
+        "productive",
+        "vj_in_frame",
+        "stop_codon",
+        "junction",
+        "locus",
+        "v_cigar",
+    ]
     assert not set(used) - set(Schema.properties)
 
 
-AIRR = "v_call j_call v_germline_end j_germline_start v_sequence_end j_sequence_start np1_length locus productive"
+AIRR = (
+    "v_call j_call v_germline_end j_germline_start v_sequence_end j_sequence_start np1_length "
+    "locus productive"
+)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +354,10 @@ AIRR = "v_call j_call v_germline_end j_germline_start v_sequence_end j_sequence_
         ("TRAV1-1*01 TRAJ1*01 20 1 . 24 0 TRA F", "vj: no positions to tell microhomology from"),
         ("TRAV1-1*01 TRAJ1*01 20 1 20 21 0 TRB F", "other locus: TRB"),
         ("TRBV2*01 TRAJ1*01 20 1 20 21 0 . F", "other locus: TRB"),
-        ("TRAV77*01 TRAJ1*01 20 1 20 21 0 TRA F", "unknown V gene TRAV77*01 (nearest: TRAV1-1*01)"),
+        (
+            "TRAV77*01 TRAJ1*01 20 1 20 21 0 TRA F",
+            "unknown V gene TRAV77*01 (nearest: TRAV1-1*01)",
+        ),
         (". TRAJ1*01 20 1 20 21 0 TRA F", "no V gene"),
         ("TRAV1-1*01,TRAV12-1*01 TRAJ1*01 20 1 20 21 0 TRA F", "ambiguous V gene"),
         ("TRAV1-1*01 TRAJ1*01 2 1 20 21 0 TRA F", "v_trim outside -2..30 or the gene"),
@@ -293,7 +382,10 @@ def test_a_call_of_several_genes_means_the_first(tmp_path):
 
 
 def test_a_gene_without_allele_needs_alleles_of_one_end(tmp_path):
-    more = (Gene("TRAV1-1*02", "V", START + "TGCCT", 6), Gene("TRAV12-1*02", "V", START + "AGATT", 6))
+    more = (
+        Gene("TRAV1-1*02", "V", START + "TGCCT", 6),
+        Gene("TRAV12-1*02", "V", START + "AGATT", 6),
+    )
     germline = Germline("TRA", (*GENES[:4], GENES[4], more[0], GENES[5], more[1]))
     rows = ["TRAV1-1 TRAJ1 0 0 0 F 1", "TRAV1-1*02 TRAJ1 0 0 0 F 1", "TRAV12-1 TRAJ1 0 0 0 F 1"]
     frame, rejected = read(write(tmp_path, IGOR, *rows), germline)
@@ -340,7 +432,14 @@ def test_palindromes_are_recovered(tmp_path, v, j, trims, insert, wanted):
 
 
 def test_adaptive_names():
-    known = (*(gene.name for gene in GENES), "TRAV38-2/DV8*01", "TRAV3*01", "TRAV3*02", "TRBV20/OR9-2*01", "TRGVB*01")
+    known = (
+        *(gene.name for gene in GENES),
+        "TRAV38-2/DV8*01",
+        "TRAV3*01",
+        "TRAV3*02",
+        "TRBV20/OR9-2*01",
+        "TRGVB*01",
+    )
     names = {
         "TCRAV01-01*01": "TRAV1-1*01",
         "TCRAV03-01": "TRAV3*01",
@@ -360,7 +459,8 @@ def test_adaptive_names():
 
 
 IMMUNOSEQ = (
-    "rearrangement v_resolved j_resolved v_deletions j_deletions n1_insertions n2_index j_index frame_type "
+    "rearrangement v_resolved j_resolved v_deletions j_deletions n1_insertions n2_index j_index "
+    "frame_type "
     "rearrangement_type templates"
 )
 
@@ -379,7 +479,11 @@ def test_immunoseq_rows_by_hand(tmp_path):
         f"{read_text} TCRAV01-01 TCRAJ02-01*01 3 4 1 -1 14 In VDJ 1",
     ]
     path = write(tmp_path, IMMUNOSEQ, *rows)
-    path.write_text(path.read_text().replace("TCRAV14-01\tTCRAJ02-01*01\t3", "TCRAV14-01\tTCRAJ02-01*01\tno data"))
+    path.write_text(
+        path.read_text().replace(
+            "TCRAV14-01\tTCRAJ02-01*01\t3", "TCRAV14-01\tTCRAJ02-01*01\tno data"
+        )
+    )
     frame, rejected = read(path)
     assert values(frame, "v_gene", "v_trim", "j_trim", "vj_insert", "productive", "count") == [
         (PLAIN, -2, 4, 2, False, 5.0),
@@ -404,11 +508,16 @@ def test_immunoseq_frequency_is_a_count_in_percent(tmp_path):
 
 def test_immunoseq_with_d(tmp_path):
     columns = (
-        "rearrangement v_resolved d_resolved j_resolved v_deletions d5_deletions d3_deletions j_deletions "
+        "rearrangement v_resolved d_resolved j_resolved v_deletions d5_deletions d3_deletions "
+        "j_deletions "
         "n1_insertions n2_insertions d_index j_index frame_type rearrangement_type templates"
     )
-    # V ends at 8, then GC: P-nucleotides of the V; the D from 10 to 14; then TTCA, whose CA is the J's
-    row = "AAAAAAAAGCACAGGTTCATGAACACTG TCRBV02-01*01 TCRBD01-01*01 TCRBJ01-01*01 0 3 4 0 2 4 10 19 Out VDJ 2"
+    # V ends at 8, then GC: P-nucleotides of the V; the D from 10 to 14; then TTCA, whose CA is the
+    # J's
+    row = (
+        "AAAAAAAAGCACAGGTTCATGAACACTG TCRBV02-01*01 TCRBD01-01*01 TCRBJ01-01*01 0 3 4 0 2 4 10 "
+        "19 Out VDJ 2"
+    )
     frame, _ = read(write(tmp_path, columns, row), BETA)
     wanted = ["v_trim", "d5_trim", "d3_trim", "j_trim", "vd_insert", "dj_insert"]
     assert values(frame, *wanted) == [(-2, 3, 4, -2, 0, 2)]
@@ -421,9 +530,13 @@ def test_formats_are_recognised_or_forced(tmp_path):
     path = write(tmp_path, PARSIMONY, "TRAV1-1 TRAJ1 0 2 4 TGTGCTGTGAGTGCCATGGG FALSE")
     assert list(read(path)[0]["v_trim"]) == [-2]
     assert list(read(path, form="igor")[0]["v_trim"]) == [0]
-    with pytest.raises(InputError, match="format must be one of airr, immunoseq, parsimony, igor, got mixcr"):
+    with pytest.raises(
+        InputError, match="format must be one of airr, immunoseq, parsimony, igor, got mixcr"
+    ):
         read(path, form="mixcr")
-    with pytest.raises(InputError, match=r"must have the columns v_call, j_call, .* \(airr\), got: v_gene"):
+    with pytest.raises(
+        InputError, match=r"must have the columns v_call, j_call, .* \(airr\), got: v_gene"
+    ):
         read(path, form="airr")
 
 
@@ -433,7 +546,10 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
     path = write(tmp_path, IGOR, *rows, end="\r\n")
     pd.testing.assert_frame_equal(read(path)[0], plain)
     content = path.read_bytes()
-    path.write_bytes(b"\xef\xbb\xbf" + content.replace(b"v_gene", b'"v_gene"').replace(b"TRAJ1*01", b'"TRAJ1*01"'))
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + content.replace(b"v_gene", b'"v_gene"').replace(b"TRAJ1*01", b'"TRAJ1*01"')
+    )
     pd.testing.assert_frame_equal(read(path)[0], plain)
     path.write_bytes(gzip.compress(content, mtime=0))
     monkeypatch.setattr(data, "CHUNK", 3)
@@ -444,17 +560,38 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
     ("content", "message"),
     [
         (b"", "must be a table with a header, got an empty file"),
-        (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\n", "must have rows below its header, got none"),
-        (b"v_gene,j_gene\nTRAV1-1,TRAJ1\n", r"of one format .*, got: v_gene,j_gene \(one column: there must be tabs"),
-        ((",".join(f"column{i}" for i in range(40)) + "\n").encode(), r"got: column0,.{92} \(one column"),
-        (b"v_gene\tj_gene\tv_trim\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\n", r"must have the columns vj_insert \(igor\)"),
-        (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\t0\t7\n", "Duplicate names"),
-        (b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\nTRAV\xff\tTRAJ1\t0\t0\t0\n", "must be a whole table with tabs"),
+        (
+            b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\n",
+            "must have rows below its header, got none",
+        ),
+        (
+            b"v_gene,j_gene\nTRAV1-1,TRAJ1\n",
+            r"of one format .*, got: v_gene,j_gene \(one column: there must be tabs",
+        ),
+        (
+            (",".join(f"column{i}" for i in range(40)) + "\n").encode(),
+            r"got: column0,.{92} \(one column",
+        ),
+        (
+            b"v_gene\tj_gene\tv_trim\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\n",
+            r"must have the columns vj_insert \(igor\)",
+        ),
+        (
+            b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\t0\t7\n",
+            "Duplicate names",
+        ),
+        (
+            b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\nTRAV\xff\tTRAJ1\t0\t0\t0\n",
+            "must be a whole table with tabs",
+        ),
         (
             gzip.compress(b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\n" * 99, mtime=0)[:-9],
             "must be a whole table with tabs",
         ),
-        (gzip.compress(np.random.default_rng(1).bytes(999), mtime=0)[:20], "must be a whole table with tabs"),
+        (
+            gzip.compress(np.random.default_rng(1).bytes(999), mtime=0)[:20],
+            "must be a whole table with tabs",
+        ),
     ],
     ids=[
         "empty",

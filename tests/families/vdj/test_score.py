@@ -26,7 +26,9 @@ def repertoire(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated repertoire with the smoke settings."""
     folder = tmp_path_factory.mktemp("vdj") / "data"
     with files.folder_written_whole(folder) as temporary:
-        find_family("vdj").module("simulate").simulate(find_family("vdj").settings(SMOKE), temporary)
+        find_family("vdj").module("simulate").simulate(
+            find_family("vdj").settings(SMOKE), temporary
+        )
     return folder
 
 
@@ -40,13 +42,17 @@ def model(repertoire: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def scored(
+    repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """Scores of its test rearrangements."""
     out = tmp_path_factory.mktemp("vdj") / "scored"
     return out, score.score("vdj", repertoire / "test.tsv", model=str(model), out=out)
 
 
-def test_every_row_has_its_probability(scored: tuple[Path, dict[str, Any]], repertoire: Path) -> None:
+def test_every_row_has_its_probability(
+    scored: tuple[Path, dict[str, Any]], repertoire: Path
+) -> None:
     out, summary = scored
     rows = pd.read_parquet(out / "scores.parquet")
     assert len(rows) == summary["rows"] > 20
@@ -75,16 +81,28 @@ def test_what_may_have_made_a_row_sums_to_one(scored: tuple[Path, dict[str, Any]
 def test_distributions_of_the_pairs_that_were_seen(scored: tuple[Path, dict[str, Any]]) -> None:
     out, summary = scored
     table = pd.read_csv(out / "predicted_dist_data.tsv", sep="\t")
-    assert list(table.columns) == [*GENES, *CHOICES, "predicted_prob", "count", "weighted_observation"]
+    assert list(table.columns) == [
+        *GENES,
+        *CHOICES,
+        "predicted_prob",
+        "count",
+        "weighted_observation",
+    ]
     assert not table.duplicated([*GENES, *CHOICES]).any()
     assert np.allclose(table.groupby(GENES)["predicted_prob"].sum(), 1)
     assert len(table[GENES].drop_duplicates()) == summary["gene_pairs"]
-    assert np.isclose(table["count"].sum(), summary["rearrangements"])  # every row shared among its configurations
+    assert np.isclose(
+        table["count"].sum(), summary["rearrangements"]
+    )  # every row shared among its configurations
     assert np.isclose(table["weighted_observation"].sum(), 1)
 
 
 def test_chunks_make_no_difference(
-    scored: tuple[Path, dict[str, Any]], repertoire: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scored: tuple[Path, dict[str, Any]],
+    repertoire: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     frames = find_family("vdj").module("data").frames
 
@@ -97,8 +115,13 @@ def test_chunks_make_no_difference(
     summary = score.score("vdj", repertoire / "test.tsv", model=str(model), out=tmp_path / "out")
     assert summary == {**scored[1], "log_loss": pytest.approx(scored[1]["log_loss"], rel=1e-12)}
     for name in ("scores.parquet", "configurations.parquet"):
-        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / name), pd.read_parquet(scored[0] / name))
-    one, other = (pd.read_csv(folder / "predicted_dist_data.tsv", sep="\t") for folder in (tmp_path / "out", scored[0]))
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(tmp_path / "out" / name), pd.read_parquet(scored[0] / name)
+        )
+    one, other = (
+        pd.read_csv(folder / "predicted_dist_data.tsv", sep="\t")
+        for folder in (tmp_path / "out", scored[0])
+    )
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -116,7 +139,9 @@ def test_what_is_refused_leaves_nothing(repertoire: Path, model: Path, tmp_path:
     (out / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match="must be a new or empty folder, got one with content"):
         score.score("vdj", source, model=str(model), out=out)
-    with pytest.raises(OutputError, match=r"must hold earlier results .* to be overwritten, got a folder"):
+    with pytest.raises(
+        OutputError, match=r"must hold earlier results .* to be overwritten, got a folder"
+    ):
         score.score("vdj", source, model=str(model), out=out, overwrite=True)
     with pytest.raises(OutputError, match="must be another folder than that of the input"):
         score.score("vdj", source, model=str(model), out=repertoire)
@@ -127,7 +152,9 @@ def test_rows_that_nothing_can_have_made(repertoire: Path, model: Path, tmp_path
     rows = pd.read_csv(repertoire / "test.tsv", sep="\t", dtype=str)
     impossible = rows.iloc[[0]].assign(ligation_mh="3")
     impossible.to_csv(tmp_path / "none.tsv", sep="\t", index=False)
-    with pytest.raises(InputError, match="must have a row that the model's genes can have made, got none"):
+    with pytest.raises(
+        InputError, match="must have a row that the model's genes can have made, got none"
+    ):
         score.score("vdj", tmp_path / "none.tsv", model=str(model), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     pd.concat([impossible, rows.iloc[1:30]]).to_csv(tmp_path / "some.tsv", sep="\t", index=False)

@@ -1,4 +1,7 @@
-"""The likelihood on several host devices is that of one, in float64; fits, replicates and penalties too."""
+"""The likelihood on several host devices is that of one, in float64.
+
+Fits, replicates and penalties too.
+"""
 
 import json
 import os
@@ -47,7 +50,8 @@ for name, latent in CASES:
         config = replace(test_inference.CONFIG, bootstrap=3, folds=2, em_iterations=2, max_iterations=2)
         for method in ({}, {"optimizer": "lbfgs"}, {"method": "em"}):
             fit = fitting.fit(split, observed.counts, names, replace(config, **method), 40.0)
-            found[f"{name} fit {method}"] = fit.observed_nll  # coefficients of toys are not identified
+            # coefficients of toys are not identified
+            found[f"{name} fit {method}"] = fit.observed_nll
         draws, _ = fitting.bootstrap(split, observed.counts, fit, config, np.random.default_rng(1))
         found[f"{name} replicates"] = [model.observed_nll(drawn, split, weights) for drawn in draws]
         _, grid = fitting.choose_penalty(split, observed.counts, len(names), config, [10.0, 100.0])
@@ -61,11 +65,15 @@ def on_devices(count: int, *words: str) -> None:
     path = os.pathsep.join([str(HERE), str(HERE.parents[1] / "src")])
     flags = f"--xla_force_host_platform_device_count={count}"
     environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, *words], env=environment, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def compare(folder: Path, counts: tuple[int, ...], cases: tuple[tuple[str, bool], ...], *, fits: bool) -> None:
+def compare(
+    folder: Path, counts: tuple[int, ...], cases: tuple[tuple[str, bool], ...], *, fits: bool
+) -> None:
     script = LIKELIHOOD.replace("CASES:", f"{cases!r}:").replace("FITS", str(fits))
     for count in (1, *counts):
         on_devices(count, "-c", script, str(folder / f"{count}.npz"))
@@ -77,8 +85,12 @@ def compare(folder: Path, counts: tuple[int, ...], cases: tuple[tuple[str, bool]
         assert other.keys() == one.keys()
         for key, value in one.items():
             wide = 1e-7 if " fit " in key or "replicates" in key else 1e-10
-            wide = 1e-5 if "penalties" in key else wide  # of pairs left out: of coefficients that run away
-            np.testing.assert_allclose(other[key], value, rtol=wide, atol=wide, err_msg=f"{count} devices: {key}")
+            wide = (
+                1e-5 if "penalties" in key else wide
+            )  # of pairs left out: of coefficients that run away
+            np.testing.assert_allclose(
+                other[key], value, rtol=wide, atol=wide, err_msg=f"{count} devices: {key}"
+            )
 
 
 def test_two_devices_compute_what_one_does(tmp_path: Path) -> None:
@@ -87,7 +99,9 @@ def test_two_devices_compute_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fits_on_several_devices_are_those_of_one(tmp_path: Path) -> None:
-    compare(tmp_path, (2, 3), (("standardized", True),), fits=True)  # three do not divide the four pairs
+    compare(
+        tmp_path, (2, 3), (("standardized", True),), fits=True
+    )  # three do not divide the four pairs
 
 
 @pytest.mark.slow
@@ -97,8 +111,19 @@ def test_a_training_on_two_devices_leaves_the_same_tables(tmp_path: Path) -> Non
     data.mkdir()
     find_family("vdj").module("simulate").simulate(config, data)
     for count in (1, 2):
-        words = ["-m", "seqfoundry", "train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data)]
-        on_devices(count, *words, "--out", str(tmp_path / str(count)), "--device", "cpu", "--no-track")
+        words = [
+            "-m",
+            "seqfoundry",
+            "train",
+            "vdj",
+            "--params",
+            str(PARAMS / "smoke.yaml"),
+            "--data",
+            str(data),
+        ]
+        on_devices(
+            count, *words, "--out", str(tmp_path / str(count)), "--device", "cpu", "--no-track"
+        )
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("1", "2"))
     for key in one.keys() - {"train.seconds", "train.gradient_norm"}:
         assert two[key] == pytest.approx(one[key], rel=1e-6, nan_ok=True), key

@@ -37,7 +37,9 @@ from seqfoundry.families.vdj.simulate import (
 PARAMS = Path(__file__).parents[3] / "params" / "vdj"
 PUBLISHED = read_truth(PARAMS / "published.yaml")
 CODONS = ["".join(codon) for codon in itertools.product("TCAG", repeat=3)]
-RESIDUES = dict(zip(CODONS, "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG", strict=True))
+RESIDUES = dict(
+    zip(CODONS, "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG", strict=True)
+)
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -45,7 +47,9 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def load(overrides: str = "", name: str = "smoke") -> Config:
-    made = settings.resolve(PARAMS / f"{name}.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides)
+    made = settings.resolve(
+        PARAMS / f"{name}.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides
+    )
     return settings.build(made, Config)
 
 
@@ -67,7 +71,10 @@ def in_frame_without_stop(v: Gene, j: Gene, sequence: str) -> bool:
     assert j.anchor is not None
     start, end = v.anchor, len(sequence) - len(j.sequence) + j.anchor + 3
     anchors = sequence[start : start + 3], sequence[end - 3 : end]
-    if anchors != (v.sequence[start : start + 3], j.sequence[j.anchor : j.anchor + 3]) or end - start < 6:
+    if (
+        anchors != (v.sequence[start : start + 3], j.sequence[j.anchor : j.anchor + 3])
+        or end - start < 6
+    ):
         return False
     return (end - start) % 3 == 0 and "*" not in translate(sequence[start:end])
 
@@ -75,7 +82,11 @@ def in_frame_without_stop(v: Gene, j: Gene, sequence: str) -> bool:
 def options(v: Gene, j: Gene, t: int, u: int) -> list[int]:
     kept = (v.sequence + reverse_complement_text(v.sequence)[:2])[: len(v.sequence) - t]
     rest = (reverse_complement_text(j.sequence[:2]) + j.sequence)[u + 2 :]
-    return [m for m in range(16) if m == 0 or (min(len(kept), len(rest)) >= m and kept[-m:] == rest[:m])]
+    return [
+        m
+        for m in range(16)
+        if m == 0 or (min(len(kept), len(rest)) >= m and kept[-m:] == rest[:m])
+    ]
 
 
 def logit(gene: Gene, side: str, trim: int, coefficients: dict[str, float]) -> float:
@@ -108,7 +119,9 @@ def two_step(v: Gene, j: Gene, truth: Truth) -> dict[tuple[int, int, int], float
 
 def trimming(v: Gene, j: Gene, truth: Truth) -> dict[tuple[int, int], float]:
     trims, beta = range(truth.lower, truth.upper + 1), truth.trimming
-    left, right = ({t: math.exp(logit(g, side, t, beta)) for t in trims} for g, side in ((v, "v"), (j, "j")))
+    left, right = (
+        {t: math.exp(logit(g, side, t, beta)) for t in trims} for g, side in ((v, "v"), (j, "j"))
+    )
     total = sum(left.values()) * sum(right.values())
     return {(t, u): left[t] * right[u] / total for t in trims for u in trims}
 
@@ -133,7 +146,9 @@ CHOICES = build(GENES, ("v", "j"), -2, 14)
 USAGE = np.array([1, 3]), np.array([2, 1, 1])
 
 
-def draw(n: int, share: float, mean: float = 4.0, choices: Choices = CHOICES, truth: Truth = PUBLISHED) -> Any:
+def draw(
+    n: int, share: float, mean: float = 4.0, choices: Choices = CHOICES, truth: Truth = PUBLISHED
+) -> Any:
     usage = USAGE if choices is CHOICES else (np.array([1]), np.array([1]))
     return draw_reads(choices, truth, usage, (share, mean), n, generator(1))
 
@@ -150,7 +165,11 @@ def test_artificial_genes_are_like_real_ones(seed: int) -> None:
     made = artificial(46, 54, generator(seed), n_d=3)
     v, d, j = made.of("v"), made.of("d5"), made.of("j")
     assert (len(v), len(d), len(j)) == (46, 3, 54)
-    assert len({gene.sequence for gene in made.genes}) == len({gene.name for gene in made.genes}) == 103
+    assert (
+        len({gene.sequence for gene in made.genes})
+        == len({gene.name for gene in made.genes})
+        == 103
+    )
     assert list(made.genes) == sorted(made.genes, key=lambda gene: (gene.segment, gene.name))
     for gene in v:
         assert gene.anchor is not None
@@ -165,7 +184,8 @@ def test_artificial_genes_are_like_real_ones(seed: int) -> None:
         assert 56 <= len(gene.sequence) <= 66
         assert re.fullmatch("TT[TC]GG....GG.", gene.sequence[gene.anchor : gene.anchor + 12])
         assert "*" not in translate(gene.sequence[gene.anchor % 3 :])
-    # of 46 x 54 human TRA genes: 1.321 options per pair of trims, 0.67 of the sequences nonproductive
+    # of 46 x 54 human TRA genes: 1.321 options per pair of trims, 0.67 of the sequences
+    # nonproductive
     choices = build(made, ("v", "j"), -2, 14)
     assert np.bitwise_count(choices.feasible).mean() == pytest.approx(1.32, abs=0.02)
     weights = trim_weights(choices, PUBLISHED, PUBLISHED.twostep)
@@ -187,14 +207,19 @@ def test_weights_are_exponentials() -> None:
     weights = _weights(logits[None])[0]
     assert weights.max() == 2**36
     assert weights[-1] == 0
-    np.testing.assert_allclose(weights, np.exp(logits - logits.max()) * 2**36, rtol=1e-9, atol=0.51)
+    np.testing.assert_allclose(
+        weights, np.exp(logits - logits.max()) * 2**36, rtol=1e-9, atol=0.51
+    )
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.3, 1.0, 4.0, 40.5])
 def test_poisson_weights(mean: float) -> None:
     weights = _poisson(mean)
     k = np.arange(weights.size)
-    expected = [math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) if mean else 1.0 for i in k.tolist()]
+    expected = [
+        math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) if mean else 1.0
+        for i in k.tolist()
+    ]
     np.testing.assert_allclose(weights / weights.sum(), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -202,7 +227,9 @@ def test_usage_is_dirichlet() -> None:
     drawn = np.array([_usage(5, generator(seed)) for seed in range(2000)]) / 2**36
     np.testing.assert_allclose(drawn.sum(axis=1), 1)
     np.testing.assert_allclose(drawn.mean(axis=0), 0.2, atol=0.01)
-    np.testing.assert_allclose(drawn.std(axis=0), math.sqrt(0.2 * 0.8 / 11), rtol=0.1)  # of Dirichlet(2, 2, 2, 2, 2)
+    np.testing.assert_allclose(
+        drawn.std(axis=0), math.sqrt(0.2 * 0.8 / 11), rtol=0.1
+    )  # of Dirichlet(2, 2, 2, 2, 2)
 
 
 def test_trim_weights_are_those_of_the_definition() -> None:
@@ -214,7 +241,9 @@ def test_trim_weights_are_those_of_the_definition() -> None:
         trims: Counter[tuple[int, int]] = Counter()
         for (t, u, _), p in two_step(v, j, PUBLISHED).items():
             trims[t, u] += p  # type: ignore[assignment]  # a Counter holds any number
-        np.testing.assert_allclose(steps[a, b] / steps[a, b].sum(), list(trims.values()), rtol=1e-6)
+        np.testing.assert_allclose(
+            steps[a, b] / steps[a, b].sum(), list(trims.values()), rtol=1e-6
+        )
 
 
 # ---- draws
@@ -222,10 +251,16 @@ def test_trim_weights_are_those_of_the_definition() -> None:
 
 def test_gene_usage_and_insertion_share_are_those_asked_for() -> None:
     reads = draw(40_000, 0.3)
-    expected = {(a, b): p / 4 * q / 4 for (a, p), (b, q) in itertools.product(enumerate((1, 3)), enumerate((2, 1, 1)))}
+    expected = {
+        (a, b): p / 4 * q / 4
+        for (a, p), (b, q) in itertools.product(enumerate((1, 3)), enumerate((2, 1, 1)))
+    }
     for with_insert in (False, True):
         rows = (reads.insert > 0) == with_insert
-        assert_drawn(Counter(zip(reads.left[rows].tolist(), reads.right[rows].tolist(), strict=True)), expected)
+        assert_drawn(
+            Counter(zip(reads.left[rows].tolist(), reads.right[rows].tolist(), strict=True)),
+            expected,
+        )
     assert_drawn(Counter((reads.insert > 0).tolist()), {True: 0.3, False: 0.7})
     assert not reads.m[reads.insert > 0].any()
 
@@ -255,15 +290,22 @@ def test_trims_of_nonproductive_insertions_follow_the_trimming_model() -> None:
         v, j = pair_of(reads, i)
         inserted = decode(reads.bases[i, : reads.insert[i]])
         assert not reads.bases[i, reads.insert[i] :].any()
-        assert not in_frame_without_stop(v, j, joined(v, j, int(reads.t[i]), int(reads.u[i]), 0, inserted))
+        assert not in_frame_without_stop(
+            v, j, joined(v, j, int(reads.t[i]), int(reads.u[i]), 0, inserted)
+        )
     for a, b in itertools.product(range(2), range(3)):
         rows = (reads.left == a) & (reads.right == b)
         expected = trimming(CHOICES.left[a], CHOICES.right[b], PUBLISHED)
-        assert_drawn(Counter(zip(reads.t[rows].tolist(), reads.u[rows].tolist(), strict=True)), expected)
+        assert_drawn(
+            Counter(zip(reads.t[rows].tolist(), reads.u[rows].tolist(), strict=True)), expected
+        )
 
 
 def test_insertions_are_drawn_anew_until_nonproductive() -> None:
-    """Lengths and bases given the trims: Poisson and uniform, restricted to what is nonproductive."""
+    """Lengths and bases given the trims.
+
+    Poisson and uniform, restricted to what is nonproductive.
+    """
     truth = dataclasses.replace(PUBLISHED, lower=0, upper=1)
     choices = build(artificial(1, 1, generator(8)), ("v", "j"), 0, 1)
     v, j = choices.left[0], choices.right[0]
@@ -283,7 +325,10 @@ def test_insertions_are_drawn_anew_until_nonproductive() -> None:
         total = sum(weights.values())
         mine = Counter({key: n for key, n in seen.items() if key[:2] == (t, u)})
         assert_drawn(mine, {key: p / total for key, p in weights.items()})
-        assert len(weights) not in (0, 4 + 16 + 64 + 256)  # some length is in frame, and some bases there make a stop
+        assert len(weights) not in (
+            0,
+            4 + 16 + 64 + 256,
+        )  # some length is in frame, and some bases there make a stop
 
 
 @given(st.integers(0, 10_000))
@@ -291,11 +336,18 @@ def test_productivity_is_that_of_the_translation(seed: int) -> None:
     random = generator(seed)
     made = artificial(2, 2, random)
     genes = [*made.of("v"), *made.of("j")]
-    genes[0] = dataclasses.replace(genes[0], sequence=genes[0].sequence[:-6] + "TGATAG")  # stop codons near the cut
+    genes[0] = dataclasses.replace(
+        genes[0], sequence=genes[0].sequence[:-6] + "TGATAG"
+    )  # stop codons near the cut
     genes[2] = dataclasses.replace(genes[2], sequence="TAGTGA" + genes[2].sequence[6:])
     choices = build(Germline("TRA", tuple(genes)), ("v", "j"), -2, 20)
     n = 60
-    cuts = random.integers(0, 2, n), random.integers(0, 2, n), random.integers(-2, 21, n), random.integers(-2, 21, n)
+    cuts = (
+        random.integers(0, 2, n),
+        random.integers(0, 2, n),
+        random.integers(-2, 21, n),
+        random.integers(-2, 21, n),
+    )
     insert, bases = random.integers(0, 9, n), random.integers(0, 4, (n, 9), dtype=np.uint8)
     found = is_productive(choices, cuts, insert, bases)
     for i in range(n):
@@ -328,13 +380,19 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
     simulate(load("simulate.example_rows=400"), tmp_path / "again")
     simulate(load("simulate.example_rows=400 seed=2"), tmp_path / "other")
-    first, again, other = (contents(path) for path in (folder, tmp_path / "again", tmp_path / "other"))
+    first, again, other = (
+        contents(path) for path in (folder, tmp_path / "again", tmp_path / "other")
+    )
     assert sorted(first) == [
         "example/rearrangements.tsv", "germline.json", "germline.tsv", "manifest.json", "test.tsv", "train.tsv",
         "truth.json",
@@ -354,7 +412,10 @@ def test_tables_count_every_read_once(folder: Path) -> None:
         assert list(rows[0]) == [
             "v_gene", "j_gene", "v_trim", "j_trim", "vj_insert", "ligation_mh", "productive", "count"
         ]  # fmt: skip
-        keys = [tuple(row[name] if name[1:] == "_gene" else int(row[name]) for name in list(row)[:6]) for row in rows]
+        keys = [
+            tuple(row[name] if name[1:] == "_gene" else int(row[name]) for name in list(row)[:6])
+            for row in rows
+        ]
         assert keys == sorted(set(keys))
         assert sum(int(row["count"]) for row in rows) == total
         assert {row[name] for row in rows for name in ("v_gene", "j_gene")} <= known
@@ -367,7 +428,9 @@ def test_truth_is_told(folder: Path) -> None:
     assert truth["trimming"] == PUBLISHED.trimming
     assert truth["seed"] == 1
     for letter in "VJ":
-        assert sum(p for name, p in truth["usage"].items() if name[3] == letter) == pytest.approx(1, abs=1e-8)
+        assert sum(p for name, p in truth["usage"].items() if name[3] == letter) == pytest.approx(
+            1, abs=1e-8
+        )
 
 
 def test_example_says_how_each_sequence_was_made(folder: Path) -> None:
@@ -375,17 +438,28 @@ def test_example_says_how_each_sequence_was_made(folder: Path) -> None:
     genes = {gene.name: gene for gene in read_germline(folder).genes}
     names = ("v_trim", "j_trim", "vj_insert", "ligation_mh")
     left = Counter(
-        {tuple(r[n] for n in ("v_gene", "j_gene", *names)): int(r["count"]) for r in rows_of(folder / "test.tsv")}
+        {
+            tuple(r[n] for n in ("v_gene", "j_gene", *names)): int(r["count"])
+            for r in rows_of(folder / "test.tsv")
+        }
     )
     rows = rows_of(folder / "example" / "rearrangements.tsv")
     assert len(rows) == len({row["sequence_id"] for row in rows}) == 400
     seen: Counter[str] = Counter()
     for row in rows:
         v, j, sequence = genes[row["v_call"]], genes[row["j_call"]], row["sequence"]
-        at = {name: int(value) for name, value in row.items() if re.search("_(start|end|length)$", name)}
+        at = {
+            name: int(value)
+            for name, value in row.items()
+            if re.search("_(start|end|length)$", name)
+        }
         p_v, p_j, n = at["p3v_length"], at["p5j_length"], at["n1_length"]
         gap = at["j_sequence_start"] - at["v_sequence_end"] - 1
-        t, u, m = len(v.sequence) - at["v_germline_end"] - p_v, at["j_germline_start"] - 1 - p_j, p_v + p_j + n - gap
+        t, u, m = (
+            len(v.sequence) - at["v_germline_end"] - p_v,
+            at["j_germline_start"] - 1 - p_j,
+            p_v + p_j + n - gap,
+        )
         left[row["v_call"], row["j_call"], str(t), str(u), str(n), str(m)] -= 1
         assert sequence[: at["v_sequence_end"]] == v.sequence[: at["v_germline_end"]]
         assert sequence[at["j_sequence_start"] - 1 :] == j.sequence[at["j_germline_start"] - 1 :]
@@ -406,7 +480,13 @@ def test_example_says_how_each_sequence_was_made(folder: Path) -> None:
         else:
             assert row["productive"] == row["vj_in_frame"] == "F"
         seen += Counter(
-            {"m": m > 0, "n": n > 0, "p": p_v + p_j > 0, "productive": productive, "lost": not row["junction"]}
+            {
+                "m": m > 0,
+                "n": n > 0,
+                "p": p_v + p_j > 0,
+                "productive": productive,
+                "lost": not row["junction"],
+            }
         )
     assert min(left.values()) >= 0  # each is one of the test repertoire
     assert min(seen[name] for name in ("m", "n", "p", "productive")) > 20
@@ -421,7 +501,10 @@ def test_real_genes_may_take_the_place_of_artificial_ones(tmp_path: Path) -> Non
     config = load(f"simulate.germline={tmp_path / 'genes'} annotation=validation_igor_gamma")
     simulate(config, tmp_path / "out")
     assert read_germline(tmp_path / "out") == genes
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["simulate"]["germline"] == "genes"
+    assert (
+        json.loads((tmp_path / "out" / "manifest.json").read_text())["simulate"]["germline"]
+        == "genes"
+    )
     with pytest.raises(InputError, match="must hold genes of TRA, got TRG"):
         simulate(load(f"simulate.germline={tmp_path / 'genes'}"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -432,14 +515,20 @@ def test_loci_with_d_genes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be of a locus without D genes to simulate"):
         simulate(load(f"simulate.germline={tmp_path / 'genes'}"), tmp_path / "out")
     changes = "annotation=igor_beta_vd param_group=nonproductive_v-d_trim_ligation-mh"
-    with pytest.raises(ConfigError, match=r"without D genes to simulate, got igor_beta_vd \(TRB\)"):
+    with pytest.raises(
+        ConfigError, match=r"without D genes to simulate, got igor_beta_vd \(TRB\)"
+    ):
         simulate(load(changes), tmp_path / "out")
 
 
 def test_insertions_that_cannot_change_the_frame_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"simulate\.mean_insertions: must be 1\.2 or more, got 1\.0"):
+    with pytest.raises(
+        ConfigError, match=r"simulate\.mean_insertions: must be 1\.2 or more, got 1\.0"
+    ):
         simulate(load("simulate.mean_insertions=1.0"), tmp_path / "out")
-    assert draw(5000, 1.0, 1.2).insert.mean() > 1.2  # out of frame most of the time, so not one base
+    assert (
+        draw(5000, 1.0, 1.2).insert.mean() > 1.2
+    )  # out of frame most of the time, so not one base
 
 
 def test_a_folder_with_content_is_left_alone(tmp_path: Path) -> None:
@@ -453,8 +542,16 @@ def test_a_folder_with_content_is_left_alone(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("upper: 14", "upper: -2", "upper must be above lower = -2, got -2"),
-        ("  ligation_mh: 0.292780\n", "  ligation: 1\n", r"twostep must have all coefficients .* got \['ligation'\]"),
-        ("  v_trim_motif_5end_pos1_A: 0.017241\n", "", r"trimming must have .* got \['v_trim_motif_5end_pos1_A'\]"),
+        (
+            "  ligation_mh: 0.292780\n",
+            "  ligation: 1\n",
+            r"twostep must have all coefficients .* got \['ligation'\]",
+        ),
+        (
+            "  v_trim_motif_5end_pos1_A: 0.017241\n",
+            "",
+            r"trimming must have .* got \['v_trim_motif_5end_pos1_A'\]",
+        ),
         ("  average_mh:", "  weighted_avg_mh:", r"twostep must have .* got \['weighted_avg_mh'\]"),
         ("left_motif: 1", "left_motif: one", "left_motif"),
         ("lower: -2", "lowest: -2", "lowest must be a known key"),
@@ -473,15 +570,24 @@ def test_other_models_may_be_the_truth(tmp_path: Path) -> None:
     """Any variables, such as interior microhomology and the number of options, without motif and ligation."""
     path = tmp_path / "truth.yaml"
     head = "lower: -1\nupper: 3\nleft_motif: 0\nright_motif: 0\n"
-    path.write_text(f"{head}trimming: {{average_interior_mh: 0.7}}\ntwostep: {{mh_config_count: -0.4}}\n")
+    path.write_text(
+        f"{head}trimming: {{average_interior_mh: 0.7}}\ntwostep: {{mh_config_count: -0.4}}\n"
+    )
     truth = read_truth(path)
     choices = build(GENES, ("v", "j"), -1, 3)
     weights = trim_weights(choices, truth, truth.twostep).reshape(choices.feasible.shape)
     for (a, v), (b, j) in itertools.product(enumerate(choices.left), enumerate(choices.right)):
-        x = np.array([[math.exp(-0.4 * (len(options(v, j, t, u)) - 1)) for u in range(-1, 4)] for t in range(-1, 4)])
+        x = np.array(
+            [
+                [math.exp(-0.4 * (len(options(v, j, t, u)) - 1)) for u in range(-1, 4)]
+                for t in range(-1, 4)
+            ]
+        )
         np.testing.assert_allclose(weights[a, b] / weights[a, b].sum(), x / x.sum(), rtol=1e-9)
     reads = draw_reads(choices, truth, USAGE, (0.0, 1.0), 20_000, generator(2))
-    twice = (choices.feasible[reads.left, reads.right, reads.t + 1, reads.u + 1] > 1) & (reads.t == 0)
+    twice = (choices.feasible[reads.left, reads.right, reads.t + 1, reads.u + 1] > 1) & (
+        reads.t == 0
+    )
     assert (reads.m[twice] > 0).mean() == pytest.approx(0.5, abs=0.05)
 
 

@@ -1,4 +1,7 @@
-"""Training: what a run leaves, and that one that was stopped ends where one that never was ends, bit for bit."""
+"""Training.
+
+What a run leaves, and that one that was stopped ends where one that never was ends, bit for bit.
+"""
 
 import json
 import math
@@ -30,7 +33,10 @@ NESTED = "twostep_null"
 
 
 def settings(overrides: str = "") -> Config:
-    return build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides), Config)
+    return build(
+        resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml", overrides=overrides),
+        Config,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +65,37 @@ def table(path: Path) -> pd.DataFrame:
 
 def test_files_of_a_run(whole: Path) -> None:
     expected = {
-        *("checkpoints/best.npz", "checkpoints/last.npz", "evaluation.txt", "history.tsv", "metrics.json"),
-        *("params.yaml", "run.json", "plots/history.png", "plots/coefficients.png", "plots/bootstrap.png"),
-        *(f"model/{name}" for name in ("model.json", "run.json", "served.json", "coefficients.npz")),
+        *(
+            "checkpoints/best.npz",
+            "checkpoints/last.npz",
+            "evaluation.txt",
+            "history.tsv",
+            "metrics.json",
+        ),
+        *(
+            "params.yaml",
+            "run.json",
+            "plots/history.png",
+            "plots/coefficients.png",
+            "plots/bootstrap.png",
+        ),
+        *(
+            f"model/{name}"
+            for name in ("model.json", "run.json", "served.json", "coefficients.npz")
+        ),
         *("model/germline.tsv", "model/germline.json"),
-        *(f"{name}{END}" for name in ("trained_coefs", "predicted_dist_data", "model_lrt_results")),
-        *(f"bootstraps/{name}{END}" for name in ("bootstrap_coef_significance_results", "bootstrap_coefs")),
+        *(
+            f"{name}{END}"
+            for name in ("trained_coefs", "predicted_dist_data", "model_lrt_results")
+        ),
+        *(
+            f"bootstraps/{name}{END}"
+            for name in ("bootstrap_coef_significance_results", "bootstrap_coefs")
+        ),
     }
-    assert {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()} == expected
+    assert {
+        path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()
+    } == expected
 
 
 def test_metrics_history_and_text(whole: Path) -> None:
@@ -75,21 +104,32 @@ def test_metrics_history_and_text(whole: Path) -> None:
     assert metrics["train.converged"] == 1
     assert metrics["train.gradient_norm"] <= settings().fit.tolerance
     assert metrics["train.expected_complete_nll"] > metrics["train.observed_nll"]
-    assert math.isclose(metrics["train.below_null"], metrics["train.null_nll"] - metrics["train.observed_nll"])
+    assert math.isclose(
+        metrics["train.below_null"], metrics["train.null_nll"] - metrics["train.observed_nll"]
+    )
     assert metrics["train.aic"] == 16 + 2 * metrics["train.n"] * metrics["train.observed_nll"]
     assert next(iter(history)) == "iteration"
     assert list(history["iteration"]) == list(range(len(history)))
     assert math.isclose(history["train.observed_nll"].iloc[-1], metrics["train.observed_nll"])
     text = (whole / "evaluation.txt").read_text()
-    for word in ("converged after", "average_mh", "Likelihood-ratio test against twostep_null", "below_null: null_nll"):
+    for word in (
+        "converged after",
+        "average_mh",
+        "Likelihood-ratio test against twostep_null",
+        "below_null: null_nll",
+    ):
         assert word in text
-    figures = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith(("train.", "lrt.")))
+    figures = dict(
+        line.split(maxsplit=1) for line in text.splitlines() if line.startswith(("train.", "lrt."))
+    )
     assert figures["train.n"] == f"{metrics['train.n']:,.0f}"
     assert figures["train.converged"] == "1"
     served = json.loads((whole / "model" / "served.json").read_text())
     assert served["limits"][0] == "Trained and measured on simulated data only."
     assert "trims artificial genes of TRA" in served["about"]
-    assert served["about"].endswith(f"fitted to {metrics['train.n']:,.0f} simulated rearrangements.")
+    assert served["about"].endswith(
+        f"fitted to {metrics['train.n']:,.0f} simulated rearrangements."
+    )
 
 
 def test_tables_have_the_references_columns(whole: Path) -> None:
@@ -112,7 +152,9 @@ def test_tables_have_the_references_columns(whole: Path) -> None:
     test = table(whole / f"model_lrt_results{END}").iloc[0]
     assert test["DF"] == 8
     wanted = 2 * metrics["train.n"] * (metrics["train.null_nll"] - metrics["train.observed_nll"])
-    assert math.isclose(test["LRT_test_statistic"], wanted, rel_tol=1e-9)  # the nested model is the null model
+    assert math.isclose(
+        test["LRT_test_statistic"], wanted, rel_tol=1e-9
+    )  # the nested model is the null model
     assert list(test.index)[:3] == ["annotation_type", "full_model", "sub_model"]
     found = table(whole / "bootstraps" / f"bootstrap_coef_significance_results{END}")
     assert {"bootstrap_sd", "zscore", "pvalue", "adjusted_pvalue"} <= set(found.columns)
@@ -139,7 +181,9 @@ def test_served_model_gives_the_predicted_distribution(whole: Path) -> None:
     model = serve.load(whole / "model")
     answer = serve.predict(model, predicted[["v_gene", "j_gene"]].drop_duplicates())
     wanted = predicted.set_index(["v_trim", "j_trim", "ligation_mh"])["predicted_prob"]
-    found = pd.DataFrame(answer["configurations"].iloc[0]).set_index(["v_trim", "j_trim", "ligation_mh"])["probability"]
+    found = pd.DataFrame(answer["configurations"].iloc[0]).set_index(
+        ["v_trim", "j_trim", "ligation_mh"]
+    )["probability"]
     assert np.allclose(found[wanted.index], wanted, rtol=1e-8)
 
 
@@ -156,7 +200,8 @@ OTHERS = {
     "known": "trainer=fit_twostep_model l2=true fit.penalties='[0.1, 0]' fit.folds=2",
     "trimming": "trainer=fit_model param_group=nonproductive_v-j_trim left_motif=1 right_motif=2 "
     "model_type=standardized_motif_two-side-base-count-beyond",
-    "one end": "trainer=fit_model param_group=nonproductive_v_trim model_type=motif_two-side-base-count-beyond "
+    "one end": "trainer=fit_model param_group=nonproductive_v_trim "
+    "model_type=motif_two-side-base-count-beyond "
     "left_motif=1 right_motif=2",
     "null": "trainer=fit_model param_group=nonproductive_v-j_trim model_type='\"null\"'",
     "twostep null": "model_type=twostep_null",
@@ -167,7 +212,10 @@ OTHERS = {
 def test_other_models_train_too(name: str, data: Path, tmp_path: Path) -> None:
     config = settings(f"{OTHERS[name]} fit.bootstrap=0")
     shown = training.train(config, data, tmp_path / "out", UNTRACKED)
-    metrics, end = metrics_of(tmp_path / "out"), f"{'_all_annotations' * (name == 'twostep null')}_L2{config.l2}.tsv"
+    metrics, end = (
+        metrics_of(tmp_path / "out"),
+        f"{'_all_annotations' * (name == 'twostep null')}_L2{config.l2}.tsv",
+    )
     assert shown["train.converged"] == 1
     predicted = table(tmp_path / "out" / f"predicted_dist_data{end}")
     genes = [column for column in predicted.columns if column.endswith("_gene")]
@@ -206,7 +254,9 @@ def test_resumed_is_bit_for_bit_the_same(
     training.train(config, data, tmp_path / "never", UNTRACKED)
     _Stopped(monkeypatch, 2, 4)
     out = tmp_path / "stopped"
-    with pytest.raises(InterruptedRunError, match=r"stopped on request after 3 iterations; .*--resume "):
+    with pytest.raises(
+        InterruptedRunError, match=r"stopped on request after 3 iterations; .*--resume "
+    ):
         training.train(config, data, out, UNTRACKED)
     run_id = json.loads((out / "run.json").read_text())["run_id"]
     again = TrainOptions(device="cpu", track=False, resume=run_id)
@@ -220,7 +270,9 @@ def test_resumed_is_bit_for_bit_the_same(
         assert (tmp_path / "never" / name).read_bytes() == (out / name).read_bytes()
 
 
-def test_damaged_checkpoints_and_those_of_other_settings_are_refused(whole: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoints_and_those_of_other_settings_are_refused(
+    whole: Path, tmp_path: Path
+) -> None:
     path = whole / "checkpoints" / "last.npz"
     with pytest.raises(ModelError, match="must be of these settings"):
         training._restore(path, "other")
@@ -230,8 +282,12 @@ def test_damaged_checkpoints_and_those_of_other_settings_are_refused(whole: Path
     assert training._restore(tmp_path / "none.npz", "") == training.Progress()
 
 
-def test_a_fit_at_the_cap_says_so(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shown = training.train(settings("fit.max_iterations=2 fit.bootstrap=0"), data, tmp_path / "out", UNTRACKED)
+def test_a_fit_at_the_cap_says_so(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = training.train(
+        settings("fit.max_iterations=2 fit.bootstrap=0"), data, tmp_path / "out", UNTRACKED
+    )
     assert shown["train.converged"] == 0
     assert "NOT CONVERGED (cap)" in (tmp_path / "out" / "evaluation.txt").read_text()
     assert "has not converged (cap)" in caplog.text
@@ -246,8 +302,16 @@ def test_a_fit_at_the_cap_says_so(data: Path, tmp_path: Path, caplog: pytest.Log
             InputError,
             "must be of validation_adaptive_gamma's locus TRG, got TRA",
         ),
-        ("fit.against=twostep_motif_two-side-base-count-beyond left_motif=0", ConfigError, "left_motif"),
-        ("fit.against=twostep_mh-config-count_ligation-mh", ConfigError, "fit.against must have some, not all"),
+        (
+            "fit.against=twostep_motif_two-side-base-count-beyond left_motif=0",
+            ConfigError,
+            "left_motif",
+        ),
+        (
+            "fit.against=twostep_mh-config-count_ligation-mh",
+            ConfigError,
+            "fit.against must have some, not all",
+        ),
         ("fit.against=none_such", LookupError, "none_such"),
     ],
 )
@@ -260,9 +324,23 @@ def test_settings_that_do_not_fit_are_refused_before_a_run(
 
 
 @pytest.mark.slow
-def test_killed_on_the_command_line_and_resumed(data: Path, tmp_path: Path, own_store: str) -> None:
-    out, environment = tmp_path / "out", {**os.environ, "PYTHONPATH": "src", "JAX_PLATFORMS": "cpu"}
-    words = ["train", "vdj", "--params", str(PARAMS / "smoke.yaml"), "--data", str(data), "--out", str(out)]
+def test_killed_on_the_command_line_and_resumed(
+    data: Path, tmp_path: Path, own_store: str
+) -> None:
+    out, environment = (
+        tmp_path / "out",
+        {**os.environ, "PYTHONPATH": "src", "JAX_PLATFORMS": "cpu"},
+    )
+    words = [
+        "train",
+        "vdj",
+        "--params",
+        str(PARAMS / "smoke.yaml"),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
     command = [sys.executable, "-m", "seqfoundry", *words]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -275,7 +353,12 @@ def test_killed_on_the_command_line_and_resumed(data: Path, tmp_path: Path, own_
     assert process.returncode == 143, messages.decode()
     assert f"--resume {run_id}" in messages.decode()
     done = subprocess.run(
-        [*command, "--resume", run_id], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, "--resume", run_id],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == run_id

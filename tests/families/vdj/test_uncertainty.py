@@ -1,4 +1,7 @@
-"""Tests and tables of coefficients whose fit is given; standard errors of real fits are tested with the fits."""
+"""Tests and tables of coefficients whose fit is given.
+
+Standard errors of real fits are tested with the fits.
+"""
 
 import dataclasses
 import math
@@ -18,7 +21,14 @@ from seqfoundry.families.vdj.inference.uncertainty import (
     shown,
 )
 
-NAMES = ("average_mh", "v_trim_motif_5end_pos1_A", "v_trim_motif_5end_pos1_C", "a", "b", "ligation_mh")
+NAMES = (
+    "average_mh",
+    "v_trim_motif_5end_pos1_A",
+    "v_trim_motif_5end_pos1_C",
+    "a",
+    "b",
+    "ligation_mh",
+)
 FULL = Fit(
     names=NAMES,
     theta=np.arange(6.0),
@@ -48,7 +58,9 @@ def test_bootstrap_without_converged_replicates_is_undefined():
 
 
 def test_likelihood_ratio():
-    less = dataclasses.replace(FULL, names=NAMES[1:5], theta=np.ones(4), observed_nll=FULL.observed_nll + 2e-4)
+    less = dataclasses.replace(
+        FULL, names=NAMES[1:5], theta=np.ones(4), observed_nll=FULL.observed_nll + 2e-4
+    )
     found = likelihood_ratio(FULL, less)
     assert found["DF"] == 2
     assert found["LRT_test_statistic"] == pytest.approx(8.0)

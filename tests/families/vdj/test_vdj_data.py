@@ -22,7 +22,9 @@ from seqfoundry.families.vdj.rearrangements.observations import Observed, observ
 ROOT = Path(__file__).parents[3]
 V = ("TRAV1*01", "GATACTTGTGCTGTGAGTGCCA"), ("TRAV2*01", "GATACTTGTGCTGCTACTGGCT")
 J = ("TRAJ1*01", "TGGCACTGGAGGCTTCAAAACTA", 13), ("TRAJ2*01", "TTGCCACTGGATGCTTCAAAACTA", 14)
-GERMLINE = Germline("TRA", (*(Gene(n, "J", s, a) for n, s, a in J), *(Gene(n, "V", s, 6) for n, s in V)))
+GERMLINE = Germline(
+    "TRA", (*(Gene(n, "J", s, a) for n, s, a in J), *(Gene(n, "V", s, 6) for n, s in V))
+)
 BETA = Germline(
     "TRB",
     (
@@ -40,15 +42,30 @@ def specification(
     sides = group.get("sides", ("v", "j"))
     junction = {("v", "d5"): "vd", ("d3", "j"): "dj"}.get(sides, "vj")
     ligation = trainer != "fit_model"
-    made = {"sides": sides, "ligation": ligation, "productivity": "nonproductive", "insertions": "zero"}
+    made = {
+        "sides": sides,
+        "ligation": ligation,
+        "productivity": "nonproductive",
+        "insertions": "zero",
+    }
     whole = ParamGroup(**{**made, "lower": lower, "upper": upper, **group})
     annotation = Annotation(locus="TRA", sub_junction=junction, configuration_known=True)
-    return Specification(trainer, annotation, whole, ModelType(twostep=ligation, choice1=(), choice2=()), 0, 0, False)
+    return Specification(
+        trainer,
+        annotation,
+        whole,
+        ModelType(twostep=ligation, choice1=(), choice2=()),
+        0,
+        0,
+        False,
+    )
 
 
 def load(name: str) -> Config:
     folder = ROOT / "params/vdj"
-    return build_config(resolve(folder / f"{name}.yaml", Config, full=folder / "full.yaml"), Config)
+    return build_config(
+        resolve(folder / f"{name}.yaml", Config, full=folder / "full.yaml"), Config
+    )
 
 
 def config(**settings: object) -> Config:
@@ -63,7 +80,9 @@ def extended(gene: Gene) -> str:
     return reverse_complement_text(gene.sequence[:p]) + gene.sequence
 
 
-def every_configuration(lower: int, upper: int) -> dict[tuple[str, str, str], list[tuple[int, int, int]]]:
+def every_configuration(
+    lower: int, upper: int
+) -> dict[tuple[str, str, str], list[tuple[int, int, int]]]:
     """Configurations (t, u, m) of each joined sequence of each pair, by writing all of them out."""
     found: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
     for v, j in itertools.product(GERMLINE.of("v"), GERMLINE.of("j")):
@@ -79,7 +98,9 @@ def productive(v: str, j: str, joined: str) -> bool:
     genes = {gene.name: gene for gene in GERMLINE.genes}
     junction = joined[genes[v].anchor : len(joined) - len(genes[j].sequence) + genes[j].anchor + 3]
     codons = [junction[i : i + 3] for i in range(0, len(junction), 3)]
-    whole = joined.startswith(genes[v].sequence[:9]) and joined.endswith(genes[j].sequence[genes[j].anchor :])
+    whole = joined.startswith(genes[v].sequence[:9]) and joined.endswith(
+        genes[j].sequence[genes[j].anchor :]
+    )
     return whole and len(junction) % 3 == 0 and not {"TAA", "TAG", "TGA"} & set(codons)
 
 
@@ -87,15 +108,25 @@ def table(rows: list[tuple[object, ...]], germline: Germline = GERMLINE) -> pd.D
     return pd.DataFrame(rows, columns=[*normal_columns(germline), "count"])
 
 
-def as_sets(observed: Observed, choices: object) -> list[tuple[tuple[int, ...], float, list[tuple[int, int, int]]]]:
+def as_sets(
+    observed: Observed, choices: object
+) -> list[tuple[tuple[int, ...], float, list[tuple[int, int, int]]]]:
     trims = choices.trims
     made = []
     for s, count in enumerate(observed.counts):
         of = observed.sequence == s
         assert (observed.pair[of] == observed.sequence_pair[s]).all()
         u = trims[observed.u[of]] if len(choices.sides) == 2 else observed.u[of]
-        members = zip(trims[observed.t[of]].tolist(), u.tolist(), observed.m[of].tolist(), strict=True)
-        made.append((tuple(observed.pairs[observed.sequence_pair[s]].tolist()), float(count), sorted(members)))
+        members = zip(
+            trims[observed.t[of]].tolist(), u.tolist(), observed.m[of].tolist(), strict=True
+        )
+        made.append(
+            (
+                tuple(observed.pairs[observed.sequence_pair[s]].tolist()),
+                float(count),
+                sorted(members),
+            )
+        )
     return made
 
 
@@ -131,7 +162,10 @@ def test_latent_observations_equal_brute_force(wanted):
 
 
 def test_annotations_of_one_sequence_are_one_observation():
-    """TG can be the V's palindrome or stand in a J that is not trimmed: two annotations, one sequence."""
+    """TG can be the V's palindrome or stand in a J that is not trimmed.
+
+    Two annotations, one sequence.
+    """
     members = every_configuration(-2, 6)
     key, configurations = max(members.items(), key=lambda item: len(item[1]))
     rows = [(key[0], key[1], t, u, 0, m, False, 2) for t, u, m in configurations]
@@ -143,7 +177,10 @@ def test_annotations_of_one_sequence_are_one_observation():
 
 def test_microhomology_that_genes_do_not_have_is_left_out(caplog):
     caplog.set_level("INFO")
-    rows = [("TRAV1*01", "TRAJ1*01", 3, 1, 0, 1, False, 2), ("TRAV1*01", "TRAJ1*01", 3, 1, 0, 2, False, 2)]
+    rows = [
+        ("TRAV1*01", "TRAJ1*01", 3, 1, 0, 1, False, 2),
+        ("TRAV1*01", "TRAJ1*01", 3, 1, 0, 2, False, 2),
+    ]
     rows.append(("TRAV1*01", "TRAJ1*01", 3, 1, 0, 16, False, 2))
     choices = build(GERMLINE, ("v", "j"), -2, 6)
     observed = observe(table(rows), choices, specification(productivity="both"))
@@ -153,7 +190,9 @@ def test_microhomology_that_genes_do_not_have_is_left_out(caplog):
 
 
 def test_genes_without_anchor_are_left_out_where_productivity_matters():
-    germline = Germline("TRA", tuple(dataclasses.replace(gene, anchor=None) for gene in GERMLINE.genes))
+    germline = Germline(
+        "TRA", tuple(dataclasses.replace(gene, anchor=None) for gene in GERMLINE.genes)
+    )
     choices = build(germline, ("v", "j"), -2, 6)
     rows = table([("TRAV1*01", "TRAJ1*01", 3, 1, 0, 0, False, 2)])
     assert observe(rows, choices, specification(productivity="both")).counts.tolist() == [2]
@@ -167,10 +206,16 @@ def test_genes_without_anchor_are_left_out_where_productivity_matters():
 @pytest.mark.parametrize("wanted", ["nonproductive", "productive", "both"])
 def test_known_observations_are_the_rows(wanted):
     members = every_configuration(-2, 8)
-    rows = [(v, j, t, u, 0, m, False, 1 + t % 2) for (v, j, _), ways in members.items() for t, u, m in ways]
+    rows = [
+        (v, j, t, u, 0, m, False, 1 + t % 2)
+        for (v, j, _), ways in members.items()
+        for t, u, m in ways
+    ]
     joined = {(v, j, *way): text for (v, j, text), ways in members.items() for way in ways}
     choices = build(GERMLINE, ("v", "j"), -2, 6)
-    observed = observe(table(rows + rows), choices, specification("fit_twostep_model", productivity=wanted))
+    observed = observe(
+        table(rows + rows), choices, specification("fit_twostep_model", productivity=wanted)
+    )
     names = [[gene.name for gene in genes] for genes in (choices.left, choices.right)]
     brute = sorted(
         ((names[0].index(v), names[1].index(j)), 2.0 * count, [(t, u, m)])
@@ -195,7 +240,9 @@ def test_trimming_observations_with_insertions():
     choices = build(GERMLINE, ("v", "j"), -2, 6)
     observed = observe(table(rows), choices, specification("fit_model", insertions="nonzero"))
     assert as_sets(observed, choices) == [((0, 0), 3.0, [(3, 1, 0)]), ((0, 1), 5.0, [(-2, 6, 0)])]
-    every = observe(table(rows), choices, specification("fit_model", insertions="all", productivity="both"))
+    every = observe(
+        table(rows), choices, specification("fit_model", insertions="all", productivity="both")
+    )
     assert every.counts.sum() == 12
 
 
@@ -210,7 +257,9 @@ def test_one_side():
         (("j",), [((0, 0), 2.0, [(1, 0, 0)]), ((1, 0), 1.0, [(3, 0, 0)])]),
     ):
         choices = build(GERMLINE, sides, -2, 6)
-        observed = observe(table(rows), choices, specification("fit_model", sides=sides, insertions="all"))
+        observed = observe(
+            table(rows), choices, specification("fit_model", sides=sides, insertions="all")
+        )
         assert as_sets(observed, choices) == wanted
 
 
@@ -233,8 +282,14 @@ def test_junctions_with_d():
 
 def test_nothing_left_names_the_filter():
     choices = build(GERMLINE, ("v", "j"), -2, 6)
-    rows = [("TRAV1*01", "TRAJ1*01", 3, 1, 4, 0, True, 2), ("TRAV1*01", "TRAJ1*01", 3, 1, 0, 0, False, 2)]
-    message = "observations: must leave rearrangements to model, got none: 1 x no insertions; 1 x not nonproductive"
+    rows = [
+        ("TRAV1*01", "TRAJ1*01", 3, 1, 4, 0, True, 2),
+        ("TRAV1*01", "TRAJ1*01", 3, 1, 0, 0, False, 2),
+    ]
+    message = (
+        "observations: must leave rearrangements to model, got none: 1 x no insertions; 1 x "
+        "not nonproductive"
+    )
     with pytest.raises(InputError, match=message):
         observe(table(rows), choices, specification("fit_model", insertions="nonzero"))
 
@@ -272,7 +327,9 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
     with (tmp_path / "b.tsv").open("a") as file:
         file.write("TRAV1*01\tTRAJ1*01\t1\t1\t0\tTRUE\t-5\nTRAV1*01\tTRAJ1*01\t1\t1\t1\t\t5\n")
     out = tmp_path / "out"
-    summary = prepare(config(test_share=0.25), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, out)
+    summary = prepare(
+        config(test_share=0.25), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, out
+    )
     assert sorted(path.name for path in out.iterdir()) == [
         "germline.json", "germline.tsv", "manifest.json", "rejected.tsv", "test.tsv", "train.tsv",
     ]  # fmt: skip
@@ -280,7 +337,7 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
     assert summary["kept"] == 1200
     assert summary["rejected"] == {"negative count": 1, "productivity unknown": 1}
     assert (out / "rejected.tsv").read_text().splitlines() == [
-        "reason\tcount\texample", "negative count\t1\tb.tsv: 301", "productivity unknown\t1\tb.tsv: 302",
+        "reason\tcount\texample", "negative count\t1\tb.tsv: 301", "productivity " "unknown\t1\tb.tsv: 302",
     ]  # fmt: skip
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest == {
@@ -289,9 +346,9 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
     }  # fmt: skip
     assert read_germline(out).digest == GERMLINE.digest
     parts = {name: read_observations(out, name) for name in ("train", "test")}
-    assert {name: {"rows": len(part), "total": part["count"].sum()} for name, part in parts.items()} == manifest[
-        "splits"
-    ]
+    assert {
+        name: {"rows": len(part), "total": part["count"].sum()} for name, part in parts.items()
+    } == manifest["splits"]
     everything = pd.concat([first, second]).assign(ligation_mh=0)
     everything["productive"] = everything["productive"] == "TRUE"
     columns = normal_columns(GERMLINE)
@@ -305,7 +362,9 @@ def test_prepare_warns_of_ids_that_a_table_has_twice(tmp_path, genes, caplog):
     columns = "sequence_id\tv_gene\tj_gene\tv_trim\tj_trim\tvj_insert\tproductive\tcount\n"
     rows = [f"{name}\tTRAV1*01\tTRAJ1*01\t1\t1\t0\tFALSE\t1\n" for name in "abcabaz"]
     (tmp_path / "a.tsv").write_text(columns + "".join(rows))
-    (tmp_path / "b.tsv").write_text(columns + "".join(rows[:3]))  # as those of the other table, which is none of b's
+    (tmp_path / "b.tsv").write_text(
+        columns + "".join(rows[:3])
+    )  # as those of the other table, which is none of b's
     prepare(config(), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, tmp_path / "out")
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
         "a.tsv: 3 rows have the sequence_id of an earlier one; each counts"
@@ -323,8 +382,13 @@ def test_prepare_gives_the_same_bytes_again_and_other_seeds_other_splits(tmp_pat
 
 def test_prepare_refuses_and_leaves_nothing(tmp_path, genes):
     table_path, out = tmp_path / "a.tsv", tmp_path / "out"
-    table_path.write_text(HEADER + "TRBV1\tTRAJ1\t1\t1\t0\tTRUE\t1\nTRAV1\tTRAJ1\t1\t1\t0\tTRUE\t-1\n")
-    message = "must have rearrangements that can be used, got none: 1 x negative count; 1 x other locus: TRB"
+    table_path.write_text(
+        HEADER + "TRBV1\tTRAJ1\t1\t1\t0\tTRUE\t1\nTRAV1\tTRAJ1\t1\t1\t0\tTRUE\t-1\n"
+    )
+    message = (
+        "must have rearrangements that can be used, got none: 1 x negative count; 1 x other "
+        "locus: TRB"
+    )
     with pytest.raises(InputError, match=message):
         prepare(config(), [table_path], genes, out)
     with pytest.raises(InputError, match=r"germline: must be given .* \(--germline FILE\)"):
@@ -365,7 +429,9 @@ def test_observations_are_checked(tmp_path):
             (tmp_path / "train.tsv").write_text(
                 HEADER + good + good.replace("false", "maybe").replace("\t0\t", "\t3\t")
             )
-        with pytest.raises(InputError, match=rf"rows must be whole and legal, got 1 x {reason}.*train.tsv: 2"):
+        with pytest.raises(
+            InputError, match=rf"rows must be whole and legal, got 1 x {reason}.*train.tsv: 2"
+        ):
             read_observations(tmp_path, "train")
 
 
@@ -380,7 +446,11 @@ def model_folder(folder: Path, made: Specification, germline: Germline = GERMLIN
 
 def test_frames_of_a_table(tmp_path):
     path = tmp_path / "a.tsv"
-    rows = ["TRAV1\tTRAJ1\t1\t2\t0\tFALSE\t2", "TRAV1\tTRAJ1\t3\t7\t0\tFALSE\t2", "TRAV1\tTRAJ1\t3\t2\t1\tFALSE\t2"]
+    rows = [
+        "TRAV1\tTRAJ1\t1\t2\t0\tFALSE\t2",
+        "TRAV1\tTRAJ1\t3\t7\t0\tFALSE\t2",
+        "TRAV1\tTRAJ1\t3\t2\t1\tFALSE\t2",
+    ]
     path.write_text(HEADER + "\n".join([*rows, "TRAV2\tTRAJ1\t3\t2\t0\t\t4"]) + "\n")
     left_out: dict[str, int] = {}
     found = pd.concat(list(frames(path, model_folder(tmp_path / "em", specification()), left_out)))
@@ -392,7 +462,12 @@ def test_frames_of_a_table(tmp_path):
     one_side = specification("fit_model", sides=("j",), insertions="all")
     found = pd.concat(list(frames(path, model_folder(tmp_path / "j", one_side))))
     assert list(found) == ["sequence_id", "j_gene", "j_trim", "ligation_mh", "count"]
-    found = list(frames(path, model_folder(tmp_path / "p", specification("fit_model", productivity="productive"))))
+    found = list(
+        frames(
+            path,
+            model_folder(tmp_path / "p", specification("fit_model", productivity="productive")),
+        )
+    )
     assert [frame["sequence_id"].tolist() for frame in found] == [["4"]]
     with pytest.raises(InputError, match="that the model describes, got none: "):
         list(frames(path, model_folder(tmp_path / "n", specification(lower=10, upper=14))))
@@ -401,7 +476,9 @@ def test_frames_of_a_table(tmp_path):
 def test_frames_of_a_prepared_folder_are_its_test_rows(tmp_path, genes):
     igor(tmp_path / "a.tsv", 500)
     prepare(config(test_share=0.5), [tmp_path / "a.tsv"], genes, tmp_path / "out")
-    folder = model_folder(tmp_path / "em", specification("fit_model", insertions="all", productivity="both"))
+    folder = model_folder(
+        tmp_path / "em", specification("fit_model", insertions="all", productivity="both")
+    )
     found = pd.concat(list(frames(tmp_path / "out", folder)))
     assert found["count"].sum() == read_observations(tmp_path / "out", "test")["count"].sum()
 
@@ -414,22 +491,35 @@ def simulated(tmp_path_factory) -> Path:
     from seqfoundry.families.vdj.simulate import simulate
 
     made = load("demo")
-    settings = dataclasses.replace(made.simulate, train_reads=3000, test_reads=5000, example_rows=2000)
+    settings = dataclasses.replace(
+        made.simulate, train_reads=3000, test_reads=5000, example_rows=2000
+    )
     out = tmp_path_factory.mktemp("simulated") / "data"
     simulate(dataclasses.replace(made, simulate=settings), out)
     return out
 
 
 def test_airr_round_trip_of_2000_simulated_rows(simulated):
-    """The example's rows are reads of the test repertoire: found again, exactly, and not more often than there."""
+    """The example's rows are reads of the test repertoire.
+
+    Found again, exactly, and not more often than there.
+    """
     germline, rejected = read_germline(simulated), Rejected()
     path = simulated / "example" / "rearrangements.tsv"
     found = pd.concat(list(read_rearrangements(path, germline, rejected)))
     assert len(found) == 2000
     assert not rejected.counts
     columns = normal_columns(germline)
-    test = read_observations(simulated, "test").astype({"v_gene": str, "j_gene": str}).set_index(columns)["count"]
-    counted = found.astype({"v_gene": str, "j_gene": str, "productive": bool}).groupby(columns)["count"].sum()
+    test = (
+        read_observations(simulated, "test")
+        .astype({"v_gene": str, "j_gene": str})
+        .set_index(columns)["count"]
+    )
+    counted = (
+        found.astype({"v_gene": str, "j_gene": str, "productive": bool})
+        .groupby(columns)["count"]
+        .sum()
+    )
     assert not set(counted.index) - set(test.index)
     assert (counted.to_numpy() <= test.loc[counted.index].to_numpy()).all()
     raw = pd.read_csv(path, sep="\t")
@@ -446,7 +536,11 @@ def test_simulated_table_is_legal_airr(simulated):
     import airr
 
     with (simulated / "example" / "rearrangements.tsv").open() as file:
-        assert airr.schema.RearrangementSchema.validate_header(file.readline().rstrip("\n").split("\t"))
-    rows = airr.read_rearrangement(str(simulated / "example" / "rearrangements.tsv"), validate=True)
+        assert airr.schema.RearrangementSchema.validate_header(
+            file.readline().rstrip("\n").split("\t")
+        )
+    rows = airr.read_rearrangement(
+        str(simulated / "example" / "rearrangements.tsv"), validate=True
+    )
     assert sum(1 for _ in rows) == 2000
     rows.close()

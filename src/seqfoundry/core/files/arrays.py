@@ -1,8 +1,10 @@
-"""NumPy's files: written row by row, and object arrays of text and numbers read without executing the pickle inside.
+"""NumPy's files.
 
-NumPy stores an object array as a pickle, and loading a pickle runs whatever code it names. `read_objects` interprets
-the few operations that a plain array needs as data, and refuses every other.
-"""
+Written row by row, and object arrays of text and numbers read without executing the pickle inside.
+
+NumPy stores an object array as a pickle, and loading a pickle runs whatever code it names.
+`read_objects` interprets the few operations that a plain array needs as data, and refuses every
+other."""
 
 import math
 import mmap
@@ -19,9 +21,21 @@ from numpy.typing import DTypeLike, NDArray
 from seqfoundry.core.errors import InputError, MissingError
 
 _DEFLATED = 1032  # bytes that one byte of a compressed file can stand for
-_LARGEST, _RATIO = 64_000_000, 20  # bytes of an archive's members, or times its own: numbers seldom compress further
-_DAMAGE = (  # what NumPy's reader of headers, and the one of pickles below, raise for damaged files
-    *(ValueError, LookupError, TypeError, ArithmeticError, RecursionError, SyntaxError, tokenize.TokenError),
+_LARGEST, _RATIO = (
+    64_000_000,
+    20,
+)  # bytes of an archive's members, or times its own: numbers seldom compress further
+# what NumPy's reader of headers, and the one of pickles below, raise for damaged files
+_DAMAGE = (
+    *(
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+        SyntaxError,
+        tokenize.TokenError,
+    ),
     *(EOFError, OSError),
 )
 _GLOBALS = {
@@ -46,7 +60,9 @@ _MARK: Any = object()
 
 
 class Rows:
-    """A ``.npy`` file of known shape, filled from the top; a context manager, which checks that it was filled.
+    """A ``.npy`` file of known shape, filled from the top.
+
+    A context manager, which checks that it was filled.
 
     Parameters
     ----------
@@ -64,12 +80,19 @@ class Rows:
 
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")
-        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": self._shape,
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
         if kind is None and self._count != self._shape[0]:
@@ -78,7 +101,9 @@ class Rows:
     def add(self, block: NDArray[Any]) -> None:
         """Write the next rows, shape ``(n, columns)``."""
         if block.ndim != 2 or block.shape[1] != self._shape[1] or block.dtype != self._dtype:
-            raise ValueError(f"{self._path}: rows must be {self._dtype} x {self._shape[1]}, got {block.dtype}")
+            raise ValueError(
+                f"{self._path}: rows must be {self._dtype} x {self._shape[1]}, got {block.dtype}"
+            )
         self._file.write(np.ascontiguousarray(block).data)
         self._count += len(block)
 
@@ -99,18 +124,23 @@ def open_array(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist, got none") from None
     except _DAMAGE as error:
-        raise InputError(f"{path}: must be a whole NumPy file without objects, got: {error}") from None
+        raise InputError(
+            f"{path}: must be a whole NumPy file without objects, got: {error}"
+        ) from None
     return array
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a zip file (of ``.npz`` or weights) that claims more than it can hold: readers reserve what is claimed.
+    """Refuse a zip file (of ``.npz`` or weights) that claims more than it can hold.
+
+    Readers reserve what is claimed.
 
     Raises
     ------
     InputError
-        If it is no whole zip file, its members are far larger than itself, one claims more bytes than its own can stand
-        for, or an array of a ``.npz`` is of objects or not of the size that its header tells.
+        If it is no whole zip file, its members are far larger than itself, one claims more bytes
+        than its own can stand for, or an array of a ``.npz`` is of objects or not of the size that
+        its header tells.
     """
     try:
         held = path.stat().st_size
@@ -119,14 +149,20 @@ def check_archive(path: Path) -> None:
             if claimed > max(_LARGEST, _RATIO * held):
                 raise ValueError(f"members of {claimed:,} bytes in a file of {held:,}")
             for member in archive.infolist():
-                most = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATED)
+                most = member.compress_size * (
+                    1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATED
+                )
                 if member.compress_size > held or member.file_size > most:
-                    raise ValueError(f"{member.filename} of {member.file_size:,} bytes in a file of {held:,}")
+                    raise ValueError(
+                        f"{member.filename} of {member.file_size:,} bytes in a file of {held:,}"
+                    )
                 if member.filename.endswith(".npy"):
                     with archive.open(member) as file:
                         _check_member(file, member)
     except (*_DAMAGE, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: must be a whole archive of plain arrays, got: {error}") from None
+        raise InputError(
+            f"{path}: must be a whole archive of plain arrays, got: {error}"
+        ) from None
 
 
 def _check_member(file: Any, member: zipfile.ZipInfo) -> None:
@@ -135,12 +171,18 @@ def _check_member(file: Any, member: zipfile.ZipInfo) -> None:
     shape, _, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(f"{member.filename} of objects, which are a pickle; not executed")
-    if min(shape, default=0) < 0 or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+    if (
+        min(shape, default=0) < 0
+        or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size
+    ):
         raise ValueError(f"{member.filename} of shape {shape} in {member.file_size:,} bytes")
 
 
 def rows_of(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:
-    """Copy some rows into memory; those of a mapped file are read, so that what is mapped stays small."""
+    """Copy some rows into memory.
+
+    Those of a mapped file are read, so that what is mapped stays small.
+    """
     mapped: Any = array
     if not isinstance(mapped.base, mmap.mmap) or not array.flags.c_contiguous or array.size == 0:
         return np.array(array[first:last])
@@ -151,20 +193,25 @@ def rows_of(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:
 
 
 def read_objects(path: Path) -> list[Any]:
-    """Read a one-dimensional ``.npy`` array of text, numbers or (structured) tuples of them; nothing is executed.
+    """Read a one-dimensional ``.npy`` array of text, numbers or (structured) tuples of them.
+
+    Nothing is executed.
 
     Raises
     ------
     MissingError
         If there is none.
     InputError
-        If it is damaged, or its pickle names anything but what a plain array of text and numbers needs.
+        If it is damaged, or its pickle names anything but what a plain array of text and numbers
+        needs.
     """
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             old = version == (1, 0)
-            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            )
             shape, _, dtype = read(file)
             if not dtype.hasobject:
                 return list(open_array(path).tolist())
@@ -174,14 +221,22 @@ def read_objects(path: Path) -> list[Any]:
     except _DAMAGE as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: must be a whole NumPy array of text and numbers, got: {error}") from None
+        raise InputError(
+            f"{path}: must be a whole NumPy array of text and numbers, got: {error}"
+        ) from None
     if len(shape) != 1 or not isinstance(found, list) or len(found) != shape[0]:
-        raise InputError(f"{path}: must be a one-dimensional array of the length in its header {shape}, got another")
+        raise InputError(
+            f"{path}: must be a one-dimensional array of the length in its header {shape}, got "
+            "another"
+        )
     return found
 
 
 class _Made(NamedTuple):
-    """Something that the pickle would have made: the name of the maker, its arguments, and a cell for the state."""
+    """Something that the pickle would have made.
+
+    The name of the maker, its arguments, and a cell for the state.
+    """
 
     name: str
     arguments: tuple[Any, ...]
@@ -205,7 +260,9 @@ class _Machine:
             name = opcode.name
             if name == "STOP":
                 return _plain(self._stack.pop())
-            if not (name in _IGNORED or self._value(name, argument) or self._memory(name, argument)):
+            if not (
+                name in _IGNORED or self._value(name, argument) or self._memory(name, argument)
+            ):
                 self._structure(name, argument)
         raise ValueError("a pickle without an end")
 
@@ -266,13 +323,15 @@ class _Machine:
             _of(_Made, stack[-1]).state[:] = [state]
         else:
             raise InputError(
-                f"{self._path}: must be an array of text and numbers, got one whose pickle uses {name}; not executed"
+                f"{self._path}: must be an array of text and numbers, got one whose pickle uses "
+                f"{name}; not executed"
             )
 
     def _global(self, module: Any, name: Any) -> _Global:
         if f"{module}.{name}" not in _GLOBALS:
             raise InputError(
-                f"{self._path}: must be an array of text and numbers, got one whose pickle names {module}.{name}; "
+                f"{self._path}: must be an array of text and numbers, got one whose pickle names "
+                f"{module}.{name}; "
                 "not executed"
             )
         return _Global(f"{module}.{name}")

@@ -1,4 +1,6 @@
-"""Files on disk: digests as DVC computes them, manifests, the pin ``data.dvc``, locks, writing whole or not at all.
+"""Files on disk.
+
+Digests as DVC computes them, manifests, the pin ``data.dvc``, locks, writing whole or not at all.
 
 Knows no family: a family's data is a folder.
 """
@@ -25,9 +27,12 @@ from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.settings import yaml as yaml12
 
 _BLOCK = 1 << 20
-# names that mkstemp and mkdtemp make below, those with an ending more, and those of report.whole_file
+# names that mkstemp and mkdtemp make below, those with an ending more, and those of
+# report.whole_file
 _TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.part)(\.\w+){0,3}")
-_BEGUN = re.compile(r"\.run\.json\.[a-z0-9_]{8}\.json")  # all there is of a run that was killed at its begin
+_BEGUN = re.compile(
+    r"\.run\.json\.[a-z0-9_]{8}\.json"
+)  # all there is of a run that was killed at its begin
 
 
 def md5(path: Path) -> str:
@@ -49,15 +54,24 @@ def md5(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[dict[str, str]]:
-    """List every file below ``folder`` as ``{"md5", "relpath"}``, sorted by path; the content of a DVC ``.dir``."""
+    """List every file below ``folder`` as ``{"md5", "relpath"}``, sorted by path.
+
+    The content of a DVC ``.dir``.
+    """
     files = [path for path in folder.rglob("*") if path.is_file()]
     listed = [{"md5": md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     return sorted(listed, key=lambda entry: entry["relpath"])
 
 
 def digest_of(listed: list[dict[str, str]]) -> str:
-    """Digest of a listing, equal to what ``dvc add`` writes for the folder: 32 hex digits and ``.dir``."""
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    """Digest of a listing, equal to what ``dvc add`` writes for the folder.
+
+    32 hex digits and ``.dir``.
+    """
+    return (
+        hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+        + ".dir"
+    )
 
 
 def digest(folder: Path) -> str:
@@ -70,12 +84,17 @@ def digest(folder: Path) -> str:
     """
     listed = list_files(folder) if folder.is_dir() else []
     if not listed:
-        raise MissingError(f"{folder}: must be a folder with data, got {'an empty one' if folder.is_dir() else 'none'}")
+        raise MissingError(
+            f"{folder}: must be a folder with data, got "
+            f"{'an empty one' if folder.is_dir() else 'none'}"
+        )
     return digest_of(listed)
 
 
 def read_pin(root: Path) -> dict[str, Any]:
-    """Read ``data.dvc``: the digest of ``data/`` as ``md5`` and that of each family's part under ``families``.
+    """Read ``data.dvc``.
+
+    The digest of ``data/`` as ``md5`` and that of each family's part under ``families``.
 
     Raises
     ------
@@ -89,7 +108,9 @@ def read_pin(root: Path) -> dict[str, Any]:
     meta = content.get("meta") or {}
     families = (meta.get("families", meta.get("rooms")) or {}) if isinstance(meta, dict) else meta
     if not isinstance(families, dict):
-        raise InputError(f"{path}: meta.families must give each family's digest, got {reprlib.repr(families)}")
+        raise InputError(
+            f"{path}: meta.families must give each family's digest, got {reprlib.repr(families)}"
+        )
     return {"md5": str(content["outs"][0]["md5"]), "families": families}
 
 
@@ -99,7 +120,9 @@ def _read_dvc_file(path: Path) -> dict[str, Any]:
         if isinstance(content, dict) and content["outs"][0]["md5"]:
             return content
     except FileNotFoundError:
-        raise MissingError(f"{path}: must exist; make it with: seqfoundry data build --update") from None
+        raise MissingError(
+            f"{path}: must exist; make it with: seqfoundry data build --update"
+        ) from None
     except (OSError, *yaml12.NOT_YAML):
         pass
     raise InputError(f"{path}: must be a DVC file with outs[0].md5, got something else")
@@ -141,7 +164,10 @@ def check_manifest(path: Path, folder: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether there is anything of this name that the user may look at; `Path.exists` raises for some names."""
+    """Tell whether there is anything of this name that the user may look at.
+
+    `Path.exists` raises for some names.
+    """
     return os.path.exists(path)
 
 
@@ -154,7 +180,10 @@ def check_replaceable(folder: Path) -> None:
         If a disk is mounted there.
     """
     if os.path.ismount(os.path.realpath(folder)):
-        raise OutputError(f"{folder}: must be a folder that can be replaced, got a mount point; name a folder in it")
+        raise OutputError(
+            f"{folder}: must be a folder that can be replaced, got a mount point; name a folder "
+            "in it"
+        )
 
 
 @contextlib.contextmanager
@@ -185,10 +214,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the user allows
+        temporary.chmod(
+            0o666 & ~_umask()
+        )  # mkstemp makes private files; results are for everyone the user allows
         try:
             yield temporary
             temporary.replace(path)
@@ -200,8 +233,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
     """Give a file in memory whose content is at ``path`` if the block ends well.
 
-    For ``torch.save``, which tells of an unexpected position where the disk is full, and writes the name of the file
-    into the file.
+    For ``torch.save``, which tells of an unexpected position where the disk is full, and writes
+    the name of the file into the file.
 
     Raises
     ------
@@ -223,7 +256,8 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
     Raises
     ------
     OutputError
-        If ``path`` exists and is not empty (unless ``replace``), cannot be written, or the disk is full.
+        If ``path`` exists and is not empty (unless ``replace``), cannot be written, or the disk is
+        full.
     """
     with as_output_error(path):
         check_replaceable(path)
@@ -264,7 +298,8 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If it cannot be written, or holds another run's results (unless ``overwrite``) or anything else.
+        If it cannot be written, or holds another run's results (unless ``overwrite``) or anything
+        else.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +317,8 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
     if not overwrite:
         wanted = f"be empty or hold run {run_id}" if run_id else "be empty"
         raise OutputError(
-            f"{folder}: must {wanted}, got the results of run {owner}; choose another --out, or --overwrite"
+            f"{folder}: must {wanted}, got the results of run {owner}; choose another --out, or "
+            "--overwrite"
         )
     with as_output_error(folder):
         for entry in folder.iterdir():  # the folder itself stays: it may be a link or a mount
@@ -302,7 +338,9 @@ def _remove_temporary(folder: Path) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what processes that were killed left beside ``path``; hold a lock, so that no other writes there.
+    """Remove what processes that were killed left beside ``path``.
+
+    Hold a lock, so that no other writes there.
 
     Raises
     ------
@@ -316,7 +354,10 @@ def remove_unfinished(path: Path) -> None:
 
 
 def run_in(folder: Path) -> dict[str, Any]:
-    """Record of the run whose results a folder holds (``run.json``); empty where there is none, or a damaged one."""
+    """Record of the run whose results a folder holds (``run.json``).
+
+    Empty where there is none, or a damaged one.
+    """
     try:
         return read_json(folder / "run.json")
     except (InputError, MissingError):
@@ -333,9 +374,13 @@ def as_output_error(path: Path) -> Iterator[None]:
     except OSError as error:
         named, own = (Path(os.path.realpath(str(name))) for name in (error.filename or path, path))
         ours = named == own or own.parent in named.parents or named in own.parents
-        if error.errno is None or not ours:  # a library's own exception, or about something else, such as an input
+        if (
+            error.errno is None or not ours
+        ):  # a library's own exception, or about something else, such as an input
             raise
-        raise OutputError(f"{path}: must be writable, got: {error.strerror} ({error.filename or path})") from error
+        raise OutputError(
+            f"{path}: must be writable, got: {error.strerror} ({error.filename or path})"
+        ) from error
 
 
 def _umask() -> int:
@@ -379,7 +424,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write sorted, indented JSON whole or not at all; NaN and infinity become ``null``."""
-    write_text(path, json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(_finite(content), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
 
 
 def _finite(content: Any) -> Any:

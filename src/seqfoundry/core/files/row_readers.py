@@ -1,4 +1,6 @@
-"""Rows of files that are read once, from front to back: JSON lines, delimited tables, Parquet, FASTA; plain or gzip.
+"""Rows of files that are read once, from front to back.
+
+JSON lines, delimited tables, Parquet, FASTA; plain or gzip.
 
 Memory holds one chunk. What is wrong with a file is an `InputError` that names it and the line.
 """
@@ -39,7 +41,10 @@ def opened(path: Path) -> Iterator[gzip.GzipFile | IO[bytes]]:
         If it cannot be read, at once or while the block reads it, such as gzip that is cut short.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: must be a file, got {'a folder' if path.is_dir() else 'nothing of that name'}")
+        raise MissingError(
+            f"{path}: must be a file, got "
+            f"{'a folder' if path.is_dir() else 'nothing of that name'}"
+        )
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
@@ -50,7 +55,9 @@ def opened(path: Path) -> Iterator[gzip.GzipFile | IO[bytes]]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Read the lines of UTF-8 text that are not blank with their numbers, from 1; line ends of any system.
+    """Read the lines of UTF-8 text that are not blank with their numbers, from 1.
+
+    Line ends of any system.
 
     Raises
     ------
@@ -62,7 +69,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}, line {number}: must be UTF-8 text, got: {error.reason}") from None
+                raise InputError(
+                    f"{path}, line {number}: must be UTF-8 text, got: {error.reason}"
+                ) from None
             if text:
                 yield number, text
 
@@ -106,22 +115,27 @@ def id_of(row: Mapping[str, Any], number: int) -> str:
 def frames(path: Path, column: str, *, size: int) -> Iterator[pd.DataFrame]:
     """Read ``id`` and one column of text as frames of ``size`` rows with index 0, 1 and so on.
 
-    The form is told by the end of the name: ``.jsonl .ndjson .fasta .fa .fna .csv .tsv .txt .parquet``, with or without
-    ``.gz``. Other columns are passed over. Where rows have no ``id``, it is their number, from 1; of FASTA, the name up
-    to the first blank.
+    The form is told by the end of the name: ``.jsonl .ndjson .fasta .fa .fna .csv .tsv .txt
+    .parquet``, with or without ``.gz``. Other columns are passed over. Where rows have no ``id``,
+    it is their number, from 1; of FASTA, the name up to the first blank.
 
     Raises
     ------
     MissingError
         If there is no such file.
     InputError
-        If its form is not known, it is damaged, lacks the column, or has a row whose value is no text.
+        If its form is not known, it is damaged, lacks the column, or has a row whose value is no
+        text.
     """
     name = path.name.lower().removesuffix(".gz")
     form = _FORMS.get(Path(name).suffix)
     if form is None:
-        raise InputError(f"{path}: the name must end in one of {' '.join(_FORMS)} (or .gz), got {path.name!r}")
-    read = {"jsonl": _jsonl_rows, "fasta": _fasta_rows, "parquet": _parquet_rows}.get(form, _table_rows)
+        raise InputError(
+            f"{path}: the name must end in one of {' '.join(_FORMS)} (or .gz), got {path.name!r}"
+        )
+    read = {"jsonl": _jsonl_rows, "fasta": _fasta_rows, "parquet": _parquet_rows}.get(
+        form, _table_rows
+    )
     rows = read(path, column)
     while chunk := list(islice(rows, size)):
         yield pd.DataFrame(chunk, columns=["id", column])
@@ -147,7 +161,9 @@ def _jsonl_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
 def _fasta_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
     with opened(path) as file:
         try:
-            with FastaReader(file, _close_file=True) as reader:  # or it leaves closing to the garbage collector
+            with FastaReader(
+                file, _close_file=True
+            ) as reader:  # or it leaves closing to the garbage collector
                 for record in reader:
                     yield str(record.id), str(record.sequence)
         except (FileFormatError, ValueError) as error:  # letters outside ASCII are ValueErrors
@@ -160,8 +176,14 @@ def _table_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
         refuse_wide(path, file.readline().count(sep.encode()) + 1)
         file.seek(0)
         try:
-            options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-            with pd.read_csv(file, sep=sep, chunksize=10_000, index_col=False, **options) as reader:
+            options: dict[str, Any] = {
+                "dtype": str,
+                "keep_default_na": False,
+                "encoding": "utf-8-sig",
+            }
+            with pd.read_csv(
+                file, sep=sep, chunksize=10_000, index_col=False, **options
+            ) as reader:
                 for frame in reader:
                     yield from _columns(frame, column, path)
         except InputError:
@@ -172,7 +194,9 @@ def _table_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
 
 def _columns(frame: pd.DataFrame, column: str, path: Path) -> Iterator[tuple[str, str]]:
     if column not in frame:
-        raise InputError(f"{path}: must have the column {column}, got {', '.join(map(str, frame.columns))}")
+        raise InputError(
+            f"{path}: must have the column {column}, got {', '.join(map(str, frame.columns))}"
+        )
     names = frame["id"].astype(str) if "id" in frame else (frame.index + 1).astype(str)
     return zip(names, frame[column], strict=True)
 

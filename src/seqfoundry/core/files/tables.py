@@ -21,13 +21,19 @@ MOST_COLUMNS = 10_000
 
 
 def refuse_wide(path: Path, n_columns: int) -> None:
-    """Raise InputError for a table of more than ``MOST_COLUMNS`` columns: readers take memory and time for each."""
+    """Raise InputError for a table of more than ``MOST_COLUMNS`` columns.
+
+    Readers take memory and time for each.
+    """
     if n_columns > MOST_COLUMNS:
         raise InputError(f"{path}: must have at most {MOST_COLUMNS:,} columns, got {n_columns:,}")
 
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as TSV (header, LF, shortest digits that read back the same); None and NaN are empty fields."""
+    """Write rows as TSV (header, LF, shortest digits that read back the same).
+
+    None and NaN are empty fields.
+    """
     lines = ["\t".join(columns)]
     lines += ["\t".join(_field(row.get(column)) for column in columns) for row in rows]
     atomic.write_text(path, "\n".join(lines) + "\n")
@@ -46,7 +52,10 @@ def _field(value: Any) -> str:
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]], step: str = "epoch") -> None:
-    """Write one row per epoch (or other ``step``); its number comes first, the other columns as the rows name them."""
+    """Write one row per epoch (or other ``step``).
+
+    Its number comes first, the other columns as the rows name them.
+    """
     columns = [step, *dict.fromkeys(key for row in rows for key in row if key != step)]
     write_tsv(path, columns, rows)
 
@@ -73,8 +82,12 @@ def refuse_rows(wrong: NDArray[np.bool_], message: str) -> None:
         raise InputError(f"row {int(wrong.argmax())}: {message}")
 
 
-def whole_numbers(name: str, values: Sequence[Any] | NDArray[Any], low: int, high: int) -> NDArray[np.float64]:
-    """Check that a column holds whole numbers from ``low`` to ``high``; NaN (also for None) where there is none.
+def whole_numbers(
+    name: str, values: Sequence[Any] | NDArray[Any], low: int, high: int
+) -> NDArray[np.float64]:
+    """Check that a column holds whole numbers from ``low`` to ``high``.
+
+    NaN (also for None) where there is none.
 
     Raises
     ------
@@ -85,8 +98,12 @@ def whole_numbers(name: str, values: Sequence[Any] | NDArray[Any], low: int, hig
         numbers = np.array(values, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: must hold numbers, got: {error}") from None
-    for row in np.flatnonzero(~np.isnan(numbers) & ~((numbers >= low) & (numbers <= high) & (numbers % 1 == 0)))[:1]:
-        raise InputError(f"row {row}: {name} must be a whole number from {low} to {high}, got {numbers[row]:g}")
+    for row in np.flatnonzero(
+        ~np.isnan(numbers) & ~((numbers >= low) & (numbers <= high) & (numbers % 1 == 0))
+    )[:1]:
+        raise InputError(
+            f"row {row}: {name} must be a whole number from {low} to {high}, got {numbers[row]:g}"
+        )
     return numbers
 
 
@@ -100,8 +117,8 @@ def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], N
 
     Returns
     -------
-    A row of each kind, and for every row its kind. The product of the columns' ranges must be below 2^63.
-    """
+    A row of each kind, and for every row its kind. The product of the columns' ranges must be
+    below 2^63."""
     key = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         key = key * (int(column.max(initial=0)) + 2) + column + 1
@@ -110,14 +127,18 @@ def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], N
 
 
 def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int) -> "ListArray":
-    """Make lists of records, one for each of ``n`` owners; ``owner`` (rising) tells whose a record is.
+    """Make lists of records, one for each of ``n`` owners.
+
+    ``owner`` (rising) tells whose a record is.
 
     Returns
     -------
-    Arrow's lists of structs, which other tools take without a copy; elements read as lists of dictionaries.
-    """
+    Arrow's lists of structs, which other tools take without a copy; elements read as lists of
+    dictionaries."""
     import pyarrow as pa
 
-    records = pa.StructArray.from_arrays([pa.array(column) for column in columns.values()], names=list(columns))
+    records = pa.StructArray.from_arrays(
+        [pa.array(column) for column in columns.values()], names=list(columns)
+    )
     ends = np.cumsum(np.bincount(owner, minlength=n)[:n])
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), records)

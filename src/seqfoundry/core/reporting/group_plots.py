@@ -1,4 +1,7 @@
-"""Plots of several groups side by side, as ``plots`` draws one: histograms, boxes, profiles, heat maps, estimates."""
+"""Plots of several groups side by side, as ``plots`` draws one.
+
+Histograms, boxes, profiles, heat maps, estimates.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +18,18 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.core.reporting import plots
 
 
-def error_histograms(path: Path, groups: Mapping[str, ArrayLike], *, columns: int, limit: int, label: str) -> None:
+def error_histograms(
+    path: Path, groups: Mapping[str, ArrayLike], *, columns: int, limit: int, label: str
+) -> None:
     """Draw how often whole-numbered errors occur, one small panel per group, row by row.
 
-    Bars are shares of the group. Errors beyond ``limit`` are counted in the last bars. The title of a panel tells its n
-    and the shares at most 0, 1 and 2 off. InputError if ``columns`` or ``limit`` is below 1.
-    """
+    Bars are shares of the group. Errors beyond ``limit`` are counted in the last bars. The title
+    of a panel tells its n and the shares at most 0, 1 and 2 off. InputError if ``columns`` or
+    ``limit`` is below 1."""
     if columns < 1 or limit < 1:
-        raise InputError(f"error_histograms: columns and limit must be at least 1, got {columns} and {limit}")
+        raise InputError(
+            f"error_histograms: columns and limit must be at least 1, got {columns} and {limit}"
+        )
     with plots.style():
         n_lines = max(math.ceil(len(groups) / columns), 1)
         figure = plots.new_figure(3.7 * columns, 0.6 + 1.55 * n_lines)
@@ -45,7 +52,9 @@ def _errors(axes: Axes, name: str, errors: NDArray[np.int64], limit: int) -> Non
         return
     counts = np.bincount(errors.clip(-limit, limit) + limit, minlength=2 * limit + 1)
     axes.bar(np.arange(-limit, limit + 1), counts / errors.size, width=0.9, color=plots.PALETTE[0])
-    near = "\n".join(f"\u00b1{slack}: {np.mean(np.abs(errors) <= slack):.1%}" for slack in (0, 1, 2))
+    near = "\n".join(
+        f"\u00b1{slack}: {np.mean(np.abs(errors) <= slack):.1%}" for slack in (0, 1, 2)
+    )
     axes.text(0.98, 0.95, near, transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.set_xlim(-limit - 0.7, limit + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, symmetric=True, nbins=6))
@@ -55,11 +64,12 @@ def _errors(axes: Axes, name: str, errors: NDArray[np.int64], limit: int) -> Non
 
 
 def boxes(path: Path, groups: Mapping[str, ArrayLike], *, limit: float, label: str) -> None:
-    """Draw the spread of each group as a box with median and quartiles; a group without values says so.
+    """Draw the spread of each group as a box with median and quartiles.
 
-    Whiskers reach to the last value within 1.5 times the distance of the quartiles (Tukey 1977), points lie beyond.
-    Values above ``limit`` are drawn there and counted.
-    """
+    A group without values says so.
+
+    Whiskers reach to the last value within 1.5 times the distance of the quartiles (Tukey 1977),
+    points lie beyond. Values above ``limit`` are drawn there and counted."""
     values = {name: np.asarray(group, dtype=np.float64).ravel() for name, group in groups.items()}
     with plots.style():
         figure = plots.new_figure(6.4, 1.0 + 0.42 * max(len(values), 2))
@@ -72,7 +82,9 @@ def boxes(path: Path, groups: Mapping[str, ArrayLike], *, limit: float, label: s
             text = f"n = {group.size:,}" if group.size else "no data"
             beyond = int((group > limit).sum())
             text += f", {beyond:,} above {limit:g}" if beyond else ""
-            axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            axes.annotate(
+                text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
             if group.size:
                 _box(axes, place, group.clip(max=limit), plots.PALETTE[place % len(plots.PALETTE)])
         if known:
@@ -93,12 +105,21 @@ def _box(axes: Axes, place: int, group: NDArray[np.float64], colour: str) -> Non
         manage_ticks=False,
         boxprops={"facecolor": colour, "alpha": 0.45},
         medianprops={"color": "black", "linewidth": 1.6},
-        flierprops={"marker": "o", "markersize": 2, "alpha": 0.25, "markeredgewidth": 0, "markerfacecolor": "black"},
+        flierprops={
+            "marker": "o",
+            "markersize": 2,
+            "alpha": 0.25,
+            "markeredgewidth": 0,
+            "markerfacecolor": "black",
+        },
     )
 
 
 class Profile(NamedTuple):
-    """Shares (0 to 1) at ``places`` (numbers, rising), as observed and as predicted; ``title`` may tell more."""
+    """Shares (0 to 1) at ``places`` (numbers, rising), as observed and as predicted.
+
+    ``title`` may tell more.
+    """
 
     title: str
     places: ArrayLike
@@ -109,24 +130,37 @@ class Profile(NamedTuple):
 def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str) -> None:
     """Draw observed shares as bars and predicted ones as a line, one small panel per profile, row by row.
 
-    ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has not one share of
-    both kinds per place.
-    """
+    ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has
+    not one share of both kinds per place."""
     for one in groups:
         if not np.shape(one.places) == np.shape(one.observed) == np.shape(one.predicted):
-            shapes = f"{np.shape(one.places)}, {np.shape(one.observed)} and {np.shape(one.predicted)}"
-            raise InputError(f"profiles, {one.title}: must have one share of both kinds per place, got {shapes}")
+            shapes = (
+                f"{np.shape(one.places)}, {np.shape(one.observed)} and {np.shape(one.predicted)}"
+            )
+            raise InputError(
+                f"profiles, {one.title}: must have one share of both kinds per place, got {shapes}"
+            )
     drawing = [(one.title, lambda axes, one=one: _profile(axes, one)) for one in groups]
     _grid(path, drawing, columns=columns, label=label, side="share of reads")
 
 
 def _profile(axes: Axes, one: Profile) -> None:
-    observed, predicted = (np.asarray(values, dtype=np.float64) for values in (one.observed, one.predicted))
+    observed, predicted = (
+        np.asarray(values, dtype=np.float64) for values in (one.observed, one.predicted)
+    )
     if not np.isfinite([observed, predicted]).any():
         plots.no_data(axes)
         return
     axes.bar(one.places, observed, width=0.85, color=plots.PALETTE[4], label="observed")
-    axes.plot(one.places, predicted, "o-", color=plots.PALETTE[1], markersize=2.5, linewidth=1.2, label="predicted")
+    axes.plot(
+        one.places,
+        predicted,
+        "o-",
+        color=plots.PALETTE[1],
+        markersize=2.5,
+        linewidth=1.2,
+        label="predicted",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -134,12 +168,16 @@ def _profile(axes: Axes, one: Profile) -> None:
     axes.grid(axis="y")
 
 
-def distributions(path: Path, groups: Mapping[str, tuple[ArrayLike, float]], *, columns: int, label: str) -> None:
+def distributions(
+    path: Path, groups: Mapping[str, tuple[ArrayLike, float]], *, columns: int, label: str
+) -> None:
     """Draw how values spread around an estimate, given as (values, estimate), one small panel per group.
 
-    Values that are not finite are left out; so is an estimate that is not. InputError if ``columns`` is below 1.
-    """
-    drawing = [(name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()]
+    Values that are not finite are left out; so is an estimate that is not. InputError if
+    ``columns`` is below 1."""
+    drawing = [
+        (name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()
+    ]
     _grid(path, drawing, columns=columns, label=label, side="count")
 
 
@@ -149,7 +187,9 @@ def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
     if values.size == 0:
         plots.no_data(axes)
         return
-    axes.hist(values, bins=min(max(math.ceil(math.sqrt(values.size)), 5), 40), color=plots.PALETTE[4])
+    axes.hist(
+        values, bins=min(max(math.ceil(math.sqrt(values.size)), 5), 40), color=plots.PALETTE[4]
+    )
     if math.isfinite(estimate):
         axes.axvline(estimate, color=plots.PALETTE[1], linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -158,9 +198,16 @@ def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
 
 
 def _grid(
-    path: Path, drawing: Sequence[tuple[str, Callable[[Axes], None]]], *, columns: int, label: str, side: str = ""
+    path: Path,
+    drawing: Sequence[tuple[str, Callable[[Axes], None]]],
+    *,
+    columns: int,
+    label: str,
+    side: str = "",
 ) -> None:
-    """Draw titled small panels row by row; where panels differ in kinds of marks, the first says what they mean.
+    """Draw titled small panels row by row.
+
+    Where panels differ in kinds of marks, the first says what they mean.
 
     ``label`` names the horizontal axes, ``side`` the vertical ones.
     """
@@ -180,7 +227,12 @@ def _grid(
             if place % columns == 0:
                 axes.set_ylabel(side, fontsize=8)
             if place == 0 and axes.get_legend_handles_labels()[0]:
-                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+                figure.legend(
+                    *axes.get_legend_handles_labels(),
+                    loc="outside upper right",
+                    ncols=2,
+                    fontsize=8,
+                )
         plots.save(figure, path)
 
 
@@ -193,14 +245,18 @@ def heat_map(
     label: str,
     sides: tuple[str, str] = ("", ""),
 ) -> None:
-    """Draw signed numbers as colours from blue (below 0) over white to red (above); undefined cells (NaN) are grey.
+    """Draw signed numbers as colours from blue (below 0) over white to red (above).
 
-    ``label`` names the numbers, ``sides`` columns and rows. InputError if ``values`` is not of shape
-    ``(len(rows), len(columns))``.
-    """
+    Undefined cells (NaN) are grey.
+
+    ``label`` names the numbers, ``sides`` columns and rows. InputError if ``values`` is not of
+    shape ``(len(rows), len(columns))``."""
     table = np.asarray(values, dtype=np.float64)
     if table.shape != (len(rows), len(columns)):
-        raise InputError(f"heat_map: must be {len(rows)} by {len(columns)}, one value per cell, got {table.shape}")
+        raise InputError(
+            f"heat_map: must be {len(rows)} by {len(columns)}, one value per cell, got "
+            f"{table.shape}"
+        )
     with plots.style():
         figure = plots.new_figure(2.4 + 0.72 * len(columns), 1.0 + 0.42 * max(len(rows), 2))
         axes = figure.subplots()
@@ -219,7 +275,15 @@ def heat_map(
             for (row, column), value in np.ndenumerate(table):
                 if np.isfinite(value):
                     ink = "white" if abs(value) > 0.6 * most else "black"
-                    axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=ink)
+                    axes.text(
+                        column,
+                        row,
+                        f"{value:+.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color=ink,
+                    )
         plots.save(figure, path)
 
 
@@ -234,9 +298,15 @@ class Estimate(NamedTuple):
 
 
 def estimates(
-    path: Path, rows: Sequence[Estimate], *, label: str, legend: tuple[str, str] = ("estimate", "truth")
+    path: Path,
+    rows: Sequence[Estimate],
+    *,
+    label: str,
+    legend: tuple[str, str] = ("estimate", "truth"),
 ) -> None:
-    """Draw numbers as points with intervals, one line each, 0 marked; known truths are open diamonds.
+    """Draw numbers as points with intervals, one line each, 0 marked.
+
+    Known truths are open diamonds.
 
     ``legend`` names both kinds of marks.
     """
@@ -244,7 +314,9 @@ def estimates(
         figure = plots.new_figure(6.4, 0.9 + 0.2 * max(len(rows), 4))
         axes = figure.subplots()
         axes.set_xlabel(label)
-        table = np.array([[one.value, one.value - one.low, one.high - one.value, one.truth] for one in rows])
+        table = np.array(
+            [[one.value, one.value - one.low, one.high - one.value, one.truth] for one in rows]
+        )
         values, below, above, truth = table.reshape(-1, 4).T
         if not np.isfinite(values).any():
             plots.no_data(axes)
@@ -253,10 +325,25 @@ def estimates(
             places, spread = np.arange(len(rows)), np.nan_to_num([below, above]).clip(0)
             drawn = plots.PALETTE[0], plots.PALETTE[1]
             axes.errorbar(
-                values, places, xerr=spread, fmt="o", color=drawn[0], markersize=3.5, capsize=2.5, label=legend[0]
+                values,
+                places,
+                xerr=spread,
+                fmt="o",
+                color=drawn[0],
+                markersize=3.5,
+                capsize=2.5,
+                label=legend[0],
             )
             if np.isfinite(truth).any():
-                axes.plot(truth, places, "D", color=drawn[1], markersize=4.5, markerfacecolor="none", label=legend[1])
+                axes.plot(
+                    truth,
+                    places,
+                    "D",
+                    color=drawn[1],
+                    markersize=4.5,
+                    markerfacecolor="none",
+                    label=legend[1],
+                )
                 figure.legend(loc="outside upper right", ncols=2, fontsize=8)
             axes.set_yticks(places, [one.name for one in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -265,11 +352,13 @@ def estimates(
         plots.save(figure, path)
 
 
-def tracks(path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
+def tracks(
+    path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, ArrayLike]]
+) -> None:
     """Draw ratios along a chromosome (``places`` in megabases) as dots, and called copies as a line, a panel per group.
 
-    A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as triangles.
-    """
+    A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as
+    triangles."""
     with plots.style():
         figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
         if not groups:
@@ -283,23 +372,43 @@ def tracks(path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, 
                 continue
             above = np.where(shown > 4, 4, np.nan)
             look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
-            axes.plot(places, np.where(shown > 4, np.nan, shown), ".", markersize=1.2, label="depth ratio", **look)
+            axes.plot(
+                places,
+                np.where(shown > 4, np.nan, shown),
+                ".",
+                markersize=1.2,
+                label="depth ratio",
+                **look,
+            )
             axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
             called = np.minimum(np.asarray(levels, dtype=np.float64), 4)
-            axes.plot(places, called, color=plots.PALETTE[1], linewidth=1.1, label="called copies (3: 3 and more)")
+            axes.plot(
+                places,
+                called,
+                color=plots.PALETTE[1],
+                linewidth=1.1,
+                label="called copies (3: 3 and more)",
+            )
             axes.set_ylim(0, 4.25)
             axes.set_yticks(range(5))
             axes.grid(axis="y")
         if groups:
             figure.axes[-1].set_xlabel("position (Mb)")
             figure.supylabel("copies", fontsize=9)
-            marks = next((found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]), ([], []))
+            marks = next(
+                (found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]),
+                ([], []),
+            )
             figure.legend(*marks, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
         plots.save(figure, path)
 
 
-def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike], *, labels: tuple[str, str]) -> None:
-    """Draw the same points (n, 2) once for each colouring: numbers as a scale, names as the most frequent groups.
+def scatters(
+    path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike], *, labels: tuple[str, str]
+) -> None:
+    """Draw the same points (n, 2) once for each colouring.
+
+    Numbers as a scale, names as the most frequent groups.
 
     ``labels`` name the axes. InputError if a colouring has not one value per point.
     """
@@ -310,7 +419,8 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike], *,
             values = np.asarray(given)
             if len(values) != len(places):
                 raise InputError(
-                    f"scatters, {title}: must have one value per point, got {len(values)} for {len(places)}"
+                    f"scatters, {title}: must have one value per point, got {len(values)} for "
+                    f"{len(places)}"
                 )
             axes = figure.add_subplot(1, len(colours), place + 1)
             axes.set_title(title, loc="left", fontsize=9)
@@ -318,20 +428,35 @@ def scatters(path: Path, points: ArrayLike, colours: Mapping[str, ArrayLike], *,
             axes.set_ylabel(labels[1], fontsize=8)
             axes.tick_params(labelsize=7)
             if values.dtype.kind in "fiu":
-                drawn = axes.scatter(places[:, 0], places[:, 1], c=values, s=6, cmap="viridis", linewidths=0)
+                drawn = axes.scatter(
+                    places[:, 0], places[:, 1], c=values, s=6, cmap="viridis", linewidths=0
+                )
                 figure.colorbar(drawn, ax=axes, fraction=0.05)
                 continue
             names, counts = np.unique(values, return_counts=True)
             axes.scatter(places[:, 0], places[:, 1], color="#D5D8DC", s=6, linewidths=0)
-            for number, name in enumerate(names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]):
+            for number, name in enumerate(
+                names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]
+            ):
                 own = places[values == name]
-                axes.scatter(own[:, 0], own[:, 1], color=plots.PALETTE[number], s=9, linewidths=0, label=str(name))
+                axes.scatter(
+                    own[:, 0],
+                    own[:, 1],
+                    color=plots.PALETTE[number],
+                    s=9,
+                    linewidths=0,
+                    label=str(name),
+                )
             axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         plots.save(figure, path)
 
 
 def pairs(
-    path: Path, groups: Mapping[str, tuple[ArrayLike, ArrayLike]], *, columns: int, labels: tuple[str, str]
+    path: Path,
+    groups: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    columns: int,
+    labels: tuple[str, str],
 ) -> None:
     """Draw measured (across) against predicted values, named ``labels``, a small panel per group, equality dashed.
 
@@ -347,7 +472,9 @@ def _pairs(axes: Axes, measured: ArrayLike, predicted: ArrayLike) -> None:
     if not known.any():
         plots.no_data(axes)
         return
-    axes.plot(x[known], y[known], ".", color=plots.PALETTE[0], markersize=3, alpha=0.4, markeredgewidth=0)
+    axes.plot(
+        x[known], y[known], ".", color=plots.PALETTE[0], markersize=3, alpha=0.4, markeredgewidth=0
+    )
     axes.ticklabel_format(useOffset=False)
     ends = [max(x[known].min(), y[known].min()), min(x[known].max(), y[known].max())]
     if ends[0] < ends[1]:

@@ -1,8 +1,9 @@
-"""Results for a person: one self-contained HTML file, aligned text tables, and the one way numbers are printed.
+"""Results for a person.
 
-A report needs no network and no script: style and pictures are inside the file. It holds no date, so that the same
-results give the same bytes. All text is escaped.
-"""
+One self-contained HTML file, aligned text tables, and the one way numbers are printed.
+
+A report needs no network and no script: style and pictures are inside the file. It holds no date,
+so that the same results give the same bytes. All text is escaped."""
 
 import base64
 import math
@@ -135,7 +136,9 @@ _MACROS = """\
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; at the end it becomes ``path``, after an error nothing stays.
+    """Give a temporary name beside ``path`` to write to.
+
+    At the end it becomes ``path``, after an error nothing stays.
 
     Missing folders are made.
 
@@ -157,9 +160,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def number(value: float | int | None, digits: int) -> str:
-    """Print a number for a person: ``digits`` decimals, whole numbers in full, "undefined" for None and NaN.
+    """Print a number for a person.
 
-    Thousands are separated by commas. What would round to 0 without being 0 is printed in scientific notation.
+    ``digits`` decimals, whole numbers in full, "undefined" for None and NaN.
+
+    Thousands are separated by commas. What would round to 0 without being 0 is printed in
+    scientific notation.
 
     Examples
     --------
@@ -183,7 +189,9 @@ def number(value: float | int | None, digits: int) -> str:
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, digits: int = 3) -> str:
-    """Aligned monospaced table, numbers to the right, without a line end at the end; "no data" below when empty.
+    """Aligned monospaced table, numbers to the right, without a line end at the end.
+
+    "no data" below when empty.
 
     Raises
     ------
@@ -234,7 +242,10 @@ class _Entry:
 
 
 class Report:
-    """A page built from top to bottom: sections, paragraphs, tables and figures in the order they were added."""
+    """A page built from top to bottom.
+
+    Sections, paragraphs, tables and figures in the order they were added.
+    """
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
@@ -249,8 +260,17 @@ class Report:
         """Add text; line ends are kept."""
         self._add(_Part("paragraph", text))
 
-    def table(self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, digits: int = 3) -> None:
-        """Add a table: fractions with ``digits`` decimals, columns of numbers to the right, "no data" when empty.
+    def table(
+        self,
+        caption: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        digits: int = 3,
+    ) -> None:
+        """Add a table.
+
+        Fractions with ``digits`` decimals, columns of numbers to the right, "no data" when empty.
 
         Raises
         ------
@@ -258,7 +278,11 @@ class Report:
             If a row has not one cell per column.
         """
         cells, right = _format(columns, rows, digits, where=f"table {caption!r}")
-        self._add(_Part("table", caption, self._anchor(), columns=tuple(columns), rows=cells, right=right))
+        self._add(
+            _Part(
+                "table", caption, self._anchor(), columns=tuple(columns), rows=cells, right=right
+            )
+        )
 
     def figure(self, caption: str, png: Path) -> None:
         """Add a picture; its bytes are read now and become part of the report.
@@ -273,7 +297,9 @@ class Report:
         try:
             content = png.read_bytes()
         except OSError as error:
-            raise MissingError(f"{png}: must be a readable PNG file, got {error.strerror or error}") from error
+            raise MissingError(
+                f"{png}: must be a readable PNG file, got {error.strerror or error}"
+            ) from error
         if not content.startswith(_PNG_SIGNATURE):
             raise InputError(f"{png}: must be a PNG file, got other content")
         image = base64.b64encode(content).decode("ascii")
@@ -307,7 +333,9 @@ class Report:
         for part in self._parts:
             if part.kind == "paragraph":
                 continue
-            under_section = part.kind != "section" and entries and entries[-1].part.kind == "section"
+            under_section = (
+                part.kind != "section" and entries and entries[-1].part.kind == "section"
+            )
             (entries[-1].inside if under_section else entries).append(_Entry(part))
         return entries
 
@@ -315,10 +343,15 @@ class Report:
 def _format(
     columns: Sequence[str], rows: Sequence[Sequence[Cell]], digits: int, *, where: str
 ) -> tuple[list[list[str]], list[bool]]:
-    """Cells as text, and for each column whether it stands to the right: it has numbers and no text."""
+    """Cells as text, and for each column whether it stands to the right.
+
+    It has numbers and no text.
+    """
     for index, row in enumerate(rows):
         if len(row) != len(columns):
-            raise InputError(f"{where}, row {index}: must have {len(columns)} cells, got {len(row)}")
+            raise InputError(
+                f"{where}, row {index}: must have {len(columns)} cells, got {len(row)}"
+            )
     cells = [[_text(cell, digits) for cell in row] for row in rows]
     right = [bool(rows) and not any(_is_word(row[k]) for row in rows) for k in range(len(columns))]
     return cells, right

@@ -1,7 +1,9 @@
-"""Counts and rates that more than one family reports: proportions with intervals, confusion, precision and recall.
+"""Counts and rates that more than one family reports.
 
-Undefined is NaN, never 0: a rate over nothing must not look like a failure. All functions are pure NumPy; confusion
-matrices of parts of a data set add up, so a cohort can be counted piece by piece.
+Proportions with intervals, confusion, precision and recall.
+
+Undefined is NaN, never 0: a rate over nothing must not look like a failure. All functions are pure
+NumPy; confusion matrices of parts of a data set add up, so a cohort can be counted piece by piece.
 """
 
 import math
@@ -22,9 +24,12 @@ WEIGHTED = "weighted avg"
 
 
 def wilson_interval(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
-    """Score interval of a binomial proportion, as ``(low, high)`` within 0 and 1; NaN twice when ``n`` is 0.
+    """Score interval of a binomial proportion, as ``(low, high)`` within 0 and 1.
 
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal quantile at (1 + confidence) / 2.
+    NaN twice when ``n`` is 0.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal quantile at (1 +
+    confidence) / 2.
 
     Raises
     ------
@@ -61,7 +66,10 @@ def wilson_interval(successes: int, n: int, *, confidence: float) -> tuple[float
 
 @dataclass(frozen=True)
 class Proportion:
-    """A rate with its counts and its 95 % interval; made by :func:`proportion`. All three rates are NaN when n = 0."""
+    """A rate with its counts and its 95 % interval; made by :func:`proportion`.
+
+    All three rates are NaN when n = 0.
+    """
 
     successes: int
     n: int
@@ -99,7 +107,8 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n_classes: int) -> C
 
     Returns
     -------
-    Shape ``(n_classes, n_classes)``, rows are true classes, columns predicted ones; all 0 when there is no data.
+    Shape ``(n_classes, n_classes)``, rows are true classes, columns predicted ones; all 0 when
+    there is no data.
 
     Raises
     ------
@@ -119,9 +128,12 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n_classes: int) -> C
             raise InputError(f"confusion_matrix: {name} must be integers, got {values.dtype}")
         if values.min() < 0 or values.max() >= n_classes:
             raise InputError(
-                f"confusion_matrix: {name} must be from 0 to {n_classes - 1}, got {values.min()} to {values.max()}"
+                f"confusion_matrix: {name} must be from 0 to {n_classes - 1}, got {values.min()} "
+                f"to {values.max()}"
             )
-    cells = flat_true.ravel().astype(np.int64) * n_classes + flat_predicted.ravel().astype(np.int64)
+    cells = flat_true.ravel().astype(np.int64) * n_classes + flat_predicted.ravel().astype(
+        np.int64
+    )
     counts = np.bincount(cells, minlength=n_classes * n_classes)
     return counts.astype(np.int64, copy=False).reshape(n_classes, n_classes)
 
@@ -139,10 +151,10 @@ class ReportRow(NamedTuple):
 def classification_report(confusion: ArrayLike, names: Sequence[str]) -> list[ReportRow]:
     """Precision, recall and F1 of each class, then their ``macro avg`` and ``weighted avg``.
 
-    precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); NaN where the denominator is 0.
-    Both means are over the classes with support only, and over those of them where the figure is defined: a class that
-    is there but never predicted counts as 0 in recall and F1 and is left out of the mean precision. With no data at
-    all every figure is NaN.
+    precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); NaN where
+    the denominator is 0. Both means are over the classes with support only, and over those of them
+    where the figure is defined: a class that is there but never predicted counts as 0 in recall
+    and F1 and is left out of the mean precision. With no data at all every figure is NaN.
 
     Parameters
     ----------
@@ -159,12 +171,19 @@ def classification_report(confusion: ArrayLike, names: Sequence[str]) -> list[Re
     counts = check_confusion(confusion, names)
     hits = np.diagonal(counts)
     support, called = counts.sum(axis=1), counts.sum(axis=0)
-    precision, recall, f1 = _rate(hits, called), _rate(hits, support), _rate(2 * hits, support + called)
+    precision, recall, f1 = (
+        _rate(hits, called),
+        _rate(hits, support),
+        _rate(2 * hits, support + called),
+    )
     rows = [
         ReportRow(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]))
         for k, name in enumerate(names)
     ]
-    for label, weight in ((MACRO, (support > 0).astype(np.float64)), (WEIGHTED, support.astype(np.float64))):
+    for label, weight in (
+        (MACRO, (support > 0).astype(np.float64)),
+        (WEIGHTED, support.astype(np.float64)),
+    ):
         means = _mean(precision, weight), _mean(recall, weight), _mean(f1, weight)
         rows.append(ReportRow(label, *means, int(support.sum())))
     return rows
@@ -188,7 +207,8 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) ->
     Parameters
     ----------
     confidence, correct
-        Probability of the predicted class (0 to 1) and whether it was right (booleans, or 0 and 1), of one shape.
+        Probability of the predicted class (0 to 1) and whether it was right (booleans, or 0 and
+        1), of one shape.
 
     Raises
     ------
@@ -204,7 +224,10 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) ->
             "reliability: confidence and correct must have one shape,"
             f" got {np.shape(confidence)} and {np.shape(correct)}"
         )
-    sure, right = np.asarray(confidence, dtype=np.float64).ravel(), np.asarray(correct, dtype=np.float64).ravel()
+    sure, right = (
+        np.asarray(confidence, dtype=np.float64).ravel(),
+        np.asarray(correct, dtype=np.float64).ravel(),
+    )
     if not ((sure >= 0) & (sure <= 1)).all():
         raise InputError("reliability: confidence must be from 0 to 1 everywhere")
     if not ((right == 0) | (right == 1)).all():
@@ -216,7 +239,9 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) ->
     filled = np.flatnonzero(counts)
     rates = [proportion(round(hits[k]), int(counts[k])) for k in filled]
     error = float(np.abs(hits - sums).sum()) / sure.size if sure.size else math.nan
-    return Reliability(np.linspace(0, 1, bins + 1), counts, sums[filled] / counts[filled], rates, error)
+    return Reliability(
+        np.linspace(0, 1, bins + 1), counts, sums[filled] / counts[filled], rates, error
+    )
 
 
 def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
@@ -225,20 +250,29 @@ def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
     Raises
     ------
     InputError
-        If it is not of shape ``(len(names), len(names))``, not of whole numbers, or has a negative count.
+        If it is not of shape ``(len(names), len(names))``, not of whole numbers, or has a negative
+        count.
     """
     given = np.asarray(confusion)
     if given.shape != (len(names), len(names)):
-        raise InputError(f"confusion matrix: must be {len(names)} by {len(names)}, one row per name, got {given.shape}")
-    if given.size and not (np.isfinite(given).all() and (given >= 0).all() and (given % 1 == 0).all()):
         raise InputError(
-            f"confusion matrix: counts must be whole numbers of at least 0, got {given.min()} as the least"
+            f"confusion matrix: must be {len(names)} by {len(names)}, one row per name, got "
+            f"{given.shape}"
+        )
+    if given.size and not (
+        np.isfinite(given).all() and (given >= 0).all() and (given % 1 == 0).all()
+    ):
+        raise InputError(
+            f"confusion matrix: counts must be whole numbers of at least 0, got {given.min()} as "
+            "the least"
         )
     return given.astype(np.int64)
 
 
 def _rate(part: Counts, whole: Counts) -> NDArray[np.float64]:
-    rate: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    rate: NDArray[np.float64] = np.divide(
+        part, whole, out=np.full(whole.shape, np.nan), where=whole > 0
+    )
     return rate
 
 

@@ -1,9 +1,11 @@
-"""Plots that more than one family draws, each written whole or not at all; empty data give a page that says "no data".
+"""Plots that more than one family draws, each written whole or not at all.
 
-Figures are made on matplotlib's object interface and always with its own defaults, never with a user's style file, and
-carry no date: the same data give the same bytes. Colours are told apart by colour-blind readers (Okabe and Ito 2008).
-The file's ending, ``.png`` or ``.pdf``, says what is written.
-"""
+Empty data give a page that says "no data".
+
+Figures are made on matplotlib's object interface and always with its own defaults, never with a
+user's style file, and carry no date: the same data give the same bytes. Colours are told apart by
+colour-blind readers (Okabe and Ito 2008). The file's ending, ``.png`` or ``.pdf``, says what is
+written."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +31,8 @@ from seqfoundry.core.reporting.metrics import Proportion, Reliability, check_con
 
 History = Sequence[Mapping[str, float | None]]
 
-# Okabe and Ito (2008), "Color Universal Design", with grey for black; yellow last, since it is faint as a line
+# Okabe and Ito (2008), "Color Universal Design", with grey for black; yellow last, since it is
+# faint as a line
 GREY = "#8A8F98"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", GREY, "#F0E442")
 DPI = 150
@@ -47,7 +50,10 @@ _STYLE = {
     "pdf.fonttype": 42,  # text stays text
     "text.hinting": "none",  # letters as wide as the font says, so that they stay on their colours
 }
-_METADATA: Mapping[str, dict[str, None]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
+_METADATA: Mapping[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None},
+}
 _MOST_MARKED_ROWS, _MOST_INSIDE = 60, 4  # the latter: curves whose legend finds family among them
 _MOST_COUNTED_CLASSES = 20
 
@@ -58,27 +64,41 @@ _FONT, _SMALL = 8.0, 5.5
 _ADVANCE = 1233 / 2048  # width of a letter of DejaVu Sans Mono, in units of the font size
 _BASE = _FONT * _ADVANCE
 _BASE_X = 75.0  # where the first base of a line stands
-_STRIP, _LETTERS, _SLOT = 8.0, 11.0, 26.0  # heights: true labels, letters, line with the space below it
+_STRIP, _LETTERS, _SLOT = (
+    8.0,
+    11.0,
+    26.0,
+)  # heights: true labels, letters, line with the space below it
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw with the style of this project on matplotlib's defaults; what was set before returns afterwards."""
+    """Draw with the style of this project on matplotlib's defaults.
+
+    What was set before returns afterwards.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
 
 
-def learning_curves(path: Path, rows: History, series: Mapping[str, Sequence[str]], step: str = "epoch") -> None:
-    """Draw columns of a training history against its column ``step``; None and NaN are passed over.
+def learning_curves(
+    path: Path, rows: History, series: Mapping[str, Sequence[str]], step: str = "epoch"
+) -> None:
+    """Draw columns of a training history against its column ``step``.
 
-    ``series``: label of each panel's vertical axis (with unit), and columns drawn there. InputError if a row lacks one.
-    """
+    None and NaN are passed over.
+
+    ``series``: label of each panel's vertical axis (with unit), and columns drawn there.
+    InputError if a row lacks one."""
     for index, row in enumerate(rows):
         for column in [step, *(name for names in series.values() for name in names)]:
             if column not in row:
-                raise InputError(f"learning_curves, row {index}: must have the column {column!r}, got {sorted(row)}")
+                raise InputError(
+                    f"learning_curves, row {index}: must have the column {column!r}, got "
+                    f"{sorted(row)}"
+                )
     with style():
         n_columns = 2 if len(series) == 4 else min(max(len(series), 1), 3)
         n_lines = max(math.ceil(len(series) / n_columns), 1)
@@ -100,15 +120,24 @@ def _curves(axes: Axes, steps: NDArray[np.float64], rows: History, names: Sequen
     for place, (name, column) in enumerate(values.items()):
         colour, known = PALETTE[place % len(PALETTE)], np.isfinite(column)
         marker = "o" if known.sum() <= _MOST_MARKED_ROWS else None
-        axes.plot(steps[known], column[known], color=colour, marker=marker, markersize=3, label=name)
+        axes.plot(
+            steps[known], column[known], color=colour, marker=marker, markersize=3, label=name
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.grid(axis="y")
-    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(values) > _MOST_INSIDE else {}
+    beside: dict[str, Any] = (
+        {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(values) > _MOST_INSIDE else {}
+    )
     axes.legend(fontsize=8, **beside)
 
 
-def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], title: str, axis_label: str) -> None:
-    """Draw rates as bars from 0 to 1 with their intervals and counts; a rate over nothing has no bar and says so."""
+def bars_with_intervals(
+    path: Path, rows: Sequence[tuple[str, Proportion]], title: str, axis_label: str
+) -> None:
+    """Draw rates as bars from 0 to 1 with their intervals and counts.
+
+    A rate over nothing has no bar and says so.
+    """
     with style():
         figure = new_figure(7.0, 1.2 + 0.32 * max(len(rows), 3))
         axes = figure.subplots()
@@ -122,7 +151,9 @@ def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], titl
                 spread = [[max(rate.value - rate.low, 0)], [max(rate.high - rate.value, 0)]]
                 axes.barh(place, rate.value, height=0.62, color=PALETTE[4], xerr=spread, capsize=3)
                 text = f"{rate.value:.3f}  (n = {rate.n:,})"
-            axes.annotate(text, (1.03, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            axes.annotate(
+                text, (1.03, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
         if rows:
             axes.set_yticks(range(len(rows)), [name for name, _ in rows])
             axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
@@ -132,11 +163,12 @@ def bars_with_intervals(path: Path, rows: Sequence[tuple[str, Proportion]], titl
 
 
 def confusion(path: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
-    """Draw a confusion matrix: colour is the share of the row (true label), text the share in percent and the count.
+    """Draw a confusion matrix.
 
-    Beyond 20 classes the cells stay without text. A row without cases is grey. InputError if ``matrix`` is not of
-    shape ``(len(names), len(names))`` or holds what is no count.
-    """
+    Colour is the share of the row (true label), text the share in percent and the count.
+
+    Beyond 20 classes the cells stay without text. A row without cases is grey. InputError if
+    ``matrix`` is not of shape ``(len(names), len(names))`` or holds what is no count."""
     counts = check_confusion(matrix, names)
     with style():
         n = len(names)
@@ -171,11 +203,13 @@ def _cells(figure: Figure, axes: Axes, counts: NDArray[np.int64], names: Sequenc
 
 
 def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool) -> None:
-    """Draw how often values occur; ``label`` names their axis (with unit), ``log`` makes that axis logarithmic.
+    """Draw how often values occur.
 
-    Values that cannot be drawn (not finite, or with ``log`` not above 0) are left out and counted in the title. Bins
-    are equally wide on the axis that is drawn. InputError if ``bins`` is below 1.
-    """
+    ``label`` names their axis (with unit), ``log`` makes that axis logarithmic.
+
+    Values that cannot be drawn (not finite, or with ``log`` not above 0) are left out and counted
+    in the title. Bins are equally wide on the axis that is drawn. InputError if ``bins`` is below
+    1."""
     if bins < 1:
         raise InputError(f"histogram: bins must be at least 1, got {bins}")
     given = np.asarray(values, dtype=np.float64).ravel()
@@ -207,13 +241,18 @@ def _log_axis(axes: Axes, *, decades: float) -> None:
 
 
 def calibration(
-    path: Path, confidence: ArrayLike, correct: ArrayLike, label: str = "confidence (probability of that prediction)"
+    path: Path,
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    label: str = "confidence (probability of that prediction)",
 ) -> None:
-    """Draw a reliability diagram: how often predictions are right against how sure they were, in ten equal bins.
+    """Draw a reliability diagram.
 
-    Each bin with cases is a point at its mean confidence, with a 95 % interval; bars below count the cases; the title
-    gives the expected calibration error. What goes in, and its errors: :func:`seqfoundry.core.reporting.metrics.reliability`.
-    """
+    How often predictions are right against how sure they were, in ten equal bins.
+
+    Each bin with cases is a point at its mean confidence, with a 95 % interval; bars below count
+    the cases; the title gives the expected calibration error. What goes in, and its errors:
+    :func:`seqfoundry.core.reporting.metrics.reliability`."""
     found = reliability(confidence, correct)
     with style():
         figure = new_figure(4.8, 5.2)
@@ -229,13 +268,24 @@ def calibration(
 
 def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
     values = np.array([rate.value for rate in found.rates])
-    spread = np.array([[rate.value - rate.low, rate.high - rate.value] for rate in found.rates]).T.clip(0)
+    spread = np.array(
+        [[rate.value - rate.low, rate.high - rate.value] for rate in found.rates]
+    ).T.clip(0)
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
     upper.errorbar(
-        found.confidence, values, yerr=spread, fmt="o-", color=PALETTE[0], markersize=4, capsize=3, label="observed"
+        found.confidence,
+        values,
+        yerr=spread,
+        fmt="o-",
+        color=PALETTE[0],
+        markersize=4,
+        capsize=3,
+        label="observed",
     )
     upper.set(ylim=(0, 1.02))
-    upper.set_title(f"n = {found.counts.sum():,}\nexpected calibration error {found.error:.4f}", loc="left")
+    upper.set_title(
+        f"n = {found.counts.sum():,}\nexpected calibration error {found.error:.4f}", loc="left"
+    )
     upper.grid()
     upper.legend(loc="best")
     lower.stairs(found.counts, found.edges, fill=True, color=PALETTE[4])
@@ -247,7 +297,10 @@ def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
 
 @dataclass(frozen=True)
 class ReadView:
-    """One read: its letters, the predicted label of each and, where known, the true ones (else InputError)."""
+    """One read.
+
+    Its letters, the predicted label of each and, where known, the true ones (else InputError).
+    """
 
     title: str
     sequence: str
@@ -258,32 +311,44 @@ class ReadView:
         for name, labels in (("predicted", self.predicted), ("true", self.true)):
             if labels is not None and len(labels) != len(self.sequence):
                 raise InputError(
-                    f"read {self.title}: must have one {name} label per base ({len(self.sequence)}), got {len(labels)}"
+                    f"read {self.title}: must have one {name} label per base "
+                    f"({len(self.sequence)}), got {len(labels)}"
                 )
 
 
 def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, str]) -> None:
-    """Draw reads as text, 100 bases to a line, on the colours of their predicted labels; the true labels stand above.
+    """Draw reads as text, 100 bases to a line, on the colours of their predicted labels.
 
-    Stretches where the two differ are underlined. Several reads go on an A4 page; only reads beyond 1,000 bases are
-    broken over pages. ``colours`` should be light enough for black letters; labels it lacks get tints of the
-    palette in the order of their names. Without reads there is one page, "no data". InputError unless the file's name
-    ends in ``.pdf``.
-    """
+    The true labels stand above.
+
+    Stretches where the two differ are underlined. Several reads go on an A4 page; only reads
+    beyond 1,000 bases are broken over pages. ``colours`` should be light enough for black letters;
+    labels it lacks get tints of the palette in the order of their names. Without reads there is
+    one page, "no data". InputError unless the file's name ends in ``.pdf``."""
     if path_pdf.suffix != ".pdf":
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
-    with style(), whole_file(path_pdf) as temporary, PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf:
+    with (
+        style(),
+        whole_file(path_pdf) as temporary,
+        PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf,
+    ):
         for figure in _read_pages(views, colours):
             pdf.savefig(figure)
 
 
 def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator[Figure]:
     """Pages of the reads, one figure at a time."""
-    used = {str(label) for view in views for label in {*view.predicted, *(() if view.true is None else view.true)}}
+    used = {
+        str(label)
+        for view in views
+        for label in {*view.predicted, *(() if view.true is None else view.true)}
+    }
     colours = {label: colour for label, colour in given.items() if label in used}
     for place, label in enumerate(sorted(used - set(given))):
         tint = 0.35 if place < len(PALETTE) else 0.7
-        colours[label] = to_hex([tint + (1 - tint) * part for part in to_rgb(PALETTE[place % len(PALETTE)])])
+        colours[label] = to_hex(
+            [tint + (1 - tint) * part for part in to_rgb(PALETTE[place % len(PALETTE)])]
+        )
     page = _Page(colours)
     if not views:
         no_data(page.axes)
@@ -304,12 +369,17 @@ def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator
 
 
 class _Page:
-    """An A4 page that is filled from the top: what the colours mean, then headers and lines of reads."""
+    """An A4 page that is filled from the top.
+
+    What the colours mean, then headers and lines of reads.
+    """
 
     def __init__(self, colours: Mapping[str, str]) -> None:
         self.figure = Figure(figsize=(_PAGE_WIDTH / 72, _PAGE_HEIGHT / 72), dpi=DPI)
         FigureCanvasAgg(self.figure)
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, _PAGE_WIDTH), ylim=(_PAGE_HEIGHT, 0))
+        self.axes = self.figure.add_axes(
+            (0, 0, 1, 1), xlim=(0, _PAGE_WIDTH), ylim=(_PAGE_HEIGHT, 0)
+        )
         self.axes.set_axis_off()
         self._colours = colours
         self._y = float(_MARGIN)
@@ -330,10 +400,18 @@ class _Page:
         """Name of the read, its length, and how many bases are labelled as in truth."""
         n = len(view.sequence)
         score = (
-            "" if view.true is None else f", {int((np.asarray(view.true) == np.asarray(view.predicted)).sum()):,} right"
+            ""
+            if view.true is None
+            else f", {int((np.asarray(view.true) == np.asarray(view.predicted)).sum()):,} right"
         )
         title = view.title if len(view.title) <= 80 else view.title[:79] + "…"
-        self._write(_MARGIN, self._y + _SLOT - 10, f"{title}  ({n:,} bases{score}{remark})", size=_FONT, weight="bold")
+        self._write(
+            _MARGIN,
+            self._y + _SLOT - 10,
+            f"{title}  ({n:,} bases{score}{remark})",
+            size=_FONT,
+            weight="bold",
+        )
         self._y += _SLOT
 
     def line(self, view: ReadView, start: int) -> None:
@@ -347,8 +425,14 @@ class _Page:
             for label, begin, end in _runs(true):
                 if len(label) * _SMALL * _ADVANCE <= (end - begin) * _BASE:
                     x = _BASE_X + _BASE * (begin + end) / 2
-                    self._write(x, self._y + _STRIP / 2, label, size=_SMALL, horizontalalignment="center")
-            wrong = [(begin, end) for differs, begin, end in _runs(true != predicted) if differs == "True"]
+                    self._write(
+                        x, self._y + _STRIP / 2, label, size=_SMALL, horizontalalignment="center"
+                    )
+            wrong = [
+                (begin, end)
+                for differs, begin, end in _runs(true != predicted)
+                if differs == "True"
+            ]
             self._bars(wrong, self._y + _STRIP + _LETTERS + 0.5, 1.6, ["black"] * len(wrong))
         self._write(_BASE_X, middle, view.sequence[start:stop], size=_FONT)
         self._write(_BASE_X + _BASE * (stop - start) + 4, middle, f"{stop:,}", size=_SMALL)
@@ -357,14 +441,23 @@ class _Page:
     def _track(self, name: str, labels: NDArray[np.str_], y: float, height: float) -> None:
         runs = _runs(labels)
         self._write(_BASE_X - 5, y + height / 2, name, size=_SMALL, horizontalalignment="right")
-        self._bars([(begin, end) for _, begin, end in runs], y, height, [self._colours[label] for label, _, _ in runs])
+        self._bars(
+            [(begin, end) for _, begin, end in runs],
+            y,
+            height,
+            [self._colours[label] for label, _, _ in runs],
+        )
 
-    def _bars(self, runs: Sequence[tuple[int, int]], y: float, height: float, colours: Sequence[str]) -> None:
+    def _bars(
+        self, runs: Sequence[tuple[int, int]], y: float, height: float, colours: Sequence[str]
+    ) -> None:
         places = [(_BASE_X + _BASE * begin, _BASE * (end - begin)) for begin, end in runs]
         self.axes.broken_barh(places, (y, height), facecolors=colours, linewidth=0)
 
     def _write(self, x: float, y: float, text: str, **look: Any) -> None:
-        self.axes.text(x, y, text, family="DejaVu Sans Mono", verticalalignment="center_baseline", **look)
+        self.axes.text(
+            x, y, text, family="DejaVu Sans Mono", verticalalignment="center_baseline", **look
+        )
 
 
 def _runs(labels: NDArray[np.generic]) -> list[tuple[str, int, int]]:
@@ -384,7 +477,16 @@ def no_data(*panels: Axes) -> None:
     """Say so where a plot would be."""
     for axes in panels:
         axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12)
+        axes.text(
+            0.5,
+            0.5,
+            "no data",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=GREY,
+            fontsize=12,
+        )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -393,7 +495,13 @@ def save(figure: Figure, path: Path) -> None:
         raise InputError(f"{path}: must end in {' or '.join(_METADATA)}, got {path.suffix!r}")
     with whole_file(path) as temporary:
         # "tight" lets the page grow where a long name would be cut off
-        figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=_METADATA[path.suffix], bbox_inches="tight")
+        figure.savefig(
+            temporary,
+            format=path.suffix[1:],
+            dpi=DPI,
+            metadata=_METADATA[path.suffix],
+            bbox_inches="tight",
+        )
 
 
 def _with_commas(value: float, _place: float) -> str:

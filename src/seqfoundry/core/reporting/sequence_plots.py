@@ -1,4 +1,7 @@
-"""Plots of what a model says of sequences: letters as high as they matter, and curves that calibrate predictions."""
+"""Plots of what a model says of sequences.
+
+Letters as high as they matter, and curves that calibrate predictions.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +22,20 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.core.reporting import plots
 
 LETTERS_SHOWN = 80  # letters that a panel can hold and be read
-_COLOURS = {"A": plots.PALETTE[2], "C": plots.PALETTE[0], "G": plots.PALETTE[5], "T": plots.PALETTE[1]}
+_COLOURS = {
+    "A": plots.PALETTE[2],
+    "C": plots.PALETTE[0],
+    "G": plots.PALETTE[5],
+    "T": plots.PALETTE[1],
+}
 _FONT = FontProperties(family="DejaVu Sans", weight="bold")
 
 
 class Importance(NamedTuple):
-    """Of a sequence: letters and a number for each, positive where it makes for the answer; NaN where unknown."""
+    """Of a sequence: letters and a number for each, positive where it makes for the answer.
+
+    NaN where unknown.
+    """
 
     title: str
     letters: str
@@ -44,7 +55,8 @@ def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> No
             values = np.nan_to_num(np.asarray(one.values, dtype=np.float64))
             if values.shape != (len(one.letters),):
                 raise InputError(
-                    f"{one.title}: must have one value per letter, got {values.shape} for {len(one.letters)}"
+                    f"{one.title}: must have one value per letter, got {values.shape} for "
+                    f"{len(one.letters)}"
                 )
             upper, lower = (figure.add_subplot(2 * len(sequences), 1, 2 * row + i) for i in (1, 2))
             upper.set_title(one.title, loc="left", fontsize=8)
@@ -101,7 +113,10 @@ def _outline(letter: str, place: int, height: float) -> Outline:
 
 
 class Calibrated(NamedTuple):
-    """Predictions and measurements of rows, and the curve (x, y) between them; no curve if it has no points."""
+    """Predictions and measurements of rows, and the curve (x, y) between them.
+
+    No curve if it has no points.
+    """
 
     predicted: ArrayLike
     measured: ArrayLike

@@ -14,10 +14,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def set_up() -> None:
-    """Send progress lines of this package and warnings of all others to standard error; no sign is too much for it."""
+    """Send progress lines of this package and warnings of all others to standard error.
+
+    No sign is too much for it.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # signs that an ASCII locale lacks, bytes of file names
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # signs that an ASCII locale lacks, bytes of file names
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("seqfoundry").setLevel(logging.INFO)
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
@@ -34,9 +39,8 @@ def message(error: Exception) -> str:
 def silenced() -> Iterator[None]:
     """Keep what compiled libraries write to standard error, past Python, off the terminal.
 
-    TensorFlow reports missing CUDA drivers and its own build at every import, whatever its log level. Python's
-    exceptions pass through.
-    """
+    TensorFlow reports missing CUDA drivers and its own build at every import, whatever its log
+    level. Python's exceptions pass through."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:

@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 class TrainOptions:
     """How a training run is carried out, as opposed to what it computes.
 
-    ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue; ``track`` whether the tracking store is
-    used at all; ``overwrite`` whether another run's results in the output folder may go; ``as_read`` the digest of the
-    settings as they were read (``provenance.settings_digest``), before the family resolved them further.
-    """
+    ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue; ``track`` whether the
+    tracking store is used at all; ``overwrite`` whether another run's results in the output folder
+    may go; ``as_read`` the digest of the settings as they were read
+    (``provenance.settings_digest``), before the family resolved them further."""
 
     device: str = "auto"
     resume: str | None = None
@@ -37,7 +37,9 @@ class Epoch:
 
 
 def stalled(scores: Sequence[float], *, patience: int) -> bool:
-    """Tell whether the best (lowest) score lies ``patience`` or more epochs back; NaN is never the best.
+    """Tell whether the best (lowest) score lies ``patience`` or more epochs back.
+
+    NaN is never the best.
 
     A function of the whole history, so that a resumed run stops where an uninterrupted one does.
 
@@ -52,17 +54,26 @@ def stalled(scores: Sequence[float], *, patience: int) -> bool:
 
 @contextlib.contextmanager
 def stopping_on_signals(ask: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C call ``ask``, so training stops at the next safe point; a second Ctrl-C stops at once.
+    """Let SIGTERM and Ctrl-C call ``ask``, so training stops at the next safe point.
 
-    A second SIGTERM does not: SLURM sends it to the whole job, to the script that passes it on too, and again when a
-    grace time ends. Only the main thread may watch signals; in another one nothing changes.
-    """
-    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+    A second Ctrl-C stops at once.
+
+    A second SIGTERM does not: SLURM sends it to the whole job, to the script that passes it on
+    too, and again when a grace time ends. Only the main thread may watch signals; in another one
+    nothing changes."""
+    previous = {
+        number: signal.getsignal(number) or signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
     def handle(number: int, _: Any) -> None:
-        signal.signal(number, previous[signal.SIGINT] if number == signal.SIGINT else lambda *_: None)
+        signal.signal(
+            number, previous[signal.SIGINT] if number == signal.SIGINT else lambda *_: None
+        )
         ask()
-        log.warning("%s: stopping after the current step, with a checkpoint", signal.Signals(number).name)
+        log.warning(
+            "%s: stopping after the current step, with a checkpoint", signal.Signals(number).name
+        )
 
     try:
         for number in previous:

@@ -1,4 +1,6 @@
-"""Several processes that train one model together, as torchrun starts them: which one this is, and its share of rows.
+"""Several processes that train one model together, as torchrun starts them.
+
+Which one this is, and its share of rows.
 
 Also batches that a thread makes ahead, so that a GPU need not wait for them.
 """
@@ -22,7 +24,9 @@ _NAMES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Number ``rank`` of ``size`` processes, ``local`` on its machine, all from 0; alone it is 0 of 1.
+    """Number ``rank`` of ``size`` processes, ``local`` on its machine, all from 0.
+
+    Alone it is 0 of 1.
 
     The process of rank 0 writes files, logs and tracks; all others only compute.
     """
@@ -47,8 +51,12 @@ class Place:
             made = cls(*(int(found[name]) for name in _NUMBERS))
         except ValueError:
             made = cls(rank=-1)
-        if not (0 <= made.rank < made.size and 0 <= made.local < made.size and all(found.values())):
-            raise ConfigError(f"environment: must have {', '.join(_NAMES)} as torchrun sets them, got {found}")
+        if not (
+            0 <= made.rank < made.size and 0 <= made.local < made.size and all(found.values())
+        ):
+            raise ConfigError(
+                f"environment: must have {', '.join(_NAMES)} as torchrun sets them, got {found}"
+            )
         return made
 
     def share(self, n: int) -> slice:
@@ -70,13 +78,18 @@ class Place:
         except RuntimeError as error:
             got = str(error).strip().splitlines()[-1:]
             raise SeqfoundryError(
-                f"process {self.rank} of {self.size}: all must go on together, got one that has ended or cannot be "
-                f"reached ({''.join(got)}); its own message says why; go on from the last checkpoint with --resume"
+                f"process {self.rank} of {self.size}: all must go on together, got one that has "
+                "ended or cannot be "
+                f"reached ({''.join(got)}); its own message says why; go on from the last "
+                "checkpoint with --resume"
             ) from error
 
 
 def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], count: int) -> Iterator[_Made]:
-    """Yield what ``make`` gives of each item, in order; a thread makes up to ``count`` ahead, if that is not 0."""
+    """Yield what ``make`` gives of each item, in order.
+
+    A thread makes up to ``count`` ahead, if that is not 0.
+    """
     if not count:
         yield from map(make, items)
         return

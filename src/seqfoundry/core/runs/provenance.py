@@ -21,24 +21,33 @@ import seqfoundry
 from seqfoundry.core.errors import MissingError, ModelError
 from seqfoundry.core.family import find_family, recorded_family
 
-BY_NAME = "counts by its name alone"  # metadata of paths to outputs, caches and what is hashed as the data anyway
+# metadata of paths to outputs, caches and what is hashed as the data anyway
+BY_NAME = "counts by its name alone"
 _CODE = re.compile(r"[^\W\d]\w*(\.\w+)*:\w+")
-_PROJECT = Path(seqfoundry.__file__).resolve().parents[2]  # src/seqfoundry/__init__.py -> the checkout, if it is one
+_PROJECT = (
+    Path(seqfoundry.__file__).resolve().parents[2]
+)  # src/seqfoundry/__init__.py -> the checkout, if it is one
 
 
 def project_root() -> Path:
-    """Folder of the project: the nearest one above the working directory, or else above this file, with an MLproject.
+    """Folder of the project.
+
+    The nearest one above the working directory, or else above this file, with an MLproject.
 
     Raises
     ------
     MissingError
-        If neither is inside a checkout of the project (settings and data live there, not in the package).
+        If neither is inside a checkout of the project (settings and data live there, not in the
+        package).
     """
     here = Path.cwd()
     for folder in (here, *here.parents, _PROJECT):
         if (folder / "MLproject").is_file() and (folder / "params").is_dir():
             return folder
-    raise MissingError(f"{here}: must be inside a checkout of the project (with MLproject and params/), got neither")
+    raise MissingError(
+        f"{here}: must be inside a checkout of the project (with MLproject and params/), got "
+        "neither"
+    )
 
 
 def within_project(path: Path) -> str:
@@ -51,7 +60,10 @@ def within_project(path: Path) -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Commit and cleanliness of the checkout: ``git.commit`` (empty without git) and ``git.dirty`` (true or false)."""
+    """Commit and cleanliness of the checkout.
+
+    ``git.commit`` (empty without git) and ``git.dirty`` (true or false).
+    """
     try:
         root = project_root()
         commit = _git(root, "rev-parse", "HEAD")
@@ -62,14 +74,17 @@ def git_state() -> dict[str, str]:
 
 
 def _git(root: Path, *words: str) -> str:
-    answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+    )
     return answer.stdout.strip()
 
 
 def settings_digest(config: Any) -> str:
     """Hash a family's settings and the content of what they name, wherever the checkout lies.
 
-    That is files, folders (those marked ``BY_NAME`` apart) and, as ``module:object``, the source of other code.
+    That is files, folders (those marked ``BY_NAME`` apart) and, as ``module:object``, the source
+    of other code.
 
     Raises
     ------
@@ -77,7 +92,9 @@ def settings_digest(config: Any) -> str:
         If such a file cannot be read.
     """
     from seqfoundry.core.files import atomic as files
-    from seqfoundry.core.settings import config as settings_module  # here, not above: --help must not pay for it
+    from seqfoundry.core.settings import (
+        config as settings_module,
+    )  # here, not above: --help must not pay for it
 
     values = settings_module.flatten(dataclasses.asdict(config))
     by_name = set(settings_module.path_keys(type(config), mark=BY_NAME))
@@ -89,22 +106,39 @@ def settings_digest(config: Any) -> str:
                 content = files.digest_of(files.list_files(path))
             values[key] = [within_project(path), content]
     for key, value in values.items():
-        if isinstance(value, str) and _CODE.fullmatch(value) and (found := _source_file(value.partition(":")[0])):
+        if (
+            isinstance(value, str)
+            and _CODE.fullmatch(value)
+            and (found := _source_file(value.partition(":")[0]))
+        ):
             values[key] = [value, files.md5(found)]
     return settings_module.digest(values)
 
 
 def _source_file(module: str) -> Path | None:
-    """Find the source of a module where a step of the project would, without running it; None where there is none."""
+    """Find the source of a module where a step of the project would, without running it.
+
+    None where there is none.
+    """
     first, *rest = module.split(".")
     found = None
     with contextlib.suppress(ImportError, ValueError, MissingError):
-        found = importlib.util.find_spec(first) or PathFinder.find_spec(first, [str(project_root())])
+        found = importlib.util.find_spec(first) or PathFinder.find_spec(
+            first, [str(project_root())]
+        )
     if found is None:
         return None
-    places = [Path(folder).joinpath(*rest) for folder in found.submodule_search_locations or ()] if rest else []
-    paths = [path for place in places for path in (place / "__init__.py", place.with_suffix(".py"))]
-    return next((path for path in (paths if rest else [Path(found.origin or "")]) if path.is_file()), None)
+    places = (
+        [Path(folder).joinpath(*rest) for folder in found.submodule_search_locations or ()]
+        if rest
+        else []
+    )
+    paths = [
+        path for place in places for path in (place / "__init__.py", place.with_suffix(".py"))
+    ]
+    return next(
+        (path for path in (paths if rest else [Path(found.origin or "")]) if path.is_file()), None
+    )
 
 
 def source_digest(family: str) -> str:
@@ -119,27 +153,38 @@ def source_digest(family: str) -> str:
 
 
 def step_key(family: str, settings: str, data: str) -> str:
-    """Key of a training step: equal where the digests of settings and data and the family's source are equal."""
-    return hashlib.sha256(f"{family} {settings} {data} {source_digest(family)}".encode()).hexdigest()
+    """Key of a training step.
+
+    Equal where the digests of settings and data and the family's source are equal.
+    """
+    return hashlib.sha256(
+        f"{family} {settings} {data} {source_digest(family)}".encode()
+    ).hexdigest()
 
 
 def input_tags(family: str, settings: str, data: str, as_read: str = "") -> dict[str, str]:
     """Tags for what a run is made from; ``settings`` and ``data`` are digests.
 
-    ``as_read``, the digest of the settings before the family resolved them further, is what ``step.key`` is made of, so
-    that it can be told without the family's framework; by default ``settings``.
-    """
+    ``as_read``, the digest of the settings before the family resolved them further, is what
+    ``step.key`` is made of, so that it can be told without the family's framework; by default
+    ``settings``."""
     key = step_key(family, as_read or settings, data)
     return {"family": family, "data.md5": data, "settings.sha256": settings, "step.key": key}
 
 
 def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run that goes on: the commit that it began with, and no ``step.key`` where the source has changed.
+    """Tags of a run that goes on.
 
-    What two sources made is what neither makes, so that such a run passes for no step that is done.
-    """
+    The commit that it began with, and no ``step.key`` where the source has changed.
+
+    What two sources made is what neither makes, so that such a run passes for no step that is
+    done."""
     key = now["step.key"] if first.get("step.key", now["step.key"]) == now["step.key"] else ""
-    return {**now, **{name: first[name] for name in ("git.commit", "git.dirty") if name in first}, "step.key": key}
+    return {
+        **now,
+        **{name: first[name] for name in ("git.commit", "git.dirty") if name in first},
+        "step.key": key,
+    }
 
 
 def process_tags() -> dict[str, str]:
@@ -162,10 +207,15 @@ def _pid_namespace() -> str:
 
 
 def lives(tags: Mapping[str, str]) -> bool | None:
-    """Tell whether the process that left these ``process_tags`` is alive; None where that cannot be known from here."""
+    """Tell whether the process that left these ``process_tags`` is alive.
+
+    None where that cannot be known from here.
+    """
     here = process_tags()
     started, pid = tags.get("pid.started"), tags.get("pid", "")
-    if any(tags.get(key) != here[key] for key in ("host", "pid.namespace")) or not (started and pid.isdigit()):
+    if any(tags.get(key) != here[key] for key in ("host", "pid.namespace")) or not (
+        started and pid.isdigit()
+    ):
         return None
     return process_start(int(pid)) == started
 
@@ -180,12 +230,18 @@ def process_start(pid: int) -> str:
     except OSError:
         return ""
     fields = status.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie: dead, and its parent has not asked how
+    return (
+        "" if fields[0] in "ZX" else fields[19]
+    )  # a zombie: dead, and its parent has not asked how
 
 
 def version_tags() -> dict[str, str]:
     """Tags for versions: package, Python, git."""
-    return {"package.version": seqfoundry.__version__, "python.version": platform.python_version(), **git_state()}
+    return {
+        "package.version": seqfoundry.__version__,
+        "python.version": platform.python_version(),
+        **git_state(),
+    }
 
 
 def pinned(*names: str) -> list[str]:
@@ -197,7 +253,10 @@ def pinned(*names: str) -> list[str]:
 
 
 def installed(name: str) -> str | None:
-    """Version of a package without local part, if installed; TensorFlow for CPUs alone has another name."""
+    """Version of a package without local part, if installed.
+
+    TensorFlow for CPUs alone has another name.
+    """
     for one in (name, f"{name}-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(one).partition("+")[0]
@@ -207,11 +266,18 @@ def installed(name: str) -> str | None:
 def warn_version(what: Path, version: str) -> None:
     """Warn that ``what`` was written by another version of the package than reads it."""
     if version != seqfoundry.__version__:
-        warnings.warn(f"{what}: written by seqfoundry {version}, read by {seqfoundry.__version__}", stacklevel=3)
+        warnings.warn(
+            f"{what}: written by seqfoundry {version}, read by {seqfoundry.__version__}",
+            stacklevel=3,
+        )
 
 
-def read_model_record(folder: Path, family: str, format_version: int, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``model.json`` of a model folder, checking family and format; warn if another version of ours wrote it.
+def read_model_record(
+    folder: Path, family: str, format_version: int, keys: tuple[str, ...]
+) -> dict[str, Any]:
+    """Read ``model.json`` of a model folder, checking family and format.
+
+    Warn if another version of ours wrote it.
 
     Raises
     ------
@@ -221,13 +287,21 @@ def read_model_record(folder: Path, family: str, format_version: int, keys: tupl
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, version, package = recorded_family(served), served["format_version"], served["package_version"]
+        found, version, package = (
+            recorded_family(served),
+            served["format_version"],
+            served["package_version"],
+        )
         content = {key: content[key] for key in keys}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{folder}: must be a whole model folder of the family {family}, got: {error}") from None
+        raise ModelError(
+            f"{folder}: must be a whole model folder of the family {family}, got: {error}"
+        ) from None
     if found != family:
         raise ModelError(f"{folder}: must be a model of the family {family}, got one of {found}")
     if version != format_version:
-        raise ModelError(f"{folder}: format_version must be {format_version}, got {version}; update seqfoundry")
+        raise ModelError(
+            f"{folder}: format_version must be {format_version}, got {version}; update seqfoundry"
+        )
     warn_version(folder, package)
     return content

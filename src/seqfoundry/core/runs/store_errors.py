@@ -6,17 +6,27 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 
-ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})  # MLflow's codes for "there is none"
-_STORE_LIBRARIES = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "google"})
-_CALLED_SECRET = re.compile(r"((?:passw(?:or)?d|pwd|token|secret)(?:=|%3D))(?:(?!%3B)[^\s;&'\"])+", re.IGNORECASE)
-_SHORTEST = 4  # characters of a password that is looked for in messages: a shorter one is found in half of all words
+ABSENT = frozenset(
+    {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+)  # MLflow's codes for "there is none"
+_STORE_LIBRARIES = frozenset(
+    {"mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "boto3", "botocore", "google"}
+)
+_CALLED_SECRET = re.compile(
+    r"((?:passw(?:or)?d|pwd|token|secret)(?:=|%3D))(?:(?!%3B)[^\s;&'\"])+", re.IGNORECASE
+)
+# characters of a password that is looked for in messages: a shorter one is found in half of all
+# words
+_SHORTEST = 4
 
 
 def shown(uri: str) -> str:
-    """Write the URI of a store for messages: without user and password, and without options, which may hold others.
+    """Write the URI of a store for messages.
 
-    Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the scheme is left.
-    """
+    Without user and password, and without options, which may hold others.
+
+    Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the
+    scheme is left."""
     scheme, slashes, rest = uri.partition("//")
     place, _, options = rest.partition("?")
     if rest.startswith("/"):  # a path: sqlite:////home/ada@work
@@ -25,11 +35,12 @@ def shown(uri: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """Remove user, password and options from every URI in a text; a password may hold ``@``, ``/`` and ``:`` as it is.
+    """Remove user, password and options from every URI in a text.
 
-    Rather too much is removed than too little: all before the last ``@`` of a word, but for paths (``sqlite:////a@b``),
-    and what is called a password or a token anywhere.
-    """
+    A password may hold ``@``, ``/`` and ``:`` as it is.
+
+    Rather too much is removed than too little: all before the last ``@`` of a word, but for paths
+    (``sqlite:////a@b``), and what is called a password or a token anywhere."""
     text = re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
     text = re.sub(r"(//[^\s?]*)\?\S*", r"\1", text)
     return _CALLED_SECRET.sub(r"\1***", text)
@@ -53,7 +64,10 @@ def of_a_store(error: BaseException) -> bool:
 
 
 def refused(error: BaseException) -> bool:
-    """Tell whether a server refused because of who asked: no login that it knows, or no permission."""
+    """Tell whether a server refused because of who asked.
+
+    No login that it knows, or no permission.
+    """
     return bool(_advice(error))
 
 
@@ -78,9 +92,17 @@ def _advice(error: BaseException) -> str:
     code = getattr(error, "error_code", "")
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if code == "UNAUTHENTICATED" or status == 401:
-        return "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return (
+            "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
     # a wrong name of the host is answered by 403 too
-    if (code == "PERMISSION_DENIED" or status == 403) and "permission denied" in str(error).lower():
+    if (code == "PERMISSION_DENIED" or status == 403) and "permission denied" in str(
+        error
+    ).lower():
         who = os.environ.get("MLFLOW_TRACKING_USERNAME")
-        return f"no permission (403) for {f'the user {who}' if who else 'this user'}; ask who runs the server for it"
+        return (
+            f"no permission (403) for {f'the user {who}' if who else 'this user'}; ask who "
+            "runs the server for it"
+        )
     return ""

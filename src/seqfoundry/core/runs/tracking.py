@@ -1,9 +1,9 @@
 """The one door to MLflow runs.
 
-Files first: a trainer writes everything to its output folder, and the tracking store gets copies. A store that is
-down at the start is an error; one that goes down later costs nothing but the copies, which ``--resume`` brings up.
-MLflow is imported inside functions: ``--help`` must not pay for it.
-"""
+Files first: a trainer writes everything to its output folder, and the tracking store gets copies.
+A store that is down at the start is an error; one that goes down later costs nothing but the
+copies, which ``--resume`` brings up. MLflow is imported inside functions: ``--help`` must not pay
+for it."""
 
 import contextlib
 import http.client
@@ -21,7 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seqfoundry.core.errors import ConfigError, InterruptedRunError, MissingError, SeqfoundryError, TrackingError
+from seqfoundry.core.errors import (
+    ConfigError,
+    InterruptedRunError,
+    MissingError,
+    SeqfoundryError,
+    TrackingError,
+)
 from seqfoundry.core.family import recorded_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import tables
@@ -31,17 +37,25 @@ from seqfoundry.core.settings import config as settings_module
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "seqfoundry"
-_NOTE = 'One run per training, of all families. Those of one family: group by the tag `family`, or search `tags.family = "vdj"`.'
-_KIND = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": _NOTE}  # the view of training runs
+_NOTE = (
+    "One run per training, of all families. Those of one family: group by the tag `family`, "
+    'or search `tags.family = "vdj"`.'
+)
+_KIND = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": _NOTE,
+}  # the view of training runs
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's 7 block a trainer for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it has the login; standard output is our result alone
+    # it has the login; standard output is our result alone
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _FLUSH_SECONDS = 5.0
-_PATIENCE = 20.0  # after a failed flush, train this many times as long as it took: a dead store costs 5 % at most
+# after a failed flush, train this many times as long as it took: a dead store costs 5 % at most
+_PATIENCE = 20.0
 _UPLOAD_TRIES = 3
 _CHECKPOINT_SECONDS = 300.0  # a checkpoint leaves this machine at most this often
 _BATCH = 1000  # metrics per call that the REST interface takes; parameters and tags: 100
@@ -50,7 +64,10 @@ _LONGEST_VALUE = 6000  # characters of a parameter that the store keeps
 
 def store_uri() -> str:
     """URI of the tracking store: ``MLFLOW_TRACKING_URI``, else SQLite in the project root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{provenance.project_root() / 'mlflow.db'}"
+    return (
+        os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{provenance.project_root() / 'mlflow.db'}"
+    )
 
 
 def shown_uri() -> str:
@@ -61,7 +78,8 @@ def shown_uri() -> str:
 def client() -> Any:
     """Open the tracking store, making it where it is embedded and absent.
 
-    Of four processes that migrate an empty database at once three fail, so it is opened under a lock.
+    Of four processes that migrate an empty database at once three fail, so it is opened under a
+    lock.
 
     Raises
     ------
@@ -93,27 +111,39 @@ def as_tracking_error() -> Iterator[None]:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
         ours = isinstance(error, SeqfoundryError)
-        if store_errors.of_a_store(error) or (isinstance(error, OSError | ImportError) and not ours):
+        if store_errors.of_a_store(error) or (
+            isinstance(error, OSError | ImportError) and not ours
+        ):
             reason = f"must do what was asked, got: {store_errors.reason(error)}"
             raise TrackingError(f"tracking store {shown_uri()}: {reason}") from error
         raise
 
 
 def _experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
-    """Id of the project's experiment, made on a server that has none; another process may make it first."""
+    """Id of the project's experiment, made on a server that has none.
+
+    Another process may make it first.
+    """
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
         if found := opened.get_experiment_by_name(EXPERIMENT):
             return str(found.experiment_id)
         with contextlib.suppress(MlflowException):
-            return str(opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND))
-    raise TrackingError(f"tracking store {shown_uri()}: must hold the experiment {EXPERIMENT}, got none")
+            return str(
+                opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND)
+            )
+    raise TrackingError(
+        f"tracking store {shown_uri()}: must hold the experiment {EXPERIMENT}, got none"
+    )
 
 
 @dataclass
 class Run:
-    """A run in progress: an id, a folder for its files, and a door to the store (none with ``--no-track``)."""
+    """A run in progress.
+
+    An id, a folder for its files, and a door to the store (none with ``--no-track``).
+    """
 
     id: str
     out: Path
@@ -125,7 +155,10 @@ class Run:
     _uploaded: float = field(default_factory=time.monotonic)
 
     def metrics(self, values: Mapping[str, float | None], *, step: int = 0) -> None:
-        """Record metrics; sent in batches every few seconds. Undefined values (None, NaN) are left out."""
+        """Record metrics; sent in batches every few seconds.
+
+        Undefined values (None, NaN) are left out.
+        """
         if self.client is None:
             return
         self._metrics += _entities(values, step)
@@ -161,30 +194,42 @@ class Run:
         self.stop_requested = True
 
     def end_after(self, error: BaseException) -> None:
-        """End a run that ``error`` broke off: KILLED if asked for, else FAILED; a fault in doing so is only told."""
-        status = "KILLED" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "FAILED"
+        """End a run that ``error`` broke off: KILLED if asked for, else FAILED.
+
+        A fault in doing so is only told.
+        """
+        status = (
+            "KILLED" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "FAILED"
+        )
         try:
             self.finish(status)
         except SeqfoundryError as fault:
             log.warning("run not ended as %s: %s", status, fault)
 
     def finish(self, status: str) -> None:
-        """Send everything that waits and all files of the run, and end it; the error after three tries says how to."""
+        """Send everything that waits and all files of the run, and end it.
+
+        The error after three tries says how to.
+        """
         if self.client is None:
             return
         for number in range(1, _UPLOAD_TRIES + 1):
             try:
                 self.flush()
                 with as_tracking_error():
-                    if files.run_in(self.out).get("run_id") == self.id:  # else broken off before the folder was ours
+                    if (
+                        files.run_in(self.out).get("run_id") == self.id
+                    ):  # else broken off before the folder was ours
                         self.client.log_artifacts(self.id, str(self.out))
                     self.client.set_terminated(self.id, status=status)
                 return
             except TrackingError as error:
                 if number == _UPLOAD_TRIES:
                     raise TrackingError(
-                        f"run {self.id}: its files in {self.out} are complete, but could not be sent: {error}; "
-                        f"send them with the same train command and --resume {self.id} --out {self.out}"
+                        f"run {self.id}: its files in {self.out} are complete, but could not be "
+                        f"sent: {error}; "
+                        f"send them with the same train command and --resume {self.id} --out "
+                        f"{self.out}"
                     ) from error
                 time.sleep(2.0**number)
 
@@ -194,36 +239,53 @@ def _entities(values: Mapping[str, float | None], step: int) -> list[Any]:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    return [Metric(k, float(v), now, step) for k, v in values.items() if v is not None and math.isfinite(v)]
+    return [
+        Metric(k, float(v), now, step)
+        for k, v in values.items()
+        if v is not None and math.isfinite(v)
+    ]
 
 
 @contextlib.contextmanager
 def run(
-    family: str, settings: Mapping[str, Any], *, data: Path | None, out: Path | None, options: TrainOptions
+    family: str,
+    settings: Mapping[str, Any],
+    *,
+    data: Path | None,
+    out: Path | None,
+    options: TrainOptions,
 ) -> Iterator[Run]:
     """Open a run, yield it, and end it as FINISHED, FAILED or (asked to stop) KILLED.
 
-    The run is ``options.resume``, which must have had the same settings and data, else the one that ``mlflow run``
-    made, else a new one. ``out`` (by default the folder of the resumed run, or ``build/<family>/runs/<id>``) gets
-    ``run.json``, ``params.yaml``, and at the end is copied to the store as it stands.
+    The run is ``options.resume``, which must have had the same settings and data, else the one
+    that ``mlflow run`` made, else a new one. ``out`` (by default the folder of the resumed run, or
+    ``build/<family>/runs/<id>``) gets ``run.json``, ``params.yaml``, and at the end is copied to
+    the store as it stands.
 
     Raises
     ------
     TrackingError, MissingError, ConfigError, OutputError
-        If the store does not answer or has no such run, the resumed run had other settings or data or goes on still,
-        ``out`` cannot be written or holds another run's results.
+        If the store does not answer or has no such run, the resumed run had other settings or data
+        or goes on still, ``out`` cannot be written or holds another run's results.
     """
     digests = settings_module.digest(settings), files.digest(data) if data else ""
     tags = provenance.input_tags(family, *digests, options.as_read)
     opened = client() if options.track else None
     if opened is not None:
         close_stale_runs(opened)
-    inherited = opened and os.environ.pop("MLFLOW_RUN_ID", None)  # popped: a child of ours must not write into it
+    inherited = opened and os.environ.pop(
+        "MLFLOW_RUN_ID", None
+    )  # popped: a child of ours must not write into it
     previous, known_out = _find(opened, options, out, tags)
     out = out or known_out
     if out is not None:  # refused before a run is made
         files.claim_folder(out, previous or inherited or "", overwrite=options.overwrite)
-    handle = Run(previous or inherited or _new_id(opened, family), Path(), resumed=previous is not None, client=opened)
+    handle = Run(
+        previous or inherited or _new_id(opened, family),
+        Path(),
+        resumed=previous is not None,
+        client=opened,
+    )
     handle.out = out or provenance.project_root() / "build" / family / "runs" / handle.id
     with stopping_on_signals(handle.request_stop):
         try:
@@ -236,20 +298,27 @@ def run(
         handle.finish("FINISHED")
 
 
-def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None) -> None:
+def _begin(
+    handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None
+) -> None:
     """Write what a run's folder has from the start, and describe the run in the store."""
     tags = {**tags, **provenance.version_tags()}
     if handle.resumed:
         stored = get_run(handle.id, handle.client).data.tags if handle.client is not None else {}
         tags = provenance.resumed_tags(tags, {**files.run_in(handle.out), **stored})
-    files.write_json(handle.out / "run.json", {"run_id": handle.id, "tracked": handle.client is not None, **tags})
+    files.write_json(
+        handle.out / "run.json",
+        {"run_id": handle.id, "tracked": handle.client is not None, **tags},
+    )
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
     if handle.client is not None:
         with as_tracking_error():
             _describe(handle, settings, tags, data)
             if handle.resumed:
                 _fetch_checkpoints(handle)
-                known = handle.client.get_metric_history  # it lacks what was measured while it was down
+                known = (
+                    handle.client.get_metric_history
+                )  # it lacks what was measured while it was down
                 for step, row in tables.unsent(
                     handle.out / "history.tsv", lambda k: {m.step for m in known(handle.id, k)}
                 ):
@@ -259,23 +328,41 @@ def _begin(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], da
 def _find(
     opened: Any, options: TrainOptions, out: Path | None, tags: Mapping[str, str]
 ) -> tuple[str | None, Path | None]:
-    """Check the run to be resumed, from the store or, untracked, from its folder; its id and where its files lie."""
+    """Check the run to be resumed, from the store or, untracked, from its folder.
+
+    Its id and where its files lie.
+    """
     if options.resume is None:
         return None, None
     where = f"--resume {options.resume}"
     if opened is None:
         known = files.run_in(out) if out is not None else {}
         if known.get("run_id") != options.resume:
-            raise MissingError(f"{where}: with --no-track, --out must be the folder of this run, got {out or 'none'}")
+            raise MissingError(
+                f"{where}: with --no-track, --out must be the folder of this run, got "
+                f"{out or 'none'}"
+            )
     else:
         found = get_run(options.resume, opened)
-        known = {**(files.run_in(out) if out else {}), **found.data.tags}  # killed at its begin, it may lack tags there
-        if found.info.status == "RUNNING" and provenance.lives(known) and known["pid"] != str(os.getpid()):
-            raise ConfigError(f"{where}: must be a run that has ended, got one that process {known['pid']} works on")
+        known = {
+            **(files.run_in(out) if out else {}),
+            **found.data.tags,
+        }  # killed at its begin, it may lack tags there
+        if (
+            found.info.status == "RUNNING"
+            and provenance.lives(known)
+            and known["pid"] != str(os.getpid())
+        ):
+            raise ConfigError(
+                f"{where}: must be a run that has ended, got one that process {known['pid']} "
+                "works on"
+            )
     for tag, what in (("family", "family"), ("settings.sha256", "settings"), ("data.md5", "data")):
         recorded = recorded_family(known) if tag == "family" else known.get(tag)
         if recorded != tags[tag]:
-            raise ConfigError(f"{where}: must have the {what} of that run ({tag} {recorded}), got {tags[tag]}")
+            raise ConfigError(
+                f"{where}: must have the {what} of that run ({tag} {recorded}), got {tags[tag]}"
+            )
     last = Path(known.get("out", ""))
     return options.resume, last if files.run_in(last).get("run_id") == options.resume else None
 
@@ -297,7 +384,9 @@ def get_run(run_id: str, opened: Any = None) -> Any:
         except MlflowException as error:
             if error.error_code not in store_errors.ABSENT:
                 raise
-            raise MissingError(f"run {run_id}: must exist in {shown_uri()}, got: {error.message}") from None
+            raise MissingError(
+                f"run {run_id}: must exist in {shown_uri()}, got: {error.message}"
+            ) from None
 
 
 def _new_id(opened: Any, family: str) -> str:
@@ -305,10 +394,18 @@ def _new_id(opened: Any, family: str) -> str:
     if opened is None:
         return uuid.uuid4().hex
     with as_tracking_error():
-        tags = {"mlflow.source.name": "seqfoundry", "mlflow.source.type": "LOCAL", **provenance.process_tags()}
+        tags = {
+            "mlflow.source.name": "seqfoundry",
+            "mlflow.source.type": "LOCAL",
+            **provenance.process_tags(),
+        }
         if parent := os.environ.get("SEQFOUNDRY_PARENT_RUN_ID"):
             tags["mlflow.parentRunId"] = parent
-        return str(opened.create_run(_experiment_id(opened), run_name=f"train-{family}", tags=tags).info.run_id)
+        return str(
+            opened.create_run(
+                _experiment_id(opened), run_name=f"train-{family}", tags=tags
+            ).info.run_id
+        )
 
 
 def _fetch_checkpoints(handle: Run) -> None:
@@ -319,14 +416,22 @@ def _fetch_checkpoints(handle: Run) -> None:
         handle.client.download_artifacts(handle.id, "checkpoints", str(handle.out))
 
 
-def _describe(handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None) -> None:
-    """Log settings under ``cfg.``, tags, and the data as the run's input; what stands there already is left alone."""
+def _describe(
+    handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None
+) -> None:
+    """Log settings under ``cfg.``, tags, and the data as the run's input.
+
+    What stands there already is left alone.
+    """
     from mlflow.entities import Param, RunTag
 
     opened = handle.client
     opened.update_run(handle.id, status="RUNNING")
     known = opened.get_run(handle.id).data.params
-    values = {f"cfg.{key}": str(value)[:_LONGEST_VALUE] for key, value in settings_module.flatten(settings).items()}
+    values = {
+        f"cfg.{key}": str(value)[:_LONGEST_VALUE]
+        for key, value in settings_module.flatten(settings).items()
+    }
     params = [Param(key, value) for key, value in values.items() if key not in known]
     for start in range(0, len(params), 100):
         opened.log_batch(handle.id, params=params[start : start + 100])
@@ -367,12 +472,15 @@ def close_stale_runs(opened: Any) -> list[str]:
     return closed
 
 
-def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path) -> bool:
-    """Add an evaluation (files, metrics, tags) to a run that has ended; False where the store does not know the run.
+def record(
+    run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path
+) -> bool:
+    """Add an evaluation (files, metrics, tags) to a run that has ended.
 
-    The tags come last and those of an earlier evaluation are emptied first, so that they never vouch for other figures;
-    of those figures, the ones that are undefined now become NaN.
-    """
+    False where the store does not know the run.
+
+    The tags come last and those of an earlier evaluation are emptied first, so that they never
+    vouch for other figures; of those figures, the ones that are undefined now become NaN."""
     from mlflow.entities import Metric, RunTag
 
     opened = client()
@@ -384,7 +492,9 @@ def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[st
         opened.log_artifacts(run_id, str(evaluation), "evaluate")
         opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known.tags])
         sent = _entities(metrics, 0)
-        old = {key for key in known.metrics if key.startswith("test.")} - {metric.key for metric in sent}
+        old = {key for key in known.metrics if key.startswith("test.")} - {
+            metric.key for metric in sent
+        }
         sent += [Metric(key, math.nan, int(time.time() * 1000), 0) for key in sorted(old)]
         Run(run_id, Path(), resumed=True, client=opened, _metrics=sent).flush()
         opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -392,9 +502,14 @@ def record(run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[st
 
 
 def open_parent(opened: Any, name: str) -> str:
-    """Start the run whose children the steps of ``main`` are: the one of ``mlflow run``, or a new one."""
+    """Start the run whose children the steps of ``main`` are.
+
+    The one of ``mlflow run``, or a new one.
+    """
     with as_tracking_error():
-        run_id = os.environ.get("MLFLOW_RUN_ID") or str(opened.create_run(_experiment_id(opened)).info.run_id)
+        run_id = os.environ.get("MLFLOW_RUN_ID") or str(
+            opened.create_run(_experiment_id(opened)).info.run_id
+        )
         opened.update_run(run_id, name=name)
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
             opened.set_tag(run_id, key, value)
@@ -421,9 +536,19 @@ def ping(uri: str) -> None:
         urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         return
-    except (ValueError, http.client.InvalidURL):  # their messages repeat what may be a part of the password
+    except (
+        ValueError,
+        http.client.InvalidURL,
+    ):  # their messages repeat what may be a part of the password
         reason = "one that cannot be read; write : / @ of a password as %3A %2F %40"
-        raise TrackingError(f"tracking server {store_errors.shown(uri)}: must be a URI, got {reason}") from None
+        raise TrackingError(
+            f"tracking server {store_errors.shown(uri)}: must be a URI, got {reason}"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
-        reason = f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or use --no-track"
-        raise TrackingError(f"tracking server {store_errors.shown(uri)}: must answer, got: {reason}") from None
+        reason = (
+            f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or "
+            "use --no-track"
+        )
+        raise TrackingError(
+            f"tracking server {store_errors.shown(uri)}: must answer, got: {reason}"
+        ) from None

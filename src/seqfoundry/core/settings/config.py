@@ -1,8 +1,8 @@
 """Settings files: YAML 1.2 -> one merged dictionary -> frozen dataclasses, strictly.
 
-A file may start with ``base: other.yaml`` and then overrides that file key by key; a file without ``base`` has the
-``full.yaml`` of its family as base. Every value remembers the file it came from, so that an error names it.
-"""
+A file may start with ``base: other.yaml`` and then overrides that file key by key; a file without
+``base`` has the ``full.yaml`` of its family as base. Every value remembers the file it came from,
+so that an error names it."""
 
 import dataclasses
 import hashlib
@@ -22,19 +22,25 @@ from seqfoundry.core.errors import ConfigError, MissingError
 from seqfoundry.core.settings import yaml as yaml12
 
 T = TypeVar("T")
-PATH = "a path, relative to the file that names it"  # metadata of settings that are paths: Annotated[str, PATH]
+# metadata of settings that are paths: Annotated[str, PATH]
+PATH = "a path, relative to the file that names it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a metric must reach before a model may become champion: at least ``min``, at most ``max``."""
+    """What a metric must reach before a model may become champion.
+
+    At least ``min``, at most ``max``.
+    """
 
     min: float | None = None
     max: float | None = None
 
     def __post_init__(self) -> None:
         if (self.min is None) == (self.max is None):
-            raise ValueError("must have either min or max, got " + ("neither" if self.min is None else "both"))
+            raise ValueError(
+                "must have either min or max, got " + ("neither" if self.min is None else "both")
+            )
 
     def passes(self, value: float) -> bool:
         """Tell whether ``value`` is good enough."""
@@ -61,7 +67,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise MissingError(f"{path}: must be a readable settings file, got: {error.strerror}") from None
+        raise MissingError(
+            f"{path}: must be a readable settings file, got: {error.strerror}"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: must be UTF-8 text, got other bytes") from None
     try:
@@ -72,7 +80,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{where}: must be valid YAML, got: {error.problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}, line {line}: must be valid YAML, got a character {error.character!r}") from None
+        raise ConfigError(
+            f"{path}, line {line}: must be valid YAML, got a character {error.character!r}"
+        ) from None
     except yaml12.NOT_YAML as error:
         raise ConfigError(f"{path}: must be valid YAML, got: {error}") from None
     if content is None:
@@ -113,9 +123,9 @@ class Settings:
 def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settings:
     """Merge ``path``, its bases and ``overrides`` (``"k=v a.b=w"``, split as a shell would) into plain settings.
 
-    ``full`` is the base of a file that names none. Settings of type ``Annotated[str, PATH]`` in ``cls`` become
-    absolute here, each relative to the file that holds it (or the working directory for ``overrides``).
-    """
+    ``full`` is the base of a file that names none. Settings of type ``Annotated[str, PATH]`` in
+    ``cls`` become absolute here, each relative to the file that holds it (or the working directory
+    for ``overrides``)."""
     chain = _chain(path, full)
     settings = Settings({}, {}, str(path), tuple(file for file, _ in chain))
     paths = set(path_keys(cls))
@@ -141,7 +151,9 @@ def _chain(path: Path, full: Path) -> list[tuple[Path, dict[str, Any]]]:
         if base is not None:
             parent = current.parent / base
             if not os.path.isfile(parent):  # a name too long is none
-                raise MissingError(f"{current}: base must be a settings file, got {parent}, which does not exist")
+                raise MissingError(
+                    f"{current}: base must be a settings file, got {parent}, which does not exist"
+                )
             current = parent
         else:
             current = full if current.resolve() != full.resolve() else None
@@ -149,7 +161,9 @@ def _chain(path: Path, full: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """Read ``"seed=5 model.width=2"`` as nested settings; values are YAML 1.2, ``"k='a b'"`` keeps its space.
+    """Read ``"seed=5 model.width=2"`` as nested settings.
+
+    Values are YAML 1.2, ``"k='a b'"`` keeps its space.
 
     Examples
     --------
@@ -159,7 +173,9 @@ def parse_overrides(text: str) -> dict[str, Any]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"--set: must be split like a shell command, got {text!r}: {error}") from None
+        raise ConfigError(
+            f"--set: must be split like a shell command, got {text!r}: {error}"
+        ) from None
     nested: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -176,7 +192,9 @@ def parse_overrides(text: str) -> dict[str, Any]:
             if not isinstance(level, dict):
                 raise ConfigError(f"--set: {key} must not lie below a value, got both in {text!r}")
         if isinstance(level.get(last), dict):
-            raise ConfigError(f"--set: {key} must not stand beside keys below it, got both in {text!r}")
+            raise ConfigError(
+                f"--set: {key} must not stand beside keys below it, got both in {text!r}"
+            )
         level[last] = parsed
     return nested
 
@@ -196,14 +214,20 @@ def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
-    """Lay ``values`` over ``settings`` key by key, in place; lists and scalars replace, null removes a mapping."""
+    """Lay ``values`` over ``settings`` key by key, in place.
+
+    Lists and scalars replace, null removes a mapping.
+    """
     _merge_level(settings.values, values, settings.origins, (where, ""))
 
 
 def _merge_level(
     level: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], at: tuple[str, str]
 ) -> None:
-    """Do one level of ``_merge``; ``at`` is the source and the dotted key so far (a key may itself have dots)."""
+    """Do one level of ``_merge``.
+
+    ``at`` is the source and the dotted key so far (a key may itself have dots).
+    """
     where, prefix = at
     for key, value in values.items():
         dotted = f"{prefix}{key}"
@@ -228,7 +252,9 @@ def path_keys(cls: type, prefix: str = "", mark: str = PATH) -> Iterator[str]:
             yield prefix + name
 
 
-def _absolute(values: dict[str, Any], paths: set[str], folder: Path, prefix: str = "") -> dict[str, Any]:
+def _absolute(
+    values: dict[str, Any], paths: set[str], folder: Path, prefix: str = ""
+) -> dict[str, Any]:
     """Make the path settings absolute; an empty path stays empty."""
     made: dict[str, Any] = {}
     for key, value in values.items():
@@ -248,32 +274,45 @@ def build(settings: Settings, cls: type[T]) -> T:
     Raises
     ------
     ConfigError
-        One line per fault: file, dotted key, what must hold, what was found; legal keys for an unknown one.
+        One line per fault: file, dotted key, what must hold, what was found; legal keys for an
+        unknown one.
     """
     return _build(settings.values, cls, settings.origin, settings.blame)
 
 
 def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Any) -> T:
-    """Do what ``build`` does for a plain dictionary; ``origin(key)`` names the source of a dotted key."""
+    """Do what ``build`` does for a plain dictionary.
+
+    ``origin(key)`` names the source of a dotted key.
+    """
     return _build(values, cls, origin, lambda key, _: str(origin(key)))
 
 
-def _build(values: Mapping[str, Any], cls: type[T], origin: Any, blame: Callable[[str, str], str]) -> T:
+def _build(
+    values: Mapping[str, Any], cls: type[T], origin: Any, blame: Callable[[str, str], str]
+) -> T:
     try:
         text = json.dumps(values, allow_nan=True)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{origin('')}: must hold only text, numbers, lists and mappings, got: {error}") from None
+        raise ConfigError(
+            f"{origin('')}: must hold only text, numbers, lists and mappings, got: {error}"
+        ) from None
     try:
-        # through JSON: strict mode then takes objects for dataclasses and lists for tuples, and still refuses "1" for 1
+        # through JSON: strict mode then takes objects for dataclasses and lists for tuples, and
+        # still refuses "1" for 1
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        raise ConfigError("\n".join(dict.fromkeys(_fault(e, cls, origin, blame) for e in faults))) from None
+        raise ConfigError(
+            "\n".join(dict.fromkeys(_fault(e, cls, origin, blame) for e in faults))
+        ) from None
 
 
 def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str]) -> str:
     """Write one pydantic error as *where: what must hold, got what*."""
-    location = [part for part in error["loc"] if not str(part).startswith(("function-", "dataclass"))]
+    location = [
+        part for part in error["loc"] if not str(part).startswith(("function-", "dataclass"))
+    ]
     key = ".".join(str(part) for part in location)
     where = origin(key)
     kind, found = error["type"], error["input"]
@@ -326,7 +365,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """Hash settings (SHA-256 of their sorted JSON); equal settings have equal hashes in any order of keys."""
+    """Hash settings (SHA-256 of their sorted JSON).
+
+    Equal settings have equal hashes in any order of keys.
+    """
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

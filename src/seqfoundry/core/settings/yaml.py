@@ -1,4 +1,7 @@
-"""YAML 1.2 as people write it by hand, from files that need not be trusted: bounded, and without surprises."""
+"""YAML 1.2 as people write it by hand, from files that need not be trusted.
+
+Bounded, and without surprises.
+"""
 
 import re
 from typing import Any
@@ -7,7 +10,9 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 core schema: ``1e-4`` is a number, ``yes`` and ``off`` are text; a repeated key is an error.
+    """YAML 1.2 core schema: ``1e-4`` is a number, ``yes`` and ``off`` are text.
+
+    A repeated key is an error.
 
     So is the merge key of YAML 1.1: other readers would find keys there that we did not see.
     """
@@ -18,9 +23,15 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key that is not a word", key_node.start_mark)
-            if (key_node.value == "<<" and not key_node.style) or key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, "a merge key", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key that is not a word", key_node.start_mark
+                )
+            if (
+                key_node.value == "<<" and not key_node.style
+            ) or key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a merge key", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
@@ -44,7 +55,9 @@ for _tag, _pattern, _first in (
     ),
 ):
     for _cls in (_Loader, _Dumper):
-        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+        _cls.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
+        )
 # PyYAML reads 010 as octal and 1:30 as sexagesimal; YAML 1.2 does neither
 _Loader.add_constructor(
     "tag:yaml.org,2002:int",
@@ -52,7 +65,8 @@ _Loader.add_constructor(
 )
 
 
-# what PyYAML raises for tags at odds with their values (!!int x), numbers without end and nesting without end
+# what PyYAML raises for tags at odds with their values (!!int x), numbers without end and nesting
+# without end
 NOT_YAML = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 _MOST_VALUES = 100_000  # of a file, its keys too, aliases followed; a long text counts as several
 _LONG = 100  # characters
@@ -64,7 +78,8 @@ def load(text: str) -> Any:
     Raises
     ------
     yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError
-        `NOT_YAML`: if it is not YAML, holds what is no plain value, or more than anybody means to write.
+        `NOT_YAML`: if it is not YAML, holds what is no plain value, or more than anybody means to
+        write.
     """
     loader = _Loader(text)
     try:

@@ -1,7 +1,9 @@
-"""``annotate copynumber``: read counts in, segments and calls out, sample by sample and without the cohort.
+"""``annotate copynumber``.
 
-Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many samples there are.
-"""
+Read counts in, segments and calls out, sample by sample and without the cohort.
+
+Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many samples
+there are."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,19 +34,29 @@ from seqfoundry.families.copynumber import data, serve
 from seqfoundry.registry import models
 
 _SEGMENTS, _SAMPLES, _COUNTS = "segments.parquet", "samples", "counts.json"
-CALLS = ("gene_calls", "plasmid_calls")  # columns of lists that become tables of their own, as ``segments`` does
+CALLS = (
+    "gene_calls",
+    "plasmid_calls",
+)  # columns of lists that become tables of their own, as ``segments`` does
 
 
 def annotate(
-    family: str, source: Path, *, model: str, out: Path, overwrite: bool = False, resume: bool = False
+    family: str,
+    source: Path,
+    *,
+    model: str,
+    out: Path,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Call copy numbers of samples with a model of the registry or a folder, and return the counts.
 
-    ``source`` is a table of read counts, a folder of them, or a store. Writes to ``out``, all or nothing:
-    ``samples.tsv`` (a row per sample), ``segments.parquet`` (``sample_id, chrom, x0, x1, cn, confidence`` and more),
-    ``gene_calls.tsv`` and ``plasmid_calls.tsv`` (a row per sample and gene) and ``summary.json``. Work that was
-    interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it goes on from there (all samples are
-    read again). Faults of the input leave nothing.
+    ``source`` is a table of read counts, a folder of them, or a store. Writes to ``out``, all or
+    nothing: ``samples.tsv`` (a row per sample), ``segments.parquet`` (``sample_id, chrom, x0, x1,
+    cn, confidence`` and more), ``gene_calls.tsv`` and ``plasmid_calls.tsv`` (a row per sample and
+    gene) and ``summary.json``. Work that was interrupted leaves its finished chunks in
+    ``.<out>.partial``; with ``resume`` it goes on from there (all samples are read again). Faults
+    of the input leave nothing.
 
     Raises
     ------
@@ -53,11 +65,14 @@ def annotate(
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier calls), or cannot be written; or what is to
-        be resumed was made from other counts or another model.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier calls), or cannot be
+        written; or what is to be resumed was made from other counts or another model.
     """
     check_out(out, [source], mark=_SEGMENTS, overwrite=overwrite)
-    with models.fetch(model) as fetched, models.model_folder(str(fetched)) as folder:  # once: an alias may move
+    with (
+        models.fetch(model) as fetched,
+        models.model_folder(str(fetched)) as folder,
+    ):  # once: an alias may move
         loaded = replace(models.load(family, str(fetched)), reference=model)
         record = made_from([source], model=model, digest=files.digest(folder))
         with resumable(out, record, resume=resume) as parts:
@@ -71,7 +86,9 @@ def _run(frames: Iterator[pd.DataFrame], loaded: models.Loaded, parts: Parts) ->
     columns = columns_of(loaded)
 
     def predict(chunk: Chunk[pd.DataFrame]) -> pd.DataFrame:
-        return loaded.predict(chunk.rows[loaded.served["input_columns"]]).set_axis(chunk.rows["sample_id"])
+        return loaded.predict(chunk.rows[loaded.served["input_columns"]]).set_axis(
+            chunk.rows["sample_id"]
+        )
 
     def write(folder: Path, chunk: Chunk[pd.DataFrame], answer: pd.DataFrame) -> None:
         found = named(answer["segments"], columns["segments"])
@@ -83,7 +100,11 @@ def _run(frames: Iterator[pd.DataFrame], loaded: models.Loaded, parts: Parts) ->
                 folder / f"{name}.tsv", sep="\t", index=False, lineterminator="\n", float_format="%.6g",
                 header=chunk.number == 0,
             )  # fmt: skip
-        counts = {"samples": len(answer), "callable": int(answer["callable"].sum()), "segments": len(found)}
+        counts = {
+            "samples": len(answer),
+            "callable": int(answer["callable"].sum()),
+            "segments": len(found),
+        }
         files.write_json(folder / _COUNTS, counts)
 
     run_parts(parts, frames, predict, write, unit="samples")
@@ -129,7 +150,9 @@ def _samples_work(folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job)
     tables = {name: ParquetTable(folder / f"{name}.parquet") for name in ("samples", *nested)}
     try:
         for _, frame in chunks:
-            answer = loaded.predict(frame[loaded.served["input_columns"]]).set_axis(frame["sample_id"])
+            answer = loaded.predict(frame[loaded.served["input_columns"]]).set_axis(
+                frame["sample_id"]
+            )
             tables["samples"].write(answer.drop(columns=list(nested)).reset_index())
             for name in nested:
                 found = named(answer[name], columns[name])
@@ -147,7 +170,11 @@ def _samples_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, 
     totals: Counter[str] = Counter()
     for counts in read_counts(parts):
         totals.update(counts)
-    return partition_summary(folder, job, {name: totals[name] for name in ("samples", "callable", "segments")})
+    return partition_summary(
+        folder, job, {name: totals[name] for name in ("samples", "callable", "segments")}
+    )
 
 
-PARTITIONED = PartitionedWork("sample_id", _sample_columns, 256, 64, data.frames, _samples_work, _samples_finish)
+PARTITIONED = PartitionedWork(
+    "sample_id", _sample_columns, 256, 64, data.frames, _samples_work, _samples_finish
+)

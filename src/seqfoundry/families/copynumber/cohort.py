@@ -1,4 +1,7 @@
-"""A cohort as training and evaluation see it: stores, what is known of their samples, and which of them are related."""
+"""A cohort as training and evaluation see it.
+
+Stores, what is known of their samples, and which of them are related.
+"""
 
 import hashlib
 import logging
@@ -16,11 +19,20 @@ from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.data import cohort_stores
 from seqfoundry.families.copynumber.depth.bins import Layout, read_families, read_panel
 from seqfoundry.families.copynumber.depth.store import PlasmidStore, Store, some
-from seqfoundry.families.copynumber.lineage_split import lineages, of_samples, read_metadata, read_table
+from seqfoundry.families.copynumber.lineage_split import (
+    lineages,
+    of_samples,
+    read_metadata,
+    read_table,
+)
 
 _LOG = logging.getLogger(__name__)
 
-_KEYS = ("sample_id", "biosample", "sample_accession")  # columns of a ground truth that are no genes
+_KEYS = (
+    "sample_id",
+    "biosample",
+    "sample_accession",
+)  # columns of a ground truth that are no genes
 _TRUTH = {
     "truth_segments": ("sample_id", "chrom", "x0", "x1", "cn"),
     "truth_plasmids": ("sample_id", "replicon", "copies"),
@@ -30,7 +42,10 @@ _TRUTH = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """What calls a column of the ground truth is compared with: a gene of the chromosome, or genes of plasmids."""
+    """What calls a column of the ground truth is compared with.
+
+    A gene of the chromosome, or genes of plasmids.
+    """
 
     kind: str  # chromosome | plasmid
     genes: tuple[str, ...]
@@ -38,7 +53,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cohort:
-    """Samples with all that is known of them; every frame has the rows of the chromosome store, in its order.
+    """Samples with all that is known of them.
+
+    Every frame has the rows of the chromosome store, in its order.
 
     Attributes
     ----------
@@ -47,13 +64,15 @@ class Cohort:
     metadata
         Columns ``sample_id``, ``Species``, ``ST`` (text, empty: unknown) and others of the file.
     ground_truth
-        Column for each of ``targets``: copies or presence, NaN where unknown; None without such a file.
+        Column for each of ``targets``: copies or presence, NaN where unknown; None without such a
+        file.
     targets
         What each column of the ground truth is compared with.
     held_out
         True for samples of ``eval_holdout_ids_path``, shape ``(n_samples,)``.
     truth
-        Simulated cohorts only: the tables ``truth_segments``, ``truth_plasmids`` and ``truth_samples`` as they are.
+        Simulated cohorts only: the tables ``truth_segments``, ``truth_plasmids`` and
+        ``truth_samples`` as they are.
     sources
         Where each part was read, as text for a report.
     """
@@ -74,11 +93,16 @@ class Cohort:
     def simulated(self) -> bool:
         """Whether ``simulate`` made the samples, by the manifest beside them."""
         folders = list(self.chromosome.folder.resolve().parents)[:2]
-        manifests = [folder / "manifest.json" for folder in folders if (folder / "manifest.json").is_file()]
+        manifests = [
+            folder / "manifest.json" for folder in folders if (folder / "manifest.json").is_file()
+        ]
         return any("simulate" in files.read_json(path) for path in manifests)
 
     def fingerprints(self) -> NDArray[np.uint64]:
-        """64 bits of a digest of the counts of each sample, by which it is known under any name; 0 without reads."""
+        """64 bits of a digest of the counts of each sample, by which it is known under any name.
+
+        0 without reads.
+        """
         made = np.zeros(len(self), dtype=np.uint64)
         for window, counts in self.chromosome.blocks():
             rows = np.ascontiguousarray(counts, dtype="<u4")
@@ -88,13 +112,18 @@ class Cohort:
     def take(self, rows: NDArray[np.int64]) -> "Cohort":
         """Return some samples, whose counts are then in memory."""
         names = tuple(self.chromosome.samples[i] for i in rows.tolist())
-        chromosome = replace(self.chromosome, counts=np.asarray(self.chromosome.counts[rows]), samples=names)
+        chromosome = replace(
+            self.chromosome, counts=np.asarray(self.chromosome.counts[rows]), samples=names
+        )
         plasmid = self.plasmid
         if plasmid is not None:
             genes, copies, breadth = (
-                np.asarray(one)[rows] for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
+                np.asarray(one)[rows]
+                for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
             )
-            plasmid = replace(plasmid, samples=names, genes=genes, replicons=copies, breadth=breadth)
+            plasmid = replace(
+                plasmid, samples=names, genes=genes, replicons=copies, breadth=breadth
+            )
         known = self.ground_truth
         return replace(
             self,
@@ -103,7 +132,9 @@ class Cohort:
             metadata=self.metadata.iloc[rows].reset_index(drop=True),
             ground_truth=None if known is None else known.iloc[rows].reset_index(drop=True),
             held_out=self.held_out[rows],
-            truth={name: frame[frame["sample_id"].isin(names)] for name, frame in self.truth.items()},
+            truth={
+                name: frame[frame["sample_id"].isin(names)] for name, frame in self.truth.items()
+            },
         )
 
     @property
@@ -117,7 +148,9 @@ def _digest(row: NDArray[np.uint32]) -> int:
 
 
 def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
-    """Open a cohort: the stores and tables that the settings name, else those of ``data/<split>``, or of ``data``.
+    """Open a cohort.
+
+    The stores and tables that the settings name, else those of ``data/<split>``, or of ``data``.
 
     Where the settings name the store, nothing is taken from ``data``, which is of other samples.
 
@@ -126,8 +159,8 @@ def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
     MissingError
         If there is no store, or a file that the settings name.
     InputError
-        If a file is damaged, samples of the store are absent from the metadata, none of them is in the ground truth, or
-        a column of that is no gene of the settings.
+        If a file is damaged, samples of the store are absent from the metadata, none of them is in
+        the ground truth, or a column of that is no gene of the settings.
     """
     base = data / split if (data / split / "chromosome").is_dir() else data
     own = not config.store_path
@@ -145,7 +178,11 @@ def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
     targets = _targets(config)
     sources = dict(paths)
     metadata = read_metadata(paths["metadata"], samples)
-    truth = {name: _read_truth(base / f"{name}.tsv", columns, samples) for name, columns in _TRUTH.items() if own}
+    truth = {
+        name: _read_truth(base / f"{name}.tsv", columns, samples)
+        for name, columns in _TRUTH.items()
+        if own
+    }
     known = None
     if paths["ground_truth"]:
         known = _ground_truth(Path(paths["ground_truth"]), samples, targets)
@@ -168,13 +205,17 @@ def _optional(path: Path, wanted: bool) -> str:
 
 
 def _targets(config: Config) -> dict[str, Target]:
-    """All names that a column of a ground truth may have: families and genes of plasmids, genes of the chromosome."""
+    """All names that a column of a ground truth may have.
+
+    Families and genes of plasmids, genes of the chromosome.
+    """
     panel = {gene.name for gene in read_panel(config.panel)[0]}
     targets = {name: Target("plasmid", (name,)) for name in panel}
     if config.plasmid_family_map_path:
         families = read_families(Path(config.plasmid_family_map_path))
         targets |= {
-            name: Target("plasmid", tuple(one for one in genes if one in panel)) for name, genes in families.items()
+            name: Target("plasmid", tuple(one for one in genes if one in panel))
+            for name, genes in families.items()
         }
     if config.chrom_gene_coords_path:
         chromosome = read_panel(Path(config.chrom_gene_coords_path))[0]
@@ -182,14 +223,17 @@ def _targets(config: Config) -> dict[str, Target]:
     return {name: target for name, target in targets.items() if target.genes}
 
 
-def _ground_truth(path: Path, samples: Sequence[str], targets: Mapping[str, Target]) -> pd.DataFrame:
+def _ground_truth(
+    path: Path, samples: Sequence[str], targets: Mapping[str, Target]
+) -> pd.DataFrame:
     """Columns of genes as numbers, NaN where a sample or a field is unknown."""
     frame = read_table(path, ("sample_id",))
     genes = [name for name in frame if name not in _KEYS]
     strange = [name for name in genes if name not in targets]
     if strange or not genes:
         raise InputError(
-            f"{path}: columns must be genes or families of the settings, {', '.join(sorted(targets))}, got "
+            f"{path}: columns must be genes or families of the settings, "
+            f"{', '.join(sorted(targets))}, got "
             f"{some(strange) or 'none'}"
         )
     return _numbers(path, of_samples(path, frame, samples), genes)
@@ -203,7 +247,8 @@ def _numbers(path: Path, frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFr
         if bad.any():
             row = int(bad.to_numpy().argmax())
             raise InputError(
-                f"{path}: {name} must be a number of copies or empty, got {frame[name][row]!r} for "
+                f"{path}: {name} must be a number of copies or empty, got {frame[name][row]!r} "
+                "for "
                 f"{frame['sample_id'][row]}"
             )
         made[name] = values.to_numpy(dtype=np.float64)
@@ -211,7 +256,10 @@ def _numbers(path: Path, frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFr
 
 
 def _override(known: pd.DataFrame, path: Path, samples: Sequence[str]) -> str:
-    """Let a table of Kleborate correct columns that it has, where it knows; return what a report is to say of it."""
+    """Let a table of Kleborate correct columns that it has, where it knows.
+
+    Return what a report is to say of it.
+    """
     frame = read_table(path, ("sample_id",))
     genes = [name for name in known if name in frame]
     if not genes:
@@ -224,19 +272,34 @@ def _override(known: pd.DataFrame, path: Path, samples: Sequence[str]) -> str:
 
 
 def _held_out(path: str, samples: Sequence[str]) -> NDArray[np.bool_]:
-    """Mark the samples of a list, one to a line; names that the store has not are counted in the log."""
+    """Mark the samples of a list, one to a line.
+
+    Names that the store has not are counted in the log.
+    """
     if not path:
         return np.zeros(len(samples), dtype=bool)
     try:
-        names = {line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        names = {
+            line.strip()
+            for line in Path(path).read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        }
     except FileNotFoundError:
         raise MissingError(f"eval_holdout_ids_path: {path} must exist, got none") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: must be a list of samples in UTF-8, got: {error}") from None
     held = np.isin(np.array(samples), list(names))
     if not held.any():
-        raise InputError(f"{path}: must name samples of the store, such as {samples[0]}, got {some(names) or 'none'}")
-    _LOG.info("%s: %d samples are held out, %d names of others", path, int(held.sum()), len(names) - int(held.sum()))
+        raise InputError(
+            f"{path}: must name samples of the store, such as {samples[0]}, got "
+            f"{some(names) or 'none'}"
+        )
+    _LOG.info(
+        "%s: %d samples are held out, %d names of others",
+        path,
+        int(held.sum()),
+        len(names) - int(held.sum()),
+    )
     return held
 
 

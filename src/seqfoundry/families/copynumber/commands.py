@@ -20,7 +20,11 @@ evaluate = standard_commands.evaluate_command(FAMILY)
 
 @command_line.command("prepare")
 @command_line.argument(
-    "inputs", nargs=-1, required=True, type=command_line.PATH, help="Read counts, folders of them, or stores."
+    "inputs",
+    nargs=-1,
+    required=True,
+    type=command_line.PATH,
+    help="Read counts, folders of them, or stores.",
 )
 @command_line.params
 @command_line.overrides
@@ -31,7 +35,9 @@ evaluate = standard_commands.evaluate_command(FAMILY)
     help="Format of the read counts, if they do not tell.",
 )
 @command_line.out
-def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, file_format: str | None, out: Path) -> Any:
+def prepare(
+    inputs: tuple[Path, ...], params: Path, overrides: str, file_format: str | None, out: Path
+) -> Any:
     """Turn read counts into the stores that training reads."""
     from seqfoundry.families.copynumber import data
 
@@ -39,14 +45,24 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, file_format:
 
 
 @command_line.command("annotate")
-@command_line.argument("input", type=command_line.PATH, help="Read counts of a sample, a folder of them, or a store.")
+@command_line.argument(
+    "input", type=command_line.PATH, help="Read counts of a sample, a folder of them, or a store."
+)
 @command_line.model
 @command_line.out
 @command_line.resume
 @command_line.overwrite
 @command_line.engine
 @command_line.master
-def annotate(input: Path, model: str, out: Path, resume: bool, overwrite: bool, engine: str, master: str | None) -> Any:
+def annotate(
+    input: Path,
+    model: str,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    engine: str,
+    master: str | None,
+) -> Any:
     """Call copy numbers of bins, genes and plasmid genes."""
     from seqfoundry.engine import spark
     from seqfoundry.families.copynumber import annotate as work
@@ -62,4 +78,6 @@ def annotate(input: Path, model: str, out: Path, resume: bool, overwrite: bool, 
             overwrite=overwrite,
             resume=resume,
         )
-    return work.annotate(FAMILY.name, input, model=model, out=out, overwrite=overwrite, resume=resume)
+    return work.annotate(
+        FAMILY.name, input, model=model, out=out, overwrite=overwrite, resume=resume
+    )

@@ -1,4 +1,7 @@
-"""Settings of the copynumber family: the flat keys of a CNVRock experiment, and ours. Defaults stand in ``full.yaml``."""
+"""Settings of the copynumber family: the flat keys of a CNVRock experiment, and ours.
+
+Defaults stand in ``full.yaml``.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +27,12 @@ BASELINES = ("median", "bin_median", "bin_median_ori", "pca", "vae")
 class SimulateConfig:
     """How cohorts with known copy numbers are drawn; lengths in bins of 1,000 bases.
 
-    ``train_samples`` share ``train_lineages`` sequence types, ``test_samples`` others. Depth is log-normal within
-    ``depth``; counts have the extra variance ``dispersion`` (range) times the squared mean. Bin biases are drawn anew
-    every ``bias_block`` training samples, so that a model learns to expect smooth tracks and not one genome. Each
-    sample has up to ``max_events`` events of ``event_bins``; a share ``low_coverage`` has too few reads.
-    ``example_samples`` of the test cohort are also written as tables of read counts.
-    """
+    ``train_samples`` share ``train_lineages`` sequence types, ``test_samples`` others. Depth is
+    log-normal within ``depth``; counts have the extra variance ``dispersion`` (range) times the
+    squared mean. Bin biases are drawn anew every ``bias_block`` training samples, so that a model
+    learns to expect smooth tracks and not one genome. Each sample has up to ``max_events`` events
+    of ``event_bins``; a share ``low_coverage`` has too few reads. ``example_samples`` of the test
+    cohort are also written as tables of read counts."""
 
     train_samples: Positive
     test_samples: Positive
@@ -55,28 +58,32 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All settings of one run. Keys up to ``eval_min_group_n`` are those of the mission's experiment files.
+    """All settings of one run.
 
-    ``architecture``, ``hmm``, ``cnv``, ``plasmid_cnv`` and ``evaluation`` are built-in names or, of one's own,
-    ``package.module:object``.
+    Keys up to ``eval_min_group_n`` are those of the mission's experiment files.
 
-    Ours: ``baseline`` is the model of expected depth. ``alignment`` is the auxiliary loss (latent: alignment of latent
-    and copy-number patterns; sin2: the reference's penalty on the reconstruction; none), with its weight per bin and
-    warm-up. ``likelihood_sd`` is that of log2 ratios, Huber's bound ``huber`` in units of it. Bins below
-    ``present_ratio`` of the sample's median, or below ``hmm_low_cov_threshold`` reads, never enter the loss. Of
-    ``spikes`` per training sample the input is told, not the target; bins whose running median is off by more than
-    ``recurrent_log2`` (0: none) are left out. ``harmonics`` are fitted to the residual of every reconstruction (0:
-    none).
+    ``architecture``, ``hmm``, ``cnv``, ``plasmid_cnv`` and ``evaluation`` are built-in names or,
+    of one's own, ``package.module:object``.
 
-    A count is evidence where at least ``hmm_min_expected`` reads are expected. Segments shorter than
-    ``segment_min_bins`` go to their neighbour, those with less evidence than ``segment_min_evidence`` (nats against
-    CN 1) become CN 1, and amplified neighbours whose medians differ by less than ``segment_merge`` are one.
-    ``validation_share`` of the sequence types select the epoch.
+    Ours: ``baseline`` is the model of expected depth. ``alignment`` is the auxiliary loss (latent:
+    alignment of latent and copy-number patterns; sin2: the reference's penalty on the
+    reconstruction; none), with its weight per bin and warm-up. ``likelihood_sd`` is that of log2
+    ratios, Huber's bound ``huber`` in units of it. Bins below ``present_ratio`` of the sample's
+    median, or below ``hmm_low_cov_threshold`` reads, never enter the loss. Of ``spikes`` per
+    training sample the input is told, not the target; bins whose running median is off by more
+    than ``recurrent_log2`` (0: none) are left out. ``harmonics`` are fitted to the residual of
+    every reconstruction (0: none).
 
-    Tables of counts are of the chromosome ``reference``, ``reference_length`` bases in bins of ``bin_size``, which
-    ``contig_aliases`` names otherwise; ``mapq`` is the mapping quality from which reads were counted (recorded in
-    stores, not tested), and ``read_length`` turns mean depths into reads.
-    """
+    A count is evidence where at least ``hmm_min_expected`` reads are expected. Segments shorter
+    than ``segment_min_bins`` go to their neighbour, those with less evidence than
+    ``segment_min_evidence`` (nats against CN 1) become CN 1, and amplified neighbours whose
+    medians differ by less than ``segment_merge`` are one. ``validation_share`` of the sequence
+    types select the epoch.
+
+    Tables of counts are of the chromosome ``reference``, ``reference_length`` bases in bins of
+    ``bin_size``, which ``contig_aliases`` names otherwise; ``mapq`` is the mapping quality from
+    which reads were counted (recorded in stores, not tested), and ``read_length`` turns mean
+    depths into reads."""
 
     architecture: str
     hmm: str
@@ -148,10 +155,13 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.headline not in self.gates:
-            raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+            raise ValueError(
+                f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
+            )
         if self.pcn_absent_threshold >= self.pcn_amp_threshold:
             raise ValueError(
-                f"pcn_amp_threshold must be above pcn_absent_threshold = {self.pcn_absent_threshold}, "
+                "pcn_amp_threshold must be above pcn_absent_threshold = "
+                f"{self.pcn_absent_threshold}, "
                 f"got {self.pcn_amp_threshold}"
             )
 

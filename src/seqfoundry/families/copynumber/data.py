@@ -1,8 +1,9 @@
-"""Read counts on their way in: tables and others' stores into ours, several stores into one, rows for a model.
+"""Read counts on their way in.
 
-A prepared folder is a cohort: ``chromosome/``, ``plasmid/`` where reads were mapped to plasmids too, ``manifest.json``;
-or two, in ``train/`` and ``test/``.
-"""
+Tables and others' stores into ours, several stores into one, rows for a model.
+
+A prepared folder is a cohort: ``chromosome/``, ``plasmid/`` where reads were mapped to plasmids
+too, ``manifest.json``; or two, in ``train/`` and ``test/``."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,11 @@ ARRAYS = ("genes", "replicons", "breadth")
 
 
 def prepare(
-    config: Config, inputs: Sequence[Path], germline: Path | None, out: Path, form: str | None = None
+    config: Config,
+    inputs: Sequence[Path],
+    germline: Path | None,
+    out: Path,
+    form: str | None = None,
 ) -> dict[str, Any]:
     """Read tables of read counts, or join stores, and write a cohort.
 
@@ -64,7 +69,8 @@ def prepare(
     config
         Settings of the family: reference, bins, panel, aliases.
     inputs
-        Tables and folders of tables (see `depth.tables`); or stores, those of the reference tool too, and cohorts.
+        Tables and folders of tables (see `depth.tables`); or stores, those of the reference tool
+        too, and cohorts.
     germline
         Of another family; must be None.
     out
@@ -74,8 +80,8 @@ def prepare(
 
     Returns
     -------
-    What was read, and samples of each part where ``prepare.test_share`` divides them (see `samples.divide`). Samples
-    without a single read are kept, and named under ``all_zero``.
+    What was read, and samples of each part where ``prepare.test_share`` divides them (see
+    `samples.divide`). Samples without a single read are kept, and named under ``all_zero``.
 
     Raises
     ------
@@ -89,14 +95,18 @@ def prepare(
     with files.folder_written_whole(out) as folder:
         if any(stores):
             if not all(stores) or form is not None:
-                raise InputError("prepare: inputs must be stores alone (without --format), or tables alone, got both")
+                raise InputError(
+                    "prepare: inputs must be stores alone (without --format), or tables alone, "
+                    "got both"
+                )
             _join([part for parts in stores for part in parts], folder, layout)
         else:
             _write_tables(inputs, folder, layout, form)
         summary = _summary(folder)
         summary |= divide(folder, config)
         files.write_json(
-            folder / "manifest.json", {"family": "copynumber", "format_version": FORMAT_VERSION, **summary}
+            folder / "manifest.json",
+            {"family": "copynumber", "format_version": FORMAT_VERSION, **summary},
         )
     return summary
 
@@ -111,12 +121,17 @@ def _store_folders(path: Path) -> list[Path]:
 
 
 def _join(folders: Sequence[Path], out: Path, layout: Layout) -> None:
-    """Write the stores of one kind as one; samples of the plasmid store follow those of the chromosome store."""
+    """Write the stores of one kind as one.
+
+    Samples of the plasmid store follow those of the chromosome store.
+    """
     opened = [open_any(folder, layout) for folder in folders]
     chromosomes = [store for store in opened if isinstance(store, Store)]
     plasmids = [store for store in opened if isinstance(store, PlasmidStore)]
     if not chromosomes:
-        raise InputError(f"{folders[0]}: must come with the chromosome store of its samples, got none")
+        raise InputError(
+            f"{folders[0]}: must come with the chromosome store of its samples, got none"
+        )
     merge(chromosomes, out / "chromosome")
     if plasmids:
         samples = [name for store in chromosomes for name in store.samples]
@@ -142,7 +157,9 @@ def _write_tables(inputs: Sequence[Path], folder: Path, layout: Layout, form: st
         shape = (len(samples), len(layout.bins))
         counts = stack.enter_context(Rows(folder / "chromosome" / "counts.npy", shape, np.uint32))
         arrays = [
-            stack.enter_context(Rows(folder / "plasmid" / f"{name}.npy", (len(samples), width), np.float32))
+            stack.enter_context(
+                Rows(folder / "plasmid" / f"{name}.npy", (len(samples), width), np.float32)
+            )
             for name, width in zip(ARRAYS, widths, strict=False)
         ]
         for block in _of_one_reference(first, blocks):
@@ -152,7 +169,9 @@ def _write_tables(inputs: Sequence[Path], folder: Path, layout: Layout, form: st
     seal_store(folder / "chromosome", layout.bins, samples, layout.reference)
     if names:
         size = layout.bins.bin_size
-        seal_plasmid_store(folder / "plasmid", layout.panel, names, samples, layout.reference, size)
+        seal_plasmid_store(
+            folder / "plasmid", layout.panel, names, samples, layout.reference, size
+        )
 
 
 def _of_one_reference(first: Block, others: Iterator[Block]) -> Iterator[Block]:
@@ -160,7 +179,8 @@ def _of_one_reference(first: Block, others: Iterator[Block]) -> Iterator[Block]:
     for block in others:
         if not block.plasmid_bins.equals(first.plasmid_bins):
             raise InputError(
-                f"sample {block.samples[0]}: must have the bins of plasmids that {first.samples[0]} has, "
+                f"sample {block.samples[0]}: must have the bins of plasmids that "
+                f"{first.samples[0]} has, "
                 f"{len(first.plasmid_bins)}, got {len(block.plasmid_bins)} or others"
             )
         yield block
@@ -183,10 +203,17 @@ def _summary(folder: Path) -> dict[str, Any]:
         return {**summary, "genes": [], "genes_unknown": [], "replicons": []}
     plasmid = open_plasmid_store(folder / "plasmid", verify=False)
     known = np.any(np.isfinite(plasmid.genes), axis=0)
-    genes = [gene.name for gene, is_known in zip(plasmid.panel, np.atleast_1d(known).tolist(), strict=True) if is_known]
+    genes = [
+        gene.name
+        for gene, is_known in zip(plasmid.panel, np.atleast_1d(known).tolist(), strict=True)
+        if is_known
+    ]
     unknown = [gene.name for gene in plasmid.panel if gene.name not in genes]
     if unknown:
-        _LOG.warning("genes of sequences that reads were not mapped to, unknown in all samples: %s", ", ".join(unknown))
+        _LOG.warning(
+            "genes of sequences that reads were not mapped to, unknown in all samples: %s",
+            ", ".join(unknown),
+        )
     return {**summary, "genes": genes, "genes_unknown": unknown, "replicons": list(plasmid.names)}
 
 
@@ -214,15 +241,26 @@ def merge(stores: Sequence[Store], folder: Path) -> None:
 
 
 def merged_plasmids(stores: Sequence[PlasmidStore]) -> PlasmidStore:
-    """Join several plasmid stores in memory; genes and replicons must be the same, raises as `merge` does."""
+    """Join several plasmid stores in memory.
+
+    Genes and replicons must be the same, raises as `merge` does.
+    """
     first = stores[0]
     for store in stores[1:]:
         _check_mergeable(store.folder, store.reference, first.folder, first.reference)
-        if (store.panel, store.names, store.bin_size) != (first.panel, first.names, first.bin_size):
-            raise InputError(f"{store.folder}: must have the genes and replicons of {first.folder}, got others")
+        if (store.panel, store.names, store.bin_size) != (
+            first.panel,
+            first.names,
+            first.bin_size,
+        ):
+            raise InputError(
+                f"{store.folder}: must have the genes and replicons of {first.folder}, got others"
+            )
     samples = tuple(name for store in stores for name in store.samples)
     check_names(samples, " + ".join(str(store.folder) for store in stores))
-    genes, replicons, breadth = (np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS)
+    genes, replicons, breadth = (
+        np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS
+    )
     return replace(first, genes=genes, replicons=replicons, breadth=breadth, samples=samples)
 
 
@@ -239,8 +277,9 @@ def is_upstream(folder: Path) -> bool:
 def open_upstream(upstream: Path, layout: Layout) -> Store | PlasmidStore:
     """Open a store of the reference tool as it lies; its pickles are read as data, never executed.
 
-    Columns of its plasmid stores are sums over all bins that touch the gene; they become the mean of those bins, as the
-    single bins are not known any more, and there are no replicons. Derived files such as ``medians.npy`` are left.
+    Columns of its plasmid stores are sums over all bins that touch the gene; they become the mean
+    of those bins, as the single bins are not known any more, and there are no replicons. Derived
+    files such as ``medians.npy`` are left.
 
     Raises
     ------
@@ -250,33 +289,50 @@ def open_upstream(upstream: Path, layout: Layout) -> Store | PlasmidStore:
     samples = tuple(str(name) for name in read_objects(upstream / "sample_ids.npy"))
     check_names(samples, str(upstream / "sample_ids.npy"))
     rows = read_objects(upstream / "contigs.npy")
-    if not all(isinstance(row, tuple) and [type(field) for field in row] == [str, int, int] for row in rows):
-        raise InputError(f"{upstream / 'contigs.npy'}: must hold chrom, start and end of every column, got others")
+    if not all(
+        isinstance(row, tuple) and [type(field) for field in row] == [str, int, int]
+        for row in rows
+    ):
+        raise InputError(
+            f"{upstream / 'contigs.npy'}: must hold chrom, start and end of every column, got "
+            "others"
+        )
     chrom = [layout.aliases.get(row[0], row[0]) for row in rows]
     start, end = (np.array([row[i] for row in rows], dtype=np.int64) for i in (1, 2))
     counts = open_array(upstream / "counts.npy")
     if counts.shape != (len(samples), len(rows)) or counts.dtype.kind not in "iu":
         raise InputError(
-            f"{upstream / 'counts.npy'}: must be whole numbers of shape {(len(samples), len(rows))}, got "
+            f"{upstream / 'counts.npy'}: must be whole numbers of shape "
+            f"{(len(samples), len(rows))}, got "
             f"{counts.dtype} of {counts.shape}"
         )
     if counts.dtype != np.uint32:
         counts = as_counts(np.asarray(counts), str(upstream / "counts.npy"))
     reference, size = layout.reference, layout.bins.bin_size
-    manifest = {"bin_size": size, "reference": reference.name, "reference_length": reference.length}
+    manifest = {
+        "bin_size": size,
+        "reference": reference.name,
+        "reference_length": reference.length,
+    }
     manifest["mapq"] = reference.mapq
     if (upstream / "genes.npy").is_file():
         names = [str(name) for name in read_objects(upstream / "genes.npy")]
-        panel = tuple(Gene(*fields) for fields in zip(names, chrom, start.tolist(), end.tolist(), strict=True))
+        panel = tuple(
+            Gene(*fields)
+            for fields in zip(names, chrom, start.tolist(), end.tolist(), strict=True)
+        )
         depth = (counts / ((end - 1) // size - (start - 1) // size + 1)).astype(np.float32)
         none = np.zeros((len(samples), 0), dtype=np.float32)
         return PlasmidStore(upstream, depth, panel, none, none, (), samples, manifest)
     if set(chrom) != {reference.name} or int(end.max()) > reference.length:
         raise InputError(
-            f"{upstream}: must have bins of {reference.name} (1-{reference.length}) alone, got {some(chrom)} up to "
+            f"{upstream}: must have bins of {reference.name} (1-{reference.length}) alone, got "
+            f"{some(chrom)} up to "
             f"{end.max(initial=0)}"
         )
-    return Store(upstream, counts, Bins(np.array(chrom, dtype=np.str_), start, end, size), samples, manifest)
+    return Store(
+        upstream, counts, Bins(np.array(chrom, dtype=np.str_), start, end, size), samples, manifest
+    )
 
 
 def open_any(folder: Path, layout: Layout) -> Store | PlasmidStore:
@@ -289,8 +345,9 @@ def open_any(folder: Path, layout: Layout) -> Store | PlasmidStore:
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     """Read samples as chunks of rows that a model takes.
 
-    Columns: ``sample_id``, ``counts`` (reads in the model's bins), ``genes`` (depth of each gene of its panel, in reads
-    per bin; NaN: unknown) and ``replicons`` (dictionaries of ``replicon``, ``depth`` and ``breadth``).
+    Columns: ``sample_id``, ``counts`` (reads in the model's bins), ``genes`` (depth of each gene
+    of its panel, in reads per bin; NaN: unknown) and ``replicons`` (dictionaries of ``replicon``,
+    ``depth`` and ``breadth``).
 
     Parameters
     ----------
@@ -317,16 +374,31 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
 def _store_frames(folders: Sequence[Path], layout: Layout) -> Iterator[pd.DataFrame]:
     """Rows of the stores of one cohort."""
     chromosome, plasmid = cohort_stores(folders, layout)
-    if chromosome.reference.name != layout.reference.name or chromosome.reference.length != layout.reference.length:
-        raise InputError(f"{chromosome.folder}: must be of the model's {layout.reference}, got {chromosome.reference}")
+    if (
+        chromosome.reference.name != layout.reference.name
+        or chromosome.reference.length != layout.reference.length
+    ):
+        raise InputError(
+            f"{chromosome.folder}: must be of the model's {layout.reference}, got "
+            f"{chromosome.reference}"
+        )
     columns = _columns_of(chromosome, layout.bins)
     unknown = np.full((CHUNK, len(layout.panel)), np.nan, dtype=np.float32)
     none = np.zeros((CHUNK, 0), dtype=np.float32)
     for window, counts in chromosome.blocks(CHUNK):
         values = (unknown[: len(counts)], none[: len(counts)], none[: len(counts)])
         if plasmid is not None:
-            values = (_genes_of(plasmid, window, layout.panel), plasmid.replicons[window], plasmid.breadth[window])
-        yield _frame(chromosome.samples[window], counts[:, columns], values, plasmid.names if plasmid else ())
+            values = (
+                _genes_of(plasmid, window, layout.panel),
+                plasmid.replicons[window],
+                plasmid.breadth[window],
+            )
+        yield _frame(
+            chromosome.samples[window],
+            counts[:, columns],
+            values,
+            plasmid.names if plasmid else (),
+        )
 
 
 def cohort_stores(folders: Sequence[Path], layout: Layout) -> tuple[Store, PlasmidStore | None]:
@@ -335,19 +407,25 @@ def cohort_stores(folders: Sequence[Path], layout: Layout) -> tuple[Store, Plasm
     Raises
     ------
     InputError
-        If they are others than one of the first and at most one of the second kind, or the samples differ.
+        If they are others than one of the first and at most one of the second kind, or the samples
+        differ.
     """
     opened = [open_any(folder, layout) for folder in folders]
     chromosomes = [store for store in opened if isinstance(store, Store)]
     plasmids = [store for store in opened if isinstance(store, PlasmidStore)]
     if len(chromosomes) != 1 or len(plasmids) > 1:
-        raise InputError(f"{folders[0]}: must be a chromosome store, or one with its plasmid store, got other stores")
+        raise InputError(
+            f"{folders[0]}: must be a chromosome store, or one with its plasmid store, got other "
+            "stores"
+        )
     if not plasmids:
         return chromosomes[0], None
     unknown = len(chromosomes[0]) - len(plasmids[0])
     plasmid = aligned(plasmids[0], chromosomes[0].samples)
     if unknown:
-        _LOG.warning("%s: %d samples are not in it: their plasmids are unknown", plasmid.folder, unknown)
+        _LOG.warning(
+            "%s: %d samples are not in it: their plasmids are unknown", plasmid.folder, unknown
+        )
     return chromosomes[0], plasmid
 
 
@@ -355,8 +433,13 @@ def _columns_of(chromosome: Store, bins: Bins) -> Positions:
     """Columns of a store that hold the bins of a model."""
     have = chromosome.bins
     found = np.minimum(np.searchsorted(have.start, bins.start), len(have) - 1)
-    if not (np.array_equal(have.start[found], bins.start) and np.array_equal(have.end[found], bins.end)):
-        raise InputError(f"{chromosome.folder}: must have the {len(bins)} bins of the model, got {len(have)} others")
+    if not (
+        np.array_equal(have.start[found], bins.start) and np.array_equal(have.end[found], bins.end)
+    ):
+        raise InputError(
+            f"{chromosome.folder}: must have the {len(bins)} bins of the model, got {len(have)} "
+            "others"
+        )
     return found
 
 
@@ -371,12 +454,23 @@ def _genes_of(plasmid: PlasmidStore, window: slice, panel: Sequence[Gene]) -> Va
 
 
 def _frame(
-    samples: Sequence[str], counts: NDArray[Any], values: tuple[Values, Values, Values], names: Sequence[str]
+    samples: Sequence[str],
+    counts: NDArray[Any],
+    values: tuple[Values, Values, Values],
+    names: Sequence[str],
 ) -> pd.DataFrame:
     genes, depth, breadth = (array.tolist() for array in values)
     replicons = [
-        [{"replicon": name, "depth": one, "breadth": share} for name, one, share in zip(names, *row, strict=True)]
+        [
+            {"replicon": name, "depth": one, "breadth": share}
+            for name, one, share in zip(names, *row, strict=True)
+        ]
         for row in zip(depth, breadth, strict=True)
     ]
-    columns = {"sample_id": list(samples), "counts": counts.tolist(), "genes": genes, "replicons": replicons}
+    columns = {
+        "sample_id": list(samples),
+        "counts": counts.tolist(),
+        "genes": genes,
+        "replicons": replicons,
+    }
     return pd.DataFrame(columns)

@@ -1,7 +1,7 @@
 """Measure a model on samples it was not trained on, beside every other way to expect depth, with the same chain.
 
-Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is seen to do so.
-"""
+Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is
+seen to do so."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,7 +23,14 @@ from seqfoundry.families.copynumber.calling.segments import tracks
 from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import BASELINES, Config
 from seqfoundry.families.copynumber.model import build
-from seqfoundry.families.copynumber.quality.assessment import Assessment, Table, add_to, as_text, assess_cohort, tables
+from seqfoundry.families.copynumber.quality.assessment import (
+    Assessment,
+    Table,
+    add_to,
+    as_text,
+    assess_cohort,
+    tables,
+)
 
 Expected = Callable[[NDArray[Any]], NDArray[np.float32]]
 
@@ -36,24 +43,34 @@ _SPIKES = ((2.0, 10), (2.0, 30), (3.0, 30), (2.0, 60), (0.5, 30))  # copies, bin
 _VIEWS = 6
 _SAME = 0.005  # difference of F1 that is no difference
 _SHOWN = ("noise", "callable", "segment_f1", "false_segments", "segment_f1_30x")
-_SIDE = ("model", "noise", "callable", "segment_f1", "false_segments", "F1 >= 30x", "gene MCC", "absorbed %")
+_SIDE = (
+    "model",
+    "noise",
+    "callable",
+    "segment_f1",
+    "false_segments",
+    "F1 >= 30x",
+    "gene MCC",
+    "absorbed %",
+)
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure the model folder ``model`` on the cohort ``data/test`` (or ``data``) and write the report to ``out``.
 
-    Samples that the model was trained on, whatever their names, are left out. ``untrained`` is the model's network with
-    weights drawn at random: what differs from it is what training gives.
+    Samples that the model was trained on, whatever their names, are left out. ``untrained`` is the
+    model's network with weights drawn at random: what differs from it is what training gives.
 
-    Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an earlier evaluation
-    is replaced. Returns the metrics, named ``test.*``.
+    Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an
+    earlier evaluation is replaced. Returns the metrics, named ``test.*``.
 
     Raises
     ------
     ModelError
         If the model is damaged.
     InputError, MissingError
-        If the cohort is damaged, has other bins than the model, or no samples that the model was not trained on.
+        If the cohort is damaged, has other bins than the model, or no samples that the model was
+        not trained on.
     OutputError
         If ``out`` holds anything but an earlier evaluation, or cannot be written.
     """
@@ -96,33 +113,47 @@ def _cohort(loaded: serve.CopyNumberModel, data: Path) -> Cohort:
 
 
 def _unseen(found: Cohort, record: Path, data: Path) -> tuple[Cohort, str]:
-    """Leave out the samples that a model was trained on, by its record of them; tell how many in a sentence."""
+    """Leave out the samples that a model was trained on, by its record of them.
+
+    Tell how many in a sentence.
+    """
     if not record.is_file():  # a model before 2026-11-21
         return found, "The model has no record of the samples that it was trained on."
     known = open_array(record)
     if known.dtype != np.uint64 or known.ndim != 1:
-        raise ModelError(f"{record}: must be a list of 64-bit numbers, got {known.dtype} of shape {known.shape}")
+        raise ModelError(
+            f"{record}: must be a list of 64-bit numbers, got {known.dtype} of shape {known.shape}"
+        )
     seen = np.isin(found.fingerprints(), known)
     if seen.all():
         raise InputError(
-            f"{data}: must have samples that the model was not trained on, got {len(found)} that it was; set some "
+            f"{data}: must have samples that the model was not trained on, got {len(found)} that "
+            "it was; set some "
             "aside: seqfoundry prepare copynumber --set prepare.test_share=0.2"
         )
     if not seen.any():
         return found, "The model was trained on none of them."
-    _LOG.warning("%s: %d of %d samples were trained on, left out", data, int(seen.sum()), len(found))
+    _LOG.warning(
+        "%s: %d of %d samples were trained on, left out", data, int(seen.sum()), len(found)
+    )
     rest = found.take(np.flatnonzero(~seen))
     return rest, f"{int(seen.sum())} others were left out, since the model was trained on them."
 
 
 def _ways(loaded: serve.CopyNumberModel) -> dict[str, Expected]:
-    """Ways to expect depth: the model's baselines and its network, also with the weights that training begins with."""
+    """Ways to expect depth.
+
+    The model's baselines and its network, also with the weights that training begins with.
+    """
     ways: dict[str, Expected] = {
         name: partial(loaded.expected, name=name) for name in BASELINES if name in loaded.baselines
     }
     if loaded.network is not None:
         untrained = replace(loaded, network=build(loaded.config, len(loaded.layout.bins)))
-        ways |= {"untrained": partial(untrained.expected, name="vae"), "vae": partial(loaded.expected, name="vae")}
+        ways |= {
+            "untrained": partial(untrained.expected, name="vae"),
+            "vae": partial(loaded.expected, name="vae"),
+        }
     return ways
 
 
@@ -156,7 +187,8 @@ def _side_row(name: str, one: Assessment, absorbed: float | None) -> list[Cell]:
     own = [found.get(f"test.amplification.{gene}.mcc") for gene in one.called.genes.names]
     known = [value for value in own if value is not None]
     values = [
-        found.get(f"test.{key}") for key in ("noise", "callable", "segment_f1", "false_segments", "segment_f1_30x")
+        found.get(f"test.{key}")
+        for key in ("noise", "callable", "segment_f1", "false_segments", "segment_f1_30x")
     ]
     return [name, *values, float(np.mean(known)) if known else None, absorbed]
 
@@ -172,12 +204,22 @@ def _verdict(name: str, assessed: Mapping[str, Assessment]) -> str:
     if difference > _SAME:
         return f"{name} finds segments best: F1 {known[name]:.3f}, {best} {known[best]:.3f}."
     if difference < -_SAME:
-        return f"{name} does NOT win: {best} finds segments better, F1 {known[best]:.3f} against {known[name]:.3f}."
-    return f"{name} does not win: {best} finds segments as well, F1 {known[best]:.3f} against {known[name]:.3f}."
+        return (
+            f"{name} does NOT win: {best} finds segments better, F1 {known[best]:.3f} against "
+            f"{known[name]:.3f}."
+        )
+    return (
+        f"{name} does not win: {best} finds segments as well, F1 {known[best]:.3f} against "
+        f"{known[name]:.3f}."
+    )
 
 
 def _write(
-    folder: Path, loaded: serve.CopyNumberModel, measured: tuple[Cohort, Assessment], found: list[Table], verdict: str
+    folder: Path,
+    loaded: serve.CopyNumberModel,
+    measured: tuple[Cohort, Assessment],
+    found: list[Table],
+    verdict: str,
 ) -> None:
     """Write text, page and pictures."""
     samples, own = measured
@@ -185,11 +227,15 @@ def _write(
     title = f"copynumber: expected depth by {config.baseline}, test samples"
     paragraphs = [
         f"{len(samples)} samples. {verdict}",
-        "noise: median over samples of the spread of the ratio at one copy. absorbed: mean share of the log2 height "
-        "of a change of copies, added before depth is expected, that the expected depth takes up. gene MCC: "
-        "amplification of the genes of the chromosome. untrained: the network with the weights that its training began "
+        "noise: median over samples of the spread of the ratio at one copy. absorbed: mean share "
+        "of the log2 height "
+        "of a change of copies, added before depth is expected, that the expected depth takes up. "
+        "gene MCC: "
+        "amplification of the genes of the chromosome. untrained: the network with the weights "
+        "that its training began "
         "with; what vae has over it is what training gave.",
-        "Intervals are 95 %: Wilson for shares, bootstrap over samples for F1, false segments and MCC.",
+        "Intervals are 95 %: Wilson for shares, bootstrap over samples for F1, false segments and "
+        "MCC.",
     ]
     files.write_text(folder / "evaluation.txt", as_text(title, paragraphs, found))
     _plot(folder / "plots", loaded, samples, own)
@@ -209,7 +255,9 @@ def _plot(folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: Ass
     counts = np.asarray(samples.chromosome.counts[chosen])
     shown = tracks(counts, loaded.expected(counts), loaded.layout.bins, loaded.config)
     names = [samples.chromosome.samples[i] for i in chosen]
-    pairs = zip(shown.ratio, (own.called.segments.painted(i, counts.shape[1]) for i in chosen), strict=True)
+    pairs = zip(
+        shown.ratio, (own.called.segments.painted(i, counts.shape[1]) for i in chosen), strict=True
+    )
     place = (loaded.layout.bins.start - 1) / 1e6
     group_plots.tracks(folder / "depth_tracks.png", place, dict(zip(names, pairs, strict=True)))
     if own.events is not None:

@@ -35,7 +35,9 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         with path.open("rb") as file:
             refuse_wide(path, file.readline().count(b"\t") + 1)
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8-sig")
+        frame = pd.read_csv(
+            path, sep="\t", dtype=str, keep_default_na=False, quoting=3, encoding="utf-8-sig"
+        )
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist, got none") from None
     except (ValueError, OSError) as error:
@@ -49,45 +51,68 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def of_samples(path: Path, frame: pd.DataFrame, samples: Sequence[str]) -> pd.DataFrame:
-    """Rows of the samples, in their order, empty for those that the table lacks; rows of others are counted."""
+    """Rows of the samples, in their order, empty for those that the table lacks.
+
+    Rows of others are counted.
+    """
     known = frame[frame["sample_id"].isin(samples)]
     doubled = known.loc[known["sample_id"].duplicated(), "sample_id"]
     if len(doubled):
-        raise InputError(f"{path}: must have one row for each sample, got more for {some(doubled)}")
+        raise InputError(
+            f"{path}: must have one row for each sample, got more for {some(doubled)}"
+        )
     if known.empty:
-        raise InputError(f"{path}: must have rows of the samples of the store, such as {samples[0]}, got none")
-    _LOG.info("%s: %d of %d samples, %d rows of others", path.name, len(known), len(samples), len(frame) - len(known))
+        raise InputError(
+            f"{path}: must have rows of the samples of the store, such as {samples[0]}, got none"
+        )
+    _LOG.info(
+        "%s: %d of %d samples, %d rows of others",
+        path.name,
+        len(known),
+        len(samples),
+        len(frame) - len(known),
+    )
     return known.set_index("sample_id").reindex(list(samples), fill_value="").reset_index()
 
 
 def read_metadata(path: str, samples: Sequence[str]) -> pd.DataFrame:
     """Species and sequence type of every sample; without a file, unknown for all."""
     if not path:
-        _LOG.warning("no metadata: sequence types are unknown, and every sample is a group of its own")
+        _LOG.warning(
+            "no metadata: sequence types are unknown, and every sample is a group of its own"
+        )
         return pd.DataFrame({"sample_id": list(samples), "Species": "", "ST": ""})
     frame = read_table(Path(path), ("sample_id", "Species", "ST"))
     absent = set(samples) - set(frame["sample_id"])
     if absent:
-        raise InputError(f"{path}: must have all samples of the store, lacks {len(absent)}: {some(absent)}")
+        raise InputError(
+            f"{path}: must have all samples of the store, lacks {len(absent)}: {some(absent)}"
+        )
     return of_samples(Path(path), frame, samples)
 
 
 def lineages(types: Iterable[str], samples: Sequence[str]) -> NDArray[np.str_]:
-    """Group of each sample that must not be split: its sequence type; without one, a group of its own.
+    """Group of each sample that must not be split: its sequence type.
+
+    Without one, a group of its own.
 
     Locus variants (``ST490-2LV``) are of the type that they vary; ``0`` is no type.
     """
     pairs = zip((_VARIANT.sub("", name) for name in types), samples, strict=True)
-    return np.array([name if name not in ("", "0", "ST0") else f"sample {sample}" for name, sample in pairs])
+    return np.array(
+        [name if name not in ("", "0", "ST0") else f"sample {sample}" for name, sample in pairs]
+    )
 
 
 def grouped_split(
     groups: Sequence[str] | NDArray[np.str_], share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose whole groups at random until they hold about ``share`` of the samples; groups are never divided.
+    """Choose whole groups at random until they hold about ``share`` of the samples.
 
-    A group that would bring more is passed over, so that a common lineage does not fill the share alone; where all do,
-    the smallest is chosen.
+    Groups are never divided.
+
+    A group that would bring more is passed over, so that a common lineage does not fill the share
+    alone; where all do, the smallest is chosen.
 
     Returns
     -------
@@ -104,11 +129,16 @@ def grouped_split(
     >>> len(rest), len(chosen)
     (3, 1)
     """
-    names, member, sizes = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True)
+    names, member, sizes = np.unique(
+        np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True
+    )
     if share <= 0:
         return np.arange(len(member)), np.zeros(0, dtype=np.int64)
     if len(names) < 2:
-        raise InputError(f"sequence types: must be at least two to set some aside, got {len(names)}: {some(names)}")
+        raise InputError(
+            f"sequence types: must be at least two to set some aside, got {len(names)}: "
+            f"{some(names)}"
+        )
     wanted, taken = share * len(member), np.zeros(len(names), dtype=bool)
     for group in np.random.default_rng(seed).permutation(len(names)):
         if sizes[taken].sum() + sizes[group] <= wanted and taken.sum() < len(names) - 1:
@@ -124,9 +154,9 @@ def grouped_split(
 def divide(folder: Path, config: Config) -> dict[str, int]:
     """Divide the cohort in a folder, and put what the settings know of its samples into the parts.
 
-    With ``prepare.test_share`` its stores become those of ``train/`` and ``test/``, and no lineage is in both; else
-    they stay where they are. ``metadata.tsv`` and ``ground_truth.tsv`` are the rows of ``kpsc_meta_path`` and
-    ``kpsc_gt_path``, where the settings name them.
+    With ``prepare.test_share`` its stores become those of ``train/`` and ``test/``, and no lineage
+    is in both; else they stay where they are. ``metadata.tsv`` and ``ground_truth.tsv`` are the
+    rows of ``kpsc_meta_path`` and ``kpsc_gt_path``, where the settings name them.
 
     Returns
     -------
@@ -135,7 +165,8 @@ def divide(folder: Path, config: Config) -> dict[str, int]:
     Raises
     ------
     InputError, MissingError
-        If a table cannot be read or is of other samples, or there are fewer than two lineages to divide.
+        If a table cannot be read or is of other samples, or there are fewer than two lineages to
+        divide.
     """
     store = open_store(folder / "chromosome", verify=False)
     share, samples = config.prepare.test_share, store.samples
@@ -165,14 +196,18 @@ def _write_part(whole: Path, part: Path, rows: NDArray[np.int64]) -> None:
     store = open_store(whole / "chromosome", verify=False)
     names = [store.samples[i] for i in rows.tolist()]
     (part / "chromosome").mkdir()
-    with Rows(part / "chromosome" / "counts.npy", (len(rows), len(store.bins)), np.uint32) as written:
+    with Rows(
+        part / "chromosome" / "counts.npy", (len(rows), len(store.bins)), np.uint32
+    ) as written:
         for first in range(0, len(rows), ROWS):
             written.add(np.asarray(store.counts[rows[first : first + ROWS]]))
     seal_store(part / "chromosome", store.bins, names, store.reference)
     if not (whole / "plasmid").is_dir():
         return
     plasmid = open_plasmid_store(whole / "plasmid", verify=False)
-    genes, replicons, breadth = (np.asarray(one)[rows] for one in (plasmid.genes, plasmid.replicons, plasmid.breadth))
+    genes, replicons, breadth = (
+        np.asarray(one)[rows] for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
+    )
     own = replace(plasmid, samples=tuple(names), genes=genes, replicons=replicons, breadth=breadth)
     write_plasmid_store(part / "plasmid", own)
 

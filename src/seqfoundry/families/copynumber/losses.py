@@ -2,18 +2,19 @@
 
 Of a batch of n samples with B bins the objective is
 
-    mean over samples of [ sum over used bins of huber((x - y) / sd) + beta KL ]  +  weight B auxiliary
+    mean over samples of [ sum over used bins of huber((x - y) / sd) + beta KL ]  +  weight B
+    auxiliary
 
-with target y and output x on the network's scale. The first two terms are the negative ELBO, in nats per sample, of a
-Gaussian whose tails Huber's bound makes linear: the bins that are not used are not observed, so they have no term, and
-beta = 1 is the evidence bound itself. B makes ``alignment_max_weight`` a weight per bin: at 1 a latent that is not
-aligned at all costs as much as one nat in each bin. Figures in histories are per bin.
+with target y and output x on the network's scale. The first two terms are the negative ELBO, in
+nats per sample, of a Gaussian whose tails Huber's bound makes linear: the bins that are not used
+are not observed, so they have no term, and beta = 1 is the evidence bound itself. B makes
+``alignment_max_weight`` a weight per bin: at 1 a latent that is not aligned at all costs as much
+as one nat in each bin. Figures in histories are per bin.
 
-Used are bins that the sample has, and where its depth follows a smooth curve of its own: a decoder that saw absent
-bins would learn lineages by heart and call amplified what a new one has, and one that saw an event which many samples
-share would expect it in all. Input gets random spikes of which the target knows nothing, so that no event is learned
-to be passed on.
-"""
+Used are bins that the sample has, and where its depth follows a smooth curve of its own: a decoder
+that saw absent bins would learn lineages by heart and call amplified what a new one has, and one
+that saw an event which many samples share would expect it in all. Input gets random spikes of
+which the target knows nothing, so that no event is learned to be passed on."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -40,22 +41,34 @@ ALONE = Group()
 LEAST_VARIANCE = 0.1  # of latents: alignment of smaller ones counts for less
 _SPIKE_BINS = (5, 60)
 _SPIKES = (1 / 16, 0.5, 1.5, 2.0, 3.0, 4.0, 6.0)  # times the depth
-_CLIP = 5.0  # norm of gradients, as in the reference: most steps have more, so that no batch counts much more
-_SLOW = 3  # power of the auxiliary loss' warm-up: a latent aligned before the decoder reads anything stays useless
-_WARM_SHARE, _START, _END = 0.3, 25.0, 1e4  # one-cycle rate: share of steps that rise; parts of the rate at both ends
+# norm of gradients, as in the reference: most steps have more, so that no batch counts much more
+_CLIP = 5.0
+# power of the auxiliary loss' warm-up: a latent aligned before the decoder reads anything stays
+# useless
+_SLOW = 3
+_WARM_SHARE, _START, _END = (
+    0.3,
+    25.0,
+    1e4,
+)  # one-cycle rate: share of steps that rise; parts of the rate at both ends
 
 
 # ---- terms
 
 
 def warm_up(maximum: float, epochs: int, number: int, power: int = 1) -> float:
-    """Weight in epoch ``number``, from 0: none in the first, all from epoch ``epochs`` on; 0 epochs: all at once."""
+    """Weight in epoch ``number``, from 0: none in the first, all from epoch ``epochs`` on.
+
+    0 epochs: all at once.
+    """
     return maximum * (min(1.0, number / epochs) ** power if epochs else 1.0)
 
 
 def huber(residual: Tensor, bound: float) -> Tensor:
     """Half the square up to ``bound``, linear beyond."""
-    return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=bound)
+    return torch.nn.functional.huber_loss(
+        residual, torch.zeros_like(residual), reduction="none", delta=bound
+    )
 
 
 def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -66,29 +79,33 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
     """Linear centred kernel alignment of n samples' features ``(n, p)`` and ``(n, q)``, from 0 to 1.
 
-    With centred columns and Gram matrices K = a a', L = b b' it is <K, L> / (|K| |L|), the cosine between them. It
-    does not change when features are rotated, shifted, or scaled as a whole. Of constant features it is 0.
+    With centred columns and Gram matrices K = a a', L = b b' it is <K, L> / (|K| |L|), the cosine
+    between them. It does not change when features are rotated, shifted, or scaled as a whole. Of
+    constant features it is 0.
 
-    Used as a loss, 1 - cka draws the latent to copy-number structure: with ``a`` the latent means and ``b`` the
-    samples' `patterns`, L says who shares missing regions and events. Let K have the spectrum sum_j v_j u_j u_j' and
-    write l_j = u_j' L u_j. Then cka = sum_j v_j l_j / (|v| |L|), and
+    Used as a loss, 1 - cka draws the latent to copy-number structure: with ``a`` the latent means
+    and ``b`` the samples' `patterns`, L says who shares missing regions and events. Let K have the
+    spectrum sum_j v_j u_j u_j' and write l_j = u_j' L u_j. Then cka = sum_j v_j l_j / (|v| |L|),
+    and
 
         d cka / d v_j = (l_j - v_j <K, L> / |K|^2) / (|K| |L|).
 
-    A direction u_j of which the pattern knows nothing (l_j = 0) has a negative slope wherever it has variance: it
-    shrinks. Depth is such a direction, since patterns are relative to the median, and so are the gradient of
-    replication and other smooth waves, which are taken out of them. Directions that the pattern has grow until
-    variances are in the ratio of the pattern's own, v_j ~ l_j; the maximum is reached with its leading principal axes,
-    and is sqrt(sum of its squared eigenvalues over the latent dimensions / sum of all).
+    A direction u_j of which the pattern knows nothing (l_j = 0) has a negative slope wherever it
+    has variance: it shrinks. Depth is such a direction, since patterns are relative to the median,
+    and so are the gradient of replication and other smooth waves, which are taken out of them.
+    Directions that the pattern has grow until variances are in the ratio of the pattern's own, v_j
+    ~ l_j; the maximum is reached with its leading principal axes, and is sqrt(sum of its squared
+    eigenvalues over the latent dimensions / sum of all).
 
-    That slope is the steeper the smaller the latents are, without bound: an untrained network, whose latents are all
-    near 0, would align them before its decoder reads anything, and stay there. With ``least`` n is added that many
-    times to |K|, so that latents must have about that variance to count as aligned.
+    That slope is the steeper the smaller the latents are, without bound: an untrained network,
+    whose latents are all near 0, would align them before its decoder reads anything, and stay
+    there. With ``least`` n is added that many times to |K|, so that latents must have about that
+    variance to count as aligned.
 
     References
     ----------
-    Kornblith et al. (2019), Similarity of neural network representations revisited, ICML:3519-3529.
-    """
+    Kornblith et al. (2019), Similarity of neural network representations revisited,
+    ICML:3519-3529."""
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     norms = [((x.T @ x).square().sum() + 1e-12).sqrt() for x in (a, b)]
     return (a.T @ b).square().sum() / ((norms[0] + least * len(a)) * norms[1])
@@ -97,14 +114,18 @@ def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
 def sin2(ratio: Tensor) -> Tensor:
     """Mean over all bins of sin^2(pi log2(ratio + 1)), the reference's auxiliary loss, which is at fault.
 
-    It says nothing of the latent. Its zeros are ratios of 0, 1, 3 and 7, so that 2 copies cost .93 per bin, and it
-    pulls reconstructions to presence or absence: gradient and GC, which they should hold, are what it punishes.
-    """
+    It says nothing of the latent. Its zeros are ratios of 0, 1, 3 and 7, so that 2 copies cost .93
+    per bin, and it pulls reconstructions to presence or absence: gradient and GC, which they
+    should hold, are what it punishes."""
     return torch.sin(torch.pi * torch.log2(ratio + 1)).square().mean()
 
 
-def spikes(n: int, n_bins: int, count: int, stream: torch.Generator, mine: slice = slice(None)) -> Tensor:
-    """Draw ``count`` events per sample: what they add in log2, shape ``(n, n_bins)``; overlaps add up.
+def spikes(
+    n: int, n_bins: int, count: int, stream: torch.Generator, mine: slice = slice(None)
+) -> Tensor:
+    """Draw ``count`` events per sample: what they add in log2, shape ``(n, n_bins)``.
+
+    Overlaps add up.
 
     Drawn are those of n samples, and returned those of the rows ``mine`` among them.
     """
@@ -114,19 +135,29 @@ def spikes(n: int, n_bins: int, count: int, stream: torch.Generator, mine: slice
     length = (low * (high / low) ** draws[0]).long().clamp_max(n_bins)
     start = (draws[1] * (n_bins - length + 1)).long()
     height = torch.tensor(_SPIKES).log2()[(draws[2] * len(_SPIKES)).long()]
-    edges = torch.zeros(n, n_bins + 1).scatter_add_(1, start, height).scatter_add_(1, start + length, -height)
+    edges = (
+        torch.zeros(n, n_bins + 1)
+        .scatter_add_(1, start, height)
+        .scatter_add_(1, start + length, -height)
+    )
     return edges.cumsum(dim=1)[:, :-1]
 
 
 def spiked(x: Tensor, shift: Tensor, model: Network) -> Tensor:
     """Return input ``x`` with ratios that are 2^shift times as high."""
     if model.pseudocount:
-        return (as_ratio(x, model) * torch.exp2(shift) + model.pseudocount).log2().clamp(*model.bounds)
+        return (
+            (as_ratio(x, model) * torch.exp2(shift) + model.pseudocount)
+            .log2()
+            .clamp(*model.bounds)
+        )
     return (x + shift).clamp(*model.bounds)
 
 
 def learning_rate(config: Config, step: int, n_steps: int) -> float:
-    """Rate of a step, from 0: constant, or half a cosine up to ``lr`` and one down, in all ``n_steps``.
+    """Rate of a step, from 0.
+
+    Constant, or half a cosine up to ``lr`` and one down, in all ``n_steps``.
 
     References
     ----------
@@ -148,9 +179,8 @@ def learning_rate(config: Config, step: int, n_steps: int) -> float:
 class Terms(NamedTuple):
     """Of a batch: ``objective`` is minimised; ``reconstruction`` and ``kl`` are nats per sample.
 
-    Of a batch that several processes share, the first four are this one's part, which add up to the whole; ``mean``
-    and ``pattern`` are whole.
-    """
+    Of a batch that several processes share, the first four are this one's part, which add up to
+    the whole; ``mean`` and ``pattern`` are whole."""
 
     objective: Tensor
     reconstruction: Tensor
@@ -183,10 +213,12 @@ class Training:
         return next(self.model.parameters()).device
 
     def state(self) -> dict[str, Any]:
-        """Return weights and the optimizer's moments; tensors and plain values, which ``read_weights`` reads.
+        """Return weights and the optimizer's moments.
 
-        Random numbers and rates need none: they follow from the settings and the number of the epoch.
-        """
+        Tensors and plain values, which ``read_weights`` reads.
+
+        Random numbers and rates need none: they follow from the settings and the number of the
+        epoch."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
@@ -198,15 +230,24 @@ class Training:
             If it is that of another network.
         """
         if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-            raise ModelError(f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}")
+            raise ModelError(
+                f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}"
+            )
         load_weights(self.model, state["model"], where)
         try:
             self.optimizer.load_state_dict(dict(state["optimizer"]))
         except (ValueError, KeyError) as error:
-            raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
+            raise ModelError(
+                f"{where}: must hold the optimizer of the network, got: {error}"
+            ) from None
 
     def terms(
-        self, batch: Batch, seen: Tensor, noise: Tensor, weights: tuple[float, float], n: int | None = None
+        self,
+        batch: Batch,
+        seen: Tensor,
+        noise: Tensor,
+        weights: tuple[float, float],
+        n: int | None = None,
     ) -> Terms:
         """Return the loss of a batch, or of this process's share of it.
 
@@ -237,9 +278,17 @@ class Training:
             means, pattern = both[:, : mean.shape[1]], both[:, mean.shape[1] :]
             off = 1 - cka(means, pattern, least=LEAST_VARIANCE)
             if self.group.rank:
-                off = off - off.detach()  # counted by the first process; all have a gradient of their own rows
-        elif config.alignment == "sin2" and len(seen):  # the reference weighs it against plain squares
-            off = sin2(as_ratio(output, self.model)) / (2 * config.likelihood_sd**2) * (len(seen) / n)
+                off = (
+                    off - off.detach()
+                )  # counted by the first process; all have a gradient of their own rows
+        elif config.alignment == "sin2" and len(
+            seen
+        ):  # the reference weighs it against plain squares
+            off = (
+                sin2(as_ratio(output, self.model))
+                / (2 * config.likelihood_sd**2)
+                * (len(seen) / n)
+            )
         objective = reconstruction + weights[0] * divergence
         if weights[1]:
             objective = objective + weights[1] * batch.x.shape[1] * off
@@ -247,7 +296,9 @@ class Training:
 
 
 def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> dict[str, float]:
-    """Train on the samples ``rows`` once, in batches of like size; a function of settings, state and ``number`` alone.
+    """Train on the samples ``rows`` once, in batches of like size.
+
+    A function of settings, state and ``number`` alone.
 
     Parameters
     ----------
@@ -260,9 +311,8 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
 
     Returns
     -------
-    ``loss`` and ``reconstruction`` per bin, ``kl`` per sample, ``auxiliary``; means over samples of what was seen in
-    passing. ``beta``, ``weight`` and the last ``lr``.
-    """
+    ``loss`` and ``reconstruction`` per bin, ``kl`` per sample, ``auxiliary``; means over samples
+    of what was seen in passing. ``beta``, ``weight`` and the last ``lr``."""
     model, config, device, group = training.model, training.config, training.device, training.group
     n_batches, n_bins = -(-len(rows) // config.batch_size), model.n_bins
     beta = warm_up(config.max_beta, config.warmup_epochs, number)
@@ -275,7 +325,12 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
         def read(chosen: Integers) -> tuple[Batch, Tensor | None, Tensor, int]:
             n, mine = len(chosen), group.share(len(chosen))
             shift = spikes(n, n_bins, config.spikes, stream, mine) if config.spikes else None
-            return cohort.read(chosen[mine]), shift, torch.randn((n, model.latent_dim), generator=stream)[mine], n
+            return (
+                cohort.read(chosen[mine]),
+                shift,
+                torch.randn((n, model.latent_dim), generator=stream)[mine],
+                n,
+            )
 
         steps = ahead(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
         for i, (halves, shift, noise, n) in enumerate(steps):
@@ -323,12 +378,19 @@ def validate(training: Training, cohort: Cohort, rows: Integers) -> dict[str, fl
 
 def _figures(total: Tensor, n_bins: int) -> dict[str, float]:
     objective, reconstruction, divergence, off = total.tolist()
-    return {"loss": objective / n_bins, "reconstruction": reconstruction / n_bins, "kl": divergence, "auxiliary": off}
+    return {
+        "loss": objective / n_bins,
+        "reconstruction": reconstruction / n_bins,
+        "kl": divergence,
+        "auxiliary": off,
+    }
 
 
 @contextmanager
 def _random(seed: int, number: int, training: Training) -> Iterator[torch.Generator]:
-    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back.
+    """Give a stream of the epoch's own, and let dropout draw from another one.
+
+    What the process had comes back.
 
     All processes have the same stream, and dropout of their own.
     """

@@ -1,9 +1,9 @@
 """Variational autoencoders of depth along the chromosome, and the depth they expect of a sample (PyTorch).
 
-A network sees log2(count / median) of every bin, the median being that of the bins that the sample has (1 at least),
-and returns what it should be. Its few latent numbers have family for what samples have in common (replication's gradient,
-GC, a lineage's missing regions) and none for events, so that counts over the expected depth show these.
-"""
+A network sees log2(count / median) of every bin, the median being that of the bins that the sample
+has (1 at least), and returns what it should be. Its few latent numbers have family for what
+samples have in common (replication's gradient, GC, a lineage's missing regions) and none for
+events, so that counts over the expected depth show these."""
 
 import importlib
 import itertools
@@ -33,7 +33,9 @@ _LOWEST = -4.0  # log2; what stands for no read at all
 
 
 class Network(nn.Module):
-    """What all networks have; one of a user's own needs the same attributes and methods, but not this class.
+    """What all networks have.
+
+    One of a user's own needs the same attributes and methods, but not this class.
 
     Attributes
     ----------
@@ -62,11 +64,12 @@ class Network(nn.Module):
 
 
 class ConvVae(Network):
-    """Three convolutions of stride 4 and a dense layer each way; bins are padded with 0 (CN 1) to a multiple of 64.
+    """Three convolutions of stride 4 and a dense layer each way.
 
-    They are written as convolutions of images one pixel high, which lie in memory channel by channel: on a CPU their
-    kernels need about half the time of the one-dimensional ones.
-    """
+    Bins are padded with 0 (CN 1) to a multiple of 64.
+
+    They are written as convolutions of images one pixel high, which lie in memory channel by
+    channel: on a CPU their kernels need about half the time of the one-dimensional ones."""
 
     CHANNELS = (1, 16, 32, 32)
     KERNEL, STRIDE, HIDDEN = 9, 4, 64
@@ -82,13 +85,23 @@ class ConvVae(Network):
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(channels):
             layers += [nn.Conv2d(a, b, kernel, stride, pad), nn.GELU()]
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.HIDDEN), nn.GELU())
+        self.encoder = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(flat, self.HIDDEN), nn.GELU()
+        )
         self.mean = nn.Linear(self.HIDDEN, latent_dim)
         self.log_variance = nn.Linear(self.HIDDEN, latent_dim)
-        layers = [nn.Linear(latent_dim, self.HIDDEN), nn.GELU(), nn.Linear(self.HIDDEN, flat), nn.GELU()]
+        layers = [
+            nn.Linear(latent_dim, self.HIDDEN),
+            nn.GELU(),
+            nn.Linear(self.HIDDEN, flat),
+            nn.GELU(),
+        ]
         layers.append(nn.Unflatten(1, shape))
         for a, b in itertools.pairwise(channels[::-1]):
-            layers += [nn.ConvTranspose2d(a, b, kernel, stride, pad, (0, self.STRIDE - 1)), nn.GELU()]
+            layers += [
+                nn.ConvTranspose2d(a, b, kernel, stride, pad, (0, self.STRIDE - 1)),
+                nn.GELU(),
+            ]
         self.decoder = nn.Sequential(*layers[:-1])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -104,7 +117,10 @@ class ConvVae(Network):
 
 
 class ResidualBlock(nn.Module):
-    """Half as many positions: convolution, norm, ReLU and dropout, plus convolution of single positions and norm."""
+    """Half as many positions.
+
+    Convolution, norm, ReLU and dropout, plus convolution of single positions and norm.
+    """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -121,9 +137,8 @@ class ResidualBlock(nn.Module):
 class ResidualConvVae(Network):
     """The reference's network, layer by layer, on its own scale: log2(count / median + 1).
 
-    Its last layer ends in a ReLU, so that it expects the median times 0 at least. Bins are padded with 0 to a multiple
-    of 32.
-    """
+    Its last layer ends in a ReLU, so that it expects the median times 0 at least. Bins are padded
+    with 0 to a multiple of 32."""
 
     pseudocount: ClassVar[float] = 1.0
     bounds: ClassVar[tuple[float, float]] = (0.0, 32.0)
@@ -157,31 +172,44 @@ class ResidualConvVae(Network):
         return x
 
 
-ARCHITECTURES: dict[str, Architecture] = {"06_conv_vae": ConvVae, "07_residual_conv_vae": ResidualConvVae}
+ARCHITECTURES: dict[str, Architecture] = {
+    "06_conv_vae": ConvVae,
+    "07_residual_conv_vae": ResidualConvVae,
+}
 
 
 def architecture_named(name: str) -> Architecture:
-    """Return one of ``ARCHITECTURES``, or what ``package.module:object`` names; ConfigError if that is nothing."""
+    """Return one of ``ARCHITECTURES``, or what ``package.module:object`` names.
+
+    ConfigError if that is nothing.
+    """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     module, _, attribute = name.partition(":")
     try:
         made = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        wanted = f"one of {', '.join(ARCHITECTURES)}, or package.module:object that can be imported"
+        wanted = (
+            f"one of {', '.join(ARCHITECTURES)}, or package.module:object that can be imported"
+        )
         raise ConfigError(f"architecture: must be {wanted}, got {name!r}: {error}") from None
     if not callable(made):
-        raise ConfigError(f"architecture: must make a network of n_bins and latent_dim, got {name!r}, {made!r}")
+        raise ConfigError(
+            f"architecture: must make a network of n_bins and latent_dim, got {name!r}, {made!r}"
+        )
     return made  # type: ignore[no-any-return]
 
 
 def build(config: Config, n_bins: int, *, seed: int | None = None) -> Network:
-    """Return a network with random weights, which the seed (default: of the settings) alone decides.
+    """Return a network with random weights, which the seed (default.
+
+    Of the settings) alone decides.
 
     Raises
     ------
     ConfigError
-        If ``architecture`` names nothing, or something that makes no network as `Network` describes it.
+        If ``architecture`` names nothing, or something that makes no network as `Network`
+        describes it.
     """
     make = architecture_named(config.architecture)
     with torch.random.fork_rng(devices=[]):
@@ -195,32 +223,47 @@ def build(config: Config, n_bins: int, *, seed: int | None = None) -> Network:
                 shapes = [tuple(part.shape) for part in (mean, log_variance, model.decode(mean))]
         except Exception as error:  # noqa: BLE001 - a user's own code may fail in any way
             wanted = "make a module with what Network has, of n_bins and latent_dim"
-            raise ConfigError(f"architecture: {config.architecture} must {wanted}, got: {error}") from None
+            raise ConfigError(
+                f"architecture: {config.architecture} must {wanted}, got: {error}"
+            ) from None
     latent = (2, config.latent_dim)
-    if shapes != [latent, latent, (2, n_bins)] or scale[:2] != (n_bins, config.latent_dim) or len(scale) != 5:
+    if (
+        shapes != [latent, latent, (2, n_bins)]
+        or scale[:2] != (n_bins, config.latent_dim)
+        or len(scale) != 5
+    ):
         wanted = f"give means and log variances {latent} and bins {(2, n_bins)} of two samples"
         raise ConfigError(f"architecture: {config.architecture} must {wanted}, got {shapes}")
     return model
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Set all weights, by name; or by place, if names differ but kinds (last part of the name) and shapes do not.
+    """Set all weights, by name.
 
-    So the reference's published files fit its network whatever its attributes are called there, as long as they were
-    made in the order encoder (in each block the main way first), mean, log variance, dense layer, decoder.
+    Or by place, if names differ but kinds (last part of the name) and shapes do not.
+
+    So the reference's published files fit its network whatever its attributes are called there, as
+    long as they were made in the order encoder (in each block the main way first), mean, log
+    variance, dense layer, decoder.
 
     Raises
     ------
     ModelError
-        If they are those of another network, of other bins or latents, or not finite; nothing is changed then.
+        If they are those of another network, of other bins or latents, or not finite; nothing is
+        changed then.
     """
     own = model.state_dict()
     by_name = weights.keys() == own.keys()
-    pairs = {name: weights[name] for name in own} if by_name else dict(zip(own, weights.values(), strict=False))
+    pairs = (
+        {name: weights[name] for name in own}
+        if by_name
+        else dict(zip(own, weights.values(), strict=False))
+    )
     kinds = [[name.rpartition(".")[2] for name in names] for names in (own, weights)]
     if len(weights) != len(own) or (not by_name and kinds[0] != kinds[1]):
         raise ModelError(
-            f"{where}: must hold the {len(own)} weights of {type(model).__name__}, got {len(weights)} others"
+            f"{where}: must hold the {len(own)} weights of {type(model).__name__}, got "
+            f"{len(weights)} others"
         )
     for name, tensor in pairs.items():
         if tensor.shape != own[name].shape:
@@ -232,7 +275,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
-    """Read a file of tensors and plain values, ours or the reference's; nothing in it can be executed.
+    """Read a file of tensors and plain values, ours or the reference's.
+
+    Nothing in it can be executed.
 
     Raises
     ------
@@ -247,7 +292,9 @@ def read_weights(path: Path) -> Mapping[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"{path}: must be a whole file of weights without code, got: {reason}") from None
+        raise ModelError(
+            f"{path}: must be a whole file of weights without code, got: {reason}"
+        ) from None
     if not isinstance(found, Mapping):
         raise ModelError(f"{path}: must be a mapping of weights, got {type(found).__name__}")
     return found
@@ -265,11 +312,16 @@ class Normalised(NamedTuple):
 
 
 def normalise(counts: NDArray[Any], config: Config) -> Normalised:
-    """Divide counts ``(n, B)`` by the median of the bins that their sample has, 1 at least; n may be 0.
+    """Divide counts ``(n, B)`` by the median of the bins that their sample has, 1 at least.
+
+    N may be 0.
 
     Present is a bin with ``hmm_low_cov_threshold`` reads and ``present_ratio`` times the median.
     """
-    scale, low = np.maximum(relative(counts, config.present_ratio).scale, 1), np.float32(2**_LOWEST)
+    scale, low = (
+        np.maximum(relative(counts, config.present_ratio).scale, 1),
+        np.float32(2**_LOWEST),
+    )
     ratio = np.divide(counts, scale[:, None], dtype=np.float32)
     present = (counts >= max(config.hmm_low_cov_threshold, 1)) & (ratio >= config.present_ratio)
     return Normalised(np.log2(np.maximum(ratio, low)), present, scale)
@@ -291,10 +343,15 @@ def _device(model: Network) -> torch.device:
     return next(model.parameters()).device
 
 
-def _batches(model: Network, counts: NDArray[Any], config: Config) -> Iterator[tuple[slice, Normalised, Tensor]]:
+def _batches(
+    model: Network, counts: NDArray[Any], config: Config
+) -> Iterator[tuple[slice, Normalised, Tensor]]:
     """Yield blocks of samples with their latent means; the network does not change."""
     if counts.ndim != 2 or counts.shape[1] != model.n_bins:
-        raise InputError(f"counts: shape must be (samples, {model.n_bins}), the bins of the model, got {counts.shape}")
+        raise InputError(
+            f"counts: shape must be (samples, {model.n_bins}), the bins of the model, got "
+            f"{counts.shape}"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -309,7 +366,10 @@ def _batches(model: Network, counts: NDArray[Any], config: Config) -> Iterator[t
 
 
 def latents(model: Network, counts: NDArray[Any], config: Config) -> Values:
-    """Return latent means, shape ``(n, latent_dim)``; parameters and errors as of `reconstruct`."""
+    """Return latent means, shape ``(n, latent_dim)``.
+
+    Parameters and errors as of `reconstruct`.
+    """
     made = np.empty((len(counts), config.latent_dim), dtype=np.float32)
     for rows, _, mean in _batches(model, counts, config):
         made[rows] = mean.float().cpu().numpy()
@@ -319,9 +379,10 @@ def latents(model: Network, counts: NDArray[Any], config: Config) -> Values:
 def reconstruct(model: Network, counts: NDArray[Any], config: Config) -> Values:
     """Return the reads expected were the samples CN 1 wherever they have DNA, shape ``(n, B)``.
 
-    The decoder of the latent mean, times the sample's median; each sample alone decides its own. With ``harmonics``,
-    as many waves are fitted to the log2 residual of the present bins and multiplied in: a depth that varies smoothly
-    along the chromosome, which a network trained too little leaves.
+    The decoder of the latent mean, times the sample's median; each sample alone decides its own.
+    With ``harmonics``, as many waves are fitted to the log2 residual of the present bins and
+    multiplied in: a depth that varies smoothly along the chromosome, which a network trained too
+    little leaves.
 
     Parameters
     ----------

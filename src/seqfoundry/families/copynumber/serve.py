@@ -1,8 +1,10 @@
-"""Serve a model of copy number: read counts of a sample in, segments, genes and plasmids out, without the cohort.
+"""Serve a model of copy number.
 
-A model is what expects depth (the network, or a baseline), the settings of the chain that follows, and the tables of
-genes. Baselines that were fitted beside the network travel with it, so that an evaluation can compare them.
-"""
+Read counts of a sample in, segments, genes and plasmids out, without the cohort.
+
+A model is what expects depth (the network, or a baseline), the settings of the chain that follows,
+and the tables of genes. Baselines that were fitted beside the network travel with it, so that an
+evaluation can compare them."""
 
 import itertools
 import os
@@ -36,8 +38,20 @@ from seqfoundry.families.copynumber.calling.segments import Segments, call
 from seqfoundry.families.copynumber.config import BASELINES, COPY_NUMBERS, Config
 from seqfoundry.families.copynumber.depth import baselines
 from seqfoundry.families.copynumber.depth.baselines import Baseline
-from seqfoundry.families.copynumber.depth.bins import Gene, Layout, read_layout, read_panel, write_layout
-from seqfoundry.families.copynumber.model import Network, build, load_weights, read_weights, reconstruct
+from seqfoundry.families.copynumber.depth.bins import (
+    Gene,
+    Layout,
+    read_layout,
+    read_panel,
+    write_layout,
+)
+from seqfoundry.families.copynumber.model import (
+    Network,
+    build,
+    load_weights,
+    read_weights,
+    reconstruct,
+)
 
 FORMAT_VERSION = 1
 REGISTERED = "copynumber-kpsc"
@@ -45,13 +59,26 @@ SEEN = "seen.npy"  # fingerprints of the samples trained on, see `cohort.Cohort`
 REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "torch")
 _PATHS = ("store_path", "plasmid_store_path", "out_dir", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
           "eval_holdout_ids_path")  # fmt: skip
-_NAMED = ("architecture", "hmm", "cnv", "plasmid_cnv", "evaluation")  # settings that may name code of a user's own
+_NAMED = (
+    "architecture",
+    "hmm",
+    "cnv",
+    "plasmid_cnv",
+    "evaluation",
+)  # settings that may name code of a user's own
 _TABLES = {
     "plasmid_gene_coords_path": "plasmid_genes.tsv",
     "plasmid_family_map_path": "plasmid_families.tsv",
     "chrom_gene_coords_path": "chromosome_genes.tsv",
 }
-_SEGMENT = {"chrom": "NC_016845.1", "x0": 0, "x1": 1000, "cn": 1.0, "confidence": 0.9, "ratio": 1.0}
+_SEGMENT = {
+    "chrom": "NC_016845.1",
+    "x0": 0,
+    "x1": 1000,
+    "cn": 1.0,
+    "confidence": 0.9,
+    "ratio": 1.0,
+}
 _CALL = {"gene": "blaSHV", "cn": 1.0, "crr": 1.0, "low": 0.9, "high": 1.1, "label": "normal"}
 _PLASMID = {"name": "blaKPC", "kind": "family", "cn": 1.0, "pcn": 1.0, "low": 0.9, "high": 1.1, "breadth": 1.0,
             "label": "normal"}  # fmt: skip
@@ -80,7 +107,13 @@ class CopyNumberModel:
     baselines: Mapping[str, Baseline]
 
     @classmethod
-    def of(cls, config: Config, layout: Layout, network: Network | None, fitted: Mapping[str, Baseline]) -> Any:
+    def of(
+        cls,
+        config: Config,
+        layout: Layout,
+        network: Network | None,
+        fitted: Mapping[str, Baseline],
+    ) -> Any:
         """Put a model together with the tables of genes that the settings name."""
         path = config.chrom_gene_coords_path
         genes = read_panel(Path(path))[0] if path else ()
@@ -137,14 +170,19 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
         "family": "copynumber",
         "package_version": seqfoundry.__version__,
         "registered_name": REGISTERED,
-        "about": f"Copy numbers of {len(model.layout.bins)} bins of {model.layout.reference.name}, of genes and of "
-        f"plasmids, from read counts of one sample. Expected depth comes from {how}, segments from a Gaussian hidden "
+        "about": f"Copy numbers of {len(model.layout.bins)} bins of "
+        f"{model.layout.reference.name}, of genes and of "
+        f"plasmids, from read counts of one sample. Expected depth comes from {how}, segments "
+        "from a Gaussian hidden "
         f"Markov model with {config.hmm_n_states} states.",
         "limits": [
-            f"States are {', '.join(f'{one:g}' for one in COPY_NUMBERS[: config.hmm_n_states])}; the last means that "
+            f"States are {', '.join(f'{one:g}' for one in COPY_NUMBERS[: config.hmm_n_states])}; "
+            "the last means that "
             "and more, the segment's ratio tells how many.",
-            "Regions that a strain shares with a plasmid, or has twice, are called as what they are: more copies.",
-            "Plasmid copy numbers are depth relative to the chromosome; a bin that a gene shares with a backbone "
+            "Regions that a strain shares with a plasmid, or has twice, are called as what they "
+            "are: more copies.",
+            "Plasmid copy numbers are depth relative to the chromosome; a bin that a gene shares "
+            "with a backbone "
             "counts for both.",
             *["Trained and measured on simulated data only."] * simulated,
         ],
@@ -157,7 +195,9 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
     sums = {}
     if model.network is not None:
         with files.bytes_written_whole(folder / "network.pt") as file:
-            torch.save({key: value.cpu() for key, value in model.network.state_dict().items()}, file)
+            torch.save(
+                {key: value.cpu() for key, value in model.network.state_dict().items()}, file
+            )
         sums["network.pt"] = files.md5(folder / "network.pt")
     for key, baseline in model.baselines.items():
         baselines.save(baseline, folder / f"{key}.npz")
@@ -182,24 +222,37 @@ def load(folder: Path) -> CopyNumberModel:
     Raises
     ------
     ModelError
-        If a file is missing or damaged, of another family, or of a format that this version cannot read.
+        If a file is missing or damaged, of another family, or of a format that this version cannot
+        read.
     """
     keys = ("settings", "genes", "rules", "n_bins", "md5")
     content = read_model_record(folder, "copynumber", FORMAT_VERSION, keys)
     where = str(folder / "model.json")
     try:
-        own = {key: str(folder / file) for key, file in _TABLES.items() if (folder / file).is_file()}
+        own = {
+            key: str(folder / file) for key, file in _TABLES.items() if (folder / file).is_file()
+        }
         _refuse_code(content["settings"], where)
-        nowhere = dict.fromkeys((*_PATHS, *_TABLES), "")  # paths of a model's settings are its maker's, if not planted
-        settings = {"prepare": {"test_share": 0.0}} | content["settings"]  # which models before 2026-11-21 lack
+        nowhere = dict.fromkeys(
+            (*_PATHS, *_TABLES), ""
+        )  # paths of a model's settings are its maker's, if not planted
+        settings = {"prepare": {"test_share": 0.0}} | content[
+            "settings"
+        ]  # which models before 2026-11-21 lack
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(Gene(**one) for one in content["genes"])
         rules = _rules(content["rules"])
         for name, wanted in content["md5"].items():
             if Path(name).name != name or files.md5(folder / name) != wanted:
-                raise ModelError(f"{folder / name}: must have the checksum {wanted} of model.json, got another")
+                raise ModelError(
+                    f"{folder / name}: must have the checksum {wanted} of model.json, got another"
+                )
         layout = read_layout(folder)
-        fitted = {key: baselines.load(folder / f"{key}.npz") for key in BASELINES if f"{key}.npz" in content["md5"]}
+        fitted = {
+            key: baselines.load(folder / f"{key}.npz")
+            for key in BASELINES
+            if f"{key}.npz" in content["md5"]
+        }
         network = None
         if "network.pt" in content["md5"]:
             weights = read_weights(folder / "network.pt")
@@ -207,11 +260,15 @@ def load(folder: Path) -> CopyNumberModel:
             network = build(config, len(layout.bins))
             load_weights(network, weights, str(folder / "network.pt"))
         if network is None and config.baseline not in fitted:
-            raise ModelError(f"{folder}: must hold the network or the baseline {config.baseline}, got neither")
+            raise ModelError(
+                f"{folder}: must hold the network or the baseline {config.baseline}, got neither"
+            )
     except (ConfigError, InputError, LookupError, TypeError, AttributeError, OSError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{folder}: must be a whole model folder of the family copynumber, got: {error}") from None
+        raise ModelError(
+            f"{folder}: must be a whole model folder of the family copynumber, got: {error}"
+        ) from None
     return CopyNumberModel(config, layout, rules, genes, network, fitted)
 
 
@@ -224,7 +281,9 @@ def _rules(values: dict[str, Any]) -> PlasmidRules:
 
 
 def example(model: CopyNumberModel) -> pd.DataFrame:
-    """Make two legal rows in the model's bins: a sample whose first tenth is doubled, and one without reads.
+    """Make two legal rows in the model's bins.
+
+    A sample whose first tenth is doubled, and one without reads.
 
     The latter lacks all that is optional, which is how MLflow's signature knows.
     """
@@ -242,13 +301,16 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
     )
 
 
-def _refuse_inflated(config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str) -> None:
+def _refuse_inflated(
+    config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str
+) -> None:
     """Refuse, before it is built, a network of other bins or more latents than its file has weights for."""
     widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
     if n_bins[0] != n_bins[1] or config.latent_dim > widest:
         wanted = f"{n_bins[1]} bins and at most {widest} latents"
         raise ModelError(
-            f"{where}: must describe the network in network.pt, {wanted}, got {n_bins[0]} and {config.latent_dim}"
+            f"{where}: must describe the network in network.pt, {wanted}, got {n_bins[0]} and "
+            f"{config.latent_dim}"
         )
 
 
@@ -262,7 +324,8 @@ def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
         package, colon, _ = str(settings.get(key, "")).partition(":")
         if colon and package.partition(".")[0] not in trusted:
             raise ModelError(
-                f"{where}: {key} must be built in, got {settings[key]}; not executed (to trust it: "
+                f"{where}: {key} must be built in, got {settings[key]}; not executed (to trust "
+                "it: "
                 f"SEQFOUNDRY_OWN_CODE={package.partition('.')[0]})"
             )
 
@@ -270,27 +333,31 @@ def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
 def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Call the samples of a table; new columns only, same index, same order.
 
-    A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each gene of the panel in
-    reads per bin (NaN: unknown), and ``replicons``: a list of ``replicon``, ``depth`` and ``breadth``.
+    A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each
+    gene of the panel in reads per bin (NaN: unknown), and ``replicons``: a list of ``replicon``,
+    ``depth`` and ``breadth``.
 
     Returns
     -------
-    ``median_depth`` (reads per bin) and ``noise`` (spread of the ratio at one copy); ``callable``: whether enough bins
-    have evidence; ``segments`` (``chrom``, ``x0``, ``x1`` in bases, half open from 0, ``cn``, ``confidence``,
-    ``ratio``); ``gene_calls`` (``gene``, ``cn``, ``crr`` with its 95 % interval, ``label``; -1: no call); and
-    ``plasmid_calls`` (``name``, ``kind``: gene, family or replicon, ``cn``, ``pcn`` with its interval, ``breadth``,
-    ``label``).
+    ``median_depth`` (reads per bin) and ``noise`` (spread of the ratio at one copy); ``callable``:
+    whether enough bins have evidence; ``segments`` (``chrom``, ``x0``, ``x1`` in bases, half open
+    from 0, ``cn``, ``confidence``, ``ratio``); ``gene_calls`` (``gene``, ``cn``, ``crr`` with its
+    95 % interval, ``label``; -1: no call); and ``plasmid_calls`` (``name``, ``kind``: gene, family
+    or replicon, ``cn``, ``pcn`` with its interval, ``breadth``, ``label``).
 
     Raises
     ------
     InputError
-        If a column is missing, or counts are not whole numbers from 0 on, one for each bin; rows are counted from 0.
+        If a column is missing, or counts are not whole numbers from 0 on, one for each bin; rows
+        are counted from 0.
     """
     counts = _counts(model, frame)
     plasmids = _plasmids(model, frame)
     found = call_samples(model, counts, plasmids)
     segments = found.segments
-    table = segments.frame(model.layout.bins, tuple(map(str, range(len(frame))))).drop(columns="sample_id")
+    table = segments.frame(model.layout.bins, tuple(map(str, range(len(frame))))).drop(
+        columns="sample_id"
+    )
     rows = table.to_dict("records")
     made = pd.DataFrame(
         {
@@ -319,12 +386,18 @@ def _counts(model: CopyNumberModel, frame: pd.DataFrame) -> NDArray[np.int64]:
         try:
             own = np.asarray(values, dtype=np.float64)
         except (TypeError, ValueError):
-            raise InputError(f"row {row}: counts must be numbers, got {str(values)[:40]!r}") from None
+            raise InputError(
+                f"row {row}: counts must be numbers, got {str(values)[:40]!r}"
+            ) from None
         if own.shape != (n,):
-            raise InputError(f"row {row}: counts must be {n}, one for each bin of the model, got {own.size}")
+            raise InputError(
+                f"row {row}: counts must be {n}, one for each bin of the model, got {own.size}"
+            )
         wrong = np.flatnonzero(~((own >= 0) & (own % 1 == 0) & (own < 2**32)))
         if wrong.size:
-            raise InputError(f"row {row}: counts must be whole numbers from 0 on, got {own[wrong[0]]:g}")
+            raise InputError(
+                f"row {row}: counts must be whole numbers from 0 on, got {own[wrong[0]]:g}"
+            )
         made[row] = own
     return made
 
@@ -338,7 +411,10 @@ def _plasmids(model: CopyNumberModel, frame: pd.DataFrame) -> Depth | None:
     for row, values in enumerate(frame["genes"].tolist() if "genes" in frame else []):
         if values is not None and len(values):
             if len(values) != len(panel):
-                raise InputError(f"row {row}: genes must be {len(panel)} depths, as the panel, got {len(values)}")
+                raise InputError(
+                    f"row {row}: genes must be {len(panel)} depths, as the panel, got "
+                    f"{len(values)}"
+                )
             genes[row] = values
     lists = frame["replicons"].tolist() if "replicons" in frame else [[]] * n
     lists = [one if one is not None else [] for one in lists]

@@ -1,8 +1,9 @@
-"""Cohorts with known copy numbers: read counts of chromosome and plasmids, resistance genes, metadata.
+"""Cohorts with known copy numbers.
 
-Every block of samples has biases of its own bins and a stream of its own, PCG64 seeded by ``[seed, stream, block]``;
-how draws are made that no machine rounds differently stands in ``lineages``.
-"""
+Read counts of chromosome and plasmids, resistance genes, metadata.
+
+Every block of samples has biases of its own bins and a stream of its own, PCG64 seeded by ``[seed,
+stream, block]``; how draws are made that no machine rounds differently stands in ``lineages``."""
 
 import csv
 import logging
@@ -21,7 +22,13 @@ from seqfoundry.core.files.arrays import Rows
 from seqfoundry.core.files.atomic import folder_written_whole, write_json, write_text
 from seqfoundry.core.files.tables import write_tsv
 from seqfoundry.families.copynumber.config import Config, SimulateConfig
-from seqfoundry.families.copynumber.depth.bins import Bins, Counts, Gene, replicon_names, summarise_plasmids
+from seqfoundry.families.copynumber.depth.bins import (
+    Bins,
+    Counts,
+    Gene,
+    replicon_names,
+    summarise_plasmids,
+)
 from seqfoundry.families.copynumber.depth.lineages import (
     BIN,
     CHROMOSOME,
@@ -52,8 +59,17 @@ logger = logging.getLogger(__name__)
 Integers = NDArray[np.int64]
 
 FORMAT_VERSION = 1
-GENES = ("blaSHV", "blaKPC", "blaNDM", "blaCTX-M", "qnrB", "blaOXA-48-like", "aac6-Ib-cr")  # of the mission's table
-# lengths of the mission's contigs; of others the bases behind their last gene are unknown, _TAIL stands for them
+GENES = (
+    "blaSHV",
+    "blaKPC",
+    "blaNDM",
+    "blaCTX-M",
+    "qnrB",
+    "blaOXA-48-like",
+    "aac6-Ib-cr",
+)  # of the mission's table
+# lengths of the mission's contigs; of others the bases behind their last gene are unknown, _TAIL
+# stands for them
 _LENGTHS = {
     "NC_016846.1": 111_195, "MK552109.1": 180_286, "MZ606384.2": 140_133, "NZ_CP031850.1": 239_020,
     "NZ_KX236178.1": 121_348, "NC_016980.1": 267_242, "CP006662.2": 85_161, "JN626286.1": 61_881,
@@ -64,13 +80,22 @@ _TAIL = 5000
 _STREAMS = {"reference": 0, "lineages": 1, "train": 2, "test": 3}
 _READ = 150  # bases of a read: depth in reads per base times this is coverage
 _TOO_FEW = (0.3, 3.0)  # coverage of low-coverage samples
-_BIAS, _GC, _GC_SPREAD = 0.07, 0.025, 0.03  # log2: sd of a bin, of GC's wave, of its strength between samples
-_ROWS = 64  # samples whose bins are worked out at once, so that memory stays flat; part of the stream, as _STREAMS
+_BIAS, _GC, _GC_SPREAD = (
+    0.07,
+    0.025,
+    0.03,
+)  # log2: sd of a bin, of GC's wave, of its strength between samples
+# samples whose bins are worked out at once, so that memory stays flat; part of the stream, as
+# _STREAMS
+_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What all samples share: settings, the reference's bins and genes, families of plasmid genes."""
+    """What all samples share.
+
+    Settings, the reference's bins and genes, families of plasmid genes.
+    """
 
     settings: SimulateConfig
     bins: Bins
@@ -96,11 +121,12 @@ class Tables:
 def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
     """Write a training and a test cohort whose lineages and biases differ, example tables, and a manifest.
 
-    Each cohort is a folder with a store of the chromosome and one of plasmids, ``metadata.tsv``, ``ground_truth.tsv``
-    (blaSHV: copies; others: 1 if any gene of the family is there) and the truth: ``truth_segments.tsv`` (events, and
-    regions that the lineage lacks with what depth is left there; bases from 0, half open), ``truth_samples.tsv``,
-    ``truth_plasmids.tsv`` (copies, and the share of the replicon that is there) and ``truth_plasmid_genes.tsv``. What
-    a lineage lacks is no event: events are cut where they meet it.
+    Each cohort is a folder with a store of the chromosome and one of plasmids, ``metadata.tsv``,
+    ``ground_truth.tsv`` (blaSHV: copies; others: 1 if any gene of the family is there) and the
+    truth: ``truth_segments.tsv`` (events, and regions that the lineage lacks with what depth is
+    left there; bases from 0, half open), ``truth_samples.tsv``, ``truth_plasmids.tsv`` (copies,
+    and the share of the replicon that is there) and ``truth_plasmid_genes.tsv``. What a lineage
+    lacks is no event: events are cut where they meet it.
 
     Returns
     -------
@@ -122,33 +148,59 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
     lineages = [draw_lineage(name, settings, shared, world.panel, stream) for name in names]
     cohorts = {
         "train": (settings.train_samples, lineages[: settings.train_lineages], 1),
-        "test": (settings.test_samples, lineages[settings.train_lineages :], 1 + settings.train_samples),
+        "test": (
+            settings.test_samples,
+            lineages[settings.train_lineages :],
+            1 + settings.train_samples,
+        ),
     }
     counts: dict[str, int | float | str] = {}
     with folder_written_whole(out) as made:
         for cohort, (size, own, first) in cohorts.items():
-            tables = _write_cohort(world, own, range(first, first + size), (config.seed, cohort), made)
+            tables = _write_cohort(
+                world, own, range(first, first + size), (config.seed, cohort), made
+            )
             counts[f"{cohort}_samples"] = size
             counts[f"{cohort}_lineages"] = len({row["lineage"] for row in tables.truth_samples})
-            counts[f"{cohort}_events"] = sum(row["kind"] == "event" for row in tables.truth_segments)
+            counts[f"{cohort}_events"] = sum(
+                row["kind"] == "event" for row in tables.truth_segments
+            )
             logger.info("%s: %d samples, %d events", cohort, size, counts[f"{cohort}_events"])
-        content = {"family": "copynumber", "format_version": FORMAT_VERSION, "seed": config.seed, "counts": counts}
+        content = {
+            "family": "copynumber",
+            "format_version": FORMAT_VERSION,
+            "seed": config.seed,
+            "counts": counts,
+        }
         write_json(made / "manifest.json", {**content, "simulate": asdict(settings)})
     return counts
 
 
 def _stream(seed: int, stream: str, block: int = 0) -> Stream:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _STREAMS[stream], block])))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([seed, _STREAMS[stream], block]))
+    )
 
 
 def _world(config: Config) -> World:
     settings = config.simulate
-    for name, least in (("depth", 0.01), ("dispersion", 1e-6), ("gradient", 0.0), ("event_bins", 1)):
+    for name, least in (
+        ("depth", 0.01),
+        ("dispersion", 1e-6),
+        ("gradient", 0.0),
+        ("event_bins", 1),
+    ):
         low, high = getattr(settings, name)
         if not least <= low <= high:
-            raise ConfigError(f"simulate.{name}: must be a range that rises from at least {least}, got {low}, {high}")
+            raise ConfigError(
+                f"simulate.{name}: must be a range that rises from at least {least}, got {low}, "
+                f"{high}"
+            )
     if settings.event_bins[1] * BIN > CHROMOSOME.length // 10:
-        raise ConfigError(f"simulate.event_bins: must be at most a tenth of the chromosome, got {settings.event_bins}")
+        raise ConfigError(
+            "simulate.event_bins: must be at most a tenth of the chromosome, got "
+            f"{settings.event_bins}"
+        )
     if settings.example_samples > settings.test_samples:
         raise ConfigError(
             f"simulate.example_samples: must be at most test_samples = {settings.test_samples}, "
@@ -160,9 +212,13 @@ def _world(config: Config) -> World:
     for gene in panel:
         lengths[gene.chrom] = _LENGTHS.get(gene.chrom, max(lengths[gene.chrom], gene.end + _TAIL))
     tilings = [Bins.tiling(chrom, length, BIN) for chrom, length in lengths.items()]
-    parts = [np.concatenate([getattr(one, name) for one in tilings]) for name in ("chrom", "start", "end")]
+    parts = [
+        np.concatenate([getattr(one, name) for one in tilings])
+        for name in ("chrom", "start", "end")
+    ]
     families = {
-        row["family"]: row["members"].split(",") for row in _rows(config.plasmid_family_map_path, ("family", "members"))
+        row["family"]: row["members"].split(",")
+        for row in _rows(config.plasmid_family_map_path, ("family", "members"))
     }
     return World(
         settings=settings,
@@ -177,8 +233,15 @@ def _world(config: Config) -> World:
 def _read_genes(path: str) -> list[Gene]:
     genes = []
     for row in _rows(path, ("gene", "contig", "start", "end")):
-        if not (row["start"].isdecimal() and row["end"].isdecimal() and 0 < int(row["start"]) <= int(row["end"])):
-            raise InputError(f"{path}: {row['gene']} must have a start and an end, got {row['start']}, {row['end']}")
+        if not (
+            row["start"].isdecimal()
+            and row["end"].isdecimal()
+            and 0 < int(row["start"]) <= int(row["end"])
+        ):
+            raise InputError(
+                f"{path}: {row['gene']} must have a start and an end, got {row['start']}, "
+                f"{row['end']}"
+            )
         genes.append(Gene(row["gene"], row["contig"], int(row["start"]), int(row["end"])))
     return genes
 
@@ -224,10 +287,14 @@ def _draw_scalars(world: World, n_lineages: int, n: int, stream: Stream) -> Scal
     gradient = settings.gradient[0] + steepest * (stream.integers(0, 1001, n) / 1000)
     origin = stream.integers(0, len(world.bins), n)
     gc = _GC_SPREAD * normal(stream, n)
-    return Scalars(lineage, low_coverage, depth, depth * BIN / _READ, dispersion, gradient, origin, gc)
+    return Scalars(
+        lineage, low_coverage, depth, depth * BIN / _READ, dispersion, gradient, origin, gc
+    )
 
 
-def _chromosome(world: World, drawn: Scalars, spans: Sequence[Sequence[Span]], stream: Stream) -> Counts:
+def _chromosome(
+    world: World, drawn: Scalars, spans: Sequence[Sequence[Span]], stream: Stream
+) -> Counts:
     """Draw counts of a block of samples, whose bins share one bias and one GC wave."""
     n_bins = len(world.bins)
     wave = gc_wave(stream, n_bins)
@@ -237,7 +304,11 @@ def _chromosome(world: World, drawn: Scalars, spans: Sequence[Sequence[Span]], s
         rows = slice(first, first + _ROWS)
         away = np.abs(np.arange(n_bins) - drawn.origin[rows, None])
         away = np.minimum(away, n_bins - away)
-        log2 = drawn.gradient[rows, None] * (0.5 - 2 * away / n_bins) + bias + drawn.gc[rows, None] * wave
+        log2 = (
+            drawn.gradient[rows, None] * (0.5 - 2 * away / n_bins)
+            + bias
+            + drawn.gc[rows, None] * wave
+        )
         ratio = np.ones(log2.shape)
         for row, own in zip(ratio, spans[rows], strict=True):
             paint(row, own)
@@ -259,7 +330,10 @@ def _plasmids(world: World, drawn: Scalars, carried: Plasmids, stream: Stream) -
 def _write_cohort(
     world: World, lineages: Sequence[Lineage], numbers: range, seed: tuple[int, str], out: Path
 ) -> Tables:
-    """Draw a cohort block by block and write it; the test cohort's first samples also as tables of read counts."""
+    """Draw a cohort block by block and write it.
+
+    The test cohort's first samples also as tables of read counts.
+    """
     folder, tables = out / seed[1], Tables()
     n_examples = world.settings.example_samples if seed[1] == "test" else 0
     replicons = replicon_names(world.plasmids)
@@ -268,9 +342,13 @@ def _write_cohort(
         (folder / kind).mkdir(parents=True)
     with ExitStack() as stack:
         shape = (len(numbers), len(world.bins))
-        chromosome = stack.enter_context(Rows(folder / "chromosome" / "counts.npy", shape, np.uint32))
+        chromosome = stack.enter_context(
+            Rows(folder / "chromosome" / "counts.npy", shape, np.uint32)
+        )
         plasmid = [
-            stack.enter_context(Rows(folder / "plasmid" / f"{name}.npy", (len(numbers), width), np.float32))
+            stack.enter_context(
+                Rows(folder / "plasmid" / f"{name}.npy", (len(numbers), width), np.float32)
+            )
             for name, width in widths.items()
         ]
         for block, first in enumerate(range(0, len(numbers), world.settings.bias_block)):
@@ -278,19 +356,28 @@ def _write_cohort(
             own = numbers[first : first + world.settings.bias_block]
             drawn = _draw_scalars(world, len(lineages), len(own), stream)
             members = [lineages[i] for i in drawn.lineage.tolist()]
-            events = [draw_events(world.settings, world.genes, member.absent, stream) for member in members]
-            spans = [[*member.absent, *found] for member, found in zip(members, events, strict=True)]
+            events = [
+                draw_events(world.settings, world.genes, member.absent, stream)
+                for member in members
+            ]
+            spans = [
+                [*member.absent, *found] for member, found in zip(members, events, strict=True)
+            ]
             counts = _chromosome(world, drawn, spans, stream)
             chromosome.add(counts)
             carries = np.array([member.carries for member in members])
             carried = draw_plasmids(world.plasmids, world.panel, carries, stream)
             others = _plasmids(world, drawn, carried, stream)
-            summary = summarise_plasmids(others, world.plasmids, world.panel, np.median(counts, axis=1))
+            summary = summarise_plasmids(
+                others, world.plasmids, world.panel, np.median(counts, axis=1)
+            )
             for rows, values in zip(plasmid, summary, strict=True):
                 rows.add(values)
             _tell(tables, world, own, members, drawn, spans, carried)
             for i in range(max(0, min(n_examples - first, len(own)))):
-                _write_example(world, tables.names[first + i], (counts[i], others[i]), out / "example")
+                _write_example(
+                    world, tables.names[first + i], (counts[i], others[i]), out / "example"
+                )
     seal_store(folder / "chromosome", world.bins, tables.names, CHROMOSOME)
     seal_plasmid_store(folder / "plasmid", world.panel, replicons, tables.names, CHROMOSOME, BIN)
     _write_tables(tables, folder)
@@ -313,20 +400,41 @@ def _tell(
         known = "" if number % 100 == 0 else member.st  # one in a hundred is not typed
         tables.names.append(name)
         tables.metadata.append(
-            {"sample_id": name, "Species": member.species, "ST": known, "sample_accession": biosample}
+            {
+                "sample_id": name,
+                "Species": member.species,
+                "ST": known,
+                "sample_accession": biosample,
+            }
         )
-        copies = dict(zip((gene.name for gene in world.panel), carried.genes[i].tolist(), strict=True))
-        has = {family: any(copies.get(gene) for gene in members) for family, members in world.families.items()}
+        copies = dict(
+            zip((gene.name for gene in world.panel), carried.genes[i].tolist(), strict=True)
+        )
+        has = {
+            family: any(copies.get(gene) for gene in members)
+            for family, members in world.families.items()
+        }
         genes = {gene: int(has.get(gene, False)) for gene in GENES} | {GENES[0]: 1}
-        genes |= {gene.name: copies_of(gene, spans[i]) for gene in world.genes if gene.name == GENES[0]}
+        genes |= {
+            gene.name: copies_of(gene, spans[i]) for gene in world.genes if gene.name == GENES[0]
+        }
         tables.ground_truth.append({"sample_id": name, "biosample": biosample, **genes})
-        scalars = {key: round(float(getattr(drawn, key)[i]), 6) for key in ("depth", "dispersion", "gradient", "gc")}
+        scalars = {
+            key: round(float(getattr(drawn, key)[i]), 6)
+            for key in ("depth", "dispersion", "gradient", "gc")
+        }
         tables.truth_samples.append(
             {"sample_id": name, "lineage": member.st, "low_coverage": int(drawn.low_coverage[i])}
             | {"origin": int(drawn.origin[i]) * BIN, **scalars, "bias": numbers.start}
         )
         tables.truth_segments += [
-            {"sample_id": name, "chrom": CHROMOSOME.name, "x0": span.start, "x1": span.end, "cn": span.cn}
+            {
+                "sample_id": name,
+                "chrom": CHROMOSOME.name,
+                "x0": span.start,
+                "x1": span.end,
+                "cn": span.cn,
+            }
             | {"ratio": span.ratio, "kind": span.kind}
             for span in sorted(spans[i])
         ]
@@ -336,7 +444,9 @@ def _tell(
             for r in np.flatnonzero(carried.copies[i])
         ]
         tables.truth_plasmid_genes += [
-            {"sample_id": name, "gene": gene, "copies": count} for gene, count in copies.items() if count
+            {"sample_id": name, "gene": gene, "copies": count}
+            for gene, count in copies.items()
+            if count
         ]
 
 
@@ -345,7 +455,17 @@ def _write_tables(tables: Tables, folder: Path) -> None:
         "metadata": ("sample_id", "Species", "ST", "sample_accession"),
         "ground_truth": ("sample_id", "biosample", *GENES),
         "truth_samples": (
-            *("sample_id", "lineage", "bias", "depth", "dispersion", "gradient", "origin", "gc", "low_coverage"),
+            *(
+                "sample_id",
+                "lineage",
+                "bias",
+                "depth",
+                "dispersion",
+                "gradient",
+                "origin",
+                "gc",
+                "low_coverage",
+            ),
         ),
         "truth_segments": ("sample_id", "chrom", "x0", "x1", "cn", "ratio", "kind"),
         "truth_plasmids": ("sample_id", "replicon", "copies", "breadth"),
@@ -359,7 +479,10 @@ def _write_example(world: World, name: str, counts: tuple[Counts, Counts], folde
     """Write a sample's counts as GATK's CollectReadCounts does."""
     lengths = {CHROMOSOME.name: CHROMOSOME.length}
     lengths |= dict(zip(world.plasmids.chrom.tolist(), world.plasmids.end.tolist(), strict=True))
-    lines = ["@HD\tVN:1.6", *(f"@SQ\tSN:{chrom}\tLN:{length}" for chrom, length in lengths.items())]
+    lines = [
+        "@HD\tVN:1.6",
+        *(f"@SQ\tSN:{chrom}\tLN:{length}" for chrom, length in lengths.items()),
+    ]
     lines += [f"@RG\tID:{name}\tSM:{name}", "CONTIG\tSTART\tEND\tCOUNT"]
     for bins, own in zip((world.bins, world.plasmids), counts, strict=True):
         columns = (bins.chrom.tolist(), bins.start.tolist(), bins.end.tolist(), own.tolist())

@@ -1,12 +1,15 @@
-"""Train what expects depth on a cohort, call the cohort with it, and save all. Files, loop and tracking meet here.
+"""Train what expects depth on a cohort, call the cohort with it, and save all.
 
-Beside what every family leaves, ``--out`` has the mission's files: ``checkpoint.pth`` (network and optimizer of the best
-epoch), ``training_log.tsv`` (as ``history.tsv``), ``reconstructions.npy``, ``latents.npy``, ``segments.parquet``,
-``gene_calls.tsv``, ``plasmid_gene_calls.tsv`` and ``evaluation.txt``.
+Files, loop and tracking meet here.
 
-Where torchrun has started several processes, they share every batch: same losses, gradients and decisions in all. The
-first one alone tracks and writes, and calls the cohort when training is done.
-"""
+Beside what every family leaves, ``--out`` has the mission's files: ``checkpoint.pth`` (network and
+optimizer of the best epoch), ``training_log.tsv`` (as ``history.tsv``), ``reconstructions.npy``,
+``latents.npy``, ``segments.parquet``, ``gene_calls.tsv``, ``plasmid_gene_calls.tsv`` and
+``evaluation.txt``.
+
+Where torchrun has started several processes, they share every batch: same losses, gradients and
+decisions in all. The first one alone tracks and writes, and calls the cohort when training is
+done."""
 
 import contextlib
 import copy
@@ -60,7 +63,10 @@ _BLOCK = 256  # samples written at a time
 
 @dataclass
 class Progress:
-    """Where training stands: rows of the history, and the number of the best epoch so far (from 1; 0: none)."""
+    """Where training stands: rows of the history, and the number of the best epoch so far (from 1.
+
+    0: none).
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best: int = 0
@@ -82,8 +88,12 @@ class Task:
     valid: NDArray[np.int64]
 
 
-def train(config: Config, data: Path | None, out: Path | None, options: TrainOptions) -> dict[str, Any]:
-    """Run the whole step and return the run's id, folder and main figures; nothing in processes that only helped.
+def train(
+    config: Config, data: Path | None, out: Path | None, options: TrainOptions
+) -> dict[str, Any]:
+    """Run the whole step and return the run's id, folder and main figures.
+
+    Nothing in processes that only helped.
 
     Parameters
     ----------
@@ -95,7 +105,8 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
     Raises
     ------
     ConfigError
-        If there is no GPU although one was asked for, or a name in the settings stands for nothing.
+        If there is no GPU although one was asked for, or a name in the settings stands for
+        nothing.
     InputError
         If the cohort is damaged, or has no sample to learn from.
     InterruptedRunError
@@ -114,11 +125,17 @@ def train(config: Config, data: Path | None, out: Path | None, options: TrainOpt
         return {}
     place = out or (Path(config.out_dir) if config.out_dir else None)
     source = Path(config.store_path) if config.store_path else data
-    with tracking.run("copynumber", _settings(config), data=source, out=place, options=options) as run:
+    with tracking.run(
+        "copynumber", _settings(config), data=source, out=place, options=options
+    ) as run:
         metrics = _carry_out(run, task, group)
     group.stay()
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
-    return {"run_id": run.id, "out": str(run.out), **{key: round(float(value or 0), 4) for key, value in shown.items()}}
+    return {
+        "run_id": run.id,
+        "out": str(run.out),
+        **{key: round(float(value or 0), 4) for key, value in shown.items()},
+    }
 
 
 def _check_names(config: Config) -> None:
@@ -142,17 +159,24 @@ def _settings(config: Config) -> dict[str, Any]:
     """All settings, resolved; paths are written relative to the project."""
     values = to_dict(config)
     return {
-        key: provenance.within_project(Path(value)) if value and (key.endswith("_path") or key == "out_dir") else value
+        key: provenance.within_project(Path(value))
+        if value and (key.endswith("_path") or key == "out_dir")
+        else value
         for key, value in values.items()
     }
 
 
 def _task(config: Config, found: Cohort) -> Task:
-    """Split the cohort by sequence type; held-out samples are neither trained on nor select the epoch."""
+    """Split the cohort by sequence type.
+
+    Held-out samples are neither trained on nor select the epoch.
+    """
     own = np.flatnonzero(~found.held_out)
     if not len(own):
         raise InputError("cohort: must have samples that are not held out, got none")
-    rest, chosen = grouped_split(found.lineages[own], config.validation_share, config.seed * 8 + _SPLIT)
+    rest, chosen = grouped_split(
+        found.lineages[own], config.validation_share, config.seed * 8 + _SPLIT
+    )
     return Task(config, found, Layout.of(config, found.chromosome.bins), own[rest], own[chosen])
 
 
@@ -176,7 +200,9 @@ def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float |
             raise InterruptedRunError(
                 f"stopped on request; go on with the same command and --resume {run.id}"
             ) from None
-        best = _read_checkpoint(run.out / "checkpoints" / "best.pt", digest(_settings(task.config)))
+        best = _read_checkpoint(
+            run.out / "checkpoints" / "best.pt", digest(_settings(task.config))
+        )
         training.load_state(best["state"], str(run.out / "checkpoints" / "best.pt"))
         network = training.model.eval()
         with files.bytes_written_whole(run.out / "checkpoint.pth") as file:
@@ -187,7 +213,9 @@ def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float |
     metrics = _finish(run.out, task, model, progress)
     metrics["train.seconds"] = time.perf_counter() - start
     files.write_json(run.out / "metrics.json", metrics)
-    run.metrics({key: value for key, value in metrics.items() if value is not None}, step=progress.epoch)
+    run.metrics(
+        {key: value for key, value in metrics.items() if value is not None}, step=progress.epoch
+    )
     return metrics
 
 
@@ -196,7 +224,9 @@ def _baseline(name: str, task: Task) -> baselines.Baseline:
     chosen = np.sort(np.concatenate([task.train, task.valid]))
     counts = task.cohort.chromosome.counts
     if len(chosen) < len(counts):
-        counts = counts[chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), 2048)).astype(int))]]
+        counts = counts[
+            chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), 2048)).astype(int))]
+        ]
     return baselines.fit(
         name, counts, present_ratio=config.present_ratio, recurrent_log2=config.recurrent_log2,
         n_harmonics=config.harmonics or 3,
@@ -204,7 +234,10 @@ def _baseline(name: str, task: Task) -> baselines.Baseline:
 
 
 def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
-    """Train epoch by epoch until the epochs are done or the validation loss has stalled; record and save each."""
+    """Train epoch by epoch until the epochs are done or the validation loss has stalled.
+
+    Record and save each.
+    """
     config, group = task.config, training.group
     settings = digest(_settings(config))
     progress = _begin(run, training, settings)
@@ -212,21 +245,33 @@ def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
         usable = prepared.usable
         rows, held = task.train[usable[task.train]], task.valid[usable[task.valid]]
         if not len(rows):
-            raise InputError("cohort: must have samples with half of their bins to train on, got none")
+            raise InputError(
+                "cohort: must have samples with half of their bins to train on, got none"
+            )
         left = len(task.train) + len(task.valid) - len(rows) - len(held)
-        log.info("training on %d samples, validating on %d; %d have too few reads", len(rows), len(held), left)
-        while progress.epoch < config.epochs and not stalled(_eligible(progress, config), patience=config.patience):
+        log.info(
+            "training on %d samples, validating on %d; %d have too few reads",
+            len(rows),
+            len(held),
+            left,
+        )
+        while progress.epoch < config.epochs and not stalled(
+            _eligible(progress, config), patience=config.patience
+        ):
             if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
                 raise InterruptedRunError("asked to stop")
             begin = time.perf_counter()
             row = {
-                f"train.{key}": value for key, value in losses.epoch(training, prepared, rows, progress.epoch).items()
+                f"train.{key}": value
+                for key, value in losses.epoch(training, prepared, rows, progress.epoch).items()
             }
             measured = losses.validate(training, prepared, held if len(held) else rows)
             row |= {f"valid.{key}": value for key, value in measured.items()}
             row["seconds"] = round(time.perf_counter() - begin, 3)
             if math.isnan(row["valid.loss"]):
-                raise InputError(f"epoch {progress.epoch + 1}: the loss must be a number, got NaN; lower lr")
+                raise InputError(
+                    f"epoch {progress.epoch + 1}: the loss must be a number, got NaN; lower lr"
+                )
             progress.history.append(row)
             if group.rank == 0:
                 _record(run, training, progress, settings)
@@ -238,17 +283,24 @@ def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
 def _prepared(task: Task, training: losses.Training) -> Iterator[losses.Cohort]:
     """Give what training reads of the cohort, in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as folder:
-        yield losses.prepare(task.cohort.chromosome.counts, training.model, task.config, Path(folder))
+        yield losses.prepare(
+            task.cohort.chromosome.counts, training.model, task.config, Path(folder)
+        )
 
 
 def _eligible(progress: Progress, config: Config) -> list[float]:
-    """Return the validation losses of the epochs that may be the best: those after the warm-ups, if there are any."""
+    """Return the validation losses of the epochs that may be the best.
+
+    Those after the warm-ups, if there are any.
+    """
     warm = max(config.warmup_epochs, config.alignment_warmup_epochs)
     own = [row["valid.loss"] for row in progress.history]
     return own[min(warm, max(config.epochs - 1, 0)) :]
 
 
-def _record(run: tracking.Run, training: losses.Training, progress: Progress, settings: str) -> None:
+def _record(
+    run: tracking.Run, training: losses.Training, progress: Progress, settings: str
+) -> None:
     """Log an epoch; save it, and as the best if it is."""
     row, number = progress.history[-1], progress.epoch
     eligible = _eligible(progress, training.config)
@@ -268,7 +320,9 @@ def _record(run: tracking.Run, training: losses.Training, progress: Progress, se
     rows = [{"epoch": i, **one} for i, one in enumerate(progress.history, start=1)]
     write_history(run.out / "history.tsv", rows)
     run.metrics(row, step=number)
-    log.info("epoch %d: loss %.4f, on other lineages %.4f", number, row["train.loss"], row["valid.loss"])
+    log.info(
+        "epoch %d: loss %.4f, on other lineages %.4f", number, row["train.loss"], row["valid.loss"]
+    )
     run.checkpoint(checkpoints)
 
 
@@ -296,7 +350,9 @@ def _begin(run: tracking.Run, training: losses.Training, settings: str) -> Progr
     return Progress([dict(row) for row in content["history"]], int(content["best"]))
 
 
-def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progress) -> dict[str, float | None]:
+def _finish(
+    out: Path, task: Task, model: serve.CopyNumberModel, progress: Progress
+) -> dict[str, float | None]:
     """Call the whole cohort, write every file, and return the metrics."""
     found, samples = task.cohort, task.cohort.chromosome.samples
     expected = _write_expected(out, task, model)
@@ -311,7 +367,10 @@ def _finish(out: Path, task: Task, model: serve.CopyNumberModel, progress: Progr
     if progress.history:
         best = progress.history[max(progress.best, 1) - 1]
         metrics |= {key: value for key, value in best.items() if key.startswith("valid.")}
-        metrics |= {"train.epochs": float(progress.epoch), "train.best_epoch": float(progress.best)}
+        metrics |= {
+            "train.epochs": float(progress.epoch),
+            "train.best_epoch": float(progress.best),
+        }
         files.copy_whole(out / "history.tsv", out / "training_log.tsv")
     else:
         write_history(out / "history.tsv", [])
@@ -333,7 +392,10 @@ def _write_seen(path: Path, task: Task) -> None:
 
 
 def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDArray[np.float32]:
-    """Write reconstructions, and latents of a network, sample by sample; return the first, mapped."""
+    """Write reconstructions, and latents of a network, sample by sample.
+
+    Return the first, mapped.
+    """
     counts, n = task.cohort.chromosome.counts, len(task.cohort)
     with files.written_whole(out / "reconstructions.npy") as temporary:
         with Rows(temporary, (n, len(task.layout.bins)), np.float32) as rows:
@@ -342,7 +404,9 @@ def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDAr
     if model.network is not None:
         with files.written_whole(out / "latents.npy") as temporary, temporary.open("wb") as file:
             np.save(file, latents(model.network, counts, task.config), allow_pickle=False)
-    made: NDArray[np.float32] = np.load(out / "reconstructions.npy", mmap_mode="r", allow_pickle=False)
+    made: NDArray[np.float32] = np.load(
+        out / "reconstructions.npy", mmap_mode="r", allow_pickle=False
+    )
     return made
 
 
@@ -353,9 +417,12 @@ def _text(task: Task, assessed: Assessment) -> str:
     paragraphs = [
         f"{len(task.cohort)} samples; expected depth by {config.baseline}; figures of {scored}.",
         *(f"{name}: {_place(where)}" for name, where in sources.items() if where),
-        "Intervals are 95 %: Wilson for shares, bootstrap for MCC. A call that is missing is unknown, not negative.",
+        "Intervals are 95 %: Wilson for shares, bootstrap for MCC. A call that is missing is "
+        "unknown, not negative.",
     ]
-    return as_text("copynumber: calls of the training cohort", paragraphs, tables(assessed, config))
+    return as_text(
+        "copynumber: calls of the training cohort", paragraphs, tables(assessed, config)
+    )
 
 
 def _place(path: str) -> str:
@@ -371,16 +438,32 @@ def _plane(latent: NDArray[np.float32]) -> NDArray[np.float64]:
     return plane
 
 
-def _plot(folder: Path, task: Task, assessed: Assessment, expected: NDArray[np.float32], progress: Progress) -> None:
+def _plot(
+    folder: Path,
+    task: Task,
+    assessed: Assessment,
+    expected: NDArray[np.float32],
+    progress: Progress,
+) -> None:
     """Draw training curves, latents, depth tracks and plasmid copy numbers."""
     latent = folder.parent / "latents.npy"
     if progress.history:
         rows = [{"epoch": i, **row} for i, row in enumerate(progress.history, start=1)]
-        both = [[f"train.{key}", f"valid.{key}"] for key in ("loss", "reconstruction", "kl", "auxiliary")]
-        names = ("loss per bin", "reconstruction per bin", "KL (nats per sample)", "auxiliary loss")
+        both = [
+            [f"train.{key}", f"valid.{key}"]
+            for key in ("loss", "reconstruction", "kl", "auxiliary")
+        ]
+        names = (
+            "loss per bin",
+            "reconstruction per bin",
+            "KL (nats per sample)",
+            "auxiliary loss",
+        )
         series = dict(zip(names, both, strict=True))
         plots.learning_curves(folder / "history.png", rows, series)
-    chosen = np.unique(np.linspace(0, len(task.cohort) - 1, min(_VIEWS, len(task.cohort))).astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(task.cohort) - 1, min(_VIEWS, len(task.cohort))).astype(int)
+    )
     counts = np.asarray(task.cohort.chromosome.counts[chosen])
     shown = tracks(counts, np.asarray(expected[chosen]), task.layout.bins, task.config)
     samples = [task.cohort.chromosome.samples[i] for i in chosen]
@@ -392,7 +475,10 @@ def _plot(folder: Path, task: Task, assessed: Assessment, expected: NDArray[np.f
         colours = {"log10 of the median depth": depth, "sequence type": task.cohort.lineages}
         labels = ("latents, 1st principal component", "latents, 2nd principal component")
         group_plots.scatters(
-            folder / "latents.png", _plane(np.load(latent, allow_pickle=False)), colours, labels=labels
+            folder / "latents.png",
+            _plane(np.load(latent, allow_pickle=False)),
+            colours,
+            labels=labels,
         )
     found = assessed.called.plasmids
     if found is not None:

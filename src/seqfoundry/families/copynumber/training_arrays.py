@@ -21,15 +21,19 @@ Integers = NDArray[np.int64]
 PATTERN_BINS = 16  # bins of one value of a copy-number pattern
 LEAST_PRESENT = 0.5  # share of bins without which a sample teaches nothing
 _WAVES = 3  # harmonics of a sample's own smooth curve
-_NOISE, _LIMIT = 0.4, 2.0  # log2 in patterns: what is less is no change, what is more counts no more
+_NOISE, _LIMIT = (
+    0.4,
+    2.0,
+)  # log2 in patterns: what is less is no change, what is more counts no more
 
 
 def patterns(log2: Values, smooth: Values) -> Values:
-    """Return the samples' copy-number patterns ``(n, ceil(B / 16))``: what is off a smooth curve of depth, in log2.
+    """Return the samples' copy-number patterns ``(n, ceil(B / 16))``.
 
-    Differences up to .4 are 0, larger ones count up to 2, and 16 bins have their mean; so noise, depth and gradient
-    leave nothing, and missing regions and events do.
-    """
+    What is off a smooth curve of depth, in log2.
+
+    Differences up to .4 are 0, larger ones count up to 2, and 16 bins have their mean; so noise,
+    depth and gradient leave nothing, and missing regions and events do."""
     off = log2 - smooth
     off = np.where(np.abs(off) > _NOISE, off.clip(-_LIMIT, _LIMIT), 0)
     off = np.pad(off, ((0, 0), (0, -off.shape[1] % PATTERN_BINS)))
@@ -37,7 +41,10 @@ def patterns(log2: Values, smooth: Values) -> Values:
 
 
 class Batch(NamedTuple):
-    """Samples of a cohort: target ``x`` on the network's scale, ``used`` bins, copy-number ``pattern``."""
+    """Samples of a cohort.
+
+    Target ``x`` on the network's scale, ``used`` bins, copy-number ``pattern``.
+    """
 
     x: Tensor  # (n, B)
     used: Tensor  # (n, B) bool
@@ -51,7 +58,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cohort:
-    """What training needs of N samples, memory-mapped: made once, since making it takes as long as an epoch.
+    """What training needs of N samples, memory-mapped.
+
+    Made once, since making it takes as long as an epoch.
 
     Attributes
     ----------
@@ -75,7 +84,9 @@ class Cohort:
     def read(self, rows: Integers) -> Batch:
         """Read samples into memory, x and pattern as float16."""
         used = np.unpackbits(self.used[rows], axis=1, count=self.x.shape[1]).view(bool)
-        return Batch(*(torch.from_numpy(array) for array in (self.x[rows], used, self.pattern[rows])))
+        return Batch(
+            *(torch.from_numpy(array) for array in (self.x[rows], used, self.pattern[rows]))
+        )
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -93,7 +104,8 @@ def prepare(counts: NDArray[Any], model: Network, config: Config, folder: Path) 
     model
         Whose scale targets are on.
     config
-        The keys ``hmm_low_cov_threshold``, ``present_ratio`` and ``recurrent_log2`` (0: bins that stray are used).
+        The keys ``hmm_low_cov_threshold``, ``present_ratio`` and ``recurrent_log2`` (0: bins that
+        stray are used).
     folder
         12 kB per sample of 5,334 bins.
     """
@@ -122,4 +134,8 @@ def prepare(counts: NDArray[Any], model: Network, config: Config, folder: Path) 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Bring a tensor to a device; to a GPU from locked memory, while it goes on computing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )

@@ -26,7 +26,9 @@ evaluate = standard_commands.evaluate_command(FAMILY)
 
 
 @command_line.command("prepare")
-@command_line.argument("inputs", nargs=-1, required=True, type=command_line.PATH, help="Rows: JSON lines, CSV or TSV.")
+@command_line.argument(
+    "inputs", nargs=-1, required=True, type=command_line.PATH, help="Rows: JSON lines, CSV or TSV."
+)
 @command_line.params
 @command_line.overrides
 @command_line.out
@@ -38,14 +40,25 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
 
 
 @command_line.command("score")
-@command_line.argument("input", type=command_line.PATH, help="Sequences; of t1, t3 and cross-oracle predictions.jsonl.")
+@command_line.argument(
+    "input",
+    type=command_line.PATH,
+    help="Sequences; of t1, t3 and cross-oracle predictions.jsonl.",
+)
 @command_line.model
 @command_line.out
 @command_line.option(
-    "--task", type=command_line.Choice(TASKS), default="activity", metavar="TASK", help=f"One of {', '.join(TASKS)}."
+    "--task",
+    type=command_line.Choice(TASKS),
+    default="activity",
+    metavar="TASK",
+    help=f"One of {', '.join(TASKS)}.",
 )
 @command_line.option(
-    "--against", multiple=True, metavar="MODEL", help="A further oracle of cross-oracle; may be repeated."
+    "--against",
+    multiple=True,
+    metavar="MODEL",
+    help="A further oracle of cross-oracle; may be repeated.",
 )
 @command_line.resume
 @command_line.overwrite
@@ -70,11 +83,17 @@ def score(
     if others and task != "cross-oracle":
         raise InputError(f"{where}: --against must be left out, got {' '.join(others)}")
     if resume and task != "activity":
-        raise InputError(f"{where}: --resume must be left out, since this task begins anew, got it")
+        raise InputError(
+            f"{where}: --resume must be left out, since this task begins anew, got it"
+        )
     if spark.is_asked(engine, master):
         if task != "activity":
-            raise InputError(f"--engine spark: must be asked for --task activity only, got --task {task}")
-        return _score_on_spark(input, model, out, master=master or spark.HERE, resume=resume, overwrite=overwrite)
+            raise InputError(
+                f"--engine spark: must be asked for --task activity only, got --task {task}"
+            )
+        return _score_on_spark(
+            input, model, out, master=master or spark.HERE, resume=resume, overwrite=overwrite
+        )
     return _score_here(task, input, model, out, others=others, resume=resume, overwrite=overwrite)
 
 
@@ -88,7 +107,9 @@ def _models(words: tuple[str, ...]) -> list[str]:
     return models
 
 
-def _score_on_spark(input: Path, model: str, out: Path, *, master: str, resume: bool, overwrite: bool) -> Any:
+def _score_on_spark(
+    input: Path, model: str, out: Path, *, master: str, resume: bool, overwrite: bool
+) -> Any:
     from seqfoundry.engine import spark
     from seqfoundry.families.enhancer.tasks import activity
 
@@ -105,14 +126,29 @@ def _score_on_spark(input: Path, model: str, out: Path, *, master: str, resume: 
 
 
 def _score_here(
-    task: str, input: Path, model: str, out: Path, *, others: list[str], resume: bool, overwrite: bool
+    task: str,
+    input: Path,
+    model: str,
+    out: Path,
+    *,
+    others: list[str],
+    resume: bool,
+    overwrite: bool,
 ) -> Any:
-    from seqfoundry.families.enhancer.tasks import activity, calibration, cross_oracle, designs, effects
+    from seqfoundry.families.enhancer.tasks import (
+        activity,
+        calibration,
+        cross_oracle,
+        designs,
+        effects,
+    )
 
     if task == "activity":
         return activity.score(input, model=model, out=out, overwrite=overwrite, resume=resume)
     if task == "cross-oracle":
-        return cross_oracle.compare(input, model=model, against=others, out=out, overwrite=overwrite)
+        return cross_oracle.compare(
+            input, model=model, against=others, out=out, overwrite=overwrite
+        )
     functions = {
         "t1": designs.score_designs,
         "t3": designs.score_edits,

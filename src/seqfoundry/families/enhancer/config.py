@@ -30,12 +30,13 @@ REGISTERED: dict[str, str] = {
 class SimulateConfig:
     """How a panel with known activities is drawn.
 
-    Sequences of ``length`` bases with planted motifs of ``panel`` (strong: a few informative motifs per cell; full:
-    all; both in the file ``motifs``) and a background of matched GC. Noise is set so that a perfect model's Pearson
-    correlation is ``ceilings`` for each raw cell (order of ``RAW_CELLS``); activities have the spread ``activity_sd``
-    around ``activity_mean``. ``cell_shares`` tells how many rows are meant for each cell. ``edit_rows`` T3 tasks,
-    ``design_rows`` T1 predictions of each kind, and ``test_rows`` unseen rows are written beside the training rows.
-    """
+    Sequences of ``length`` bases with planted motifs of ``panel`` (strong: a few informative
+    motifs per cell; full: all; both in the file ``motifs``) and a background of matched GC. Noise
+    is set so that a perfect model's Pearson correlation is ``ceilings`` for each raw cell (order
+    of ``RAW_CELLS``); activities have the spread ``activity_sd`` around ``activity_mean``.
+    ``cell_shares`` tells how many rows are meant for each cell. ``edit_rows`` T3 tasks,
+    ``design_rows`` T1 predictions of each kind, and ``test_rows`` unseen rows are written beside
+    the training rows."""
 
     train_rows: Positive
     test_rows: Positive
@@ -57,8 +58,8 @@ class SimulateConfig:
 class PrepareConfig:
     """Which of a user's own rows are held out as test rows when they are encoded.
 
-    ``test_groups`` are values of ``train.group_key``, such as chromosomes; else ``test_share`` of all rows (1: all).
-    """
+    ``test_groups`` are values of ``train.group_key``, such as chromosomes; else ``test_share`` of
+    all rows (1: all)."""
 
     test_share: Rate
     test_groups: tuple[str, ...]
@@ -81,15 +82,18 @@ class NetworkConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
-    """A frozen backbone: its ``checkpoint`` (file or folder of the published layout), and what is read out of it.
+    """A frozen backbone.
 
-    ``tiny`` takes a small one with random weights instead, to try the whole way without the published files.
+    Its ``checkpoint`` (file or folder of the published layout), and what is read out of it.
 
-    ``window``: short, padded or genomic (Enformer). ``features``: pool (mean over the insert), spline or profiles
-    (Sei). ``average_strands`` reads both; null is as published (Sei both, Enformer one). The head is fitted by the
-    same recipe (``sgd``) or in closed form (``ridge``, with the penalties to choose from by cross-validation in so many
-    ``folds``). Features are kept in ``cache`` as ``cache_dtype``.
-    """
+    ``tiny`` takes a small one with random weights instead, to try the whole way without the
+    published files.
+
+    ``window``: short, padded or genomic (Enformer). ``features``: pool (mean over the insert),
+    spline or profiles (Sei). ``average_strands`` reads both; null is as published (Sei both,
+    Enformer one). The head is fitted by the same recipe (``sgd``) or in closed form (``ridge``,
+    with the penalties to choose from by cross-validation in so many ``folds``). Features are kept
+    in ``cache`` as ``cache_dtype``."""
 
     checkpoint: Annotated[str, PATH]
     tiny: bool
@@ -108,11 +112,11 @@ class BackboneConfig:
 class TrainConfig:
     """The mission's recipe, and what we add to it (off by default).
 
-    ``split``: random, group (rows of one ``group_key`` stay together) or file (``valid_file``); with ``dedupe_split``
-    equal sequences never stand on both sides. ``head_bias``: zero, or the mean of each column. ``precision`` float32 or
-    bfloat16; ``engine`` of the first block: auto, eager, fold or compiled. ``reverse_complement`` and ``shift``
-    augment; ``ensemble`` networks of consecutive seeds are trained and averaged. ``max_rows`` limits the rows (0: all).
-    """
+    ``split``: random, group (rows of one ``group_key`` stay together) or file (``valid_file``);
+    with ``dedupe_split`` equal sequences never stand on both sides. ``head_bias``: zero, or the
+    mean of each column. ``precision`` float32 or bfloat16; ``engine`` of the first block: auto,
+    eager, fold or compiled. ``reverse_complement`` and ``shift`` augment; ``ensemble`` networks of
+    consecutive seeds are trained and averaged. ``max_rows`` limits the rows (0: all)."""
 
     lr: Above
     weight_decay: Weight
@@ -135,11 +139,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All settings of one run. ``oracle`` chooses the network; sequences are read as ``seq_len`` bases.
+    """All settings of one run. ``oracle`` chooses the network.
 
-    A longer sequence is cut (``truncate``: right, center, or error), a shorter one padded with zeros (``pad``: right or
-    center). ``ambiguous`` letters: zero or quarter. ``nan_policy``: undefined correlations are skipped, or count zero.
-    """
+    Sequences are read as ``seq_len`` bases.
+
+    A longer sequence is cut (``truncate``: right, center, or error), a shorter one padded with
+    zeros (``pad``: right or center). ``ambiguous`` letters: zero or quarter. ``nan_policy``:
+    undefined correlations are skipped, or count zero."""
 
     oracle: Oracle
     cell_types: tuple[str, ...]
@@ -160,8 +166,12 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.headline not in self.gates:
-            raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+            raise ValueError(
+                f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
+            )
         if self.prepare.test_groups and not self.train.group_key:
             raise ValueError("prepare.test_groups must come with train.group_key, got none")
         if len(set(self.cell_types)) != len(self.cell_types) or not self.cell_types:
-            raise ValueError(f"cell_types must be distinct names, at least one, got {list(self.cell_types)}")
+            raise ValueError(
+                f"cell_types must be distinct names, at least one, got {list(self.cell_types)}"
+            )

@@ -1,8 +1,9 @@
-"""Sequences and activities on their way in: letters to codes, files to rows, rows to panels, any table to frames.
+"""Sequences and activities on their way in.
 
-A sequence is one row of ``seq_len`` codes: A 0, C 1, G 2, T 3, and 4 for padding and every letter that names no single
-base.
-"""
+Letters to codes, files to rows, rows to panels, any table to frames.
+
+A sequence is one row of ``seq_len`` codes: A 0, C 1, G 2, T 3, and 4 for padding and every letter
+that names no single base."""
 
 import hashlib
 import logging
@@ -80,15 +81,17 @@ class Rows:
 
 
 def encode(sequences: Sequence[str], config: Config) -> Codes:
-    """Write sequences as codes, cut (``truncate``) or padded (``pad``) to ``seq_len``; either case, U counts as T.
+    """Write sequences as codes, cut (``truncate``) or padded (``pad``) to ``seq_len``.
+
+    Either case, U counts as T.
 
     Ambiguity letters, ``-`` and ``.`` become 4. No sequences give shape ``(0, seq_len)``.
 
     Raises
     ------
     InputError
-        If a sequence is no text, empty, too long where ``truncate`` is ``error``, or has another letter; the message
-        names the sequence, and the position, both counted from 0.
+        If a sequence is no text, empty, too long where ``truncate`` is ``error``, or has another
+        letter; the message names the sequence, and the position, both counted from 0.
     """
     for i, sequence in enumerate(sequences):
         if fault := fault_in(sequence, config):
@@ -103,7 +106,10 @@ def fault_in(sequence: Any, config: Config | None = None) -> str:
     if not sequence:
         return "must have at least one base, got an empty text"
     if other := _OTHER.search(sequence):
-        return f"letters must be IUPAC nucleotides, '-' or '.', got {other.group()!r} at position {other.start()}"
+        return (
+            f"letters must be IUPAC nucleotides, '-' or '.', got {other.group()!r} at position "
+            f"{other.start()}"
+        )
     if config and config.truncate == "error" and len(sequence) > config.seq_len:
         return f"must have at most {config.seq_len} bases, got {len(sequence)}"
     return ""
@@ -135,16 +141,20 @@ def lengths_of(sequences: Sequence[str], config: Config) -> Indices:
 def one_hot(codes: Codes, ambiguous: str = "zero") -> NDArray[np.float32]:
     """Write codes ``(..., L)`` as channels A, C, G, T, shape ``(..., 4, L)``.
 
-    Code 4 is all zero; with ``quarter`` it is 0.25 in each channel, padding too, as Selene and Sei have it.
-    """
-    made: NDArray[np.float32] = (codes[..., None, :] == np.arange(4, dtype=np.uint8)[:, None]).astype(np.float32)
+    Code 4 is all zero; with ``quarter`` it is 0.25 in each channel, padding too, as Selene and Sei
+    have it."""
+    made: NDArray[np.float32] = (
+        codes[..., None, :] == np.arange(4, dtype=np.uint8)[:, None]
+    ).astype(np.float32)
     if ambiguous == "quarter":
         made += np.float32(0.25) * (codes == NOTHING)[..., None, :]
     return made
 
 
 def reverse_complement(codes: Codes, lengths: Indices, pad: str = "right") -> Codes:
-    """Reverse complement the ``lengths`` letters of each row ``(n, L)`` where they stand; padding stays padding.
+    """Reverse complement the ``lengths`` letters of each row ``(n, L)`` where they stand.
+
+    Padding stays padding.
 
     Applied twice it gives the same codes again.
     """
@@ -172,10 +182,13 @@ def find_rows(folder: Path, split: str) -> Path:
         return folder / split
     if other := [name for name in store.PARTS if store.is_part(folder / name)]:
         raise MissingError(
-            f"{folder}: must have the part {split} of a prepared panel, got {', '.join(other)} alone; "
+            f"{folder}: must have the part {split} of a prepared panel, got {', '.join(other)} "
+            "alone; "
             "see prepare.test_share and prepare.test_groups"
         )
-    raise MissingError(f"{folder}: must hold {split}.jsonl or {split}.jsonl.gz, or a prepared panel, got neither")
+    raise MissingError(
+        f"{folder}: must hold {split}.jsonl or {split}.jsonl.gz, or a prepared panel, got neither"
+    )
 
 
 def read_training(path: Path, config: Config) -> Rows:
@@ -188,7 +201,9 @@ def read_training(path: Path, config: Config) -> Rows:
     """
     wants_file = config.train.split == "file"
     if wants_file and not config.train.valid_file:
-        raise InputError("train.valid_file: must name a file of rows where train.split is file, got none")
+        raise InputError(
+            "train.valid_file: must name a file of rows where train.split is file, got none"
+        )
     rows = read_rows(path, config, config.train.max_rows)
     if not wants_file:
         return rows
@@ -215,24 +230,27 @@ class Tally:
 def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
     """Read JSON lines, CSV, TSV (gzip or not) or Parquet, or map a part of a prepared panel, which is a folder.
 
-    Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an object by cell type, in
-    which cells may be absent; or a column for each cell type. ``null``, ``NaN`` and, in tables, empty cells mean not
-    measured. Other keys are as they please. ``limit`` stops after so many rows (0: never).
+    Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an
+    object by cell type, in which cells may be absent; or a column for each cell type. ``null``,
+    ``NaN`` and, in tables, empty cells mean not measured. Other keys are as they please. ``limit``
+    stops after so many rows (0: never).
 
     Raises
     ------
     MissingError
         If there is no such file.
     InputError
-        If it is cut short or no text, has no row, or a row is not legal (unless ``on_bad_row`` is ``skip``); the
-        message names file and line. As `panel.store.open_part`.
+        If it is cut short or no text, has no row, or a row is not legal (unless ``on_bad_row`` is
+        ``skip``); the message names file and line. As `panel.store.open_part`.
     """
     if store.is_part(path):
         block, skipped = store.open_part(path, config)
         return _rows(block.first(limit) if limit else block, skipped)
     key = config.train.group_key if config.train.split == "group" else ""
     if config.train.split == "group" and not key:
-        raise InputError("train.group_key: must name a key of the rows where train.split is group, got none")
+        raise InputError(
+            "train.group_key: must name a key of the rows where train.split is group, got none"
+        )
     tally, ids, groups = Tally(), list[str](), list[str]()
     buffers = [bytearray() for _ in range(3)]  # so that no list of numbers ever holds the rows
     for block in blocks(path, config, key, tally, limit):
@@ -252,21 +270,30 @@ def _rows(block: Block, skipped: int) -> Rows:
 
 
 def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -> Iterator[Block]:
-    """Read and encode the rows of a file, some at a time; groups are values of ``key``. Raises as `read_rows`."""
+    """Read and encode the rows of a file, some at a time; groups are values of ``key``.
+
+    Raises as `read_rows`.
+    """
     rows = _legal_rows(path, config, key, tally)
     rows, n_rows = islice(rows, limit) if limit else rows, 0
     while chunk := list(islice(rows, _CHUNK)):
         n_rows += len(chunk)
         sequences, values, ids, groups = (list(column) for column in zip(*chunk, strict=True))
         activities = np.array(values, dtype=np.float32)
-        yield Block(_encode(sequences, config), activities, lengths_of(sequences, config), ids, groups)
+        yield Block(
+            _encode(sequences, config), activities, lengths_of(sequences, config), ids, groups
+        )
     if not n_rows:
-        raise InputError(f"{path}: must have rows that can be used, got none ({tally.skipped} left out)")
+        raise InputError(
+            f"{path}: must have rows that can be used, got none ({tally.skipped} left out)"
+        )
     if tally.skipped:
         _LOG.warning("%s: %d of %d rows left out", path, tally.skipped, tally.skipped + n_rows)
 
 
-def _legal_rows(path: Path, config: Config, key: str, tally: Tally) -> Iterator[tuple[str, list[float], str, str]]:
+def _legal_rows(
+    path: Path, config: Config, key: str, tally: Tally
+) -> Iterator[tuple[str, list[float], str, str]]:
     columns = ("id", "sequence", "cell_activities", key, *config.cell_types)
     is_text = tables.is_delimited(path)
     for number, where, row in tables.records(path, columns):
@@ -276,7 +303,12 @@ def _legal_rows(path: Path, config: Config, key: str, tally: Tally) -> Iterator[
             sequence = _sequence(row, config)
             values = tables.activities_of(row, config.cell_types, is_text=is_text)
             name = row.get("id")
-            made = sequence, values, str(number if name is None else name), tables.group_of(row, key)
+            made = (
+                sequence,
+                values,
+                str(number if name is None else name),
+                tables.group_of(row, key),
+            )
         except InputError as error:
             if config.on_bad_row == "error":
                 raise InputError(f"{where}: {error}") from None
@@ -313,7 +345,9 @@ def text_key(text: bytes) -> int:
 
 def same_sequence(codes: Codes, lengths: Indices, pad: str) -> Indices:
     """Give each row the number of the first row of the same codes on either strand."""
-    _, first, place = np.unique(sequence_keys(codes, lengths, pad), return_index=True, return_inverse=True)
+    _, first, place = np.unique(
+        sequence_keys(codes, lengths, pad), return_index=True, return_inverse=True
+    )
     return first[place]
 
 
@@ -321,13 +355,20 @@ def same_sequence(codes: Codes, lengths: Indices, pad: str) -> Indices:
 
 
 def prepare(
-    config: Config, inputs: Sequence[Path], germline: Path | None, out: Path, form: str | None = None
+    config: Config,
+    inputs: Sequence[Path],
+    germline: Path | None,
+    out: Path,
+    form: str | None = None,
 ) -> dict[str, Any]:
-    """Encode rows once, and write a panel that `find_rows` finds, whole or not at all; see `panel.store`.
+    """Encode rows once, and write a panel that `find_rows` finds, whole or not at all.
 
-    ``prepare.test_groups`` (values of ``train.group_key``) or ``prepare.test_share`` of the rows are held out as part
-    test: equal sequences, and whole groups if there is a key, stay on one side. Rows to train on whose sequence is in a
-    group held out belong to neither. Rows of several files follow one another.
+    See `panel.store`.
+
+    ``prepare.test_groups`` (values of ``train.group_key``) or ``prepare.test_share`` of the rows
+    are held out as part test: equal sequences, and whole groups if there is a key, stay on one
+    side. Rows to train on whose sequence is in a group held out belong to neither. Rows of several
+    files follow one another.
 
     Returns
     -------
@@ -339,7 +380,10 @@ def prepare(
         As `read_rows`; if groups held out are not there, or one part would be empty.
     """
     if germline is not None or form is not None:
-        raise InputError("prepare enhancer: must not be given --germline or --format, which are for other families")
+        raise InputError(
+            "prepare enhancer: must not be given --germline or --format, which are for other "
+            "families"
+        )
     key, tally = config.train.group_key, Tally()
     keys: list[NDArray[np.uint64]] = []
     groups: dict[str, int] = {}
@@ -350,33 +394,47 @@ def prepare(
                 for block in blocks(path, config, key, tally):
                     writer.add(block)
                     keys.append(sequence_keys(block.codes, block.lengths, config.pad))
-                    owners.append(np.array([groups.setdefault(name, len(groups)) for name in block.groups]))
+                    owners.append(
+                        np.array([groups.setdefault(name, len(groups)) for name in block.groups])
+                    )
         _, first, place = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
         part = store.deal(first[place], np.concatenate(owners), groups, config)
         if part.any():
             store.divide(folder, part, config)
-        counts = {"rows": len(part), "skipped": tally.skipped, "cut": tally.cut, "duplicates": len(part) - len(first)}
+        counts = {
+            "rows": len(part),
+            "skipped": tally.skipped,
+            "cut": tally.cut,
+            "duplicates": len(part) - len(first),
+        }
         counts |= {"groups": len(groups) if key else 0, "left_out": int((part < 0).sum())}
         manifest = store.seal(folder, config, {**counts, "inputs": [path.name for path in inputs]})
-    return {**counts, **{name: facts["rows"] for name, facts in manifest["parts"].items()}, "out": str(out)}
+    return {
+        **counts,
+        **{name: facts["rows"] for name, facts in manifest["parts"].items()},
+        "out": str(out),
+    }
 
 
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     """Read ``id`` and ``sequence`` of a file as frames that any model takes (``model_folder`` is not looked at).
 
-    JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`. Of rows with one name all are
-    kept, and one line warns of them.
+    JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`. Of rows
+    with one name all are kept, and one line warns of them.
 
     Raises
     ------
     MissingError, InputError
-        If there is no such file, it has no rows, or a sequence is empty or has letters that are none.
+        If there is no such file, it has no rows, or a sequence is empty or has letters that are
+        none.
     """
     n_rows, names, doubled = 0, set[int](), ""
     for frame in row_readers.frames(path, "sequence", size=_CHUNK):
         for i, sequence in enumerate(frame["sequence"]):
             if fault := fault_in(sequence):
-                raise InputError(f"{path}, row {n_rows + i + 1} ({frame['id'][i]}): sequence: {fault}")
+                raise InputError(
+                    f"{path}, row {n_rows + i + 1} ({frame['id'][i]}): sequence: {fault}"
+                )
         n_rows += len(frame)
         for name in frame["id"]:
             doubled = doubled or (name if hash(name) in names else "")
@@ -385,5 +443,8 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     if not n_rows:
         raise InputError(f"{path}: must have at least one sequence, got none")
     if doubled:
-        text = "%s: %d sequences have the name of an earlier one, such as %s; all are scored, in the order of the file"
+        text = (
+            "%s: %d sequences have the name of an earlier one, such as %s; all are scored, in "
+            "the order of the file"
+        )
         _LOG.warning(text, path, n_rows - len(names), doubled)

@@ -1,4 +1,7 @@
-"""Measure an oracle on rows it was not trained on: correlations by cell, beside the ceiling of simulated data."""
+"""Measure an oracle on rows it was not trained on.
+
+Correlations by cell, beside the ceiling of simulated data.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,9 @@ _STRANDS = 1000  # rows of which both strands are read
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure the model folder ``model`` on ``test.jsonl`` of ``data`` and write the report to ``out``.
 
-    Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and
-    ``plots/``, all or nothing; an earlier evaluation is replaced. Returns the metrics, named ``test.*``;
-    ``test.strands`` is the mean correlation of predictions for the two strands of a sequence.
+    Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an
+    earlier evaluation is replaced. Returns the metrics, named ``test.*``; ``test.strands`` is the
+    mean correlation of predictions for the two strands of a sequence.
 
     Raises
     ------
@@ -39,13 +42,17 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         raise InputError(f"{path}: must have rows, got none")
     predicted = oracle.predict_codes(rows.codes, rows.ids).activities
     ceilings = read_ceilings(data, "test", config.cell_types)
-    found = Assessment(config.cell_types, predicted, rows.activities, ceilings, config.nan_policy, rows.groups)
+    found = Assessment(
+        config.cell_types, predicted, rows.activities, ceilings, config.nan_policy, rows.groups
+    )
     some = slice(0, _STRANDS)
     turned = reverse_complement(rows.codes[some], rows.lengths[some], config.pad)
     other = oracle.predict_codes(turned, rows.ids[some]).activities
     same = [correlation(predicted[some, i], other[:, i]) for i in raw_columns(config.cell_types)]
     known = [value for value in same if value is not None]
-    metrics: dict[str, Any] = found.metrics("test") | {"test.strands": sum(known) / len(known) if known else None}
+    metrics: dict[str, Any] = found.metrics("test") | {
+        "test.strands": sum(known) / len(known) if known else None
+    }
     text = [
         f"{len(rows)} rows of {path.name}.",
         "Predictions for a sequence and its reverse complement correlate "
@@ -75,12 +82,16 @@ def _shown(value: float | None) -> str:
 def _headline(metrics: dict[str, Any], units: str) -> str:
     name = "test.pearson_mean_raw"
     low, high = (_shown(metrics[f"{name}.{end}"]) for end in ("low", "high"))
-    return f"Mean correlation of the raw columns: {_shown(metrics[name])} ({low} to {high}, bootstrap over {units})."
+    return (
+        f"Mean correlation of the raw columns: {_shown(metrics[name])} ({low} to {high}, "
+        f"bootstrap over {units})."
+    )
 
 
 def _of_ceiling(metrics: dict[str, Any]) -> str:
     return (
         f"That is {_shown(metrics['test.of_ceiling'])} of what a perfect model would reach "
-        f"({_shown(metrics['test.ceiling_mean_raw'])}); the order of cells agrees with that of the ceilings with a "
+        f"({_shown(metrics['test.ceiling_mean_raw'])}); the order of cells agrees with that of "
+        "the ceilings with a "
         f"rank correlation of {_shown(metrics['test.order_of_cells'])}."
     )

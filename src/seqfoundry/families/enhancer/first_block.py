@@ -1,18 +1,20 @@
 """The first block of the network (convolution, batch norm, max pool, ReLU) on codes, where most time would be spent.
 
-Its input are one-hot columns, so that two things can be had for less. Mean and variance of the convolution's output
-are functions of its weights W and of the moments of the windows u of k columns that it sees,
+Its input are one-hot columns, so that two things can be had for less. Mean and variance of the
+convolution's output are functions of its weights W and of the moments of the windows u of k
+columns that it sees,
 
     mean = W E[u],    variance = diag(W E[u u'] W') - mean^2,
 
-so that batch norm can be put into the weights before anything is convolved, and only what the pool leaves is ever
-written (``fold``). And half a window of 7 letters has few values: the output is the sum of two rows of tables of 5^3
-and 5^4 rows (``compiled``: numba, on a CPU). Both give what the plain layers (``eager``) give, gradients of all weights
-and running statistics included, up to rounding.
+so that batch norm can be put into the weights before anything is convolved, and only what the pool
+leaves is ever written (``fold``). And half a window of 7 letters has few values: the output is the
+sum of two rows of tables of 5^3 and 5^4 rows (``compiled``: numba, on a CPU). Both give what the
+plain layers (``eager``) give, gradients of all weights and running statistics included, up to
+rounding.
 
-The bias of a convolution before batch norm has no influence in training; its gradient, which is rounding noise in the
-plain layers, is exactly 0 here. The output lies in memory channel by channel, as the next convolution wants it.
-"""
+The bias of a convolution before batch norm has no influence in training; its gradient, which is
+rounding noise in the plain layers, is exactly 0 here. The output lies in memory channel by
+channel, as the next convolution wants it."""
 
 import functools
 import itertools
@@ -40,7 +42,10 @@ class Moments(NamedTuple):
 
 
 def of_all(found: Moments, group: Group) -> Moments:
-    """Return the moments of the windows of all processes; the sums are exact whatever the shares."""
+    """Return the moments of the windows of all processes.
+
+    The sums are exact whatever the shares.
+    """
     rows = torch.cat([found.second, found.mean[None], torch.ones_like(found.mean)[None]]) * found.n
     total = group.sum(rows)
     n = round(float(total[-1, 0]))
@@ -60,7 +65,10 @@ _ROWS, _WINDOWS = 16, 4096  # of a step of the folded way, for the same reason
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock, if numba is there; cache on disk where some folder can be written."""
+    """Compile without the interpreter lock, if numba is there.
+
+    Cache on disk where some folder can be written.
+    """
     if numba is None:
         return function
     try:
@@ -77,7 +85,10 @@ class Folded(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How the first block is computed: eager, fold, compiled or auto (the fastest); width of its pool; code 4."""
+    """How the first block is computed: eager, fold, compiled or auto (the fastest).
+
+    Width of its pool; code 4.
+    """
 
     engine: str
     pool: int
@@ -86,8 +97,8 @@ class Way(NamedTuple):
     def engine_on(self, weight: Tensor) -> str:
         """Return eager, fold or compiled: what was asked for, or fold where compiled cannot work.
 
-        Compiled needs numba, float32 on a CPU, pool 3, an odd kernel of 3 to 7, and zeros for code 4.
-        """
+        Compiled needs numba, float32 on a CPU, pool 3, an odd kernel of 3 to 7, and zeros for code
+        4."""
         if self.engine not in ("auto", "compiled"):
             return self.engine
         able = numba is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -106,7 +117,8 @@ def one_hot(codes: Tensor, ambiguous: str = "zero", dtype: torch.dtype = torch.f
 def first_block(layers: tuple[nn.Conv1d, nn.BatchNorm1d], codes: Tensor, way: Way) -> Tensor:
     """Return the pooled output ``(n, C, 1, L // pool)`` of the first block, by ``fold`` or ``compiled``.
 
-    In training mode the running statistics of the norm are updated. The output is bfloat16 where autocast says so.
+    In training mode the running statistics of the norm are updated. The output is bfloat16 where
+    autocast says so.
 
     ``layers`` are the convolution, padded by half its kernel, and the norm.
 
@@ -127,7 +139,9 @@ def first_block(layers: tuple[nn.Conv1d, nn.BatchNorm1d], codes: Tensor, way: Wa
             folded = fold(conv, norm, counted_moments(rows, kernel) if norm.training else None)
             y = cast("Tensor", _Lookup.apply(rows, table(folded), kernel, low))  # type: ignore[no-untyped-call]
         else:
-            x = nn.functional.pad(one_hot(codes, way.ambiguous, conv.weight.dtype), (0, 0, kernel // 2, kernel // 2))
+            x = nn.functional.pad(
+                one_hot(codes, way.ambiguous, conv.weight.dtype), (0, 0, kernel // 2, kernel // 2)
+            )
             folded = fold(conv, norm, moments(x, kernel) if norm.training else None)
             dtype = torch.bfloat16 if low else conv.weight.dtype
             windows = pooled_windows(x.to(dtype), kernel, pool)
@@ -141,7 +155,10 @@ def first_block(layers: tuple[nn.Conv1d, nn.BatchNorm1d], codes: Tensor, way: Wa
 
 
 def moments(x: Tensor, kernel: int) -> Moments:
-    """Return the moments of all windows of padded columns ``(n, L, 4)``; sums of 0, 1/4 and 1 are exact."""
+    """Return the moments of all windows of padded columns ``(n, L, 4)``.
+
+    Sums of 0, 1/4 and 1 are exact.
+    """
     size = 4 * kernel
     total, n = torch.zeros(size + 1, size, dtype=torch.float64, device=x.device), 0
     for rows in torch.split(x, _ROWS if x.device.type == "cpu" else len(x)):
@@ -153,26 +170,34 @@ def moments(x: Tensor, kernel: int) -> Moments:
 
 
 def fold(conv: nn.Conv1d, norm: nn.BatchNorm1d, found: Moments | None) -> Folded:
-    """Put batch norm into a convolution: with the statistics of a batch, or (None) the running ones.
+    """Put batch norm into a convolution.
+
+    With the statistics of a batch, or (None) the running ones.
 
     A batch that processes share has those of the whole.
 
-    Those of a batch are functions of the weights, and are differentiated. Running statistics are updated with them.
-    """
+    Those of a batch are functions of the weights, and are differentiated. Running statistics are
+    updated with them."""
     weight, bias = conv.weight, cast("Tensor", conv.bias)
     if found is None:
         scale = norm.weight * torch.rsqrt(_running(norm)[1] + norm.eps)
-        return Folded(weight * scale[:, None, None], norm.bias + (bias - _running(norm)[0]) * scale)
+        return Folded(
+            weight * scale[:, None, None], norm.bias + (bias - _running(norm)[0]) * scale
+        )
     if isinstance(norm, SharedNorm):
         found = of_all(found, norm.group)
     w = weight.transpose(1, 2).flatten(1).double()
     mean = w @ found.mean
     variance = ((w @ found.second) * w).sum(dim=1) - mean.square()
-    for running, new in zip(_running(norm), (mean + bias, variance * (found.n / (found.n - 1))), strict=True):
+    for running, new in zip(
+        _running(norm), (mean + bias, variance * (found.n / (found.n - 1))), strict=True
+    ):
         running.lerp_(new.detach().to(running.dtype), cast("float", norm.momentum))
     cast("Tensor", norm.num_batches_tracked).add_(1)
     scale = norm.weight * torch.rsqrt(variance.clamp_min(0) + norm.eps).to(weight.dtype)
-    return Folded(weight * scale[:, None, None], norm.bias - mean.to(weight.dtype) * scale + 0 * bias)
+    return Folded(
+        weight * scale[:, None, None], norm.bias - mean.to(weight.dtype) * scale + 0 * bias
+    )
 
 
 def _running(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -210,8 +235,13 @@ class _Pooled(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
         windows, y, which = ctx.saved_tensors
         pool: int = ctx.pool
-        shape, dtype = (windows.shape[1] - 4 * (pool - 1), y.shape[1]), torch.promote_types(torch.float32, y.dtype)
-        weight, bias = (torch.zeros(size, dtype=dtype, device=y.device) for size in (shape, shape[1:]))
+        shape, dtype = (
+            (windows.shape[1] - 4 * (pool - 1), y.shape[1]),
+            torch.promote_types(torch.float32, y.dtype),
+        )
+        weight, bias = (
+            torch.zeros(size, dtype=dtype, device=y.device) for size in (shape, shape[1:])
+        )
         for rows in _steps(windows):
             g = gradient[rows] * (y[rows] > 0)
             bias += g.sum(dim=0, dtype=bias.dtype)
@@ -242,7 +272,10 @@ def _words(length: int) -> Tensor:
 
 
 def table(folded: Folded) -> Tensor:
-    """Return what each word adds: ``5^(k // 2)`` left parts of a window, then all right parts, ``(words, C)``."""
+    """Return what each word adds.
+
+    ``5^(k // 2)`` left parts of a window, then all right parts, ``(words, C)``.
+    """
     kernel = folded.weight.shape[2]
     weight, cut = folded.weight.permute(2, 1, 0).flatten(0, 1), 4 * (kernel // 2)
     left = _words(kernel // 2) @ weight[:cut]
@@ -251,7 +284,9 @@ def table(folded: Folded) -> Tensor:
 
 def counted_moments(codes: Tensor, kernel: int) -> Moments:
     """Return the moments of all windows of codes ``(n, L)`` of 0 to 4, from counts of pairs of letters."""
-    counts = sum(_together(lambda lo, hi: _pairs(codes.numpy()[lo:hi], kernel), _parts(len(codes))))
+    counts = sum(
+        _together(lambda lo, hi: _pairs(codes.numpy()[lo:hi], kernel), _parts(len(codes)))
+    )
     first, second = np.triu_indices(kernel, 1)
     counts[second, :, first] = counts[first, :, second].transpose(0, 2, 1)
     square = torch.from_numpy(counts[:, :4, :, :4].reshape(4 * kernel, 4 * kernel) / codes.numel())
@@ -259,7 +294,10 @@ def counted_moments(codes: Tensor, kernel: int) -> Moments:
 
 
 class _Lookup(torch.autograd.Function):
-    """Sum of two rows of the table per window, largest of three, ReLU: ``(n, L // 3, C)``, in bfloat16 if ``low``."""
+    """Sum of two rows of the table per window, largest of three, ReLU.
+
+    ``(n, L // 3, C)``, in bfloat16 if ``low``.
+    """
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, known: Tensor, kernel: int, low: bool) -> Tensor:
@@ -268,7 +306,10 @@ class _Lookup(torch.autograd.Function):
         which = torch.empty(shape, dtype=torch.uint8)
         letters, rows, outputs = codes.numpy(), known.detach().numpy(), (*_both(y), which.numpy())
         _together(
-            lambda lo, hi: _forward(letters[lo:hi], rows, kernel, *(out[lo:hi] for out in outputs)), _parts(len(codes))
+            lambda lo, hi: _forward(
+                letters[lo:hi], rows, kernel, *(out[lo:hi] for out in outputs)
+            ),
+            _parts(len(codes)),
         )
         ctx.save_for_backward(codes, which)
         ctx.sizes = known.shape, kernel
@@ -282,12 +323,17 @@ class _Lookup(torch.autograd.Function):
         made, given = torch.zeros(shape), _both(gradient.contiguous())
         # channels are shared out, not rows, so that no sum depends on the number of threads
         parts = _parts(shape[1], least=_CHANNELS)
-        _together(lambda lo, hi: _backward(codes, *given, which, made.numpy(), kernel, (lo, hi)), parts)
+        _together(
+            lambda lo, hi: _backward(codes, *given, which, made.numpy(), kernel, (lo, hi)), parts
+        )
         return None, made, None, None
 
 
 def _both(values: Tensor) -> tuple[Array, Array]:
-    """Return an array as float32 and as the bits of bfloat16; the one that it is not has no channels."""
+    """Return an array as float32 and as the bits of bfloat16.
+
+    The one that it is not has no channels.
+    """
     empty = np.empty((*values.shape[:2], 0), dtype=np.float32)
     if values.dtype == torch.bfloat16:
         return empty, values.view(torch.int16).numpy().view(np.uint16)
@@ -296,7 +342,11 @@ def _both(values: Tensor) -> tuple[Array, Array]:
 
 def _parts(n: int, least: int = 1) -> list[tuple[int, int]]:
     """Cut n into as many parts as PyTorch uses threads."""
-    edges = np.linspace(0, n, max(min(torch.get_num_threads(), n // least), 1) + 1).astype(int).tolist()
+    edges = (
+        np.linspace(0, n, max(min(torch.get_num_threads(), n // least), 1) + 1)
+        .astype(int)
+        .tolist()
+    )
     return list(itertools.pairwise(edges))
 
 
@@ -322,9 +372,13 @@ def _pairs(codes: Array, kernel: int) -> Array:
             for lag in range(min(kernel, length - i)):
                 lags[lag, row[i], row[i + lag]] += 1
         for k in range(kernel):
-            for m in range(k, kernel):  # pairs that no window has there, since it would begin beyond the ends
+            for m in range(
+                k, kernel
+            ):  # pairs that no window has there, since it would begin beyond the ends
                 _uncount(row, m - k, range(min(k - half, length - m + k)), counts[k, :, m])
-                _uncount(row, m - k, range(max(0, length + k - half), length - m + k), counts[k, :, m])
+                _uncount(
+                    row, m - k, range(max(0, length + k - half), length - m + k), counts[k, :, m]
+                )
     for k in range(kernel):
         for m in range(k, kernel):
             counts[k, :, m] += lags[m - k]
@@ -384,12 +438,20 @@ def _forward(codes: Array, known: Array, kernel: int, y: Array, bits: Array, whi
             for c in range(len(whole)):
                 whole[c] = top[c]
             for c in range(len(rounded)):
-                rounded[c] = np.uint16((raw[c] + np.uint32(0x7FFF) + ((raw[c] >> 16) & np.uint32(1))) >> 16)
+                rounded[c] = np.uint16(
+                    (raw[c] + np.uint32(0x7FFF) + ((raw[c] >> 16) & np.uint32(1))) >> 16
+                )
 
 
 @compiled
 def _backward(
-    codes: Array, gradient: Array, bits: Array, which: Array, sums: Array, kernel: int, span: tuple[int, int]
+    codes: Array,
+    gradient: Array,
+    bits: Array,
+    which: Array,
+    sums: Array,
+    kernel: int,
+    span: tuple[int, int],
 ) -> None:
     """Add the gradient to the rows of the table that were read, for the channels of ``span``."""
     n, positions, _ = which.shape
@@ -400,7 +462,11 @@ def _backward(
     for row in range(n):
         _number(codes[row], kernel, numbers)
         for p in range(positions):
-            whole, rounded, place = gradient[row, p, lo:hi], bits[row, p, lo:hi], which[row, p, lo:hi]
+            whole, rounded, place = (
+                gradient[row, p, lo:hi],
+                bits[row, p, lo:hi],
+                which[row, p, lo:hi],
+            )
             for c in range(len(whole)):
                 g[c] = whole[c]
             for c in range(len(rounded)):

@@ -23,9 +23,9 @@ def permutation(n: int, seed: int) -> Indices:
 def split_groups(groups: Indices, n_second: int, seed: int) -> tuple[Indices, Indices]:
     """Choose ``n_second`` rows for the second part; return indices of both parts, rising.
 
-    Groups go to the second part in the order of the `permutation` as long as they fit; if none does, the smallest one
-    goes, unless it is the only one. If every row is a group, these are the first ``n_second`` rows of the permutation.
-    """
+    Groups go to the second part in the order of the `permutation` as long as they fit; if none
+    does, the smallest one goes, unless it is the only one. If every row is a group, these are the
+    first ``n_second`` rows of the permutation."""
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     _, first = np.unique(group[permutation(len(group), seed)], return_index=True)
     chosen, left = np.zeros(len(sizes), dtype=np.bool_), n_second
@@ -38,7 +38,10 @@ def split_groups(groups: Indices, n_second: int, seed: int) -> tuple[Indices, In
 
 
 def joined(first: Indices, second: Indices) -> Indices:
-    """Join two groupings (numbers from 0): rows that share a group of either, or are linked by such, are of one."""
+    """Join two groupings (numbers from 0).
+
+    Rows that share a group of either, or are linked by such, are of one.
+    """
     made = np.arange(len(first))
     while True:
         before = made

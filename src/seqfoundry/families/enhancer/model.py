@@ -1,13 +1,15 @@
-"""The DeepSTARR network for several cell types: shape, training, validation and prediction (PyTorch).
+"""The DeepSTARR network for several cell types.
 
-Four blocks of convolution, batch norm, ReLU and max pool, two dense layers, and a linear head with one output per cell
-type. Settings of the mission (pool 3, 512 bases, 14 outputs) give 348,302 parameters; of the mission's own figures, its
-flattened 120 x 6 and its file of 1.4 MB agree with that, its "about 1 M" does not.
+Shape, training, validation and prediction (PyTorch).
 
-Sequences come as codes. Then the first block is computed as `stem` describes and the others as convolutions of images
-one pixel high, which lie in memory channel by channel; weights and results are those of the plain layers up to
-rounding. One-hot columns go through the plain layers.
-"""
+Four blocks of convolution, batch norm, ReLU and max pool, two dense layers, and a linear head with
+one output per cell type. Settings of the mission (pool 3, 512 bases, 14 outputs) give 348,302
+parameters; of the mission's own figures, its flattened 120 x 6 and its file of 1.4 MB agree with
+that, its "about 1 M" does not.
+
+Sequences come as codes. Then the first block is computed as `stem` describes and the others as
+convolutions of images one pixel high, which lie in memory channel by channel; weights and results
+are those of the plain layers up to rounding. One-hot columns go through the plain layers."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,12 +49,17 @@ def choose_device(device: str) -> torch.device:
     """
     has_gpu = torch.cuda.is_available()
     if device == "gpu" and not has_gpu:
-        raise ConfigError("--device gpu: must be on a machine with a GPU that PyTorch can use, got none")
+        raise ConfigError(
+            "--device gpu: must be on a machine with a GPU that PyTorch can use, got none"
+        )
     return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
 
 
 class Network(nn.Module):
-    """What `predict` needs: ``length`` bases go in, ``n_out`` activities and an embedding come out."""
+    """What `predict` needs.
+
+    ``length`` bases go in, ``n_out`` activities and an embedding come out.
+    """
 
     length: int
     n_out: int
@@ -83,21 +90,31 @@ class DeepStarr(Network):
     def __init__(self, config: Config) -> None:
         super().__init__()
         shape = config.network
-        self.length, self.n_out, self.width = config.seq_len, len(config.cell_types), shape.dense[1]
+        self.length, self.n_out, self.width = (
+            config.seq_len,
+            len(config.cell_types),
+            shape.dense[1],
+        )
         self.engine, self.pool, self.ambiguous = config.train.engine, shape.pool, config.ambiguous
         layers: list[nn.Module] = []
         size = self.length
-        for n_in, n_out, kernel in zip((4, *shape.channels[:-1]), shape.channels, shape.kernels, strict=True):
+        for n_in, n_out, kernel in zip(
+            (4, *shape.channels[:-1]), shape.channels, shape.kernels, strict=True
+        ):
             conv = nn.Conv1d(n_in, n_out, kernel, padding=kernel // 2)
             layers += [conv, nn.BatchNorm1d(n_out), nn.ReLU(), nn.MaxPool1d(self.pool)]
             size = (size + 1 - kernel % 2) // self.pool
         if size < 1:
             least = self.pool ** len(shape.channels)
-            raise ConfigError(f"seq_len: must be at least {least} with pool {self.pool}, got {self.length}")
+            raise ConfigError(
+                f"seq_len: must be at least {least} with pool {self.pool}, got {self.length}"
+            )
         self.encoder = nn.Sequential(*layers)
         first, second = shape.dense
         dense = [nn.Linear(shape.channels[-1] * size, first), nn.ReLU(), nn.Dropout(shape.dropout)]
-        self.dense = nn.Sequential(*dense, nn.Linear(first, second), nn.ReLU(), nn.Dropout(shape.dropout))
+        self.dense = nn.Sequential(
+            *dense, nn.Linear(first, second), nn.ReLU(), nn.Dropout(shape.dropout)
+        )
         self.head = nn.Linear(second, self.n_out)
 
     def predict_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +125,10 @@ class DeepStarr(Network):
     def _features(self, x: Tensor) -> Tensor:
         if x.dtype.is_floating_point:
             return cast("Tensor", self.encoder(x))
-        blocks = [cast("tuple[nn.Conv1d, nn.BatchNorm1d]", self.encoder[i : i + 2]) for i in range(0, 16, 4)]
+        blocks = [
+            cast("tuple[nn.Conv1d, nn.BatchNorm1d]", self.encoder[i : i + 2])
+            for i in range(0, 16, 4)
+        ]
         weight = blocks[0][0].weight
         way = Way(self.engine, self.pool, self.ambiguous)
         if way.engine_on(weight) == "eager":
@@ -120,30 +140,48 @@ class DeepStarr(Network):
 
 
 def _normed(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """Convolve and normalise ``(n, I, 1, L)``; as in the first block, the bias is left out in training."""
+    """Convolve and normalise ``(n, I, 1, L)``.
+
+    As in the first block, the bias is left out in training.
+    """
     padding = 0, conv.kernel_size[0] // 2
     if not norm.training:
         weight, bias = fold(conv, norm, None)
         return nn.functional.conv2d(x, weight[:, :, None], bias, padding=padding)
     if isinstance(norm, SharedNorm):
         bias = cast("Tensor", conv.bias).detach()
-        return cast("Tensor", norm(nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding)))
+        return cast(
+            "Tensor", norm(nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding))
+        )
     y = nn.functional.conv2d(x, conv.weight[:, :, None], padding=padding)
     bias, running = cast("Tensor", conv.bias), cast("Tensor", norm.running_mean)
-    shift, mean, momentum = norm.bias + 0 * bias, running - bias.detach(), cast("float", norm.momentum)
-    y = nn.functional.batch_norm(y, mean, norm.running_var, norm.weight, shift, True, momentum, norm.eps)
+    shift, mean, momentum = (
+        norm.bias + 0 * bias,
+        running - bias.detach(),
+        cast("float", norm.momentum),
+    )
+    y = nn.functional.batch_norm(
+        y, mean, norm.running_var, norm.weight, shift, True, momentum, norm.eps
+    )
     running.copy_(mean + bias.detach())
     cast("Tensor", norm.num_batches_tracked).add_(1)
     return y
 
 
 class Ensemble(Network):
-    """Mean of the activities of several networks; the embedding is that of the first, since others have other axes."""
+    """Mean of the activities of several networks.
+
+    The embedding is that of the first, since others have other axes.
+    """
 
     def __init__(self, networks: Sequence[Network]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.length, self.n_out, self.width = networks[0].length, networks[0].n_out, networks[0].width
+        self.length, self.n_out, self.width = (
+            networks[0].length,
+            networks[0].n_out,
+            networks[0].width,
+        )
 
     def each(self, x: Tensor) -> Tensor:
         """Return the activities that every network gives, ``(k, n, n_out)``."""
@@ -157,7 +195,10 @@ class Ensemble(Network):
 
 
 def build(config: Config, *, seed: int | None = None) -> DeepStarr:
-    """Return a network with random weights, which the seed (default: that of the settings) alone decides."""
+    """Return a network with random weights, which the seed (default.
+
+    That of the settings) alone decides.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
         return DeepStarr(config)
@@ -169,7 +210,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], where: str) -> No
     Raises
     ------
     ModelError
-        If names are missing or unknown, a shape is another, or a number is not finite; nothing is changed then.
+        If names are missing or unknown, a shape is another, or a number is not finite; nothing is
+        changed then.
     """
     own = model.state_dict()
     if weights and all(name.startswith("module.") for name in weights):
@@ -177,7 +219,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], where: str) -> No
     faults = [f"{name} missing" for name in own if name not in weights]
     if faults := faults + [f"{name} unknown" for name in weights if name not in own]:
         raise ModelError(
-            f"{where}: must hold the {len(own)} weights of {type(model).__name__}, got {', '.join(faults)}"
+            f"{where}: must hold the {len(own)} weights of {type(model).__name__}, got "
+            f"{', '.join(faults)}"
         )
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
@@ -203,8 +246,12 @@ def lowered(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def predict(model: Network, codes: Codes, *, precision: str = "float32", batch_size: int = BATCH) -> Outputs:
-    """Return activities and embeddings of codes ``(n, L)``, batch by batch; the network does not change. n may be 0.
+def predict(
+    model: Network, codes: Codes, *, precision: str = "float32", batch_size: int = BATCH
+) -> Outputs:
+    """Return activities and embeddings of codes ``(n, L)``, batch by batch.
+
+    The network does not change. n may be 0.
 
     Raises
     ------
@@ -214,7 +261,9 @@ def predict(model: Network, codes: Codes, *, precision: str = "float32", batch_s
     if codes.ndim != 2 or codes.shape[1] != model.length:
         raise InputError(f"codes: shape must be (sequences, {model.length}), got {codes.shape}")
     device, was_training = next(model.parameters()).device, model.training
-    made = Outputs(*(np.empty((len(codes), size), dtype=np.float32) for size in (model.n_out, model.width)))
+    made = Outputs(
+        *(np.empty((len(codes), size), dtype=np.float32) for size in (model.n_out, model.width))
+    )
     model.eval()
     try:
         with torch.inference_mode(), lowered(device, precision):
@@ -230,28 +279,40 @@ def predict(model: Network, codes: Codes, *, precision: str = "float32", batch_s
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     made = torch.from_numpy(np.array(array))  # a copy: memory maps cannot be written
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    return (
+        made.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else made.to(device)
+    )
 
 
 # ---- training
 
 
 def squared_error(predicted: Tensor, measured: Tensor) -> tuple[Tensor, int]:
-    """Return the mean square over what was measured (not NaN), and how many that are; 0 and 0 if nothing was."""
+    """Return the mean square over what was measured (not NaN), and how many that are.
+
+    0 and 0 if nothing was.
+    """
     there = torch.isfinite(measured)
     n = int(there.sum())
     return torch.where(there, predicted.float() - measured, 0).square().sum() / max(n, 1), n
 
 
 def begin_at_means(head: nn.Linear, activities: Values) -> None:
-    """Set the bias of a head to the mean of what was measured in each column; 0 where nothing was."""
+    """Set the bias of a head to the mean of what was measured in each column.
+
+    0 where nothing was.
+    """
     there = np.isfinite(activities)
     total = np.where(there, activities, 0).sum(axis=0, dtype=np.float64)
     with torch.no_grad():
         head.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
 
 
-def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: str) -> None:
+def load_training(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: str
+) -> None:
     """Set weights and the optimizer's moments, so that training goes on as if it had not stopped.
 
     Raises
@@ -260,12 +321,16 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, state: Map
         If they are those of another network.
     """
     if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-        raise ModelError(f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}")
+        raise ModelError(
+            f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}"
+        )
     load_weights(model, state["model"], where)
     try:
         optimizer.load_state_dict(dict(state["optimizer"]))
     except (ValueError, KeyError) as error:
-        raise ModelError(f"{where}: must hold the optimizer of the network, got: {error}") from None
+        raise ModelError(
+            f"{where}: must hold the optimizer of the network, got: {error}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -280,13 +345,19 @@ class Training:
 
     @classmethod
     def start(
-        cls, config: Config, activities: Values, *, device: str = "cpu", member: int = 0, group: Group | None = None
+        cls,
+        config: Config,
+        activities: Values,
+        *,
+        device: str = "cpu",
+        member: int = 0,
+        group: Group | None = None,
     ) -> Self:
         """Begin with random weights; ``member`` k of an ensemble has the seed of the settings + k.
 
-        With ``head_bias: mean`` outputs begin at the means of the ``activities`` trained on; raises as `DeepStarr`,
-        and ConfigError if batches are too small for the processes that share them.
-        """
+        With ``head_bias: mean`` outputs begin at the means of the ``activities`` trained on;
+        raises as `DeepStarr`, and ConfigError if batches are too small for the processes that
+        share them."""
         if group is not None and config.train.batch_size < 2 * group.size > 2:
             raise ConfigError(
                 f"train.batch_size: must be {2 * group.size} or more with {group.size} processes, "
@@ -298,7 +369,9 @@ class Training:
         group = Group(device=choose_device(device).type) if group is None else group
         model = model.to(group.device)
         share_norms(model, group)
-        adamw = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        adamw = torch.optim.AdamW(
+            model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
         return cls(model, adamw, config, config.seed + member, group)
 
     @property
@@ -320,8 +393,8 @@ class Training:
     def step(self, codes: Codes, activities: Values) -> tuple[float, int]:
         """Take one step on a batch, of which this process has its share.
 
-        Return the mean square before it over all that was measured in the whole batch, and of how many numbers.
-        """
+        Return the mean square before it over all that was measured in the whole batch, and of how
+        many numbers."""
         mine = self.group.share(len(codes))
         with lowered(self.device, self.config.train.precision):
             predicted = self.model(_tensor(codes[mine], self.device))
@@ -335,7 +408,9 @@ class Training:
         return float(self.group.sum(part.detach())), total
 
 
-def augmented(codes: Codes, lengths: Indices, config: Config, stream: np.random.Generator) -> Codes:
+def augmented(
+    codes: Codes, lengths: Indices, config: Config, stream: np.random.Generator
+) -> Codes:
     """Turn half of the rows to the other strand, and move rows by up to ``shift`` bases either way, if so set.
 
     What is moved beyond an end is lost, and nothing comes in.
@@ -345,20 +420,29 @@ def augmented(codes: Codes, lengths: Indices, config: Config, stream: np.random.
         turned = reverse_complement(codes, lengths, config.pad)
         codes = np.where(stream.random((n, 1)) < 0.5, turned, codes)
     if recipe.shift:
-        source = np.arange(size) - stream.integers(-recipe.shift, recipe.shift, (n, 1), endpoint=True)
+        source = np.arange(size) - stream.integers(
+            -recipe.shift, recipe.shift, (n, 1), endpoint=True
+        )
         inside = (source >= 0) & (source < size)
-        codes = np.where(inside, np.take_along_axis(codes, source.clip(0, size - 1), axis=1), np.uint8(NOTHING))
+        codes = np.where(
+            inside, np.take_along_axis(codes, source.clip(0, size - 1), axis=1), np.uint8(NOTHING)
+        )
     return codes
 
 
 def epoch(
-    training: Training, rows: Rows, chosen: Indices, number: int, watch: Callable[[], None] = lambda: None
+    training: Training,
+    rows: Rows,
+    chosen: Indices,
+    number: int,
+    watch: Callable[[], None] = lambda: None,
 ) -> float | None:
-    """Train on the ``chosen`` rows once, in batches of like size; a function of settings, state and ``number`` alone.
+    """Train on the ``chosen`` rows once, in batches of like size.
 
-    At least one must be chosen; epochs count from 0. ``watch`` is called before every step and may raise.
-    Returns the MSE of what was seen in passing, None if nothing of it was measured.
-    """
+    A function of settings, state and ``number`` alone.
+
+    At least one must be chosen; epochs count from 0. ``watch`` is called before every step and may
+    raise. Returns the MSE of what was seen in passing, None if nothing of it was measured."""
     training.model.train()
     total, count = 0.0, 0
     n_batches = -(-len(chosen) // training.config.train.batch_size)
@@ -378,7 +462,9 @@ def epoch(
 
 @contextmanager
 def _random(seed: int, number: int, training: Training) -> Iterator[np.random.Generator]:
-    """Give a stream of the epoch's own, and let dropout draw from another one; what the process had comes back.
+    """Give a stream of the epoch's own, and let dropout draw from another one.
+
+    What the process had comes back.
 
     All processes have the same stream, and dropout of their own.
     """

@@ -1,9 +1,9 @@
 """The served oracle: its files, and sequences in, activities by cell type and embeddings out.
 
-A model folder holds ``oracle.pt`` (the mission's file: state, settings, cell types; tensors and plain values only),
-``served.json`` (what the registry and ``apply`` must know), ``model.json`` (checksums) and, of an oracle with a
-backbone, ``backbone/`` with the frozen weights. No pickle that runs code is read.
-"""
+A model folder holds ``oracle.pt`` (the mission's file: state, settings, cell types; tensors and
+plain values only), ``served.json`` (what the registry and ``apply`` must know), ``model.json``
+(checksums) and, of an oracle with a backbone, ``backbone/`` with the frozen weights. No pickle
+that runs code is read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,23 @@ from seqfoundry.families.enhancer.backbones.probe import Probe
 from seqfoundry.families.enhancer.config import CELL_TYPES, REGISTERED, Config
 from seqfoundry.families.enhancer.data import NOTHING, Codes, encode, inset_of
 from seqfoundry.families.enhancer.effects import explain
-from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, Network, Outputs, choose_device, load_weights
+from seqfoundry.families.enhancer.model import (
+    DeepStarr,
+    Ensemble,
+    Network,
+    Outputs,
+    choose_device,
+    load_weights,
+)
 from seqfoundry.families.enhancer.model import predict as predict_network
 from seqfoundry.families.enhancer.scores.predictions import Panel
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
 FORMAT_VERSION = 1
-REQUIREMENTS = pinned("dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch")
+REQUIREMENTS = pinned(
+    "dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch"
+)
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")
 _SEQUENCES = ["ACGTTGCA" * 62, "ttagctnnCAGGTCATGAGTCATCC"]
@@ -45,10 +54,12 @@ ANSWER = pd.DataFrame(np.zeros((1, len(CELL_TYPES))), columns=list(CELL_TYPES))
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """A trained network with its settings, and what is known of its predictions; the scorers' interface.
+    """A trained network with its settings, and what is known of its predictions.
 
-    ``panel`` has the correlation of every cell on rows not trained on, and the spread of predictions and activities.
-    """
+    The scorers' interface.
+
+    ``panel`` has the correlation of every cell on rows not trained on, and the spread of
+    predictions and activities."""
 
     network: Network
     config: Config
@@ -61,20 +72,29 @@ class Oracle:
         return self.config.cell_types
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the network: auto, cpu, gpu, or a name that PyTorch knows; ConfigError if there is no GPU."""
+        """Move the network: auto, cpu, gpu, or a name that PyTorch knows.
+
+        ConfigError if there is no GPU.
+        """
         known = isinstance(device, str) and device in ("auto", "cpu", "gpu")
         self.network.to(choose_device(cast("str", device)) if known else device)
         return self
 
     def eval(self) -> Self:
-        """Do what the mission's scorers expect: predictions are always those of evaluation mode."""
+        """Do what the mission's scorers expect.
+
+        Predictions are always those of evaluation mode.
+        """
         self.network.eval()
         return self
 
-    def predict_and_embed(self, sequences: Sequence[str], loci: Sequence[str] | None = None) -> Outputs:
+    def predict_and_embed(
+        self, sequences: Sequence[str], loci: Sequence[str] | None = None
+    ) -> Outputs:
         """Return activities ``(n, C)`` and embeddings ``(n, d)`` in one pass; n may be 0.
 
-        ``loci`` (``chr1:100-600``) say where the flanks are from, if the backbone reads the genome.
+        ``loci`` (``chr1:100-600``) say where the flanks are from, if the backbone reads the
+        genome.
 
         Raises
         ------
@@ -88,7 +108,8 @@ class Oracle:
         if isinstance(self.network, Probe) and self.network.backbone.genome:
             if loci is None:
                 raise InputError(
-                    "locus: must be given for every sequence, since the backbone reads the genome, got none"
+                    "locus: must be given for every sequence, since the backbone reads the "
+                    "genome, got none"
                 )
             features = self.network.backbone.embed(codes, [locus_of(one) for one in loci])
             with torch.inference_mode():
@@ -98,11 +119,17 @@ class Oracle:
         return predict_network(self.network, codes)
 
     def predict_activity(self, sequences: str | Sequence[str]) -> NDArray[np.float32]:
-        """Return activities: ``(C,)`` of one sequence, ``(n, C)`` of a list; raises as `predict_and_embed`."""
+        """Return activities: ``(C,)`` of one sequence, ``(n, C)`` of a list.
+
+        Raises as `predict_and_embed`.
+        """
         return self._one_or_all(sequences, 0)
 
     def embed(self, sequences: str | Sequence[str]) -> NDArray[np.float32]:
-        """Return embeddings: ``(d,)`` of one sequence, ``(n, d)`` of a list; raises as `predict_and_embed`."""
+        """Return embeddings: ``(d,)`` of one sequence, ``(n, d)`` of a list.
+
+        Raises as `predict_and_embed`.
+        """
         return self._one_or_all(sequences, 1)
 
     def _one_or_all(self, sequences: str | Sequence[str], which: int) -> NDArray[np.float32]:
@@ -120,28 +147,47 @@ def load_oracle(path: str | Path) -> Oracle:
     Raises
     ------
     ModelError
-        If the file is missing or damaged, holds code, or weights of another network; the message names them.
+        If the file is missing or damaged, holds code, or weights of another network; the message
+        names them.
     """
     path = Path(path)
     path = path / "oracle.pt" if path.is_dir() else path
     content = read_weights(path)
     given = content.get("config")
     if not isinstance(given, Mapping) or not isinstance(content.get("state"), Mapping):
-        raise ModelError(f"{path}: must hold state and config, got {', '.join(map(str, content)) or 'nothing'}")
+        raise ModelError(
+            f"{path}: must hold state and config, got {', '.join(map(str, content)) or 'nothing'}"
+        )
     try:
         config: Config = build_plain(dict(given["settings"]), Config, origin=lambda _: str(path))
         panel = Panel(**{**given["panel"], "cell_types": config.cell_types})
         if given["oracle"] != config.oracle or tuple(given["cell_types"]) != config.cell_types:
-            raise ModelError(f"{path}: oracle and cell_types must be those of its settings, got others")
+            raise ModelError(
+                f"{path}: oracle and cell_types must be those of its settings, got others"
+            )
         beside = path.parent / "backbone"  # of a run's own oracle.pt it stands in the model folder
-        network = _network(config, beside if beside.is_dir() else path.parent / "model" / "backbone")
-        load_weights(network.head if isinstance(network, Probe) else network, content["state"], str(path))
+        network = _network(
+            config, beside if beside.is_dir() else path.parent / "model" / "backbone"
+        )
+        load_weights(
+            network.head if isinstance(network, Probe) else network, content["state"], str(path)
+        )
         return Oracle(network.eval(), config, panel, int(given["best_epoch"]))
-    except (ConfigError, InputError, MissingError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except (
+        ConfigError,
+        InputError,
+        MissingError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
         if isinstance(error, ModelError):
             raise
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else error
-        raise ModelError(f"{path}: must be an oracle of the enhancer family, got: {reason}") from None
+        raise ModelError(
+            f"{path}: must be an oracle of the enhancer family, got: {reason}"
+        ) from None
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
@@ -177,7 +223,8 @@ def save(model: Oracle, config: Config, folder: Path, *, simulated: bool = False
     state = network.head.state_dict() if isinstance(network, Probe) else network.state_dict()
     content = {
         "state": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
-        "config": _flat(config) | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
+        "config": _flat(config)
+        | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
         "cell_types": config.cell_types,
     }
     with files.bytes_written_whole(folder / "oracle.pt") as file:
@@ -194,9 +241,16 @@ def _flat(config: Config) -> dict[str, Any]:
     """Name settings as the mission's file does."""
     recipe, network = config.train, config.network
     keys = ("lr", "weight_decay", "batch_size", "epochs", "patience", "val_fraction")
-    shape = {key: getattr(network, key) for key in ("channels", "kernels", "pool", "dense", "dropout")}
+    shape = {
+        key: getattr(network, key) for key in ("channels", "kernels", "pool", "dense", "dropout")
+    }
     return {
-        **{"oracle": config.oracle, "cell_types": config.cell_types, "seq_len": config.seq_len, "seed": config.seed},
+        **{
+            "oracle": config.oracle,
+            "cell_types": config.cell_types,
+            "seq_len": config.seq_len,
+            "seed": config.seed,
+        },
         **{key: getattr(recipe, key) for key in keys},
         **(shape if config.oracle == "deepstarr_7cell" else {}),
         **{key: getattr(config, key) for key in ("pad", "truncate", "ambiguous", "nan_policy")},
@@ -205,7 +259,10 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All settings; paths mean nothing elsewhere, except that of a genome that must be read again."""
+    """All settings.
+
+    Paths mean nothing elsewhere, except that of a genome that must be read again.
+    """
     values: dict[str, Any] = to_dict(config)
     for key in _PATHS:
         part, _, name = key.partition(".")
@@ -217,33 +274,45 @@ def _plain_panel(panel: Panel) -> dict[str, Any]:
     """Write a panel as plain values."""
     names = ("predicted_mean", "predicted_sd", "activity_sd")
     arrays = {name: getattr(panel, name) for name in names}
-    lists = {name: None if array is None else np.asarray(array).tolist() for name, array in arrays.items()}
+    lists = {
+        name: None if array is None else np.asarray(array).tolist()
+        for name, array in arrays.items()
+    }
     return {"cell_types": list(panel.cell_types), "pearson": dict(panel.pearson), **lists}
 
 
 def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
     config, weak = oracle.config, [cell for cell in oracle.panel.cells if oracle.panel.weak(cell)]
-    kinds = {"deepstarr_7cell": "a DeepSTARR network", "enformer": "a linear head on a frozen Enformer trunk",
+    kinds = {"deepstarr_7cell": "a DeepSTARR network", "enformer": "a linear head on a frozen " "Enformer trunk",
              "sei": "a linear head on a frozen Sei trunk"}  # fmt: skip
     many = f" ({config.train.ensemble} networks, averaged)" if config.train.ensemble > 1 else ""
     limits = [
         f"Sequences are read as {config.seq_len} bases: longer ones are cut, shorter ones padded.",
-        "Columns differ in scale and offset: compare sequences within one cell type, or changes of one sequence.",
-        f"Cell types that it hardly knows (Pearson below 0.1 on held-out rows): {', '.join(weak) or 'none'}.",
+        "Columns differ in scale and offset: compare sequences within one cell type, or changes "
+        "of one sequence.",
+        "Cell types that it hardly knows (Pearson below 0.1 on held-out rows): "
+        f"{', '.join(weak) or 'none'}.",
     ]
     if simulated:
         limits.append("Trained and measured on simulated data only.")
     if config.oracle == "sei":
-        limits.append("The published weights of Sei are for academic and non-commercial research only.")
+        limits.append(
+            "The published weights of Sei are for academic and non-commercial research only."
+        )
     if config.backbone.tiny and config.oracle != "deepstarr_7cell":
-        limits.append("The backbone is a tiny one with random weights, for demonstration: it is no published model.")
+        limits.append(
+            "The backbone is a tiny one with random weights, for demonstration: it is no "
+            "published model."
+        )
     return {
         "format_version": FORMAT_VERSION,
         "family": "enhancer",
         "package_version": seqfoundry.__version__,
         "registered_name": REGISTERED[config.oracle],
-        "about": f"Activity of a DNA sequence in {len(oracle.panel.cells)} cell types by {kinds[config.oracle]}{many}; "
-        "`also` asks for embedding, mutagenesis or attribution (the latter two of the column `cell`).",
+        "about": f"Activity of a DNA sequence in {len(oracle.panel.cells)} cell types by "
+        f"{kinds[config.oracle]}{many}; "
+        "`also` asks for embedding, mutagenesis or attribution (the latter two of the column "
+        "`cell`).",
         "limits": limits,
         "input_columns": ["sequence", "also", "cell", *["locus"] * bool(config.backbone.genome)],
         "cell_types": list(config.cell_types),
@@ -261,7 +330,8 @@ def load(folder: Path) -> Oracle:
     Raises
     ------
     ModelError
-        If a file is missing or damaged, of another family, or of a format that this version cannot read.
+        If a file is missing or damaged, of another family, or of a format that this version cannot
+        read.
     """
     content = read_model_record(folder, "enhancer", FORMAT_VERSION, ("md5",))
     sums = content["md5"]
@@ -269,8 +339,14 @@ def load(folder: Path) -> Oracle:
         raise ModelError(f"{folder / 'model.json'}: must have the checksum of oracle.pt, got none")
     for name, wanted in sums.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file() or files.md5(path) != wanted:
-            raise ModelError(f"{path}: must have the checksum of model.json, got another or no file")
+        if (
+            not path.resolve().is_relative_to(folder.resolve())
+            or not path.is_file()
+            or files.md5(path) != wanted
+        ):
+            raise ModelError(
+                f"{path}: must have the checksum of model.json, got another or no file"
+            )
     return load_oracle(folder / "oracle.pt").to("auto").eval()
 
 
@@ -281,25 +357,32 @@ def example(oracle: Oracle) -> pd.DataFrame:
     """Make two legal rows: a long sequence, and a short one that asks for its embedding."""
     made = EXAMPLE.copy()
     made["cell"] = [None, oracle.panel.cells[0]]
-    return made.assign(locus=["chr1:100-600", "chr1:200-225"]) if oracle.config.backbone.genome else made
+    return (
+        made.assign(locus=["chr1:100-600", "chr1:200-225"])
+        if oracle.config.backbone.genome
+        else made
+    )
 
 
 def predict(model: Oracle, frame: pd.DataFrame) -> pd.DataFrame:
     """Predict the activities of sequences; new columns only, same index, same order.
 
-    A row has ``sequence``; it may have ``also``: words of embedding, mutagenesis and attribution, and ``cell``: the
-    column that the latter two explain (default: the first). If the backbone reads the genome, ``locus`` is needed.
+    A row has ``sequence``; it may have ``also``: words of embedding, mutagenesis and attribution,
+    and ``cell``: the column that the latter two explain (default: the first). If the backbone
+    reads the genome, ``locus`` is needed.
 
     Returns
     -------
-    A column of activities per cell type; if any row asks for them: ``embedding`` (list of numbers), ``mutagenesis``
-    (list of ``position``, ``ref``, ``alt``, ``effect``: the change of activity) and ``attribution`` (list of
-    ``position``, ``base``, ``score``), None for rows that do not ask.
+    A column of activities per cell type; if any row asks for them: ``embedding`` (list of
+    numbers), ``mutagenesis`` (list of ``position``, ``ref``, ``alt``, ``effect``: the change of
+    activity) and ``attribution`` (list of ``position``, ``base``, ``score``), None for rows that
+    do not ask.
 
     Raises
     ------
     InputError
-        If a column is missing, a sequence is not legal, or a word or cell is unknown; rows are counted from 0.
+        If a column is missing, a sequence is not legal, or a word or cell is unknown; rows are
+        counted from 0.
     """
     if "sequence" not in frame:
         raise InputError(f"enhancer: must have the column sequence, got {list(frame.columns)}")
@@ -312,7 +395,10 @@ def predict(model: Oracle, frame: pd.DataFrame) -> pd.DataFrame:
     if any("embedding" in words for words in asked):
         wanted = ["embedding" in words for words in asked]
         made["embedding"] = _objects(
-            [row.tolist() if want else None for row, want in zip(found.embeddings, wanted, strict=True)]
+            [
+                row.tolist() if want else None
+                for row, want in zip(found.embeddings, wanted, strict=True)
+            ]
         )
     for word, explained in (("mutagenesis", _mutagenesis), ("attribution", _attribution)):
         if any(word in words for words in asked):
@@ -342,7 +428,9 @@ def _is_given(value: Any) -> bool:
 def _words(row: int, value: Any) -> tuple[str, ...]:
     words = tuple(str(value).split()) if _is_given(value) else ()
     if unknown := [word for word in words if word not in _WORDS]:
-        raise InputError(f"row {row}: also must be words of {', '.join(_WORDS)}, got {unknown[0]!r}")
+        raise InputError(
+            f"row {row}: also must be words of {', '.join(_WORDS)}, got {unknown[0]!r}"
+        )
     return words
 
 
@@ -350,14 +438,21 @@ def _cell_column(row: int, value: Any, model: Oracle) -> int:
     if not _is_given(value):
         return model.cell_types.index(model.panel.cells[0])
     if value not in model.cell_types:
-        raise InputError(f"row {row}: cell must be one of {', '.join(model.cell_types)}, got {value!r}")
+        raise InputError(
+            f"row {row}: cell must be one of {', '.join(model.cell_types)}, got {value!r}"
+        )
     return model.cell_types.index(value)
 
 
 def _mutagenesis(model: Oracle, codes: Codes, column: int, inset: int) -> list[dict[str, Any]]:
     effects = explain.mutagenesis(model.network, codes, column)
     return [
-        {"position": i - inset, "ref": "ACGT"[code], "alt": "ACGT"[base], "effect": float(effects[i, base])}
+        {
+            "position": i - inset,
+            "ref": "ACGT"[code],
+            "alt": "ACGT"[base],
+            "effect": float(effects[i, base]),
+        }
         for i, code in enumerate(codes.tolist())
         if code != NOTHING
         for base in range(NOTHING)

@@ -1,4 +1,6 @@
-"""Panels with known activity: sequences, noisy activities of a known ceiling, designs (T1) and edits (T3) in order.
+"""Panels with known activity.
+
+Sequences, noisy activities of a known ceiling, designs (T1) and edits (T3) in order.
 
 The same settings give the same bytes on every machine: see `grammar`; what is written is rounded.
 """
@@ -37,17 +39,21 @@ _COUNTED = 10_000  # statistics of links are whole numbers of this unit
 
 
 def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
-    """Write a panel as ``data/enhancer``: rows to learn from and to test with, their ceilings, and example predictions.
+    """Write a panel as ``data/enhancer``.
 
-    ``train.jsonl`` and ``test.jsonl``: ``id``, ``sequence``, ``cell_activities`` (raw and corrected), ``cell`` (that
-    its motifs were chosen for), ``gc``, ``motifs`` (planted sites) and ``signal`` (the raw activities without noise).
-    ``ceiling.json``: Pearson correlation of signal and activity by column, and how often the signal is highest in the
-    cell meant. ``panel.json``: motifs, weights, calibration and citation. ``example/predictions_t1.jsonl`` and
-    ``_t3.jsonl``: designs and edits of systems whose order is known. ``manifest.json``.
+    Rows to learn from and to test with, their ceilings, and example predictions.
 
-    The raw activity of a cell is its signal (`grammar.motifs.signal`, calibrated on the training rows) plus normal
-    noise, such that the correlation of both is ``ceilings``. In the corrected columns an activity whose link is not
-    significant (Benjamini-Hochberg over the training rows of the cell) is replaced by the mean.
+    ``train.jsonl`` and ``test.jsonl``: ``id``, ``sequence``, ``cell_activities`` (raw and
+    corrected), ``cell`` (that its motifs were chosen for), ``gc``, ``motifs`` (planted sites) and
+    ``signal`` (the raw activities without noise). ``ceiling.json``: Pearson correlation of signal
+    and activity by column, and how often the signal is highest in the cell meant. ``panel.json``:
+    motifs, weights, calibration and citation. ``example/predictions_t1.jsonl`` and ``_t3.jsonl``:
+    designs and edits of systems whose order is known. ``manifest.json``.
+
+    The raw activity of a cell is its signal (`grammar.motifs.signal`, calibrated on the training
+    rows) plus normal noise, such that the correlation of both is ``ceilings``. In the corrected
+    columns an activity whose link is not significant (Benjamini-Hochberg over the training rows of
+    the cell) is replaced by the mean.
 
     Returns
     -------
@@ -64,17 +70,26 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
     """
     settings = config.simulate
     if config.cell_types != CELL_TYPES:
-        raise ConfigError(f"cell_types: must be {list(CELL_TYPES)} to simulate, got {list(config.cell_types)}")
+        raise ConfigError(
+            f"cell_types: must be {list(CELL_TYPES)} to simulate, got {list(config.cell_types)}"
+        )
     file = Path(settings.motifs)
     source = Source(settings, read_recipe(file, settings.panel), config.seed)
     sizes = {"train": settings.train_rows, "test": settings.test_rows}
     drawn = {split: source.draw(split, n) for split, n in sizes.items()}
-    panel = replace(source.panel, calibration=calibrate(latent(drawn["train"].codes, source.panel), config))
+    panel = replace(
+        source.panel, calibration=calibrate(latent(drawn["train"].codes, source.panel), config)
+    )
     signals = {split: rounded(signal(part.codes, panel)) for split, part in drawn.items()}
     raw = {split: raw_activities(signals[split], drawn[split].noise, config) for split in sizes}
     critical = critical_links(raw["train"], drawn["train"].noise, config, panel)
-    activities = {split: corrected(raw[split], drawn[split].noise, critical, config, panel) for split in sizes}
-    ceilings = {split: _ceiling(signals[split], activities[split], drawn[split].cells) for split in sizes}
+    activities = {
+        split: corrected(raw[split], drawn[split].noise, critical, config, panel)
+        for split in sizes
+    }
+    ceilings = {
+        split: _ceiling(signals[split], activities[split], drawn[split].cells) for split in sizes
+    }
     known = Source(settings, panel, config.seed)
     with folder_written_whole(out) as folder:
         for split in sizes:
@@ -87,12 +102,22 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
             "edits": write_lines(example / "predictions_t3.jsonl", edit_tasks(known)),
         }
         targets = dict(zip(RAW_CELLS, settings.ceilings, strict=True))
-        write_json(folder / "ceiling.json", {"cell_types": list(CELL_TYPES), "target": targets, **ceilings})
+        write_json(
+            folder / "ceiling.json",
+            {"cell_types": list(CELL_TYPES), "target": targets, **ceilings},
+        )
         origin = {"name": settings.panel, "seed": config.seed, "source": _citation(file)}
         write_json(folder / "panel.json", {**panel.as_dict(), **origin})
-        manifest = {"family": "enhancer", "format_version": FORMAT_VERSION, "cell_types": list(CELL_TYPES)}
+        manifest = {
+            "family": "enhancer",
+            "format_version": FORMAT_VERSION,
+            "cell_types": list(CELL_TYPES),
+        }
         splits = {split: {"rows": n} for split, n in sizes.items()}
-        write_json(folder / "manifest.json", {**manifest, "splits": splits, "examples": counts, "seed": config.seed})
+        write_json(
+            folder / "manifest.json",
+            {**manifest, "splits": splits, "examples": counts, "seed": config.seed},
+        )
     return {**sizes, **counts, "ceiling": ceilings["test"]["pearson_mean_raw"]}
 
 
@@ -103,8 +128,14 @@ def _citation(file: Path) -> Any:
 def calibrate(z: Integers, config: Config) -> Calibration:
     """Choose offset and gain such that signals have the wanted mean and, with noise added, the wanted spread."""
     n = len(z)
-    total, squares = z.sum(axis=0).tolist(), (z * z).sum(axis=0).tolist()  # whole: no order of additions matters
-    variance = [max(n * square - one * one, 1) / (n * UNIT) ** 2 for one, square in zip(total, squares, strict=True)]
+    total, squares = (
+        z.sum(axis=0).tolist(),
+        (z * z).sum(axis=0).tolist(),
+    )  # whole: no order of additions matters
+    variance = [
+        max(n * square - one * one, 1) / (n * UNIT) ** 2
+        for one, square in zip(total, squares, strict=True)
+    ]
     gain = config.simulate.activity_sd * np.array(config.simulate.ceilings) / np.sqrt(variance)
     centre = np.array(total) / (n * UNIT)
     return Calibration(
@@ -136,27 +167,41 @@ def _links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> Integers
 
 
 def critical_links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> Integers:
-    """Find the lowest significant statistic of each cell (Benjamini-Hochberg); one that none reaches if none is."""
+    """Find the lowest significant statistic of each cell (Benjamini-Hochberg).
+
+    One that none reaches if none is.
+    """
     made = []
     for column in _links(raw, noise, config, panel).T:
         ordered = np.sort(column)[::-1]
-        chances = np.array([math.erfc(value / _COUNTED / math.sqrt(2)) for value in ordered.tolist()])
-        passing = np.flatnonzero(chances <= panel.grammar.fdr * np.arange(1, len(ordered) + 1) / len(ordered))
+        chances = np.array(
+            [math.erfc(value / _COUNTED / math.sqrt(2)) for value in ordered.tolist()]
+        )
+        passing = np.flatnonzero(
+            chances <= panel.grammar.fdr * np.arange(1, len(ordered) + 1) / len(ordered)
+        )
         made.append(int(ordered[passing[-1]]) if len(passing) else 100 * _COUNTED)
     return np.array(made)
 
 
-def corrected(raw: Floats, noise: Floats, critical: Integers, config: Config, panel: Panel) -> Floats:
+def corrected(
+    raw: Floats, noise: Floats, critical: Integers, config: Config, panel: Panel
+) -> Floats:
     """Put the corrected columns beside the raw ones, shape ``(n, 14)``."""
     kept = _links(raw, noise, config, panel) >= critical
     return np.concatenate([raw, np.where(kept, raw, config.simulate.activity_mean)], axis=1)
 
 
 def _ceiling(signals: Floats, activities: Floats, cells: Integers) -> dict[str, Any]:
-    """Correlate signals with the raw and the corrected columns; None where a column is constant."""
+    """Correlate signals with the raw and the corrected columns.
+
+    None where a column is constant.
+    """
     n = len(RAW_CELLS)
     values = [_pearson(signals[:, i % n], activities[:, i]) for i in range(2 * n)]
-    raw, everything = ([value for value in part if value is not None] for part in (values[:n], values))
+    raw, everything = (
+        [value for value in part if value is not None] for part in (values[:n], values)
+    )
     return {
         "pearson": values,
         "pearson_mean_raw": round(sum(raw) / len(raw), 6) if raw else None,
@@ -188,7 +233,12 @@ def _rows(
     order = np.lexsort((drawn.start, drawn.row))
     ends = np.searchsorted(drawn.row[order], np.arange(len(drawn) + 1)).tolist()
     sites = list(
-        zip(drawn.motif[order].tolist(), drawn.start[order].tolist(), drawn.reverse[order].tolist(), strict=True)
+        zip(
+            drawn.motif[order].tolist(),
+            drawn.start[order].tolist(),
+            drawn.reverse[order].tolist(),
+            strict=True,
+        )
     )
     for i, cell in enumerate(drawn.cells.tolist()):
         yield {
@@ -211,12 +261,19 @@ def gc_content(codes: NDArray[np.uint8]) -> float:
 
 
 def _designs(source: Source) -> Iterable[dict[str, Any]]:
-    """Designs of three systems for cells in turn: real grammar, no sites, and the first with letters shuffled."""
+    """Designs of three systems for cells in turn.
+
+    Real grammar, no sites, and the first with letters shuffled.
+    """
     n = source.settings.design_rows
     cells = np.arange(n) % len(RAW_CELLS)
     gold, planted = source.draw("gold", n, cells).codes, source.draw("planted", n, cells).codes
     background = source.draw("background", n, cells, plant=False).codes
-    systems: Sequence[NDArray[np.uint8]] = (planted, background, shuffled(planted, source.generator("shuffled")))
+    systems: Sequence[NDArray[np.uint8]] = (
+        planted,
+        background,
+        shuffled(planted, source.generator("shuffled")),
+    )
     for system, codes in zip(_DESIGNS, systems, strict=True):
         for i, cell in enumerate(cells.tolist()):
             yield {

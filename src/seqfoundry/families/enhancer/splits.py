@@ -19,12 +19,15 @@ _CORRELATED = 3  # rows of a correlation
 
 
 def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
-    """Choose the rows to validate on; returns indices of training and validation rows, both rising.
+    """Choose the rows to validate on.
 
-    ``random``: the first ``val_fraction`` (rounded, at least 1) of the permutation that ``torch.randperm`` draws from a
-    generator seeded with ``seed`` (`core.partition`). ``group``: the same, but rows of one group stay together; so do,
-    with ``dedupe_split``, rows of equal or reverse complementary codes. Groups go to validation in the order of the
-    permutation as long as they fit; if none does, the smallest one goes. ``file``: the rows held out; with
+    Returns indices of training and validation rows, both rising.
+
+    ``random``: the first ``val_fraction`` (rounded, at least 1) of the permutation that
+    ``torch.randperm`` draws from a generator seeded with ``seed`` (`core.partition`). ``group``:
+    the same, but rows of one group stay together; so do, with ``dedupe_split``, rows of equal or
+    reverse complementary codes. Groups go to validation in the order of the permutation as long as
+    they fit; if none does, the smallest one goes. ``file``: the rows held out; with
     ``dedupe_split``, rows to train on that occur among them belong to neither part.
 
     Raises
@@ -34,13 +37,19 @@ def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
     """
     if len(rows) < FEWEST:
         raise InputError(f"rows: must be at least {FEWEST} to be split, got {len(rows)}")
-    same = same_sequence(rows.codes, rows.lengths, config.pad) if config.train.dedupe_split else np.arange(len(rows))
+    same = (
+        same_sequence(rows.codes, rows.lengths, config.pad)
+        if config.train.dedupe_split
+        else np.arange(len(rows))
+    )
     if config.train.split == "file":
         valid = np.flatnonzero(rows.held_out)
         train = np.flatnonzero(~rows.held_out & ~np.isin(same, same[valid]))
         left_out = len(rows) - len(valid) - len(train)
         if left_out:
-            _LOG.warning("%d rows that occur in %s are left out", left_out, config.train.valid_file)
+            _LOG.warning(
+                "%d rows that occur in %s are left out", left_out, config.train.valid_file
+            )
     else:
         if config.train.split == "group":
             same = joined(same, np.unique(rows.groups, return_inverse=True)[1])
@@ -49,11 +58,15 @@ def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
         if 2 * len(valid) < wanted:
             largest = int(np.bincount(same).max())
             text = (
-                "%d rows to validate on, %d were wanted: groups with a common sequence are one, the largest of %d rows"
+                "%d rows to validate on, %d were wanted: groups with a common sequence are "
+                "one, the largest of %d rows"
             )
             _LOG.warning(text, len(valid), wanted, largest)
     if not len(train) or not len(valid):
-        raise InputError(f"rows: must leave some to train and some to validate on, got {len(train)} and {len(valid)}")
+        raise InputError(
+            f"rows: must leave some to train and some to validate on, got {len(train)} and "
+            f"{len(valid)}"
+        )
     return train, valid
 
 
@@ -69,12 +82,18 @@ def check_columns(rows: Rows, train: Indices, valid: Indices, cell_types: Sequen
     for name, chosen, least in (("train", train, 1), ("valid", valid, _CORRELATED)):
         columns = [column[np.isfinite(column)] for column in rows.activities[chosen].T]
         pairs = zip(cell_types, columns, strict=True)
-        lists[name] = [cell for cell, column in pairs if len(column) < least or np.ptp(column) == 0]
+        lists[name] = [
+            cell for cell, column in pairs if len(column) < least or np.ptp(column) == 0
+        ]
     if len(lists["train"]) == len(cell_types):
-        raise InputError("cell_activities: must differ between rows in one column at least, got constants in all")
+        raise InputError(
+            "cell_activities: must differ between rows in one column at least, got constants in "
+            "all"
+        )
     if len(lists["valid"]) == len(cell_types):
         raise InputError(
-            f"rows: must leave {_CORRELATED} to validate on that differ in one column at least, got {len(valid)}; more "
+            f"rows: must leave {_CORRELATED} to validate on that differ in one column at least, "
+            f"got {len(valid)}; more "
             "rows, or a larger train.val_fraction"
         )
     if undefined := [cell for cell in cell_types if cell in {*lists["train"], *lists["valid"]}]:
@@ -82,7 +101,10 @@ def check_columns(rows: Rows, train: Indices, valid: Indices, cell_types: Sequen
 
 
 def split_record(train: Indices, valid: Indices, config: Config) -> dict[str, Any]:
-    """Describe a split for ``split.json``: counts, method, seed, and SHA-256 of the validation rows (int64)."""
+    """Describe a split for ``split.json``.
+
+    Counts, method, seed, and SHA-256 of the validation rows (int64).
+    """
     digest = hashlib.sha256(np.ascontiguousarray(valid, dtype="<i8").tobytes()).hexdigest()
     settings = config.train
     return {

@@ -1,12 +1,15 @@
-"""Train an oracle: a DeepSTARR network, or a linear head on a frozen backbone. Files, loop and tracking meet here.
+"""Train an oracle: a DeepSTARR network, or a linear head on a frozen backbone.
 
-Beside what every family leaves, ``--out`` has the mission's files: ``oracle.pt``, ``metrics.json`` with its keys,
-``log.jsonl`` (a line per epoch, counted from 0), and ``split.json``. An epoch that is interrupted is done again from
-its begin, so a resumed run ends where one that was never stopped ends.
+Files, loop and tracking meet here.
 
-Where torchrun has started several processes, they share every batch of a network that is trained whole: same losses,
-gradients and decisions in all. The first one alone tracks and writes, and assesses the oracle when training is done.
-"""
+Beside what every family leaves, ``--out`` has the mission's files: ``oracle.pt``, ``metrics.json``
+with its keys, ``log.jsonl`` (a line per epoch, counted from 0), and ``split.json``. An epoch that
+is interrupted is done again from its begin, so a resumed run ends where one that was never stopped
+ends.
+
+Where torchrun has started several processes, they share every batch of a network that is trained
+whole: same losses, gradients and decisions in all. The first one alone tracks and writes, and
+assesses the oracle when training is done."""
 
 import json
 import logging
@@ -42,8 +45,19 @@ from seqfoundry.training.torch import Group, tensor_cores
 
 log = logging.getLogger(__name__)
 
-_HEADLINES = ("valid.pearson_mean", "valid.pearson_mean_raw", "valid.of_ceiling", "train.epochs", "train.seconds")
-_PATHS = (("simulate", "motifs"), ("backbone", "checkpoint"), ("backbone", "genome"), ("train", "valid_file"))
+_HEADLINES = (
+    "valid.pearson_mean",
+    "valid.pearson_mean_raw",
+    "valid.of_ceiling",
+    "train.epochs",
+    "train.seconds",
+)
+_PATHS = (
+    ("simulate", "motifs"),
+    ("backbone", "checkpoint"),
+    ("backbone", "genome"),
+    ("train", "valid_file"),
+)
 
 
 @dataclass
@@ -57,13 +71,18 @@ class Progress:
         return [row for row in self.history if row["member"] == member]
 
     def best(self, member: int) -> int:
-        """Tell the first epoch with the highest mean correlation of a network, from 0; -1 before the first."""
+        """Tell the first epoch with the highest mean correlation of a network, from 0.
+
+        -1 before the first.
+        """
         scores = [row["score"] for row in self.of(member)]
         return int(np.argmax(scores)) if scores else -1
 
 
 def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
-    """Run the whole step and return the run's id, folder and main figures; nothing in processes that only helped.
+    """Run the whole step and return the run's id, folder and main figures.
+
+    Nothing in processes that only helped.
 
     Raises
     ------
@@ -72,21 +91,35 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     MissingError, InputError
         If rows or a checkpoint are missing or not legal, or no column can be correlated.
     InterruptedRunError
-        If the process was asked to stop; the last epoch has been saved and the run ended as KILLED.
+        If the process was asked to stop; the last epoch has been saved and the run ended as
+        KILLED.
     """
     device = choose_device(options.device).type
     if config.oracle != "deepstarr_7cell" and config.train.ensemble > 1:
-        raise ConfigError(f"train.ensemble: must be 1 with the oracle {config.oracle}, got {config.train.ensemble}")
+        raise ConfigError(
+            f"train.ensemble: must be 1 with the oracle {config.oracle}, got "
+            f"{config.train.ensemble}"
+        )
     if config.oracle != "deepstarr_7cell" and (size := Place.here().size) > 1:
-        raise ConfigError(f"torchrun: must start one process with the oracle {config.oracle}, got {size}")
+        raise ConfigError(
+            f"torchrun: must start one process with the oracle {config.oracle}, got {size}"
+        )
     group = Group.join(device)
     rows = read_training(find_rows(data, "train"), config)
     chosen = split(rows, config)
     task = Task(
-        config, rows, *chosen, read_ceilings(data, "train", config.cell_types), device, group, _identity(config)
+        config,
+        rows,
+        *chosen,
+        read_ceilings(data, "train", config.cell_types),
+        device,
+        group,
+        _identity(config),
     )
     if config.train.split == "file":
-        task = replace(task, ceilings=None)  # known of the simulated rows, not of those of another file
+        task = replace(
+            task, ceilings=None
+        )  # known of the simulated rows, not of those of another file
     check_columns(rows, *chosen, config.cell_types)
     if group.rank:
         _help(task)
@@ -101,20 +134,32 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
             ) from None
     group.stay()
     shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
-    return {"run_id": run.id, "out": str(run.out), **{key: round(value, 4) for key, value in shown.items()}}
+    return {
+        "run_id": run.id,
+        "out": str(run.out),
+        **{key: round(value, 4) for key, value in shown.items()},
+    }
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All settings, resolved; paths are written relative to the project. Where features are kept changes nothing."""
+    """All settings, resolved; paths are written relative to the project.
+
+    Where features are kept changes nothing.
+    """
     values = to_dict(config)
     for part, key in _PATHS:
-        values[part][key] = provenance.within_project(Path(values[part][key])) if values[part][key] else ""
+        values[part][key] = (
+            provenance.within_project(Path(values[part][key])) if values[part][key] else ""
+        )
     values["backbone"]["cache"] = ""
     return values
 
 
 def _identity(config: Config) -> str:
-    """Digest all that a checkpoint depends on: the settings, and the content of files that they name."""
+    """Digest all that a checkpoint depends on.
+
+    The settings, and the content of files that they name.
+    """
     named = [Path(path) for path in (config.train.valid_file, config.backbone.checkpoint) if path]
     content = [files.digest(path) if path.is_dir() else files.md5(path) for path in named]
     return digest({**_settings(config), "files": content})
@@ -148,7 +193,9 @@ def _carry_out(run: tracking.Run, task: Task) -> dict[str, Any]:
     task.group.leave()
     metrics = _finish(run, task, members, progress, start)
     scalars = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    run.metrics(scalars, step=len(progress.history) + 1)  # after the epochs, whose last one need not be the best
+    run.metrics(
+        scalars, step=len(progress.history) + 1
+    )  # after the epochs, whose last one need not be the best
     return metrics
 
 
@@ -156,7 +203,9 @@ def _best_name(member: int) -> str:
     return f"best-{member}.pt" if member else "best.pt"
 
 
-def _fit(run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress) -> Progress:
+def _fit(
+    run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress
+) -> Progress:
     """Train one network until its epochs are done or its correlation has not risen for ``patience`` of them."""
     recipe, group = task.config.train, task.group
     settings = task.identity
@@ -166,7 +215,9 @@ def _fit(run: tracking.Run, task: Task, learner: Learner, member: int, progress:
         if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
             raise InterruptedRunError("asked to stop")
 
-    while (number := len(progress.of(member))) < learner.epochs and _patience(progress, member) < recipe.patience:
+    while (number := len(progress.of(member))) < learner.epochs and _patience(
+        progress, member
+    ) < recipe.patience:
         watch()
         begin = time.perf_counter()
         with tensor_cores(task.device):
@@ -176,10 +227,15 @@ def _fit(run: tracking.Run, task: Task, learner: Learner, member: int, progress:
         for name, value in (("loss", loss), ("error of held-out rows", found.total)):
             if value is None or not math.isfinite(value):
                 advice = "lower train.lr, or rescale cell_activities"
-                raise InputError(f"epoch {number}: the {name} must be a number, got {value}; {advice}")
+                raise InputError(
+                    f"epoch {number}: the {name} must be a number, got {value}; {advice}"
+                )
         assert loss is not None
         row = _row(task, found, loss, progress, member)
-        row |= {"seconds": round(time.perf_counter() - begin, 3), "samples_per_s": round(len(task.train) / trained, 1)}
+        row |= {
+            "seconds": round(time.perf_counter() - begin, 3),
+            "samples_per_s": round(len(task.train) / trained, 1),
+        }
         progress.history.append(row)
         if group.rank == 0:
             _record(run, learner, progress, settings)
@@ -199,8 +255,13 @@ def _patience(progress: Progress, member: int) -> int:
     return done - 1 - progress.best(member) if done else 0
 
 
-def _row(task: Task, found: Figures, loss: float, progress: Progress, member: int) -> dict[str, Any]:
-    """Write an epoch down; ``score`` decides which is the best, -infinity where no correlation is defined."""
+def _row(
+    task: Task, found: Figures, loss: float, progress: Progress, member: int
+) -> dict[str, Any]:
+    """Write an epoch down.
+
+    ``score`` decides which is the best, -infinity where no correlation is defined.
+    """
     config, raw = task.config, raw_columns(task.config.cell_types)
     mean = mean_of(found.pearson, config.nan_policy)
     own = [row["score"] for row in progress.of(member)]
@@ -213,8 +274,14 @@ def _row(task: Task, found: Figures, loss: float, progress: Progress, member: in
         "valid.pearson_mean": mean,
         "valid.pearson_mean_raw": mean_of([found.pearson[i] for i in raw], config.nan_policy),
         "valid.spearman_mean": mean_of(found.spearman, config.nan_policy),
-        **{f"valid.pearson.{cell}": value for cell, value in zip(config.cell_types, found.pearson, strict=True)},
-        **{f"valid.spearman.{cell}": value for cell, value in zip(config.cell_types, found.spearman, strict=True)},
+        **{
+            f"valid.pearson.{cell}": value
+            for cell, value in zip(config.cell_types, found.pearson, strict=True)
+        },
+        **{
+            f"valid.spearman.{cell}": value
+            for cell, value in zip(config.cell_types, found.spearman, strict=True)
+        },
         "score": score,
         "improved": score > max(own, default=-math.inf) or not own,
         "lr": config.train.lr,
@@ -231,21 +298,36 @@ def _record(run: tracking.Run, learner: Learner, progress: Progress, settings: s
             torch.save(content, file)
     _write_history(run.out, progress)
     _log_row(run, row)
-    shown = "undefined" if row["valid.pearson_mean"] is None else f"{row['valid.pearson_mean']:.4f}"
+    shown = (
+        "undefined" if row["valid.pearson_mean"] is None else f"{row['valid.pearson_mean']:.4f}"
+    )
     loss, seconds = row["train.mse"], row["seconds"]
-    log.info("epoch %d: mse %.4f, Pearson of held-out rows %s, %.1f s", row["epoch"], loss, shown, seconds)
+    log.info(
+        "epoch %d: mse %.4f, Pearson of held-out rows %s, %.1f s",
+        row["epoch"],
+        loss,
+        shown,
+        seconds,
+    )
     run.checkpoint(checkpoints)
 
 
 def _log_row(run: tracking.Run, row: Mapping[str, Any]) -> None:
-    own = {key: row[key] for key in row if key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s")}
+    own = {
+        key: row[key]
+        for key in row
+        if key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s")
+    }
     run.metrics({key: value for key, value in own.items() if value is not None}, step=row["epoch"])
 
 
 def _write_history(out: Path, progress: Progress) -> None:
     """Write ``history.tsv``, and ``log.jsonl`` with the mission's keys."""
     left_out = ("score",)
-    rows = [{key: value for key, value in row.items() if key not in left_out} for row in progress.history]
+    rows = [
+        {key: value for key, value in row.items() if key not in left_out}
+        for row in progress.history
+    ]
     write_history(out / "history.tsv", [{**row, "improved": int(row["improved"])} for row in rows])
     lines = []
     for row in progress.history:
@@ -253,14 +335,20 @@ def _write_history(out: Path, progress: Progress) -> None:
         number = own.index(row)
         scores = [one["score"] for one in own[: number + 1]]
         per_cell = {
-            f"val_{name}_per_cell": [value for key, value in row.items() if key.startswith(f"valid.{name}.")]
+            f"val_{name}_per_cell": [
+                value for key, value in row.items() if key.startswith(f"valid.{name}.")
+            ]
             for name in ("pearson", "spearman")
         }
         line = {
             **{"epoch": number, "train_mse": row["train.mse"], "val_mse": row["valid.mse"]},
             **{f"val_{name}_mean": row[f"valid.{name}_mean"] for name in ("pearson", "spearman")},
             **per_cell,
-            **{"patience": number - int(np.argmax(scores)), "improved": row["improved"], "lr": row["lr"]},
+            **{
+                "patience": number - int(np.argmax(scores)),
+                "improved": row["improved"],
+                "lr": row["lr"],
+            },
             **{"time_s": row["seconds"], "member": row["member"]},
         }
         lines.append(json.dumps(line, allow_nan=False))
@@ -277,12 +365,13 @@ def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
     return content
 
 
-def _begin(run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress) -> Progress:
+def _begin(
+    run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress
+) -> Progress:
     """Load the last checkpoint if there is one to go on from, in all processes that of the first.
 
-    A run that was killed before its first one begins anew. Of an ensemble the networks before ``member`` are done, and
-    this one is done, stands in the checkpoint, or has not begun.
-    """
+    A run that was killed before its first one begins anew. Of an ensemble the networks before
+    ``member`` are done, and this one is done, stands in the checkpoint, or has not begun."""
     path, content = run.out / "checkpoints" / "last.pt", {}
     resumes = run.resumed and not progress.history
     if resumes and not path.is_file():
@@ -300,14 +389,19 @@ def _begin(run: tracking.Run, task: Task, learner: Learner, member: int, progres
 # ---- results
 
 
-def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Progress, start: float) -> dict[str, Any]:
+def _finish(
+    run: tracking.Run, task: Task, members: list[Learner], progress: Progress, start: float
+) -> dict[str, Any]:
     """Predict all rows with the finished oracle, write every file, and return the metrics."""
     config, measured = task.config, task.rows.activities
     on_train, on_valid = (
-        np.mean([one.predict(chosen) for one in members], axis=0) for chosen in (task.train, task.valid)
+        np.mean([one.predict(chosen) for one in members], axis=0)
+        for chosen in (task.train, task.valid)
     )
     groups = [task.rows.groups[i] for i in task.valid.tolist()]
-    own = Assessment(config.cell_types, on_valid, measured[task.valid], task.ceilings, config.nan_policy, groups)
+    own = Assessment(
+        config.cell_types, on_valid, measured[task.valid], task.ceilings, config.nan_policy, groups
+    )
     figures = own.figures
     panel = Panel(
         cell_types=config.cell_types,
@@ -326,18 +420,30 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
         files.copy_whole(source, folder / name)
     metrics = own.metrics("valid") | _mission(own, progress)
     seconds = sum(row["seconds"] for row in progress.history)
-    whole = max(time.perf_counter() - start, seconds)  # a resumed run took as long as its epochs at least
+    whole = max(
+        time.perf_counter() - start, seconds
+    )  # a resumed run took as long as its epochs at least
     n_weights = sum(parameter.numel() for parameter in network.parameters())
     metrics |= {
-        **{"train.epochs": float(len(progress.history)), "train.best_epoch": float(progress.best(best))},
+        **{
+            "train.epochs": float(len(progress.history)),
+            "train.best_epoch": float(progress.best(best)),
+        },
         **{"train.seconds": whole, "train.epoch_seconds": seconds},
-        **{"best_epoch": progress.best(best), "epochs_run": len(progress.history), "n_params": n_weights},
+        **{
+            "best_epoch": progress.best(best),
+            "epochs_run": len(progress.history),
+            "n_params": n_weights,
+        },
         **{"n_train": len(task.train), "n_val": len(task.valid), "wall_s": whole},
         "samples_per_s": len(progress.history) * len(task.train) / seconds if seconds else None,
         "config": _settings(config),
     }
     files.write_json(run.out / "metrics.json", metrics)
-    files.write_text(run.out / "evaluation.txt", own.text("enhancer: oracle on held-out rows", _paragraphs(task)))
+    files.write_text(
+        run.out / "evaluation.txt",
+        own.text("enhancer: oracle on held-out rows", _paragraphs(task)),
+    )
     _plot(run.out / "plots", own, progress)
     return metrics
 
@@ -345,7 +451,10 @@ def _finish(run: tracking.Run, task: Task, members: list[Learner], progress: Pro
 def _mission(own: Assessment, progress: Progress) -> dict[str, Any]:
     """Figures of the best epoch under the mission's names."""
     found, policy = own.figures, own.nan_policy
-    means = {f"val_{name}_mean": mean_of(getattr(found, name), policy) for name in ("pearson", "spearman")}
+    means = {
+        f"val_{name}_mean": mean_of(getattr(found, name), policy)
+        for name in ("pearson", "spearman")
+    }
     return {
         "best_val_pearson_mean": means["val_pearson_mean"],
         "val_mse": found.total,
@@ -356,19 +465,25 @@ def _mission(own: Assessment, progress: Progress) -> dict[str, Any]:
 
 
 def _spread(activities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Measure the standard deviation of each column over what was measured; 0 where nothing was."""
+    """Measure the standard deviation of each column over what was measured.
+
+    0 where nothing was.
+    """
     there = np.isfinite(activities)
     count = there.sum(axis=0).clip(1)
     values = np.where(there, activities, 0).astype(np.float64)
     mean = values.sum(axis=0) / count
-    made: NDArray[np.float64] = np.sqrt(np.where(there, (values - mean) ** 2, 0).sum(axis=0) / count)
+    made: NDArray[np.float64] = np.sqrt(
+        np.where(there, (values - mean) ** 2, 0).sum(axis=0) / count
+    )
     return made
 
 
 def _paragraphs(task: Task) -> list[str]:
     config, recipe = task.config, task.config.train
     split_text = (
-        f"{len(task.train)} rows trained on, {len(task.valid)} held out (split: {recipe.split}, seed {config.seed})"
+        f"{len(task.train)} rows trained on, {len(task.valid)} held out (split: "
+        f"{recipe.split}, seed {config.seed})"
     )
     skipped = f", {task.rows.skipped} rows were not legal and skipped" if task.rows.skipped else ""
     how = f"Oracle {config.oracle}; head bias: {recipe.head_bias}; precision {recipe.precision}"
@@ -378,7 +493,8 @@ def _paragraphs(task: Task) -> list[str]:
     targets = ", ".join(f"{value:g}" for value in simulated.ceilings)
     return [
         f"{split_text}{skipped}.",
-        f"{how}. Simulated data, panel {simulated.panel} with {simulated.own_motifs:g} own motifs per sequence on "
+        f"{how}. Simulated data, panel {simulated.panel} with {simulated.own_motifs:g} own motifs "
+        "per sequence on "
         f"average; wanted ceilings of the raw columns {targets}.",
     ]
 
@@ -388,11 +504,17 @@ def _plot(folder: Path, own: Assessment, progress: Progress) -> None:
     rows = progress.history
     series = {
         "mean square error": ["train.mse", "valid.mse"],
-        "correlation, held-out rows": ["valid.pearson_mean", "valid.pearson_mean_raw", "valid.spearman_mean"],
+        "correlation, held-out rows": [
+            "valid.pearson_mean",
+            "valid.pearson_mean_raw",
+            "valid.spearman_mean",
+        ],
     }
     plots.learning_curves(folder / "history.png", rows, series)
     cells = [own.cell_types[i] for i in raw_columns(own.cell_types)]
     plots.learning_curves(
-        folder / "cells.png", rows, {"Pearson, held-out rows": [f"valid.pearson.{cell}" for cell in cells]}
+        folder / "cells.png",
+        rows,
+        {"Pearson, held-out rows": [f"valid.pearson.{cell}" for cell in cells]},
     )
     own.plot(folder / "predicted.png")

@@ -1,4 +1,7 @@
-"""What the training loop trains: a network as a whole, or a linear head on the features of a frozen backbone."""
+"""What the training loop trains.
+
+A network as a whole, or a linear head on the features of a frozen backbone.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -12,7 +15,13 @@ from numpy.typing import NDArray
 from seqfoundry.families.enhancer import model as networks
 from seqfoundry.families.enhancer.backbones.cache import Features
 from seqfoundry.families.enhancer.backbones.frozen import Backbone, features_of, load_backbone
-from seqfoundry.families.enhancer.backbones.probe import HeadTraining, Probe, fit_ridge, linear, predict_rows
+from seqfoundry.families.enhancer.backbones.probe import (
+    HeadTraining,
+    Probe,
+    fit_ridge,
+    linear,
+    predict_rows,
+)
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import Indices, Rows
 from seqfoundry.families.enhancer.model import Network, Training, load_weights, measure
@@ -25,8 +34,8 @@ log = logging.getLogger(__name__)
 class Task:
     """All that training needs and does not change.
 
-    ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings and named files.
-    """
+    ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings
+    and named files."""
 
     config: Config
     rows: Rows
@@ -44,7 +53,10 @@ class Learner(Protocol):
     epochs: int
 
     def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
-        """Train on all rows once and return the mean square seen; ``watch`` is called between steps."""
+        """Train on all rows once and return the mean square seen.
+
+        ``watch`` is called between steps.
+        """
 
     def predict(self, chosen: Indices) -> NDArray[np.float32]:
         """Predict the activities of rows, ``(len(chosen), C)``."""
@@ -71,7 +83,9 @@ class _Whole:
         return networks.epoch(self.training, self.task.rows, self.task.train, number, watch)
 
     def predict(self, chosen: Indices) -> NDArray[np.float32]:
-        return networks.predict(self.training.model, self.task.rows.codes[chosen]).activities  # float32, as served
+        return networks.predict(
+            self.training.model, self.task.rows.codes[chosen]
+        ).activities  # float32, as served
 
     def state(self) -> dict[str, Any]:
         return self.training.state()
@@ -89,7 +103,9 @@ class _Head:
     def __init__(self, task: Task, backbone: Backbone, features: Features) -> None:
         self.task, self.backbone, self.features = task, backbone, features
         self.epochs, activities = task.config.train.epochs, task.rows.activities
-        self.training = HeadTraining.start(task.config, features, activities, task.train, _asked(task))
+        self.training = HeadTraining.start(
+            task.config, features, activities, task.train, _asked(task)
+        )
 
     def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
         watch()
@@ -152,7 +168,9 @@ def _probe(backbone: Backbone, head: torch.nn.Linear) -> Probe:
 
 
 def learners(task: Task) -> Callable[[int], Learner]:
-    """Return what makes the k-th network; features of a backbone are computed here, once for all epochs.
+    """Return what makes the k-th network.
+
+    Features of a backbone are computed here, once for all epochs.
 
     Raises
     ------
@@ -163,7 +181,9 @@ def learners(task: Task) -> Callable[[int], Learner]:
     if config.oracle == "deepstarr_7cell":
         return lambda member: _Whole(task, member)
     backbone = load_backbone(config, device=task.device)
-    log.info("features of %d sequences by %s, %d each", len(task.rows), config.oracle, backbone.width)
+    log.info(
+        "features of %d sequences by %s, %d each", len(task.rows), config.oracle, backbone.width
+    )
     features = features_of(backbone, task.rows.codes, config, task.rows.ids)
     kind = _Solved if config.backbone.solver == "ridge" else _Head
     return lambda _: kind(task, backbone, features)

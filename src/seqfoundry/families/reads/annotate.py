@@ -1,8 +1,10 @@
-"""``annotate``: the user's data in, a model's columns out. For reads: FASTQ -> Parquet, fates, demultiplexed FASTQ.
+"""``annotate``: the user's data in, a model's columns out. For reads.
 
-Work goes in chunks. Each leaves a part with its tables, FASTQ and counts (`engines.Parts`); at the end the parts are
-joined and the output folder appears whole. Memory holds a few chunks, and 16 bytes per read for names and lengths.
-"""
+FASTQ -> Parquet, fates, demultiplexed FASTQ.
+
+Work goes in chunks. Each leaves a part with its tables, FASTQ and counts (`engines.Parts`); at the
+end the parts are joined and the output folder appears whole. Memory holds a few chunks, and 16
+bytes per read for names and lengths."""
 
 import hashlib
 import re
@@ -33,7 +35,13 @@ from seqfoundry.engine.local import (
     run_parts,
     write_part,
 )
-from seqfoundry.families.reads.barcodes.whitelist import AMBIGUOUS, NO_MATCH, Matches, Whitelist, read_whitelist
+from seqfoundry.families.reads.barcodes.whitelist import (
+    AMBIGUOUS,
+    NO_MATCH,
+    Matches,
+    Whitelist,
+    read_whitelist,
+)
 from seqfoundry.families.reads.fastq import FastqWriter, read_chunks, read_files
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.molecule_table import Molecule
@@ -44,7 +52,9 @@ _CHUNK = 4096  # reads in a chunk at most
 _MAX_DISTANCE = 2  # edits between a barcode and the list, as in the reference
 _VIEWS = 20  # reads that are drawn
 _VIEW_BASES = 3000  # and how much of each
-_PROBE = "ACGTTGCATCGGATTACCAGGTCATTGCAACGTGATCCTAGGCTTAACGTC" * 4  # a read that tells one model from another
+_PROBE = (
+    "ACGTTGCATCGGATTACCAGGTCATTGCAACGTGATCCTAGGCTTAACGTC" * 4
+)  # a read that tells one model from another
 TABLES = ("valid", "incomplete", "invalid")
 FATES_FILE = "read_fates.tsv"
 FATES_HEADER = "ReadName\tread_length\tfate\tmolecules\tassigned\treason\n"
@@ -74,16 +84,18 @@ def annotate(
 
     Writes to ``out``, all or nothing: ``annotations_valid.parquet`` (a row per molecule),
     ``annotations_incomplete.parquet`` (the same for molecules without one of their ends),
-    ``annotations_invalid.parquet`` (a row per read), ``read_fates.tsv`` (a row per read, in the order of the input),
-    ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense of the transcript; the last with a cell),
-    ``matchType_readCount.tsv``, ``cellId_readCount.tsv``, ``summary.json`` and ``plots/``.
+    ``annotations_invalid.parquet`` (a row per read), ``read_fates.tsv`` (a row per read, in the
+    order of the input), ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense of
+    the transcript; the last with a cell), ``matchType_readCount.tsv``, ``cellId_readCount.tsv``,
+    ``summary.json`` and ``plots/``.
 
-    The tables have the reference's columns, ``demux_header`` and ``demux_bucket`` included, and more; left out are
-    ``demux_sequence`` and ``demux_quality`` (they stand in the FASTQ files), and the sources and edit distances of the
-    adapters, which the model judges but does not return.
+    The tables have the reference's columns, ``demux_header`` and ``demux_bucket`` included, and
+    more; left out are ``demux_sequence`` and ``demux_quality`` (they stand in the FASTQ files),
+    and the sources and edit distances of the adapters, which the model judges but does not return.
 
-    An annotation that was interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it goes on from
-    there (names of all reads are read again). Faults of the input leave nothing.
+    An annotation that was interrupted leaves its finished chunks in ``.<out>.partial``; with
+    ``resume`` it goes on from there (names of all reads are read again). Faults of the input leave
+    nothing.
 
     Raises
     ------
@@ -92,11 +104,17 @@ def annotate(
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it is an earlier annotation), holds the input, or cannot be
-        written; or what is to be resumed was made from other reads, another model or list.
+        If ``out`` is not empty (unless ``overwrite`` and it is an earlier annotation), holds the
+        input, or cannot be written; or what is to be resumed was made from other reads, another
+        model or list.
     """
     chunks = read_chunks(source, size=_CHUNK)
-    check_out(out, [source] if whitelist is None else [source, whitelist], mark=FATES_FILE, overwrite=overwrite)
+    check_out(
+        out,
+        [source] if whitelist is None else [source, whitelist],
+        mark=FATES_FILE,
+        overwrite=overwrite,
+    )
     loaded = models.load(family, model)
     cells = read_cells(whitelist, loaded.served) if whitelist is not None else None
     with resumable(out, _record(source, loaded, whitelist), resume=resume) as parts:
@@ -107,24 +125,36 @@ def annotate(
 
 def _record(source: Path, loaded: models.Loaded, whitelist: Path | None) -> dict[str, Any]:
     """Describe what an annotation is made from, so that it is not resumed with anything else."""
-    answer = [[s["label"], s["start"], s["end"], round(s["confidence"], 4)] for s in _answer_to_probe(loaded)]
+    answer = [
+        [s["label"], s["start"], s["end"], round(s["confidence"], 4)]
+        for s in _answer_to_probe(loaded)
+    ]
     return made_from(
         read_files(source),
         model=loaded.reference,
         answer=answer,
-        served=hashlib.md5(repr(sorted(loaded.served.items())).encode(), usedforsecurity=False).hexdigest(),
+        served=hashlib.md5(
+            repr(sorted(loaded.served.items())).encode(), usedforsecurity=False
+        ).hexdigest(),
         whitelist=files.md5(whitelist) if whitelist is not None else None,
         chunk=_CHUNK,
     )
 
 
 def _answer_to_probe(loaded: models.Loaded) -> list[Mapping[str, Any]]:
-    """Return the segments of a fixed read: an alias or a folder may have another model than when work began."""
-    segments: list[Mapping[str, Any]] = loaded.predict(pd.DataFrame({"sequence": [_PROBE]}))["segments"].tolist()[0]
+    """Return the segments of a fixed read.
+
+    An alias or a folder may have another model than when work began.
+    """
+    segments: list[Mapping[str, Any]] = loaded.predict(pd.DataFrame({"sequence": [_PROBE]}))[
+        "segments"
+    ].tolist()[0]
     return segments
 
 
-def _run(chunks: Iterator[list[Any]], loaded: models.Loaded, cells: Whitelist | None, parts: Parts) -> None:
+def _run(
+    chunks: Iterator[list[Any]], loaded: models.Loaded, cells: Whitelist | None, parts: Parts
+) -> None:
     """Annotate all chunks that are not finished."""
 
     def predict(chunk: Chunk[list[Any]]) -> pd.DataFrame:
@@ -140,18 +170,26 @@ def _run(chunks: Iterator[list[Any]], loaded: models.Loaded, cells: Whitelist | 
 def read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
     """Read the list of cells and compare its barcodes with those that the model finds."""
     if not served["barcodes"]:
-        raise InputError(f"{path}: must not be given for {served['registered_name']}, whose reads have no barcode")
+        raise InputError(
+            f"{path}: must not be given for {served['registered_name']}, whose reads have no "
+            "barcode"
+        )
     cells = read_whitelist(path, served["barcodes"])
     for name, length in served.get("barcode_lengths", {}).items():
         got = cells.columns[name].length
         if got != length:
-            raise InputError(f"{path}: {name} must have {length} bases as in the model's library, got {got}")
+            raise InputError(
+                f"{path}: {name} must have {length} bases as in the model's library, got {got}"
+            )
     return cells
 
 
 @dataclass
 class Part:
-    """Open outputs of one chunk, and what is counted in it; FASTQ files open with their first read."""
+    """Open outputs of one chunk, and what is counted in it.
+
+    FASTQ files open with their first read.
+    """
 
     folder: Path
     served: Mapping[str, Any]
@@ -169,7 +207,9 @@ class Part:
         for opened in self.fastq.values():
             opened.close()
 
-    def write(self, records: Sequence[Any], answers: Sequence[Mapping[str, Any]], first: int) -> None:
+    def write(
+        self, records: Sequence[Any], answers: Sequence[Mapping[str, Any]], first: int
+    ) -> None:
         """Write all of a chunk, whose first read is number ``first`` of the input."""
         found = [
             molecule
@@ -180,10 +220,23 @@ class Part:
         for molecule, (kind, cell, barcodes) in zip(found, fates, strict=True):
             self._demultiplex(molecule, kind, cell, barcodes)
         for kind in ("valid", "incomplete"):
-            self._table(kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind])
-        whole = [(record, one) for record, one in zip(records, answers, strict=True) if one["architecture"] != "valid"]
-        self._table("invalid", [molecule_table.invalid_row(record, one, self.served) for record, one in whole])
-        self._fates(records, answers, [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)])
+            self._table(
+                kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind]
+            )
+        whole = [
+            (record, one)
+            for record, one in zip(records, answers, strict=True)
+            if one["architecture"] != "valid"
+        ]
+        self._table(
+            "invalid",
+            [molecule_table.invalid_row(record, one, self.served) for record, one in whole],
+        )
+        self._fates(
+            records,
+            answers,
+            [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)],
+        )
         few = zip(records[: max(0, _VIEWS - first)], answers, strict=False)
         counted = {
             "counts": self.counts,
@@ -194,7 +247,9 @@ class Part:
         }
         files.write_json(self.folder / "counts.json", counted)
 
-    def _demultiplex(self, molecule: Molecule, kind: str, cell: int, barcodes: Mapping[str, str]) -> None:
+    def _demultiplex(
+        self, molecule: Molecule, kind: str, cell: int, barcodes: Mapping[str, str]
+    ) -> None:
         """Write a molecule's cDNA to the file of its fate, and the columns that tell of it."""
         row = molecule.row
         sequence, qualities = molecule.cdna
@@ -206,7 +261,11 @@ class Part:
                 return
             bucket = "incomplete"
         name = demultiplex.header(
-            row["ReadName"], barcodes, umi=molecule.umi, cell_id=cell, orientation=row["orientation"]
+            row["ReadName"],
+            barcodes,
+            umi=molecule.umi,
+            cell_id=cell,
+            orientation=row["orientation"],
         )
         row |= {"demux_header": name, "demux_bucket": bucket}
         file = f"{bucket}.fasta.gz" if qualities is None else f"{bucket}.fastq.gz"
@@ -219,23 +278,36 @@ class Part:
         if rows:
             schema = molecule_table.schema(self.served, kind, has_whitelist=self.cells is not None)
             model = self.served["registered_name"]
-            columns = {name: [row.get(name) for row in rows] for name in schema.names if name != "model_name"}
+            columns = {
+                name: [row.get(name) for row in rows]
+                for name in schema.names
+                if name != "model_name"
+            }
             table = pa.table(columns | {"model_name": [model] * len(rows)}, schema=schema)
             write_part(self.folder / f"annotations_{kind}.parquet", table)
 
     def _assign(self, found: Sequence[Molecule]) -> list[tuple[str, int, dict[str, str]]]:
-        """Give every molecule its fate, cell (0 for none) and barcodes: those of the list, else as read but turned."""
+        """Give every molecule its fate, cell (0 for none) and barcodes.
+
+        Those of the list, else as read but turned.
+        """
         cells = self.cells
         if cells is None or not found:
             return [("valid", 0, molecule.barcodes) for molecule in found]
         matches = {
-            name: cells.match([m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE)
+            name: cells.match(
+                [m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE
+            )
             for name in self.served["barcodes"]
         }
         ids, types = cells.assign(matches)
         assigned = []
-        for number, (molecule, cell, kind) in enumerate(zip(found, ids.tolist(), types, strict=True)):
-            molecule.row.update(_correction(cells, matches, number), cell_id=cell or None, match_type=kind)
+        for number, (molecule, cell, kind) in enumerate(
+            zip(found, ids.tolist(), types, strict=True)
+        ):
+            molecule.row.update(
+                _correction(cells, matches, number), cell_id=cell or None, match_type=kind
+            )
             self.match_types[kind] += 1
             if cell:
                 self.cell_counts[cell] += 1
@@ -260,7 +332,15 @@ class Part:
         for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
             fates = of_read.get(number, [])
             valid = answer["architecture"] == "valid"
-            fate = fates[0] if valid else "split" if number in split else "incomplete" if fates else "invalid"
+            fate = (
+                fates[0]
+                if valid
+                else "split"
+                if number in split
+                else "incomplete"
+                if fates
+                else "invalid"
+            )
             length, assigned = len(record.sequence), fates.count("assigned")
             self.counts.update((fate,))
             self.counts["reads"] += 1
@@ -268,12 +348,17 @@ class Part:
             self.counts["molecules assigned"] += assigned
             self.counts["reads assigned"] += assigned > 0
             self.lengths["read"].append(length)
-            lines.append(f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n")
+            lines.append(
+                f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n"
+            )
         (self.folder / FATES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -> dict[str, Any]:
-    """Columns of the nearest listed barcodes of one molecule; ``NMF`` where none is near, as the reference says it."""
+    """Columns of the nearest listed barcodes of one molecule.
+
+    ``NMF`` where none is near, as the reference says it.
+    """
     columns: dict[str, Any] = {}
     for name, match in matches.items():
         listed = match.tied[match.offsets[number] : match.offsets[number + 1]]
@@ -285,9 +370,15 @@ def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -
     return columns
 
 
-def _finish(folder: Path, parts: Sequence[Path], loaded: models.Loaded, *, has_whitelist: bool) -> dict[str, Any]:
+def _finish(
+    folder: Path, parts: Sequence[Path], loaded: models.Loaded, *, has_whitelist: bool
+) -> dict[str, Any]:
     """Join the parts, write counts and plots, and return what a user wants to see first."""
-    counts: dict[str, Counter[str]] = {"counts": Counter(), "match_types": Counter(), "cells": Counter()}
+    counts: dict[str, Counter[str]] = {
+        "counts": Counter(),
+        "match_types": Counter(),
+        "cells": Counter(),
+    }
     lengths = {"read": array("q"), "cDNA": array("q")}
     views: list[dict[str, Any]] = []
     for part in parts:
@@ -307,7 +398,9 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: models.Loaded, *, has_w
         join_files(parts, folder / name)
     cells = Counter({int(cell): count for cell, count in counts["cells"].items()})
     if has_whitelist:
-        files.write_text(folder / "matchType_readCount.tsv", demultiplex.match_type_table(counts["match_types"]))
+        files.write_text(
+            folder / "matchType_readCount.tsv", demultiplex.match_type_table(counts["match_types"])
+        )
         files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
     _plot(folder / "plots", counts["counts"], lengths, views, loaded.served)
     return write_summary(folder, counts["counts"], len(cells), loaded)
@@ -325,19 +418,27 @@ def _plot(
     from seqfoundry.core.reporting.metrics import proportion
 
     rows = [(name, proportion(counts[name], counts["reads"])) for name in FATES if counts[name]]
-    plots.bars_with_intervals(folder / "read_fates.png", rows, "What became of the reads", "share of reads")
+    plots.bars_with_intervals(
+        folder / "read_fates.png", rows, "What became of the reads", "share of reads"
+    )
     for what, label in (("read", "read length (bases)"), ("cDNA", "cDNA length (bases)")):
         values = np.asarray(lengths[what])  # a view of 8 bytes per read
         plots.histogram(folder / f"{what}_lengths.png", values, bins=50, label=label, log=True)
     colours = {str(served["insert"]): "#E4E6EA"}
     drawn = [
-        plots.ReadView(one["title"], one["sequence"], np.repeat(np.array(one["labels"], dtype=str), one["sizes"]))
+        plots.ReadView(
+            one["title"],
+            one["sequence"],
+            np.repeat(np.array(one["labels"], dtype=str), one["sizes"]),
+        )
         for one in views
     ]
     plots.read_views(folder / "read_views.pdf", drawn, colours)
 
 
-def write_summary(folder: Path, counts: Mapping[str, int], n_cells: int, loaded: models.Loaded) -> dict[str, Any]:
+def write_summary(
+    folder: Path, counts: Mapping[str, int], n_cells: int, loaded: models.Loaded
+) -> dict[str, Any]:
     """Write ``summary.json`` and return most of it."""
     fates = {name: counts[name] for name in FATES if counts[name]}
     summary = {
@@ -367,8 +468,13 @@ class _Read(NamedTuple):
 def _staged_reads(source: Path, _model: Path) -> Iterator[pd.DataFrame]:
     """Read FASTQ and FASTA; names are compared over all of the input here, and only here."""
     for records in read_chunks(source, size=_READS):
-        columns = {"id": [one.name for one in records], "sequence": [one.sequence for one in records]}
-        yield pd.DataFrame(columns | {"qualities": pd.Series([one.qualities for one in records], dtype="str")})
+        columns = {
+            "id": [one.name for one in records],
+            "sequence": [one.sequence for one in records],
+        }
+        yield pd.DataFrame(
+            columns | {"qualities": pd.Series([one.qualities for one in records], dtype="str")}
+        )
 
 
 def _read_columns(served: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
@@ -403,7 +509,9 @@ def _reads_work(folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job) -
 
 def _sum_counts(parts: Sequence[Path]) -> dict[str, Any]:
     """Sum the counts of chunks or parts."""
-    totals: dict[str, Counter[str]] = {name: Counter() for name in ("counts", "match_types", "cells")}
+    totals: dict[str, Counter[str]] = {
+        name: Counter() for name in ("counts", "match_types", "cells")
+    }
     for counted in read_counts(parts):
         for name, total in totals.items():
             total.update(counted[name])
@@ -455,7 +563,9 @@ def _read(row: int, name: Any, sequence: Any, qualities: Any) -> _Read:
     if not isinstance(qualities, str):
         return _Read(name, sequence.upper(), None)
     if len(qualities) != len(sequence):
-        raise InputError(f"{name}: must have {len(sequence)} qualities, one for each base, got {len(qualities)}")
+        raise InputError(
+            f"{name}: must have {len(sequence)} qualities, one for each base, got {len(qualities)}"
+        )
     return _Read(name, sequence.upper(), qualities)
 
 
@@ -471,4 +581,6 @@ def _reads_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, An
     return write_summary(folder, Counter(totals["counts"]), len(cells), loaded)
 
 
-PARTITIONED = PartitionedWork("id", _read_columns, 16_384, 512, _staged_reads, _reads_work, _reads_finish, _check_cells)
+PARTITIONED = PartitionedWork(
+    "id", _read_columns, 16_384, 512, _staged_reads, _reads_work, _reads_finish, _check_cells
+)

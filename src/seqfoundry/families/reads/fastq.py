@@ -1,10 +1,10 @@
 """Stream reads in and out: FASTA or FASTQ, plain or compressed, one file or a folder of files.
 
-Reads arrive in chunks, so memory does not grow with a file, but for 8 bytes per read that refuse duplicate names. Every
-fault of the input is an `InputError` that names file and record; the reads before it have been handed over by then, so
-callers write under a temporary name. Records are dnaio's ``SequenceRecord``: ``name`` (the header up to the first white
-space), ``sequence`` (upper case, IUPAC letters kept) and ``qualities`` (text of the same length, None for FASTA).
-"""
+Reads arrive in chunks, so memory does not grow with a file, but for 8 bytes per read that refuse
+duplicate names. Every fault of the input is an `InputError` that names file and record; the reads
+before it have been handed over by then, so callers write under a temporary name. Records are
+dnaio's ``SequenceRecord``: ``name`` (the header up to the first white space), ``sequence`` (upper
+case, IUPAC letters kept) and ``qualities`` (text of the same length, None for FASTA)."""
 
 import io
 import zlib
@@ -34,8 +34,8 @@ _SHOWN = 40  # letters of a fault that a message repeats
 def read_files(path: Path) -> list[Path]:
     """List the read files of a folder in sorted order, or the one file itself.
 
-    In a folder, files count by their extension (.fa .fasta .fq .fastq, with or without .gz); others and hidden files
-    are passed over. A single file may have any name.
+    In a folder, files count by their extension (.fa .fasta .fq .fastq, with or without .gz);
+    others and hidden files are passed over. A single file may have any name.
 
     Raises
     ------
@@ -47,10 +47,14 @@ def read_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise MissingError(f"{path}: reads must be a file or a folder of files, got nothing of that name")
+        raise MissingError(
+            f"{path}: reads must be a file or a folder of files, got nothing of that name"
+        )
     files = sorted(file for file in path.iterdir() if _is_read_file(file))
     if not files:
-        raise InputError(f"{path}: the folder must hold files ending in {' '.join(SUFFIXES)} (or .gz), got none")
+        raise InputError(
+            f"{path}: the folder must hold files ending in {' '.join(SUFFIXES)} (or .gz), got none"
+        )
     return files
 
 
@@ -62,15 +66,16 @@ def _is_read_file(path: Path) -> bool:
 def read_chunks(path: Path, *, size: int, bases: int = _CHUNK_BASES) -> Iterator[list[Record]]:
     r"""Stream the reads of a file or a folder as lists of `size` records (the last one may be shorter).
 
-    A list ends early once its reads have `bases` bases together, so that long reads need no more memory than others.
+    A list ends early once its reads have `bases` bases together, so that long reads need no more
+    memory than others.
 
-    The content, not the name, tells FASTA from FASTQ and plain from compressed (but a file named .gz must be
-    compressed). Windows line ends and lower case are accepted, records without bases are passed on. Chunks run across
-    the files of a folder.
+    The content, not the name, tells FASTA from FASTQ and plain from compressed (but a file named
+    .gz must be compressed). Windows line ends and lower case are accepted, records without bases
+    are passed on. Chunks run across the files of a folder.
 
-    Names must be unique over all files. The check is exact: a 64-bit hash per name stays in memory in sorted arrays
-    (8 bytes per read, twice that while arrays are merged), and a hash seen before is settled by reading the names
-    again, so two names of one hash are no fault.
+    Names must be unique over all files. The check is exact: a 64-bit hash per name stays in memory
+    in sorted arrays (8 bytes per read, twice that while arrays are merged), and a hash seen before
+    is settled by reading the names again, so two names of one hash are no fault.
 
     Parameters
     ----------
@@ -86,9 +91,10 @@ def read_chunks(path: Path, *, size: int, bases: int = _CHUNK_BASES) -> Iterator
     MissingError
         At once, if there is no such file or folder.
     InputError
-        At once, for a folder without reads or an illegal size. While reading, after all records before the fault:
-        empty file, neither FASTA nor FASTQ, truncated or damaged record or compression, qualities and sequence of
-        different length, illegal letters, nameless record, name seen before.
+        At once, for a folder without reads or an illegal size. While reading, after all records
+        before the fault: empty file, neither FASTA nor FASTQ, truncated or damaged record or
+        compression, qualities and sequence of different length, illegal letters, nameless record,
+        name seen before.
     """
     if size < 1:
         raise InputError(f"read_chunks: size must be at least 1, got {size}")
@@ -104,7 +110,10 @@ def _unique_chunks(files: Sequence[Path], size: int, bases: int) -> Iterator[lis
             if len(places) == 2:
                 if index:
                     yield chunk[:index]
-                raise InputError(f"{places[1]}: read names must be unique, got {name!r} again, first in {places[0]}")
+                raise InputError(
+                    f"{places[1]}: read names must be unique, got {name!r} again, first in "
+                    f"{places[0]}"
+                )
         yield chunk
 
 
@@ -128,7 +137,10 @@ def _grouped(records: Iterator[Record], size: int, bases: int) -> Iterator[list[
 
 
 def _places(files: Sequence[Path], name: str) -> list[str]:
-    """Read until a name has been met twice; one place only means that another name has the same hash."""
+    """Read until a name has been met twice.
+
+    One place only means that another name has the same hash.
+    """
     places: list[str] = []
     for file in files:
         for number, record in enumerate(_records(file), start=1):
@@ -175,9 +187,13 @@ def _records(path: Path) -> Iterator[Record]:
     except (dnaio.FileFormatError, UnicodeDecodeError) as error:
         raise InputError(_format_fault(error, path, number + 1)) from None
     except EOFError:
-        raise InputError(f"{path}: the compressed stream must be complete, it ends after record {number}") from None
+        raise InputError(
+            f"{path}: the compressed stream must be complete, it ends after record {number}"
+        ) from None
     except (zlib.error, OSError) as error:
-        raise InputError(f"{path}: must be readable and intact, got {error} after record {number}") from None
+        raise InputError(
+            f"{path}: must be readable and intact, got {error} after record {number}"
+        ) from None
 
 
 def _reader(file: io.BufferedReader, path: Path) -> Any:
@@ -186,7 +202,9 @@ def _reader(file: io.BufferedReader, path: Path) -> Any:
         raise InputError(f"{path}: must hold at least one read, got an empty file")
     reader = _READERS.get(start[:1])
     if reader is None:
-        raise InputError(f"{path}: must be FASTQ (begins with '@') or FASTA (begins with '>'), got {start!r}")
+        raise InputError(
+            f"{path}: must be FASTQ (begins with '@') or FASTA (begins with '>'), got {start!r}"
+        )
     return reader(file)
 
 
@@ -206,7 +224,9 @@ def _checked(record: Record, path: Path, number: int) -> Record:
     """Cut the name at white space, put the sequence in upper case, refuse what no read may hold."""
     name = record.id
     if not name:
-        raise InputError(f"{path}: record {number}: must have a name, got the header {record.name!r}")
+        raise InputError(
+            f"{path}: record {number}: must have a name, got the header {record.name!r}"
+        )
     record.name = name
     sequence = record.sequence
     raw = sequence.encode("ascii")
@@ -215,14 +235,19 @@ def _checked(record: Record, path: Path, number: int) -> Record:
         strange = sequence.encode("ascii").translate(None, _LETTERS)
         if strange:
             letters = sorted(set(strange.decode("ascii")))
-            raise InputError(f"{path}: record {number} ({name}): letters must be IUPAC nucleotides, got {letters}")
+            raise InputError(
+                f"{path}: record {number} ({name}): letters must be IUPAC nucleotides, got "
+                f"{letters}"
+            )
         record.sequence = sequence
     qualities = record.qualities
     if qualities is not None:
         strange = qualities.encode("ascii").translate(None, _QUALITIES)
         if strange:
             letters = sorted(set(strange.decode("ascii")))
-            raise InputError(f"{path}: record {number} ({name}): qualities must be '!' to '~', got {letters}")
+            raise InputError(
+                f"{path}: record {number} ({name}): qualities must be '!' to '~', got {letters}"
+            )
     return record
 
 
@@ -258,13 +283,16 @@ class FastqWriter:
         Raises
         ------
         InputError
-            If FASTQ is to be written and qualities are missing or of another length than the sequence.
+            If FASTQ is to be written and qualities are missing or of another length than the
+            sequence.
         """
         if not self._has_qualities:
             qualities = None
         elif qualities is None or len(qualities) != len(sequence):
             got = "none" if qualities is None else len(qualities)
-            raise InputError(f"{self._path}: {header}: FASTQ needs {len(sequence)} qualities, got {got}")
+            raise InputError(
+                f"{self._path}: {header}: FASTQ needs {len(sequence)} qualities, got {got}"
+            )
         self._writer.write(dnaio.SequenceRecord(header, sequence, qualities))
 
     def close(self) -> None:
@@ -275,6 +303,9 @@ class FastqWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

@@ -1,8 +1,10 @@
-"""How well labels of bases agree with the truth: per base, per read architecture, per segment boundary.
+"""How well labels of bases agree with the truth.
 
-Every read counts, not only those that were called valid: a read whose architecture was missed is a miss in each
-proportion of truly valid reads, and reads that are not valid measure how often one is taken for valid.
-"""
+Per base, per read architecture, per segment boundary.
+
+Every read counts, not only those that were called valid: a read whose architecture was missed is a
+miss in each proportion of truly valid reads, and reads that are not valid measure how often one is
+taken for valid."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,13 @@ from seqfoundry.core.reporting.metrics import (
 )
 from seqfoundry.core.reporting.plots import GREY, PALETTE, ReadView
 from seqfoundry.families.reads.data import Reads, Runs, collapse
-from seqfoundry.families.reads.labelling.structure import REVERSE, Architecture, Fragment, Grammar, architectures
+from seqfoundry.families.reads.labelling.structure import (
+    REVERSE,
+    Architecture,
+    Fragment,
+    Grammar,
+    architectures,
+)
 from seqfoundry.families.reads.protocol.seq_orders import CDNA, Protocol
 
 TAIL_COLOUR = PALETTE[5]
@@ -36,32 +44,47 @@ _NO_METRIC_NAME = re.compile(r"[^\w\-. :/]", re.ASCII)  # letters that the track
 
 DEFINITIONS = {
     "valid_recall": "truly valid reads that are called valid in the right orientation",
-    "false_valid": "reads that are not valid (concatenates, hairpins, damaged) but are called valid",
-    "fragment_recovery": "molecules of concatenated reads found, each by a molecule of its own in the right "
+    "false_valid": "reads that are not valid (concatenates, hairpins, damaged) but are called "
+    "valid",
+    "fragment_recovery": "molecules of concatenated reads found, each by a molecule of its own in "
+    "the right "
     "orientation that covers more than half of it",
     "no_<adapter>_valid": "valid reads broken off before the adapter that are still called valid",
-    "half_<adapter>_valid": "valid reads broken off in the middle of the adapter that are still called valid",
-    "exact": "truly valid reads with the segment that are called so, both ends of the segment exact",
+    "half_<adapter>_valid": "valid reads broken off in the middle of the adapter that are still "
+    "called valid",
+    "exact": "truly valid reads with the segment that are called so, both ends of the segment "
+    "exact",
     "structure.<name>": "reads of the structure in which all molecules are found, and no others",
     "recovery.<name>": "molecules of the structure's reads that are found",
-    "start.<segment>.within_1": "truly valid reads with the segment that are called so, its start, in the direction of "
+    "start.<segment>.within_1": "truly valid reads with the segment that are called so, its "
+    "start, in the direction of "
     "the molecule, at most 1 base off; end likewise",
-    "rc_equal_bases": "bases that get the same label when the reverse complement of their read is labelled",
-    "rc_equal_architectures": "reads that are judged the same, with the same molecules turned round, as their reverse "
+    "rc_equal_bases": "bases that get the same label when the reverse complement of their read is "
+    "labelled",
+    "rc_equal_architectures": "reads that are judged the same, with the same molecules turned "
+    "round, as their reverse "
     "complement",
-    "within": f"truly valid reads with the segment that are called so, both its ends at most {SLACK} bases off",
+    "within": "truly valid reads with the segment that are called so, both its ends at most "
+    f"{SLACK} bases off",
 }
 
 
 class Ends(NamedTuple):
-    """How far the ends of one segment are off: called minus true, in the direction of the molecule."""
+    """How far the ends of one segment are off.
+
+    Called minus true, in the direction of the molecule.
+    """
 
     errors: NDArray[np.int64]  # (n, 2), start and end, of truly valid reads that are called so
     n_reads: int  # truly valid reads with the segment; a read without an error above is a miss
 
     def within(self, slack: int, end: int | None = None) -> Proportion:
         """Share of reads with the start (0), the end (1) or both ends (None) at most ``slack`` bases off."""
-        off = np.abs(self.errors).max(axis=1, initial=0) if end is None else np.abs(self.errors[:, end])
+        off = (
+            np.abs(self.errors).max(axis=1, initial=0)
+            if end is None
+            else np.abs(self.errors[:, end])
+        )
         return proportion(int((off <= slack).sum()), self.n_reads)
 
 
@@ -97,7 +120,10 @@ class Quality:
         return classification_report(self.confusion, self.names)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Flat metrics: ``<prefix>.macro_f1``, ``.base_accuracy``, ``.f1.<label>`` and every proportion with bounds.
+        """Flat metrics.
+
+        ``<prefix>.macro_f1``, ``.base_accuracy``, ``.f1.<label>`` and every proportion with
+        bounds.
 
         Of structures and ends of segments the values alone; the report has their bounds.
         """
@@ -105,26 +131,37 @@ class Quality:
         flat = {
             f"{prefix}.reads": float(self.n_reads),
             f"{prefix}.bases": float(total),
-            f"{prefix}.base_accuracy": float(np.trace(self.confusion)) / total if total else float("nan"),
+            f"{prefix}.base_accuracy": float(np.trace(self.confusion)) / total
+            if total
+            else float("nan"),
         }
         for row in self.report:
             if row.label == MACRO:
                 flat[f"{prefix}.macro_f1"] = row.f1
-                flat[f"{prefix}.macro_f1.low"], flat[f"{prefix}.macro_f1.high"] = self.macro_f1_bounds
+                flat[f"{prefix}.macro_f1.low"], flat[f"{prefix}.macro_f1.high"] = (
+                    self.macro_f1_bounds
+                )
             elif row.label in self.names:
                 flat[f"{prefix}.f1.{row.label}"] = row.f1
         for name, share in self.proportions.items():
             flat[f"{prefix}.{name}"] = share.value
             flat[f"{prefix}.{name}.low"], flat[f"{prefix}.{name}.high"] = share.low, share.high
         for what, shares in (("structure", self.by_structure), ("recovery", self.recovery)):
-            flat |= {f"{prefix}.{what}.{_NO_METRIC_NAME.sub('_', name)}": one.value for name, one in shares.items()}
+            flat |= {
+                f"{prefix}.{what}.{_NO_METRIC_NAME.sub('_', name)}": one.value
+                for name, one in shares.items()
+            }
         for name, ends in self.ends.items():
             for number, end in enumerate(("start", "end")):
-                flat[f"{prefix}.{end}.{_NO_METRIC_NAME.sub('_', name)}.within_1"] = ends.within(1, number).value
+                flat[f"{prefix}.{end}.{_NO_METRIC_NAME.sub('_', name)}.within_1"] = ends.within(
+                    1, number
+                ).value
         return flat
 
 
-def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Sequence[str]) -> Quality:
+def compare(
+    truth: Reads, called_runs: Runs, grammar: Grammar, structures: Sequence[str]
+) -> Quality:
     """Compare called segments with the truth, reads in the same order.
 
     Parameters
@@ -135,10 +172,15 @@ def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Seque
         Names of the structures that ``truth.structures`` counts.
     """
     protocol, true_runs = grammar.protocol, collapse(truth.labels, truth.offsets)
-    true, called = (architectures(runs, truth.bases, truth.offsets, grammar) for runs in (true_runs, called_runs))
+    true, called = (
+        architectures(runs, truth.bases, truth.offsets, grammar)
+        for runs in (true_runs, called_runs)
+    )
     is_valid = np.array([one.is_valid for one in true], dtype=bool)
     called_valid = np.array([one.is_valid for one in called], dtype=bool)
-    agrees = np.array([a.orientation == b.orientation for a, b in zip(true, called, strict=True)], dtype=bool)
+    agrees = np.array(
+        [a.orientation == b.orientation for a, b in zip(true, called, strict=True)], dtype=bool
+    )
     right = is_valid & called_valid & agrees
     found, expected = _fragments(true, called, true_runs, called_runs)
     several = expected > 1
@@ -148,15 +190,22 @@ def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Seque
         "fragment_recovery": proportion(int(found[several].sum()), int(expected[several].sum())),
     }
     ends = {}
-    for name in dict.fromkeys(segment.name for segment in protocol.segments if segment.name != CDNA):
+    for name in dict.fromkeys(
+        segment.name for segment in protocol.segments if segment.name != CDNA
+    ):
         label = protocol.labels.index(name)
         errors = _boundary_errors(true, called, true_runs, called_runs, right, label)
         ends[name] = Ends(errors, int((is_valid & _has(true_runs, label)).sum()))
     for name in (*protocol.barcodes, *protocol.umis):
-        shares[f"exact.{name}"], shares[f"within.{name}"] = ends[name].within(0), ends[name].within(SLACK)
+        shares[f"exact.{name}"], shares[f"within.{name}"] = (
+            ends[name].within(0),
+            ends[name].within(SLACK),
+        )
     by_structure, recovery = {}, {}
     n_called = np.array([len(one.fragments) for one in called], dtype=np.int64)
-    complete = np.where(is_valid, right, (found == expected) & (n_called == expected) & ~called_valid)
+    complete = np.where(
+        is_valid, right, (found == expected) & (n_called == expected) & ~called_valid
+    )
     for number, name in enumerate(structures):
         chosen = truth.structures == number
         by_structure[name] = proportion(int(complete[chosen].sum()), int(chosen.sum()))
@@ -164,11 +213,25 @@ def compare(truth: Reads, called_runs: Runs, grammar: Grammar, structures: Seque
     predicted = called_runs.per_base()
     confusion = confusion_matrix(truth.labels, predicted, len(protocol.labels))
     bounds = _macro_f1_bounds(truth, predicted, protocol.labels)
-    return Quality(protocol.labels, confusion, shares, by_structure, len(truth), bounds, recovery, n_called, ends)
+    return Quality(
+        protocol.labels,
+        confusion,
+        shares,
+        by_structure,
+        len(truth),
+        bounds,
+        recovery,
+        n_called,
+        ends,
+    )
 
 
-def _macro_f1_bounds(truth: Reads, predicted: NDArray[np.uint8], names: Sequence[str]) -> tuple[float, float]:
-    """95 % interval of the macro F1 over samples of reads (bootstrap, Efron 1979); bases of a read are not independent.
+def _macro_f1_bounds(
+    truth: Reads, predicted: NDArray[np.uint8], names: Sequence[str]
+) -> tuple[float, float]:
+    """95 % interval of the macro F1 over samples of reads (bootstrap, Efron 1979).
+
+    Bases of a read are not independent.
 
     NaN without reads. The same reads give the same interval.
     """
@@ -177,40 +240,62 @@ def _macro_f1_bounds(truth: Reads, predicted: NDArray[np.uint8], names: Sequence
         return float("nan"), float("nan")
     read = np.repeat(np.arange(n_reads), np.diff(truth.offsets))
     cells = (read * n_labels + truth.labels) * n_labels + predicted
-    counts = np.bincount(cells, minlength=n_reads * n_labels**2).reshape(n_reads, -1).astype(np.float64)
+    counts = (
+        np.bincount(cells, minlength=n_reads * n_labels**2).reshape(n_reads, -1).astype(np.float64)
+    )
     generator = np.random.default_rng(0)
     values = []
     for _ in range(_BOOTSTRAPS):
         times = np.bincount(generator.integers(0, n_reads, n_reads), minlength=n_reads)
         sample = (times @ counts).astype(np.int64).reshape(n_labels, n_labels)
-        values.append(next(row.f1 for row in classification_report(sample, names) if row.label == MACRO))
-    low, high = np.nanpercentile(values, [2.5, 97.5]) if not np.isnan(values).all() else (float("nan"),) * 2
+        values.append(
+            next(row.f1 for row in classification_report(sample, names) if row.label == MACRO)
+        )
+    low, high = (
+        np.nanpercentile(values, [2.5, 97.5])
+        if not np.isnan(values).all()
+        else (float("nan"),) * 2
+    )
     return float(low), float(high)
 
 
 def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Reads:
-    """Break the valid reads of ``truth`` off at an adapter: before it, or with ``half`` in its middle.
+    """Break the valid reads of ``truth`` off at an adapter.
 
-    Everything from there to the nearer end of the read is lost; labels follow. Reads that are not valid, or do not have
-    the segment, are left out.
-    """
+    Before it, or with ``half`` in its middle.
+
+    Everything from there to the nearer end of the read is lost; labels follow. Reads that are not
+    valid, or do not have the segment, are left out."""
     runs, label = collapse(truth.labels, truth.offsets), grammar.names.index(segment)
     found = architectures(runs, truth.bases, truth.offsets, grammar)
     keep = np.zeros(len(truth.bases), dtype=np.bool_)
     chosen: list[int] = []
     for read, architecture in enumerate(found):
-        here = [run for run in range(runs.offsets[read], runs.offsets[read + 1]) if runs.labels[run] == label]
+        here = [
+            run
+            for run in range(runs.offsets[read], runs.offsets[read + 1])
+            if runs.labels[run] == label
+        ]
         if not architecture.is_valid or len(here) != 1:
             continue
         start, end = int(runs.starts[here[0]]), int(runs.ends[here[0]])
-        begin, length = int(truth.offsets[read]), int(truth.offsets[read + 1] - truth.offsets[read])
+        begin, length = (
+            int(truth.offsets[read]),
+            int(truth.offsets[read + 1] - truth.offsets[read]),
+        )
         at_end = start + end > length
         cut = (start + end) // 2 if half else start if at_end else end
         keep[slice(begin, begin + cut) if at_end else slice(begin + cut, begin + length)] = True
         chosen.append(read)
     kept_before = np.concatenate([[0], np.cumsum(keep)])[truth.offsets]
     offsets = np.concatenate([[0], np.cumsum(np.diff(kept_before)[chosen])]).astype(np.int64)
-    return Reads(truth.bases[keep], truth.labels[keep], offsets, truth.structures[chosen], truth.reverse[chosen])
+    return Reads(
+        truth.bases[keep],
+        truth.labels[keep],
+        offsets,
+        truth.structures[chosen],
+        truth.reverse[chosen],
+    )
 
 
 def share_valid(reads: Reads, called: Runs, grammar: Grammar) -> Proportion:
@@ -232,15 +317,21 @@ def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
 
 
 def _fragments(
-    true: Sequence[Architecture], called: Sequence[Architecture], true_runs: Runs, called_runs: Runs
+    true: Sequence[Architecture],
+    called: Sequence[Architecture],
+    true_runs: Runs,
+    called_runs: Runs,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count for each read the true molecules that were found, and the true molecules.
 
-    One called molecule finds one true one, so two that were taken for one long molecule are not both found.
-    """
+    One called molecule finds one true one, so two that were taken for one long molecule are not
+    both found."""
     found = np.zeros(len(true), dtype=np.int64)
     for read, (want, got) in enumerate(zip(true, called, strict=True)):
-        spans = [(*_span(called_runs, read, fragment), fragment.orientation) for fragment in got.fragments]
+        spans = [
+            (*_span(called_runs, read, fragment), fragment.orientation)
+            for fragment in got.fragments
+        ]
         for fragment in want.fragments:
             start, end = _span(true_runs, read, fragment)
             half = (end - start) / 2
@@ -267,7 +358,12 @@ def _boundary_errors(
         for runs, architecture in ((true_runs, true[read]), (called_runs, called[read])):
             fragment, first = architecture.fragments[0], int(runs.offsets[read])
             inside = range(first + fragment.first, first + fragment.last + 1)
-            ends.append(next(((runs.starts[i], runs.ends[i]) for i in inside if runs.labels[i] == label), None))
+            ends.append(
+                next(
+                    ((runs.starts[i], runs.ends[i]) for i in inside if runs.labels[i] == label),
+                    None,
+                )
+            )
         if ends[0] is not None and ends[1] is not None:
             first_end, last_end = ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]
             is_turned = true[read].orientation == REVERSE
@@ -277,16 +373,27 @@ def _boundary_errors(
 
 def ends_table(measured: Quality) -> tuple[list[str], list[list[Cell]]]:
     """Columns and rows: share of starts and of ends at most 0, 1 and 2 bases off, by segment."""
-    columns = ["segment", *(f"{end} \u00b1{slack}" for end in ("start", "end") for slack in (0, 1, 2)), "reads"]
+    columns = [
+        "segment",
+        *(f"{end} \u00b1{slack}" for end in ("start", "end") for slack in (0, 1, 2)),
+        "reads",
+    ]
     rows: list[list[Cell]] = [
-        [name, *(ends.within(slack, end).value for end in (0, 1) for slack in (0, 1, 2)), ends.n_reads]
+        [
+            name,
+            *(ends.within(slack, end).value for end in (0, 1) for slack in (0, 1, 2)),
+            ends.n_reads,
+        ]
         for name, ends in measured.ends.items()
     ]
     return columns, rows
 
 
 def evaluation_text(measured: Quality, title: str) -> str:
-    """Write a comparison for a person: counts, every figure with its interval, and what each one means."""
+    """Write a comparison for a person.
+
+    Counts, every figure with its interval, and what each one means.
+    """
     rows: list[list[Cell]] = [[*row] for row in measured.report]
     total = int(measured.confusion.sum())
     hits = int(np.trace(measured.confusion))
@@ -343,7 +450,10 @@ def read_views(truth: Reads, called_runs: Runs, grammar: Grammar, *, count: int)
 
 
 def colours(protocol: Protocol) -> dict[str, str]:
-    """Give every label its colour: cDNA grey, tails orange, the others in turn, as the reference draws them."""
+    """Give every label its colour.
+
+    CDNA grey, tails orange, the others in turn, as the reference draws them.
+    """
     kinds = {segment.name: segment.kind for segment in protocol.segments}
     others = iter(color for color in PALETTE * len(kinds) if color != TAIL_COLOUR)
     fixed = {"insert": GREY, "tail": TAIL_COLOUR}

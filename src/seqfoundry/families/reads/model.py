@@ -1,11 +1,11 @@
 """Networks that score every base of a read for every label, their CRF loss and files (TensorFlow, Keras 3).
 
-Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are logits
-``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every convolution, masked in batch
-statistics, recurrences and attention, zero in the logits and absent from losses (in the reference it is trained as
-the first label). Every network owns the scores of a label chain (``reads.labelling.crf``), trained with the CRF loss
-or, without it, counted from labels by ``set_transitions_from_counts``.
-"""
+Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are
+logits ``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every
+convolution, masked in batch statistics, recurrences and attention, zero in the logits and absent
+from losses (in the reference it is trained as the first label). Every network owns the scores of a
+label chain (``reads.labelling.crf``), trained with the CRF loss or, without it, counted from
+labels by ``set_transitions_from_counts``."""
 
 import contextlib
 import functools
@@ -25,7 +25,12 @@ from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.core.files.atomic import write_text, written_whole
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.core.settings.config import dump_yaml, to_dict
-from seqfoundry.families.reads.config import ConvNetwork, NetworkBase, ResidualNetwork, read_mission_params
+from seqfoundry.families.reads.config import (
+    ConvNetwork,
+    NetworkBase,
+    ResidualNetwork,
+    read_mission_params,
+)
 from seqfoundry.families.reads.data import Reads
 from seqfoundry.families.reads.labelling.crf import Crf, negative_log_likelihood_and_gradients
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
@@ -42,23 +47,33 @@ Array = NDArray[Any]
 CrfLoss = Callable[[Any, Any, Any, Crf], Any]
 
 N_BASES = 4  # one-hot channels; N is zero in all of them
-RESIDUAL_MOMENTUM = 0.95  # of moving averages: Keras' .99 needs more steps than a short training has
-TRANSITION_EPSILON = 1e-6  # added to counted transition probabilities, so that an unseen one costs about 14
+RESIDUAL_MOMENTUM = (
+    0.95  # of moving averages: Keras' .99 needs more steps than a short training has
+)
+TRANSITION_EPSILON = (
+    1e-6  # added to counted transition probabilities, so that an unseen one costs about 14
+)
 
 
 class Annotator(keras.Model):
     """What both networks share: the label chain, and zeros at padding.
 
-    A subclass turns codes, their mask ``(n, length)`` and the same as numbers ``(n, length, 1)`` into scores.
-    """
+    A subclass turns codes, their mask ``(n, length)`` and the same as numbers ``(n, length, 1)``
+    into scores."""
 
     def __init__(self, n_labels: int, crf_layer: bool, name: str) -> None:
         super().__init__(name=name)
         self.n_labels, self.crf_layer = n_labels, crf_layer
         initial = keras.initializers.Orthogonal() if crf_layer else "zeros"
-        for part, shape in zip(Crf._fields, ((n_labels, n_labels), (n_labels,), (n_labels,)), strict=True):
+        for part, shape in zip(
+            Crf._fields, ((n_labels, n_labels), (n_labels,), (n_labels,)), strict=True
+        ):
             start = initial if part == "transitions" else "zeros"
-            setattr(self, part, self.add_weight(shape=shape, initializer=start, trainable=crf_layer, name=part))
+            setattr(
+                self,
+                part,
+                self.add_weight(shape=shape, initializer=start, trainable=crf_layer, name=part),
+            )
 
     def call(self, codes: Any, training: bool = False) -> Any:
         """Return logits ``(n, length, n_labels)``, zero at padding."""
@@ -72,7 +87,10 @@ class Annotator(keras.Model):
 
 
 def over_replicas(value: Any) -> Any:
-    """Sum a tensor or a list of them over the devices of a strategy; on one device it stays what it is."""
+    """Sum a tensor or a list of them over the devices of a strategy.
+
+    On one device it stays what it is.
+    """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return value
@@ -84,7 +102,9 @@ def _zero_padding(x: Any, present: Any) -> Any:
 
 
 class MaskedBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose statistics leave out padding; Keras' own does so too, at 1.4 times the step's time.
+    """Batch normalisation whose statistics leave out padding.
+
+    Keras' own does so too, at 1.4 times the step's time.
 
     They are those of the whole batch, however many devices share it, and always in float32.
     """
@@ -109,50 +129,78 @@ class MaskedBatchNormalization(keras.layers.BatchNormalization):
 
 
 class ConvAnnotator(Annotator):
-    """The reference's network: embedding, convolutions, (Bi)LSTM, attention, dense, and the dense layer of its CRF.
+    """The reference's network.
 
-    A code outside the vocabulary (N, where ``vocab_size`` is 5) is a base with a zero vector: the reference stops
-    there on a CPU and does this on a GPU.
-    """
+    Embedding, convolutions, (Bi)LSTM, attention, dense, and the dense layer of its CRF.
+
+    A code outside the vocabulary (N, where ``vocab_size`` is 5) is a base with a zero vector: the
+    reference stops there on a CPU and does this on a GPU."""
 
     def __init__(self, network: ConvNetwork, n_labels: int) -> None:
         super().__init__(n_labels, network.crf_layer, "conv")
         layers, penalty = keras.layers, keras.regularizers.L2(network.regularization)
         rate = network.dropout_rate
         self.vocab_size = network.vocab_size
-        self.embedding = layers.Embedding(network.vocab_size, network.embedding_dim, name="embedding")
-        convolution = functools.partial(layers.Conv1D, padding="same", activation="relu", kernel_regularizer=penalty)
-        shapes = zip(network.conv_filters, network.conv_kernel_sizes, network.dilation_rates, strict=True)
+        self.embedding = layers.Embedding(
+            network.vocab_size, network.embedding_dim, name="embedding"
+        )
+        convolution = functools.partial(
+            layers.Conv1D, padding="same", activation="relu", kernel_regularizer=penalty
+        )
+        shapes = zip(
+            network.conv_filters, network.conv_kernel_sizes, network.dilation_rates, strict=True
+        )
         self.convolutions = [
             convolution(filters, kernel, dilation_rate=dilation, name=f"conv_{i}")
             for i, (filters, kernel, dilation) in enumerate(shapes)
         ]
-        self.norms = [MaskedBatchNormalization(name=f"norm_{i}") for i in range(network.conv_layers)]
-        self.dropouts = [layers.Dropout(rate, name=f"conv_dropout_{i}") for i in range(network.conv_layers)]
+        self.norms = [
+            MaskedBatchNormalization(name=f"norm_{i}") for i in range(network.conv_layers)
+        ]
+        self.dropouts = [
+            layers.Dropout(rate, name=f"conv_dropout_{i}") for i in range(network.conv_layers)
+        ]
         recurrence = functools.partial(
-            layers.LSTM, return_sequences=True, kernel_regularizer=penalty, recurrent_regularizer=penalty
+            layers.LSTM,
+            return_sequences=True,
+            kernel_regularizer=penalty,
+            recurrent_regularizer=penalty,
         )
         lstms = [recurrence(units, name=f"lstm_{i}") for i, units in enumerate(network.lstm_units)]
         bidirectional = [layers.Bidirectional(lstm, name=f"bi{lstm.name}") for lstm in lstms]
         self.recurrences = bidirectional if network.bidirectional else lstms
-        self.recurrence_dropouts = [layers.Dropout(rate, name=f"{lstm.name}_dropout") for lstm in lstms]
+        self.recurrence_dropouts = [
+            layers.Dropout(rate, name=f"{lstm.name}_dropout") for lstm in lstms
+        ]
         self.attention = None
         if network.attention_heads:
             width = (*network.conv_filters, *network.lstm_units)[-1]
-            self.attention = layers.MultiHeadAttention(network.attention_heads, width, dropout=rate, name="attention")
+            self.attention = layers.MultiHeadAttention(
+                network.attention_heads, width, dropout=rate, name="attention"
+            )
             self.attention_dropout = layers.Dropout(rate, name="attention_dropout")
-        self.dense = layers.Dense(n_labels, kernel_regularizer=penalty, name="dense", dtype="float32")
-        self.crf_dense = layers.Dense(n_labels, name="crf_dense", dtype="float32") if network.crf_layer else None
+        self.dense = layers.Dense(
+            n_labels, kernel_regularizer=penalty, name="dense", dtype="float32"
+        )
+        self.crf_dense = (
+            layers.Dense(n_labels, name="crf_dense", dtype="float32")
+            if network.crf_layer
+            else None
+        )
 
     def scores(self, codes: Any, mask: Any, present: Any, training: bool) -> Any:
         """Return scores, with anything at padding."""
         known = tf.logical_and(mask, codes < self.vocab_size)
         x = _zero_padding(self.embedding(tf.where(known, codes, 0)), known[..., None])
-        for convolution, norm, dropout in zip(self.convolutions, self.norms, self.dropouts, strict=True):
+        for convolution, norm, dropout in zip(
+            self.convolutions, self.norms, self.dropouts, strict=True
+        ):
             x = norm(convolution(x), training=training, mask=mask)
             x = _zero_padding(dropout(x, training=training), present)
         for recurrence, dropout in zip(self.recurrences, self.recurrence_dropouts, strict=True):
-            x = _zero_padding(dropout(recurrence(x, training=training, mask=mask), training=training), present)
+            x = _zero_padding(
+                dropout(recurrence(x, training=training, mask=mask), training=training), present
+            )
         if self.attention is not None:
             attended = self.attention(x, x, training=training, attention_mask=mask[:, None, :])
             x = _zero_padding(self.attention_dropout(x + attended, training=training), present)
@@ -190,9 +238,17 @@ class ResidualAnnotator(Annotator):
         return self.dense(tf.nn.relu(self.norm(x, training=training, mask=mask)))
 
 
-def build(network: NetworkBase, n_labels: int, *, seed: int, mixed_precision: bool = False) -> Annotator:
-    """Return a network with all its weights; the seed fixes them and its dropout, whatever was built before."""
-    kinds: dict[type[NetworkBase], Any] = {ConvNetwork: ConvAnnotator, ResidualNetwork: ResidualAnnotator}
+def build(
+    network: NetworkBase, n_labels: int, *, seed: int, mixed_precision: bool = False
+) -> Annotator:
+    """Return a network with all its weights.
+
+    The seed fixes them and its dropout, whatever was built before.
+    """
+    kinds: dict[type[NetworkBase], Any] = {
+        ConvNetwork: ConvAnnotator,
+        ResidualNetwork: ResidualAnnotator,
+    }
     before, policy = random.getstate(), keras.config.dtype_policy()
     random.seed(seed)  # Keras draws the seeds of initializers and dropout from here
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
@@ -217,7 +273,8 @@ def transition_counts(reads: Reads, n_labels: int) -> Array:
 def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
     """Set the chain's transitions to the log probabilities of counted ones ``(n_labels, n_labels)``, row = from.
 
-    Probabilities get ``TRANSITION_EPSILON`` before they are normalised; a label never seen goes anywhere alike.
+    Probabilities get ``TRANSITION_EPSILON`` before they are normalised; a label never seen goes
+    anywhere alike.
 
     Raises
     ------
@@ -226,21 +283,32 @@ def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
     """
     shape = (model.n_labels, model.n_labels)
     if counts.shape != shape or (counts < 0).any():
-        raise InputError(f"transition counts: must be {shape} and not negative, got {counts.shape}, {counts.min()}")
+        raise InputError(
+            f"transition counts: must be {shape} and not negative, got {counts.shape}, "
+            f"{counts.min()}"
+        )
     totals = counts.sum(axis=1, keepdims=True)
-    probability = np.where(totals > 0, counts / np.maximum(totals, 1), 1 / model.n_labels) + TRANSITION_EPSILON
+    probability = (
+        np.where(totals > 0, counts / np.maximum(totals, 1), 1 / model.n_labels)
+        + TRANSITION_EPSILON
+    )
     model.transitions.assign(np.log(probability / probability.sum(axis=1, keepdims=True)))
 
 
 def _numpy_crf_loss(logits: Array, labels: Array, lengths: Array, *crf: Array) -> list[Any]:
     nll, *gradients = negative_log_likelihood_and_gradients(logits, labels, lengths, Crf(*crf))
-    return [np.float32(nll.sum()), *(gradient.astype(np.float32, copy=False) for gradient in gradients)]
+    return [
+        np.float32(nll.sum()),
+        *(gradient.astype(np.float32, copy=False) for gradient in gradients),
+    ]
 
 
 @tf.custom_gradient
 def _fused(logits: Any, labels: Any, lengths: Any, transitions: Any, start: Any, end: Any) -> Any:
     inputs = (logits, labels, lengths, transitions, start, end)
-    total, *gradients = tf.numpy_function(_numpy_crf_loss, inputs, [tf.float32] * 5, stateful=False)
+    total, *gradients = tf.numpy_function(
+        _numpy_crf_loss, inputs, [tf.float32] * 5, stateful=False
+    )
     total.set_shape(())
     for gradient, tensor in zip(gradients, (logits, transitions, start, end), strict=True):
         gradient.set_shape(tensor.shape)
@@ -277,17 +345,24 @@ def crf_loss_scan(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
     observed = tf.one_hot(tf.where(mask, labels, -1), transitions.shape[0])  # zero at padding
     last = tf.gather(observed, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
     path = (
-        tf.reduce_sum(observed * logits, (1, 2)) + tf.linalg.matvec(observed[:, 0], start) + tf.linalg.matvec(last, end)
+        tf.reduce_sum(observed * logits, (1, 2))
+        + tf.linalg.matvec(observed[:, 0], start)
+        + tf.linalg.matvec(last, end)
     )
     path += tf.einsum("nti,ij,ntj->n", observed[:, :-1], transitions, observed[:, 1:])
-    return tf.reduce_sum(tf.where(lengths > 0, tf.reduce_logsumexp(alpha + end, axis=1) - path, 0.0))
+    return tf.reduce_sum(
+        tf.where(lengths > 0, tf.reduce_logsumexp(alpha + end, axis=1) - path, 0.0)
+    )
 
 
 BATCH = tf.TensorSpec((None, None), tf.int32)  # of any shape, so that no new shape is traced again
 
 
 def make_predict(model: Annotator) -> Callable[[Array], Any]:
-    """Return a compiled ``codes`` to logits ``(n, length, n_labels)`` without dropout; needs at least one base."""
+    """Return a compiled ``codes`` to logits ``(n, length, n_labels)`` without dropout.
+
+    Needs at least one base.
+    """
 
     @tf.function(input_signature=(BATCH,))
     def predict(codes: Any) -> Any:
@@ -319,12 +394,19 @@ def load_weights(model: Annotator, path: Path) -> None:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(
-                lambda name, item: shapes.append(_own_shape(name, item)) if hasattr(item, "dtype") else None
+                lambda name, item: (
+                    shapes.append(_own_shape(name, item)) if hasattr(item, "dtype") else None
+                )
             )
         if sorted(shapes) != sorted(tuple(variable.shape) for variable in model.weights):
-            raise ValueError(f"{len(shapes)} arrays of other shapes than the {len(model.weights)} of this network")
+            raise ValueError(
+                f"{len(shapes)} arrays of other shapes than the {len(model.weights)} of this "
+                "network"
+            )
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it finds no weights for
+            warnings.simplefilter(
+                "error", UserWarning
+            )  # Keras only warns of layers that it finds no weights for
             link = Path(folder, "model.weights.h5")
             link.symlink_to(path.resolve())
             model.load_weights(link)
@@ -333,8 +415,15 @@ def load_weights(model: Annotator, path: Path) -> None:
 
 
 def _own_shape(name: str, item: h5py.Dataset) -> tuple[int, ...]:
-    """Shape of an array that lies in its file: not elsewhere, and not of numbers that nobody wrote."""
-    if item.external or item.is_virtual or item.id.get_storage_size() != item.size * item.dtype.itemsize:
+    """Shape of an array that lies in its file.
+
+    Not elsewhere, and not of numbers that nobody wrote.
+    """
+    if (
+        item.external
+        or item.is_virtual
+        or item.id.get_storage_size() != item.size * item.dtype.itemsize
+    ):
         raise ValueError(f"{name} of shape {item.shape}, which is not in the file")
     return tuple(item.shape)
 
@@ -352,15 +441,28 @@ def refuse_inflated(network: ConvNetwork | ResidualNetwork, path: Path) -> None:
         needed += network.stem_kernel * network.channels
     else:
         widths = [network.embedding_dim, *network.conv_filters, *network.lstm_units]
-        needed = sum(a * b for a, b in itertools.pairwise(widths)) + sum(unit**2 for unit in network.lstm_units)
-        needed += sum(a * b for a, b in zip(network.conv_filters, network.conv_kernel_sizes, strict=True))
-    held = path.stat().st_size // 4 if path.is_file() else needed  # no file is told by who reads it
+        needed = sum(a * b for a, b in itertools.pairwise(widths)) + sum(
+            unit**2 for unit in network.lstm_units
+        )
+        needed += sum(
+            a * b for a, b in zip(network.conv_filters, network.conv_kernel_sizes, strict=True)
+        )
+    held = (
+        path.stat().st_size // 4 if path.is_file() else needed
+    )  # no file is told by who reads it
     if needed > held:
-        raise ModelError(f"{path}: must be Keras weights of this network, {needed:,} or more, got at most {held:,}")
+        raise ModelError(
+            f"{path}: must be Keras weights of this network, {needed:,} or more, got at most "
+            f"{held:,}"
+        )
 
 
-def write_mission(model: Annotator, network: ConvNetwork | ResidualNetwork, protocol: Protocol, folder: Path) -> None:
-    """Write the files that the reference's tools take: weights, label binarizer, network parameters.
+def write_mission(
+    model: Annotator, network: ConvNetwork | ResidualNetwork, protocol: Protocol, folder: Path
+) -> None:
+    """Write the files that the reference's tools take.
+
+    Weights, label binarizer, network parameters.
 
     The binarizer is a pickle because those tools read one; nothing of ours ever does.
     """
@@ -374,10 +476,15 @@ def write_mission(model: Annotator, network: ConvNetwork | ResidualNetwork, prot
     write_text(folder / f"{protocol.model}_params.yaml", dump_yaml(to_dict(network)))
 
 
-def read_mission(folder: Path, seq_orders: Path) -> tuple[Annotator, ConvNetwork | ResidualNetwork, Protocol]:
-    """Rebuild a network from the mission's files of our own training: ``{model}.h5`` and ``{model}_params.yaml``.
+def read_mission(
+    folder: Path, seq_orders: Path
+) -> tuple[Annotator, ConvNetwork | ResidualNetwork, Protocol]:
+    """Rebuild a network from the mission's files of our own training.
 
-    The labels are those of the model's entry in ``seq_orders``, sorted; ``{model}_lbl_bin.pkl`` is never read.
+    ``{model}.h5`` and ``{model}_params.yaml``.
+
+    The labels are those of the model's entry in ``seq_orders``, sorted; ``{model}_lbl_bin.pkl`` is
+    never read.
 
     Raises
     ------
@@ -390,10 +497,18 @@ def read_mission(folder: Path, seq_orders: Path) -> tuple[Annotator, ConvNetwork
     protocol, path = read_protocol(seq_orders, name), folder / f"{name}.h5"
     refuse_inflated(network, path)
     model = build(network, len(protocol.labels), seed=0)
-    with contextlib.suppress(OSError, KeyError), h5py.File(path, "r") as file:  # what else is wrong is told below
-        width = file["vars/0"].shape[0]  # the first weights of every network are the chain's transitions
+    with (
+        contextlib.suppress(OSError, KeyError),
+        h5py.File(path, "r") as file,
+    ):  # what else is wrong is told below
+        width = file["vars/0"].shape[
+            0
+        ]  # the first weights of every network are the chain's transitions
         if width != len(protocol.labels):
             labels = ", ".join(protocol.labels)
-            raise ModelError(f"{path}: must have {len(protocol.labels)} outputs, one per label ({labels}), got {width}")
+            raise ModelError(
+                f"{path}: must have {len(protocol.labels)} outputs, one per label ({labels}), got "
+                f"{width}"
+            )
     load_weights(model, path)
     return model, network, protocol

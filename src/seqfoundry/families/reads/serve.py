@@ -1,8 +1,7 @@
 """The served model: its files, and bases in, segments out.
 
-A model folder holds ``served.json`` (what the registry and ``apply`` must know), ``model.json`` (network and
-protocol) and ``weights.h5``. No pickle.
-"""
+A model folder holds ``served.json`` (what the registry and ``apply`` must know), ``model.json``
+(network and protocol) and ``weights.h5``. No pickle."""
 
 import itertools
 import json
@@ -28,7 +27,12 @@ from seqfoundry.core.runs.provenance import pinned, project_root, warn_version
 from seqfoundry.core.settings.config import build_plain, read_yaml
 from seqfoundry.families.reads import data as batches
 from seqfoundry.families.reads import model as networks
-from seqfoundry.families.reads.config import ConvNetwork, DecodeConfig, ResidualNetwork, build_network
+from seqfoundry.families.reads.config import (
+    ConvNetwork,
+    DecodeConfig,
+    ResidualNetwork,
+    build_network,
+)
 from seqfoundry.families.reads.data import Runs, collapse
 from seqfoundry.families.reads.labelling.crf import Crf, marginals, viterbi
 from seqfoundry.families.reads.labelling.structure import (
@@ -42,12 +46,18 @@ from seqfoundry.families.reads.labelling.structure import (
 from seqfoundry.families.reads.protocol.seq_orders import CDNA, Protocol
 
 FORMAT_VERSION = 1
-_BATCH_TOKENS = 32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU
+_BATCH_TOKENS = (
+    32_768  # bases of one prediction batch: fast on two cores, small enough for any GPU
+)
 _AHEAD = 2  # batches whose scores wait to be decoded while the network goes on
-_MOST_PARSES = 64  # of one series of labels that are looked at before the read is left to the grammar
+_MOST_PARSES = (
+    64  # of one series of labels that are looked at before the read is left to the grammar
+)
 _WINDOW = 65_536  # bases that the network sees at a time
 _ATTENTION_WINDOW = 8192  # the same for networks with attention, whose memory goes with the square
-_FAR_CONTEXT = 2048  # bases on both sides of a window for networks that see the whole read (LSTM, attention)
+_FAR_CONTEXT = (
+    2048  # bases on both sides of a window for networks that see the whole read (LSTM, attention)
+)
 
 # a full-length read of the 10x 3' protocol; any DNA is legal
 EXAMPLE = pd.DataFrame(
@@ -69,7 +79,9 @@ ANSWER = pd.DataFrame(
         "fragments": [[{"start": 0, "end": 142, "orientation": "+", "whole": True}]],
     }
 )
-REQUIREMENTS = pinned("edlib", "h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow")
+REQUIREMENTS = pinned(
+    "edlib", "h5py", "keras", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tensorflow"
+)
 
 
 @dataclass(frozen=True)
@@ -86,16 +98,25 @@ class ReadModel:
 
     @classmethod
     def of(
-        cls, network: Any, config: ConvNetwork | ResidualNetwork, protocol: Protocol, decode: DecodeConfig
+        cls,
+        network: Any,
+        config: ConvNetwork | ResidualNetwork,
+        protocol: Protocol,
+        decode: DecodeConfig,
     ) -> "ReadModel":
         """Make a network answer for a protocol."""
         graph = build_graph(protocol, decode) if decode.grammar else None
         grammar = Grammar(protocol, decode.adapter_distance, decode.adapter_slack)
-        return cls(network, config, protocol, decode, grammar, graph, networks.make_predict(network))
+        return cls(
+            network, config, protocol, decode, grammar, graph, networks.make_predict(network)
+        )
 
 
 def save(model: ReadModel, config: Any, folder: Path) -> None:
-    """Write a model folder; ``config.model`` (the family's ``Config`` has one) names it in the registry."""
+    """Write a model folder.
+
+    ``config.model`` (the family's ``Config`` has one) names it in the registry.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     protocol = model.protocol
     served = {
@@ -104,18 +125,26 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
         "package_version": seqfoundry.__version__,
         "registered_name": f"reads-{config.model}",
         "about": f"Labels every base of a long RNA-seq read of the library {protocol.library} "
-        f"({', '.join(segment.name for segment in protocol.segments)}) and finds the molecules in it.",
+        f"({', '.join(segment.name for segment in protocol.segments)}) and finds the molecules in "
+        "it.",
         "limits": [
-            "Trained and measured on simulated data only: shares on real reads are to be checked on your own.",
-            "Segment ends are uncertain by a base or two where insertions and deletions are possible: few barcodes and "
-            "UMIs come out base for base (exact.* in the report), so counting different UMIs overcounts molecules.",
-            "Reads with an adapter several times are called invalid; their molecules are cut out of most of them.",
-            "Reads of another library are labelled too, and wrongly; most of them come out as invalid.",
+            "Trained and measured on simulated data only: shares on real reads are to be checked "
+            "on your own.",
+            "Segment ends are uncertain by a base or two where insertions and deletions are "
+            "possible: few barcodes and "
+            "UMIs come out base for base (exact.* in the report), so counting different UMIs "
+            "overcounts molecules.",
+            "Reads with an adapter several times are called invalid; their molecules are cut out "
+            "of most of them.",
+            "Reads of another library are labelled too, and wrongly; most of them come out as "
+            "invalid.",
         ],
         "input_columns": list(EXAMPLE.columns),
         "labels": list(protocol.labels),
         "barcodes": list(protocol.barcodes),
-        "barcode_lengths": {one.name: one.length for one in protocol.segments if one.name in protocol.barcodes},
+        "barcode_lengths": {
+            one.name: one.length for one in protocol.segments if one.name in protocol.barcodes
+        },
         "umis": list(protocol.umis),
         "insert": CDNA,
         "strand": protocol.strand,
@@ -123,16 +152,21 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
     }
     files.write_json(folder / "served.json", served)
     networks.save_weights(model.network, folder / "weights.h5")
-    shape = {"network": asdict(model.config), "protocol": asdict(protocol), "decode": asdict(model.decode)}
-    files.write_json(folder / "model.json", {**shape, "weights_md5": files.md5(folder / "weights.h5")})
+    shape = {
+        "network": asdict(model.config),
+        "protocol": asdict(protocol),
+        "decode": asdict(model.decode),
+    }
+    files.write_json(
+        folder / "model.json", {**shape, "weights_md5": files.md5(folder / "weights.h5")}
+    )
 
 
 def adopt(folder: Path, out: Path) -> None:
     """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
 
-    They hold neither labels nor decoding: those come from the model's entry in the project's ``seq_orders.yaml`` and
-    from its ``full.yaml``. The label binarizer, a pickle, is not read.
-    """
+    They hold neither labels nor decoding: those come from the model's entry in the project's
+    ``seq_orders.yaml`` and from its ``full.yaml``. The label binarizer, a pickle, is not read."""
     params = project_root() / "params" / "reads"
     network, config, protocol = networks.read_mission(folder, params / "seq_orders.yaml")
     values = read_yaml(params / "full.yaml")["decode"]
@@ -146,20 +180,33 @@ def load(folder: Path) -> ReadModel:
     Raises
     ------
     ModelError
-        If a file is missing or damaged, of another family, or of a format that this version cannot read.
+        If a file is missing or damaged, of another family, or of a format that this version cannot
+        read.
     """
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        family, version, package = recorded_family(served), served["format_version"], served["package_version"]
-        network_values, protocol_values, decode_values = shape["network"], shape["protocol"], shape["decode"]
+        family, version, package = (
+            recorded_family(served),
+            served["format_version"],
+            served["package_version"],
+        )
+        network_values, protocol_values, decode_values = (
+            shape["network"],
+            shape["protocol"],
+            shape["decode"],
+        )
         weights_md5 = shape["weights_md5"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{folder}: must be a whole model folder of the family reads, got: {error}") from None
+        raise ModelError(
+            f"{folder}: must be a whole model folder of the family reads, got: {error}"
+        ) from None
     if family != "reads":
         raise ModelError(f"{folder}: must be a model of the family reads, got one of {family}")
     if version != FORMAT_VERSION:
-        raise ModelError(f"{folder}: format_version must be {FORMAT_VERSION}, got {version}; update seqfoundry")
+        raise ModelError(
+            f"{folder}: format_version must be {FORMAT_VERSION}, got {version}; update seqfoundry"
+        )
     warn_version(folder, package)
     where = str(folder / "model.json")
     if not isinstance(network_values, dict):
@@ -173,27 +220,35 @@ def load(folder: Path) -> ReadModel:
     weights = folder / "weights.h5"
     networks.refuse_inflated(config, weights)
     network = networks.build(config, len(protocol.labels), seed=0)
-    networks.load_weights(network, weights)  # refuses what is no such file; a flipped bit shows in the checksum only
+    networks.load_weights(
+        network, weights
+    )  # refuses what is no such file; a flipped bit shows in the checksum only
     if files.md5(weights) != weights_md5:
-        raise ModelError(f"{weights}: must have the checksum {weights_md5} of model.json, got {files.md5(weights)}")
+        raise ModelError(
+            f"{weights}: must have the checksum {weights_md5} of model.json, got "
+            f"{files.md5(weights)}"
+        )
     return ReadModel.of(network, config, protocol, decode)
 
 
 def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
-    """Find the segments and molecules of every ``sequence``; new columns only, same index, same order.
+    """Find the segments and molecules of every ``sequence``.
+
+    New columns only, same index, same order.
 
     Returns
     -------
-    ``read_length``; ``architecture`` (valid or invalid), ``reason`` and ``orientation`` (+, -, empty); ``segments``:
-    a list of ``label``, ``start``, ``end`` (0-based, half-open) and ``confidence`` (mean posterior probability of the
-    label), which tile the read; ``fragments``: a list of ``start``, ``end``, ``orientation`` of its molecules, and
-    whether they are ``whole`` (else an end is missing or an adapter broken, but barcodes and cDNA are there).
+    ``read_length``; ``architecture`` (valid or invalid), ``reason`` and ``orientation`` (+, -,
+    empty); ``segments``: a list of ``label``, ``start``, ``end`` (0-based, half-open) and
+    ``confidence`` (mean posterior probability of the label), which tile the read; ``fragments``: a
+    list of ``start``, ``end``, ``orientation`` of its molecules, and whether they are ``whole``
+    (else an end is missing or an adapter broken, but barcodes and cDNA are there).
 
     Raises
     ------
     InputError
-        If there is no column ``sequence``, or a value in it is no text or has a letter that is not IUPAC; rows are
-        counted from 0.
+        If there is no column ``sequence``, or a value in it is no text or has a letter that is not
+        IUPAC; rows are counted from 0.
     """
     codes, offsets = dna.encode(_sequences(frame))
     runs, confidence = read_runs(model, codes, offsets)
@@ -201,10 +256,14 @@ def predict(model: ReadModel, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "read_length": np.diff(offsets),
-            "architecture": _column(["valid" if one.is_valid else "invalid" for one in found], "str"),
+            "architecture": _column(
+                ["valid" if one.is_valid else "invalid" for one in found], "str"
+            ),
             "reason": _column([one.reason for one in found], "str"),
             "orientation": _column([one.orientation for one in found], "str"),
-            "segments": _column(_segments(runs, offsets, confidence, model.protocol.labels), object),
+            "segments": _column(
+                _segments(runs, offsets, confidence, model.protocol.labels), object
+            ),
             "fragments": _column(_fragments(runs, found), object),
         }
     ).set_axis(frame.index)
@@ -235,21 +294,29 @@ class _Labelled:
     begins: NDArray[np.bool_]  # of segments; two neighbours may have the same label
 
 
-def read_runs(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[Runs, NDArray[np.float32]]:
+def read_runs(
+    model: ReadModel, codes: Codes, offsets: Offsets
+) -> tuple[Runs, NDArray[np.float32]]:
     """Return the segments of flat reads, and for each base the posterior probability of its label.
 
     One batch is decoded while the network scores the next.
     """
     n = len(codes)
-    found = _Labelled(np.zeros(n, dtype=np.uint8), np.zeros(n, dtype=np.float32), np.zeros(n, dtype=np.bool_))
+    found = _Labelled(
+        np.zeros(n, dtype=np.uint8), np.zeros(n, dtype=np.float32), np.zeros(n, dtype=np.bool_)
+    )
     lengths = np.diff(offsets)
     crf = model.network.crf()
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
-        for reads in batches.plan(lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None):
+        for reads in batches.plan(
+            lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None
+        ):
             padded, widths = batches.padded_codes(codes, offsets, reads)
             logits = _scores(model, padded)
-            waiting.append(decoder.submit(_decode, model, crf, (logits, widths), offsets[reads], found))
+            waiting.append(
+                decoder.submit(_decode, model, crf, (logits, widths), offsets[reads], found)
+            )
             if len(waiting) > _AHEAD:
                 waiting.popleft().result()
         for task in waiting:
@@ -258,7 +325,10 @@ def read_runs(model: ReadModel, codes: Codes, offsets: Offsets) -> tuple[Runs, N
 
 
 def _reach(config: ConvNetwork | ResidualNetwork) -> int:
-    """How far, in bases to either side, a score depends on the read; for LSTM and attention a guess, see `_scores`."""
+    """How far, in bases to either side, a score depends on the read.
+
+    For LSTM and attention a guess, see `_scores`.
+    """
     if isinstance(config, ResidualNetwork):
         return config.stem_kernel // 2 + config.kernel // 2 * sum(config.dilation_rates)
     if config.lstm_layers or config.attention_heads:
@@ -270,10 +340,10 @@ def _reach(config: ConvNetwork | ResidualNetwork) -> int:
 def _scores(model: ReadModel, padded: NDArray[np.int32]) -> NDArray[np.float32]:
     """Return logits of a padded batch; reads beyond the window's length are scored piece by piece.
 
-    Pieces overlap by more than twice what the network can see, and of each only the middle is kept, so scores are those
-    of the whole read. Not so for networks with LSTM or attention, which see all of a read: for them the pieces
-    overlap by ``2 * _FAR_CONTEXT`` bases, and far parts of a long read no longer influence each other.
-    """
+    Pieces overlap by more than twice what the network can see, and of each only the middle is
+    kept, so scores are those of the whole read. Not so for networks with LSTM or attention, which
+    see all of a read: for them the pieces overlap by ``2 * _FAR_CONTEXT`` bases, and far parts of
+    a long read no longer influence each other."""
     window = _WINDOW
     if isinstance(model.config, ConvNetwork) and model.config.attention_heads:
         window = min(window, _ATTENTION_WINDOW)
@@ -299,9 +369,9 @@ def _decode(
 ) -> None:
     """Label the reads of one batch (logits and lengths), which begin at ``firsts`` in the flat arrays of ``found``.
 
-    The best path of the label chain is an upper bound of every parse. Where it can be taken under the grammar at no
-    cost, which is the rule, it is the best parse, and only the other reads are parsed.
-    """
+    The best path of the label chain is an upper bound of every parse. Where it can be taken under
+    the grammar at no cost, which is the rule, it is the best parse, and only the other reads are
+    parsed."""
     logits, widths = batch
     columns = np.arange(logits.shape[1])
     real = columns < widths[:, None]
@@ -314,8 +384,12 @@ def _decode(
         begins[parsed.offsets[:-1]] = 0
         parts = model.graph.labels[parsed.nodes]
         paths[odd[:, None], columns] = 0  # past the end of a read, nothing
-        paths[np.isin(np.arange(len(paths)), odd)[:, None] & real] = np.repeat(parts, parsed.ends - begins)
-        is_insert = parts == model.protocol.labels.index(CDNA)  # a random end and an insert are one stretch
+        paths[np.isin(np.arange(len(paths)), odd)[:, None] & real] = np.repeat(
+            parts, parsed.ends - begins
+        )
+        is_insert = parts == model.protocol.labels.index(
+            CDNA
+        )  # a random end and an insert are one stretch
         owners = np.repeat(odd, np.diff(parsed.offsets))
         found.begins[(firsts[owners] + begins)[~is_insert]] = True
     found.labels[places] = paths[real]
@@ -323,15 +397,24 @@ def _decode(
     found.confidence[places] = posterior[np.arange(len(places)), found.labels[places]]
 
 
-def _is_legal(graph: Graph, labels: NDArray[np.uint8], widths: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_legal(
+    graph: Graph, labels: NDArray[np.uint8], widths: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Tell for each read whether its labels, flat, are a parse without cost whose segments have legal lengths."""
     runs = collapse(labels, np.concatenate([[0], np.cumsum(widths)]))
-    names, sizes, bounds = runs.labels.tolist(), (runs.ends - runs.starts).tolist(), runs.offsets.tolist()
+    names, sizes, bounds = (
+        runs.labels.tolist(),
+        (runs.ends - runs.starts).tolist(),
+        runs.offsets.tolist(),
+    )
     legal = _limits_of(tuple(tuple(part.tolist()) for part in graph))
     return np.array(
         [
             any(
-                all(low <= size <= high for size, (low, high) in zip(sizes[a:b], limits, strict=True))
+                all(
+                    low <= size <= high
+                    for size, (low, high) in zip(sizes[a:b], limits, strict=True)
+                )
                 for limits in legal(tuple(names[a:b]))
             )
             for a, b in itertools.pairwise(bounds)
@@ -344,26 +427,40 @@ _Limits = tuple[tuple[int, int], ...]  # shortest and longest length of every se
 
 
 @lru_cache(maxsize=8)
-def _limits_of(values: tuple[tuple[float, ...], ...]) -> Callable[[tuple[int, ...]], tuple[_Limits, ...]]:
+def _limits_of(
+    values: tuple[tuple[float, ...], ...],
+) -> Callable[[tuple[int, ...]], tuple[_Limits, ...]]:
     """Return a function from the labels of a read's runs to the limits of all parses of them that cost nothing.
 
     ``values`` are those of a ``Graph``, as tuples since they are remembered. A run is one node.
     """
     graph = Graph(*(np.array(part) for part in values))
     n_nodes = len(graph.labels)
-    spans = [slice(int(graph.edge_offsets[node]), int(graph.edge_offsets[node + 1])) for node in range(n_nodes)]
-    before = [graph.edges[span][graph.costs[span] == 0].astype(np.int64).tolist() for span in spans]
+    spans = [
+        slice(int(graph.edge_offsets[node]), int(graph.edge_offsets[node + 1]))
+        for node in range(n_nodes)
+    ]
+    before = [
+        graph.edges[span][graph.costs[span] == 0].astype(np.int64).tolist() for span in spans
+    ]
 
     @lru_cache(maxsize=10_000)
     def limits(labels: tuple[int, ...]) -> tuple[_Limits, ...]:
         paths: list[tuple[int, ...]] = [
-            (node,) for node in range(n_nodes) if graph.labels[node] == labels[0] and not graph.first_costs[node]
+            (node,)
+            for node in range(n_nodes)
+            if graph.labels[node] == labels[0] and not graph.first_costs[node]
         ]
         for label in labels[1:]:
             nexts = [node for node in range(n_nodes) if graph.labels[node] == label]
-            paths = [(*path, node) for path in paths for node in nexts if path[-1] in before[node]][:_MOST_PARSES]
+            paths = [
+                (*path, node) for path in paths for node in nexts if path[-1] in before[node]
+            ][:_MOST_PARSES]
         whole = [path for path in paths if not graph.last_costs[path[-1]]]
-        return tuple(tuple((int(graph.shortest[node]), int(graph.longest[node])) for node in path) for path in whole)
+        return tuple(
+            tuple((int(graph.shortest[node]), int(graph.longest[node])) for node in path)
+            for path in whole
+        )
 
     return limits
 
@@ -379,7 +476,11 @@ def _segments(
     rows = [
         {"label": names[label], "start": start, "end": end, "confidence": mean}
         for label, start, end, mean in zip(
-            runs.labels.tolist(), runs.starts.tolist(), runs.ends.tolist(), means.tolist(), strict=True
+            runs.labels.tolist(),
+            runs.starts.tolist(),
+            runs.ends.tolist(),
+            means.tolist(),
+            strict=True,
         )
     ]
     return [rows[runs.of(read)] for read in range(len(offsets) - 1)]
@@ -390,7 +491,9 @@ def _fragments(runs: Runs, found: Sequence[Architecture]) -> list[list[dict[str,
     answer = []
     for read, architecture in enumerate(found):
         base = int(runs.offsets[read])
-        molecules = [(one, True) for one in architecture.fragments] + [(one, False) for one in architecture.incomplete]
+        molecules = [(one, True) for one in architecture.fragments] + [
+            (one, False) for one in architecture.incomplete
+        ]
         rows: list[dict[str, Any]] = [
             {
                 "start": int(runs.starts[base + fragment.first]),

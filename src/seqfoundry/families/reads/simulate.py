@@ -1,8 +1,10 @@
-"""Reads with known labels: molecules of a protocol, their reverse complements, and sequencing errors in both.
+"""Reads with known labels.
 
-The same settings give the same bytes on every machine: streams are PCG64 seeded by ``[seed, split, shard]``, draws are
-whole numbers or one comparison of a uniform number with a rate, and files are plain text or ``.npy``.
-"""
+Molecules of a protocol, their reverse complements, and sequencing errors in both.
+
+The same settings give the same bytes on every machine: streams are PCG64 seeded by ``[seed, split,
+shard]``, draws are whole numbers or one comparison of a uniform number with a rate, and files are
+plain text or ``.npy``."""
 
 import logging
 from collections.abc import Iterator
@@ -44,7 +46,10 @@ _STREAMS = {"train": 0, "valid": 1, "test": 2, "example": 3, "whitelist": 4, "tr
 _CHUNK = 2048  # molecules at a time, so that memory stays flat; part of the stream, as _STREAMS
 _CLEAN, _ADAPTER, _HOMOPOLYMER = range(3)  # classes of error rates
 _SUBSTITUTION, _INSERTION, _DELETION = range(3)
-_LOWEST_QUALITY, _HIGHEST_QUALITY = 5, 35  # Phred; in the example only, where qualities mean nothing
+_LOWEST_QUALITY, _HIGHEST_QUALITY = (
+    5,
+    35,
+)  # Phred; in the example only, where qualities mean nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,12 @@ def draw(
 
     Returns
     -------
-    ``n_molecules`` reads, or with ``config.rc`` twice as many: every molecule is followed by its reverse complement,
-    which has errors of its own and the same label names.
-    """
+    ``n_molecules`` reads, or with ``config.rc`` twice as many: every molecule is followed by its
+    reverse complement, which has errors of its own and the same label names."""
     layout, sources = Layout.build(protocol, structures), Sources(transcripts)
-    return concatenate([reads for reads, _ in _chunks(layout, n_molecules, config, sources, generator)])
+    return concatenate(
+        [reads for reads, _ in _chunks(layout, n_molecules, config, sources, generator)]
+    )
 
 
 def draw_example(
@@ -88,14 +94,17 @@ def draw_example(
 
     Returns
     -------
-    Reads, and one ``Truth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i + 1``.
-    """
+    Reads, and one ``Truth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i +
+    1``."""
     layout = Layout.build(protocol, structures)
     parts, truths = [], []
     for reads, molecules in _chunks(layout, n_molecules, config, sources, generator):
         parts.append(reads)
         texts = zip(
-            molecules.structures, molecules.texts(protocol.barcodes), molecules.texts(protocol.umis), strict=True
+            molecules.structures,
+            molecules.texts(protocol.barcodes),
+            molecules.texts(protocol.umis),
+            strict=True,
         )
         for number, barcodes, umis in texts:
             structure = structures[number]
@@ -104,20 +113,28 @@ def draw_example(
 
 
 def _chunks(
-    layout: Layout, n_molecules: int, config: SimulateConfig, sources: Sources, generator: np.random.Generator
+    layout: Layout,
+    n_molecules: int,
+    config: SimulateConfig,
+    sources: Sources,
+    generator: np.random.Generator,
 ) -> Iterator[tuple[Reads, Molecules]]:
     for start in range(0, n_molecules, _CHUNK):
-        molecules = draw_molecules(layout, min(_CHUNK, n_molecules - start), config, sources, generator)
+        molecules = draw_molecules(
+            layout, min(_CHUNK, n_molecules - start), config, sources, generator
+        )
         yield sequence(molecules, config, generator), molecules
 
 
-def sequence(molecules: Molecules, config: SimulateConfig, generator: np.random.Generator) -> Reads:
+def sequence(
+    molecules: Molecules, config: SimulateConfig, generator: np.random.Generator
+) -> Reads:
     """Turn molecules into reads: truncation, the reverse complement next to each, errors.
 
-    Truncation differs from the reference, where it hardly ever acted because it left ends with a flank alone: an end
-    loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with cDNA stay as they are. A
-    share of the molecules, ``broken_share``, is broken off anywhere, at either end with equal probability.
-    """
+    Truncation differs from the reference, where it hardly ever acted because it left ends with a
+    flank alone: an end loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that
+    begin with cDNA stay as they are. A share of the molecules, ``broken_share``, is broken off
+    anywhere, at either end with equal probability."""
     slots = molecules.layout.slots
     rates = _rate_classes(molecules.layout, config)[molecules.slot]
     labels = slots["label"][molecules.slot].astype(np.uint8)
@@ -142,18 +159,25 @@ def _rate_classes(layout: Layout, config: SimulateConfig) -> NDArray[np.uint8]:
     """Class of error rates of each slot; flanks and spacers are as cDNA, whose label they have."""
     is_cdna = layout.slots["label"] == layout.protocol.labels.index(CDNA)
     cdna = _ADAPTER if config.cdna_errors else _CLEAN
-    classes = np.where(is_cdna, cdna, np.where(layout.slots["fill"] == TAIL, _HOMOPOLYMER, _ADAPTER))
+    classes = np.where(
+        is_cdna, cdna, np.where(layout.slots["fill"] == TAIL, _HOMOPOLYMER, _ADAPTER)
+    )
     return classes.astype(np.uint8)
 
 
 def add_errors(
-    bases: Codes, offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
+    bases: Codes,
+    offsets: Offsets,
+    classes: NDArray[np.uint8],
+    config: SimulateConfig,
+    generator: np.random.Generator,
 ) -> tuple[Codes, Offsets]:
     """Add substitutions, insertions and deletions.
 
-    Every base gets one uniform number r, and with mismatch, insertion and deletion rates m, i, d of its class it is
-    replaced by one of the other three if r < m; else followed by random bases, one and another with probability i each
-    up to ``max_insertions`` (0: none), if r < m + i; else dropped if r < m + i + d.
+    Every base gets one uniform number r, and with mismatch, insertion and deletion rates m, i, d
+    of its class it is replaced by one of the other three if r < m; else followed by random bases,
+    one and another with probability i each up to ``max_insertions`` (0: none), if r < m + i; else
+    dropped if r < m + i + d.
 
     Parameters
     ----------
@@ -164,15 +188,20 @@ def add_errors(
 
     Returns
     -------
-    New bases, and the new offsets of the same elements: what is inserted belongs to the element of its base.
-    """
+    New bases, and the new offsets of the same elements: what is inserted belongs to the element of
+    its base."""
     events = _draw_events(offsets, classes, config, generator)
-    of_insertion, is_deletion = np.flatnonzero(events.kinds == _INSERTION), events.kinds == _DELETION
+    of_insertion, is_deletion = (
+        np.flatnonzero(events.kinds == _INSERTION),
+        events.kinds == _DELETION,
+    )
     of_deletion = np.flatnonzero(is_deletion)
     inserted, deleted = events.places[of_insertion], events.places[of_deletion]
     substituted = events.places[np.flatnonzero(events.kinds == _SUBSTITUTION)]
     bases = bases.copy()
-    bases[substituted] = (bases[substituted] + generator.integers(1, 4, substituted.size, dtype=np.uint8)) & 3
+    bases[substituted] = (
+        bases[substituted] + generator.integers(1, 4, substituted.size, dtype=np.uint8)
+    ) & 3
     extra = _extra_bases(events.rate_classes[of_insertion], config, generator)
     inserted_before = np.concatenate([[0], np.cumsum(extra)])
     # an element's bases less its deletions and more its insertions
@@ -194,7 +223,10 @@ def add_errors(
 
 
 class _Events(NamedTuple):
-    """Places where errors may be, in order: what happens there (3: nothing), the element, its class of rates."""
+    """Places where errors may be, in order: what happens there (3.
+
+    Nothing), the element, its class of rates.
+    """
 
     places: Integers
     kinds: NDArray[np.uint8]
@@ -203,18 +235,23 @@ class _Events(NamedTuple):
 
 
 def _draw_events(
-    offsets: Offsets, classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
+    offsets: Offsets,
+    classes: NDArray[np.uint8],
+    config: SimulateConfig,
+    generator: np.random.Generator,
 ) -> _Events:
     """Draw the errors.
 
-    The first 16 bits of r are drawn for every base; only where they leave an error open, the other 53 are.
-    """
+    The first 16 bits of r are drawn for every base; only where they leave an error open, the other
+    53 are."""
     noisy = np.flatnonzero(classes != _CLEAN)
     lengths = np.diff(offsets)[noisy]
     ends = np.cumsum(lengths)
     n_bases = int(ends[-1]) if ends.size else 0
     limits = np.cumsum(_rates(config), axis=1)
-    words = np.atleast_1d(generator.bit_generator.random_raw(-(-n_bases // 4))).astype("<u8", copy=False)
+    words = np.atleast_1d(generator.bit_generator.random_raw(-(-n_bases // 4))).astype(
+        "<u8", copy=False
+    )
     leading = words.view("<u2")[:n_bases]
     places = np.flatnonzero(leading <= np.uint16(limits.max() * 65536))
     r = generator.random(places.size)
@@ -246,7 +283,9 @@ def _limits_passed(r: NDArray[np.float64], limits: NDArray[np.float64]) -> NDArr
     return passed
 
 
-def _extra_bases(rate_classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator) -> Integers:
+def _extra_bases(
+    rate_classes: NDArray[np.uint8], config: SimulateConfig, generator: np.random.Generator
+) -> Integers:
     """How many bases each insertion has."""
     extra = np.full(rate_classes.size, min(1, config.max_insertions), dtype=np.int64)
     growing = np.flatnonzero(extra)
@@ -260,15 +299,19 @@ def _extra_bases(rate_classes: NDArray[np.uint8], config: SimulateConfig, genera
 
 
 def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
-    """Write a data set with known truth for the model that the settings name; see ``write_data_set``."""
+    """Write a data set with known truth for the model that the settings name.
+
+    See ``write_data_set``.
+    """
     return write_data_set(config, read_protocol(Path(config.seq_orders), config.model), out)
 
 
 def write_data_set(config: Config, protocol: Protocol, out: Path) -> dict[str, int | float | str]:
     """Write three splits, an example as a user would bring it, and last a manifest.
 
-    ``train`` and ``valid`` have the training structures, ``test`` and the example the assessment structures. Shards
-    have ``shard_reads`` molecules and a stream each, so they depend neither on their number nor on who draws them.
+    ``train`` and ``valid`` have the training structures, ``test`` and the example the assessment
+    structures. Shards have ``shard_reads`` molecules and a stream each, so they depend neither on
+    their number nor on who draws them.
 
     Returns
     -------
@@ -285,24 +328,36 @@ def write_data_set(config: Config, protocol: Protocol, out: Path) -> dict[str, i
     """
     settings, transcripts = config.simulate, None
     if settings.transcriptome:
-        transcripts = read_transcripts(Path(settings.transcriptome), _generator(config.seed, "transcripts", 0))
-    whitelist = _draw_whitelist(protocol, settings.whitelist_size, _generator(config.seed, "whitelist", 0))
+        transcripts = read_transcripts(
+            Path(settings.transcriptome), _generator(config.seed, "transcripts", 0)
+        )
+    whitelist = _draw_whitelist(
+        protocol, settings.whitelist_size, _generator(config.seed, "whitelist", 0)
+    )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: must be a new or empty folder, got one with content")
     try:
         (out / "example").mkdir(parents=True)
         counts = _write_splits(config, protocol, transcripts, out)
-        counts["example"] = _write_example(config, protocol, Sources(transcripts, whitelist), out / "example")
+        counts["example"] = _write_example(
+            config, protocol, Sources(transcripts, whitelist), out / "example"
+        )
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f"{out}: must be a folder that can be written, got {error}") from error
     _write_manifest(config, protocol, counts, out / "manifest.json")
-    return {f"{split}_{unit}": number for split, numbers in counts.items() for unit, number in numbers.items()}
+    return {
+        f"{split}_{unit}": number
+        for split, numbers in counts.items()
+        for unit, number in numbers.items()
+    }
 
 
 def _generator(seed: int, stream: str, shard: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _STREAMS[stream], shard])))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([seed, _STREAMS[stream], shard]))
+    )
 
 
 def _shards(n_molecules: int, shard_reads: int) -> Iterator[tuple[int, int]]:
@@ -311,20 +366,31 @@ def _shards(n_molecules: int, shard_reads: int) -> Iterator[tuple[int, int]]:
         yield shard, min(shard_reads, n_molecules - start)
 
 
-def _draw_whitelist(protocol: Protocol, n_cells: int, generator: np.random.Generator) -> dict[str, Codes]:
-    """Draw cells that differ in at least one base; per barcode segment codes of shape ``(n_cells, length)``."""
+def _draw_whitelist(
+    protocol: Protocol, n_cells: int, generator: np.random.Generator
+) -> dict[str, Codes]:
+    """Draw cells that differ in at least one base.
+
+    Per barcode segment codes of shape ``(n_cells, length)``.
+    """
     if not protocol.barcodes:
         return {}
     length_of = {segment.name: segment.length or 0 for segment in protocol.segments}
     lengths = [length_of[name] for name in protocol.barcodes]
     width = sum(lengths)
     if n_cells > 4**width:
-        raise ConfigError(f"simulate.whitelist_size: must be at most {4**width} (4^{width}), got {n_cells}")
+        raise ConfigError(
+            f"simulate.whitelist_size: must be at most {4**width} (4^{width}), got {n_cells}"
+        )
     cells = np.zeros((0, width), dtype=np.uint8)
     while len(cells) < n_cells:
-        drawn = np.concatenate([cells, random_bases(n_cells * width, generator).reshape(n_cells, width)])
+        drawn = np.concatenate(
+            [cells, random_bases(n_cells * width, generator).reshape(n_cells, width)]
+        )
         cells = drawn[np.sort(np.unique(drawn, axis=0, return_index=True)[1])][:n_cells]
-    return dict(zip(protocol.barcodes, np.split(cells, np.cumsum(lengths)[:-1], axis=1), strict=True))
+    return dict(
+        zip(protocol.barcodes, np.split(cells, np.cumsum(lengths)[:-1], axis=1), strict=True)
+    )
 
 
 def _write_splits(
@@ -344,36 +410,59 @@ def _write_splits(
             write_reads(reads, folder, split, shard)
             counts[split]["reads"] += len(reads)
             counts[split]["bases"] += reads.bases.size
-        logger.info("%s: %d reads, %d bases", split, counts[split]["reads"], counts[split]["bases"])
+        logger.info(
+            "%s: %d reads, %d bases", split, counts[split]["reads"], counts[split]["bases"]
+        )
     return counts
 
 
-def _write_example(config: Config, protocol: Protocol, sources: Sources, folder: Path) -> dict[str, int]:
+def _write_example(
+    config: Config, protocol: Protocol, sources: Sources, folder: Path
+) -> dict[str, int]:
     """Write FASTQ, whitelist (where the library has barcodes) and truth."""
-    settings, structures = replace(config.simulate, broken_share=0.0), protocol.assessment_structures
+    settings, structures = (
+        replace(config.simulate, broken_share=0.0),
+        protocol.assessment_structures,
+    )
     counts = {"reads": 0, "bases": 0}
     with _text(folder / "reads.fastq") as fastq, _text(folder / "truth.tsv") as table:
         table.write("ReadName\tstructure\treverse\tbarcode\tumi\texpected_fragments\n")
         for shard, size in _shards(settings.example_reads, settings.shard_reads):
             generator = _generator(config.seed, "example", shard)
             reads, truths = draw_example(protocol, structures, size, settings, generator, sources)
-            qualities = generator.integers(_LOWEST_QUALITY, _HIGHEST_QUALITY + 1, reads.bases.size, dtype=np.uint8)
+            qualities = generator.integers(
+                _LOWEST_QUALITY, _HIGHEST_QUALITY + 1, reads.bases.size, dtype=np.uint8
+            )
             bases, phred = decode(reads.bases), (qualities + 33).tobytes().decode("ascii")
             for i, (start, end) in enumerate(pairwise(reads.offsets.tolist())):
-                name, truth = f"sim_{counts['reads'] + i:06d}", truths[i * len(truths) // len(reads)]
+                name, truth = (
+                    f"sim_{counts['reads'] + i:06d}",
+                    truths[i * len(truths) // len(reads)],
+                )
                 fastq.write(f"@{name}\n{bases[start:end]}\n+\n{phred[start:end]}\n")
-                texts = ",".join(truth.barcodes), ",".join(truth.umis), str(truth.expected_fragments)
-                table.write("\t".join((name, truth.structure, str(int(reads.reverse[i])), *texts)) + "\n")
+                texts = (
+                    ",".join(truth.barcodes),
+                    ",".join(truth.umis),
+                    str(truth.expected_fragments),
+                )
+                table.write(
+                    "\t".join((name, truth.structure, str(int(reads.reverse[i])), *texts)) + "\n"
+                )
             counts["reads"] += len(reads)
             counts["bases"] += reads.bases.size
     if sources.whitelist:
         columns = [[decode(codes) for codes in matrix] for matrix in sources.whitelist.values()]
         with _text(folder / "whitelist.tsv") as table:
-            table.writelines("\t".join(row) + "\n" for row in (tuple(sources.whitelist), *zip(*columns, strict=True)))
+            table.writelines(
+                "\t".join(row) + "\n"
+                for row in (tuple(sources.whitelist), *zip(*columns, strict=True))
+            )
     return counts
 
 
-def _write_manifest(config: Config, protocol: Protocol, counts: dict[str, dict[str, int]], path: Path) -> None:
+def _write_manifest(
+    config: Config, protocol: Protocol, counts: dict[str, dict[str, int]], path: Path
+) -> None:
     settings = asdict(config.simulate)
     settings["transcriptome"] = Path(settings["transcriptome"]).name  # a folder is of one machine
     training = [structure.name for structure in protocol.training_structures]
@@ -383,7 +472,12 @@ def _write_manifest(config: Config, protocol: Protocol, counts: dict[str, dict[s
         "model": protocol.model,
         "library": protocol.library,
         "labels": protocol.labels,
-        "structures": {"train": training, "valid": training, "test": assessment, "example": assessment},
+        "structures": {
+            "train": training,
+            "valid": training,
+            "test": assessment,
+            "example": assessment,
+        },
         "counts": counts,
         "seed": config.seed,
         "simulate": settings,

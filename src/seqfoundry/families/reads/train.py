@@ -1,4 +1,7 @@
-"""Train a network on simulated reads: read, fit, record, save. Here alone files, loop and tracking meet."""
+"""Train a network on simulated reads: read, fit, record, save.
+
+Here alone files, loop and tracking meet.
+"""
 
 import contextlib
 import logging
@@ -41,15 +44,24 @@ from seqfoundry.families.reads.simulate import draw
 
 log = logging.getLogger(__name__)
 
-_PERMUTATION, _ORDER = 1, 2  # streams of the seed: which reads an epoch has, in which order its batches come
-_FRESH, _FRESH_TRANSCRIPTS = 64, 65  # reads for the last check, far from the streams of the data set
+_PERMUTATION, _ORDER = (
+    1,
+    2,
+)  # streams of the seed: which reads an epoch has, in which order its batches come
+_FRESH, _FRESH_TRANSCRIPTS = (
+    64,
+    65,
+)  # reads for the last check, far from the streams of the data set
 _PARENT = "SEQFOUNDRY_PARENT_RUN_ID"  # whose children new runs are; see core.tracking
 _HEADLINES = ("valid.macro_f1", "valid.valid_recall", "valid.false_valid", "train.seconds")
 
 
 @dataclass
 class Progress:
-    """Where training stands: epochs done, steps done in the one after, and what it summed so far."""
+    """Where training stands.
+
+    Epochs done, steps done in the one after, and what it summed so far.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -72,10 +84,12 @@ class Task:
 def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
     """Run the whole step and return the run's id, folder and validation metrics.
 
-    Where the network's entry is a grid, every point is a run of its own in ``<out>/<model>_<index>``, all of them
-    children of one parent run, and ``<out>/grid.tsv`` has their metrics; returned are the best point, by the headline
-    on the validation reads, and the table. A grid that was stopped goes on with the same settings, its ``--out`` and
-    ``--resume`` with the id of the point that was stopped: finished points stay, this one goes on, the others follow.
+    Where the network's entry is a grid, every point is a run of its own in
+    ``<out>/<model>_<index>``, all of them children of one parent run, and ``<out>/grid.tsv`` has
+    their metrics; returned are the best point, by the headline on the validation reads, and the
+    table. A grid that was stopped goes on with the same settings, its ``--out`` and ``--resume``
+    with the id of the point that was stopped: finished points stay, this one goes on, the others
+    follow.
 
     Raises
     ------
@@ -89,11 +103,17 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     points, protocol = read_grid(config), read_protocol(Path(config.seq_orders), config.model)
     check_labels(data, protocol)
     strategy = training_step.choose_devices(
-        options.device, deterministic=config.train.deterministic, mixed_precision=config.train.mixed_precision
+        options.device,
+        deterministic=config.train.deterministic,
+        mixed_precision=config.train.mixed_precision,
     )
 
-    def train_one(shape: ConvNetwork | ResidualNetwork, out: Path | None, options: TrainOptions) -> dict[str, Any]:
-        with tracking.run("reads", _settings(config, shape, protocol), data=data, out=out, options=options) as run:
+    def train_one(
+        shape: ConvNetwork | ResidualNetwork, out: Path | None, options: TrainOptions
+    ) -> dict[str, Any]:
+        with tracking.run(
+            "reads", _settings(config, shape, protocol), data=data, out=out, options=options
+        ) as run:
             with strategy.scope():
                 task = _task(config, shape, protocol, data)
             metrics = _carry_out(run, task)
@@ -124,14 +144,24 @@ def _carry_out(run: tracking.Run, task: Task) -> dict[str, float]:
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {key: result[key] for key in _HEADLINES if result[key] is not None and not math.isnan(result[key])}
-    return {"run_id": result["run_id"], "out": result["out"], **{key: round(shown[key], 4) for key in shown}}
+    shown = {
+        key: result[key]
+        for key in _HEADLINES
+        if result[key] is not None and not math.isnan(result[key])
+    }
+    return {
+        "run_id": result["run_id"],
+        "out": result["out"],
+        **{key: round(shown[key], 4) for key in shown},
+    }
 
 
 def _train_grid(
     config: Config,
     points: Sequence[GridPoint],
-    train_one: Callable[[ConvNetwork | ResidualNetwork, Path | None, TrainOptions], dict[str, Any]],
+    train_one: Callable[
+        [ConvNetwork | ResidualNetwork, Path | None, TrainOptions], dict[str, Any]
+    ],
     digests: Sequence[str],
     out: Path | None,
     options: TrainOptions,
@@ -143,37 +173,68 @@ def _train_grid(
     results, rows = [], []
     with _parent_run(options, parent) as parent_id:
         folder = out or provenance.project_root() / "build" / "reads" / "runs" / parent_id
-        files.write_json(folder / "run.json", {"run_id": parent_id, "family": "reads", "tracked": options.track})
+        files.write_json(
+            folder / "run.json", {"run_id": parent_id, "family": "reads", "tracked": options.track}
+        )
         for index, point in enumerate(points):
             place = folder / f"{config.model}_{index}"
             known = files.run_in(place)
-            is_resumed, is_done = known.get("run_id") == options.resume, (place / "metrics.json").is_file()
+            is_resumed, is_done = (
+                known.get("run_id") == options.resume,
+                (place / "metrics.json").is_file(),
+            )
             log.info("grid point %d of 0 to %d: %s", index, len(points) - 1, point.values)
             if is_resumed or not is_done or known.get("settings.sha256") != digests[index]:
-                train_one(point.network, place, replace(options, resume=options.resume if is_resumed else None))
-            run_id, metrics = str(files.run_in(place)["run_id"]), files.read_json(place / "metrics.json")
+                train_one(
+                    point.network,
+                    place,
+                    replace(options, resume=options.resume if is_resumed else None),
+                )
+            run_id, metrics = (
+                str(files.run_in(place)["run_id"]),
+                files.read_json(place / "metrics.json"),
+            )
             results.append({"run_id": run_id, "out": str(place), **metrics})
-            shown = {key: value for key, value in metrics.items() if re.fullmatch(r"valid\.(?!.*\.(low|high)$).*", key)}
+            shown = {
+                key: value
+                for key, value in metrics.items()
+                if re.fullmatch(r"valid\.(?!.*\.(low|high)$).*", key)
+            }
             rows.append({"point": index, **point.values, **shown, "run_id": run_id})
             write_tsv(folder / "grid.tsv", list(rows[0]), rows)
         if options.track:
             with tracking.as_tracking_error():
                 tracking.client().log_artifact(parent_id, str(folder / "grid.tsv"))
     best = best_point(config, results)
-    return {"point": best, **_summary(results[best]), "table": str(folder / "grid.tsv"), "grid": rows}
+    return {
+        "point": best,
+        **_summary(results[best]),
+        "table": str(folder / "grid.tsv"),
+        "grid": rows,
+    }
 
 
 def _parent_of(run_id: str, out: Path | None) -> str:
     """Parent run of the grid in ``out``, one of whose points is the run to be resumed."""
-    owners = [files.run_in(path.parent).get("run_id") for path in out.glob("*/run.json")] if out is not None else []
+    owners = (
+        [files.run_in(path.parent).get("run_id") for path in out.glob("*/run.json")]
+        if out is not None
+        else []
+    )
     if out is None or run_id not in owners:
-        raise MissingError(f"--resume {run_id}: --out must be the folder of the grid that has this point, got {out}")
+        raise MissingError(
+            f"--resume {run_id}: --out must be the folder of the grid that has this point, got "
+            f"{out}"
+        )
     return str(files.run_in(out).get("run_id"))
 
 
 @contextlib.contextmanager
 def _parent_run(options: TrainOptions, run_id: str | None) -> Iterator[str]:
-    """Open the run whose children the points of a grid are, or open it again, and end it; untracked it is but an id."""
+    """Open the run whose children the points of a grid are, or open it again, and end it.
+
+    Untracked it is but an id.
+    """
     if not options.track:
         yield run_id or uuid.uuid4().hex
         return
@@ -194,15 +255,22 @@ def _parent_run(options: TrainOptions, run_id: str | None) -> Iterator[str]:
         tracking.close_parent(opened, parent, failed=failed)
 
 
-def _settings(config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protocol) -> dict[str, Any]:
-    """All settings of a run, resolved; paths are written relative to the project, their content beside them."""
+def _settings(
+    config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protocol
+) -> dict[str, Any]:
+    """All settings of a run, resolved.
+
+    Paths are written relative to the project, their content beside them.
+    """
     values = to_dict(config)
     for key in ("seq_orders", "training_params"):
         values[key] = provenance.within_project(Path(values[key]))
     return {**values, "network_params": to_dict(shape), "protocol": to_dict(protocol)}
 
 
-def _task(config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protocol, data: Path) -> Task:
+def _task(
+    config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protocol, data: Path
+) -> Task:
     """Read the splits, draw the fresh reads, and build network and optimizer."""
     splits = [read_reads(data, split) for split in ("train", "valid")]
     limit = config.train.max_reads
@@ -213,9 +281,13 @@ def _task(config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protoc
             raise InputError(f"{data}: must have reads with bases in the split {split}, got none")
     fresh = _fresh_reads(config, protocol)
     n_labels = len(protocol.labels)
-    network = networks.build(shape, n_labels, seed=config.seed, mixed_precision=config.train.mixed_precision)
+    network = networks.build(
+        shape, n_labels, seed=config.seed, mixed_precision=config.train.mixed_precision
+    )
     if not shape.crf_layer:  # the chain is then counted, not learned
-        networks.set_transitions_from_counts(network, networks.transition_counts(splits[0], n_labels))
+        networks.set_transitions_from_counts(
+            network, networks.transition_counts(splits[0], n_labels)
+        )
     model = serve.ReadModel.of(network, shape, protocol, config.decode)
     return Task(model, training_step.make_optimizer(network), config, splits[0], splits[1], fresh)
 
@@ -236,13 +308,22 @@ def _first(reads: Reads, count: int) -> Reads:
     count = min(count, len(reads))
     end = int(reads.offsets[count])
     cut = {name: getattr(reads, name)[:count] for name in ("structures", "reverse")}
-    return replace(reads, bases=reads.bases[:end], labels=reads.labels[:end], offsets=reads.offsets[: count + 1], **cut)
+    return replace(
+        reads,
+        bases=reads.bases[:end],
+        labels=reads.labels[:end],
+        offsets=reads.offsets[: count + 1],
+        **cut,
+    )
 
 
 def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """Improve the network in place, one epoch per item; ``progress`` is kept up to date after every step.
+    """Improve the network in place, one epoch per item.
 
-    Ends after the network's epochs, or when the validation loss has not fallen for ``patience`` of them.
+    ``progress`` is kept up to date after every step.
+
+    Ends after the network's epochs, or when the validation loss has not fallen for ``patience`` of
+    them.
 
     Raises
     ------
@@ -252,13 +333,20 @@ def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iter
         If the loss is no number any more; a lower learning rate helps.
     """
     config, lengths = task.config, np.diff(task.train.offsets)
-    train_step = training_step.make_train_step(task.model.network, task.optimizer, clip_norm=config.train.clip_norm)
+    train_step = training_step.make_train_step(
+        task.model.network, task.optimizer, clip_norm=config.train.clip_norm
+    )
     valid_step = training_step.make_valid_step(task.model.network)
     losses = [row["valid.loss"] for row in progress.history]
-    while progress.epoch < task.model.config.epochs and not stalled(losses, patience=config.train.patience):
+    while progress.epoch < task.model.config.epochs and not stalled(
+        losses, patience=config.train.patience
+    ):
         start, n_steps = time.perf_counter(), progress.step
         reads = batches.epoch_reads(
-            len(task.train), size=config.train.epoch_reads, epoch=progress.epoch, seed=config.seed * 8 + _PERMUTATION
+            len(task.train),
+            size=config.train.epoch_reads,
+            epoch=progress.epoch,
+            seed=config.seed * 8 + _PERMUTATION,
         )
         generator = np.random.default_rng([config.seed, _ORDER, progress.epoch])
         plan = batches.plan(lengths, reads, tokens=config.train.batch_tokens, generator=generator)
@@ -271,7 +359,10 @@ def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iter
             progress.sums["loss"] += float(parts.negative_log_likelihood)
             progress.sums["bases"] += float(parts.n_bases)
             progress.step += 1
-        row = {"train.loss": progress.sums["loss"] / progress.sums["bases"], **_validate(task, valid_step)}
+        row = {
+            "train.loss": progress.sums["loss"] / progress.sums["bases"],
+            **_validate(task, valid_step),
+        }
         row["seconds"] = round(time.perf_counter() - start, 3)
         row["padding"] = batches.padding_share(lengths, plan)
         row["learning_rate"], row["steps"] = rate, float(progress.step - n_steps)
@@ -280,7 +371,10 @@ def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iter
         progress.sums = dict.fromkeys(progress.sums, 0.0)
         losses.append(row["valid.loss"])
         if math.isnan(row["valid.loss"]):
-            raise InputError(f"epoch {progress.epoch}: the loss must be a number, got NaN; lower the learning rate")
+            raise InputError(
+                f"epoch {progress.epoch}: the loss must be a number, got NaN; lower the learning "
+                "rate"
+            )
         yield Epoch(progress.epoch, row, is_best=min(losses[:-1], default=math.inf) > losses[-1])
 
 
@@ -294,12 +388,19 @@ def _validate(task: Task, valid_step: Any) -> dict[str, float]:
     total = 0.0
     lengths = np.diff(task.valid.offsets)
     everything = np.arange(len(task.valid))
-    for chosen in batches.plan(lengths, everything, tokens=task.config.train.batch_tokens, generator=None):
+    for chosen in batches.plan(
+        lengths, everything, tokens=task.config.train.batch_tokens, generator=None
+    ):
         total += float(valid_step(*_batch(task.valid, chosen)).negative_log_likelihood)
     runs, _ = serve.read_runs(task.model, task.valid.bases, task.valid.offsets)
     measured = quality.compare(task.valid, runs, task.model.grammar, []).metrics("valid")
-    shown = {name: measured[f"valid.{name}"] for name in ("base_accuracy", "macro_f1", "valid_recall")}
-    return {"valid.loss": total / len(task.valid.bases), **{f"valid.{name}": value for name, value in shown.items()}}
+    shown = {
+        name: measured[f"valid.{name}"] for name in ("base_accuracy", "macro_f1", "valid_recall")
+    }
+    return {
+        "valid.loss": total / len(task.valid.bases),
+        **{f"valid.{name}": value for name, value in shown.items()},
+    }
 
 
 def _record(run: tracking.Run, task: Task, progress: Progress, epoch: Epoch) -> None:
@@ -307,7 +408,13 @@ def _record(run: tracking.Run, task: Task, progress: Progress, epoch: Epoch) -> 
     row = epoch.metrics
     log.info(
         "epoch %d of %d: loss %.4f, validation loss %.4f, macro F1 %.4f, valid reads %.4f, %.0f s",
-        *(epoch.number, task.model.config.epochs, row["train.loss"], row["valid.loss"], row["valid.macro_f1"]),
+        *(
+            epoch.number,
+            task.model.config.epochs,
+            row["train.loss"],
+            row["valid.loss"],
+            row["valid.macro_f1"],
+        ),
         *(row["valid.valid_recall"], row["seconds"]),
     )
     run.metrics(row, step=epoch.number)
@@ -324,7 +431,10 @@ def _history(progress: Progress) -> list[dict[str, float]]:
 
 
 def _save(task: Task, progress: Progress, path: Path) -> None:
-    """Write a checkpoint, whole or not at all: every array of network and optimizer, and where training stands."""
+    """Write a checkpoint, whole or not at all.
+
+    Every array of network and optimizer, and where training stands.
+    """
     place = {
         "epoch": progress.epoch,
         "step": progress.step,
@@ -354,10 +464,14 @@ def _restore(task: Task, checkpoints: Path) -> Progress:
 
 def _finish(out: Path, task: Task, progress: Progress) -> dict[str, float]:
     """Take the best weights, measure them on validation and fresh reads, and write everything a run leaves."""
-    training_step.load_checkpoint(task.model.network, task.optimizer, out / "checkpoints" / "best.npz")
+    training_step.load_checkpoint(
+        task.model.network, task.optimizer, out / "checkpoints" / "best.npz"
+    )
     serve.save(task.model, task.config, out / "model")
     files.copy_whole(out / "run.json", out / "model" / "run.json")
-    model = serve.load(out / "model") if task.config.train.mixed_precision else task.model  # what is served
+    model = (
+        serve.load(out / "model") if task.config.train.mixed_precision else task.model
+    )  # what is served
     structures = [structure.name for structure in model.protocol.training_structures]
     results = {}
     for name, reads in (("valid", task.valid), ("fresh", task.fresh)):
@@ -389,7 +503,10 @@ def _write_results(
     """Write what a person reads, the plots, and the files under the names that the mission gives them."""
     from seqfoundry.core.reporting import plots
 
-    titles = {"valid": "validation reads of the training run", "fresh": "reads simulated anew after training"}
+    titles = {
+        "valid": "validation reads of the training run",
+        "fresh": "reads simulated anew after training",
+    }
     texts = [
         quality.evaluation_text(results[name], f"{config.model} ({config.network}), {title}")
         for name, title in titles.items()
@@ -400,7 +517,9 @@ def _write_results(
         "validation (share)": ["valid.base_accuracy", "valid.macro_f1", "valid.valid_recall"],
     }
     plots.learning_curves(out / "plots" / "history.png", history, panels)
-    plots.confusion(out / "plots" / "confusion.png", results["valid"].confusion, results["valid"].names)
+    plots.confusion(
+        out / "plots" / "confusion.png", results["valid"].confusion, results["valid"].names
+    )
     networks.write_mission(model.network, model.config, model.protocol, out)
     write_history(out / f"{config.model}_history.tsv", history)
     plots.read_views(out / f"{config.model}_val_viz.pdf", views, quality.colours(model.protocol))

@@ -1,4 +1,7 @@
-"""Training steps on one device or several: which devices, the loss of a batch, a step, and checkpoints of its state."""
+"""Training steps on one device or several.
+
+Which devices, the loss of a batch, a step, and checkpoints of its state.
+"""
 
 import json
 import zipfile
@@ -12,7 +15,14 @@ from seqfoundry.core.errors import ConfigError, ModelError
 from seqfoundry.core.files.atomic import written_whole
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.families.reads.labelling.crf import Crf
-from seqfoundry.families.reads.model import BATCH, Annotator, Array, CrfLoss, crf_loss_fused, over_replicas
+from seqfoundry.families.reads.model import (
+    BATCH,
+    Annotator,
+    Array,
+    CrfLoss,
+    crf_loss_fused,
+    over_replicas,
+)
 
 with silenced():
     import keras
@@ -22,12 +32,15 @@ _BFLOAT16 = (8, 0)  # least compute capability of a GPU that computes in it
 
 
 def choose_devices(device: str, *, deterministic: bool, mixed_precision: bool) -> Any:
-    """Let TensorFlow use the GPUs (auto: those there are; gpu: at least one; cpu: none) and deterministic operations.
+    """Let TensorFlow use the GPUs (auto: those there are; gpu: at least one; cpu.
+
+    None) and deterministic operations.
 
     Returns
     -------
-    The strategy in whose scope network and optimizer are to be made: mirrored on all GPUs if there are several (or on
-    all processors, if TensorFlow was told before that there are several), else that of one device.
+    The strategy in whose scope network and optimizer are to be made: mirrored on all GPUs if there
+    are several (or on all processors, if TensorFlow was told before that there are several), else
+    that of one device.
 
     Raises
     ------
@@ -37,19 +50,31 @@ def choose_devices(device: str, *, deterministic: bool, mixed_precision: bool) -
     with silenced():
         gpus = tf.config.list_physical_devices("GPU")
     if device == "gpu" and not gpus:
-        raise ConfigError("--device gpu: must be on a machine with a GPU that TensorFlow can use, got none")
+        raise ConfigError(
+            "--device gpu: must be on a machine with a GPU that TensorFlow can use, got none"
+        )
     gpus = [] if device == "cpu" else gpus
     if mixed_precision:
-        found = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+        found = [
+            tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+            for gpu in gpus
+        ]
         if not found or min(found) < _BFLOAT16:
             got = f"compute capability {'.'.join(map(str, min(found)))}" if found else "a CPU"
-            raise ConfigError(f"train.mixed_precision: must be false without a GPU that has bfloat16 (8.0), got {got}")
+            raise ConfigError(
+                "train.mixed_precision: must be false without a GPU that has bfloat16 (8.0), got "
+                f"{got}"
+            )
     tf.config.set_visible_devices(gpus, "GPU")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     with silenced():
         devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
-        return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+        return (
+            tf.distribute.MirroredStrategy(devices)
+            if len(devices) > 1
+            else tf.distribute.get_strategy()
+        )
 
 
 class Loss(NamedTuple):
@@ -62,12 +87,20 @@ class Loss(NamedTuple):
     n_correct: Any  # bases where the largest logit is that of the label
 
 
-def loss(model: Annotator, codes: Any, labels: Any, *, training: bool, crf_loss: CrfLoss = crf_loss_fused) -> Loss:
-    """Return the loss of a batch: of the chain where the network has a CRF layer, else softmax cross-entropy.
+def loss(
+    model: Annotator,
+    codes: Any,
+    labels: Any,
+    *,
+    training: bool,
+    crf_loss: CrfLoss = crf_loss_fused,
+) -> Loss:
+    """Return the loss of a batch.
 
-    Both are divided by the number of bases, so that neither length nor padding scales them (the reference's grows
-    with length). Labels ``(n, length)`` int32 may be anything at padding.
-    """
+    Of the chain where the network has a CRF layer, else softmax cross-entropy.
+
+    Both are divided by the number of bases, so that neither length nor padding scales them (the
+    reference's grows with length). Labels ``(n, length)`` int32 may be anything at padding."""
     logits, mask = model(codes, training=training), codes > 0
     labels = tf.where(mask, labels, 0)
     if model.crf_layer:
@@ -80,7 +113,9 @@ def loss(model: Annotator, codes: Any, labels: Any, *, training: bool, crf_loss:
     hits = tf.logical_and(mask, tf.argmax(logits, axis=-1, output_type=tf.int32) == labels)
     penalty = tf.add_n(model.losses) if model.losses else tf.constant(0.0)
     context = tf.distribute.get_replica_context()
-    penalty /= 1 if context is None else context.num_replicas_in_sync  # parts of all devices add up to those of one
+    penalty /= (
+        1 if context is None else context.num_replicas_in_sync
+    )  # parts of all devices add up to those of one
     objective = nll / tf.cast(tf.maximum(over_replicas(n_bases), 1), tf.float32) + penalty
     return Loss(objective, nll, penalty, n_bases, tf.math.count_nonzero(hits, dtype=tf.int32))
 
@@ -95,30 +130,42 @@ def make_optimizer(model: Annotator) -> Any:
 def make_train_step(
     model: Annotator, optimizer: Any, *, clip_norm: float, crf_loss: CrfLoss = crf_loss_fused
 ) -> Callable[[Array, Array, float], Loss]:
-    """Return a compiled step: ``(codes, labels, learning_rate)`` to the ``Loss`` before the weights were changed.
+    """Return a compiled step.
 
-    Network and optimizer that were made in the scope of a strategy share the reads of a batch over its devices; the
-    step is that of one device, except that dropout draws the same on all of them.
+    ``(codes, labels, learning_rate)`` to the ``Loss`` before the weights were changed.
+
+    Network and optimizer that were made in the scope of a strategy share the reads of a batch over
+    its devices; the step is that of one device, except that dropout draws the same on all of them.
     """
     strategy = optimizer._distribution_strategy
     n_replicas = strategy.num_replicas_in_sync
 
     def on_replica(codes: Any, labels: Any) -> Loss:
         variables = [variable.value for variable in model.trainable_variables]
-        mine = slice(tf.distribute.get_replica_context().replica_id_in_sync_group, None, n_replicas)
+        mine = slice(
+            tf.distribute.get_replica_context().replica_id_in_sync_group, None, n_replicas
+        )
         if n_replicas > 1:
             codes, labels = codes[mine], labels[mine]
         with tf.GradientTape() as tape:
             parts = loss(model, codes, labels, training=True, crf_loss=crf_loss)
-        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(parts.objective, variables)]
+        gradients = [
+            tf.convert_to_tensor(gradient)
+            for gradient in tape.gradient(parts.objective, variables)
+        ]
         gradients, _ = tf.clip_by_global_norm(over_replicas(gradients), clip_norm)
-        gradients = [gradient / n_replicas for gradient in gradients]  # Keras adds those of all replicas
+        gradients = [
+            gradient / n_replicas for gradient in gradients
+        ]  # Keras adds those of all replicas
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return Loss(*(over_replicas(part) for part in parts))
 
     def step(codes: Any, labels: Any, learning_rate: Any) -> Loss:
         optimizer.learning_rate = learning_rate
-        missing = [[0, -tf.shape(codes)[0] % n_replicas], [0, 0]]  # reads without bases, so that none is left out
+        missing = [
+            [0, -tf.shape(codes)[0] % n_replicas],
+            [0, 0],
+        ]  # reads without bases, so that none is left out
         parts = strategy.run(on_replica, args=(tf.pad(codes, missing), tf.pad(labels, missing)))
         return Loss(*(strategy.experimental_local_results(part)[0] for part in parts))
 
@@ -151,8 +198,13 @@ def _variables(model: Annotator, optimizer: Any) -> dict[str, Any]:
 
 
 def state(model: Annotator, optimizer: Any) -> dict[str, Array]:
-    """Return copies of all that training changes: weights, moving averages, dropout seeds, optimizer, by name."""
-    return {name: np.array(variable.numpy()) for name, variable in _variables(model, optimizer).items()}
+    """Return copies of all that training changes.
+
+    Weights, moving averages, dropout seeds, optimizer, by name.
+    """
+    return {
+        name: np.array(variable.numpy()) for name, variable in _variables(model, optimizer).items()
+    }
 
 
 def load_state(model: Annotator, optimizer: Any, arrays: Mapping[str, Array]) -> None:
@@ -165,15 +217,22 @@ def load_state(model: Annotator, optimizer: Any, arrays: Mapping[str, Array]) ->
     """
     variables = _variables(model, optimizer)
     for name in sorted(variables.keys() ^ arrays.keys()):
-        raise ModelError(f"state: array {name!r} {'is missing' if name in variables else 'belongs to another network'}")
+        raise ModelError(
+            f"state: array {name!r} "
+            f"{'is missing' if name in variables else 'belongs to another network'}"
+        )
     for name, variable in variables.items():
         if arrays[name].shape != tuple(variable.shape):
-            raise ModelError(f"state: array {name!r} must be {tuple(variable.shape)}, got {arrays[name].shape}")
+            raise ModelError(
+                f"state: array {name!r} must be {tuple(variable.shape)}, got {arrays[name].shape}"
+            )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
 
-def save_checkpoint(model: Annotator, optimizer: Any, place: Mapping[str, Any], path: Path) -> None:
+def save_checkpoint(
+    model: Annotator, optimizer: Any, place: Mapping[str, Any], path: Path
+) -> None:
     """Write the ``state`` and where training stands, as plain JSON values, whole or not at all."""
     arrays = state(model, optimizer)
     arrays["progress"] = np.frombuffer(json.dumps(place).encode(), dtype=np.uint8)

@@ -13,10 +13,14 @@ evaluate = standard_commands.evaluate_command(FAMILY)
 
 
 @command_line.command("prepare")
-@command_line.argument("inputs", nargs=-1, required=True, type=command_line.PATH, help="Tables of rearrangements.")
+@command_line.argument(
+    "inputs", nargs=-1, required=True, type=command_line.PATH, help="Tables of rearrangements."
+)
 @command_line.params
 @command_line.overrides
-@command_line.option("--germline", type=command_line.PATH, metavar="FILE", help="Genes: FASTA or a table.")
+@command_line.option(
+    "--germline", type=command_line.PATH, metavar="FILE", help="Genes: FASTA or a table."
+)
 @command_line.option(
     "--format",
     "file_format",
@@ -46,7 +50,15 @@ def prepare(
 @command_line.overwrite
 @command_line.engine
 @command_line.master
-def score(input: Path, model: str, out: Path, resume: bool, overwrite: bool, engine: str, master: str | None) -> Any:
+def score(
+    input: Path,
+    model: str,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    engine: str,
+    master: str | None,
+) -> Any:
     """Give the probability of rearrangements, and what a model expects of their genes."""
     from seqfoundry.engine import spark
     from seqfoundry.families.vdj import score as work

@@ -1,7 +1,9 @@
-"""Settings of the vdj family, and the specification that they name: annotation, parameter group, model type.
+"""Settings of the vdj family, and the specification that they name.
 
-Every default stands in ``params/vdj/``. The names of the three families of configuration are the reference's.
-"""
+Annotation, parameter group, model type.
+
+Every default stands in ``params/vdj/``. The names of the three families of configuration are the
+reference's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +39,11 @@ REGISTERED: dict[Trainer, str] = {
     "fit_twostep_model": "vdj-twostep",
     "fit_twostep_model_EM": "vdj-twostep-em",
 }
-OPTION_VARIABLES = ("average_mh", "weighted_avg_mh", "mh_config_count")  # functions of the ligation options only
+OPTION_VARIABLES = (
+    "average_mh",
+    "weighted_avg_mh",
+    "mh_config_count",
+)  # functions of the ligation options only
 JUNCTIONS = {("v", "j"): "vj", ("v", "d5"): "vd", ("d3", "j"): "dj"}
 
 
@@ -45,11 +51,11 @@ JUNCTIONS = {("v", "j"): "vj", ("v", "d5"): "vd", ("d3", "j"): "dj"}
 class SimulateConfig:
     """How repertoires with known truth are drawn.
 
-    ``v_genes`` and ``j_genes`` artificial genes are made unless ``germline`` names a folder or table of real ones. Of
-    the reads a share ``insertion_share`` has N insertions (1 + Poisson of mean ``mean_insertions`` - 1 nucleotides) and
-    trims drawn from the trimming model; the others are joined without, by the two-step model. ``truth`` holds the
-    coefficients of both. ``example_rows`` of the test repertoire are also written as an AIRR table.
-    """
+    ``v_genes`` and ``j_genes`` artificial genes are made unless ``germline`` names a folder or
+    table of real ones. Of the reads a share ``insertion_share`` has N insertions (1 + Poisson of
+    mean ``mean_insertions`` - 1 nucleotides) and trims drawn from the trimming model; the others
+    are joined without, by the two-step model. ``truth`` holds the coefficients of both.
+    ``example_rows`` of the test repertoire are also written as an AIRR table."""
 
     v_genes: Positive
     j_genes: Positive
@@ -66,10 +72,9 @@ class SimulateConfig:
 class PrepareConfig:
     """How real rearrangements become observations.
 
-    ``locus`` is that of the genes; ``organism`` chooses among those of a germline table. A share ``test_share`` of the
-    rearrangements is kept for evaluation. A call that lists several genes is used when ``ambiguous`` is first, else
-    rejected.
-    """
+    ``locus`` is that of the genes; ``organism`` chooses among those of a germline table. A share
+    ``test_share`` of the rearrangements is kept for evaluation. A call that lists several genes is
+    used when ``ambiguous`` is first, else rejected."""
 
     locus: Literal["TRA", "TRB", "TRG", "TRD", "IGH", "IGK", "IGL"]
     organism: str
@@ -81,13 +86,14 @@ class PrepareConfig:
 class FitConfig:
     """How coefficients are found.
 
-    ``method``: direct minimisation of the observed-data likelihood, or ``em``. ``optimizer`` newton (exact Hessian) or
-    lbfgs. A fit has converged when no component of the gradient of the mean loss exceeds ``tolerance``; at
-    ``max_iterations`` it has not, which is said everywhere. ``em_tolerance`` is the change of the expected
-    complete-data loss. ``penalties`` are the candidates of the L2 penalty for the trimming and known-configuration
-    models, ``em_penalties`` for the latent one, chosen by cross-validation over ``folds`` of gene pairs. ``bootstrap``
-    replicates (0: none) reweight the counts. ``against`` names a nested model type for the likelihood-ratio test.
-    """
+    ``method``: direct minimisation of the observed-data likelihood, or ``em``. ``optimizer``
+    newton (exact Hessian) or lbfgs. A fit has converged when no component of the gradient of the
+    mean loss exceeds ``tolerance``; at ``max_iterations`` it has not, which is said everywhere.
+    ``em_tolerance`` is the change of the expected complete-data loss. ``penalties`` are the
+    candidates of the L2 penalty for the trimming and known-configuration models, ``em_penalties``
+    for the latent one, chosen by cross-validation over ``folds`` of gene pairs. ``bootstrap``
+    replicates (0: none) reweight the counts. ``against`` names a nested model type for the
+    likelihood-ratio test."""
 
     method: Literal["direct", "em"]
     optimizer: Literal["newton", "lbfgs"]
@@ -104,7 +110,10 @@ class FitConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All settings of one run. ``left_motif`` and ``right_motif`` count nucleotides 5' and 3' of the cut."""
+    """All settings of one run.
+
+    ``left_motif`` and ``right_motif`` count nucleotides 5' and 3' of the cut.
+    """
 
     trainer: Trainer
     annotation: str
@@ -125,7 +134,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.headline not in self.gates:
-            raise ValueError(f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}")
+            raise ValueError(
+                f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +152,9 @@ class Annotation:
 class ParamGroup:
     """Which rows are modelled, and over which choices.
 
-    ``sides`` are the trimmed ends (one, or the two of a junction); with ``ligation`` the joining is modelled too.
-    ``insertions``: rows with N nucleotides at the junction (nonzero), without (zero) or both (all).
-    """
+    ``sides`` are the trimmed ends (one, or the two of a junction); with ``ligation`` the joining
+    is modelled too. ``insertions``: rows with N nucleotides at the junction (nonzero), without
+    (zero) or both (all)."""
 
     sides: tuple[Side, ...]
     ligation: bool
@@ -154,9 +165,13 @@ class ParamGroup:
 
     def __post_init__(self) -> None:
         if len(self.sides) not in (1, 2) or (len(self.sides) == 2 and self.sides not in JUNCTIONS):
-            raise ValueError(f"sides must be one end or one of {sorted(JUNCTIONS)}, got {list(self.sides)}")
+            raise ValueError(
+                f"sides must be one end or one of {sorted(JUNCTIONS)}, got {list(self.sides)}"
+            )
         if self.ligation and (len(self.sides) == 1 or self.insertions != "zero"):
-            raise ValueError("ligation must have two sides and insertions: zero, got another group")
+            raise ValueError(
+                "ligation must have two sides and insertions: zero, got another group"
+            )
         if self.lower >= self.upper:
             raise ValueError(f"upper must be above lower = {self.lower}, got {self.upper}")
 
@@ -165,7 +180,8 @@ class ParamGroup:
         """What a model of the group describes, in sentences."""
         rows = {"nonzero": "with", "zero": "without", "all": "with or without"}[self.insertions]
         return [
-            f"Describes {self.productivity} rearrangements {rows} insertions; others follow other probabilities.",
+            f"Describes {self.productivity} rearrangements {rows} insertions; others follow other "
+            "probabilities.",
             f"Trims of {self.lower} to {self.upper} only; negative ones are P-nucleotides kept.",
         ]
 
@@ -194,7 +210,11 @@ class Specification:
     @property
     def junction(self) -> str:
         """Junction whose insertions and ligations are meant: vj, vd or dj."""
-        return JUNCTIONS[self.group.sides] if len(self.group.sides) == 2 else self.annotation.sub_junction
+        return (
+            JUNCTIONS[self.group.sides]
+            if len(self.group.sides) == 2
+            else self.annotation.sub_junction
+        )
 
     @property
     def latent(self) -> bool:
@@ -205,22 +225,30 @@ class Specification:
 def read_specification(config: Config, model_type: str | None = None) -> Specification:
     """Look up the names in ``config`` and check that they fit together.
 
-    An annotation named ``X_from_anything`` is read as ``X``; a model type may begin with ``standardized_``. Another
-    ``model_type`` is one to test against: where it has no motif, the motif's sizes do not matter.
+    An annotation named ``X_from_anything`` is read as ``X``; a model type may begin with
+    ``standardized_``. Another ``model_type`` is one to test against: where it has no motif, the
+    motif's sizes do not matter.
 
     Raises
     ------
     MissingError
         If a file has no entry of a name; the message lists those that exist.
     ConfigError
-        If the combination makes no sense, such as a ligation model of a parameter group without ligation.
+        If the combination makes no sense, such as a ligation model of a parameter group without
+        ligation.
     """
     name = model_type or config.model_type
     standardized = name.startswith("standardized_")
-    annotation = _entry(Path(config.annotations), config.annotation.partition("_from_")[0], Annotation)
+    annotation = _entry(
+        Path(config.annotations), config.annotation.partition("_from_")[0], Annotation
+    )
     group = _entry(Path(config.param_groups), config.param_group, ParamGroup)
     model = _entry(Path(config.model_types), name.removeprefix("standardized_"), ModelType)
-    motif = (0, 0) if model_type and "motif" not in model.choice1 else (config.left_motif, config.right_motif)
+    motif = (
+        (0, 0)
+        if model_type and "motif" not in model.choice1
+        else (config.left_motif, config.right_motif)
+    )
     made = Specification(config.trainer, annotation, group, model, *motif, standardized)
     for where, must, got in _conflicts(config, made, name):
         raise ConfigError(f"{where} must {must}, got {got}")
@@ -240,21 +268,23 @@ def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str
     """List what does not fit together as (key, what it must be, what it is)."""
     group, model, twostep = made.group, made.model, config.trainer != "fit_model"
     motifs = made.left_motif > 0 and made.right_motif > 0
-    pairs_only = {*OPTION_VARIABLES, "interior_mh_count", "average_interior_mh", "mh"} & set(model.choice1)
+    pairs_only = {*OPTION_VARIABLES, "interior_mh_count", "average_interior_mh", "mh"} & set(
+        model.choice1
+    )
     options_only = set(OPTION_VARIABLES) & set(model.choice1)
     found = [
-        (model.twostep != twostep, "model_type", f"{'' if twostep else 'not '}be two-step for {config.trainer}", name),
-        (group.ligation != twostep, "param_group", f"{'' if twostep else 'not '}model ligation for {config.trainer}",
+        (model.twostep != twostep, "model_type", f"{'' if twostep else 'not '}be two-step for " f"{config.trainer}", name),
+        (group.ligation != twostep, "param_group", f"{'' if twostep else 'not '}model ligation " f"for {config.trainer}",
          config.param_group),
         (config.trainer == "fit_twostep_model" and not made.annotation.configuration_known, "annotation",
-         "know the configurations for fit_twostep_model (simulated data); use fit_twostep_model_EM", config.annotation),
-        ("motif" in model.choice1 and not motifs, "left_motif and right_motif", "be 1 or more for a motif model",
+         "know the configurations for fit_twostep_model (simulated data); use " "fit_twostep_model_EM", config.annotation),
+        ("motif" in model.choice1 and not motifs, "left_motif and right_motif", "be 1 or more for " "a motif model",
          f"{made.left_motif} and {made.right_motif}"),
-        ("motif" not in model.choice1 and (made.left_motif or made.right_motif) != 0, "left_motif and right_motif",
+        ("motif" not in model.choice1 and (made.left_motif or made.right_motif) != 0, "left_motif " "and right_motif",
          f"be 0 for a model without motif ({name})", f"{made.left_motif} and {made.right_motif}"),
-        (bool(pairs_only) and len(group.sides) == 1, "model_type", "not use microhomology where one gene is trimmed",
+        (bool(pairs_only) and len(group.sides) == 1, "model_type", "not use microhomology where " "one gene is trimmed",
          name),
-        (bool(options_only) and not group.ligation, "model_type", "not use ligation options where none is modelled",
+        (bool(options_only) and not group.ligation, "model_type", "not use ligation options where " "none is modelled",
          name),
         (len(group.sides) == 2 and made.junction != made.annotation.sub_junction, "param_group",
          f"be of the junction {made.annotation.sub_junction} of {config.annotation}", config.param_group),

@@ -41,17 +41,24 @@ _POOL = 300_000  # rows that wait to be summed
 
 
 def read_rearrangements(
-    path: Path, germline: Germline, rejected: Rejected, *, form: str | None = None, ambiguous: str = "first"
+    path: Path,
+    germline: Germline,
+    rejected: Rejected,
+    *,
+    form: str | None = None,
+    ambiguous: str = "first",
 ) -> Iterator[pd.DataFrame]:
     """Read a table, plain or gzip, as chunks of ``id``, the normal form and ``count``.
 
-    ``productive`` is missing where neither the table nor the sequence tells. ``rejected`` takes the rows that are left
-    out. ``form`` is airr, immunoseq, parsimony or igor; None: recognised by the columns.
+    ``productive`` is missing where neither the table nor the sequence tells. ``rejected`` takes
+    the rows that are left out. ``form`` is airr, immunoseq, parsimony or igor; None: recognised by
+    the columns.
 
     Raises
     ------
     InputError
-        If the file is unreadable, has no rows, is cut short, or lacks columns; the message names those it has.
+        If the file is unreadable, has no rows, is cut short, or lacks columns; the message names
+        those it has.
     """
     first = 1
     for found, raw in _raw_chunks(path, germline, form):
@@ -62,11 +69,15 @@ def read_rearrangements(
         raise InputError(f"{path}: must have rows below its header, got none")
 
 
-def _raw_chunks(path: Path, germline: Germline, form: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+def _raw_chunks(
+    path: Path, germline: Germline, form: str | None
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """Read a table's form and its columns that are known, as text."""
     with _open(path) as file:
         try:
-            header = [name.strip(' "\r\n') for name in file.readline().decode("utf-8-sig").split("\t")]
+            header = [
+                name.strip(' "\r\n') for name in file.readline().decode("utf-8-sig").split("\t")
+            ]
             form = form_of(path, header, germline, form)
             file.seek(0)
             known = [column for column in header if KNOWN.fullmatch(column)]
@@ -79,8 +90,15 @@ def _raw_chunks(path: Path, germline: Germline, form: str | None) -> Iterator[tu
                 yield form, raw
         except InputError:
             raise
-        except (OSError, EOFError, zlib.error, ValueError) as error:  # the parser's and Unicode's are ValueErrors
-            raise InputError(f"{path}: must be a whole table with tabs, got: {str(error).strip()}") from None
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValueError,
+        ) as error:  # the parser's and Unicode's are ValueErrors
+            raise InputError(
+                f"{path}: must be a whole table with tabs, got: {str(error).strip()}"
+            ) from None
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
@@ -102,7 +120,10 @@ def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
     choices = ways.build(germline, ("v", "j"), 0, 1)  # of small bounds: its genes are what matters
     left, right = frame["v_gene"].cat.codes.to_numpy(), frame["j_gene"].cat.codes.to_numpy()
     rows = np.flatnonzero(unknown & (frame["vj_insert"] == 0) & choices.anchored[left, right])
-    t, k = frame["v_trim"].to_numpy()[rows], (frame["j_trim"] + frame["ligation_mh"]).to_numpy()[rows]
+    t, k = (
+        frame["v_trim"].to_numpy()[rows],
+        (frame["j_trim"] + frame["ligation_mh"]).to_numpy()[rows],
+    )
     in_frame, stop = ways.frames(choices, left[rows], right[rows], t, k)
     productive = frame["productive"].copy()
     productive.iloc[rows] = in_frame & ~stop
@@ -110,29 +131,43 @@ def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
 
 
 def prepare(
-    config: Config, inputs: Sequence[Path], germline: Path | None, out: Path, form: str | None = None
+    config: Config,
+    inputs: Sequence[Path],
+    germline: Path | None,
+    out: Path,
+    form: str | None = None,
 ) -> dict[str, Any]:
     """Read tables of rearrangements, write a prepared folder, whole or not at all, and return what was read and kept.
 
-    It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal ones summed),
-    ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a table is one rearrangement and goes
-    with all its reads to one of the two, by the seed. Ids that a table has twice are warned of: each row counts.
+    It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal
+    ones summed), ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a
+    table is one rearrangement and goes with all its reads to one of the two, by the seed. Ids that
+    a table has twice are warned of: each row counts.
 
     Raises
     ------
     InputError
-        If there is no germline, a table is not as it must be, or no row is left; the message counts the reasons.
+        If there is no germline, a table is not as it must be, or no row is left; the message
+        counts the reasons.
     """
     if germline is None:
-        raise InputError("germline: must be given for tables of rearrangements (--germline FILE), got none")
+        raise InputError(
+            "germline: must be given for tables of rearrangements (--germline FILE), got none"
+        )
     settings = config.prepare
     genes = import_germline(germline, settings.locus, settings.organism)
-    columns, rejected, generator = normal_columns(genes), Rejected(), np.random.default_rng(config.seed)
+    columns, rejected, generator = (
+        normal_columns(genes),
+        Rejected(),
+        np.random.default_rng(config.seed),
+    )
     parts: dict[str, list[pd.DataFrame]] = {"train": [], "test": []}
     n_rows = 0
     for path in inputs:
         ids: list[NDArray[np.uint64]] = []
-        for frame in read_rearrangements(path, genes, rejected, form=form, ambiguous=settings.ambiguous):
+        for frame in read_rearrangements(
+            path, genes, rejected, form=form, ambiguous=settings.ambiguous
+        ):
             frame = _told(frame, path, rejected)
             ids.append(pd.util.hash_array(frame["id"].to_numpy(dtype=object)))
             n_rows += len(frame)
@@ -140,32 +175,63 @@ def prepare(
             for name, rows in (("train", ~is_test), ("test", is_test)):
                 parts[name] = _added(parts[name], frame[rows], columns)
         if number := n_repeated(ids):
-            _LOG.warning("%s: %d rows have the sequence_id of an earlier one; each counts", path.name, number)
+            _LOG.warning(
+                "%s: %d rows have the sequence_id of an earlier one; each counts",
+                path.name,
+                number,
+            )
     if n_rows == 0:
-        raise InputError(f"{inputs[0]}: must have rearrangements that can be used, got none: {commonest(rejected)}")
+        raise InputError(
+            f"{inputs[0]}: must have rearrangements that can be used, got none: "
+            f"{commonest(rejected)}"
+        )
     for reason, number in rejected.counts.items():
         _LOG.info("%d rows left out: %s (such as %s)", number, reason, rejected.examples[reason])
     with files.folder_written_whole(out) as folder:
         write_germline(folder, genes)
-        splits = {name: _write_split(folder / f"{name}.tsv", _pooled(part, columns)) for name, part in parts.items()}
+        splits = {
+            name: _write_split(folder / f"{name}.tsv", _pooled(part, columns))
+            for name, part in parts.items()
+        }
         ordered = sorted(rejected.counts.items(), key=lambda item: (-item[1], item[0]))
-        reasons = [{"reason": name, "count": n, "example": rejected.examples[name]} for name, n in ordered]
+        reasons = [
+            {"reason": name, "count": n, "example": rejected.examples[name]} for name, n in ordered
+        ]
         write_tsv(folder / "rejected.tsv", ["reason", "count", "example"], reasons)
-        manifest = {"family": "vdj", "format_version": FORMAT_VERSION, "locus": genes.locus, "splits": splits}
+        manifest = {
+            "family": "vdj",
+            "format_version": FORMAT_VERSION,
+            "locus": genes.locus,
+            "splits": splits,
+        }
         files.write_json(folder / "manifest.json", {**manifest, "annotation": config.annotation})
     left_out = sum(rejected.counts.values())
-    return {"locus": genes.locus, "rows": n_rows + left_out, "kept": n_rows, "rejected": rejected.counts, **splits}
+    return {
+        "locus": genes.locus,
+        "rows": n_rows + left_out,
+        "kept": n_rows,
+        "rejected": rejected.counts,
+        **splits,
+    }
 
 
 def _told(frame: pd.DataFrame, path: Path, rejected: Rejected) -> pd.DataFrame:
     """Leave out rows of which it is not known whether they are productive."""
-    return leave_out(frame, frame["productive"].isna(), "productivity unknown", rejected, where=f"{path.name}: ")
+    return leave_out(
+        frame, frame["productive"].isna(), "productivity unknown", rejected, where=f"{path.name}: "
+    )
 
 
-def _added(parts: list[pd.DataFrame], frame: pd.DataFrame, columns: list[str]) -> list[pd.DataFrame]:
+def _added(
+    parts: list[pd.DataFrame], frame: pd.DataFrame, columns: list[str]
+) -> list[pd.DataFrame]:
     """Add a chunk to those that wait, and sum them before they grow large."""
     parts = [*parts, frame[[*columns, "count"]]]
-    return [_pooled(parts, columns)] if sum(map(len, parts[1:])) > max(_POOL, len(parts[0])) else parts
+    return (
+        [_pooled(parts, columns)]
+        if sum(map(len, parts[1:])) > max(_POOL, len(parts[0]))
+        else parts
+    )
 
 
 def _pooled(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
@@ -178,49 +244,67 @@ def _write_split(path: Path, frame: pd.DataFrame) -> dict[str, float]:
     count = frame["count"]
     count = count.astype(np.int64) if (count % 1 == 0).all() else count
     words = frame["productive"].map({True: "true", False: "false"})
-    frame.assign(productive=words, count=count).to_csv(path, sep="\t", index=False, lineterminator="\n")
+    frame.assign(productive=words, count=count).to_csv(
+        path, sep="\t", index=False, lineterminator="\n"
+    )
     return {"rows": len(frame), "total": count.sum().item()}
 
 
 def read_observations(folder: Path, split: str) -> pd.DataFrame:
-    """Read ``train`` or ``test`` of a prepared folder: the normal form and ``count``; equal rows are summed.
+    """Read ``train`` or ``test`` of a prepared folder: the normal form and ``count``.
+
+    Equal rows are summed.
 
     Raises
     ------
     MissingError
         If there is no such folder or split.
     InputError
-        If a row is not as it must be: a gene that the folder's germline lacks, a trim that is no whole number, a count
-        that is negative or not finite.
+        If a row is not as it must be: a gene that the folder's germline lacks, a trim that is no
+        whole number, a count that is negative or not finite.
     """
     germline, path = read_germline(folder), folder / f"{split}.tsv"
     if not path.is_file():
         raise MissingError(f"{path}: must exist, made by prepare or simulate, got none")
     rejected = Rejected()
-    found = [_told(frame, path, rejected) for frame in read_rearrangements(path, germline, rejected, form="igor")]
+    found = [
+        _told(frame, path, rejected)
+        for frame in read_rearrangements(path, germline, rejected, form="igor")
+    ]
     rejected.counts.pop(NO_READS, None)
     if rejected.counts:
         examples = "; ".join(rejected.examples[reason] for reason in list(rejected.counts)[:5])
-        raise InputError(f"{path}: rows must be whole and legal, got {commonest(rejected)} (row {examples})")
+        raise InputError(
+            f"{path}: rows must be whole and legal, got {commonest(rejected)} (row {examples})"
+        )
     return _pooled(found, normal_columns(germline))
 
 
-def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = None) -> Iterator[pd.DataFrame]:
+def frames(
+    path: Path, model_folder: Path, left_out: dict[str, int] | None = None
+) -> Iterator[pd.DataFrame]:
     """Read a table of rearrangements, or the test rows of a prepared folder, as chunks that a model takes.
 
-    Columns: ``sequence_id``, the genes, trims and ``ligation_mh`` of the model's junction, ``count``. Rows that cannot
-    be read, or are none of those the model describes, are left out and counted in ``left_out``, by reason.
+    Columns: ``sequence_id``, the genes, trims and ``ligation_mh`` of the model's junction,
+    ``count``. Rows that cannot be read, or are none of those the model describes, are left out and
+    counted in ``left_out``, by reason.
 
     Raises
     ------
     InputError
         If the table is not as it must be, or no row is left; the message counts the reasons.
     """
-    germline, rejected, n_rows = read_germline(model_folder), Rejected({} if left_out is None else left_out), 0
+    germline, rejected, n_rows = (
+        read_germline(model_folder),
+        Rejected({} if left_out is None else left_out),
+        0,
+    )
     values = files.read_json(model_folder / "model.json").get("specification")
     if not isinstance(values, dict):
         raise ModelError(f"{model_folder / 'model.json'}: must hold a specification, got none")
-    specification = build_plain(values, Specification, origin=lambda _: str(model_folder / "model.json"))
+    specification = build_plain(
+        values, Specification, origin=lambda _: str(model_folder / "model.json")
+    )
     group = specification.group
     genes = [f"{SEGMENT_OF[side].lower()}_gene" for side in group.sides]
     trims = [f"{side}_trim" for side in group.sides]
@@ -232,17 +316,30 @@ def frames(path: Path, model_folder: Path, left_out: dict[str, int] | None = Non
             frame = of_productivity(frame, told["productive"], group.productivity, rejected)
         for trim in trims:
             outside = (frame[trim] < group.lower) | (frame[trim] > group.upper)
-            frame = leave_out(frame, outside, f"{trim} outside {group.lower}..{group.upper}", rejected)
+            frame = leave_out(
+                frame, outside, f"{trim} outside {group.lower}..{group.upper}", rejected
+            )
         if len(frame):
             n_rows += len(frame)
-            types = dict.fromkeys(genes, str) | dict.fromkeys(trims, np.float64)  # registered models take no integers
-            made = frame[["id", *genes, *trims]].rename(columns={"id": "sequence_id"}).astype(types)
-            ligation = frame[ligation_column(specification.junction)].astype(np.float64) if group.ligation else 0.0
+            types = dict.fromkeys(genes, str) | dict.fromkeys(
+                trims, np.float64
+            )  # registered models take no integers
+            made = (
+                frame[["id", *genes, *trims]].rename(columns={"id": "sequence_id"}).astype(types)
+            )
+            ligation = (
+                frame[ligation_column(specification.junction)].astype(np.float64)
+                if group.ligation
+                else 0.0
+            )
             yield made.assign(ligation_mh=ligation, count=frame["count"]).reset_index(drop=True)
     if rejected.counts:
         _LOG.info("%s: left out: %s", path.name, commonest(rejected))
     if n_rows == 0:
-        raise InputError(f"{path}: must have rearrangements that the model describes, got none: {commonest(rejected)}")
+        raise InputError(
+            f"{path}: must have rearrangements that the model describes, got none: "
+            f"{commonest(rejected)}"
+        )
 
 
 def _unknown(n: int) -> pd.arrays.BooleanArray:

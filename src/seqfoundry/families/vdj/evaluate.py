@@ -1,8 +1,10 @@
-"""Measure a model on rearrangements it was not fitted to: likelihoods, calibration by gene, distance from the truth.
+"""Measure a model on rearrangements it was not fitted to.
 
-The coefficients are those of the model folder; genes, choices and weights are those of the data. A two-step model is
-measured in every domain of productivity that the data have; its own comes first and gives the figures ``test.*``.
-"""
+Likelihoods, calibration by gene, distance from the truth.
+
+The coefficients are those of the model folder; genes, choices and weights are those of the data. A
+two-step model is measured in every domain of productivity that the data have; its own comes first
+and gives the figures ``test.*``."""
 
 import math
 from collections.abc import Mapping
@@ -26,25 +28,41 @@ from seqfoundry.families.vdj.data import read_observations
 from seqfoundry.families.vdj.features import WINDOW, design
 from seqfoundry.families.vdj.genes.choices import Choices, build, sequence_of, table
 from seqfoundry.families.vdj.genes.references import read_germline
-from seqfoundry.families.vdj.inference.uncertainty import FIGURES, NORMAL_95, chi2_tail, contrasts, shown, wald
+from seqfoundry.families.vdj.inference.uncertainty import (
+    FIGURES,
+    NORMAL_95,
+    chi2_tail,
+    contrasts,
+    shown,
+    wald,
+)
 from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
 
 Floats = NDArray[np.float64]
 
-_DOMAINS: tuple[Literal["nonproductive", "productive", "both"], ...] = ("nonproductive", "productive", "both")
+_DOMAINS: tuple[Literal["nonproductive", "productive", "both"], ...] = (
+    "nonproductive",
+    "productive",
+    "both",
+)
 _FEW = 5.0  # expected reads below which a trim shares a bin with others in the chi-square test
 _SHOWN = 4  # genes that fit worst, and genes with most reads, in the plots
 _WORST = 10  # genes in the table
 
 DEFINITIONS = {
     **FIGURES,
-    "interval": "of below_null, over samples of as many rearrangements; the coefficients are taken as they are",
+    "interval": "of below_null, over samples of as many rearrangements; the coefficients are "
+    "taken as they are",
     "excess_nll": "observed_nll less that of the coefficients which the data were simulated with",
-    "trims": "of the gene; where configurations are latent, the fewest nucleotides that it can have lost",
-    "trim_tv": "total variation distance of observed and predicted trims, mean over genes weighted by reads",
-    "trim_tv_by_chance": "the mean of trim_tv if the model were right: what so few reads differ by",
+    "trims": "of the gene; where configurations are latent, the fewest nucleotides that it can "
+    "have lost",
+    "trim_tv": "total variation distance of observed and predicted trims, mean over genes "
+    "weighted by reads",
+    "trim_tv_by_chance": "the mean of trim_tv if the model were right: what so few reads differ "
+    "by",
     "chi2, p": "chi-square of the trims of a gene, rare ones in one bin, and its p-value",
-    "z": "(estimate - truth) / standard error; rms_z is near 1 and within_95 near 0.95 if the errors are right",
+    "z": "(estimate - truth) / standard error; rms_z is near 1 and within_95 near 0.95 if the "
+    "errors are right",
 }
 
 
@@ -100,7 +118,10 @@ class GeneFit:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that is reported: figures by name, of every domain too, genes, coefficients with truth and z where known."""
+    """All that is reported.
+
+    Figures by name, of every domain too, genes, coefficients with truth and z where known.
+    """
 
     metrics: dict[str, float]
     domains: dict[str, dict[str, float]]
@@ -111,21 +132,25 @@ class Measured:
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     """Measure the model folder ``model`` on the test rearrangements of ``data`` and write the report to ``out``.
 
-    Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/``, ``calibration.tsv`` (every gene) and the
-    reference's ``model_evaluation_results*.tsv``, all or nothing; an earlier evaluation in ``out`` is replaced. Returns
-    the metrics, named ``test.*``.
+    Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/``, ``calibration.tsv``
+    (every gene) and the reference's ``model_evaluation_results*.tsv``, all or nothing; an earlier
+    evaluation in ``out`` is replaced. Returns the metrics, named ``test.*``.
 
     Raises
     ------
     ModelError
         If the model is damaged.
     MissingError, InputError
-        If the data are not as they must be, are of another locus than the model, or leave nothing that it describes.
+        If the data are not as they must be, are of another locus than the model, or leave nothing
+        that it describes.
     """
     loaded = serve.load(model)
     germline, group = read_germline(data), loaded.specification.group
     if germline.locus != loaded.germline.locus:
-        raise InputError(f"{data}: must be of the locus of the model, {loaded.germline.locus}, got {germline.locus}")
+        raise InputError(
+            f"{data}: must be of the locus of the model, {loaded.germline.locus}, got "
+            f"{germline.locus}"
+        )
     frame = read_observations(data, "test")
     choices = build(germline, group.sides, group.lower, group.upper)
     domains = _domains(loaded, frame, choices)
@@ -140,31 +165,50 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
 def _domains(model: serve.VdjModel, frame: pd.DataFrame, choices: Choices) -> list[Domain]:
     """Lay out the rearrangements of the model's own productivity, and of others if it models ligation."""
     own = model.specification.group.productivity
-    others = [name for name in _DOMAINS if name != own] if model.specification.group.ligation else []
+    others = (
+        [name for name in _DOMAINS if name != own] if model.specification.group.ligation else []
+    )
     found = []
     for name in (own, *others):
-        specification = replace(model.specification, group=replace(model.specification.group, productivity=name))
+        specification = replace(
+            model.specification, group=replace(model.specification.group, productivity=name)
+        )
         try:
             observed = observe(frame, choices, specification)
         except InputError:
             if name == own:
                 raise
             continue
-        variables = design(choices, observed.pairs, specification, scale=model.scale, names=model.fit.names)
-        found.append(Domain(specification, observed, likelihood.problem(choices, variables, observed, specification)))
+        variables = design(
+            choices, observed.pairs, specification, scale=model.scale, names=model.fit.names
+        )
+        found.append(
+            Domain(
+                specification,
+                observed,
+                likelihood.problem(choices, variables, observed, specification),
+            )
+        )
     return found
 
 
-def _measure(model: serve.VdjModel, choices: Choices, domains: list[Domain], truth_file: Path) -> Measured:
+def _measure(
+    model: serve.VdjModel, choices: Choices, domains: list[Domain], truth_file: Path
+) -> Measured:
     theta = model.fit.theta
     figures: dict[str, dict[str, float]] = {
         one.specification.group.productivity: _likelihoods(theta, one) for one in domains
     }
     own = domains[0]
     genes = _gene_fits(theta, choices, own)
-    metrics = {f"test.{key}": value for key, value in figures[own.specification.group.productivity].items()}
+    metrics = {
+        f"test.{key}": value
+        for key, value in figures[own.specification.group.productivity].items()
+    }
     for name in list(figures)[1:]:
-        metrics |= {f"test.{name}.{key}": value for key, value in figures[name].items() if key != "aic"}
+        metrics |= {
+            f"test.{name}.{key}": value for key, value in figures[name].items() if key != "aic"
+        }
     total = sum(one.n for one in genes)
     metrics["test.trim_tv"] = sum(one.n * one.distance for one in genes) / total
     metrics["test.trim_tv_by_chance"] = sum(one.n * one.by_chance for one in genes) / total
@@ -175,7 +219,9 @@ def _measure(model: serve.VdjModel, choices: Choices, domains: list[Domain], tru
         coefficients["z"] = (coefficients["value"] - coefficients["truth"]) / coefficients["error"]
         z = coefficients["z"].to_numpy()[: len(truth)]
         z = z[np.isfinite(z)]
-        metrics["test.excess_nll"] = metrics["test.observed_nll"] - _likelihoods(truth, own)["observed_nll"]
+        metrics["test.excess_nll"] = (
+            metrics["test.observed_nll"] - _likelihoods(truth, own)["observed_nll"]
+        )
         metrics["test.truth.rms_z"] = float(np.sqrt((z**2).mean())) if len(z) else math.nan
         metrics["test.truth.largest_z"] = float(np.abs(z).max()) if len(z) else math.nan
         metrics["test.truth.within_95"] = float((np.abs(z) < 1.96).mean()) if len(z) else math.nan
@@ -186,13 +232,20 @@ def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
     weights, n = domain.weights, float(domain.observed.counts.sum())
     observed = float(likelihood.observed_nll(theta, domain.problem, weights))
     null = float(likelihood.observed_nll(np.zeros_like(theta), domain.problem, weights))
-    logs = [np.asarray(likelihood.log_probabilities(one, domain.problem)[1]) for one in (theta, np.zeros_like(theta))]
+    logs = [
+        np.asarray(likelihood.log_probabilities(one, domain.problem)[1])
+        for one in (theta, np.zeros_like(theta))
+    ]
     variance = float(weights @ (logs[0] - logs[1] - (null - observed)) ** 2)
-    margin = NORMAL_95 * math.sqrt(variance / (n - 1)) if n > 1 else math.nan  # of a mean over independent reads
+    margin = (
+        NORMAL_95 * math.sqrt(variance / (n - 1)) if n > 1 else math.nan
+    )  # of a mean over independent reads
     return {
         "n": n,
         "observed_nll": observed,
-        "expected_complete_nll": float(likelihood.expected_complete_nll(theta, domain.problem, weights)),
+        "expected_complete_nll": float(
+            likelihood.expected_complete_nll(theta, domain.problem, weights)
+        ),
         "null_nll": null,
         "below_null": null - observed,
         "below_null.low": null - observed - margin,
@@ -202,19 +255,28 @@ def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
 
 
 def _truth(model: serve.VdjModel, path: Path) -> Floats | None:
-    """Coefficients that the data were simulated with, in the model's units; None where it is not known or has others.
+    """Coefficients that the data were simulated with, in the model's units.
 
-    A model of one end has its share of the truth: without variables of both sequences the ends are independent.
-    """
+    None where it is not known or has others.
+
+    A model of one end has its share of the truth: without variables of both sequences the ends are
+    independent."""
     if not path.is_file():
         return None
     specification = model.specification
     sides, joint = specification.group.sides, specification.group.ligation
     known = files.read_json(path)
-    values = {name: float(value) for name, value in known["twostep" if joint else "trimming"].items()}
+    values = {
+        name: float(value) for name, value in known["twostep" if joint else "trimming"].items()
+    }
     if len(sides) == 1:
-        values = {name: value for name, value in values.items() if name.startswith(f"{sides[0]}_trim")}
-    same_motif = (known["left_motif"], known["right_motif"]) == (specification.left_motif, specification.right_motif)
+        values = {
+            name: value for name, value in values.items() if name.startswith(f"{sides[0]}_trim")
+        }
+    same_motif = (known["left_motif"], known["right_motif"]) == (
+        specification.left_motif,
+        specification.right_motif,
+    )
     if not same_motif or set(values) - {*model.fit.names, *model.dropped}:
         return None
     truth: Floats = np.array([values.get(name, 0.0) for name in model.fit.names]) * model.scale
@@ -246,7 +308,10 @@ def _gene_fits(theta: Floats, choices: Choices, domain: Domain) -> list[GeneFit]
 
 
 def _options(theta: Floats, choices: Choices, domain: Domain) -> pd.DataFrame:
-    """All options of the observed pairs with probability and trims (indices); see ``DEFINITIONS`` for latent ones."""
+    """All options of the observed pairs with probability and trims (indices).
+
+    See ``DEFINITIONS`` for latent ones.
+    """
     made = table(choices, domain.observed.pairs, ligation=domain.specification.group.ligation)
     lower = int(choices.trims[0])
     t, u = made["left_trim"] - lower, made["right_trim"] - lower * (len(choices.sides) == 2)
@@ -255,7 +320,9 @@ def _options(theta: Floats, choices: Choices, domain: Domain) -> pd.DataFrame:
     sets = np.asarray(domain.problem.option_set)[made["pair"], t, u]
     chance = given.trims[made["pair"], t, u] * given.ligation[sets, m]
     if domain.specification.latent:
-        cuts = sequence_of(choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m)
+        cuts = sequence_of(
+            choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m
+        )
         number = np.unique(np.stack([made["pair"], *cuts]), axis=1, return_inverse=True)[1]
         for trims in (t, u):
             fewest = np.full(int(number.max(initial=-1)) + 1, len(choices.trims))
@@ -268,13 +335,24 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     """Write text, tables, plots and the HTML report."""
     worst = sorted(measured.genes, key=lambda one: one.by_chance - one.distance)
     rows = [
-        {"side": one.side, "gene": one.gene, "n": one.n, "tv": one.distance, "tv_by_chance": one.by_chance}
+        {
+            "side": one.side,
+            "gene": one.gene,
+            "n": one.n,
+            "tv": one.distance,
+            "tv_by_chance": one.by_chance,
+        }
         | dict(zip(("chi2", "p"), one.chi_square, strict=True))
         for one in worst
     ]
-    write_tsv(folder / "calibration.tsv", ["side", "gene", "n", "tv", "tv_by_chance", "chi2", "p"], rows)
+    write_tsv(
+        folder / "calibration.tsv", ["side", "gene", "n", "tv", "tv_by_chance", "chi2", "p"], rows
+    )
     _write_results(folder, model, measured, annotation)
-    title = f"vdj: {model.settings['model_type']} of {model.settings['param_group']}, test rearrangements"
+    title = (
+        f"vdj: {model.settings['model_type']} of {model.settings['param_group']}, test "
+        "rearrangements"
+    )
     figures: list[list[Cell]] = [
         [key, shown(key, value), _interval(measured.metrics, key)]
         for key, value in measured.metrics.items()
@@ -282,7 +360,9 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     ]
     cells: list[list[Cell]] = [[shown(*item) for item in row.items()] for row in rows[:_WORST]]
     columns = [name for name in measured.coefficients.columns if name not in ("zscore", "pvalue")]
-    coefficients: list[list[Cell]] = measured.coefficients[columns].astype(object).to_numpy().tolist()
+    coefficients: list[list[Cell]] = (
+        measured.coefficients[columns].astype(object).to_numpy().tolist()
+    )
     tables: dict[str, tuple[list[str], list[list[Cell]], int]] = {
         "Figures": (["figure", "value", "95 % interval"], figures, 5),
         "Coefficients (log odds per unit), 95 % intervals": (columns, coefficients, 4),
@@ -290,7 +370,11 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     }
     drawn = _draw(folder / "plots", model, measured, worst)
     parts = [f"{title}\n{'=' * len(title)}\n"]
-    report = Report(title, f"{model.germline.locus}, {measured.metrics['test.n']:,.0f} rearrangements of {annotation}")
+    report = Report(
+        title,
+        f"{model.germline.locus}, {measured.metrics['test.n']:,.0f} rearrangements of "
+        f"{annotation}",
+    )
     report.section("Results")
     for head, (names, body, digits) in tables.items():
         parts.append(f"{head}\n{'-' * len(head)}\n{text_table(names, body, digits=digits)}\n")
@@ -299,10 +383,14 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     for name, caption in drawn.items():
         report.figure(caption, folder / "plots" / f"{name}.png")
     report.section("Definitions")
-    report.table("What the figures mean", ["figure", "meaning"], [[*item] for item in DEFINITIONS.items()])
+    report.table(
+        "What the figures mean", ["figure", "meaning"], [[*item] for item in DEFINITIONS.items()]
+    )
     report.write(folder / "report.html")
     parts.append(
-        "Definitions\n-----------\n" + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items()) + "\n"
+        "Definitions\n-----------\n"
+        + "\n".join(f"{name}: {text}" for name, text in DEFINITIONS.items())
+        + "\n"
     )
     files.write_text(folder / "evaluation.txt", "\n".join(parts))
 
@@ -312,39 +400,62 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
     return "" if None in ends else " to ".join(number(end, 5) for end in ends)
 
 
-def _draw(folder: Path, model: serve.VdjModel, measured: Measured, worst: list[GeneFit]) -> dict[str, str]:
+def _draw(
+    folder: Path, model: serve.VdjModel, measured: Measured, worst: list[GeneFit]
+) -> dict[str, str]:
     """Draw everything that the report shows; captions by name of file."""
     frame, drawn = measured.coefficients, {}
     values = dict(zip(frame["coefficient"], frame["value"], strict=True))
     positions = list(dict.fromkeys(name[:-2] for name in values if "_motif_" in name))
     if positions:
-        table_ = [[values.get(f"{position}_{base}", math.nan) for base in "ACGT"] for position in positions]
-        rows = [position.replace("_trim_motif_", " ").replace("end_", "' ") for position in positions]
-        group_plots.heat_map(folder / "motif.png", table_, rows, list("ACGT"), label="coefficient (log odds)")
-        drawn["motif"] = "Motif at the cut: coefficients by position and base; those of a position sum to 0"
+        table_ = [
+            [values.get(f"{position}_{base}", math.nan) for base in "ACGT"]
+            for position in positions
+        ]
+        rows = [
+            position.replace("_trim_motif_", " ").replace("end_", "' ") for position in positions
+        ]
+        group_plots.heat_map(
+            folder / "motif.png", table_, rows, list("ACGT"), label="coefficient (log odds)"
+        )
+        drawn["motif"] = (
+            "Motif at the cut: coefficients by position and base; those of a position sum to 0"
+        )
     truth = frame["truth"] if "truth" in frame else [math.nan] * len(frame)
     columns = (frame["coefficient"], frame["value"], frame["lower"], frame["upper"], truth)
     estimates = [group_plots.Estimate(*row) for row in zip(*columns, strict=True)]
     group_plots.estimates(
-        folder / "coefficients.png", estimates, label="coefficient (log odds per unit), 95 % interval"
+        folder / "coefficients.png",
+        estimates,
+        label="coefficient (log odds per unit), 95 % interval",
     )
-    drawn["coefficients"] = "Coefficients with 95 % intervals" + (", and the truth" if "truth" in frame else "")
+    drawn["coefficients"] = "Coefficients with 95 % intervals" + (
+        ", and the truth" if "truth" in frame else ""
+    )
     for side in model.specification.group.sides:
         ours = [one for one in worst if one.side == side]
         used = sorted(ours, key=lambda one: -one.n)
-        chosen = [("worst", one) for one in ours[:_SHOWN]] + [("most used", one) for one in used[:_SHOWN]]
+        chosen = [("worst", one) for one in ours[:_SHOWN]] + [
+            ("most used", one) for one in used[:_SHOWN]
+        ]
         trims = np.arange(model.specification.group.lower, model.specification.group.upper + 1)
         profiles = [
-            group_plots.Profile(f"{one.gene}, {why}\nn = {one.n:,.0f}", trims, one.observed, one.predicted)
+            group_plots.Profile(
+                f"{one.gene}, {why}\nn = {one.n:,.0f}", trims, one.observed, one.predicted
+            )
             for why, one in chosen
         ]
         label = f"{side}_trim ({'fewest ' * model.specification.latent}nucleotides)"
         group_plots.profiles(folder / f"{side}_trim.png", profiles, columns=_SHOWN, label=label)
-        drawn[f"{side}_trim"] = f"{side}_trim of the genes that fit worst and of those with most reads"
+        drawn[f"{side}_trim"] = (
+            f"{side}_trim of the genes that fit worst and of those with most reads"
+        )
     return drawn
 
 
-def _write_results(folder: Path, model: serve.VdjModel, measured: Measured, annotation: str) -> None:
+def _write_results(
+    folder: Path, model: serve.VdjModel, measured: Measured, annotation: str
+) -> None:
     """Write the reference's table of losses, one row for each domain of productivity."""
     specification, settings = model.specification, model.settings
     group, latent = specification.group, specification.latent

@@ -1,17 +1,20 @@
-"""One likelihood for the three models: conditional logits over trims, and over ligations given the trims.
+"""One likelihood for the three models.
 
-A configuration is a pair of trims (t, u) and the number m of microhomologous nucleotides used when joining. Where the
-feasible numbers are A(t, u) and those of the modelled productivity N(t, u),
+Conditional logits over trims, and over ligations given the trims.
 
-    p(t, u, m | genes)  is proportional to  exp(x(t, u) beta + gamma m) / sum over A(t, u) of exp(gamma m)
+A configuration is a pair of trims (t, u) and the number m of microhomologous nucleotides used when
+joining. Where the feasible numbers are A(t, u) and those of the modelled productivity N(t, u),
+
+    p(t, u, m | genes)  is proportional to  exp(x(t, u) beta + gamma m) / sum over A(t, u) of
+    exp(gamma m)
 
 for m in N(t, u), else 0.
 
-The trimming model is the case A = N = {0}; known configurations are the case of sequences with one configuration each.
-All sums are taken after subtraction of the largest exponent (the reference takes none in its two-step classes), in
-double precision, on blocks: tables of one gene's trims, features of both genes, and functions of the option sets, of
-which there are some dozens. So a pass costs the same whatever the number of reads, and gives the exact Hessian.
-"""
+The trimming model is the case A = N = {0}; known configurations are the case of sequences with one
+configuration each. All sums are taken after subtraction of the largest exponent (the reference
+takes none in its two-step classes), in double precision, on blocks: tables of one gene's trims,
+features of both genes, and functions of the option sets, of which there are some dozens. So a pass
+costs the same whatever the number of reads, and gives the exact Hessian."""
 
 from typing import Any, NamedTuple
 
@@ -36,11 +39,11 @@ N_LIGATIONS = 16
 class Problem(NamedTuple):
     """What the likelihood needs, as arrays on the device, for G gene pairs, n option sets, S sequences.
 
-    ``order`` holds the coefficient of every column of left, right, pair, fixed, weighted and ligation, in this order;
-    the last two are there or not by the length of their scales. ``cell`` is a flat index into (G, T, U).
-    ``shared`` lists the configurations of the sequences that have several, ``shared_sequence`` numbers these
-    sequences from 0, and ``sharing`` has as many elements as there are of them.
-    """
+    ``order`` holds the coefficient of every column of left, right, pair, fixed, weighted and
+    ligation, in this order; the last two are there or not by the length of their scales. ``cell``
+    is a flat index into (G, T, U). ``shared`` lists the configurations of the sequences that have
+    several, ``shared_sequence`` numbers these sequences from 0, and ``sharing`` has as many
+    elements as there are of them."""
 
     left: Array  # (genes, T, KL)
     right: Array  # (genes, U, KR)
@@ -66,13 +69,18 @@ class Problem(NamedTuple):
 
 
 class OptionProbabilities(NamedTuple):
-    """``trims`` (G, T, U) of every pair of trims; ``ligation`` (n, 16) of m given the trims, by ``option_set``."""
+    """``trims`` (G, T, U) of every pair of trims.
+
+    ``ligation`` (n, 16) of m given the trims, by ``option_set``.
+    """
 
     trims: NDArray[np.float64]
     ligation: NDArray[np.float64]
 
 
-def problem(choices: Choices, design: Design, observed: Observed, specification: Specification) -> Problem:
+def problem(
+    choices: Choices, design: Design, observed: Observed, specification: Specification
+) -> Problem:
     """Lay out choices, features and observations for the likelihood.
 
     Raises
@@ -83,8 +91,16 @@ def problem(choices: Choices, design: Design, observed: Observed, specification:
     a, b = observed.pairs[:, 0], observed.pairs[:, 1]
     feasible = choices.feasible[a, b].astype(np.uint32)
     nonproductive = choices.nonproductive[a, b].astype(np.uint32)
-    wanted = {"both": feasible, "nonproductive": nonproductive, "productive": feasible & ~nonproductive}
-    used = (feasible, wanted[specification.group.productivity]) if specification.group.ligation else (feasible & 1,) * 2
+    wanted = {
+        "both": feasible,
+        "nonproductive": nonproductive,
+        "productive": feasible & ~nonproductive,
+    }
+    used = (
+        (feasible, wanted[specification.group.productivity])
+        if specification.group.ligation
+        else (feasible & 1,) * 2
+    )
     sets, option_set = np.unique(used[0] << 16 | used[1], return_inverse=True)
     bits = (sets[:, None] >> np.arange(2 * N_LIGATIONS) & 1).astype(bool)
     options, domain_bits = bits[:, N_LIGATIONS:], bits[:, :N_LIGATIONS]
@@ -93,13 +109,20 @@ def problem(choices: Choices, design: Design, observed: Observed, specification:
     per_sequence = np.bincount(observed.sequence[possible], minlength=len(observed.counts))
     if not len(per_sequence) or not per_sequence.all():
         got = f"{int((per_sequence == 0).sum())} without of {len(per_sequence)}"
-        raise InputError(f"observations: each must be {specification.group.productivity} in some way, got {got}")
+        raise InputError(
+            f"observations: each must be {specification.group.productivity} in some way, got {got}"
+        )
     shared = np.flatnonzero(np.bincount(observed.sequence)[observed.sequence] > 1)
     sharing, shared_sequence = np.unique(observed.sequence[shared], return_inverse=True)
     fixed, columns, weighted = _mask_columns(design, options)
     last = () if design.ligation_column is None else (design.ligation_column,)
-    order = np.concatenate([design.left_columns, design.right_columns, design.pair_columns, columns, weighted, last])
-    penalised = [not ("motif" in name or "base_count" in name) or "interaction" in name for name in design.names]
+    order = np.concatenate(
+        [design.left_columns, design.right_columns, design.pair_columns, columns, weighted, last]
+    )
+    penalised = [
+        not ("motif" in name or "base_count" in name) or "interaction" in name
+        for name in design.names
+    ]
     arrays = Problem(
         left=design.left,
         right=design.right,
@@ -126,8 +149,13 @@ def problem(choices: Choices, design: Design, observed: Observed, specification:
     return Problem(*jax.device_put(arrays))
 
 
-def _mask_columns(design: Design, options: NDArray[np.bool_]) -> tuple[NDArray[np.float64], list[int], list[int]]:
-    """Features of the option sets that do not depend on coefficients, divided by their scale; columns of the others."""
+def _mask_columns(
+    design: Design, options: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], list[int], list[int]]:
+    """Features of the option sets that do not depend on coefficients, divided by their scale.
+
+    Columns of the others.
+    """
     m = np.arange(N_LIGATIONS)
     known = {
         "average_mh": (options @ m) / np.maximum(options.sum(axis=1), 1),
@@ -137,7 +165,11 @@ def _mask_columns(design: Design, options: NDArray[np.bool_]) -> tuple[NDArray[n
     fixed = {name: column for name, column in where.items() if name in known}
     values = [known[name] / design.scale[column] for name, column in fixed.items()]
     table = np.stack(values, axis=1) if values else np.zeros((len(options), 0))
-    return table, list(fixed.values()), [column for name, column in where.items() if name not in known]
+    return (
+        table,
+        list(fixed.values()),
+        [column for name, column in where.items() if name not in known],
+    )
 
 
 def unconditioned(problem: Problem) -> Problem:
@@ -149,7 +181,9 @@ def completed(problem: Problem) -> Problem:
     """Return the problem in which every configuration is a sequence of its own, as in the M-step and in Q."""
     n_cells = problem.option_set.shape[1] * problem.option_set.shape[2]
     empty = dict.fromkeys(("shared", "shared_sequence", "sharing"), problem.shared[:0])
-    return problem._replace(sequence=jnp.arange(len(problem.cell)), sequence_pair=problem.cell // n_cells, **empty)
+    return problem._replace(
+        sequence=jnp.arange(len(problem.cell)), sequence_pair=problem.cell // n_cells, **empty
+    )
 
 
 def _blocks(theta: Array, problem: Problem) -> list[Array]:
@@ -172,19 +206,28 @@ class _Sets(NamedTuple):
 def _cumulants(gamma: Array, members: Array) -> tuple[Array, Array, Array, Array]:
     """Log of the sum of exp(gamma m) over each set, and its first three derivatives by gamma."""
     m = jnp.arange(N_LIGATIONS, dtype=jnp.float64)
-    members = jnp.where(members.any(axis=1, keepdims=True), members, m == 0)  # an empty set is masked elsewhere
+    members = jnp.where(
+        members.any(axis=1, keepdims=True), members, m == 0
+    )  # an empty set is masked elsewhere
     exponents = jnp.where(members, gamma * m, -jnp.inf)
     top = jax.lax.stop_gradient(exponents.max(axis=1, keepdims=True))
     parts = jnp.exp(exponents - top)
     total = parts.sum(axis=1, keepdims=True)
     mean = parts @ m / total[:, 0]
     share, away = parts / total, m - mean[:, None]
-    return jnp.log(total[:, 0]) + top[:, 0], mean, (share * away**2).sum(axis=1), (share * away**3).sum(axis=1)
+    return (
+        jnp.log(total[:, 0]) + top[:, 0],
+        mean,
+        (share * away**2).sum(axis=1),
+        (share * away**3).sum(axis=1),
+    )
 
 
 def _sets(phi: Array, problem: Problem) -> _Sets:
     zeros = jnp.zeros(problem.fixed.shape[1]), jnp.zeros_like(problem.weighted_scale)
-    weigh = jnp.concatenate([zeros[0], 1 / problem.weighted_scale, jnp.zeros_like(problem.ligation_scale)])
+    weigh = jnp.concatenate(
+        [zeros[0], 1 / problem.weighted_scale, jnp.zeros_like(problem.ligation_scale)]
+    )
     unit = jnp.concatenate([*zeros, 1 / problem.ligation_scale])
     gamma, weight = unit @ phi, weigh @ phi
     of_all, all_mean, all_variance, _ = _cumulants(gamma, problem.options)
@@ -192,7 +235,10 @@ def _sets(phi: Array, problem: Problem) -> _Sets:
     fixed = jnp.pad(problem.fixed, ((0, 0), (0, len(unit) - len(zeros[0]))))
     slope = fixed + mean[:, None] * weigh + (weight * variance - all_mean)[:, None] * unit
     cross, square = jnp.outer(weigh, unit), jnp.outer(unit, unit)
-    bend = variance[:, None, None] * (cross + cross.T) + (weight * third - all_variance)[:, None, None] * square
+    bend = (
+        variance[:, None, None] * (cross + cross.T)
+        + (weight * third - all_variance)[:, None, None] * square
+    )
     slopes, bends = (slope, mean[:, None] * unit), (bend, variance[:, None, None] * square)
     return _Sets(fixed @ phi + weight * mean - of_all, of_domain, slopes, bends, gamma, unit)
 
@@ -210,10 +256,14 @@ class _Pass(NamedTuple):
 def _forward(theta: Array, problem: Problem) -> _Pass:
     left, right, both, phi = _blocks(theta, problem)
     terms = _sets(phi, problem)
-    logits = (problem.left @ left)[problem.left_gene][:, :, None] + (problem.right @ right)[problem.right_gene][:, None]
+    logits = (problem.left @ left)[problem.left_gene][:, :, None] + (problem.right @ right)[
+        problem.right_gene
+    ][:, None]
     logits += (terms.base + terms.of_domain)[problem.option_set] + problem.pair @ both
     sets = problem.option_set.reshape(-1)[problem.cell]
-    configurations = logits.reshape(-1)[problem.cell] - terms.of_domain[sets] + terms.gamma * problem.ligation
+    configurations = (
+        logits.reshape(-1)[problem.cell] - terms.of_domain[sets] + terms.gamma * problem.ligation
+    )
     configurations = jnp.where(problem.domain[sets, problem.ligation], configurations, -jnp.inf)
     logits = jnp.where(problem.domain.any(axis=1)[problem.option_set], logits, -jnp.inf)
     top = jax.lax.stop_gradient(_finite(logits.max(axis=(1, 2))))
@@ -251,11 +301,12 @@ def responsibilities(theta: Array, problem: Problem) -> Array:
 
 @jax.jit
 def observed_nll(theta: Array, problem: Problem, weights: Array) -> Array:
-    """Return minus the sum over sequences of weight times log probability: nats per read if the weights sum to 1.
+    """Return minus the sum over sequences of weight times log probability.
 
-    A sequence of weight 0 counts nothing, impossible or not. JAX can differentiate it, if not as fast as
-    ``value_gradient_hessian``.
-    """
+    Nats per read if the weights sum to 1.
+
+    A sequence of weight 0 counts nothing, impossible or not. JAX can differentiate it, if not as
+    fast as ``value_gradient_hessian``."""
     return _loss(_forward(theta, problem), problem, weights)
 
 
@@ -265,26 +316,40 @@ def _loss(passed: _Pass, problem: Problem, weights: Array) -> Array:
 
 
 @jax.jit
-def expected_complete_nll(theta: Array, problem: Problem, weights: Array, shares: Array | None = None) -> Array:
-    """Return Q: log probabilities of the configurations, weighted by their ``shares`` (C,) of the sequence's weight.
+def expected_complete_nll(
+    theta: Array, problem: Problem, weights: Array, shares: Array | None = None
+) -> Array:
+    """Return Q.
 
-    These are the responsibilities at ``theta`` unless given. Q minus the observed loss is then their mean entropy.
-    """
-    each = weights[problem.sequence] * (responsibilities(theta, problem) if shares is None else shares)
+    Log probabilities of the configurations, weighted by their ``shares`` (C,) of the sequence's
+    weight.
+
+    These are the responsibilities at ``theta`` unless given. Q minus the observed loss is then
+    their mean entropy."""
+    each = weights[problem.sequence] * (
+        responsibilities(theta, problem) if shares is None else shares
+    )
     return -jnp.sum(each * jnp.where(each > 0, log_probabilities(theta, problem)[0], 0.0))
 
 
 def penalty_of(theta: Array, problem: Problem, penalty: Array) -> Array:
-    """Return the L2 term: ``penalty`` / 2 per configuration of the domain, on coefficients of microhomology only."""
+    """Return the L2 term.
+
+    ``penalty`` / 2 per configuration of the domain, on coefficients of microhomology only.
+    """
     return 0.5 * penalty / problem.n_valid * jnp.sum(problem.penalised * theta**2)
 
 
-def option_probabilities(theta: Array, problem: Problem, *, conditioned: bool) -> OptionProbabilities:
+def option_probabilities(
+    theta: Array, problem: Problem, *, conditioned: bool
+) -> OptionProbabilities:
     """Return the probabilities of all options of all pairs, given productivity (``conditioned``) or whatever it is.
 
     A pair without any option in the domain has zeros.
     """
-    return OptionProbabilities(*map(np.asarray, _options(theta, problem if conditioned else unconditioned(problem))))
+    return OptionProbabilities(
+        *map(np.asarray, _options(theta, problem if conditioned else unconditioned(problem)))
+    )
 
 
 @jax.jit
@@ -308,17 +373,24 @@ class _Masses(NamedTuple):
 
 def _masses(passed: _Pass, problem: Problem, weights: Array) -> _Masses:
     pairs = segment_sum(weights, problem.sequence_pair, len(problem.left_gene))
-    expected = pairs[:, None, None] * jnp.exp(passed.logits - _finite(passed.log_total)[:, None, None])
+    expected = pairs[:, None, None] * jnp.exp(
+        passed.logits - _finite(passed.log_total)[:, None, None]
+    )
     shares = jnp.exp(passed.configurations - _finite(passed.sequences)[problem.sequence])
     each = shares * weights[problem.sequence]
     observed = segment_sum(each, problem.cell, expected.size).reshape(expected.shape)
-    sets = jax.vmap(lambda mass: segment_sum(mass, problem.option_set.reshape(-1), len(problem.domain)))
+    sets = jax.vmap(
+        lambda mass: segment_sum(mass, problem.option_set.reshape(-1), len(problem.domain))
+    )
     of_sets = sets(jnp.stack([expected.reshape(-1), observed.reshape(-1)]))
     return _Masses(pairs, expected, observed, shares, each, of_sets)
 
 
 class Evaluation(NamedTuple):
-    """The observed loss plus L2 term with its derivatives (K,) and (K, K); that term; Q without it."""
+    """The observed loss plus L2 term with its derivatives (K,) and (K, K); that term.
+
+    Q without it.
+    """
 
     value: Array
     gradient: Array
@@ -328,21 +400,26 @@ class Evaluation(NamedTuple):
 
 
 @jax.jit
-def value_gradient_hessian(theta: Array, problem: Problem, weights: Array, penalty: Array | float) -> Evaluation:
+def value_gradient_hessian(
+    theta: Array, problem: Problem, weights: Array, penalty: Array | float
+) -> Evaluation:
     """Return the loss and its exact derivatives in one pass.
 
-    The Hessian is the covariance of the features over each pair's options, less that over each sequence's
-    configurations, plus the curvature of the option sets' terms.
-    """
+    The Hessian is the covariance of the features over each pair's options, less that over each
+    sequence's configurations, plus the curvature of the option sets' terms."""
     passed = _forward(theta, problem)
     masses, sets = _masses(passed, problem, weights), passed.sets
     hessian = _options_hessian(masses, sets, problem) - _shared_hessian(masses, sets, problem)
     start = len(theta) - len(sets.unit)
     bend = jnp.einsum("n,nkl->kl", masses.sets[0] - masses.sets[1], sets.bends[0])
-    hessian = hessian.at[start:, start:].add(bend + jnp.einsum("n,nkl->kl", masses.sets[0], sets.bends[1]))
+    hessian = hessian.at[start:, start:].add(
+        bend + jnp.einsum("n,nkl->kl", masses.sets[0], sets.bends[1])
+    )
     back = jnp.argsort(problem.order)
     scale = penalty / problem.n_valid * problem.penalised
-    logs = passed.configurations - _finite(passed.log_total)[problem.sequence_pair][problem.sequence]
+    logs = (
+        passed.configurations - _finite(passed.log_total)[problem.sequence_pair][problem.sequence]
+    )
     l2 = penalty_of(theta, problem, penalty)
     return Evaluation(
         value=_loss(passed, problem, weights) + l2,
@@ -365,10 +442,15 @@ def _gradient(masses: _Masses, sets: _Sets, problem: Problem) -> Array:
 def _options_hessian(masses: _Masses, sets: _Sets, problem: Problem) -> Array:
     """Sum over pairs of weight times covariance of the features over the options, in blocks."""
     left, right = problem.left[problem.left_gene], problem.right[problem.right_gene]
-    both = jnp.concatenate([problem.pair, (sets.slopes[0] + sets.slopes[1])[problem.option_set]], axis=3)
+    both = jnp.concatenate(
+        [problem.pair, (sets.slopes[0] + sets.slopes[1])[problem.option_set]], axis=3
+    )
     mass = masses.expected
     of_left, of_right = mass.sum(axis=2), mass.sum(axis=1)
-    right_at_left, both_at_left = jnp.einsum("gtu,guk->gtk", mass, right), jnp.einsum("gtu,gtuk->gtk", mass, both)
+    right_at_left, both_at_left = (
+        jnp.einsum("gtu,guk->gtk", mass, right),
+        jnp.einsum("gtu,gtuk->gtk", mass, both),
+    )
     both_at_right = jnp.einsum("gtu,gtuk->guk", mass, both)
     ll = jnp.einsum("gtk,gt,gtl->kl", left, of_left, left)
     lr = jnp.einsum("gtk,gtl->kl", left, right_at_left)

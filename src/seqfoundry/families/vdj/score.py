@@ -1,7 +1,7 @@
 """``score vdj``: probabilities of rearrangements from a model of the registry.
 
-Rows go through in chunks, so memory does not grow with the table; finished chunks outlive a crash (`engines.Parts`).
-"""
+Rows go through in chunks, so memory does not grow with the table; finished chunks outlive a crash
+(`engines.Parts`)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,14 +45,17 @@ _PART_OBSERVED = "_observed.parquet"  # of a partition, which no data set takes
 _POOLED = 20  # chunks whose counts wait to be summed
 
 
-def score(source: Path, *, model: str, out: Path, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+def score(
+    source: Path, *, model: str, out: Path, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
     """Score rearrangements with a model of the registry or a folder, and return counts and mean log loss.
 
-    Writes to ``out``, all or nothing: ``scores.parquet`` (a row per rearrangement that could be read, with the model's
-    columns), ``configurations.parquet`` (trims and ligations that may have made each, with posterior probabilities),
-    ``predicted_dist_data.tsv`` (for every pair of genes seen: all configurations, their predicted probability, and how
-    often each was observed, in the reference's columns) and ``summary.json`` (with the rows read, and those
-    left out by reason). Work that was interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it
+    Writes to ``out``, all or nothing: ``scores.parquet`` (a row per rearrangement that could be
+    read, with the model's columns), ``configurations.parquet`` (trims and ligations that may have
+    made each, with posterior probabilities), ``predicted_dist_data.tsv`` (for every pair of genes
+    seen: all configurations, their predicted probability, and how often each was observed, in the
+    reference's columns) and ``summary.json`` (with the rows read, and those left out by reason).
+    Work that was interrupted leaves its finished chunks in ``.<out>.partial``; with ``resume`` it
     goes on from there (all rows are read again). Faults of the input leave nothing.
 
     Raises
@@ -62,11 +65,14 @@ def score(source: Path, *, model: str, out: Path, overwrite: bool = False, resum
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be written; or what is to
-        be resumed was made from another table or model.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be
+        written; or what is to be resumed was made from another table or model.
     """
     check_out(out, [source], mark=_SCORES, overwrite=overwrite)
-    with models.fetch(model) as fetched, models.model_folder(str(fetched)) as folder:  # once: an alias may move
+    with (
+        models.fetch(model) as fetched,
+        models.model_folder(str(fetched)) as folder,
+    ):  # once: an alias may move
         loaded = replace(models.load(_FAMILY, str(fetched)), reference=model)
         left_out = dict[str, int]()
         record = made_from([source], model=model, digest=files.digest(folder), chunk=data.CHUNK)
@@ -114,7 +120,9 @@ def _table(frame: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
 
 
-def _finish(folder: Path, parts: Sequence[Path], loaded: models.Loaded, left_out: Mapping[str, int]) -> dict[str, Any]:
+def _finish(
+    folder: Path, parts: Sequence[Path], loaded: models.Loaded, left_out: Mapping[str, int]
+) -> dict[str, Any]:
     """Join the parts, compare what was observed with what is predicted for each pair of genes, and sum up."""
     totals: Counter[str] = Counter()
     seen: list[pd.DataFrame] = []
@@ -125,12 +133,18 @@ def _finish(folder: Path, parts: Sequence[Path], loaded: models.Loaded, left_out
             seen.append(pd.read_feather(part / _OBSERVED))
         seen = [pooled(seen, genes)] if len(seen) > _POOLED else seen
     if not parts:
-        raise InputError("score: the input must have at least one row that can be scored, got none")
+        raise InputError(
+            "score: the input must have at least one row that can be scored, got none"
+        )
     if not seen:
-        raise InputError("score: the input must have a row that the model's genes can have made, got none")
+        raise InputError(
+            "score: the input must have a row that the model's genes can have made, got none"
+        )
     with ThreadPoolExecutor() as pool:  # Arrow works without Python's lock
         tables = (folder / name for name in (_SCORES, _CONFIGURATIONS))
-        joined = [pool.submit(join_tables, parts, table, repeated=_repeated(loaded)) for table in tables]
+        joined = [
+            pool.submit(join_tables, parts, table, repeated=_repeated(loaded)) for table in tables
+        ]
         n_pairs = write_distributions(folder / DISTRIBUTIONS, pooled(seen, genes), genes, loaded)
         for one in joined:
             one.result()
@@ -163,25 +177,38 @@ def add_counts(totals: Counter[str], frame: pd.DataFrame, answer: pd.DataFrame) 
 def observed(
     frame: pd.DataFrame, probability: NDArray[np.float64], each: pd.DataFrame, genes: list[str]
 ) -> pd.DataFrame:
-    """Share the count of every row among the configurations that may have made it; none where only genes are given."""
+    """Share the count of every row among the configurations that may have made it.
+
+    None where only genes are given.
+    """
     counts = np.where(probability > 0, frame["count"], 0)
     at = frame.index.get_indexer(each["row"])
-    shares = each.drop(columns=["row", "probability"]).assign(count=counts[at] * each["probability"])
-    return pooled([shares.assign(**{gene: pd.Categorical(frame[gene]).take(at) for gene in genes})], genes)
+    shares = each.drop(columns=["row", "probability"]).assign(
+        count=counts[at] * each["probability"]
+    )
+    return pooled(
+        [shares.assign(**{gene: pd.Categorical(frame[gene]).take(at) for gene in genes})], genes
+    )
 
 
 def pooled(seen: list[pd.DataFrame], genes: list[str]) -> pd.DataFrame:
     """Sum counts by genes and configuration, sorted."""
     whole = pd.concat(seen)
     keys = genes + [name for name in whole.columns if name not in (*genes, "count")]
-    found = {name: pd.factorize(whole[name], sort=True) for name in keys}  # grouping texts would take twice as long
+    found = {
+        name: pd.factorize(whole[name], sort=True) for name in keys
+    }  # grouping texts would take twice as long
     first, kind = distinct([codes for codes, _ in found.values()])
-    columns = {name: pd.Index(values).take(codes[first]) for name, (codes, values) in found.items()}
+    columns = {
+        name: pd.Index(values).take(codes[first]) for name, (codes, values) in found.items()
+    }
     made = pd.DataFrame(columns).astype(dict.fromkeys(genes, str))
     return made.assign(count=np.bincount(kind, weights=whole["count"], minlength=len(first)))
 
 
-def write_distributions(path: Path, seen: pd.DataFrame, genes: list[str], loaded: models.Loaded) -> int:
+def write_distributions(
+    path: Path, seen: pd.DataFrame, genes: list[str], loaded: models.Loaded
+) -> int:
     """Write all configurations of every pair of genes with their probabilities, and return the number of pairs."""
     pairs = seen[genes].drop_duplicates(ignore_index=True)
     answer = loaded.predict(pairs, arrow_lists=True)
@@ -202,12 +229,18 @@ def _vdj_columns(served: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str
 
 
 def _vdj_work(folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job) -> dict[str, Any]:
-    """Score rearrangements; what was observed is summed here, since the rows of a pair lie in many partitions."""
+    """Score rearrangements.
+
+    What was observed is summed here, since the rows of a pair lie in many partitions.
+    """
     genes = list(_vdj_columns(loaded.served)[0])
     nested = NESTED
     totals: Counter[str] = Counter()
     seen: list[pd.DataFrame] = []
-    with ParquetTable(folder / "scores.parquet") as scores, ParquetTable(folder / f"{nested}.parquet") as whole:
+    with (
+        ParquetTable(folder / "scores.parquet") as scores,
+        ParquetTable(folder / f"{nested}.parquet") as whole,
+    ):
         for first, read in chunks:
             frame = _rearrangements(read, genes)
             given = [name for name in loaded.served["input_columns"] if name in frame]
@@ -230,10 +263,14 @@ def _rearrangements(frame: pd.DataFrame, genes: Sequence[str]) -> pd.DataFrame:
     """Give the columns the types of those that the local engine reads."""
     frame = frame if "count" in frame else frame.assign(count=1.0)
     try:
-        types = {name: np.float64 for name in frame.columns[1:] if name not in (*genes, "sequence")}
+        types = {
+            name: np.float64 for name in frame.columns[1:] if name not in (*genes, "sequence")
+        }
         frame = frame.astype(types | {name: "str" for name in ("sequence",) if name in frame})
     except (TypeError, ValueError) as error:
-        raise InputError(f"rearrangements: trims, ligation_mh and count must be numbers, got: {error}") from None
+        raise InputError(
+            f"rearrangements: trims, ligation_mh and count must be numbers, got: {error}"
+        ) from None
     counts = frame["count"].to_numpy()
     if (wrong := np.flatnonzero(~(counts >= 0) | np.isinf(counts))).size:
         raise InputError(f"rearrangements: count must be 0 or more, got {counts[wrong[0]]:g}")
@@ -254,7 +291,9 @@ def _vdj_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]
             seen.append(pd.read_parquet(part / _PART_OBSERVED))
         seen = [pooled(seen, genes)] if len(seen) > _POOLED else seen
     if not seen:
-        raise InputError("score: the input must have a row that the model's genes can have made, got none")
+        raise InputError(
+            "score: the input must have a row that the model's genes can have made, got none"
+        )
     observations = pooled(seen, genes)
     n_pairs = write_distributions(folder / DISTRIBUTIONS, observations, genes, job.model.load())
     counted = {
@@ -267,4 +306,6 @@ def _vdj_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]
     return partition_summary(folder, job, counted)
 
 
-PARTITIONED = PartitionedWork("sequence_id", _vdj_columns, 65_536, 8192, data.frames, _vdj_work, _vdj_finish)
+PARTITIONED = PartitionedWork(
+    "sequence_id", _vdj_columns, 65_536, 8192, data.frames, _vdj_work, _vdj_finish
+)

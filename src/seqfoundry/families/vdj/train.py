@@ -1,9 +1,9 @@
 """Fit a trimming or ligation model to prepared rearrangements: read, fit, test, record, save.
 
-Tables have the reference's names and columns; ours come after them. They differ in what the reference gets wrong:
-standard errors are those of all reads, tests use the observed-data likelihood, and where configurations are latent the
-counts of ``predicted_dist_data`` are shared among them by their probabilities instead of being repeated for each.
-"""
+Tables have the reference's names and columns; ours come after them. They differ in what the
+reference gets wrong: standard errors are those of all reads, tests use the observed-data
+likelihood, and where configurations are latent the counts of ``predicted_dist_data`` are shared
+among them by their probabilities instead of being repeated for each."""
 
 import json
 import logging
@@ -50,7 +50,9 @@ from seqfoundry.families.vdj.rearrangements.observations import Observed, observ
 log = logging.getLogger(__name__)
 
 _BOOTSTRAP = 1  # stream of the seed
-_CACHED_PAIRS = 500  # pairs of genes from which on finding their options takes longer than reading them
+_CACHED_PAIRS = (
+    500  # pairs of genes from which on finding their options takes longer than reading them
+)
 _HEADLINES = ("train.observed_nll", "train.below_null", "train.converged", "train.seconds")
 
 
@@ -75,10 +77,12 @@ class Task:
 
 @dataclass
 class Progress:
-    """Where fitting stands: the penalty, a row per iteration, and the states of the last two iterations.
+    """Where fitting stands.
 
-    A resumed fit begins with the first of the two, so that what ends it, a small change, is seen again.
-    """
+    The penalty, a row per iteration, and the states of the last two iterations.
+
+    A resumed fit begins with the first of the two, so that what ends it, a small change, is seen
+    again."""
 
     penalty: float | None = None
     grid: list[dict[str, float]] = field(default_factory=list)
@@ -89,7 +93,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Results:
-    """What was found: the fit, its table of coefficients, the nested fit and the replicates where asked for."""
+    """What was found.
+
+    The fit, its table of coefficients, the nested fit and the replicates where asked for.
+    """
 
     fit: Fit
     wald: pd.DataFrame
@@ -113,7 +120,10 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     """
     specification = read_specification(config)
     if config.fit.against:
-        nested, names = read_specification(config, config.fit.against), coefficient_names(specification)
+        nested, names = (
+            read_specification(config, config.fit.against),
+            coefficient_names(specification),
+        )
         if not set(coefficient_names(nested)) < set(names):
             wanted = f"have some, not all, of the coefficients of {config.model_type}"
             raise ConfigError(f"fit.against must {wanted}, got {config.fit.against}")
@@ -122,14 +132,27 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     settings = _settings(config, specification)
     with tracking.run("vdj", settings, data=data, out=out, options=options) as run:
         metrics = _carry_out(run, task, digest(settings))
-    return {"run_id": run.id, "out": str(run.out), **{key: round(metrics[key], 6) for key in _HEADLINES}}
+    return {
+        "run_id": run.id,
+        "out": str(run.out),
+        **{key: round(metrics[key], 6) for key in _HEADLINES},
+    }
 
 
 def _settings(config: Config, specification: Specification) -> dict[str, Any]:
-    """All settings of a run, resolved; paths are written relative to the project, their content beside them."""
+    """All settings of a run, resolved.
+
+    Paths are written relative to the project, their content beside them.
+    """
     values = to_dict(config)
-    for part, key in ((values, "annotations"), (values, "param_groups"), (values, "model_types"),
-                      (values["simulate"], "truth"), (values["simulate"], "germline")):  # fmt: skip
+    for part, key in (
+        (values, "annotations"),
+        (values, "param_groups"),
+        (values, "model_types"),
+        # fmt: skip
+        (values["simulate"], "truth"),
+        (values["simulate"], "germline"),
+    ):
         part[key] = provenance.within_project(Path(part[key])) if part[key] else ""
     return {**values, "specification": to_dict(specification)}
 
@@ -139,7 +162,9 @@ def _task(config: Config, specification: Specification, data: Path) -> Task:
     germline, group = read_germline(data), specification.group
     locus = specification.annotation.locus
     if germline.locus != locus:
-        raise InputError(f"{data}: must be of {config.annotation}'s locus {locus}, got {germline.locus}")
+        raise InputError(
+            f"{data}: must be of {config.annotation}'s locus {locus}, got {germline.locus}"
+        )
     genes = [germline.of(side) for side in group.sides]
     is_large = math.prod(map(len, genes)) >= _CACHED_PAIRS
     cache = provenance.project_root() / "build" / "vdj" / "choices" if is_large else None
@@ -173,7 +198,9 @@ def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]
     except InterruptedRunError:
         _save(last, progress, settings)
         done = f"stopped on request after {len(progress.history)} iterations"
-        raise InterruptedRunError(f"{done}; go on with the same command and --resume {run.id}") from None
+        raise InterruptedRunError(
+            f"{done}; go on with the same command and --resume {run.id}"
+        ) from None
     if not fit.converged:
         log.warning("the fit has not converged (%s): its coefficients are no optimum", fit.reason)
     progress.seconds = before + time.perf_counter() - start
@@ -194,30 +221,47 @@ def _choose_penalty(task: Task, progress: Progress) -> None:
         fit = task.config.fit
         penalties = fit.em_penalties if task.specification.latent else fit.penalties
         counts, n_names = task.observed.counts, len(task.design.names)
-        progress.penalty, grid = fitting.choose_penalty(task.problem, counts, n_names, fit, penalties)
+        progress.penalty, grid = fitting.choose_penalty(
+            task.problem, counts, n_names, fit, penalties
+        )
         progress.grid = grid.to_dict("records")
         log.info("L2 penalty %g chosen by cross-validation", progress.penalty)
 
 
-def _record(run: tracking.Run, task: Task, progress: Progress, iteration: fitting.Iteration, settings: str) -> None:
+def _record(
+    run: tracking.Run, task: Task, progress: Progress, iteration: fitting.Iteration, settings: str
+) -> None:
     """Log an iteration, save the checkpoints and the history so far."""
-    row = {"iteration": iteration.number, "train.loss": iteration.loss, "train.gradient_norm": iteration.gradient_norm}
+    row = {
+        "iteration": iteration.number,
+        "train.loss": iteration.loss,
+        "train.gradient_norm": iteration.gradient_norm,
+    }
     penalty = float(likelihood.penalty_of(iteration.theta, task.problem, progress.penalty or 0.0))
     row["train.observed_nll"] = iteration.loss - penalty
     if task.config.fit.method == "em":
         expected = iteration.expected_loss
         row["train.expected_complete_nll"] = math.nan if expected is None else expected - penalty
-    log.info("iteration %d: loss %.8f, gradient %.2e", iteration.number, iteration.loss, iteration.gradient_norm)
+    log.info(
+        "iteration %d: loss %.8f, gradient %.2e",
+        iteration.number,
+        iteration.loss,
+        iteration.gradient_norm,
+    )
     before = [one for one in progress.history if one["iteration"] < iteration.number]
     lowest = min((one["train.loss"] for one in before), default=math.inf)
     progress.history = [*before, row]
     progress.states = [*progress.states, iteration.state][-2:]
     checkpoints = run.out / "checkpoints"
-    if iteration.loss <= lowest:  # before the last: a run killed between the two does this iteration again
+    if (
+        iteration.loss <= lowest
+    ):  # before the last: a run killed between the two does this iteration again
         _save(checkpoints / "best.npz", progress, settings)
     _save(checkpoints / "last.npz", progress, settings)
     write_history(run.out / "history.tsv", progress.history, "iteration")
-    run.metrics({key: value for key, value in row.items() if key != "iteration"}, step=iteration.number)
+    run.metrics(
+        {key: value for key, value in row.items() if key != "iteration"}, step=iteration.number
+    )
     run.checkpoint(checkpoints)
 
 
@@ -225,7 +269,9 @@ def _save(path: Path, progress: Progress, settings: str) -> None:
     """Write a checkpoint, whole or not at all."""
     place = {"penalty": progress.penalty, "grid": progress.grid, "history": progress.history}
     content = json.dumps({**place, "seconds": progress.seconds, "settings": settings})
-    arrays: dict[str, Any] = {f"{i} {key}": a for i, state in enumerate(progress.states) for key, a in state.items()}
+    arrays: dict[str, Any] = {
+        f"{i} {key}": a for i, state in enumerate(progress.states) for key, a in state.items()
+    }
     with files.written_whole(path) as temporary:
         np.savez(temporary, place=np.array(content), **arrays)
 
@@ -263,7 +309,9 @@ def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
     if config.against:
         nested = read_specification(task.config, config.against)
         variables = design(task.choices, task.observed.pairs, nested)
-        problem = sharding.sharded(likelihood.problem(task.choices, variables, task.observed, nested))
+        problem = sharding.sharded(
+            likelihood.problem(task.choices, variables, task.observed, nested)
+        )
         sub = fitting.fit(problem, counts, variables.names, config, fit.penalty)
         test = likelihood_ratio(fit, sub)
         check()
@@ -294,7 +342,11 @@ def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, floa
         "train.seconds": progress.seconds,
     }
     if results.test:
-        names = {"LRT_test_statistic": "statistic", "LRT_pval": "pvalue", "DF": "degrees_of_freedom"}
+        names = {
+            "LRT_test_statistic": "statistic",
+            "LRT_pval": "pvalue",
+            "DF": "degrees_of_freedom",
+        }
         metrics |= {f"lrt.{ours}": float(results.test[name]) for name, ours in names.items()}
     if len(results.replicates):
         metrics["bootstrap.replicates"] = float(len(results.replicates))
@@ -302,25 +354,49 @@ def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, floa
     return metrics
 
 
-def _write(out: Path, task: Task, results: Results, progress: Progress, metrics: Mapping[str, float]) -> None:
+def _write(
+    out: Path, task: Task, results: Results, progress: Progress, metrics: Mapping[str, float]
+) -> None:
     """Write everything that a run leaves."""
-    names = {key: getattr(task.config, key) for key in ("annotation", "param_group", "model_type", "l2")}
-    found = (results.fit, task.design.scale, task.design.dropped, {**names, "simulated": task.simulated})
+    names = {
+        key: getattr(task.config, key) for key in ("annotation", "param_group", "model_type", "l2")
+    }
+    found = (
+        results.fit,
+        task.design.scale,
+        task.design.dropped,
+        {**names, "simulated": task.simulated},
+    )
     model = serve.VdjModel(task.specification, task.germline, *found)
     serve.save(model, task.config, out / "model")
     files.copy_whole(out / "run.json", out / "model" / "run.json")
     _write_tables(out, task, results, progress)
     files.write_text(out / "evaluation.txt", _text(task, results, metrics))
-    logs = [{**row, "gradient": math.log10(max(row["train.gradient_norm"], 1e-300))} for row in progress.history]
-    series = {"loss (nats)": ["train.loss"], "largest slope (log10, nats per log odds)": ["gradient"]}
+    logs = [
+        {**row, "gradient": math.log10(max(row["train.gradient_norm"], 1e-300))}
+        for row in progress.history
+    ]
+    series = {
+        "loss (nats)": ["train.loss"],
+        "largest slope (log10, nats per log odds)": ["gradient"],
+    }
     plots.learning_curves(out / "plots" / "history.png", logs, series, "iteration")
     columns = results.wald[["coefficient", "value", "lower", "upper"]].itertuples(index=False)
     estimates = [group_plots.Estimate(*row) for row in columns]
-    group_plots.estimates(out / "plots" / "coefficients.png", estimates, label="coefficient (log odds per unit)")
+    group_plots.estimates(
+        out / "plots" / "coefficients.png", estimates, label="coefficient (log odds per unit)"
+    )
     if len(results.replicates):
-        spread = zip(results.fit.names, results.replicates[results.are_converged].T, results.fit.theta, strict=True)
+        spread = zip(
+            results.fit.names,
+            results.replicates[results.are_converged].T,
+            results.fit.theta,
+            strict=True,
+        )
         groups = {name: (values, float(estimate)) for name, values, estimate in spread}
-        group_plots.distributions(out / "plots" / "bootstrap.png", groups, columns=4, label="coefficient")
+        group_plots.distributions(
+            out / "plots" / "bootstrap.png", groups, columns=4, label="coefficient"
+        )
     files.write_json(out / "metrics.json", metrics)
 
 
@@ -331,13 +407,19 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
         loss = fit.expected_complete_nll if task.specification.latent else fit.observed_nll
         last = {"training_error": fit.gradient_norm, "training_loss": loss}
         rows = split_names(results.wald).to_dict("records") or [{}]
-        first = ["coefficient", "value", "error", "base", "position", "side", "trim_type"] * bool(fit.names)
+        first = ["coefficient", "value", "error", "base", "position", "side", "trim_type"] * bool(
+            fit.names
+        )
         ours = ["zscore", "pvalue", "lower", "upper"] * bool(fit.names) + ["observed_nll"]
         rows = [{**row, **last, "observed_nll": fit.observed_nll} for row in rows]
         write_tsv(out / f"trained_coefs{end}.tsv", [*first, *last, *ours], rows)
     with files.written_whole(out / f"predicted_dist_data{end}.tsv") as temporary:
-        predicted = predicted_distribution(fit, task.problem, task.choices, task.observed, task.specification)
-        predicted.to_csv(temporary, sep="\t", index=False, lineterminator="\n", float_format="%.10g")
+        predicted = predicted_distribution(
+            fit, task.problem, task.choices, task.observed, task.specification
+        )
+        predicted.to_csv(
+            temporary, sep="\t", index=False, lineterminator="\n", float_format="%.10g"
+        )
     if progress.grid:
         write_tsv(out / f"lambda_grid{end}.tsv", list(progress.grid[0]), progress.grid)
     if results.test:
@@ -347,9 +429,17 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
     if len(results.replicates):
         found = split_names(bootstrap_table(fit, results.replicates, results.are_converged))
         folder = out / "bootstraps"
-        write_tsv(folder / f"bootstrap_coef_significance_results{end}.tsv", list(found), found.to_dict("records"))
-        drawn = pd.DataFrame(results.replicates, columns=list(fit.names)).assign(converged=results.are_converged)
-        write_tsv(folder / f"bootstrap_coefs{end}.tsv", list(drawn.columns), drawn.to_dict("records"))
+        write_tsv(
+            folder / f"bootstrap_coef_significance_results{end}.tsv",
+            list(found),
+            found.to_dict("records"),
+        )
+        drawn = pd.DataFrame(results.replicates, columns=list(fit.names)).assign(
+            converged=results.are_converged
+        )
+        write_tsv(
+            folder / f"bootstrap_coefs{end}.tsv", list(drawn.columns), drawn.to_dict("records")
+        )
 
 
 def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
@@ -359,21 +449,32 @@ def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
     notes = [f"dropped: {name}: {why}" for name, why in task.design.dropped.items()]
     notes += [f"runs away (separation): {name}" for name in fit.runaway]
     notes += [f"not identified by these data: {name}" for name in uncertainty.unidentified(fit)]
-    table_ = results.wald.rename(columns={"zscore": "z", "pvalue": "p", "lower": "low", "upper": "high"})
-    cells = [[uncertainty.shown(*item) for item in row.items()] for row in table_.to_dict("records")]
+    table_ = results.wald.rename(
+        columns={"zscore": "z", "pvalue": "p", "lower": "low", "upper": "high"}
+    )
+    cells = [
+        [uncertainty.shown(*item) for item in row.items()] for row in table_.to_dict("records")
+    ]
     ended += f" after {fit.iterations} iterations of the {config.fit.method} fit"
     sections = {
-        f"{config.trainer}: {config.model_type} of {config.param_group}, {config.annotation} ({task.germline.locus})": (
-            f"{fit.total:,.0f} rearrangements; {ended}"
-        ),
+        f"{config.trainer}: {config.model_type} of {config.param_group}, {config.annotation} "
+        f"({task.germline.locus})": (f"{fit.total:,.0f} rearrangements; {ended}"),
         "Figures": _figures(metrics),
         "Notes": "\n".join(notes or ["none"]),
         "Coefficients (log odds per unit)": text_table(list(table_), cells, digits=4),
-        **({f"Likelihood-ratio test against {config.fit.against}": _figures(results.test)} if results.test else {}),
+        **(
+            {f"Likelihood-ratio test against {config.fit.against}": _figures(results.test)}
+            if results.test
+            else {}
+        ),
         "Definitions": "\n".join(f"{name}: {meaning}" for name, meaning in FIGURES.items()),
     }
     return "\n".join(f"{head}\n{'-' * len(head)}\n{body}\n" for head, body in sections.items())
 
 
 def _figures(values: Mapping[str, float]) -> str:
-    return text_table(["figure", "value"], [[one, uncertainty.shown(one, values[one])] for one in values], digits=6)
+    return text_table(
+        ["figure", "value"],
+        [[one, uncertainty.shown(one, values[one])] for one in values],
+        digits=6,
+    )

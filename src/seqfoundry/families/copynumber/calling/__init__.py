@@ -1,1 +1,4 @@
-"""From ratios of depth to copy numbers: states of bins, runs, segments, genes of the chromosome and of plasmids."""
+"""From ratios of depth to copy numbers.
+
+States of bins, runs, segments, genes of the chromosome and of plasmids.
+"""

@@ -1,26 +1,28 @@
 """Copy numbers of genes of the chromosome, each with an interval, from segments and depth.
 
-**Genes of the chromosome.** A gene's CRR is its mean ratio of counts to expected depth, bins weighted by the bases they
-share with it, over the median ratio of its flank. The flank is what the setting's name says, the bins at most
-``cnv_flank_padding`` bases away, so that what the model of depth leaves of the replication gradient cancels; the
-reference takes everything farther away instead, and its CRR falls with the distance from the origin. Only bins with
-evidence in confident segments of one copy are flank; where these are fewer than 20, all others of the contig join.
+**Genes of the chromosome.** A gene's CRR is its mean ratio of counts to expected depth, bins
+weighted by the bases they share with it, over the median ratio of its flank. The flank is what the
+setting's name says, the bins at most ``cnv_flank_padding`` bases away, so that what the model of
+depth leaves of the replication gradient cancels; the reference takes everything farther away
+instead, and its CRR falls with the distance from the origin. Only bins with evidence in confident
+segments of one copy are flank; where these are fewer than 20, all others of the contig join.
 
-Genes are called in samples where confident segments of one copy hold ``cnv_min_cn1_proportion`` of the bins with
-evidence. The call is the state of the confident segments that hold ``cnv_min_gene_coverage_fraction`` of the gene's
-bases; states from 2 copies on count together for that. A gene of few bins (``cnv_crr_min_bins_fallback``) may be
-smaller than any segment: without a state, or in one copy, its CRR decides whether it is amplified (2) or absent (0). A
-longer gene is amplified only if its CRR reaches the gate, else it has one copy. So a long gene can be normal and a
-missing one is absent; in the reference both stay uncallable.
+Genes are called in samples where confident segments of one copy hold ``cnv_min_cn1_proportion`` of
+the bins with evidence. The call is the state of the confident segments that hold
+``cnv_min_gene_coverage_fraction`` of the gene's bases; states from 2 copies on count together for
+that. A gene of few bins (``cnv_crr_min_bins_fallback``) may be smaller than any segment: without a
+state, or in one copy, its CRR decides whether it is amplified (2) or absent (0). A longer gene is
+amplified only if its CRR reaches the gate, else it has one copy. So a long gene can be normal and
+a missing one is absent; in the reference both stay uncallable.
 
-**Intervals** (95 %) are score intervals: a rate r, of reads whose number has variance ``m + d m^2`` at mean m, is
-estimated with the variance ``a r + b r^2``, and the interval holds all r with
-``(estimate - r)^2 <= z^2 (a r + b r^2)``.
-``a`` is the weighted mean of 1 / m at r = 1, ``b`` the weights' sum of squares times d, plus the flank's own relative
-variance (delta method). The dispersion d is the sample's: the squared spread of its bins of one copy less 1 / m. For a
-rate of 0 the interval is that of a Poisson count, [0, z^2 a]. It covers noise of counting and of bins, not a plasmid
-that differs from the reference or a shift of depth along the chromosome that neighbouring bins share.
-"""
+**Intervals** (95 %) are score intervals: a rate r, of reads whose number has variance ``m + d
+m^2`` at mean m, is estimated with the variance ``a r + b r^2``, and the interval holds all r with
+``(estimate - r)^2 <= z^2 (a r + b r^2)``. ``a`` is the weighted mean of 1 / m at r = 1, ``b`` the
+weights' sum of squares times d, plus the flank's own relative variance (delta method). The
+dispersion d is the sample's: the squared spread of its bins of one copy less 1 / m. For a rate of
+0 the interval is that of a Poisson count, [0, z^2 a]. It covers noise of counting and of bins, not
+a plasmid that differs from the reference or a shift of depth along the chromosome that
+neighbouring bins share."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +73,8 @@ class Calls:
     cn
         Copies: 0 is absent, -1 uncallable.
     value, low, high
-        CRR or PCN and its interval; NaN where unknown, ``high`` infinite where the sample is too noisy to tell.
+        CRR or PCN and its interval; NaN where unknown, ``high`` infinite where the sample is too
+        noisy to tell.
     reason
         Number in `REASONS` of why there is no call; 0 where there is one.
     """
@@ -86,7 +89,9 @@ class Calls:
     def column(self, name: str) -> "Calls":
         """Return the calls of one gene."""
         i = self.names.index(name)
-        arrays = (getattr(self, key)[:, i : i + 1] for key in ("cn", "value", "low", "high", "reason"))
+        arrays = (
+            getattr(self, key)[:, i : i + 1] for key in ("cn", "value", "low", "high", "reason")
+        )
         return Calls((name,), *arrays)
 
     @property
@@ -98,14 +103,20 @@ class Calls:
         return np.where(self.cn == UNCALLABLE, why[self.reason], made)
 
     def columns(self, prefix: str, word: str = "") -> dict[str, NDArray[Any]]:
-        """Columns of a wide table, genes by name: copies, ``<prefix>_<gene>``, then ours: bounds and label.
+        """Columns of a wide table, genes by name: copies, ``<prefix>_<gene>``, then ours.
+
+        Bounds and label.
 
         ``word`` goes before every gene.
         """
         order = sorted(range(len(self.names)), key=self.names.__getitem__)
         labels = self.labels
         made = {f"{word}{self.names[i]}": self.cn[:, i] for i in order}
-        for name, values in ((prefix, self.value), (f"{prefix}_low", self.low), (f"{prefix}_high", self.high)):
+        for name, values in (
+            (prefix, self.value),
+            (f"{prefix}_low", self.low),
+            (f"{prefix}_high", self.high),
+        ):
             made |= {f"{name}_{word}{self.names[i]}": values[:, i] for i in order}
         return made | {f"call_{word}{self.names[i]}": labels[:, i] for i in order}
 
@@ -115,7 +126,9 @@ class Calls:
 
 
 def write_calls(path: Path, frame: Any) -> None:
-    """Write a wide table by ``sample_id``: whole numbers without a point, others to 4 decimals, unknown as empty.
+    """Write a wide table by ``sample_id``.
+
+    Whole numbers without a point, others to 4 decimals, unknown as empty.
 
     Raises
     ------
@@ -123,7 +136,10 @@ def write_calls(path: Path, frame: Any) -> None:
         If it cannot be written; there is never half a table.
     """
     frame = frame.sort_values("sample_id", kind="stable")
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
         file.write("\t".join(frame.columns) + "\n")
         for first in range(0, len(frame), _ROWS):
             block = frame.iloc[first : first + _ROWS]
@@ -140,16 +156,29 @@ def _text(value: Any) -> str:
 
 
 def interval(rate: Array, poisson: Array, extra: Array) -> tuple[Array, Array]:
-    """Bounds of rates whose estimate has the variance ``poisson * rate + extra * rate^2``; see the module."""
+    """Bounds of rates whose estimate has the variance ``poisson * rate + extra * rate^2``.
+
+    See the module.
+    """
     middle, lead = 2 * rate + _Z**2 * poisson, 1 - _Z**2 * extra
     top = middle + np.sqrt(np.maximum(middle**2 - 4 * lead * rate**2, 0))
     low = np.divide(2 * rate**2, top, out=np.where(np.isnan(top), np.nan, 0.0), where=top > 0)
-    high = np.divide(top, 2 * lead, out=np.where(np.isnan(top), np.nan, np.inf), where=(lead > 0) & ~np.isnan(top))
+    high = np.divide(
+        top,
+        2 * lead,
+        out=np.where(np.isnan(top), np.nan, np.inf),
+        where=(lead > 0) & ~np.isnan(top),
+    )
     return low, high
 
 
 def call_genes(
-    counts: NDArray[Any], expected: Expected, bins: Bins, segments: Segments, genes: Sequence[Gene], settings: Config
+    counts: NDArray[Any],
+    expected: Expected,
+    bins: Bins,
+    segments: Segments,
+    genes: Sequence[Gene],
+    settings: Config,
 ) -> Calls:
     """Call genes of the chromosome in a cohort; memory grows with the calls alone.
 
@@ -171,11 +200,18 @@ def call_genes(
     """
     n = len(segments.scale)
     if counts.shape != (n, len(bins)):
-        raise InputError(f"counts: shape must be {(n, len(bins))} as segments and bins have, got {counts.shape}")
+        raise InputError(
+            f"counts: shape must be {(n, len(bins))} as segments and bins have, got {counts.shape}"
+        )
     places = [_Place.of(bins, gene, settings) for gene in genes]
-    parts = [_measure_block(counts, expected, segments, first, places, settings) for first in range(0, n, _ROWS)]
+    parts = [
+        _measure_block(counts, expected, segments, first, places, settings)
+        for first in range(0, n, _ROWS)
+    ]
     found = [_decide(place, segments, parts, i, settings) for i, place in enumerate(places)]
-    cn, value, low, high, reason = (np.array([one[k] for one in found]).reshape(len(places), n).T for k in range(5))
+    cn, value, low, high, reason = (
+        np.array([one[k] for one in found]).reshape(len(places), n).T for k in range(5)
+    )
     return Calls(tuple(gene.name for gene in genes), cn, value, low, high, reason.astype(np.uint8))
 
 
@@ -196,7 +232,11 @@ class _Place(NamedTuple):
         outside = np.flatnonzero((bins.chrom == gene.chrom) & (weights == 0))
         covered = np.append(0, np.cumsum(weights))
         return cls(
-            used, weights[used].astype(np.float64), np.flatnonzero((near > 0) & (weights == 0)), outside, covered
+            used,
+            weights[used].astype(np.float64),
+            np.flatnonzero((near > 0) & (weights == 0)),
+            outside,
+            covered,
         )
 
 
@@ -231,18 +271,24 @@ def _measure_block(
     block = rows_of(counts, rows.start, rows.stop).astype(np.float32)
     depth = expected(block) if callable(expected) else rows_of(expected, rows.start, rows.stop)
     if depth.shape != block.shape:
-        raise InputError(f"expected depth: shape must be {block.shape} as that of the counts, got {depth.shape}")
+        raise InputError(
+            f"expected depth: shape must be {block.shape} as that of the counts, got {depth.shape}"
+        )
     reads = depth.astype(np.float32) * segments.scale[rows, None].astype(np.float32)
     evidence = (reads >= settings.hmm_min_expected) & (reads > 0) & (reads < np.inf)
     ratio = np.divide(block, reads, out=np.zeros_like(reads), where=evidence)
     single = evidence & _single_copy(segments, rows, block.shape[1], settings.cnv_min_confidence)
     inverse = np.divide(1, reads, out=np.zeros_like(reads), where=single)
     n_single, spread = single.sum(axis=1), segments.spread[rows]
-    dispersion = np.maximum(spread**2 - inverse.sum(axis=1, dtype=np.float64) / np.maximum(n_single, 1), 0)
+    dispersion = np.maximum(
+        spread**2 - inverse.sum(axis=1, dtype=np.float64) / np.maximum(n_single, 1), 0
+    )
     made = _Block(ratio, reads, evidence, single, spread, dispersion)
     sane = (n_single >= settings.cnv_min_cn1_proportion * evidence.sum(axis=1)) & (n_single > 0)
     found = [_measure(made, place, settings.cnv_min_gene_coverage_fraction) for place in places]
-    known, crr, low, high = (np.array([one[k] for one in found]).reshape(len(places), len(block)).T for k in range(4))
+    known, crr, low, high = (
+        np.array([one[k] for one in found]).reshape(len(places), len(block)).T for k in range(4)
+    )
     return _Measured(sane, known.astype(bool), crr, low, high)
 
 
@@ -269,7 +315,9 @@ def _measure(block: _Block, place: _Place, least: float) -> tuple[Mask, Array, A
     known &= level > 0
     crr = np.divide(mean, level, out=np.full(len(mean), np.nan), where=known)
     squares = (share**2).sum(axis=1)
-    poisson = np.divide((share**2 / reads).sum(axis=1), level, out=np.full(len(mean), np.nan), where=known)
+    poisson = np.divide(
+        (share**2 / reads).sum(axis=1), level, out=np.full(len(mean), np.nan), where=known
+    )
     extra = squares * block.dispersion + MEDIAN_VARIANCE * block.spread**2 / np.maximum(n_flank, 1)
     return known, crr, *interval(crr, poisson, extra)
 
@@ -304,7 +352,10 @@ def _decide(
         np.concatenate([none, *(getattr(part, key)[:, column] for part in parts)])
         for key in ("crr", "low", "high", "known")
     )
-    share, states = _state_shares(place, segments, settings.cnv_min_confidence), np.array(COPY_NUMBERS)
+    share, states = (
+        _state_shares(place, segments, settings.cnv_min_confidence),
+        np.array(COPY_NUMBERS),
+    )
     many = states >= AMPLIFIED
     cn = np.where(share.max(axis=1) >= least, states[share.argmax(axis=1)], UNCALLABLE)
     amplified = share[:, many].sum(axis=1) >= least
@@ -316,7 +367,13 @@ def _decide(
     else:
         cn = np.where(amplified & ~(crr >= settings.cnv_crr_gate_threshold), 1.0, cn)
     sane = np.concatenate([none, *(part.sane for part in parts)]) > 0
-    failed = (np.full(n, not len(place.used)), ~segments.callable, ~sane, known == 0, cn == UNCALLABLE)
+    failed = (
+        np.full(n, not len(place.used)),
+        ~segments.callable,
+        ~sane,
+        known == 0,
+        cn == UNCALLABLE,
+    )
     reason = np.select(failed, range(1, 6), 0).astype(np.uint8)
     return np.where(reason > 0, UNCALLABLE, cn), crr, low, high, reason
 
@@ -326,6 +383,8 @@ def _state_shares(place: _Place, segments: Segments, confidence: float) -> Array
     n, k = len(segments.scale), len(COPY_NUMBERS)
     bases = place.covered[segments.last] - place.covered[segments.first]
     on = np.flatnonzero((bases > 0) & (segments.confidence >= confidence))
-    cell = segments.sample[on].astype(np.int64) * k + np.searchsorted(COPY_NUMBERS, segments.cn[on])
+    cell = segments.sample[on].astype(np.int64) * k + np.searchsorted(
+        COPY_NUMBERS, segments.cn[on]
+    )
     total = np.bincount(cell, weights=bases[on], minlength=n * k).reshape(n, k)
     return np.asarray(total / max(int(place.covered[-1]), 1), dtype=np.float64)

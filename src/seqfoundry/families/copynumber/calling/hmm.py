@@ -1,18 +1,22 @@
-"""Hidden Markov chain over the bins of a sample: Gaussian ratios of K copy-number states, one probability of staying.
+"""Hidden Markov chain over the bins of a sample.
 
-A state is left for each of the others with the same probability, so a step costs O(K): the best predecessor of a state
-is itself or the best of all, and the sum over predecessors is the sum of all plus a multiple of its own. A bin whose
-ratio is NaN is a gap: time passes, all states explain it equally well. Chains (contigs) start anew and share no
-evidence. Paths are those of hmmlearn, its way with ties included (the last state of a chain is the lowest of the best,
-earlier ones are the highest); posteriors and likelihood agree to rounding. Recursions run on likelihoods relative to
-the best state of each bin and are rescaled as they shrink, so that no length underflows; what lies 1e-200 below the
-best is 0. Samples are independent of each other, results depend neither on batches nor on threads.
+Gaussian ratios of K copy-number states, one probability of staying.
+
+A state is left for each of the others with the same probability, so a step costs O(K): the best
+predecessor of a state is itself or the best of all, and the sum over predecessors is the sum of
+all plus a multiple of its own. A bin whose ratio is NaN is a gap: time passes, all states explain
+it equally well. Chains (contigs) start anew and share no evidence. Paths are those of hmmlearn,
+its way with ties included (the last state of a chain is the lowest of the best, earlier ones are
+the highest); posteriors and likelihood agree to rounding. Recursions run on likelihoods relative
+to the best state of each bin and are rescaled as they shrink, so that no length underflows; what
+lies 1e-200 below the best is 0. Samples are independent of each other, results depend neither on
+batches nor on threads.
 
 References
 ----------
-Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition, Proceedings of the
-IEEE 77:257-286. Felzenszwalb, Huttenlocher and Kleinberg (2003), Fast algorithms for large-state-space HMMs, NIPS 16.
-"""
+Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition,
+Proceedings of the IEEE 77:257-286. Felzenszwalb, Huttenlocher and Kleinberg (2003), Fast
+algorithms for large-state-space HMMs, NIPS 16."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +36,9 @@ _SMALL, _LARGE = 2.0**-300, 2.0**300
 _FARTHEST = 1e100  # ratio whose square is a number
 _ROUND = 1.5 * 2.0**52  # added to a small number, leaves an integer
 _LOG2_E, _LN_2, _LN_2_REST = 1 / math.log(2), 6.93145751953125e-1, 1.42860682030941723212e-6
-_SERIES = tuple(1 / math.factorial(j) for j in range(12, -1, -1))  # of exp, the highest power first
+_SERIES = tuple(
+    1 / math.factorial(j) for j in range(12, -1, -1)
+)  # of exp, the highest power first
 _GAP = -1e300  # what hmmlearn, which refuses NaN, is told instead
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -76,15 +82,26 @@ class Hmm:
     def __post_init__(self) -> None:
         shape, k = self.means.shape, self.means.shape[-1]
         if len(shape) != 2 or not 1 <= k <= STATES:
-            raise InputError(f"hmm.means: shape must be (samples, states) with 1 to {STATES} states, got {shape}")
+            raise InputError(
+                f"hmm.means: shape must be (samples, states) with 1 to {STATES} states, got "
+                f"{shape}"
+            )
         for name, array in (("sds", self.sds), ("start", self.start)):
             if array is not None and array.shape != shape:
-                raise InputError(f"hmm.{name}: shape must be {shape} as that of the means, got {array.shape}")
-        if not (np.isfinite(self.means).all() and np.isfinite(self.sds).all() and (self.sds > 0).all()):
+                raise InputError(
+                    f"hmm.{name}: shape must be {shape} as that of the means, got {array.shape}"
+                )
+        if not (
+            np.isfinite(self.means).all() and np.isfinite(self.sds).all() and (self.sds > 0).all()
+        ):
             raise InputError("hmm: means must be finite and sds above 0, got others")
         if not (1 / k <= self.stay <= 1 if k == 1 else 1 / k <= self.stay < 1):
-            raise InputError(f"hmm.stay: must be at least 1/{k} for {k} states, and below 1, got {self.stay}")
-        if self.start is not None and not ((self.start >= 0).all() and np.allclose(self.start.sum(axis=1), 1)):
+            raise InputError(
+                f"hmm.stay: must be at least 1/{k} for {k} states, and below 1, got {self.stay}"
+            )
+        if self.start is not None and not (
+            (self.start >= 0).all() and np.allclose(self.start.sum(axis=1), 1)
+        ):
             raise InputError("hmm.start: must be probabilities that sum to 1, got others")
 
     @property
@@ -108,7 +125,12 @@ Decoder: TypeAlias = Callable[[Array, Hmm], Decoded]
 def viterbi(ratio: Array, hmm: Hmm) -> NDArray[np.uint8]:
     """Return the best paths ``(n, B)``; see ``decode``."""
     ratio, parameters = _checked(ratio, hmm)
-    out = Decoded(np.empty(ratio.shape, np.uint8), np.empty((0, 0, 0)), np.empty(len(ratio)), parameters.start)
+    out = Decoded(
+        np.empty(ratio.shape, np.uint8),
+        np.empty((0, 0, 0)),
+        np.empty(len(ratio)),
+        parameters.start,
+    )
     _decode_samples(ratio, parameters, 0, out)
     return out.path
 
@@ -116,8 +138,9 @@ def viterbi(ratio: Array, hmm: Hmm) -> NDArray[np.uint8]:
 def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
     """Return best paths, posteriors and log likelihoods.
 
-    What a chain's bins say about its first state does not change while only the start vector does. So to fit start
-    vectors by EM takes one backward pass, and O(CK) per iteration in place of a pass over all bins.
+    What a chain's bins say about its first state does not change while only the start vector does.
+    So to fit start vectors by EM takes one backward pass, and O(CK) per iteration in place of a
+    pass over all bins.
 
     Parameters
     ----------
@@ -126,12 +149,14 @@ def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
     hmm
         Of the same n samples.
     iterations
-        At most so many iterations of EM find the start vector of each sample, all else fixed, as the reference does.
-        They end after an update when the log likelihood before it had gained less than 0.01.
+        At most so many iterations of EM find the start vector of each sample, all else fixed, as
+        the reference does. They end after an update when the log likelihood before it had gained
+        less than 0.01.
 
     Returns
     -------
-    Without evidence a path is state 0, posteriors are what the start vector becomes with time, log likelihoods 0.
+    Without evidence a path is state 0, posteriors are what the start vector becomes with time, log
+    likelihoods 0.
 
     Raises
     ------
@@ -139,7 +164,11 @@ def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
         If the shapes do not fit or a ratio is out of range.
     """
     ratio, parameters = _checked(ratio, hmm)
-    path, posterior, k = np.empty(ratio.shape, np.uint8), np.empty((*ratio.shape, STATES)), hmm.means.shape[1]
+    path, posterior, k = (
+        np.empty(ratio.shape, np.uint8),
+        np.empty((*ratio.shape, STATES)),
+        hmm.means.shape[1],
+    )
     out = Decoded(path, posterior, np.zeros(len(ratio)), parameters.start)
     _decode_samples(ratio, parameters, iterations, out)
     return out._replace(posterior=posterior[..., :k], start=parameters.start[:, :k])
@@ -148,16 +177,20 @@ def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
 def decode_by_hmmlearn(ratio: Array, hmm: Hmm, iterations: int = EM_ITERATIONS) -> Decoded:
     """Do what ``decode`` does through hmmlearn, sample by sample, fitting start vectors unless told otherwise.
 
-    Bins without evidence stay in the chain with the likelihood 1 in all states. Parameters, result and errors as for
-    ``decode``.
-    """
+    Bins without evidence stay in the chain with the likelihood 1 in all states. Parameters, result
+    and errors as for ``decode``."""
     ratio, parameters = _checked(ratio, hmm)
-    k, transition = hmm.means.shape[1], np.where(np.eye(hmm.means.shape[1]) > 0, hmm.stay, hmm.leave)
+    k, transition = (
+        hmm.means.shape[1],
+        np.where(np.eye(hmm.means.shape[1]) > 0, hmm.stay, hmm.leave),
+    )
     start, lengths = parameters.start[:, :k], np.diff(parameters.chains)
     path, posterior = np.zeros(ratio.shape, np.uint8), np.zeros((*ratio.shape, k))
     log_likelihood = np.zeros(len(ratio))
     for sample in range(len(ratio)):
-        model = _hmmlearn_model()(k, params="s", init_params="", n_iter=iterations, tol=EM_TOLERANCE)
+        model = _hmmlearn_model()(
+            k, params="s", init_params="", n_iter=iterations, tol=EM_TOLERANCE
+        )
         model.startprob_, model.transmat_ = start[sample].copy(), transition.copy()
         model.means_, model.covars_ = hmm.means[sample, :, None], hmm.sds[sample, :, None] ** 2
         model.n_features = 1
@@ -176,7 +209,9 @@ def _hmmlearn_model() -> Any:
 
     class Gapped(GaussianHMM):  # type: ignore[misc]
         def _compute_log_likelihood(self, X: Any) -> Any:
-            return np.where(X == _GAP, 0.0, super()._compute_log_likelihood(np.where(X == _GAP, 0.0, X)))
+            return np.where(
+                X == _GAP, 0.0, super()._compute_log_likelihood(np.where(X == _GAP, 0.0, X))
+            )
 
     return Gapped
 
@@ -199,12 +234,19 @@ def _checked(ratio: Array, hmm: Hmm) -> tuple[Array, _Parameters]:
     ratio = np.ascontiguousarray(ratio, dtype=np.float64)
     n, k = hmm.means.shape
     if ratio.ndim != 2 or len(ratio) != n:
-        raise InputError(f"ratio: shape must be ({n}, bins) as the chain has {n} samples, got {ratio.shape}")
+        raise InputError(
+            f"ratio: shape must be ({n}, bins) as the chain has {n} samples, got {ratio.shape}"
+        )
     if (np.abs(ratio) > _FARTHEST).any():
-        raise InputError(f"ratio: must lie within +-{_FARTHEST:g}, or be NaN where there is no evidence, got others")
+        raise InputError(
+            f"ratio: must lie within +-{_FARTHEST:g}, or be NaN where there is no evidence, got "
+            "others"
+        )
     ends = np.asarray(hmm.chains, dtype=np.int64)
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != ratio.shape[1] or (np.diff(ends) < 1).any():
-        raise InputError(f"hmm.chains: must increase from 0 to the number of bins {ratio.shape[1]}, got {ends}")
+        raise InputError(
+            f"hmm.chains: must increase from 0 to the number of bins {ratio.shape[1]}, got {ends}"
+        )
     means, sds, start = np.zeros((n, STATES)), np.full((n, STATES), np.inf), np.zeros((n, STATES))
     means[:, :k], sds[:, :k] = hmm.means, hmm.sds
     start[:, :k] = 1 / k if hmm.start is None else hmm.start
@@ -213,7 +255,10 @@ def _checked(ratio: Array, hmm: Hmm) -> tuple[Array, _Parameters]:
 
 @compiled
 def _emissions(ratio: Array, means: Array, sds: Array, log_density: Array) -> None:
-    """Fill log_density (bins, 6): 0 in a gap, -inf in states that do not occur (their sd is infinite)."""
+    """Fill log_density (bins, 6).
+
+    0 in a gap, -inf in states that do not occur (their sd is infinite).
+    """
     variance, constant = sds * sds, np.empty(STATES)
     for k in range(STATES):
         constant[k] = np.log(2 * np.pi) + np.log(variance[k])
@@ -228,7 +273,9 @@ def _emissions(ratio: Array, means: Array, sds: Array, log_density: Array) -> No
 
 
 @compiled
-def _best_path(log_density: Array, hmm: _Parameters, start: Array, lattice: Array, path: NDArray[np.uint8]) -> None:
+def _best_path(
+    log_density: Array, hmm: _Parameters, start: Array, lattice: Array, path: NDArray[np.uint8]
+) -> None:
     """Fill the path of one chain; lattice (bins, 6) and path (bins,) are overwritten."""
     length, best = path.size, -np.inf
     stay, leave = np.log(hmm.stay), np.log(hmm.leave)
@@ -260,8 +307,8 @@ def _best_path(log_density: Array, hmm: _Parameters, start: Array, lattice: Arra
 def _exponential(values: Array, family: Array, out: Array) -> None:
     """Fill out with exp(values), flat arrays, values <= 0; below -700 it is 0.
 
-    In plain arithmetic, which compilers vectorise as they cannot a call: 2**n times the series of what remains.
-    """
+    In plain arithmetic, which compilers vectorise as they cannot a call: 2**n times the series of
+    what remains."""
     bits = family.view(np.int64)
     for i in range(values.size):
         shifted = values[i] * _LOG2_E + _ROUND
@@ -298,7 +345,10 @@ def _likelihoods(log_density: Array, relative: Array, family: Array, density: Ar
 
 @compiled
 def _begin(relative: Array, start: Array, density: Array) -> float:
-    """Multiply the first bin by the start vector, which may forbid its best state; return the log of the new best."""
+    """Multiply the first bin by the start vector, which may forbid its best state.
+
+    Return the log of the new best.
+    """
     values = relative + np.log(start)
     best = values.max()
     density[:] = np.exp(values - best)
@@ -307,7 +357,10 @@ def _begin(relative: Array, start: Array, density: Array) -> float:
 
 @compiled
 def _fit_start(weights: Array, iterations: int, start: Array) -> None:
-    """Improve start by EM; weights (C, 6) are the likelihoods of chains given their first state, up to factors."""
+    """Improve start by EM.
+
+    Weights (C, 6) are the likelihoods of chains given their first state, up to factors.
+    """
     before = -np.inf
     for _ in range(iterations):
         likelihood, fitted = 0.0, np.zeros(STATES)
@@ -324,10 +377,12 @@ def _fit_start(weights: Array, iterations: int, start: Array) -> None:
 
 @compiled
 def _forward(density: Array, hmm: _Parameters, alpha: Array) -> float:
-    """Fill alpha (bins, 6), each bin up to a factor of its own; return the log of the sum over all paths.
+    """Fill alpha (bins, 6), each bin up to a factor of its own.
 
-    Six names and sums in pairs in place of a loop: a bin waits for the one before it, and waits half as long.
-    """
+    Return the log of the sum over all paths.
+
+    Six names and sums in pairs in place of a loop: a bin waits for the one before it, and waits
+    half as long."""
     stay, leave, log_scale = hmm.stay - hmm.leave, hmm.leave, 0.0
     for k in range(STATES):
         alpha[0, k] = density[0, k]
@@ -335,7 +390,14 @@ def _forward(density: Array, hmm: _Parameters, alpha: Array) -> float:
     total = ((a + b) + (c + d)) + (e + f)
     for t in range(1, density.shape[0]):
         if total < _SMALL:
-            a, b, c, d, e, f = a * _LARGE, b * _LARGE, c * _LARGE, d * _LARGE, e * _LARGE, f * _LARGE
+            a, b, c, d, e, f = (
+                a * _LARGE,
+                b * _LARGE,
+                c * _LARGE,
+                d * _LARGE,
+                e * _LARGE,
+                f * _LARGE,
+            )
             total *= _LARGE
             log_scale -= np.log(_LARGE)
         change = leave * total
@@ -343,13 +405,22 @@ def _forward(density: Array, hmm: _Parameters, alpha: Array) -> float:
         c, d = (change + stay * c) * density[t, 2], (change + stay * d) * density[t, 3]
         e, f = (change + stay * e) * density[t, 4], (change + stay * f) * density[t, 5]
         total = ((a + b) + (c + d)) + (e + f)
-        alpha[t, 0], alpha[t, 1], alpha[t, 2], alpha[t, 3], alpha[t, 4], alpha[t, 5] = a, b, c, d, e, f
+        alpha[t, 0], alpha[t, 1], alpha[t, 2], alpha[t, 3], alpha[t, 4], alpha[t, 5] = (
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+        )
     return float(log_scale + np.log(total))
 
 
 @compiled
 def _backward(density: Array, hmm: _Parameters, alpha: Array, posterior: Array) -> Array:
-    """Fill posterior (bins, 6); return the likelihoods (6,) of the chain given its first state, up to a factor.
+    """Fill posterior (bins, 6).
+
+    Return the likelihoods (6,) of the chain given its first state, up to a factor.
 
     Without family for posteriors, alpha is not looked at.
     """
@@ -360,13 +431,28 @@ def _backward(density: Array, hmm: _Parameters, alpha: Array, posterior: Array) 
             p, q, r = alpha[t, 0] * a, alpha[t, 1] * b, alpha[t, 2] * c
             u, v, w = alpha[t, 3] * d, alpha[t, 4] * e, alpha[t, 5] * f
             inverse = 1.0 / (((p + q) + (r + u)) + (v + w))
-            posterior[t, 0], posterior[t, 1], posterior[t, 2] = p * inverse, q * inverse, r * inverse
-            posterior[t, 3], posterior[t, 4], posterior[t, 5] = u * inverse, v * inverse, w * inverse
+            posterior[t, 0], posterior[t, 1], posterior[t, 2] = (
+                p * inverse,
+                q * inverse,
+                r * inverse,
+            )
+            posterior[t, 3], posterior[t, 4], posterior[t, 5] = (
+                u * inverse,
+                v * inverse,
+                w * inverse,
+            )
         a, b, c = a * density[t, 0], b * density[t, 1], c * density[t, 2]
         d, e, f = d * density[t, 3], e * density[t, 4], f * density[t, 5]
         total = ((a + b) + (c + d)) + (e + f)
         if total < _SMALL:
-            a, b, c, d, e, f = a * _LARGE, b * _LARGE, c * _LARGE, d * _LARGE, e * _LARGE, f * _LARGE
+            a, b, c, d, e, f = (
+                a * _LARGE,
+                b * _LARGE,
+                c * _LARGE,
+                d * _LARGE,
+                e * _LARGE,
+                f * _LARGE,
+            )
             total *= _LARGE
         if t:
             change = leave * total
@@ -377,16 +463,27 @@ def _backward(density: Array, hmm: _Parameters, alpha: Array, posterior: Array) 
 
 @compiled
 def _decode_samples(ratio: Array, hmm: _Parameters, iterations: int, out: Decoded) -> None:
-    """Fill out; without family for posteriors, only the paths. Fitted start vectors replace those of hmm."""
+    """Fill out; without family for posteriors, only the paths.
+
+    Fitted start vectors replace those of hmm.
+    """
     log_density = np.empty((ratio.shape[1], STATES))
-    density, alpha, family = np.empty_like(log_density), np.empty_like(log_density), np.empty_like(log_density)
+    density, alpha, family = (
+        np.empty_like(log_density),
+        np.empty_like(log_density),
+        np.empty_like(log_density),
+    )
     weights = np.empty((hmm.chains.size - 1, STATES))
     for i in range(ratio.shape[0]):
         _emissions(ratio[i], hmm.means[i], hmm.sds[i], log_density)
-        log_scale = _likelihoods(log_density, alpha, family, density) if out.posterior.size else 0.0
+        log_scale = (
+            _likelihoods(log_density, alpha, family, density) if out.posterior.size else 0.0
+        )
         if iterations:
             for c in range(weights.shape[0]):
-                weights[c] = _backward(density[hmm.chains[c] : hmm.chains[c + 1]], hmm, family[:0], family[:0])
+                weights[c] = _backward(
+                    density[hmm.chains[c] : hmm.chains[c + 1]], hmm, family[:0], family[:0]
+                )
                 weights[c] = np.maximum(weights[c], 1e-300) * (hmm.start[i] > 0)
             _fit_start(weights, iterations, hmm.start[i])
         for c in range(weights.shape[0]):

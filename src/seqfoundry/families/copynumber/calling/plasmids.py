@@ -1,16 +1,18 @@
 """Copy numbers of plasmid genes, families of them and replicons, each with an interval.
 
-The PCN is depth over the chromosome's median, both per whole bin; no model of depth takes part. The reference takes
-the sum of a gene's bins over the median of one, twice as much where a gene lies in two. A gene on another plasmid
-than the reference's fills only its own part of its bins, and a plasmid without the gene the rest, so that either is a
-PCN of about half the copies. With ``backbone`` the share of the replicon is taken off, which is known where the sample
-has all of it or none: with s the share of a gene's bins that is its own, (depth - (1 - s) replicon) / s, 0 at least. A
-family is present if a member is; its PCN is the sum of theirs, and unknown while one of them is.
+The PCN is depth over the chromosome's median, both per whole bin; no model of depth takes part.
+The reference takes the sum of a gene's bins over the median of one, twice as much where a gene
+lies in two. A gene on another plasmid than the reference's fills only its own part of its bins,
+and a plasmid without the gene the rest, so that either is a PCN of about half the copies. With
+``backbone`` the share of the replicon is taken off, which is known where the sample has all of it
+or none: with s the share of a gene's bins that is its own, (depth - (1 - s) replicon) / s, 0 at
+least. A family is present if a member is; its PCN is the sum of theirs, and unknown while one of
+them is.
 
-Intervals are those of `genes`, of a family's sum by Zou and Donner's rule (2008, Stat Med 27:1693): squares of the
-members' distances to their bounds add up. The dispersion of a sample is that of its chromosome's bins. A replicon has a
-label by how much of it there is, since a related plasmid shares parts only.
-"""
+Intervals are those of `genes`, of a family's sum by Zou and Donner's rule (2008, Stat Med
+27:1693): squares of the members' distances to their bounds add up. The dispersion of a sample is
+that of its chromosome's bins. A replicon has a label by how much of it there is, since a related
+plasmid shares parts only."""
 
 import importlib
 import os
@@ -39,13 +41,19 @@ from seqfoundry.families.copynumber.calling.runs import median
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.bins import Gene, read_families, read_panel
 
-_WHOLE, _RELATED = 0.85, 0.2  # breadth: bins that replicons share are empty at high mapping qualities, up to a tenth
+_WHOLE, _RELATED = (
+    0.85,
+    0.2,
+)  # breadth: bins that replicons share are empty at high mapping qualities, up to a tenth
 _MAD = 1.4826
 _ROWS = 128
 
 
 class Replicons(NamedTuple):
-    """Replicons R of N samples; arrays ``(N, R)``. ``label``: present, related (only in part), absent, uncallable."""
+    """Replicons R of N samples; arrays ``(N, R)``. ``label``.
+
+    Present, related (only in part), absent, uncallable.
+    """
 
     names: tuple[str, ...]
     value: Array  # PCN
@@ -65,14 +73,24 @@ class PlasmidCalls(NamedTuple):
     def frame(self, samples: Sequence[str]) -> Any:
         """Return the wide table of the mission's ``plasmid_gene_calls.tsv`` as a data frame, with columns of ours.
 
-        Those of families are named ``family_<name>``; replicons have no copy number of their own, but a PCN, its
-        bounds, ``breadth_<replicon>`` and a label.
-        """
-        made: dict[str, Any] = {"sample_id": np.array(samples, dtype=object)} | self.genes.columns("pcn")
+        Those of families are named ``family_<name>``; replicons have no copy number of their own,
+        but a PCN, its bounds, ``breadth_<replicon>`` and a label."""
+        made: dict[str, Any] = {"sample_id": np.array(samples, dtype=object)} | self.genes.columns(
+            "pcn"
+        )
         made |= self.families.columns("pcn", "family_")
-        names = {"pcn": "value", "pcn_low": "low", "pcn_high": "high", "breadth": "breadth", "call": "label"}
+        names = {
+            "pcn": "value",
+            "pcn_low": "low",
+            "pcn_high": "high",
+            "breadth": "breadth",
+            "call": "label",
+        }
         for i, replicon in enumerate(self.replicons.names):
-            made |= {f"{key}_{replicon}": getattr(self.replicons, field)[:, i] for key, field in names.items()}
+            made |= {
+                f"{key}_{replicon}": getattr(self.replicons, field)[:, i]
+                for key, field in names.items()
+            }
         return pd.DataFrame(made)
 
 
@@ -119,7 +137,10 @@ class Chromosome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlasmidRules:
-    """How plasmids are called: genes, the PCN below which each is absent, and all else that a caller needs."""
+    """How plasmids are called.
+
+    Genes, the PCN below which each is absent, and all else that a caller needs.
+    """
 
     panel: tuple[Gene, ...]
     absent: tuple[float, ...]
@@ -131,12 +152,18 @@ class PlasmidRules:
 
     @classmethod
     def of(cls, config: Config) -> "PlasmidRules":
-        """Rules of the settings and the tables that they name; members of families that are no genes are left out."""
+        """Rules of the settings and the tables that they name.
+
+        Members of families that are no genes are left out.
+        """
         panel, absent = read_panel(config.panel)
         names = {gene.name for gene in panel}
         path = config.plasmid_family_map_path
         families = read_families(Path(path)) if path else {}
-        own = {name: tuple(one for one in members if one in names) for name, members in families.items()}
+        own = {
+            name: tuple(one for one in members if one in names)
+            for name, members in families.items()
+        }
         return cls(
             panel=panel,
             absent=tuple(absent.get(gene.name, config.pcn_absent_threshold) for gene in panel),
@@ -151,10 +178,9 @@ class PlasmidRules:
 def chromosome_depth(counts: NDArray[Any], present_ratio: float) -> Chromosome:
     """Median over the bins that a sample has, and dispersion of its bins.
 
-    A bin is there from ``present_ratio`` of the median of bins with reads on. The dispersion is that of neighbours,
-    whose difference knows nothing of the gradient: 1.48 times its median size over sqrt(2), squared, less the Poisson
-    part.
-    """
+    A bin is there from ``present_ratio`` of the median of bins with reads on. The dispersion is
+    that of neighbours, whose difference knows nothing of the gradient: 1.48 times its median size
+    over sqrt(2), squared, less the Poisson part."""
     made = Chromosome(np.zeros(len(counts)), np.zeros(len(counts)))
 
     def work(first: int) -> None:
@@ -201,7 +227,9 @@ def call_plasmids(plasmids: Plasmids, chromosome: Chromosome, rules: PlasmidRule
     """
     n = len(chromosome.median)
     if len(plasmids.genes) != n:
-        raise InputError(f"plasmids: must be of {n} samples as the chromosome, got {len(plasmids.genes)}")
+        raise InputError(
+            f"plasmids: must be of {n} samples as the chromosome, got {len(plasmids.genes)}"
+        )
     depth = np.full((n, len(rules.panel)), np.nan)
     have = {gene: i for i, gene in enumerate(plasmids.panel)}
     for i, gene in enumerate(rules.panel):
@@ -216,8 +244,12 @@ def call_plasmids(plasmids: Plasmids, chromosome: Chromosome, rules: PlasmidRule
     replicons = _replicons(plasmids, chromosome, rules)
     if rules.backbone:
         own = squares * np.array([part.sum() for part in shares])
-        value, low, high = (_without(one, _backbone(replicons, rules.panel, n), own) for one in (value, low, high))
-    cn = np.where(value < np.array(rules.absent), 0.0, np.where(value >= rules.amplified, AMPLIFIED, 1.0))
+        value, low, high = (
+            _without(one, _backbone(replicons, rules.panel, n), own) for one in (value, low, high)
+        )
+    cn = np.where(
+        value < np.array(rules.absent), 0.0, np.where(value >= rules.amplified, AMPLIFIED, 1.0)
+    )
     reason = np.where(np.isnan(depth), 1, np.where(enough, 0, 2)).astype(np.uint8)
     cn = np.where(reason > 0, UNCALLABLE, cn)
     genes = Calls(tuple(gene.name for gene in rules.panel), cn, value, low, high, reason)
@@ -231,18 +263,26 @@ def _shares(gene: Gene, bin_size: int) -> Array:
 
 
 def _backbone(replicons: Replicons, panel: Sequence[Gene], n: int) -> Array:
-    """PCN of what lies around each gene, ``(n, G)``; NaN where the sample has a part of the replicon only."""
+    """PCN of what lies around each gene, ``(n, G)``.
+
+    NaN where the sample has a part of the replicon only.
+    """
     made = np.full((n, len(panel)), np.nan)
     for i, gene in enumerate(panel):
         if gene.chrom in replicons.names:
             j = replicons.names.index(gene.chrom)
             label = replicons.label[:, j]
-            made[:, i] = np.select([label == "present", label == "absent"], [replicons.value[:, j], 0.0], np.nan)
+            made[:, i] = np.select(
+                [label == "present", label == "absent"], [replicons.value[:, j], 0.0], np.nan
+            )
     return made
 
 
 def _without(depth: Array, backbone: Array, own: Array) -> Array:
-    """Depth of genes without that of what lies around them; as it is where the latter is unknown."""
+    """Depth of genes without that of what lies around them.
+
+    As it is where the latter is unknown.
+    """
     return np.where(np.isnan(backbone), depth, np.maximum((depth - (1 - own) * backbone) / own, 0))
 
 
@@ -259,30 +299,46 @@ def _families(genes: Calls, rules: PlasmidRules) -> Calls:
         low[:, i] = np.maximum(total - np.sqrt(np.square(each - genes.low[:, own]).sum(axis=1)), 0)
         high[:, i] = total + np.sqrt(np.square(genes.high[:, own] - each).sum(axis=1))
         known = np.where(genes.reason[:, own] == 0, each, 0).sum(axis=1)
-        present, unknown = (genes.cn[:, own] >= 1).any(axis=1), (genes.cn[:, own] == UNCALLABLE).any(axis=1)
-        cn[:, i] = np.select([present & (known >= rules.amplified), present, unknown], [AMPLIFIED, 1, UNCALLABLE], 0)
+        present, unknown = (
+            (genes.cn[:, own] >= 1).any(axis=1),
+            (genes.cn[:, own] == UNCALLABLE).any(axis=1),
+        )
+        cn[:, i] = np.select(
+            [present & (known >= rules.amplified), present, unknown], [AMPLIFIED, 1, UNCALLABLE], 0
+        )
         all_for_reads = (genes.reason[:, own] == 2).any(axis=1)
         reason[:, i] = np.where(cn[:, i] == UNCALLABLE, np.where(all_for_reads, 2, 6), 0)
     return Calls(tuple(rules.families), cn, value, low, high, reason)
 
 
 def _replicons(plasmids: Plasmids, chromosome: Chromosome, rules: PlasmidRules) -> Replicons:
-    """PCN of replicons; a median of as many bins as the panel's genes show that there are (wide rather than narrow)."""
+    """PCN of replicons.
+
+    A median of as many bins as the panel's genes show that there are (wide rather than narrow).
+    """
     scale = np.where(chromosome.median > 0, chromosome.median, np.nan)[:, None]
     value, breadth = plasmids.replicons / scale, np.asarray(plasmids.breadth, dtype=np.float64)
     ends = [[gene.end for gene in rules.panel if gene.chrom == name] for name in plasmids.names]
-    share = MEDIAN_VARIANCE / np.array([-(-max(own, default=1) // rules.bin_size) for own in ends], dtype=np.float64)
+    share = MEDIAN_VARIANCE / np.array(
+        [-(-max(own, default=1) // rules.bin_size) for own in ends], dtype=np.float64
+    )
     bounds = interval(value, share / scale, share * chromosome.dispersion[:, None])
     unknown = np.isnan(value) | (chromosome.median[:, None] < rules.least_reads)
-    label = np.select([unknown, breadth >= _WHOLE, breadth >= _RELATED], ["uncallable", "present", "related"], "absent")
+    label = np.select(
+        [unknown, breadth >= _WHOLE, breadth >= _RELATED],
+        ["uncallable", "present", "related"],
+        "absent",
+    )
     return Replicons(tuple(plasmids.names), value, *bounds, breadth, label.astype(object))
 
 
 def caller_named(key: str, name: str) -> Callable[..., Any]:
-    """Return the caller that the setting ``cnv`` or ``plasmid_cnv`` names: built in, or ``package.module:object``.
+    """Return the caller that the setting ``cnv`` or ``plasmid_cnv`` names.
 
-    One of a user's own takes and returns what `call_genes` or `call_plasmids` does; ConfigError if there is no such.
-    """
+    Built in, or ``package.module:object``.
+
+    One of a user's own takes and returns what `call_genes` or `call_plasmids` does; ConfigError if
+    there is no such."""
     built_in: dict[str, dict[str, Callable[..., Any]]] = {
         "cnv": {"06_gene_cnv_caller": call_genes},
         "plasmid_cnv": {"07_plasmid_cnv_caller": call_plasmids},
@@ -290,7 +346,9 @@ def caller_named(key: str, name: str) -> Callable[..., Any]:
     known = built_in[key]
     module, _, attribute = name.partition(":")
     try:
-        made = known[name] if name in known else getattr(importlib.import_module(module), attribute)
+        made = (
+            known[name] if name in known else getattr(importlib.import_module(module), attribute)
+        )
     except (ImportError, AttributeError, ValueError):
         made = None
     if not callable(made):

@@ -1,4 +1,7 @@
-"""Runs of equal states along chains of bins, and what is done to them until they are segments; see ``segments``."""
+"""Runs of equal states along chains of bins, and what is done to them until they are segments.
+
+See ``segments``.
+"""
 
 from typing import NamedTuple
 
@@ -14,7 +17,10 @@ _CAP = 8.0  # log odds that one bin can give
 
 
 class Runs(NamedTuple):
-    """Neighbouring runs of bins, overwritten in place by each step; begins: whether a chain begins at a bin."""
+    """Neighbouring runs of bins, overwritten in place by each step; begins.
+
+    Whether a chain begins at a bin.
+    """
 
     first: NDArray[np.int32]
     last: NDArray[np.int32]
@@ -24,7 +30,9 @@ class Runs(NamedTuple):
 
 @compiled
 def median(values: Array) -> float:
-    """Exact median, in two passes: which of many narrow intervals holds it, then which of its few values. NaN if none.
+    """Exact median, in two passes.
+
+    Which of many narrow intervals holds it, then which of its few values. NaN if none.
 
     Values must be finite.
     """
@@ -76,7 +84,10 @@ def runs_of(runs: Runs, path: NDArray[np.uint8]) -> int:
 
 @compiled
 def absorb(runs: Runs, n: int, least: int) -> int:
-    """Give runs of fewer than ``least`` bins to the longer neighbour, the left of equals; return how many are left."""
+    """Give runs of fewer than ``least`` bins to the longer neighbour, the left of equals.
+
+    Return how many are left.
+    """
     for length in range(1, least):
         kept = 0
         for i in range(n):
@@ -101,8 +112,8 @@ def absorb(runs: Runs, n: int, least: int) -> int:
 def weigh(runs: Runs, n: int, ratio: Array, means: Array, sds: Array, least: float) -> int:
     """Turn runs with less evidence against CN 1 than ``least`` into CN 1.
 
-    Not so an amplified run between amplified ones with evidence: the bins that it lacks lie within an amplification.
-    """
+    Not so an amplified run between amplified ones with evidence: the bins that it lacks lie within
+    an amplification."""
     enough = np.zeros(n, np.bool_)
     for i in range(n):
         state, evidence = runs.state[i], 0.0
@@ -110,14 +121,18 @@ def weigh(runs: Runs, n: int, ratio: Array, means: Array, sds: Array, least: flo
             x = min(ratio[t], means[-1])
             if x == x:
                 z, z1 = (x - means[state]) / sds[state], (x - means[CN1]) / sds[CN1]
-                evidence += min(max((z1 * z1 - z * z) / 2 + np.log(sds[CN1] / sds[state]), -_CAP), _CAP)
+                evidence += min(
+                    max((z1 * z1 - z * z) / 2 + np.log(sds[CN1] / sds[state]), -_CAP), _CAP
+                )
         enough[i] = evidence >= least
     kept = 0
     for i in range(n):
         first, last, state = runs.first[i], runs.last[i], runs.state[i]
         if not enough[i]:
             before = i > 0 and not runs.begins[first] and enough[i - 1] and runs.state[i - 1] > CN1
-            after = i + 1 < n and not runs.begins[last] and enough[i + 1] and runs.state[i + 1] > CN1
+            after = (
+                i + 1 < n and not runs.begins[last] and enough[i + 1] and runs.state[i + 1] > CN1
+            )
             if state <= CN1 or not (before and after):
                 state = CN1
         kept = _push(runs, kept, first, last, state)
@@ -133,7 +148,9 @@ def _middle(runs: Runs, i: int, ratio: Array) -> float:
 @compiled
 def recall(runs: Runs, n: int, ratio: Array, means: Array, merge: float) -> int:
     """Join amplified neighbours, then give every run but those of CN 1 the state nearest to its median."""
-    middles = np.array([_middle(runs, i, ratio) if runs.state[i] != CN1 else 1.0 for i in range(n)])
+    middles = np.array(
+        [_middle(runs, i, ratio) if runs.state[i] != CN1 else 1.0 for i in range(n)]
+    )
     while True:
         best, least = -1, merge
         for i in range(1, n):
@@ -146,7 +163,11 @@ def recall(runs: Runs, n: int, ratio: Array, means: Array, merge: float) -> int:
         runs.last[best - 1] = runs.last[best]
         middles[best - 1] = _middle(runs, best - 1, ratio)
         for i in range(best, n - 1):
-            runs.first[i], runs.last[i], runs.state[i] = runs.first[i + 1], runs.last[i + 1], runs.state[i + 1]
+            runs.first[i], runs.last[i], runs.state[i] = (
+                runs.first[i + 1],
+                runs.last[i + 1],
+                runs.state[i + 1],
+            )
             middles[i] = middles[i + 1]
         n -= 1
     kept = 0

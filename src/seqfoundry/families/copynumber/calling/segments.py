@@ -1,18 +1,21 @@
-"""Segments of constant copy number: from counts and expected depth to states, filtered, merged and re-called.
+"""Segments of constant copy number.
 
-Per sample: the ratio of counts to expected depth is scaled to median 1. A bin where too few reads are expected has no
-evidence and says nothing; a low count where depth is expected is evidence for a loss (masking it, as the reference
-does, loses most deletions). The spread of state k is ``s * sqrt(max(CN, 1/4))``, of CN 0 at least 0.1, since counts
-vary more where there are more. Scale and s are a median and 1.48 MAD, first of bins near 1, then of those that a first
-best path calls CN 1; the means of the states do not move otherwise. Ratios above the last state count as that state.
+From counts and expected depth to states, filtered, merged and re-called.
 
-On the best path, (1) runs that are too short go to the longer neighbour, the shortest first; (2) runs whose bins hold
-too little evidence against CN 1 (log odds, each bin between -8 and 8, so that no bin decides alone) become CN 1; (3)
-amplified neighbours with like medians are joined, the likest first, since extra copies need not follow the gradient of
-depth along the chromosome; (4) a segment's state is the one nearest to its median. The confidence of a segment is the
-mean over its bins of the posterior probability of the state it is given: the share of its bins expected to be in that
-state. So a segment that joins two states, or covers bins without evidence, has less.
-"""
+Per sample: the ratio of counts to expected depth is scaled to median 1. A bin where too few reads
+are expected has no evidence and says nothing; a low count where depth is expected is evidence for
+a loss (masking it, as the reference does, loses most deletions). The spread of state k is ``s *
+sqrt(max(CN, 1/4))``, of CN 0 at least 0.1, since counts vary more where there are more. Scale and
+s are a median and 1.48 MAD, first of bins near 1, then of those that a first best path calls CN 1;
+the means of the states do not move otherwise. Ratios above the last state count as that state.
+
+On the best path, (1) runs that are too short go to the longer neighbour, the shortest first; (2)
+runs whose bins hold too little evidence against CN 1 (log odds, each bin between -8 and 8, so that
+no bin decides alone) become CN 1; (3) amplified neighbours with like medians are joined, the
+likest first, since extra copies need not follow the gradient of depth along the chromosome; (4) a
+segment's state is the one nearest to its median. The confidence of a segment is the mean over its
+bins of the posterior probability of the state it is given: the share of its bins expected to be in
+that state. So a segment that joins two states, or covers bins without evidence, has less."""
 
 import importlib
 import itertools
@@ -28,7 +31,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from seqfoundry.core.errors import ConfigError, InputError
-from seqfoundry.families.copynumber.calling.hmm import DECODERS, Array, Decoder, Hmm, compiled, viterbi
+from seqfoundry.families.copynumber.calling.hmm import (
+    DECODERS,
+    Array,
+    Decoder,
+    Hmm,
+    compiled,
+    viterbi,
+)
 from seqfoundry.families.copynumber.calling.runs import (
     CN1,
     SILENT,
@@ -70,8 +80,8 @@ class Segments:
     evidence
         Share of the sample's bins that have evidence, ``(N,)``.
     scale, spread
-        Median of counts over expected depth where CN is 1, and the spread of the ratio there; NaN in a sample that is
-        uncallable, ``(N,)``.
+        Median of counts over expected depth where CN is 1, and the spread of the ratio there; NaN
+        in a sample that is uncallable, ``(N,)``.
     """
 
     sample: NDArray[np.int32]
@@ -90,7 +100,10 @@ class Segments:
 
     @property
     def callable(self) -> NDArray[np.bool_]:
-        """Whether enough of each sample's bins have evidence; a sample that is not callable has no segments, (N,)."""
+        """Whether enough of each sample's bins have evidence.
+
+        A sample that is not callable has no segments, (N,).
+        """
         return self.evidence >= LEAST_EVIDENCE
 
     def painted(self, sample: int, n_bins: int) -> Array:
@@ -101,7 +114,10 @@ class Segments:
         return made
 
     def frame(self, bins: Bins, samples: tuple[str, ...]) -> Any:
-        """Return a data frame: sample_id, chrom, x0, x1 (bases, half open, from 0), cn, confidence, ratio."""
+        """Return a data frame.
+
+        Sample_id, chrom, x0, x1 (bases, half open, from 0), cn, confidence, ratio.
+        """
         columns = {
             "sample_id": np.array(samples, dtype=object)[self.sample],
             "chrom": bins.chrom[self.first].astype(object),
@@ -131,8 +147,8 @@ def call(counts: NDArray[Any], expected: Expected, bins: Bins, settings: Config)
     counts
         ``(N, B)`` reads per bin; a memory-mapped array is read block by block.
     expected
-        Reads expected were the sample CN 1 everywhere: ``(N, B)``, or a function of a block of counts ``(n, B)`` that
-        returns as much. Up to a factor per sample.
+        Reads expected were the sample CN 1 everywhere: ``(N, B)``, or a function of a block of
+        counts ``(n, B)`` that returns as much. Up to a factor per sample.
     bins
         B windows. A chain ends with its contig, and where windows are missing.
     settings
@@ -140,7 +156,8 @@ def call(counts: NDArray[Any], expected: Expected, bins: Bins, settings: Config)
 
     Returns
     -------
-    Segments cover every bin of every chain with evidence of every callable sample. N = 0 gives none.
+    Segments cover every bin of every chain with evidence of every callable sample. N = 0 gives
+    none.
 
     Raises
     ------
@@ -151,20 +168,28 @@ def call(counts: NDArray[Any], expected: Expected, bins: Bins, settings: Config)
     """
     chain = _Chain.of(bins, settings)
     if counts.ndim != 2 or counts.shape[1] != len(bins):
-        raise InputError(f"counts: shape must be (samples, {len(bins)}) as there are as many bins, got {counts.shape}")
+        raise InputError(
+            f"counts: shape must be (samples, {len(bins)}) as there are as many bins, got "
+            f"{counts.shape}"
+        )
     parts: list[_Part] = []
     with ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, thread_name_prefix="segments") as pool:
         for first in range(0, len(counts), BLOCK):
             block = _rows(counts, first, first + BLOCK).astype(np.float32)
             depth = _expected(expected, block, first)
             tasks = range(0, len(block), _TASK)
-            found = pool.map(lambda a, x=block, y=depth: _call(x[a : a + _TASK], y[a : a + _TASK], chain), tasks)
+            found = pool.map(
+                lambda a, x=block, y=depth: _call(x[a : a + _TASK], y[a : a + _TASK], chain), tasks
+            )
             parts.extend(itertools.chain.from_iterable(found))
     return _joined(parts)
 
 
 def tracks(counts: NDArray[Any], expected: Expected, bins: Bins, settings: Config) -> Tracks:
-    """Return what a plot of samples shows; parameters and errors as for ``call``, all samples at once."""
+    """Return what a plot of samples shows.
+
+    Parameters and errors as for ``call``, all samples at once.
+    """
     chain = _Chain.of(bins, settings)
     counts = np.asarray(counts, dtype=np.float32)
     decoded = _decode(counts, _expected(expected, counts, 0), chain)
@@ -181,10 +206,17 @@ def tracks(counts: NDArray[Any], expected: Expected, bins: Bins, settings: Confi
 
 
 def decoder_named(name: str) -> Decoder:
-    """Return one of ``DECODERS``, or what ``package.module:object`` names; ConfigError if there is no such thing."""
+    """Return one of ``DECODERS``, or what ``package.module:object`` names.
+
+    ConfigError if there is no such thing.
+    """
     module, _, attribute = name.partition(":")
     try:
-        return DECODERS[name] if name in DECODERS else getattr(importlib.import_module(module), attribute)
+        return (
+            DECODERS[name]
+            if name in DECODERS
+            else getattr(importlib.import_module(module), attribute)
+        )
     except (ImportError, AttributeError, ValueError):
         wanted = f"one of {', '.join(DECODERS)}, or package.module:object"
         raise ConfigError(f"hmm: must be {wanted} that can be imported, got {name!r}") from None
@@ -202,12 +234,21 @@ class _Chain(NamedTuple):
     @classmethod
     def of(cls, bins: Bins, settings: Config) -> "_Chain":
         if settings.hmm_n_states <= CN1:
-            raise ConfigError(f"hmm_n_states: must be above {CN1}, so that CN 1 is one, got {settings.hmm_n_states}")
+            raise ConfigError(
+                f"hmm_n_states: must be above {CN1}, so that CN 1 is one, got "
+                f"{settings.hmm_n_states}"
+            )
         begins = np.ones(len(bins), np.bool_)
         apart = np.diff(bins.start) > 1.5 * bins.bin_size
         begins[1:] = (bins.chrom[1:] != bins.chrom[:-1]) | apart
         ends = np.append(np.flatnonzero(begins), len(bins)).astype(np.int64)
-        return cls(np.array(COPY_NUMBERS[: settings.hmm_n_states]), ends, begins, decoder_named(settings.hmm), settings)
+        return cls(
+            np.array(COPY_NUMBERS[: settings.hmm_n_states]),
+            ends,
+            begins,
+            decoder_named(settings.hmm),
+            settings,
+        )
 
 
 class _Decoded(NamedTuple):
@@ -234,19 +275,32 @@ class _Part(NamedTuple):
 
 
 def _rows(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:
-    """Rows of an array; of a memory-mapped file through a mapping of its own, which goes when they are read."""
+    """Rows of an array.
+
+    Of a memory-mapped file through a mapping of its own, which goes when they are read.
+    """
     base: Any = array.base
-    if isinstance(array, np.memmap) and isinstance(base, mmap.mmap) and array.filename and array.flags.c_contiguous:
+    if (
+        isinstance(array, np.memmap)
+        and isinstance(base, mmap.mmap)
+        and array.filename
+        and array.flags.c_contiguous
+    ):
         shape = (min(last, len(array)) - first, *array.shape[1:])
         place = array.offset + first * array.strides[0]
-        return np.array(np.memmap(array.filename, array.dtype, mode="r", offset=place, shape=shape))
+        return np.array(
+            np.memmap(array.filename, array.dtype, mode="r", offset=place, shape=shape)
+        )
     return array[first:last]
 
 
 def _expected(expected: Expected, counts: NDArray[np.float32], first: int) -> NDArray[np.float32]:
     found = expected(counts) if callable(expected) else _rows(expected, first, first + len(counts))
     if found.shape != counts.shape:
-        raise InputError(f"expected depth: shape must be {counts.shape} as that of the counts, got {found.shape}")
+        raise InputError(
+            f"expected depth: shape must be {counts.shape} as that of the counts, got "
+            f"{found.shape}"
+        )
     return np.ascontiguousarray(found, dtype=np.float32)
 
 
@@ -255,7 +309,9 @@ def _hmm(ratio: Array, spread: Array, chain: _Chain) -> tuple[Array, Hmm]:
     sds = spread[:, None] * np.sqrt(np.maximum(chain.means, 0.25))
     sds = np.where(chain.means > 0, sds, np.maximum(sds, _TIGHTEST_CN0))
     means = np.broadcast_to(chain.means, sds.shape)
-    return np.minimum(ratio, chain.means[-1]), Hmm(means, sds, chain.settings.hmm_self_transition, chain.ends)
+    return np.minimum(ratio, chain.means[-1]), Hmm(
+        means, sds, chain.settings.hmm_self_transition, chain.ends
+    )
 
 
 def _decode(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain) -> _Decoded:
@@ -271,22 +327,33 @@ def _decode(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _
     found = chain.decoder(clipped, hmm)
     path, posterior = found.path, found.posterior
     if path.shape != ratio.shape or posterior.shape != (*ratio.shape, len(chain.means)):
-        raise InputError(f"{chain.settings.hmm}: paths must be {ratio.shape}, got {path.shape}, {posterior.shape}")
+        raise InputError(
+            f"{chain.settings.hmm}: paths must be {ratio.shape}, got {path.shape}, "
+            f"{posterior.shape}"
+        )
     evidence[np.isnan(scale)] = 0
     scale[silent], spread[silent] = np.nan, np.nan
     return _Decoded(ratio, path.astype(np.uint8), posterior, hmm.sds, evidence, scale, spread)
 
 
-def _call(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain) -> list[_Part]:
+def _call(
+    counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain
+) -> list[_Part]:
     decoded, rules, found = _decode(counts, expected, chain), chain.settings, []
     for i in range(len(counts)):
         about = float(decoded.evidence[i]), float(decoded.scale[i]), float(decoded.spread[i])
-        path = decoded.path[i] if about[0] >= LEAST_EVIDENCE else np.full(len(chain.begins), SILENT, np.uint8)
+        path = (
+            decoded.path[i]
+            if about[0] >= LEAST_EVIDENCE
+            else np.full(len(chain.begins), SILENT, np.uint8)
+        )
         _silence(decoded.ratio[i], chain.ends, path)
         family = np.empty(len(path), np.int32)
         runs = Runs(np.empty_like(family), np.empty_like(family), family, chain.begins)
         n = absorb(runs, runs_of(runs, path), rules.segment_min_bins)
-        n = weigh(runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence)
+        n = weigh(
+            runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence
+        )
         n = recall(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
         ratio, confidence = describe(runs, n, decoded.ratio[i], decoded.posterior[i])
         first, last, state = runs.first[:n].copy(), runs.last[:n].copy(), runs.state[:n]
@@ -329,7 +396,10 @@ def _normalise(
     scale: Array,
     spread: Array,
 ) -> None:
-    """Fill ratio, NaN where fewer reads are expected than least[0]; scale is that of bins above least[1] medians."""
+    """Fill ratio, NaN where fewer reads are expected than least[0].
+
+    Scale is that of bins above least[1] medians.
+    """
     for i in range(ratio.shape[0]):
         for t in range(ratio.shape[1]):
             depth = expected[i, t]
@@ -337,7 +407,9 @@ def _normalise(
         seen = ratio[i][ratio[i] > 0.0]
         scale[i] = median(seen[seen > least[1] * median(seen)])
         for t in range(ratio.shape[1]):
-            ratio[i, t] = ratio[i, t] / scale[i] if expected[i, t] * scale[i] >= least[0] else np.nan
+            ratio[i, t] = (
+                ratio[i, t] / scale[i] if expected[i, t] * scale[i] >= least[0] else np.nan
+            )
         spread[i] = _spread(ratio[i][np.abs(ratio[i] - 1.0) < _NEAR])
 
 

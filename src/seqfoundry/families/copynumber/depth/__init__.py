@@ -1,1 +1,4 @@
-"""Read depth along a reference: bins, tables and stores of counts, lineages to simulate it, baselines to expect it."""
+"""Read depth along a reference.
+
+Bins, tables and stores of counts, lineages to simulate it, baselines to expect it.
+"""

@@ -1,14 +1,16 @@
-"""Expected depth without a network: what a sample's bins would hold, had it one copy of all that it has.
+"""Expected depth without a network.
 
-Each baseline is a location per bin plus a few tracks, both in log2, and meets a new sample alone: the tracks are fitted
-robustly to it. ``median`` has neither; ``bin_median`` has the cohort's median per bin; ``bin_median_ori`` adds
-sines and cosines around the chromosome, whose free phase follows the replication gradient wherever the origin lies;
-``pca`` has principal components of the cohort in their place.
+What a sample's bins would hold, had it one copy of all that it has.
 
-Depth far below that of one copy says that a region is absent, not what depth it would have: such bins enter no fit.
-Nor do runs of bins that stray from a sample's own smooth curve, or events that many samples share would become part of
-what is expected.
-"""
+Each baseline is a location per bin plus a few tracks, both in log2, and meets a new sample alone:
+the tracks are fitted robustly to it. ``median`` has neither; ``bin_median`` has the cohort's
+median per bin; ``bin_median_ori`` adds sines and cosines around the chromosome, whose free phase
+follows the replication gradient wherever the origin lies; ``pca`` has principal components of the
+cohort in their place.
+
+Depth far below that of one copy says that a region is absent, not what depth it would have: such
+bins enter no fit. Nor do runs of bins that stray from a sample's own smooth curve, or events that
+many samples share would become part of what is expected."""
 
 import zipfile
 from dataclasses import dataclass
@@ -28,11 +30,15 @@ Mask = NDArray[np.bool_]
 
 NAMES = ("median", "bin_median", "bin_median_ori", "pca")
 COMPONENTS = 10
-FIT_SAMPLES = 2048  # at most, evenly spaced: a median of so many is within .005 log2, far below the noise
+FIT_SAMPLES = (
+    2048  # at most, evenly spaced: a median of so many is within .005 log2, far below the noise
+)
 _LEAST_READS = 30  # median of a sample that is fitted to
 _LEAST_BINS = 20  # present bins per track that a sample needs for a fit
 _ROWS = 128
-_TUKEY = 4.685  # standard deviations at which a bin's weight becomes 0; 95 % efficient for normal noise (Tukey 1977)
+# standard deviations at which a bin's weight becomes 0; 95 % efficient for normal noise (Tukey
+# 1977)
+_TUKEY = 4.685
 _ROUNDS = 8
 _PCA_ROUNDS = 6
 _WINSOR = 3.0  # standard deviations to which bins are pulled in while components are found
@@ -41,7 +47,10 @@ _LIMIT = 3.0  # log2, of tracks
 
 
 class ExpectedDepth(Protocol):
-    """Whatever expects depth: ``expected`` takes counts ``(n, n_bins)`` and returns reads per bin, same shape."""
+    """Whatever expects depth.
+
+    ``expected`` takes counts ``(n, n_bins)`` and returns reads per bin, same shape.
+    """
 
     def expected(self, counts: NDArray[Any]) -> Values:
         """Return the reads that each bin would hold at one copy."""
@@ -59,7 +68,8 @@ class Baseline:
     location
         What all samples share, log2, shape ``(n_bins,)``.
     tracks
-        What is fitted to each sample, shape ``(n_tracks, n_bins)``, the first constant; none for the medians.
+        What is fitted to each sample, shape ``(n_tracks, n_bins)``, the first constant; none for
+        the medians.
     present_ratio
         Share of a sample's median below which a bin counts as absent.
     """
@@ -72,8 +82,8 @@ class Baseline:
     def expected(self, counts: NDArray[Any]) -> Values:
         """Return the reads that each bin would hold at one copy, also where the sample has more, fewer or none.
 
-        Samples do not depend on each other. Where a sample has too few bins for a fit, the location alone is used; of
-        a sample without reads 0 are expected.
+        Samples do not depend on each other. Where a sample has too few bins for a fit, the
+        location alone is used; of a sample without reads 0 are expected.
 
         Raises
         ------
@@ -81,7 +91,9 @@ class Baseline:
             If there are other bins than the baseline has.
         """
         if counts.ndim != 2 or counts.shape[1] != len(self.location):
-            raise InputError(f"counts: must be (n, {len(self.location)}) as the baseline, got {counts.shape}")
+            raise InputError(
+                f"counts: must be (n, {len(self.location)}) as the baseline, got {counts.shape}"
+            )
         made = np.empty(counts.shape, dtype=np.float32)
         for first in range(0, len(counts), _ROWS):
             ratio = relative(counts[first : first + _ROWS], self.present_ratio)
@@ -89,12 +101,17 @@ class Baseline:
             if len(self.tracks):
                 coefficients = robust_fit(ratio.log2 - self.location, ratio.present, self.tracks)
                 track = self.location + coefficients.astype(np.float32) @ self.tracks
-            made[first : first + _ROWS] = ratio.scale[:, None] * np.exp2(track.clip(-_LIMIT, _LIMIT))
+            made[first : first + _ROWS] = ratio.scale[:, None] * np.exp2(
+                track.clip(-_LIMIT, _LIMIT)
+            )
         return made
 
 
 class Relative(NamedTuple):
-    """Depth relative to each sample: log2 of counts over ``scale`` (0 where absent), and where it is ``present``."""
+    """Depth relative to each sample.
+
+    Log2 of counts over ``scale`` (0 where absent), and where it is ``present``.
+    """
 
     log2: Values
     present: Mask
@@ -110,10 +127,14 @@ def relative(counts: NDArray[Any], present_ratio: float) -> Relative:
     n_bins = counts.shape[1]
     empty = (rising == 0).sum(axis=1)
     least = np.maximum(present_ratio * _upper_median(rising, empty), 1.0)
-    scale = _upper_median(rising, np.minimum((rising < least[:, None]).sum(axis=1), n_bins - 1)).astype(np.float32)
+    scale = _upper_median(
+        rising, np.minimum((rising < least[:, None]).sum(axis=1), n_bins - 1)
+    ).astype(np.float32)
     present = counts >= least[:, None]
     log2 = np.zeros(counts.shape, dtype=np.float32)
-    np.log2(np.divide(counts, np.maximum(scale, 1)[:, None], dtype=np.float32), out=log2, where=present)
+    np.log2(
+        np.divide(counts, np.maximum(scale, 1)[:, None], dtype=np.float32), out=log2, where=present
+    )
     return Relative(log2, present, scale)
 
 
@@ -122,15 +143,18 @@ def _upper_median(rising: NDArray[Any], skipped: NDArray[np.int64]) -> Array:
     n_rows, n_bins = rising.shape
     size, rows = n_bins - skipped, np.arange(n_rows)
     low, high = (skipped + (size - 1) // 2, skipped + size // 2)
-    middle = (rising[rows, low.clip(0, n_bins - 1)].astype(np.float64) + rising[rows, high.clip(0, n_bins - 1)]) / 2
+    middle = (
+        rising[rows, low.clip(0, n_bins - 1)].astype(np.float64)
+        + rising[rows, high.clip(0, n_bins - 1)]
+    ) / 2
     return np.asarray(np.where(size > 0, middle, 0.0))
 
 
 def robust_fit(values: Values, mask: Mask, tracks: Values) -> Array:
     """Fit tracks to each row by least squares with Tukey's biweight, so that events do not pull at them.
 
-    The spread that the weights refer to is each row's own: 1.48 times the median absolute residual of every fourth
-    bin.
+    The spread that the weights refer to is each row's own: 1.48 times the median absolute residual
+    of every fourth bin.
 
     Parameters
     ----------
@@ -154,7 +178,9 @@ def robust_fit(values: Values, mask: Mask, tracks: Values) -> Array:
     for _ in range(_ROUNDS):
         total = np.maximum(weights.sum(axis=1, dtype=np.float64), 1.0)
         gram = np.empty((len(values), n_tracks, n_tracks))
-        gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = (weights @ products) / total[:, None]
+        gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = (weights @ products) / total[
+            :, None
+        ]
         right = ((weights * wanted) @ columns) / total[:, None]
         coefficients = np.linalg.solve(gram + ridge, right[:, :, None].astype(np.float64))[:, :, 0]
         coefficients[~enough] = 0.0
@@ -188,12 +214,15 @@ def harmonic_tracks(n_bins: int, n: int) -> Values:
 
 
 def harmonics(residual: Values, mask: Mask, n: int) -> Values:
-    """Fit a constant and ``n`` harmonics of free phase to each row, robustly; returns the curves, same shape.
+    """Fit a constant and ``n`` harmonics of free phase to each row, robustly.
+
+    Returns the curves, same shape.
 
     Parameters
     ----------
     residual
-        Log2 of observed over expected depth, ``(n_samples, n_bins)``; what stands outside ``mask`` does not matter.
+        Log2 of observed over expected depth, ``(n_samples, n_bins)``; what stands outside ``mask``
+        does not matter.
     mask
         Bins that are present.
     n
@@ -209,7 +238,9 @@ def harmonics(residual: Values, mask: Mask, n: int) -> Values:
 
 
 def strays(residual: Values, mask: Mask, limit: float) -> Mask:
-    """Tell which bins lie in runs off by more than ``limit`` log2: the running median of seven bins says so.
+    """Tell which bins lie in runs off by more than ``limit`` log2.
+
+    The running median of seven bins says so.
 
     Bins outside ``mask`` count as not off. The chromosome is a circle.
     """
@@ -225,7 +256,9 @@ def _running_median(values: Values) -> Values:
     half = _WINDOW // 2
     around = np.concatenate([values[:, -half:], values, values[:, :half]], axis=1)
     shifted = [around[:, i : i + values.shape[1]].copy() for i in range(_WINDOW)]
-    for n_left in range(half + 2, 2, -1):  # of the first n_left, least and greatest cannot be the median
+    for n_left in range(
+        half + 2, 2, -1
+    ):  # of the first n_left, least and greatest cannot be the median
         _move_extremes(shifted, n_left)
         shifted = shifted[1 : n_left - 1] + shifted[n_left:]
     return shifted[0]
@@ -243,7 +276,12 @@ def _move_extremes(values: list[Values], n: int) -> None:
 
 
 def fit(
-    name: str, counts: NDArray[Any], *, present_ratio: float, recurrent_log2: float, n_harmonics: int = 3
+    name: str,
+    counts: NDArray[Any],
+    *,
+    present_ratio: float,
+    recurrent_log2: float,
+    n_harmonics: int = 3,
 ) -> Baseline:
     """Fit a baseline to a cohort.
 
@@ -252,7 +290,8 @@ def fit(
     name
         One of `NAMES`.
     counts
-        Shape ``(n_samples, n_bins)``, may be memory-mapped: at most `FIT_SAMPLES` rows, evenly spaced, are read.
+        Shape ``(n_samples, n_bins)``, may be memory-mapped: at most `FIT_SAMPLES` rows, evenly
+        spaced, are read.
     present_ratio
         Share of a sample's median below which a bin is absent.
     recurrent_log2
@@ -281,9 +320,13 @@ def fit(
     return Baseline(name, location, _components(log2 - location, used, smooth), present_ratio)
 
 
-def _cohort(counts: NDArray[Any], present_ratio: float, n_harmonics: int) -> tuple[Values, Mask, Values]:
+def _cohort(
+    counts: NDArray[Any], present_ratio: float, n_harmonics: int
+) -> tuple[Values, Mask, Values]:
     """Log2 ratios of a cohort's samples that have enough reads, where they are present, and their harmonics."""
-    chosen = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), FIT_SAMPLES)).round().astype(np.int64))
+    chosen = np.unique(
+        np.linspace(0, len(counts) - 1, min(len(counts), FIT_SAMPLES)).round().astype(np.int64)
+    )
     parts = []
     for first in range(0, len(chosen), _ROWS):
         ratio = relative(counts[chosen[first : first + _ROWS]], present_ratio)
@@ -291,13 +334,18 @@ def _cohort(counts: NDArray[Any], present_ratio: float, n_harmonics: int) -> tup
         log2, present = ratio.log2[deep], ratio.present[deep]
         parts.append((log2, present, harmonics(log2, present, n_harmonics)))
     if not sum(len(part[0]) for part in parts):
-        raise InputError(f"counts: must have samples with a median of {_LEAST_READS} reads in a bin, got none")
+        raise InputError(
+            f"counts: must have samples with a median of {_LEAST_READS} reads in a bin, got none"
+        )
     log2, present, smooth = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return log2, present, smooth
 
 
 def _bin_medians(values: Values, present: Mask, used: Mask) -> Values:
-    """Median of each bin over the samples that use it; over all that have it where most of these stray."""
+    """Median of each bin over the samples that use it.
+
+    Over all that have it where most of these stray.
+    """
     kept = np.where(2 * used.sum(axis=0) >= present.sum(axis=0), used, present)
     made = np.zeros(values.shape[1], dtype=np.float32)
     for first in range(0, len(made), 512):
@@ -305,29 +353,36 @@ def _bin_medians(values: Values, present: Mask, used: Mask) -> Values:
         rising = np.where(kept[:, columns], values[:, columns], -np.inf).T.copy()
         rising.sort(axis=1)
         skipped = (~kept[:, columns]).sum(axis=0)
-        made[columns] = np.where(skipped < len(values), _upper_median(np.maximum(rising, -99), skipped), 0.0)
+        made[columns] = np.where(
+            skipped < len(values), _upper_median(np.maximum(rising, -99), skipped), 0.0
+        )
     return made
 
 
 def _components(values: Values, used: Mask, smooth: Values) -> Values:
     """Constant and `COMPONENTS` principal tracks, by subspace iteration; only the used bins tell.
 
-    Bins that are not used, and those more than three standard deviations off, hold what the fit of the round before
-    says; at first the harmonics are the fit.
-    """
+    Bins that are not used, and those more than three standard deviations off, hold what the fit of
+    the round before says; at first the harmonics are the fit."""
     n_bins = values.shape[1]
     count = min(COMPONENTS, len(values))
-    start = np.random.Generator(np.random.PCG64(0)).standard_normal((n_bins, count)).astype(np.float32)
+    start = (
+        np.random.Generator(np.random.PCG64(0)).standard_normal((n_bins, count)).astype(np.float32)
+    )
     tracks, fitted = np.linalg.qr(start)[0], smooth
     for _ in range(_PCA_ROUNDS):
         spread = _spread(values - fitted, used).astype(np.float32)[:, None]
-        filled = fitted + np.where(used, np.clip(values - fitted, -_WINSOR * spread, _WINSOR * spread), 0)
+        filled = fitted + np.where(
+            used, np.clip(values - fitted, -_WINSOR * spread, _WINSOR * spread), 0
+        )
         filled -= filled.mean(axis=1, keepdims=True)
         for _ in range(2):
             tracks = np.linalg.qr(filled.T @ (filled @ tracks))[0]
         fitted = (filled @ tracks) @ tracks.T
         fitted += _level(values - fitted, used)
-    return np.concatenate([np.ones((1, n_bins), dtype=np.float32), tracks.T * np.float32(np.sqrt(n_bins))])
+    return np.concatenate(
+        [np.ones((1, n_bins), dtype=np.float32), tracks.T * np.float32(np.sqrt(n_bins))]
+    )
 
 
 def _level(residual: Values, used: Mask) -> Values:
@@ -368,5 +423,7 @@ def load(path: Path) -> Baseline:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path}: must be a baseline, got: {error}") from None
     if name not in NAMES or location.ndim != 1 or tracks.shape[1:] != location.shape:
-        raise ModelError(f"{path}: must be a baseline, got {name!r} with {location.shape} and {tracks.shape}")
+        raise ModelError(
+            f"{path}: must be a baseline, got {name!r} with {location.shape} and {tracks.shape}"
+        )
     return Baseline(name, location.astype(np.float32), tracks.astype(np.float32), ratio)

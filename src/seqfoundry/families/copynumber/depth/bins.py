@@ -17,7 +17,8 @@ Counts = NDArray[np.uint32]
 Positions = NDArray[np.int64]
 Values = NDArray[np.float32]
 
-MEDIAN_FROM = 20  # bins from which on a replicon's depth is the median of its bins, which repeats do not distort
+# bins from which on a replicon's depth is the median of its bins, which repeats do not distort
+MEDIAN_FROM = 20
 BREADTH_DEPTH = 0.1  # of the chromosome's median: bases this deep count as covered
 
 
@@ -47,7 +48,9 @@ class Bins:
 
     def __post_init__(self) -> None:
         if not self.chrom.shape == self.start.shape == self.end.shape or self.start.ndim != 1:
-            raise InputError(f"bins: arrays must have one length, got {self.chrom.shape}, {self.start.shape}")
+            raise InputError(
+                f"bins: arrays must have one length, got {self.chrom.shape}, {self.start.shape}"
+            )
         lengths = self.end - self.start + 1
         follows = self.chrom[1:] == self.chrom[:-1]
         bad = (self.start < 1) | (lengths < 1) | (lengths > self.bin_size)
@@ -77,7 +80,8 @@ class Bins:
     def equals(self, other: "Bins") -> bool:
         """Tell whether both are the same windows of the same sequences."""
         return self.bin_size == other.bin_size and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("chrom", "start", "end")
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("chrom", "start", "end")
         )
 
     def weights(self, chrom: str, start: int, end: int) -> Positions:
@@ -88,7 +92,10 @@ class Bins:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the reads were mapped to and how they were counted; ``mapq`` is the least mapping quality, None: unknown."""
+    """What the reads were mapped to and how they were counted.
+
+    ``mapq`` is the least mapping quality, None: unknown.
+    """
 
     name: str
     length: int
@@ -109,9 +116,8 @@ class Gene:
 class Layout:
     """What tables are read into: bins of the chromosome and plasmid genes of the model or store.
 
-    ``aliases`` gives, for names of sequences in tables, the names used here. ``read_length`` in bases turns depth into
-    reads.
-    """
+    ``aliases`` gives, for names of sequences in tables, the names used here. ``read_length`` in
+    bases turns depth into reads."""
 
     bins: Bins
     reference: Reference
@@ -124,7 +130,13 @@ class Layout:
         """Layout of the settings: all bins of the reference, or ``bins`` of a store."""
         reference = Reference(config.reference, config.reference_length, config.mapq)
         bins = bins or Bins.tiling(reference.name, reference.length, config.bin_size)
-        return cls(bins, reference, read_panel(config.panel)[0], dict(config.contig_aliases), config.read_length)
+        return cls(
+            bins,
+            reference,
+            read_panel(config.panel)[0],
+            dict(config.contig_aliases),
+            config.read_length,
+        )
 
 
 def summarise_plasmids(
@@ -132,16 +144,18 @@ def summarise_plasmids(
 ) -> tuple[Values, Values, Values]:
     """Reduce counts in bins of plasmids, ``(n, n_bins)``, to the genes, replicons and breadth of a plasmid store.
 
-    ``medians`` are those of the chromosome's bins, shape ``(n,)``; with 0 nothing is covered. Replicons come in the
-    order of ``replicon_names(bins)``.
-    """
+    ``medians`` are those of the chromosome's bins, shape ``(n,)``; with 0 nothing is covered.
+    Replicons come in the order of ``replicon_names(bins)``."""
     size, lengths = bins.bin_size, bins.lengths
     genes = np.full((len(counts), len(panel)), np.nan, dtype=np.float32)
     for column, gene in enumerate(panel):
         weights = bins.weights(gene.chrom, gene.start, gene.end)
         used = np.flatnonzero(weights)
         if used.size:  # term by term, as the order of a matrix product differs between machines
-            terms = (counts[:, i] * (size * weights[i] / (lengths[i] * weights.sum())) for i in used.tolist())
+            terms = (
+                counts[:, i] * (size * weights[i] / (lengths[i] * weights.sum()))
+                for i in used.tolist()
+            )
             genes[:, column] = sum(terms, start=np.zeros(len(counts)))
     names = replicon_names(bins)
     replicons, breadth = (np.zeros((len(counts), len(names)), dtype=np.float32) for _ in range(2))
@@ -163,10 +177,13 @@ def replicon_names(bins: Bins) -> tuple[str, ...]:
 
 
 def read_panel(path: Path) -> tuple[tuple[Gene, ...], dict[str, float]]:
-    """Read a table of genes: ``gene`` (or ``call_id``), ``contig``, ``start``, ``end``; others may follow.
+    """Read a table of genes: ``gene`` (or ``call_id``), ``contig``, ``start``, ``end``.
 
-    Returns the genes, and the depth below which one is absent for those that have an ``absent_threshold``. Of a table
-    with a column ``track`` only the rows ``chromosome`` are taken.
+    Others may follow.
+
+    Returns the genes, and the depth below which one is absent for those that have an
+    ``absent_threshold``. Of a table with a column ``track`` only the rows ``chromosome`` are
+    taken.
 
     Raises
     ------
@@ -186,18 +203,27 @@ def read_panel(path: Path) -> tuple[tuple[Gene, ...], dict[str, float]]:
             if row.get("absent_threshold"):
                 absent[name] = float(row["absent_threshold"])
         except ValueError as error:
-            raise InputError(f"{path} line {line}: positions and thresholds must be numbers, got: {error}") from None
+            raise InputError(
+                f"{path} line {line}: positions and thresholds must be numbers, got: {error}"
+            ) from None
         if not name or not 1 <= gene.start <= gene.end or not absent.get(name, 1) > 0:
-            raise InputError(f"{path} line {line}: must be a named gene with 1 <= start <= end, got {row}")
+            raise InputError(
+                f"{path} line {line}: must be a named gene with 1 <= start <= end, got {row}"
+            )
         genes.append(gene)
     doubled = len(genes) - len({gene.name for gene in genes})
     if not genes or doubled:
-        raise InputError(f"{path}: must name different genes, got {'some twice' if doubled else 'none'}")
+        raise InputError(
+            f"{path}: must name different genes, got {'some twice' if doubled else 'none'}"
+        )
     return tuple(genes), absent
 
 
 def read_families(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read families of genes (``family``, ``members`` separated by commas); raises as `read_panel` does."""
+    """Read families of genes (``family``, ``members`` separated by commas).
+
+    Raises as `read_panel` does.
+    """
     families: dict[str, tuple[str, ...]] = {}
     for line, row in _rows(path, ("family", "members")):
         members = tuple(name.strip() for name in row["members"].split(",") if name.strip())
@@ -218,10 +244,15 @@ def _rows(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]
     columns = lines[0].split("\t") if lines else []
     absent = [name for name in wanted if name not in columns]
     if absent:
-        raise InputError(f"{path}: must have the columns {', '.join(wanted)}, got none of the name {absent[0]}")
+        raise InputError(
+            f"{path}: must have the columns {', '.join(wanted)}, got none of the name {absent[0]}"
+        )
     rows = [(number, line.split("\t")) for number, line in enumerate(lines[1:], 2) if line.strip()]
     empty = dict.fromkeys(columns, "")
-    return [(number, empty | dict(zip(columns, map(str.strip, row), strict=False))) for number, row in rows]
+    return [
+        (number, empty | dict(zip(columns, map(str.strip, row), strict=False)))
+        for number, row in rows
+    ]
 
 
 def write_bins(bins: Bins, path: Path) -> None:
@@ -235,7 +266,9 @@ def read_bins(path: Path, bin_size: int) -> Bins:
     """Read what `write_bins` wrote; raises as `read_panel` does."""
     rows = [row for _, row in _rows(path, ("chrom", "start", "end"))]
     try:
-        start, end = (np.array([int(row[name]) for row in rows], dtype=np.int64) for name in ("start", "end"))
+        start, end = (
+            np.array([int(row[name]) for row in rows], dtype=np.int64) for name in ("start", "end")
+        )
     except ValueError as error:
         raise InputError(f"{path}: positions must be whole numbers, got: {error}") from None
     return Bins(np.array([row["chrom"] for row in rows], dtype=np.str_), start, end, bin_size)
@@ -268,8 +301,12 @@ def read_layout(folder: Path) -> Layout:
         bins = read_bins(folder / "bins.tsv", int(content["bin_size"]))
         panel = tuple(Gene(**gene) for gene in content["panel"])
         reference = Reference(**content["reference"])
-        return Layout(bins, reference, panel, dict(content["aliases"]), int(content["read_length"]))
+        return Layout(
+            bins, reference, panel, dict(content["aliases"]), int(content["read_length"])
+        )
     except (LookupError, TypeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: must describe bins and genes of a model, got: {error}") from None
+        raise InputError(
+            f"{path}: must describe bins and genes of a model, got: {error}"
+        ) from None

@@ -1,10 +1,11 @@
-"""Lineages and what their samples have: missing regions, events, plasmids, all drawn alike on every machine.
+"""Lineages and what their samples have.
 
-Streams are PCG64, draws are whole numbers looked up in rounded tables, and the rest is elementwise IEEE arithmetic,
-which no machine rounds differently. Counts therefore have the negative binomial's mean, variance and skewness (Cornish
-and Fisher's expansion of its quantiles) instead of being exact draws, for which libraries use logarithms whose last
-digit differs.
-"""
+Missing regions, events, plasmids, all drawn alike on every machine.
+
+Streams are PCG64, draws are whole numbers looked up in rounded tables, and the rest is elementwise
+IEEE arithmetic, which no machine rounds differently. Counts therefore have the negative binomial's
+mean, variance and skewness (Cornish and Fisher's expansion of its quantiles) instead of being
+exact draws, for which libraries use logarithms whose last digit differs."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,15 +34,49 @@ _APART = 20 * BIN  # bases between events of one sample
 _ISLAND = (2, 80)  # bins
 _SHARED = 0.75  # of a lineage's absent bases lie in islands that others lack too
 _TRIES = 400
-_SPECIES = (("pneumoniae", 940), ("quasipneumoniae", 30), ("variicola", 28), ("africana", 2))  # per thousand lineages
-_KNOWN = (258, 11, 307, 15, 147, 101, 14, 25, 37, 45, 48, 16, 17, 20, 23, 29, 231, 383, 395, 405, 437, 512, 340, 392)
-# percent of samples that carry a gene, so that families come to the mission's class balance; else _OTHER
+_SPECIES = (
+    ("pneumoniae", 940),
+    ("quasipneumoniae", 30),
+    ("variicola", 28),
+    ("africana", 2),
+)  # per thousand lineages
+_KNOWN = (
+    258,
+    11,
+    307,
+    15,
+    147,
+    101,
+    14,
+    25,
+    37,
+    45,
+    48,
+    16,
+    17,
+    20,
+    23,
+    29,
+    231,
+    383,
+    395,
+    405,
+    437,
+    512,
+    340,
+    392,
+)
+# percent of samples that carry a gene, so that families come to the mission's class balance; else
+# _OTHER
 _CARRIERS = {
     "blaKPC-2": 14, "blaCTX-M-15": 32, "blaCTX-M-14": 10, "blaCTX-M-65": 4, "blaCTX-M-27": 3, "blaNDM-1": 10,
     "blaNDM-5": 4, "qnrB1": 24, "aac6-Ib-cr": 28, "blaOXA-48": 6, "blaOXA-181": 2, "blaOXA-232": 4,
 }  # fmt: skip
 _OTHER = 30
-_IN_LINEAGE, _BY_CHANCE = 85, 0.4  # percent of samples where a gene is common; elsewhere, times the share of all
+_IN_LINEAGE, _BY_CHANCE = (
+    85,
+    0.4,
+)  # percent of samples where a gene is common; elsewhere, times the share of all
 _PLASMID_COPIES = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 7, 8)
 _ON_REPLICON, _BARE, _WHOLE = 70, 8, 60  # percent: of genes, of samples per replicon, of replicons
 _PIECE = 10  # bins; a related plasmid shares pieces of the reference's
@@ -59,7 +94,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """A sequence type: what it lacks of the reference, and which genes are common in it, one per gene of the panel."""
+    """A sequence type.
+
+    What it lacks of the reference, and which genes are common in it, one per gene of the panel.
+    """
 
     st: str
     species: str
@@ -112,7 +150,10 @@ def draw_counts(mean: Array, dispersion: Array, stream: Stream) -> Counts:
 
 
 def _wave(stream: Stream, n_bins: int, width: int) -> Array:
-    """Draw smooth circular noise of mean 0 and sd 1: whole numbers, averaged twice over ``width`` bins."""
+    """Draw smooth circular noise of mean 0 and sd 1.
+
+    Whole numbers, averaged twice over ``width`` bins.
+    """
     sums = stream.integers(-1000, 1001, n_bins)
     for _ in range(2):
         total = np.concatenate([[0], np.cumsum(np.concatenate([sums, sums[:width]]))])
@@ -136,7 +177,10 @@ def draw_islands(settings: SimulateConfig, genes: Sequence[Gene], stream: Stream
 
 
 def _fill(islands: list[Span], taken: list[Span], wanted: int, stream: Stream) -> list[Span]:
-    """Add absent islands outside ``taken`` until ``wanted`` bases are absent; half hold nothing, half some depth."""
+    """Add absent islands outside ``taken`` until ``wanted`` bases are absent.
+
+    Half hold nothing, half some depth.
+    """
     islands = list(islands)
     missing = wanted - sum(span.end - span.start for span in islands)
     for _ in range(_TRIES):
@@ -153,7 +197,9 @@ def _fill(islands: list[Span], taken: list[Span], wanted: int, stream: Stream) -
 
 
 def _meets(span: Span, others: Iterable[Span], apart: int) -> bool:
-    return any(span.start < other.end + apart and other.start < span.end + apart for other in others)
+    return any(
+        span.start < other.end + apart and other.start < span.end + apart for other in others
+    )
 
 
 def draw_names(n: int, stream: Stream) -> list[str]:
@@ -161,13 +207,18 @@ def draw_names(n: int, stream: Stream) -> list[str]:
     known = [*_KNOWN[:n], *(600 + 7 * i for i in range(max(0, n - len(_KNOWN))))]
     variants = stream.integers(0, 40, n)  # one in twenty is a locus variant
     names = [
-        f"ST{number}" + (f"-{v + 1}LV" if v < 2 else "") for number, v in zip(known, variants.tolist(), strict=True)
+        f"ST{number}" + (f"-{v + 1}LV" if v < 2 else "")
+        for number, v in zip(known, variants.tolist(), strict=True)
     ]
     return [names[i] for i in stream.permutation(n)]
 
 
 def draw_lineage(
-    st: str, settings: SimulateConfig, shared: Sequence[Span], panel: Sequence[Gene], stream: Stream
+    st: str,
+    settings: SimulateConfig,
+    shared: Sequence[Span],
+    panel: Sequence[Gene],
+    stream: Stream,
 ) -> Lineage:
     """Draw what a lineage lacks, most of it from ``shared`` and which genes of ``panel`` it has."""
     draw, species = int(stream.integers(0, 1000)), _SPECIES[0][0]
@@ -194,8 +245,13 @@ def _carriers(panel: Sequence[Gene]) -> Array:
     return np.array([_CARRIERS.get(gene.name, _OTHER) for gene in panel], dtype=np.float64)
 
 
-def draw_events(settings: SimulateConfig, genes: Sequence[Gene], absent: Sequence[Span], stream: Stream) -> list[Span]:
-    """Draw a sample's events; they avoid what the lineage lacks where they can, and are cut where not."""
+def draw_events(
+    settings: SimulateConfig, genes: Sequence[Gene], absent: Sequence[Span], stream: Stream
+) -> list[Span]:
+    """Draw a sample's events.
+
+    They avoid what the lineage lacks where they can, and are cut where not.
+    """
     events: list[Span] = []
     for _ in range(int(stream.integers(0, settings.max_events + 1))):
         cn = _EVENTS[int(stream.integers(0, len(_EVENTS)))]
@@ -218,7 +274,11 @@ def draw_events(settings: SimulateConfig, genes: Sequence[Gene], absent: Sequenc
 
 def _outside(event: Span, absent: Sequence[Span]) -> Iterator[Span]:
     """Yield the parts of an event that the lineage has, from one bin's length on."""
-    edges = [event.start, *(edge for span in absent if _meets(event, [span], 0) for edge in span[:2]), event.end]
+    edges = [
+        event.start,
+        *(edge for span in absent if _meets(event, [span], 0) for edge in span[:2]),
+        event.end,
+    ]
     for start, end in list(pairwise(edges))[::2]:
         if end - start >= BIN:
             yield event._replace(start=start, end=end)
@@ -246,9 +306,8 @@ def copies_of(gene: Gene, spans: Sequence[Span]) -> int:
 class Plasmids(NamedTuple):
     """What samples (rows) have of plasmids.
 
-    ``track``: copies per bin; ``copies`` and ``breadth`` (share of its bases that is there) per replicon; copies per
-    gene.
-    """
+    ``track``: copies per bin; ``copies`` and ``breadth`` (share of its bases that is there) per
+    replicon; copies per gene."""
 
     track: Array
     copies: NDArray[np.int64]
@@ -256,15 +315,18 @@ class Plasmids(NamedTuple):
     genes: NDArray[np.int64]
 
 
-def draw_plasmids(bins: Bins, panel: Sequence[Gene], carries: NDArray[np.bool_], stream: Stream) -> Plasmids:
+def draw_plasmids(
+    bins: Bins, panel: Sequence[Gene], carries: NDArray[np.bool_], stream: Stream
+) -> Plasmids:
     """Draw the plasmids of samples whose lineages carry the genes ``carries``, shape ``(n_samples, n_genes)``.
 
-    Genes come as lineage and chance give them, 7 of 10 on the reference's replicon, others with copies of their own
-    elsewhere; some samples have a replicon without them. Two of five replicons are of a relative, which shares 30 to
-    95 % of the reference's pieces.
-    """
+    Genes come as lineage and chance give them, 7 of 10 on the reference's replicon, others with
+    copies of their own elsewhere; some samples have a replicon without them. Two of five replicons
+    are of a relative, which shares 30 to 95 % of the reference's pieces."""
     n, names = len(carries), replicon_names(bins)
-    has = chance(stream, np.where(carries, _IN_LINEAGE, _BY_CHANCE * _carriers(panel)), *carries.shape)
+    has = chance(
+        stream, np.where(carries, _IN_LINEAGE, _BY_CHANCE * _carriers(panel)), *carries.shape
+    )
     on_replicon = has & chance(stream, _ON_REPLICON, *has.shape)
     number_of = np.array([names.index(gene.chrom) for gene in panel])
     carried = chance(stream, _BARE, n, len(names))
@@ -288,5 +350,7 @@ def draw_plasmids(bins: Bins, panel: Sequence[Gene], carries: NDArray[np.bool_],
     for column, gene in enumerate(panel):
         weights = bins.weights(gene.chrom, gene.start, gene.end) / bins.lengths
         used = np.flatnonzero(weights)
-        track[:, used] = track[:, used] * (1 - weights[used]) + genes[:, column, None] * weights[used]
+        track[:, used] = (
+            track[:, used] * (1 - weights[used]) + genes[:, column, None] * weights[used]
+        )
     return Plasmids(track, copies, breadth, genes)

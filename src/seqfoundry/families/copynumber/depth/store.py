@@ -1,10 +1,13 @@
-"""Stores: folders with the read counts of many samples as plain, memory-mapped arrays, and a manifest with checksums.
+"""Stores.
 
-A chromosome store holds ``counts.npy`` (samples x bins, uint32), ``bins.tsv`` and ``samples.tsv``. A plasmid store
-holds ``genes.npy`` (samples x genes: reads per ``bin_size`` bases of the gene) with ``genes.tsv``, and
-``replicons.npy``, ``breadth.npy`` (samples x replicons) with ``replicons.tsv``. Nothing is pickled, and nobody writes
-into a store once it is there: what is derived from it, such as medians, belongs to the run that needs it.
-"""
+Folders with the read counts of many samples as plain, memory-mapped arrays, and a manifest with
+checksums.
+
+A chromosome store holds ``counts.npy`` (samples x bins, uint32), ``bins.tsv`` and ``samples.tsv``.
+A plasmid store holds ``genes.npy`` (samples x genes: reads per ``bin_size`` bases of the gene)
+with ``genes.tsv``, and ``replicons.npy``, ``breadth.npy`` (samples x replicons) with
+``replicons.tsv``. Nothing is pickled, and nobody writes into a store once it is there: what is
+derived from it, such as medians, belongs to the run that needs it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,13 +38,23 @@ FORMAT_VERSION = 1
 ROWS = 512  # samples that are in memory at the same time
 _FILES = {
     "chromosome": ("counts.npy", "bins.tsv", "samples.tsv"),
-    "plasmid": ("genes.npy", "genes.tsv", "replicons.npy", "breadth.npy", "replicons.tsv", "samples.tsv"),
+    "plasmid": (
+        "genes.npy",
+        "genes.tsv",
+        "replicons.npy",
+        "breadth.npy",
+        "replicons.tsv",
+        "samples.tsv",
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Store:
-    """Read counts of the chromosome, shape ``(n_samples, n_bins)``; ``manifest["all_zero"]`` names empty samples."""
+    """Read counts of the chromosome, shape ``(n_samples, n_bins)``.
+
+    ``manifest["all_zero"]`` names empty samples.
+    """
 
     folder: Path
     counts: Counts
@@ -71,14 +84,16 @@ class PlasmidStore:
     Attributes
     ----------
     genes
-        Mean over the bases of each gene, shape ``(n_samples, n_genes)``; NaN where the reference has no such contig.
+        Mean over the bases of each gene, shape ``(n_samples, n_genes)``; NaN where the reference
+        has no such contig.
     panel
         The genes, in the order of the columns.
     replicons
-        Depth of each replicon, shape ``(n_samples, n_replicons)``: median of its bins from `MEDIAN_FROM` bins on,
-        else reads per base.
+        Depth of each replicon, shape ``(n_samples, n_replicons)``: median of its bins from
+        `MEDIAN_FROM` bins on, else reads per base.
     breadth
-        Share of its bases in bins of at least `BREADTH_DEPTH` of the chromosome's median, same shape.
+        Share of its bases in bins of at least `BREADTH_DEPTH` of the chromosome's median, same
+        shape.
     names
         The replicons, in the order of the columns.
     """
@@ -110,7 +125,9 @@ def _reference(manifest: Mapping[str, Any]) -> Reference:
     return Reference(manifest["reference"], manifest["reference_length"], manifest.get("mapq"))
 
 
-def write_store(folder: Path, counts: NDArray[Any], bins: Bins, samples: Sequence[str], reference: Reference) -> None:
+def write_store(
+    folder: Path, counts: NDArray[Any], bins: Bins, samples: Sequence[str], reference: Reference
+) -> None:
     """Write a chromosome store, whole or not at all; ``folder`` must be new or empty.
 
     Raises
@@ -130,7 +147,11 @@ def write_store(folder: Path, counts: NDArray[Any], bins: Bins, samples: Sequenc
 def as_counts(values: NDArray[Any], where: str) -> Counts:
     """Turn numbers into counts if they are whole, not negative, and fit."""
     limit = np.iinfo(np.uint32).max
-    if values.dtype != np.uint32 and values.size and not bool(np.all((values >= 0) & (values <= limit))):
+    if (
+        values.dtype != np.uint32
+        and values.size
+        and not bool(np.all((values >= 0) & (values <= limit)))
+    ):
         raise InputError(f"{where}: counts must be from 0 to {limit}, got others")
     made = values.astype(np.uint32)
     if values.dtype.kind == "f" and not np.array_equal(made, values):
@@ -159,7 +180,10 @@ def seal_plasmid_store(
     bin_size: int,
 ) -> None:
     """Write tables and manifest beside ``genes.npy``, ``replicons.npy`` and ``breadth.npy`` that are there."""
-    genes = [{"gene": gene.name, "contig": gene.chrom, "start": gene.start, "end": gene.end} for gene in panel]
+    genes = [
+        {"gene": gene.name, "contig": gene.chrom, "start": gene.start, "end": gene.end}
+        for gene in panel
+    ]
     write_tsv(folder / "genes.tsv", ("gene", "contig", "start", "end"), genes)
     write_tsv(folder / "replicons.tsv", ("replicon",), [{"replicon": name} for name in names])
     about = {
@@ -173,16 +197,25 @@ def seal_plasmid_store(
 
 
 def write_plasmid_store(folder: Path, store: PlasmidStore) -> None:
-    """Write a plasmid store, whole or not at all; of its manifest only bin size and reference are taken."""
+    """Write a plasmid store, whole or not at all.
+
+    Of its manifest only bin size and reference are taken.
+    """
     with files.folder_written_whole(folder) as made:
         for name in ("genes", "replicons", "breadth"):
             np.save(
-                made / f"{name}.npy", np.ascontiguousarray(getattr(store, name), dtype=np.float32), allow_pickle=False
+                made / f"{name}.npy",
+                np.ascontiguousarray(getattr(store, name), dtype=np.float32),
+                allow_pickle=False,
             )
-        seal_plasmid_store(made, store.panel, store.names, store.samples, store.reference, store.bin_size)
+        seal_plasmid_store(
+            made, store.panel, store.names, store.samples, store.reference, store.bin_size
+        )
 
 
-def _seal(folder: Path, kind: str, samples: Sequence[str], reference: Reference, about: Mapping[str, Any]) -> None:
+def _seal(
+    folder: Path, kind: str, samples: Sequence[str], reference: Reference, about: Mapping[str, Any]
+) -> None:
     check_names(samples, str(folder))
     write_tsv(folder / "samples.tsv", ("sample_id",), [{"sample_id": name} for name in samples])
     manifest = {
@@ -230,9 +263,12 @@ def open_plasmid_store(folder: Path, *, verify: bool = True) -> PlasmidStore:
     names = tuple(row[0] for row in _table(folder / "replicons.tsv", ("replicon",)))
     widths = {"genes": len(panel), "replicons": len(names), "breadth": len(names)}
     arrays = {
-        name: _open_columns(folder / f"{name}.npy", (len(samples), width), np.float32) for name, width in widths.items()
+        name: _open_columns(folder / f"{name}.npy", (len(samples), width), np.float32)
+        for name, width in widths.items()
     }
-    return PlasmidStore(folder=folder, panel=panel, names=names, samples=samples, manifest=manifest, **arrays)
+    return PlasmidStore(
+        folder=folder, panel=panel, names=names, samples=samples, manifest=manifest, **arrays
+    )
 
 
 def is_store(folder: Path, kind: str = "chromosome") -> bool:
@@ -244,21 +280,38 @@ def is_store(folder: Path, kind: str = "chromosome") -> bool:
 def _manifest(folder: Path, kind: str, *, verify: bool) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        hint = "; read it with: seqfoundry prepare copynumber" if (folder / "sample_ids.npy").is_file() else ""
-        raise MissingError(f"{folder}: must be a {kind} store, got a folder without manifest.json{hint}")
+        hint = (
+            "; read it with: seqfoundry prepare copynumber"
+            if (folder / "sample_ids.npy").is_file()
+            else ""
+        )
+        raise MissingError(
+            f"{folder}: must be a {kind} store, got a folder without manifest.json{hint}"
+        )
     manifest = files.read_json(path)
     for key, wanted in (("format_version", FORMAT_VERSION), ("kind", kind)):
         if manifest.get(key) != wanted:
             raise InputError(f"{path}: {key} must be {wanted}, got {manifest.get(key)!r}")
-    wanted_types = {"bin_size": int, "reference": str, "reference_length": int, "n_samples": int, "files": dict}
+    wanted_types = {
+        "bin_size": int,
+        "reference": str,
+        "reference_length": int,
+        "n_samples": int,
+        "files": dict,
+    }
     for key, kind_of in wanted_types.items():
         if not isinstance(manifest.get(key), kind_of):
-            raise InputError(f"{path}: {key} must be {kind_of.__name__}, got {manifest.get(key)!r}")
+            raise InputError(
+                f"{path}: {key} must be {kind_of.__name__}, got {manifest.get(key)!r}"
+            )
     for name in _FILES[kind]:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: must be there as in {path}, got none")
         if verify and (found := files.md5(folder / name)) != manifest["files"].get(name):
-            raise InputError(f"{folder / name}: must have the MD5 {manifest['files'].get(name)} of {path}, got {found}")
+            raise InputError(
+                f"{folder / name}: must have the MD5 {manifest['files'].get(name)} of {path}, got "
+                f"{found}"
+            )
     return manifest
 
 
@@ -266,7 +319,10 @@ def _samples(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
     path = folder / "samples.tsv"
     names = tuple(row[0] for row in _table(path, ("sample_id",)))
     if len(names) != manifest["n_samples"]:
-        raise InputError(f"{path}: must have the {manifest['n_samples']} samples of the manifest, got {len(names)}")
+        raise InputError(
+            f"{path}: must have the {manifest['n_samples']} samples of the manifest, got "
+            f"{len(names)}"
+        )
     check_names(names, str(path))
     return names
 
@@ -283,7 +339,10 @@ def _table(path: Path, columns: Sequence[str]) -> list[list[str]]:
 def _open_columns(path: Path, shape: tuple[int, int], dtype: type) -> NDArray[Any]:
     array = open_array(path)
     if array.shape != shape or array.dtype != dtype:
-        raise InputError(f"{path}: must be {np.dtype(dtype)} of shape {shape}, got {array.dtype} of {array.shape}")
+        raise InputError(
+            f"{path}: must be {np.dtype(dtype)} of shape {shape}, got {array.dtype} of "
+            f"{array.shape}"
+        )
     return array
 
 
@@ -318,7 +377,8 @@ def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
     extra = set(plasmid.samples) - places.keys()
     if extra:
         raise InputError(
-            f"{plasmid.folder}: must have samples of the chromosome store only, got {len(extra)} others: {some(extra)}"
+            f"{plasmid.folder}: must have samples of the chromosome store only, got {len(extra)} "
+            f"others: {some(extra)}"
         )
     rows = [places[name] for name in plasmid.samples]
 
@@ -327,5 +387,9 @@ def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
         made[rows] = array
         return made
 
-    genes, replicons, breadth = (spread(array) for array in (plasmid.genes, plasmid.replicons, plasmid.breadth))
-    return replace(plasmid, samples=tuple(samples), genes=genes, replicons=replicons, breadth=breadth)
+    genes, replicons, breadth = (
+        spread(array) for array in (plasmid.genes, plasmid.replicons, plasmid.breadth)
+    )
+    return replace(
+        plasmid, samples=tuple(samples), genes=genes, replicons=replicons, breadth=breadth
+    )

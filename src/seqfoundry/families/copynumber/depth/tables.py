@@ -2,11 +2,15 @@
 
 Three forms are read, gzipped or not, with either line end:
 
-- ``gatk``: CollectReadCounts, a SAM-like header (its ``SM`` is the sample), then ``CONTIG START END COUNT``;
-- ``tsv``: any table with a header row that names those four columns, the file name being the sample;
-- ``mosdepth``: ``*.regions.bed``, no header, 0-based half-open windows with their *mean depth*. Reads are depth x
-  window / read length, rounded: the other way round would lose what over-dispersion means. Depth counts bases, so
-  clipped ends and overlaps of mates that mosdepth leaves out make the reads fewer than GATK's, by one factor for all.
+- ``gatk``: CollectReadCounts, a SAM-like header (its ``SM`` is the sample), then ``CONTIG START
+  END COUNT``;
+- ``tsv``: any table with a header row that names those four columns, the file name being the
+  sample;
+- ``mosdepth``: ``*.regions.bed``, no header, 0-based half-open windows with their *mean depth*.
+  Reads are depth x
+  window / read length, rounded: the other way round would lose what over-dispersion means. Depth
+  counts bases, so clipped ends and overlaps of mates that mosdepth leaves out make the reads fewer
+  than GATK's, by one factor for all.
 """
 
 import contextlib
@@ -41,7 +45,10 @@ _ROW = re.compile(r"Row #(\d+): (.*)", re.DOTALL)
 
 
 class Block(NamedTuple):
-    """Some samples: counts of the chromosome ``(n, n_bins)``, and of the bins of all other sequences."""
+    """Some samples.
+
+    Counts of the chromosome ``(n, n_bins)``, and of the bins of all other sequences.
+    """
 
     samples: list[str]
     counts: Counts
@@ -58,7 +65,10 @@ class _Header(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Rows of one table as they stand, 1-based inclusive; ``first_line`` is the line of the first row."""
+    """Rows of one table as they stand, 1-based inclusive.
+
+    ``first_line`` is the line of the first row.
+    """
 
     path: Path
     first_line: int
@@ -71,7 +81,9 @@ class _Table(NamedTuple):
 
 
 def find_tables(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
-    """List tables and their samples by name; of a folder all files that end as tables do (``.tsv .bed .counts``).
+    """List tables and their samples by name.
+
+    Of a folder all files that end as tables do (``.tsv .bed .counts``).
 
     Raises
     ------
@@ -83,9 +95,13 @@ def find_tables(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            tables = sorted(file for file in path.iterdir() if _TABLE.search(file.name) and file.is_file())
+            tables = sorted(
+                file for file in path.iterdir() if _TABLE.search(file.name) and file.is_file()
+            )
             if not tables:
-                raise InputError(f"{path}: must be a folder with tables (.tsv, .bed, .counts, or .gz), got none")
+                raise InputError(
+                    f"{path}: must be a folder with tables (.tsv, .bed, .counts, or .gz), got none"
+                )
             found += tables
         elif path.is_file():
             found.append(path)
@@ -96,7 +112,9 @@ def find_tables(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
         name = _sample_of(path)
         check_names([name], str(path))
         if name in samples:
-            raise InputError(f"{path}: samples must be given once, got {name} in {samples[name]} too")
+            raise InputError(
+                f"{path}: samples must be given once, got {name} in {samples[name]} too"
+            )
         samples[name] = path
     return sorted(samples.items())
 
@@ -104,12 +122,15 @@ def find_tables(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
 def read_blocks(
     tables: Sequence[tuple[str, Path]], layout: Layout, form: str | None = None, rows: int = 64
 ) -> Iterator[Block]:
-    """Read tables in the order given, ``rows`` at a time; fewer where the plasmids of the next table are others.
+    """Read tables in the order given, ``rows`` at a time.
+
+    Fewer where the plasmids of the next table are others.
 
     Raises
     ------
     InputError
-        If a table is damaged, a count is negative, fractional or missing (with the line), or its bins are others.
+        If a table is damaged, a count is negative, fractional or missing (with the line), or its
+        bins are others.
     """
     names: list[str] = []
     kept: list[tuple[Counts, Counts]] = []
@@ -117,7 +138,9 @@ def read_blocks(
     for name, path in tables:
         table = _read(path, form, layout.read_length)
         own = places if places is not None and places.fit(table) else _Places.of(table, layout)
-        if kept and (len(kept) == rows or (places is not None and not own.plasmids.equals(places.plasmids))):
+        if kept and (
+            len(kept) == rows or (places is not None and not own.plasmids.equals(places.plasmids))
+        ):
             yield _block(names, kept, places)
             names, kept = [], []
         places = own
@@ -129,7 +152,12 @@ def read_blocks(
 
 def _block(names: list[str], kept: list[tuple[Counts, Counts]], places: "_Places | None") -> Block:
     assert places is not None
-    return Block(names, np.stack([one for one, _ in kept]), places.plasmids, np.stack([two for _, two in kept]))
+    return Block(
+        names,
+        np.stack([one for one, _ in kept]),
+        places.plasmids,
+        np.stack([two for _, two in kept]),
+    )
 
 
 class _Places(NamedTuple):
@@ -145,7 +173,11 @@ class _Places(NamedTuple):
         mine = self.table
         return (mine.contigs, mine.lengths) == (other.contigs, other.lengths) and all(
             np.array_equal(one, two)
-            for one, two in ((mine.start, other.start), (mine.end, other.end), (mine.codes, other.codes))
+            for one, two in (
+                (mine.start, other.start),
+                (mine.end, other.end),
+                (mine.codes, other.codes),
+            )
         )
 
     @classmethod
@@ -162,20 +194,26 @@ class _Places(NamedTuple):
         rows = np.flatnonzero(chrom == reference.name)
         if not rows.size:
             raise InputError(
-                f"{table.path}: must have bins of {reference.name}, got only {some(table.contigs)}; other names for it "
+                f"{table.path}: must have bins of {reference.name}, got only "
+                f"{some(table.contigs)}; other names for it "
                 "belong into contig_aliases"
             )
-        length = {layout.aliases.get(name, name): value for name, value in table.lengths.items()}.get(reference.name)
+        length = {
+            layout.aliases.get(name, name): value for name, value in table.lengths.items()
+        }.get(reference.name)
         last = int(table.end[rows].max())
         if length not in (None, reference.length) or last > reference.length:
             raise InputError(
-                f"{table.path}: {reference.name} must be {reference.length} bases long, got {length or last}: another "
+                f"{table.path}: {reference.name} must be {reference.length} bases long, got "
+                f"{length or last}: another "
                 "reference"
             )
         others = np.flatnonzero(chrom != reference.name)
         chromosome = rows[_matching(table, rows, layout.bins)]
         try:
-            plasmids = Bins(chrom[others], table.start[others], table.end[others], layout.bins.bin_size)
+            plasmids = Bins(
+                chrom[others], table.start[others], table.end[others], layout.bins.bin_size
+            )
         except InputError as error:
             raise InputError(f"{table.path}: {error}") from None
         return cls(table, chromosome, others, plasmids)
@@ -187,15 +225,20 @@ def _matching(table: _Table, rows: Positions, bins: Bins) -> Positions:
     falls = np.flatnonzero(np.diff(start) <= 0)
     if falls.size:
         line = table.first_line + int(rows[falls[0] + 1])
-        raise InputError(f"{table.path} line {line}: bins must rise, got {start[falls[0] + 1]} after {start[falls[0]]}")
+        raise InputError(
+            f"{table.path} line {line}: bins must rise, got {start[falls[0] + 1]} after "
+            f"{start[falls[0]]}"
+        )
     found = np.minimum(np.searchsorted(start, bins.start), len(start) - 1)
     differ = np.flatnonzero((start[found] != bins.start) | (end[found] != bins.end))
     if differ.size:
         i = int(differ[0])
         near = int(found[i])
         raise InputError(
-            f"{table.path} line {table.first_line + int(rows[near])}: must have the bins that are wanted, such as "
-            f"{bins.chrom[i]}:{bins.start[i]}-{bins.end[i]}, got {start[near]}-{end[near]} ({len(rows)} bins, "
+            f"{table.path} line {table.first_line + int(rows[near])}: must have the bins that are "
+            "wanted, such as "
+            f"{bins.chrom[i]}:{bins.start[i]}-{bins.end[i]}, got {start[near]}-{end[near]} "
+            f"({len(rows)} bins, "
             f"{len(bins)} wanted)"
         )
     return found
@@ -233,7 +276,9 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: must be a whole gzip file, got one that is damaged or cut off") from None
+        raise InputError(
+            f"{path}: must be a whole gzip file, got one that is damaged or cut off"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: must be text in UTF-8, got other bytes") from None
     except OSError as error:
@@ -250,12 +295,20 @@ def _read(path: Path, form: str | None, read_length: int) -> _Table:
     first = header.n_lines + 1
     if header.offset >= len(content):
         raise InputError(f"{path}: must have rows of bins, got none")
-    types = {"contig": pa.dictionary(pa.int32(), pa.string()), "start": pa.int64(), "end": pa.int64()}
+    types = {
+        "contig": pa.dictionary(pa.int32(), pa.string()),
+        "start": pa.int64(),
+        "end": pa.int64(),
+    }
     try:
         table = pacsv.read_csv(
             pa.py_buffer(memoryview(content)[header.offset :]),
-            read_options=pacsv.ReadOptions(use_threads=False, column_names=header.columns, block_size=1 << 26),
-            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            read_options=pacsv.ReadOptions(
+                use_threads=False, column_names=header.columns, block_size=1 << 26
+            ),
+            parse_options=pacsv.ParseOptions(
+                delimiter="\t", quote_char=False, ignore_empty_lines=False
+            ),
             convert_options=pacsv.ConvertOptions(
                 column_types={**types, "count": pa.float64()}, include_columns=[*types, "count"]
             ),
@@ -264,13 +317,17 @@ def _read(path: Path, form: str | None, read_length: int) -> _Table:
         match = _ROW.search(str(error))
         where = f"{path} line {first + int(match[1]) - 1}" if match else str(path)
         raise InputError(
-            f"{where}: must be a row of contig, start, end and count, got: {match[2] if match else error}"
+            f"{where}: must be a row of contig, start, end and count, got: "
+            f"{match[2] if match else error}"
         ) from None
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     for name in types:
         if columns[name].null_count:
             row = int(np.argmax(columns[name].is_null().to_numpy(zero_copy_only=False)))
-            raise InputError(f"{path} line {first + row}: must be a row of contig, start, end and count, got no {name}")
+            raise InputError(
+                f"{path} line {first + row}: must be a row of contig, start, end and count, got "
+                f"no {name}"
+            )
     codes = columns["contig"].indices.to_numpy()
     start, end = (columns[name].to_numpy() for name in ("start", "end"))
     values = columns["count"].to_numpy(zero_copy_only=False)
@@ -278,14 +335,25 @@ def _read(path: Path, form: str | None, read_length: int) -> _Table:
         start = start + 1
         values = np.rint(values * (end - start + 1) / read_length)
     counts = _counts(values, path, first)
-    return _Table(path, first, columns["contig"].dictionary.to_pylist(), codes, start, end, counts, header.lengths)
+    return _Table(
+        path,
+        first,
+        columns["contig"].dictionary.to_pylist(),
+        codes,
+        start,
+        end,
+        counts,
+        header.lengths,
+    )
 
 
 def _counts(values: NDArray[np.float64], path: Path, first: int) -> Counts:
     good = (values >= 0) & (values == np.floor(values)) & (values <= np.iinfo(np.uint32).max)
     if not good.all():
         row = int(np.argmin(good))
-        raise InputError(f"{path} line {first + row}: count must be a whole number from 0, got {values[row]:g}")
+        raise InputError(
+            f"{path} line {first + row}: count must be a whole number from 0, got {values[row]:g}"
+        )
     return values.astype(np.uint32)
 
 
@@ -294,7 +362,11 @@ def _header(content: bytes, path: Path, form: str | None) -> _Header:
     offset, n_lines, lengths = 0, 0, {}
     while content.startswith(b"@", offset):
         stop = content.find(b"\n", offset) + 1 or len(content)
-        fields = dict(field.split(":", 1) for field in content[offset:stop].decode().split("\t")[1:] if ":" in field)
+        fields = dict(
+            field.split(":", 1)
+            for field in content[offset:stop].decode().split("\t")[1:]
+            if ":" in field
+        )
         if content.startswith(b"@SQ", offset) and fields.get("LN", "").strip().isdecimal():
             lengths[fields.get("SN", "").strip()] = int(fields["LN"])
         offset, n_lines = stop, n_lines + 1
@@ -304,13 +376,18 @@ def _header(content: bytes, path: Path, form: str | None) -> _Header:
     found = _form(fields_of_row, n_lines > 0)
     if form is not None and form not in FORMS:
         raise InputError(f"format: must be one of {', '.join(FORMS)}, got {form!r}")
-    if not content or found is None or (form is not None and (form == "mosdepth") != (found in ("mosdepth", "bare"))):
+    if (
+        not content
+        or found is None
+        or (form is not None and (form == "mosdepth") != (found in ("mosdepth", "bare")))
+    ):
         wanted = f"a table of the form {form or 'gatk, mosdepth or tsv'}"
         got = f"a first row {' '.join(fields_of_row)[:60]!r}" if content else "an empty file"
         raise InputError(f"{path}: must be {wanted}, got {got}")
     if found == "bare" and form is None:
         raise InputError(
-            f"{path}: must have a header row that names contig, start, end and count, or depths with decimals, got "
+            f"{path}: must have a header row that names contig, start, end and count, or depths "
+            "with decimals, got "
             "neither; --format mosdepth says that they are depths"
         )
     if found in ("mosdepth", "bare"):
@@ -319,7 +396,10 @@ def _header(content: bytes, path: Path, form: str | None) -> _Header:
 
 
 def _form(row: Sequence[str], has_header: bool) -> str | None:
-    """Form of a table by its first row; ``bare`` is one of four numbers columns that may be counts or depths."""
+    """Form of a table by its first row.
+
+    ``bare`` is one of four numbers columns that may be counts or depths.
+    """
     names = _columns(row)
     if all(names.count(name) == 1 for name in _NAMES):
         return "gatk" if has_header else "tsv"

@@ -1,1 +1,4 @@
-"""What calls are worth where the truth is known: of genes, of segments, and both as the tables of an evaluation."""
+"""What calls are worth where the truth is known.
+
+Of genes, of segments, and both as the tables of an evaluation.
+"""

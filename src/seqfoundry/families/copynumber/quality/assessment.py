@@ -1,4 +1,7 @@
-"""What a cohort's calls are worth, as numbers and as the tables of ``evaluation.txt``; for training and evaluation."""
+"""What a cohort's calls are worth, as numbers and as the tables of ``evaluation.txt``.
+
+For training and evaluation.
+"""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,13 +61,19 @@ class Assessment:
         return None if self.depth is None else self.depth >= _DEEP
 
     def metrics(self, prefix: str) -> dict[str, float | None]:
-        """Flat figures with their intervals, named ``<prefix>.*``; ``lowest_*`` are those of the worst gene."""
+        """Flat figures with their intervals, named ``<prefix>.*``.
+
+        ``lowest_*`` are those of the worst gene.
+        """
         found: dict[str, float | None] = {}
 
         def add(name: str, figure: Figure) -> None:
             found[f"{prefix}.{name}"] = figure.value
             if figure.low is not None and figure.high is not None:
-                found[f"{prefix}.{name}.low"], found[f"{prefix}.{name}.high"] = figure.low, figure.high
+                found[f"{prefix}.{name}.low"], found[f"{prefix}.{name}.high"] = (
+                    figure.low,
+                    figure.high,
+                )
 
         segments = diagnose(self.called.segments)
         add("callable", segments.callable)
@@ -89,7 +98,10 @@ def _gene_figures(scores: Sequence[Score]) -> Iterator[tuple[str, Figure]]:
         if known:
             yield f"lowest_{key}", min(known, key=lambda figure: figure.value)
     for one in scores:
-        yield from ((f"{one.mode}.{one.gene}.{key}", getattr(one, key)) for key in ("mcc", "fnr", "ppv", "call_rate"))
+        yield from (
+            (f"{one.mode}.{one.gene}.{key}", getattr(one, key))
+            for key in ("mcc", "fnr", "ppv", "call_rate")
+        )
 
 
 def _float(value: Any) -> float | None:
@@ -99,7 +111,8 @@ def _float(value: Any) -> float | None:
 def evaluation_named(name: str) -> Callable[[Path, Config], Any] | None:
     """Return None for the built-in evaluation, or what ``package.module:object`` names.
 
-    The user's own is called after ours with the folder of results, as in the reference, and the settings.
+    The user's own is called after ours with the folder of results, as in the reference, and the
+    settings.
 
     Raises
     ------
@@ -113,7 +126,9 @@ def evaluation_named(name: str) -> Callable[[Path, Config], Any] | None:
         found: Callable[[Path, Config], Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError):
         wanted = f"{_BUILT_IN}, or package.module:object"
-        raise ConfigError(f"evaluation: must be {wanted} that can be imported, got {name!r}") from None
+        raise ConfigError(
+            f"evaluation: must be {wanted} that can be imported, got {name!r}"
+        ) from None
     return found
 
 
@@ -125,10 +140,14 @@ def assess_cohort(called: Called, cohort: Cohort, bins: Bins, config: Config) ->
         found = comparisons(cohort.ground_truth, cohort.targets, called.genes, called.plasmids)
     chosen = [one.take(rows) for one in found]
     metadata = cohort.metadata.iloc[rows]
-    scores = assess(chosen, metadata, least=config.eval_min_group_n, seed=config.seed) if chosen else []
+    scores = (
+        assess(chosen, metadata, least=config.eval_min_group_n, seed=config.seed) if chosen else []
+    )
     events, depth = None, None
     if "truth_segments" in cohort.truth:
-        events = match(called.segments, bins, cohort.truth["truth_segments"], cohort.chromosome.samples)
+        events = match(
+            called.segments, bins, cohort.truth["truth_segments"], cohort.chromosome.samples
+        )
     if "truth_samples" in cohort.truth:
         known = cohort.truth["truth_samples"].set_index("sample_id")["depth"]
         depth = known.reindex(list(cohort.chromosome.samples)).to_numpy(dtype=np.float64)
@@ -150,13 +169,28 @@ def tables(found: Assessment, config: Config) -> list[Table]:
     made = [Table("Overall", "Genes", _GENE_COLUMNS, [_gene_row(one) for one in overall])]
     undefined = [[one.gene, one.mode, one.mcc.reason] for one in overall if one.mcc.value is None]
     made.append(Table("Overall", "MCC undefined, and why", ("gene", "mode", "reason"), undefined))
-    missing = [[o.gene, o.mode, o.truth_missing.value, _missing(o.call_rate), o.lost.value] for o in overall]
-    made.append(Table("Missingness", "Shares without truth, without call, with truth but no call", _MISSING, missing))
+    missing = [
+        [o.gene, o.mode, o.truth_missing.value, _missing(o.call_rate), o.lost.value]
+        for o in overall
+    ]
+    made.append(
+        Table(
+            "Missingness",
+            "Shares without truth, without call, with truth but no call",
+            _MISSING,
+            missing,
+        )
+    )
     for one in found.comparisons:
-        spread: list[list[Cell]] = [[name, *values.values()] for name, values in quantiles(one).items()]
+        spread: list[list[Cell]] = [
+            [name, *values.values()] for name, values in quantiles(one).items()
+        ]
         section = "CRR and PCN by predicted label and by outcome"
         made.append(Table(section, f"{one.gene} ({one.mode})", ("label", *_QUANTILES), spread))
-    for by, title in (("species", "By species"), ("st", f"By sequence type (n_eval >= {config.eval_min_group_n})")):
+    for by, title in (
+        ("species", "By species"),
+        ("st", f"By sequence type (n_eval >= {config.eval_min_group_n})"),
+    ):
         rows = [[one.group, *_gene_row(one)] for one in found.scores if one.by == by]
         made.append(Table(title, title, ("group", *_GENE_COLUMNS), rows))
     return made + _segment_tables(found)
@@ -199,17 +233,29 @@ def _segment_tables(found: Assessment) -> list[Table]:
     section, segments = "Segment diagnostics", diagnose(found.called.segments)
     rows: list[list[Cell]] = [["changes of state per sample", *segments.transitions.values()]]
     rows.append(["spread of the ratio at one copy", *segments.noise.values()])
-    shares = {"callable samples": segments.callable, "callable samples with any change": segments.altered}
+    shares = {
+        "callable samples": segments.callable,
+        "callable samples with any change": segments.altered,
+    }
     made = [
         Table(section, "Per callable sample", ("figure", *_QUANTILES), rows),
-        Table(section, "Shares", _COLUMNS, [_figure_row(name, one) for name, one in shares.items()]),
+        Table(
+            section, "Shares", _COLUMNS, [_figure_row(name, one) for name, one in shares.items()]
+        ),
     ]
     if found.events is None:
         return made
     section = "Segments against simulated truth"
     for chosen, title in ((None, "All callable samples"), (found.deep, "30x and better")):
         summary = found.events.summary(chosen)
-        made.append(Table(section, title, _COLUMNS, [_figure_row(text, summary[k]) for k, text in _FIGURES.items()]))
+        made.append(
+            Table(
+                section,
+                title,
+                _COLUMNS,
+                [_figure_row(text, summary[k]) for k, text in _FIGURES.items()],
+            )
+        )
     classes = [_class_row(one) for one in found.events.classes()]
     columns = ("copies", "bins", "recall", "events", "precision", "segments")
     return [*made, Table(section, "By copies and size", columns, classes)]

@@ -1,11 +1,13 @@
-"""What segments are worth where every event is known, in simulated cohorts: found, false, breakpoints, confidence.
+"""What segments are worth where every event is known, in simulated cohorts.
 
-An event is found by one segment of its state that shares at least half of its own bases and half of the event's; 3
-copies and more are one state. A deletion beside a region that the lineage lacks has no end there, so it also counts as
-found where segments of 0 copies hold four fifths of it. A segment of other than one copy is false if the true depth in
-the middle of its bins contradicts it, whatever its length. Regions that a lineage lacks are no events: segments that
-are right about them count neither as found nor as wrong.
-"""
+Found, false, breakpoints, confidence.
+
+An event is found by one segment of its state that shares at least half of its own bases and half
+of the event's; 3 copies and more are one state. A deletion beside a region that the lineage lacks
+has no end there, so it also counts as found where segments of 0 copies hold four fifths of it. A
+segment of other than one copy is false if the true depth in the middle of its bins contradicts it,
+whatever its length. Regions that a lineage lacks are no events: segments that are right about them
+count neither as found nor as wrong."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,9 @@ class Found(NamedTuple):
     cn: Array  # true copies
     size: Array  # bins
     found: Mask
-    error: Array  # (E, 2) bins that start and end of the segment are off; NaN if not found, or the event has no end
+    # (E, 2) bins that start and end of the segment are off; NaN if not found, or the event has no
+    # end
+    error: Array
 
 
 class Changed(NamedTuple):
@@ -59,7 +63,10 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Events:
-    """Events and changed segments of a cohort of ``n`` samples; ``callable`` samples have segments, shape ``(n,)``."""
+    """Events and changed segments of a cohort of ``n`` samples.
+
+    ``callable`` samples have segments, shape ``(n,)``.
+    """
 
     events: Found
     changed: Changed
@@ -77,22 +84,27 @@ class Events:
     def summary(self, rows: Mask | None = None, *, seed: int = 0) -> dict[str, Figure]:
         """Summarise callable samples, or those of ``rows`` among them.
 
-        ``segment_recall``, ``segment_precision`` and ``segment_f1`` are of events and segments of `LONG` bins and more,
-        ``false_segments`` per sample, of any length; ``breakpoints_1``: share of the ends of found events that are at
-        most one bin off, ``breakpoint_error``: mean of these errors in bins. Intervals of F1, false segments and error
-        are bootstraps over samples, which ``seed`` decides. Where no resample differs, as without any error, that of
-        F1 is from the F1 of the lower to that of the upper Wilson bounds of recall and precision, and that of no false
-        segment ends at -ln(0.025) per number of samples (Poisson, exact).
-        """
+        ``segment_recall``, ``segment_precision`` and ``segment_f1`` are of events and segments of
+        `LONG` bins and more, ``false_segments`` per sample, of any length; ``breakpoints_1``:
+        share of the ends of found events that are at most one bin off, ``breakpoint_error``: mean
+        of these errors in bins. Intervals of F1, false segments and error are bootstraps over
+        samples, which ``seed`` decides. Where no resample differs, as without any error, that of
+        F1 is from the F1 of the lower to that of the upper Wilson bounds of recall and precision,
+        and that of no false segment ends at -ln(0.025) per number of samples (Poisson, exact)."""
         rows = self.callable if rows is None else rows & self.callable
         events, changed = self.events, self.changed
         mine, own = rows[events.sample], rows[changed.sample]
-        long_events, long_segments = mine & (events.size >= LONG), own & (changed.size >= LONG) & ~changed.lineage
+        long_events, long_segments = (
+            mine & (events.size >= LONG),
+            own & (changed.size >= LONG) & ~changed.lineage,
+        )
         known = mine[:, None] & ~np.isnan(events.error)
         error = np.where(known, events.error, 0)
 
         def count(sample: NDArray[np.int64], weights: Array | Mask) -> Array:
-            return np.asarray(np.bincount(sample, weights, minlength=len(rows))[rows], dtype=np.float64)
+            return np.asarray(
+                np.bincount(sample, weights, minlength=len(rows))[rows], dtype=np.float64
+            )
 
         counts = (
             count(events.sample, long_events & events.found),
@@ -110,7 +122,9 @@ class Events:
             "segment_precision": self.precision(long_segments),
             "segment_f1": f1,
             "false_segments": false,
-            "breakpoints_1": rate(int((error[known] <= 1).sum()), int(known.sum()), "no found event"),
+            "breakpoints_1": rate(
+                int((error[known] <= 1).sum()), int(known.sum()), "no found event"
+            ),
             "breakpoint_error": off,
         }
 
@@ -131,7 +145,10 @@ class Events:
                 ]
                 size = f"{least}-{most - 1:.0f}" if np.isfinite(most) else f"{least}+"
                 about = {"copies": name, "bins": size}
-                made.append(about | {"recall": self.recall(chosen[0]), "precision": self.precision(chosen[1])})
+                made.append(
+                    about
+                    | {"recall": self.recall(chosen[0]), "precision": self.precision(chosen[1])}
+                )
         return made
 
     def calibration(self, rows: Mask | None = None) -> Reliability:
@@ -156,7 +173,11 @@ def _bootstrapped(counts: Array, seed: int) -> tuple[Figure, Figure, Figure]:
     made = []
     for values, total, reason in (
         (_f1(counts.sum(axis=1)), _f1(drawn), "no event or no segment of such a length"),
-        (_ratio(counts[4].sum(), counts[7].sum()), _ratio(drawn[4], drawn[7]), "no callable sample"),
+        (
+            _ratio(counts[4].sum(), counts[7].sum()),
+            _ratio(drawn[4], drawn[7]),
+            "no callable sample",
+        ),
         (_ratio(counts[5].sum(), counts[6].sum()), _ratio(drawn[5], drawn[6]), "no found event"),
     ):
         value, known = float(values), total[~np.isnan(total)]
@@ -180,7 +201,11 @@ def _spread_f1(found: Figure, totals: Array) -> Figure:
 
 def _spread_rate(found: Figure) -> Figure:
     """Give a rate of 0 per sample an upper bound."""
-    return found._replace(high=-math.log(0.025) / found.n) if found.value == found.high == 0 else found
+    return (
+        found._replace(high=-math.log(0.025) / found.n)
+        if found.value == found.high == 0
+        else found
+    )
 
 
 def _ratio(part: Any, whole: Any) -> Array:
@@ -189,7 +214,10 @@ def _ratio(part: Any, whole: Any) -> Array:
 
 
 def _f1(counts: Array) -> Array:
-    """Harmonic mean of recall and precision, 0 if nothing is found; NaN if either is not defined."""
+    """Harmonic mean of recall and precision, 0 if nothing is found.
+
+    NaN if either is not defined.
+    """
     recall, precision = _ratio(counts[0], counts[1]), _ratio(counts[2], counts[3])
     total = recall + precision
     return np.where(total == 0, 0.0, _ratio(2 * recall * precision, total))
@@ -206,8 +234,8 @@ def match(segments: Segments, bins: Bins, truth: Any, samples: Sequence[str]) ->
     segments, bins, samples
         Of a cohort.
     truth
-        Its ``truth_segments``: ``sample_id``, ``chrom``, ``x0``, ``x1`` (bases, half open, from 0), ``cn``, ``ratio``
-        (depth over that of one copy) and ``kind``, event or absent.
+        Its ``truth_segments``: ``sample_id``, ``chrom``, ``x0``, ``x1`` (bases, half open, from
+        0), ``cn``, ``ratio`` (depth over that of one copy) and ``kind``, event or absent.
 
     Raises
     ------
@@ -218,8 +246,13 @@ def match(segments: Segments, bins: Bins, truth: Any, samples: Sequence[str]) ->
     absent = [name for name in wanted if name not in truth]
     rows = pd.Index(samples).get_indexer(truth["sample_id"]) if not absent else np.array([-1])
     if absent or (rows < 0).any():
-        raise InputError(f"truth of segments: must have {', '.join(wanted)} of samples of the cohort, got others")
-    x0, x1, cn, ratio = (truth[name].to_numpy(dtype=np.float64) for name in ("x0", "x1", "cn", "ratio"))
+        raise InputError(
+            f"truth of segments: must have {', '.join(wanted)} of samples of the cohort, got "
+            "others"
+        )
+    x0, x1, cn, ratio = (
+        truth[name].to_numpy(dtype=np.float64) for name in ("x0", "x1", "cn", "ratio")
+    )
     contigs = list(dict.fromkeys(bins.chrom.tolist()))
     contig = pd.Index(contigs).get_indexer(truth["chrom"])
     spans = _Spans(rows, contig, x0, x1, cn, ratio, truth["kind"].to_numpy() == "event")
@@ -262,11 +295,15 @@ class _Frame(NamedTuple):
         first = on[0] + np.searchsorted(bins.end[on], spans.x0[i], side="right")
         last = on[0] + np.searchsorted(bins.start[on] - 1, spans.x1[i], side="left")
         own = slice(int(first), int(max(first, last)))
-        shared = np.minimum(bins.end[own], spans.x1[i]) - np.maximum(bins.start[own] - 1, spans.x0[i])
+        shared = np.minimum(bins.end[own], spans.x1[i]) - np.maximum(
+            bins.start[own] - 1, spans.x0[i]
+        )
         return own, shared / bins.lengths[own]
 
 
-def _match_sample(sample: int, segments: Segments, frame: _Frame, spans: _Spans) -> tuple[Found, Changed]:
+def _match_sample(
+    sample: int, segments: Segments, frame: _Frame, spans: _Spans
+) -> tuple[Found, Changed]:
     """Match the segments of a sample with its events."""
     bins = frame.bins
     own = np.arange(segments.offsets[sample], segments.offsets[sample + 1])
@@ -280,7 +317,9 @@ def _match_sample(sample: int, segments: Segments, frame: _Frame, spans: _Spans)
     middle = np.array([np.median(depth[a:b]) for a, b in zip(first, last, strict=True)])
     state = np.searchsorted(COPY_NUMBERS, cn)
     right = (middle >= _EDGES[state] - _SLACK) & (middle <= _EDGES[state + 1] + _SLACK)
-    absent = np.array([missing[a:b].mean() >= _HALF for a, b in zip(first, last, strict=True)], dtype=bool)
+    absent = np.array(
+        [missing[a:b].mean() >= _HALF for a, b in zip(first, last, strict=True)], dtype=bool
+    )
     start, end = bins.start[first] - 1.0, bins.end[last - 1].astype(np.float64)
     events = np.flatnonzero(spans.is_event)
     matched, hit = np.zeros(len(own), dtype=bool), np.zeros(len(events), dtype=bool)
@@ -322,7 +361,13 @@ def _touches(spans: _Spans, i: int, near: int) -> Mask:
 def _stacked(kind: Any, parts: Sequence[Any]) -> Any:
     """Join named tuples of arrays."""
     if not parts:
-        empty: Mapping[str, Any] = {"found": bool, "right": bool, "matched": bool, "lineage": bool, "sample": np.int64}
+        empty: Mapping[str, Any] = {
+            "found": bool,
+            "right": bool,
+            "matched": bool,
+            "lineage": bool,
+            "sample": np.int64,
+        }
         made = {name: np.empty(0, empty.get(name, np.float64)) for name in kind._fields}
         if "error" in made:
             made["error"] = np.empty((0, 2))

@@ -1,9 +1,11 @@
-"""What calls of genes are worth where the truth is known from elsewhere: MCC, FNR, PPV, call rate, by group.
+"""What calls of genes are worth where the truth is known from elsewhere.
 
-A number that is not defined is None, with the reason beside it, never 0: a gene that no sample has amplified has no
-MCC. A call that is missing stays unknown; it is neither present nor absent, and lowers the call rate instead. For
-presence, copies from 1 on (ground truth) and above 0 (calls, whose half copy is one in some of the cells) are positive;
-for amplification, from 2 on in both.
+MCC, FNR, PPV, call rate, by group.
+
+A number that is not defined is None, with the reason beside it, never 0: a gene that no sample has
+amplified has no MCC. A call that is missing stays unknown; it is neither present nor absent, and
+lowers the call rate instead. For presence, copies from 1 on (ground truth) and above 0 (calls,
+whose half copy is one in some of the cells) are positive; for amplification, from 2 on in both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,10 @@ _DRAWS = 1000
 
 
 class Figure(NamedTuple):
-    """A number with its 95 % interval, from ``n`` cases; all None, and why, where it is undefined."""
+    """A number with its 95 % interval, from ``n`` cases.
+
+    All None, and why, where it is undefined.
+    """
 
     value: float | None
     low: float | None
@@ -54,7 +59,8 @@ class Comparison:
     gene
         Name of the column.
     mode
-        presence, or amplification (genes of the chromosome only, which are in nearly every sample).
+        presence, or amplification (genes of the chromosome only, which are in nearly every
+        sample).
     truth, called
         ``(N,)``.
     value
@@ -69,7 +75,9 @@ class Comparison:
 
     def take(self, rows: NDArray[Any]) -> "Comparison":
         """Return the comparison of some samples."""
-        return Comparison(self.gene, self.mode, self.truth[rows], self.called[rows], self.value[rows])
+        return Comparison(
+            self.gene, self.mode, self.truth[rows], self.called[rows], self.value[rows]
+        )
 
 
 def positives(copies: NDArray[Any], mode: str, *, called: bool = False) -> Labels:
@@ -85,7 +93,9 @@ def positives(copies: NDArray[Any], mode: str, *, called: bool = False) -> Label
 def comparisons(
     ground_truth: Any, targets: Mapping[str, Target], genes: Calls, plasmids: PlasmidCalls | None
 ) -> list[Comparison]:
-    """Put each column of the ground truth beside the calls of its target; all calls are unknown where there are none.
+    """Put each column of the ground truth beside the calls of its target.
+
+    All calls are unknown where there are none.
 
     Parameters
     ----------
@@ -100,13 +110,17 @@ def comparisons(
         found = _calls_of(name, target, genes, plasmids)
         copies = np.full(len(truth), UNCALLABLE) if found is None else found.cn[:, 0]
         value = np.full(len(truth), np.nan) if found is None else found.value[:, 0]
-        for mode in ("amplification", "presence") if target.kind == "chromosome" else ("presence",):
+        for mode in (
+            ("amplification", "presence") if target.kind == "chromosome" else ("presence",)
+        ):
             called = positives(copies, mode, called=True)
             made.append(Comparison(name, mode, positives(truth, mode), called, value))
     return made
 
 
-def _calls_of(name: str, target: Target, genes: Calls, plasmids: PlasmidCalls | None) -> Calls | None:
+def _calls_of(
+    name: str, target: Target, genes: Calls, plasmids: PlasmidCalls | None
+) -> Calls | None:
     own = genes
     if target.kind != "chromosome":
         if plasmids is None:
@@ -120,8 +134,8 @@ def _calls_of(name: str, target: Target, genes: Calls, plasmids: PlasmidCalls | 
 class Score:
     """What the calls of one gene are worth in one group of samples.
 
-    ``n`` samples, of which ``n_eval`` have both truth and call; ``lost`` is the share of known truths without a call.
-    """
+    ``n`` samples, of which ``n_eval`` have both truth and call; ``lost`` is the share of known
+    truths without a call."""
 
     gene: str
     mode: str
@@ -138,8 +152,16 @@ class Score:
     lost: Figure
 
     def row(self) -> dict[str, Any]:
-        """Flat form for a table: ``mcc``, ``mcc_low``, ``mcc_high``, ``mcc_reason``, likewise others; None is none."""
-        made: dict[str, Any] = {"gene": self.gene, "mode": self.mode, "by": self.by, "group": self.group}
+        """Flat form for a table.
+
+        ``mcc``, ``mcc_low``, ``mcc_high``, ``mcc_reason``, likewise others; None is none.
+        """
+        made: dict[str, Any] = {
+            "gene": self.gene,
+            "mode": self.mode,
+            "by": self.by,
+            "group": self.group,
+        }
         made |= {"n": self.n, "n_eval": self.n_eval, **self.counts}
         for name in ("mcc", "fnr", "ppv", "call_rate", "truth_missing", "lost"):
             figure: Figure = getattr(self, name)
@@ -151,11 +173,11 @@ class Score:
 def score(one: Comparison, *, by: str = "all", group: str = "all", seed: int = 0) -> Score:
     """Score the calls of a gene.
 
-    MCC = (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)), undefined where truth or calls are of one kind;
-    FNR = FN / (TP + FN), PPV = TP / (TP + FP). Rates have Wilson intervals. That of the MCC holds 95 % of the tables
-    drawn from a Dirichlet distribution with half a case added to each cell, a bootstrap that is not certain where no
-    error was seen; ``seed`` decides the draws.
-    """
+    MCC = (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)), undefined where truth or
+    calls are of one kind; FNR = FN / (TP + FN), PPV = TP / (TP + FP). Rates have Wilson intervals.
+    That of the MCC holds 95 % of the tables drawn from a Dirichlet distribution with half a case
+    added to each cell, a bootstrap that is not certain where no error was seen; ``seed`` decides
+    the draws."""
     known, has_call = one.truth >= 0, one.called >= 0
     both = known & has_call
     cells = np.bincount(2 * one.truth[both] + one.called[both], minlength=4)
@@ -175,7 +197,9 @@ def score(one: Comparison, *, by: str = "all", group: str = "all", seed: int = 0
         ppv=rate(tp, tp + fp, "no positive call" if n_eval else nothing),
         call_rate=rate(int(has_call.sum()), n, "no sample"),
         truth_missing=rate(int((~known).sum()), n, "no sample"),
-        lost=rate(int((known & ~has_call).sum()), int(known.sum()), "truth is unknown in every sample"),
+        lost=rate(
+            int((known & ~has_call).sum()), int(known.sum()), "truth is unknown in every sample"
+        ),
     )
 
 
@@ -202,11 +226,13 @@ def _correlation(cells: NDArray[np.float64]) -> Any:
     return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
 
 
-def assess(found: Sequence[Comparison], metadata: Any, *, least: int, seed: int = 0) -> list[Score]:
+def assess(
+    found: Sequence[Comparison], metadata: Any, *, least: int, seed: int = 0
+) -> list[Score]:
     """Score every gene in all samples, by species, and by sequence type from ``least`` samples with truth and call on.
 
-    Species of any size are scored, as the reference does: they are few. Samples without a type, or of type 0, are
-    ``unknown``.
+    Species of any size are scored, as the reference does: they are few. Samples without a type, or
+    of type 0, are ``unknown``.
 
     Parameters
     ----------
@@ -218,19 +244,30 @@ def assess(found: Sequence[Comparison], metadata: Any, *, least: int, seed: int 
         The setting ``eval_min_group_n``.
     """
     made = []
-    groups = {by: _groups(metadata[column].tolist()) for by, column in (("species", "Species"), ("st", "ST"))}
+    groups = {
+        by: _groups(metadata[column].tolist())
+        for by, column in (("species", "Species"), ("st", "ST"))
+    }
     for one in found:
         made.append(score(one, seed=seed))
         both = (one.truth >= 0) & (one.called >= 0)
         for by, members in groups.items():
-            enough = [name for name, rows in members.items() if by == "species" or int(both[rows].sum()) >= least]
-            made += [score(one.take(members[name]), by=by, group=name, seed=seed) for name in enough]
+            enough = [
+                name
+                for name, rows in members.items()
+                if by == "species" or int(both[rows].sum()) >= least
+            ]
+            made += [
+                score(one.take(members[name]), by=by, group=name, seed=seed) for name in enough
+            ]
     return made
 
 
 def _groups(names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Rows of each group, by name."""
-    known = np.array([name if name not in ("", "0", "ST0") else "unknown" for name in names], dtype=np.str_)
+    known = np.array(
+        [name if name not in ("", "0", "ST0") else "unknown" for name in names], dtype=np.str_
+    )
     groups, member = np.unique(known, return_inverse=True)
     order, sizes = np.argsort(member, kind="stable"), np.bincount(member, minlength=len(groups))
     parts = np.split(order, np.cumsum(sizes)[:-1]) if len(groups) else []
@@ -246,22 +283,27 @@ def quantiles(one: Comparison) -> dict[str, dict[str, float | int | None]]:
 
 
 def spread(values: NDArray[Any]) -> dict[str, float | int | None]:
-    """Count known values and give their quantiles, ``p10`` to ``p90``; None where there are none."""
+    """Count known values and give their quantiles, ``p10`` to ``p90``.
+
+    None where there are none.
+    """
     known = values[np.isfinite(values)]
     names = [f"p{percent}" for percent in QUANTILES]
     if not known.size:
         return {"n": 0, **dict.fromkeys(names)}
-    return {"n": int(known.size), **dict(zip(names, np.percentile(known, QUANTILES).tolist(), strict=True))}
+    return {
+        "n": int(known.size),
+        **dict(zip(names, np.percentile(known, QUANTILES).tolist(), strict=True)),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnostics:
     """Segments of a cohort, whatever the truth is.
 
-    ``callable`` is the share of samples with enough evidence, ``altered`` the share of these with any segment of other
-    copies. ``transitions`` counts changes of state per callable sample, ``noise`` is the spread of the ratio at one
-    copy.
-    """
+    ``callable`` is the share of samples with enough evidence, ``altered`` the share of these with
+    any segment of other copies. ``transitions`` counts changes of state per callable sample,
+    ``noise`` is the spread of the ratio at one copy."""
 
     callable: Figure
     altered: Figure

@@ -1,1 +1,4 @@
-"""Frozen Enformer and Sei: their networks, published checkpoints, cached features, and the linear head on these."""
+"""Frozen Enformer and Sei.
+
+Their networks, published checkpoints, cached features, and the linear head on these.
+"""

@@ -1,4 +1,6 @@
-"""Features that were computed once: chunks on disk, one row per different sequence, found again by its key.
+"""Features that were computed once.
+
+Chunks on disk, one row per different sequence, found again by its key.
 
 A chunk is a safetensors file, whole or absent, so that a killed run goes on after the last one.
 """
@@ -16,7 +18,11 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.atomic import lock
-from seqfoundry.families.enhancer.backbones.checkpoints import digest_of, read_safetensors, write_safetensors
+from seqfoundry.families.enhancer.backbones.checkpoints import (
+    digest_of,
+    read_safetensors,
+    write_safetensors,
+)
 from seqfoundry.families.enhancer.data import Indices
 
 _LOG = logging.getLogger(__name__)
@@ -27,7 +33,9 @@ KEY_BYTES = 20
 
 
 class Features:
-    """Features of n rows, in their order; equal sequences share a row, and chunks on disk are mapped, not loaded.
+    """Features of n rows, in their order.
+
+    Equal sequences share a row, and chunks on disk are mapped, not loaded.
 
     Attributes
     ----------
@@ -64,7 +72,8 @@ class Store:
     folder
         Of chunks, for any number of fingerprints; None: in memory alone.
     fingerprint
-        Of what computes them: hexadecimal digits, and the name of the folder inside. Other numbers, other digits.
+        Of what computes them: hexadecimal digits, and the name of the folder inside. Other
+        numbers, other digits.
     width, dtype
         Features per row; float32, or float16 for half the space (relative rounding 0.0005).
     batch
@@ -90,18 +99,21 @@ class Store:
 def collect(keys: Sequence[bytes], compute: Callable[[Indices], Values], store: Store) -> Features:
     """Look up the features of rows by their ``keys`` (20 bytes each), and compute and keep those that are not there.
 
-    ``compute`` gets numbers of rows and returns their features ``(len(rows), width)``. What it returns is rounded to
-    the type of the store, so that a first run and a later one have the same numbers. A folder is used by one process
-    at a time; others wait.
+    ``compute`` gets numbers of rows and returns their features ``(len(rows), width)``. What it
+    returns is rounded to the type of the store, so that a first run and a later one have the same
+    numbers. A folder is used by one process at a time; others wait.
 
     Raises
     ------
     InputError
-        If a chunk is damaged, or of another fingerprint, or computed features are not finite in the store's type.
+        If a chunk is damaged, or of another fingerprint, or computed features are not finite in
+        the store's type.
     OutputError
         If the folder cannot be written.
     """
-    unique, first, place = np.unique(np.array(keys, dtype=f"S{KEY_BYTES}"), return_index=True, return_inverse=True)
+    unique, first, place = np.unique(
+        np.array(keys, dtype=f"S{KEY_BYTES}"), return_index=True, return_inverse=True
+    )
     if store.place is None:
         return _collected(unique, first, place, compute, store)
     with lock(store.place / ".lock"):
@@ -109,7 +121,11 @@ def collect(keys: Sequence[bytes], compute: Callable[[Indices], Values], store: 
 
 
 def _collected(
-    unique: NDArray[Any], first: Indices, place: Indices, compute: Callable[[Indices], Values], store: Store
+    unique: NDArray[Any],
+    first: Indices,
+    place: Indices,
+    compute: Callable[[Indices], Values],
+    store: Store,
 ) -> Features:
     paths = sorted(store.place.glob("chunk-*.safetensors")) if store.place else []
     known = [_read_chunk(path, store) for path in paths]
@@ -122,17 +138,32 @@ def _collected(
     for start in range(0, len(missing), store.batch):
         parts.append(compute(missing[start : start + store.batch]))
         end = min(start + store.batch, len(missing))
-        if end - done >= store.rows or time.monotonic() - begun >= store.seconds or end == len(missing):
-            keys = np.array([key_of[row] for row in missing[done:end].tolist()], dtype=unique.dtype)
+        if (
+            end - done >= store.rows
+            or time.monotonic() - begun >= store.seconds
+            or end == len(missing)
+        ):
+            keys = np.array(
+                [key_of[row] for row in missing[done:end].tolist()], dtype=unique.dtype
+            )
             chunk = _rounded(np.concatenate(parts), store)
             if store.place:
-                chunk = _write_chunk(store.place / f"chunk-{number:06d}.safetensors", keys, chunk, store)
+                chunk = _write_chunk(
+                    store.place / f"chunk-{number:06d}.safetensors", keys, chunk, store
+                )
             known.append((keys, chunk))
-            _LOG.info("features: %d of %d, %.1f per second", end, len(missing), end / (time.monotonic() - started))
+            _LOG.info(
+                "features: %d of %d, %.1f per second",
+                end,
+                len(missing),
+                end / (time.monotonic() - started),
+            )
             parts, done, number, begun = [], end, number + 1, time.monotonic()
     there = np.concatenate([np.empty(0, dtype=unique.dtype), *(keys for keys, _ in known)])
     order = np.argsort(there, kind="stable")
-    rows = order[np.searchsorted(there[order], unique)] if len(there) else np.empty(0, dtype=np.int64)
+    rows = (
+        order[np.searchsorted(there[order], unique)] if len(there) else np.empty(0, dtype=np.int64)
+    )
     return Features([chunk for _, chunk in known], rows[place], store.width)
 
 
@@ -146,11 +177,15 @@ def _rounded(features: Values, store: Store) -> NDArray[Any]:
     return made
 
 
-def _write_chunk(path: Path, keys: NDArray[Any], features: NDArray[Any], store: Store) -> NDArray[Any]:
+def _write_chunk(
+    path: Path, keys: NDArray[Any], features: NDArray[Any], store: Store
+) -> NDArray[Any]:
     """Write a chunk and return its features as they are mapped from there."""
     raw = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
     tensors = {"features": torch.from_numpy(features), "keys": torch.from_numpy(raw.copy())}
-    write_safetensors(path, tensors, {"fingerprint": store.fingerprint, "sha256": digest_of(tensors)})
+    write_safetensors(
+        path, tensors, {"fingerprint": store.fingerprint, "sha256": digest_of(tensors)}
+    )
     mapped: NDArray[Any] = read_safetensors(path)[0]["features"].numpy()
     return mapped
 
@@ -163,11 +198,18 @@ def _read_chunk(path: Path, store: Store) -> tuple[NDArray[Any], NDArray[Any]]:
         found = metadata.get("fingerprint")
         raise InputError(f"{path}: fingerprint must be {store.fingerprint}, got {found}; {advice}")
     if set(tensors) != {"features", "keys"} or metadata.get("sha256") != digest_of(tensors):
-        raise InputError(f"{path}: must hold the features and keys that were written, got others; {advice}")
+        raise InputError(
+            f"{path}: must hold the features and keys that were written, got others; {advice}"
+        )
     features, keys = tensors["features"], tensors["keys"]
     shapes = (len(keys), store.width), (len(keys), KEY_BYTES)
-    if (tuple(features.shape), tuple(keys.shape)) != shapes or features.dtype != getattr(torch, store.dtype):
-        raise InputError(f"{path}: features must be {store.dtype} {shapes[0]}, got {tuple(features.shape)}; {advice}")
+    if (tuple(features.shape), tuple(keys.shape)) != shapes or features.dtype != getattr(
+        torch, store.dtype
+    ):
+        raise InputError(
+            f"{path}: features must be {store.dtype} {shapes[0]}, got {tuple(features.shape)}; "
+            f"{advice}"
+        )
     if not bool(torch.isfinite(features).all()):
         raise InputError(f"{path}: features must be finite, got NaN or infinity; {advice}")
     return keys.numpy().view(f"S{KEY_BYTES}").reshape(-1), features.numpy()

@@ -1,4 +1,6 @@
-"""Weights on disk: the published layouts of Enformer and Sei, and safetensors files; nothing in them is executed.
+"""Weights on disk: the published layouts of Enformer and Sei, and safetensors files.
+
+Nothing in them is executed.
 
 A safetensors file is eight bytes with the length of a JSON header, the header, and the numbers.
 """
@@ -22,28 +24,62 @@ from seqfoundry.core.errors import InputError, MissingError, ModelError
 from seqfoundry.core.files.arrays import check_archive
 from seqfoundry.core.files.atomic import bytes_written_whole, read_json, write_json, written_whole
 from seqfoundry.core.settings.config import build_plain
-from seqfoundry.families.enhancer.backbones.trunks import Enformer, EnformerShape, Sei, SeiShape, Trunk
+from seqfoundry.families.enhancer.backbones.trunks import (
+    Enformer,
+    EnformerShape,
+    Sei,
+    SeiShape,
+    Trunk,
+)
 
 Kind = Literal["enformer", "sei"]
 AnyTrunk = TypeVar("AnyTrunk", bound=Trunk)
 
 _LONGEST_HEADER = 100_000_000
 _TYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "BOOL": torch.bool,
+    },
+    **{
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+    },
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _DAMAGE = (  # what readers of JSON, pickles and archives raise for damaged files
-    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError),
+    *(
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ),
     *(RuntimeError, pickle.UnpicklingError),
 )
-_PARTS = {"1": "stem", "2": "conv_tower", "4": "transformer", "6": "final_pointwise"}  # of Enformer, under _trunk
+_PARTS = {
+    "1": "stem",
+    "2": "conv_tower",
+    "4": "transformer",
+    "6": "final_pointwise",
+}  # of Enformer, under _trunk
 _HEADS = {"human": 5, "mouse": 3}  # outputs of a tiny Enformer
 _GAINS = {
     "enformer": 6**0.5,
     "sei": 3**0.5,
 }  # from the usual random weights to such that keep the spread of what passes a layer
-_TINY_ENFORMER = EnformerShape(dim=192, depth=2, heads=4, num_downsamples=3, dim_divisible_by=32, target_length=96)
+_TINY_ENFORMER = EnformerShape(
+    dim=192, depth=2, heads=4, num_downsamples=3, dim_divisible_by=32, target_length=96
+)
 _TINY_SEI = SeiShape(widths=(12, 16, 24), profiles=64)
 
 
@@ -51,10 +87,12 @@ _TINY_SEI = SeiShape(widths=(12, 16, 24), profiles=64)
 
 
 def load_enformer(folder: Path) -> Enformer:
-    """Read the folder of a checkpoint: ``config.json`` and ``model.safetensors`` or else ``pytorch_model.bin``.
+    """Read the folder of a checkpoint.
 
-    Every weight stands there once under its own name, and may stand again under ``_trunk``, which counts only where
-    there is no other. Heads are left out.
+    ``config.json`` and ``model.safetensors`` or else ``pytorch_model.bin``.
+
+    Every weight stands there once under its own name, and may stand again under ``_trunk``, which
+    counts only where there is no other. Heads are left out.
 
     Raises
     ------
@@ -83,10 +121,12 @@ def load_enformer(folder: Path) -> Enformer:
 
 
 def load_sei(path: Path, *, classifier: bool) -> Sei:
-    """Read ``.pth``, or ``.safetensors``, or a folder with ``sei.safetensors`` or ``sei.pth``; widths are as found.
+    """Read ``.pth``, or ``.safetensors``, or a folder with ``sei.safetensors`` or ``sei.pth``.
 
-    Weights may lie under ``state_dict``, and have the prefixes ``module.`` and ``model.``. Without the ``classifier``
-    nine tenths of the file are not read.
+    Widths are as found.
+
+    Weights may lie under ``state_dict``, and have the prefixes ``module.`` and ``model.``. Without
+    the ``classifier`` nine tenths of the file are not read.
 
     Raises
     ------
@@ -95,8 +135,13 @@ def load_sei(path: Path, *, classifier: bool) -> Sei:
     """
     path = _only(path, ("sei.safetensors", "sei.pth")) if path.is_dir() else path
     found = _read(path, lambda name: classifier or "classifier." not in name)
-    named = {name.removeprefix("module.").removeprefix("model."): tensor for name, tensor in found.items()}
-    sizes = [_outputs(named, name) for name in ("lconv1.0.weight", "lconv2.2.weight", "lconv3.2.weight")]
+    named = {
+        name.removeprefix("module.").removeprefix("model."): tensor
+        for name, tensor in found.items()
+    }
+    sizes = [
+        _outputs(named, name) for name in ("lconv1.0.weight", "lconv2.2.weight", "lconv3.2.weight")
+    ]
     profiles = _outputs(named, "classifier.2.weight") if classifier else 0
     shape = SeiShape(widths=(sizes[0], sizes[1], sizes[2]), profiles=profiles)
     return _filled(lambda: Sei(shape), named, path)
@@ -136,7 +181,9 @@ def read_plain(path: Path) -> Any:
         If it is damaged, claims more than it can hold, or needs code to be read.
     """
     if not path.is_file():
-        raise MissingError(f"{path}: must be a file of weights, got {'a folder' if path.is_dir() else 'nothing'}")
+        raise MissingError(
+            f"{path}: must be a file of weights, got {'a folder' if path.is_dir() else 'nothing'}"
+        )
     try:
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
@@ -146,7 +193,9 @@ def read_plain(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except _DAMAGE as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: must be a whole file of weights without code, got: {reason}") from None
+        raise InputError(
+            f"{path}: must be a whole file of weights without code, got: {reason}"
+        ) from None
 
 
 def _filled(make: Callable[[], AnyTrunk], weights: Mapping[str, Any], where: Path) -> AnyTrunk:
@@ -155,16 +204,23 @@ def _filled(make: Callable[[], AnyTrunk], weights: Mapping[str, Any], where: Pat
         trunk = make()
     own = trunk.state_dict()
     if faults := [name for name in own if name not in weights]:
-        raise ModelError(f"{where}: must hold the weights of {type(trunk).__name__}, got no {_listed(faults)}")
+        raise ModelError(
+            f"{where}: must hold the weights of {type(trunk).__name__}, got no {_listed(faults)}"
+        )
     if faults := [name for name in weights if name not in own]:
-        raise ModelError(f"{where}: must hold weights of {type(trunk).__name__} alone, got {_listed(faults)}")
+        raise ModelError(
+            f"{where}: must hold weights of {type(trunk).__name__} alone, got {_listed(faults)}"
+        )
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ModelError(f"{where}: {name} must be {tuple(own[name].shape)}, got {got}")
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{where}: {name} must be finite, got NaN or infinity")
-    copies = {name: tensor.to(own[name].dtype, copy=True).contiguous() for name, tensor in weights.items()}
+    copies = {
+        name: tensor.to(own[name].dtype, copy=True).contiguous()
+        for name, tensor in weights.items()
+    }
     trunk.load_state_dict(copies, assign=True)
     return trunk.freeze()
 
@@ -185,12 +241,13 @@ def save_trunk(trunk: Enformer | Sei, folder: Path) -> None:
 def write_tiny(kind: Kind, folder: Path, *, seed: int, layout: str = "published") -> Path:
     """Write a checkpoint with few, random weights in a published layout, for tests and demonstrations.
 
-    The weights were never trained, but what they make of a sequence depends on it enough to fit a head.
+    The weights were never trained, but what they make of a sequence depends on it enough to fit a
+    head.
 
-    Layouts of ``enformer``: published (``.bin``, every weight twice, heads), safetensors (once), trunk (safetensors,
-    once, all under ``_trunk``). Of ``sei``: published (``module.model.``, under ``state_dict``), module, plain (no
-    prefix), safetensors. What it returns is the ``backbone.checkpoint`` of the settings.
-    """
+    Layouts of ``enformer``: published (``.bin``, every weight twice, heads), safetensors (once),
+    trunk (safetensors, once, all under ``_trunk``). Of ``sei``: published (``module.model.``,
+    under ``state_dict``), module, plain (no prefix), safetensors. What it returns is the
+    ``backbone.checkpoint`` of the settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = Enformer(_TINY_ENFORMER) if kind == "enformer" else Sei(_TINY_SEI)
@@ -200,17 +257,27 @@ def write_tiny(kind: Kind, folder: Path, *, seed: int, layout: str = "published"
                 tensor.uniform_(0.5, 1.5)
             elif tensor.ndim > 1 and "rel_" not in name:
                 tensor.mul_(_GAINS[kind])
-        heads = {f"_heads.{name}.0.weight": torch.randn(size, 2 * 192) for name, size in _HEADS.items()}
+        heads = {
+            f"_heads.{name}.0.weight": torch.randn(size, 2 * 192) for name, size in _HEADS.items()
+        }
         heads |= {f"_heads.{name}.0.bias": torch.zeros(size) for name, size in _HEADS.items()}
     if kind == "sei":
         return _write_sei(folder, weights, layout)
     number = {part: f"_trunk.{key}" for key, part in _PARTS.items()}
-    again = {".".join([number[name.partition(".")[0]], name.partition(".")[2]]): weights[name] for name in weights}
-    write_json(folder / "config.json", {"model_type": "enformer", "output_heads": _HEADS, **asdict(_TINY_ENFORMER)})
+    again = {
+        ".".join([number[name.partition(".")[0]], name.partition(".")[2]]): weights[name]
+        for name in weights
+    }
+    write_json(
+        folder / "config.json",
+        {"model_type": "enformer", "output_heads": _HEADS, **asdict(_TINY_ENFORMER)},
+    )
     if layout == "published":
         _save(folder / "pytorch_model.bin", weights | heads | again)
     else:
-        write_safetensors(folder / "model.safetensors", {"safetensors": weights | heads, "trunk": again}[layout])
+        write_safetensors(
+            folder / "model.safetensors", {"safetensors": weights | heads, "trunk": again}[layout]
+        )
     return folder
 
 
@@ -235,7 +302,9 @@ def _save(path: Path, content: Any) -> None:
 def read_safetensors(
     path: Path, keep: Callable[[str], bool] = lambda _: True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Map the tensors whose names are to ``keep``, and read the metadata; a change of a tensor stays in memory.
+    """Map the tensors whose names are to ``keep``, and read the metadata.
+
+    A change of a tensor stays in memory.
 
     Raises
     ------
@@ -254,30 +323,49 @@ def read_safetensors(
         header = json.loads(raw[8 : 8 + size].tobytes())
         metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
         body = raw[8 + size :]
-        return {name: _tensor(body, name, entry) for name, entry in header.items() if keep(name)}, metadata
+        return {
+            name: _tensor(body, name, entry) for name, entry in header.items() if keep(name)
+        }, metadata
     except _DAMAGE as error:
         raise InputError(f"{path}: must be a whole safetensors file, got: {error}") from None
 
 
 def _tensor(body: NDArray[np.uint8], name: str, entry: Mapping[str, Any]) -> Tensor:
-    dtype, shape, (first, last) = _TYPES[entry["dtype"]], [int(size) for size in entry["shape"]], entry["data_offsets"]
+    dtype, shape, (first, last) = (
+        _TYPES[entry["dtype"]],
+        [int(size) for size in entry["shape"]],
+        entry["data_offsets"],
+    )
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if min(shape, default=0) < 0 or not 0 <= first <= last <= len(body) or last - first != wanted:
         raise ValueError(f"{name} of shape {shape} at bytes {first} to {last} of {len(body)}")
     part = body[first:last]
     if part.ctypes.data % dtype.itemsize:
         part = part.copy()
-    return torch.from_numpy(part).view(dtype).reshape(shape) if wanted else torch.empty(shape, dtype=dtype)
+    return (
+        torch.from_numpy(part).view(dtype).reshape(shape)
+        if wanted
+        else torch.empty(shape, dtype=dtype)
+    )
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors whole or not at all; the largest numbers first, so that all lie as processors want them."""
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors whole or not at all.
+
+    The largest numbers first, so that all lie as processors want them.
+    """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in ordered:
         first, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, end]}
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [first, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with written_whole(path) as temporary, temporary.open("wb") as file:

@@ -1,8 +1,10 @@
-"""Frozen Enformer and Sei: published checkpoints in, windows around each sequence, one vector of features out.
+"""Frozen Enformer and Sei.
 
-Sei's weights are published for academic and research use only, Enformer's under CC BY 4.0 (DeepMind); none is shipped
-here. Whoever keeps or passes on a model with their weights in it is bound by these licences.
-"""
+Published checkpoints in, windows around each sequence, one vector of features out.
+
+Sei's weights are published for academic and research use only, Enformer's under CC BY 4.0
+(DeepMind); none is shipped here. Whoever keeps or passes on a model with their weights in it is
+bound by these licences."""
 
 import hashlib
 import json
@@ -21,7 +23,12 @@ from torch import Tensor, nn
 from seqfoundry.core.dna import encode
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
 from seqfoundry.families.enhancer.backbones.cache import Features, Store, Values, collect
-from seqfoundry.families.enhancer.backbones.checkpoints import digest_of, load_enformer, load_sei, write_tiny
+from seqfoundry.families.enhancer.backbones.checkpoints import (
+    digest_of,
+    load_enformer,
+    load_sei,
+    write_tiny,
+)
 from seqfoundry.families.enhancer.backbones.trunks import SEI_WINDOW, Enformer, EnformerShape, Sei
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import NOTHING, Codes, Indices
@@ -38,7 +45,10 @@ _BASES_AT_ONCE = 1 << 16  # of windows that pass the network together
 
 
 class Locus(NamedTuple):
-    """Where a sequence comes from: bases ``start`` (from 0) to ``end`` (not included), as in BED."""
+    """Where a sequence comes from.
+
+    Bases ``start`` (from 0) to ``end`` (not included), as in BED.
+    """
 
     chromosome: str
     start: int
@@ -55,12 +65,16 @@ def locus_of(text: str) -> Locus:
     """
     found = _LOCUS.search(text)
     if not found or int(found[2]) >= int(found[3]):
-        raise InputError(f"locus: must be chromosome:start-end or chromosome_start_end, got {text!r}")
+        raise InputError(
+            f"locus: must be chromosome:start-end or chromosome_start_end, got {text!r}"
+        )
     return Locus(found[1], int(found[2]), int(found[3]))
 
 
 class Genome:
-    """Plain FASTA from which stretches are read; where each record lies is found in one pass when it is opened.
+    """Plain FASTA from which stretches are read.
+
+    Where each record lies is found in one pass when it is opened.
 
     Raises
     ------
@@ -83,12 +97,17 @@ class Genome:
                     name = (line[1:].split() or [b""])[0].decode("utf-8", "replace")
                     record, short = [0, offset, 0, 0], False
                     if self._records.setdefault(name, record) is not record:
-                        raise InputError(f"{path}: names of records must differ, got {name!r} twice")
+                        raise InputError(
+                            f"{path}: names of records must differ, got {name!r} twice"
+                        )
                     continue
                 bases = len(line.rstrip())
                 record[2], record[3] = record[2] or bases, record[3] or len(line)
                 if bases and (not self._records or short or bases > record[2]):
-                    raise InputError(f"{path}: must be FASTA with lines of equal length, got others at byte {offset}")
+                    raise InputError(
+                        f"{path}: must be FASTA with lines of equal length, got others at byte "
+                        f"{offset}"
+                    )
                 record[0], short = record[0] + bases, bases < record[2]
         if not self._records:
             raise InputError(f"{path}: must be FASTA, got no record")
@@ -100,7 +119,9 @@ class Genome:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def fetch(self, chromosome: str, start: int, end: int) -> Codes:
-        """Read codes of bases ``start`` to ``end``; what lies beyond either end of the record is 4.
+        """Read codes of bases ``start`` to ``end``.
+
+        What lies beyond either end of the record is 4.
 
         Raises
         ------
@@ -108,7 +129,10 @@ class Genome:
             If there is no such record, or it has a letter that is no nucleotide.
         """
         if chromosome not in self._records:
-            raise InputError(f"{self.path}: must have a record {chromosome}, got {', '.join(list(self._records)[:5])}")
+            raise InputError(
+                f"{self.path}: must have a record {chromosome}, got "
+                f"{', '.join(list(self._records)[:5])}"
+            )
         size, offset, bases, width = self._records[chromosome]
         made = np.full(end - start, NOTHING, dtype=np.uint8)
         first, last = max(start, 0), min(end, size)
@@ -127,11 +151,13 @@ class Genome:
 class Backbone(nn.Module):
     """A frozen trunk, the window it sees, and which of its outputs are the features of a sequence.
 
-    The sequence, ``seq_len`` codes, stands in the middle of the window. Around it is nothing (zeros for Enformer, a
-    quarter of each base for Sei), or the genome (``window: genomic``), which also fills the padding. Enformer with
-    ``window: short`` sees the sequence alone, which is cheap, and all its positions count; else the positions are those
-    that the sequence touches. ``features``: pool (their mean), and of Sei's whole window spline (its 16 splines) or
-    profiles. ``average_strands`` reads the reverse complement too; null means as published: Sei both, Enformer one.
+    The sequence, ``seq_len`` codes, stands in the middle of the window. Around it is nothing
+    (zeros for Enformer, a quarter of each base for Sei), or the genome (``window: genomic``),
+    which also fills the padding. Enformer with ``window: short`` sees the sequence alone, which is
+    cheap, and all its positions count; else the positions are those that the sequence touches.
+    ``features``: pool (their mean), and of Sei's whole window spline (its 16 splines) or profiles.
+    ``average_strands`` reads the reverse complement too; null means as published: Sei both,
+    Enformer one.
 
     Attributes
     ----------
@@ -154,14 +180,21 @@ class Backbone(nn.Module):
         self.both_strands = is_sei if chosen.average_strands is None else chosen.average_strands
         self.pads, self.cuts = config.pad == "center", config.truncate == "center"
         if chosen.features != "pool" and not is_sei:
-            raise ConfigError(f"backbone.features: must be pool with enformer, got {chosen.features}")
+            raise ConfigError(
+                f"backbone.features: must be pool with enformer, got {chosen.features}"
+            )
         whole = is_sei or chosen.window != "short"
         full = trunk.shape.window if isinstance(trunk, Enformer) else SEI_WINDOW
         if whole and not full:
-            raise ConfigError(f"backbone.window: must be short with target_length -1, got {chosen.window}")
+            raise ConfigError(
+                f"backbone.window: must be short with target_length -1, got {chosen.window}"
+            )
         self.window = full if whole else size
         if size > self.window:
-            raise ConfigError(f"seq_len: must be at most the backbone's window of {self.window} bases, got {size}")
+            raise ConfigError(
+                f"seq_len: must be at most the backbone's window of {self.window} bases, got "
+                f"{size}"
+            )
         if (chosen.window == "genomic") != bool(chosen.genome):
             raise ConfigError("backbone.genome: must be given with window genomic, and only then")
         self.genome = Genome(Path(chosen.genome)) if chosen.genome else None
@@ -173,9 +206,11 @@ class Backbone(nn.Module):
         shape = self.trunk.shape
         if isinstance(shape, EnformerShape):
             return 2 * shape.dim
-        return {"pool": shape.widths[-1], "spline": 16 * shape.widths[-1], "profiles": shape.profiles}[
-            self.settings.features
-        ]
+        return {
+            "pool": shape.widths[-1],
+            "spline": 16 * shape.widths[-1],
+            "profiles": shape.profiles,
+        }[self.settings.features]
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
@@ -188,9 +223,19 @@ class Backbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of all that decides the features of a sequence: equal fingerprints, equal features."""
+        """Digest of all that decides the features of a sequence.
+
+        Equal fingerprints, equal features.
+        """
         shape = asdict(self.trunk.shape)
-        parts = [CODE_VERSION, type(self.trunk).__name__, shape, self.weights, self.window, self.seq_len]
+        parts = [
+            CODE_VERSION,
+            type(self.trunk).__name__,
+            shape,
+            self.weights,
+            self.window,
+            self.seq_len,
+        ]
         parts += [self.settings.features, self.both_strands, self.settings.cache_dtype]
         parts += [self.genome.digest, self.pads, self.cuts] if self.genome else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
@@ -201,7 +246,9 @@ class Backbone(nn.Module):
         return max(1, _BASES_AT_ONCE // self.window)
 
     def embed(self, codes: Codes, loci: Sequence[Locus] | None = None) -> Values:
-        """Return features ``(n, width)`` of codes ``(n, seq_len)``; n may be 0. ``loci`` say where the flanks are from.
+        """Return features ``(n, width)`` of codes ``(n, seq_len)``; n may be 0.
+
+        ``loci`` say where the flanks are from.
 
         Raises
         ------
@@ -209,15 +256,21 @@ class Backbone(nn.Module):
             If the codes have another length, or the flanks are genomic and there are no loci.
         """
         if codes.ndim != 2 or codes.shape[1] != self.seq_len:
-            raise InputError(f"codes: shape must be (sequences, {self.seq_len}), got {codes.shape}")
+            raise InputError(
+                f"codes: shape must be (sequences, {self.seq_len}), got {codes.shape}"
+            )
         if self.genome and (loci is None or len(loci) != len(codes)):
-            raise InputError("locus: must be given for every sequence with window genomic, got none")
+            raise InputError(
+                "locus: must be given for every sequence with window genomic, got none"
+            )
         made = np.empty((len(codes), self.width), dtype=np.float32)
         device = next(self.trunk.parameters()).device
         with torch.inference_mode():
             for first in range(0, len(codes), self.batch):
                 rows = slice(first, first + self.batch)
-                forward = torch.from_numpy(self._windows(codes[rows], loci[rows] if loci else ())).to(device)
+                forward = torch.from_numpy(
+                    self._windows(codes[rows], loci[rows] if loci else ())
+                ).to(device)
                 total = self._read(forward)
                 if self.both_strands:
                     total = (total + self._read(self._turned(forward))) / 2
@@ -242,8 +295,12 @@ class Backbone(nn.Module):
         made = np.full((len(codes), self.window), NOTHING, dtype=np.uint8)
         if self.genome:
             for row, locus in zip(made, loci, strict=True):
-                excess = locus.end - locus.start - self.seq_len  # at the same place as where the sequence was encoded
-                inset = int(excess / 2) if (self.cuts if excess > 0 else self.pads) else 0  # towards 0, as `inset_of`
+                excess = (
+                    locus.end - locus.start - self.seq_len
+                )  # at the same place as where the sequence was encoded
+                inset = (
+                    int(excess / 2) if (self.cuts if excess > 0 else self.pads) else 0
+                )  # towards 0, as `inset_of`
                 first = locus.start + inset - self.start
                 row[:] = self.genome.fetch(locus.chromosome, first, first + self.window)
         inside = made[:, self.start : self.start + self.seq_len]
@@ -251,10 +308,12 @@ class Backbone(nn.Module):
         return made
 
     def _turned(self, windows: Tensor) -> Tensor:
-        """Reverse complement: the whole window, or without flanks the known bases where they stand.
+        """Reverse complement.
 
-        So the features of a sequence and of its reverse complement are the same when both strands are averaged.
-        """
+        The whole window, or without flanks the known bases where they stand.
+
+        So the features of a sequence and of its reverse complement are the same when both strands
+        are averaged."""
         complement = _COMPLEMENT.to(windows.device)[windows.int()]
         if self.genome:
             return complement.flip(1)
@@ -291,13 +350,18 @@ def load_backbone(config: Config, *, device: torch.device | str = "cpu") -> Back
 
 
 def load_trunk(config: Config, path: Path) -> Enformer | Sei:
-    """Read a checkpoint of the kind that ``oracle`` says; raises as `load_enformer` and `load_sei`."""
+    """Read a checkpoint of the kind that ``oracle`` says.
+
+    Raises as `load_enformer` and `load_sei`.
+    """
     if config.oracle == "enformer":
         return load_enformer(path)
     return load_sei(path, classifier=config.backbone.features == "profiles")
 
 
-def features_of(backbone: Backbone, codes: Codes, config: Config, ids: Sequence[str] = ()) -> Features:
+def features_of(
+    backbone: Backbone, codes: Codes, config: Config, ids: Sequence[str] = ()
+) -> Features:
     """Compute the features of rows once, or look them up in ``backbone.cache`` of the settings (empty: in memory).
 
     ``ids`` of rows name their loci where the flanks are genomic.

@@ -1,8 +1,9 @@
-"""The linear head on a frozen backbone: trained by the same recipe as the whole network, or solved in closed form.
+"""The linear head on a frozen backbone.
 
-Both standardise features by their mean and spread over the training rows, and fold that into the weights, so that what
-is kept is one linear layer on the features as they are.
-"""
+Trained by the same recipe as the whole network, or solved in closed form.
+
+Both standardise features by their mean and spread over the training rows, and fold that into the
+weights, so that what is kept is one linear layer on the features as they are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from seqfoundry.families.enhancer.backbones.cache import Features, Values
 from seqfoundry.families.enhancer.backbones.frozen import Backbone
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import Indices
-from seqfoundry.families.enhancer.model import Network, begin_at_means, choose_device, load_training, squared_error
+from seqfoundry.families.enhancer.model import (
+    Network,
+    begin_at_means,
+    choose_device,
+    load_training,
+    squared_error,
+)
 
 Array = NDArray[np.float64]
 
@@ -26,7 +33,9 @@ _BLOCK = 2048  # rows in memory
 
 
 class Probe(Network):
-    """A backbone and its head, as one network: activities, and the backbone's features as embedding.
+    """A backbone and its head, as one network.
+
+    Activities, and the backbone's features as embedding.
 
     The state that is kept is that of ``head``; the backbone's stays in its checkpoint.
     """
@@ -52,7 +61,9 @@ class Scale(NamedTuple):
         """Weights for features as they are, given those ``(C, width)`` for standardised ones."""
         plain = weight / self.deviation
         made = plain, bias - plain @ self.mean
-        return torch.from_numpy(made[0].astype(np.float32)), torch.from_numpy(made[1].astype(np.float32))
+        return torch.from_numpy(made[0].astype(np.float32)), torch.from_numpy(
+            made[1].astype(np.float32)
+        )
 
 
 def scale_of(features: Features, rows: Indices) -> Scale:
@@ -103,7 +114,10 @@ class Head(nn.Module):
     def plain(self) -> nn.Linear:
         """Return the same function as one linear layer on the features as they are, on the CPU."""
         scale = Scale(*(values.cpu().double().numpy() for values in (self.mean, self.deviation)))
-        weights = [values.detach().cpu().double().numpy() for values in (self.linear.weight, self.linear.bias)]
+        weights = [
+            values.detach().cpu().double().numpy()
+            for values in (self.linear.weight, self.linear.bias)
+        ]
         return linear(*scale.folded(*weights))
 
 
@@ -118,7 +132,10 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadTraining:
-    """A head, its optimizer (AdamW) and settings, and the features of all rows; as `model.Training` for a network."""
+    """A head, its optimizer (AdamW) and settings, and the features of all rows.
+
+    As `model.Training` for a network.
+    """
 
     model: Head
     optimizer: torch.optim.AdamW
@@ -127,8 +144,12 @@ class HeadTraining:
     features: Features
 
     @classmethod
-    def start(cls, config: Config, features: Features, activities: Values, chosen: Indices, device: str) -> Self:
-        """Begin with random weights; ``chosen`` rows of ``activities`` are those that will be trained on.
+    def start(
+        cls, config: Config, features: Features, activities: Values, chosen: Indices, device: str
+    ) -> Self:
+        """Begin with random weights.
+
+        ``chosen`` rows of ``activities`` are those that will be trained on.
 
         Raises
         ------
@@ -144,7 +165,9 @@ class HeadTraining:
         if recipe.head_bias == "mean":
             begin_at_means(head.linear, activities[chosen])
         head = head.to(choose_device(device))
-        adamw = torch.optim.AdamW(head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        adamw = torch.optim.AdamW(
+            head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
         return cls(head, adamw, config, config.seed, features)
 
     @property
@@ -176,7 +199,9 @@ class HeadTraining:
         """
         total, count = 0.0, 0
         stream = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
-        for batch in np.array_split(stream.permutation(chosen), -(-len(chosen) // self.config.train.batch_size)):
+        for batch in np.array_split(
+            stream.permutation(chosen), -(-len(chosen) // self.config.train.batch_size)
+        ):
             loss, n = self.step(self.features.take(batch), activities[batch])
             total, count = total + n * loss, count + n
         return total / count if count else None
@@ -204,7 +229,10 @@ class Ridge(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of some rows with standardised features x and targets y: n, x, y, x'x, x'y, y'y; sums of two sets are theirs."""
+    """Of some rows with standardised features x and targets y: n, x, y, x'x, x'y, y'y.
+
+    Sums of two sets are theirs.
+    """
 
     n: float
     x: Array
@@ -221,34 +249,49 @@ class _Sums(NamedTuple):
 
 
 def fit_ridge(
-    features: Features, activities: Values, rows: Indices, config: Config, groups: Sequence[str] = ()
+    features: Features,
+    activities: Values,
+    rows: Indices,
+    config: Config,
+    groups: Sequence[str] = (),
 ) -> Ridge:
     """Minimise squares of errors + penalty * squares of the weights of standardised features (the bias is free).
 
-    Every column has the penalty of ``backbone.penalties`` with the least mean square on held-out folds; of a single
-    penalty no folds are made, and the errors are NaN. Rows of the same sequence, or of the same ``groups`` entry (one
-    for each of all rows), are never in two folds. One eigendecomposition for each fold and one more serve all penalties
-    and columns. Memory: a square of the features per fold (Enformer 75 MB each, Sei's splines 1.9 GB each).
+    Every column has the penalty of ``backbone.penalties`` with the least mean square on held-out
+    folds; of a single penalty no folds are made, and the errors are NaN. Rows of the same
+    sequence, or of the same ``groups`` entry (one for each of all rows), are never in two folds.
+    One eigendecomposition for each fold and one more serve all penalties and columns. Memory: a
+    square of the features per fold (Enformer 75 MB each, Sei's splines 1.9 GB each).
 
     Raises
     ------
     InputError
-        If there are fewer different sequences or groups than folds, or a column was measured in one fold alone.
+        If there are fewer different sequences or groups than folds, or a column was measured in
+        one fold alone.
     """
     tried = np.array(config.backbone.penalties)
     count = config.backbone.folds if len(tried) > 1 else 1
     scale = scale_of(features, rows)
-    fold = _folds(np.array(groups)[rows] if len(groups) else features.places[rows], count, config.seed)
+    fold = _folds(
+        np.array(groups)[rows] if len(groups) else features.places[rows], count, config.seed
+    )
     there, n_out = np.isfinite(activities[rows]), activities.shape[1]
     weight, bias = np.empty((n_out, features.width)), np.empty(n_out)
     best, errors = np.empty(n_out), np.empty((n_out, len(tried)))
-    patterns, pattern = np.unique(there, axis=1, return_inverse=True)  # columns measured in the same rows go together
+    patterns, pattern = np.unique(
+        there, axis=1, return_inverse=True
+    )  # columns measured in the same rows go together
     for i in range(patterns.shape[1]):
         columns, kept = np.flatnonzero(pattern == i), patterns[:, i]
         if (found := len(np.unique(fold[kept]))) < min(count, 2):
             cell = config.cell_types[columns[0]]
-            raise InputError(f"cell_activities: {cell} must be measured in rows of two folds at least, got {found}")
-        sums = _sums(features, rows[kept], activities[np.ix_(rows[kept], columns)], scale, fold[kept])
+            raise InputError(
+                f"cell_activities: {cell} must be measured in rows of two folds at least, got "
+                f"{found}"
+            )
+        sums = _sums(
+            features, rows[kept], activities[np.ix_(rows[kept], columns)], scale, fold[kept]
+        )
         weight[columns], bias[columns], best[columns], errors[columns] = _solved(sums, tried)
     return Ridge(linear(*scale.folded(weight, bias)), best, errors)
 
@@ -257,7 +300,10 @@ def _folds(groups: NDArray[Any], count: int, seed: int) -> Indices:
     """Deal whole groups, in random order, to folds of about the same number of rows."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < count:
-        raise InputError(f"backbone.folds: must be at most the {len(names)} different sequences or groups, got {count}")
+        raise InputError(
+            f"backbone.folds: must be at most the {len(names)} different sequences or groups, got "
+            f"{count}"
+        )
     order = np.random.default_rng(seed).permutation(len(names))
     sizes, fold = np.bincount(group), np.empty(len(names), dtype=np.int64)
     before = np.cumsum(sizes[order]) - sizes[order] / 2
@@ -265,7 +311,9 @@ def _folds(groups: NDArray[Any], count: int, seed: int) -> Indices:
     return fold[group]
 
 
-def _sums(features: Features, rows: Indices, targets: Values, scale: Scale, fold: Indices) -> list[_Sums]:
+def _sums(
+    features: Features, rows: Indices, targets: Values, scale: Scale, fold: Indices
+) -> list[_Sums]:
     """Sum over the rows of each fold that has any."""
     made = []
     for k in np.unique(fold):
@@ -286,7 +334,11 @@ def _solved(sums: Sequence[_Sums], tried: Array) -> tuple[Array, Array, Array, A
     errors: Array = np.full((len(total.y), len(tried)), np.nan)
     if len(tried) > 1:
         errors = (
-            sum((_squares(held, *_path(total.less(held), tried)) for held in sums), np.zeros(errors.shape)) / total.n
+            sum(
+                (_squares(held, *_path(total.less(held), tried)) for held in sums),
+                np.zeros(errors.shape),
+            )
+            / total.n
         )
     best = np.argmin(errors, axis=1)  # NaN: the first
     weights, biases = _path(total, tried)
@@ -307,6 +359,10 @@ def _path(sums: _Sums, tried: Array) -> tuple[Array, Array]:
 def _squares(held: _Sums, weights: Array, biases: Array) -> Array:
     """Sum of squares of errors on other rows, ``(C, penalties)``."""
     linear_part = 2 * (biases * held.y + np.einsum("pcw,wc->pc", weights, held.xy))
-    own = held.n * biases**2 + 2 * biases * (weights @ held.x) + ((weights @ held.xx) * weights).sum(axis=2)
+    own = (
+        held.n * biases**2
+        + 2 * biases * (weights @ held.x)
+        + ((weights @ held.xx) * weights).sum(axis=2)
+    )
     made: Array = (held.yy - linear_part + own).T
     return made

@@ -1,9 +1,10 @@
-"""The networks of Enformer and Sei without what surrounds them: one-hot windows in, features along the window out.
+"""The networks of Enformer and Sei without what surrounds them.
 
-Written anew, from the publications and from the names and shapes in the published checkpoints, whose weights fit. Both
-are frozen: always in evaluation mode (so dropout does not appear), without gradients. Enformer: Avsec et al., Nature
-Methods 2021. Sei: Chen et al., Nature Genetics 2022.
-"""
+One-hot windows in, features along the window out.
+
+Written anew, from the publications and from the names and shapes in the published checkpoints,
+whose weights fit. Both are frozen: always in evaluation mode (so dropout does not appear), without
+gradients. Enformer: Avsec et al., Nature Methods 2021. Sei: Chen et al., Nature Genetics 2022."""
 
 import itertools
 import math
@@ -34,7 +35,9 @@ _SPLINES, _DEGREE = 16, 3
 
 
 class Trunk(nn.Module):
-    """A frozen network: ``train()`` leaves it in evaluation mode, and nothing in it asks for a gradient.
+    """A frozen network.
+
+    ``train()`` leaves it in evaluation mode, and nothing in it asks for a gradient.
 
     Attributes
     ----------
@@ -60,9 +63,9 @@ class Trunk(nn.Module):
 class EnformerShape:
     """What ``config.json`` of a checkpoint says; the defaults are the published network's.
 
-    ``use_tf_gamma`` tells which gamma features the weights were trained with (see `distance_features`). The published
-    file, older than the key, holds weights trained in TensorFlow, so True is the default. ``target_length`` positions
-    are left by the crop; -1: all.
+    ``use_tf_gamma`` tells which gamma features the weights were trained with (see
+    `distance_features`). The published file, older than the key, holds weights trained in
+    TensorFlow, so True is the default. ``target_length`` positions are left by the crop; -1: all.
     """
 
     dim: Width = 1536
@@ -76,21 +79,37 @@ class EnformerShape:
 
     def __post_init__(self) -> None:
         if self.dim % (2 * self.heads) or (self.dim // self.heads) % _BASES:
-            raise ValueError(f"dim must be even and {_BASES} times a multiple of heads, got {self.dim}, {self.heads}")
+            raise ValueError(
+                f"dim must be even and {_BASES} times a multiple of heads, got {self.dim}, "
+                f"{self.heads}"
+            )
         if self.dim % self.dim_divisible_by or min(self.widths) < 1:
-            raise ValueError(f"dim must be a multiple of dim_divisible_by, got {self.dim}, {self.dim_divisible_by}")
+            raise ValueError(
+                f"dim must be a multiple of dim_divisible_by, got {self.dim}, "
+                f"{self.dim_divisible_by}"
+            )
 
     @property
     def widths(self) -> list[int]:
-        """Channels after each halving: a geometric series from ``dim / 2`` to ``dim``, in whole steps."""
+        """Channels after each halving.
+
+        A geometric series from ``dim / 2`` to ``dim``, in whole steps.
+        """
         first, steps, unit = self.dim // 2, self.num_downsamples - 2, self.dim_divisible_by
         tower = [round(first * 2 ** (i / steps) / unit) * unit for i in range(steps + 1)]
         return [first, *tower]
 
     @property
     def window(self) -> int:
-        """Bases of the full window: the positions of the crop and `ENFORMER_EDGE` at each end; 0 without a crop."""
-        return 0 if self.target_length == -1 else (self.target_length + 2 * ENFORMER_EDGE) << self.num_downsamples
+        """Bases of the full window: the positions of the crop and `ENFORMER_EDGE` at each end.
+
+        0 without a crop.
+        """
+        return (
+            0
+            if self.target_length == -1
+            else (self.target_length + 2 * ENFORMER_EDGE) << self.num_downsamples
+        )
 
 
 class Enformer(Trunk):
@@ -107,7 +126,9 @@ class Enformer(Trunk):
         )
         self.conv_tower = nn.Sequential(
             *(
-                nn.Sequential(_pointwise(a, b, _TOWER_KERNEL), _Residual(_pointwise(b, b)), _Pool(b))
+                nn.Sequential(
+                    _pointwise(a, b, _TOWER_KERNEL), _Residual(_pointwise(b, b)), _Pool(b)
+                )
                 for a, b in itertools.pairwise(widths)
             )
         )
@@ -116,16 +137,20 @@ class Enformer(Trunk):
         self.freeze()
 
     def forward(self, x: Tensor, bins: slice | None = None) -> Tensor:
-        """Embed one-hot windows ``(n, 4, L)``: ``(n, positions, 2 dim)``, all positions after the crop, or ``bins``.
+        """Embed one-hot windows ``(n, 4, L)``.
 
-        ``bins`` counts positions of the whole window, before any crop; only those pass the last layer.
-        """
+        ``(n, positions, 2 dim)``, all positions after the crop, or ``bins``.
+
+        ``bins`` counts positions of the whole window, before any crop; only those pass the last
+        layer."""
         x = self.transformer(self.conv_tower(self.stem(x)).transpose(1, 2))
         if bins is None:
             length = self.shape.target_length
             first = 0 if length == -1 else (x.shape[1] - length) // 2
             if first < 0:
-                raise ValueError(f"windows must have at least {length} positions, got {x.shape[1]}")
+                raise ValueError(
+                    f"windows must have at least {length} positions, got {x.shape[1]}"
+                )
             bins = slice(first, x.shape[1] if length == -1 else first + length)
         return _gelu(self.final_pointwise(x[:, bins].transpose(1, 2))).transpose(1, 2)
 
@@ -151,7 +176,10 @@ class _Residual(nn.Module):
 
 
 class _Pool(nn.Module):
-    """Halve the positions: mean of each pair, weighted per channel by a softmax of learnt scores; an odd last stays."""
+    """Halve the positions: mean of each pair, weighted per channel by a softmax of learnt scores.
+
+    An odd last stays.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -189,7 +217,11 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
-        query, key, value = self._split(self.to_q(x)) * self.scale, self._split(self.to_k(x)), self._split(self.to_v(x))
+        query, key, value = (
+            self._split(self.to_q(x)) * self.scale,
+            self._split(self.to_k(x)),
+            self._split(self.to_v(x)),
+        )
         features = distance_features(n, self.to_rel_k.in_features, self.column_wise)
         distance = self._split(self.to_rel_k(torch.from_numpy(features).to(x)))
         content = (query + self.rel_content_bias) @ key.transpose(-2, -1)
@@ -199,7 +231,10 @@ class _Attention(nn.Module):
 
 
 def _by_pair(scores: Tensor) -> Tensor:
-    """Read scores ``(..., n, 2n - 1)`` of position i and distance d at (i, j = i + d): a view ``(..., n, n)``."""
+    """Read scores ``(..., n, 2n - 1)`` of position i and distance d at (i, j = i + d).
+
+    A view ``(..., n, n)``.
+    """
     scores, n = scores.contiguous(), scores.shape[-2]
     strides = (*scores.stride()[:-2], 2 * n - 2, 1)
     return scores.as_strided((*scores.shape[:-1], n), strides, scores.storage_offset() + n - 1)
@@ -209,12 +244,12 @@ def _by_pair(scores: Tensor) -> Tensor:
 def distance_features(n: int, width: int, column_wise: bool) -> NDArray[np.float32]:
     """Describe the distances -(n - 1) .. n - 1 by ``width`` features, shape ``(2n - 1, width)``.
 
-    A sixth each are exponential decays, masks of growing reach, and gamma densities of the distance; the other half
-    are the same with the sign of the distance. The gamma densities are divided by the highest of each feature
-    (``column_wise``: what the published weights were trained with; its table for 1,536 positions, in single precision,
-    lies within 0.003 of this), or by the highest at each distance (what enformer-pytorch computes where its
-    ``use_tf_gamma`` is False, which is right for weights that were trained with it).
-    """
+    A sixth each are exponential decays, masks of growing reach, and gamma densities of the
+    distance; the other half are the same with the sign of the distance. The gamma densities are
+    divided by the highest of each feature (``column_wise``: what the published weights were
+    trained with; its table for 1,536 positions, in single precision, lies within 0.003 of this),
+    or by the highest at each distance (what enformer-pytorch computes where its ``use_tf_gamma``
+    is False, which is right for weights that were trained with it)."""
     away = np.abs(np.arange(1.0 - n, n))[:, None]
     count = width // _BASES
     half_lives = 2.0 ** np.linspace(_FEWEST_HALF_LIFE, math.log2(n), count)
@@ -223,7 +258,9 @@ def distance_features(n: int, width: int, column_wise: bool) -> NDArray[np.float
     density /= density.max(axis=0 if column_wise else 1, keepdims=True)
     masks = 2.0 ** np.arange(1, count + 1) - 1 > away
     made = np.concatenate([0.5 ** (away / half_lives), masks, density], axis=1)
-    return np.concatenate([made, np.sign(np.arange(1 - n, n))[:, None] * made], axis=1).astype(np.float32)
+    return np.concatenate([made, np.sign(np.arange(1 - n, n))[:, None] * made], axis=1).astype(
+        np.float32
+    )
 
 
 def _numbered(parts: Mapping[int, nn.Module]) -> nn.Sequential:
@@ -237,7 +274,12 @@ def _pointwise(a: int, b: int, kernel: int = 1) -> nn.Sequential:
 
 def _layer(shape: EnformerShape) -> nn.Sequential:
     dim = shape.dim
-    dense = {0: nn.LayerNorm(dim), 1: nn.Linear(dim, 2 * dim), 3: nn.ReLU(), 4: nn.Linear(2 * dim, dim)}
+    dense = {
+        0: nn.LayerNorm(dim),
+        1: nn.Linear(dim, 2 * dim),
+        3: nn.ReLU(),
+        4: nn.Linear(2 * dim, dim),
+    }
     attention = {0: nn.LayerNorm(dim), 1: _Attention(shape)}
     return nn.Sequential(_Residual(_numbered(attention)), _Residual(_numbered(dense)))
 
@@ -247,7 +289,10 @@ def _layer(shape: EnformerShape) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeiShape:
-    """Channels of the three stages, and how many chromatin profiles the classifier has (0: left out)."""
+    """Channels of the three stages, and how many chromatin profiles the classifier has (0.
+
+    Left out).
+    """
 
     widths: tuple[int, int, int] = (480, 640, 960)
     profiles: int = 21_907
@@ -266,13 +311,24 @@ class Sei(Trunk):
             pool: dict[int, nn.Module] = {0: nn.MaxPool1d(4)} if stage > 1 else {}
             self.add_module(f"lconv{stage}", _numbered({**pool, **linear}))
             shift //= 2
-            bent = {shift: _conv(b, b), shift + 1: nn.ReLU(), shift + 2: _conv(b, b), shift + 3: nn.ReLU()}
+            bent = {
+                shift: _conv(b, b),
+                shift + 1: nn.ReLU(),
+                shift + 2: _conv(b, b),
+                shift + 3: nn.ReLU(),
+            }
             self.add_module(f"conv{stage}", _numbered(bent))
         width = shape.widths[-1]
         for i, dilation in enumerate(_DILATIONS, 1):
-            self.add_module(f"dconv{i}", _numbered({1: _conv(width, width, _DILATED_KERNEL, dilation), 2: nn.ReLU()}))
+            self.add_module(
+                f"dconv{i}",
+                _numbered({1: _conv(width, width, _DILATED_KERNEL, dilation), 2: nn.ReLU()}),
+            )
         if shape.profiles:
-            first, last = nn.Linear(width * _SPLINES, shape.profiles), nn.Linear(shape.profiles, shape.profiles)
+            first, last = (
+                nn.Linear(width * _SPLINES, shape.profiles),
+                nn.Linear(shape.profiles, shape.profiles),
+            )
             self.classifier = _numbered({0: first, 1: nn.ReLU(), 2: last, 3: nn.Sigmoid()})
         self.freeze()
 
@@ -290,11 +346,17 @@ class Sei(Trunk):
         return total
 
     def splines(self, x: Tensor) -> Tensor:
-        """Summarise what `forward` returned by smooth weights along the window: ``(n, 16 width)``."""
+        """Summarise what `forward` returned by smooth weights along the window.
+
+        ``(n, 16 width)``.
+        """
         return (x @ torch.from_numpy(spline_basis(x.shape[2])).to(x)).flatten(1)
 
     def profiles(self, x: Tensor) -> Tensor:
-        """Predict chromatin profiles from what `splines` returned: ``(n, profiles)``, each between 0 and 1."""
+        """Predict chromatin profiles from what `splines` returned.
+
+        ``(n, profiles)``, each between 0 and 1.
+        """
         made: Tensor = self.classifier(x)
         return made
 

@@ -1,9 +1,9 @@
 """Prepared panels: rows that were encoded once, as arrays that are mapped, not read.
 
-A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with ``codes.npy``,
-``activities.npy`` and ``lengths.npy`` (see `data.Rows`), and ``rows.parquet`` (``id`` and ``group`` of each row). It
-can be used only with the settings that decide how rows are encoded.
-"""
+A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with
+``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.Rows`), and ``rows.parquet``
+(``id`` and ``group`` of each row). It can be used only with the settings that decide how rows are
+encoded."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -48,7 +48,9 @@ class Block(NamedTuple):
 
     def first(self, n: int) -> "Block":
         """Return the first n rows, or all if they are fewer."""
-        return Block(self.codes[:n], self.activities[:n], self.lengths[:n], self.ids[:n], self.groups[:n])
+        return Block(
+            self.codes[:n], self.activities[:n], self.lengths[:n], self.ids[:n], self.groups[:n]
+        )
 
 
 class _Growing:
@@ -61,12 +63,18 @@ class _Growing:
 
     def _write_header(self) -> None:  # NumPy leaves family for any number of rows
         shape = (self._count, *self._width)
-        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def add(self, block: NDArray[Any]) -> None:
         if block.shape[1:] != self._width or block.dtype != self._dtype:
-            raise ValueError(f"rows must be {self._dtype} {self._width}, got {block.dtype} {block.shape[1:]}")
+            raise ValueError(
+                f"rows must be {self._dtype} {self._width}, got {block.dtype} {block.shape[1:]}"
+            )
         self._file.write(np.ascontiguousarray(block).data)
         self._count += len(block)
 
@@ -81,7 +89,11 @@ class Writer:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._folder, self.count = folder, 0
-        self._widths = {"codes": (config.seq_len,), "activities": (len(config.cell_types),), "lengths": ()}
+        self._widths = {
+            "codes": (config.seq_len,),
+            "activities": (len(config.cell_types),),
+            "lengths": (),
+        }
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -91,11 +103,16 @@ class Writer:
             array = _Growing(self._folder / f"{name}.npy", self._widths[name], dtype)
             self._arrays[name] = array
             self._stack.callback(array.close)
-        self._table = self._stack.enter_context(pq.ParquetWriter(self._folder / "rows.parquet", _TABLE))
+        self._table = self._stack.enter_context(
+            pq.ParquetWriter(self._folder / "rows.parquet", _TABLE)
+        )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stack.close()
 
@@ -113,10 +130,13 @@ def encoding_of(config: Config) -> dict[str, Any]:
     return {key: values[key] for key in _ENCODING}
 
 
-def deal(same: Indices, owner: Indices, groups: Mapping[str, int], config: Config) -> NDArray[np.int8]:
+def deal(
+    same: Indices, owner: Indices, groups: Mapping[str, int], config: Config
+) -> NDArray[np.int8]:
     """Deal rows: 0 to train, 1 to test (held out by ``prepare``), -1 to neither.
 
-    Rows of the ``same`` number have equal sequences; ``owner`` is the number that ``groups`` gives to a row's group.
+    Rows of the ``same`` number have equal sequences; ``owner`` is the number that ``groups`` gives
+    to a row's group.
 
     Raises
     ------
@@ -126,7 +146,9 @@ def deal(same: Indices, owner: Indices, groups: Mapping[str, int], config: Confi
     chosen, part = config.prepare, np.zeros(len(same), dtype=np.int8)
     if chosen.test_groups:
         if unknown := sorted(set(chosen.test_groups) - set(groups)):
-            raise InputError(f"prepare.test_groups: must be groups of the rows, got {', '.join(unknown)}")
+            raise InputError(
+                f"prepare.test_groups: must be groups of the rows, got {', '.join(unknown)}"
+            )
         held = np.isin(owner, [groups[name] for name in chosen.test_groups])
         part[np.isin(same, same[held])] = -1
         part[held] = 1
@@ -134,15 +156,21 @@ def deal(same: Indices, owner: Indices, groups: Mapping[str, int], config: Confi
         return part + np.int8(chosen.test_share)
     else:
         together = joined(same, owner) if config.train.group_key else same
-        part[split_groups(together, max(1, round(len(same) * chosen.test_share)), config.seed)[1]] = 1
+        part[
+            split_groups(together, max(1, round(len(same) * chosen.test_share)), config.seed)[1]
+        ] = 1
     n_train, n_test = int((part == 0).sum()), int((part == 1).sum())
     if not n_train or not n_test:
-        raise InputError(f"prepare: must leave rows to train on and rows to test on, got {n_train} and {n_test}")
+        raise InputError(
+            f"prepare: must leave rows to train on and rows to test on, got {n_train} and {n_test}"
+        )
     return part
 
 
 def divide(folder: Path, part: NDArray[np.int8], config: Config) -> None:
-    """Move rows of the part train where ``part`` is 1 to test, and remove those where it is -1; order is kept.
+    """Move rows of the part train where ``part`` is 1 to test, and remove those where it is -1.
+
+    Order is kept.
 
     A part without rows has no folder.
     """
@@ -160,8 +188,16 @@ def divide(folder: Path, part: NDArray[np.int8], config: Config) -> None:
             block = {name: rows_of(array, first, last) for name, array in arrays.items()}
             for number, writer in writers.items():
                 chosen = np.flatnonzero(part[first:last] == number)
-                ids, groups = (batch.take(pa.array(chosen))[name].to_pylist() for name in ("id", "group"))
-                writer.add(Block(**{name: values[chosen] for name, values in block.items()}, ids=ids, groups=groups))
+                ids, groups = (
+                    batch.take(pa.array(chosen))[name].to_pylist() for name in ("id", "group")
+                )
+                writer.add(
+                    Block(
+                        **{name: values[chosen] for name, values in block.items()},
+                        ids=ids,
+                        groups=groups,
+                    )
+                )
             first = last
     for name in _FILES:
         (whole / name).unlink()
@@ -184,7 +220,9 @@ def seal(folder: Path, config: Config, facts: Mapping[str, Any]) -> dict[str, An
 def describe(part: Path, config: Config) -> dict[str, Any]:
     """Count rows, rows shorter than the window, letters that name no single base, and measure each column."""
     codes, activities, lengths = (open_array(part / f"{name}.npy") for name in _ARRAYS)
-    unknown = sum(int((rows_of(codes, i, i + _BLOCK) > 3).sum()) for i in range(0, len(codes), _BLOCK))
+    unknown = sum(
+        int((rows_of(codes, i, i + _BLOCK) > 3).sum()) for i in range(0, len(codes), _BLOCK)
+    )
     return {
         "rows": len(codes),
         "padded": int((lengths < config.seq_len).sum()),
@@ -215,16 +253,23 @@ def open_part(part: Path, config: Config) -> tuple[Block, int]:
     Raises
     ------
     InputError, MissingError
-        If a file is absent or damaged, or the panel was encoded with other settings or is of another group key.
+        If a file is absent or damaged, or the panel was encoded with other settings or is of
+        another group key.
     """
     path = part.parent / "manifest.json"
     manifest = files.read_json(path)
     if recorded_family(manifest) != "enhancer" or manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: must be of a prepared panel of format {FORMAT_VERSION}, got another; prepare anew")
+        raise InputError(
+            f"{path}: must be of a prepared panel of format {FORMAT_VERSION}, got another; "
+            "prepare anew"
+        )
     _check_encoding(path, manifest, config)
     for name in _FILES:
         if files.md5(part / name) != manifest["md5"].get(f"{part.name}/{name}"):
-            raise InputError(f"{part / name}: must have the checksum of manifest.json, got another; prepare anew")
+            raise InputError(
+                f"{part / name}: must have the checksum of manifest.json, got another; prepare "
+                "anew"
+            )
     codes, activities, lengths = (open_array(part / f"{name}.npy") for name in _ARRAYS)
     table = pq.read_table(part / "rows.parquet")
     ids: list[str] = table["id"].to_pylist()
@@ -236,23 +281,33 @@ def _check_encoding(path: Path, manifest: Mapping[str, Any], config: Config) -> 
     wanted, found = encoding_of(config), manifest.get("encoding", {})
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise InputError(f"{path}: {key} must be that of the settings, {value}, got {found.get(key)}; prepare anew")
+            raise InputError(
+                f"{path}: {key} must be that of the settings, {value}, got {found.get(key)}; "
+                "prepare anew"
+            )
     if digest(wanted) != manifest.get("digest") or not isinstance(manifest.get("md5"), dict):
         raise InputError(f"{path}: digest must be that of its settings, got another; prepare anew")
 
 
-def _groups(path: Path, known: str, config: Config, ids: Sequence[str], stored: list[str]) -> list[str]:
+def _groups(
+    path: Path, known: str, config: Config, ids: Sequence[str], stored: list[str]
+) -> list[str]:
     key = config.train.group_key
     if config.train.split != "group":
         return [""] * len(ids)
     if not key:
-        raise InputError("train.group_key: must name a key of the rows where train.split is group, got none")
+        raise InputError(
+            "train.group_key: must name a key of the rows where train.split is group, got none"
+        )
     if key == known:
         return stored
     made = []
     for name in ids:
         group = group_in_id(name, key)
         if group is None:
-            raise InputError(f"{path}: rows must have been prepared with train.group_key {key}, got {known or 'none'}")
+            raise InputError(
+                f"{path}: rows must have been prepared with train.group_key {key}, got "
+                f"{known or 'none'}"
+            )
         made.append(group)
     return made

@@ -1,8 +1,9 @@
-"""A user's rows, whatever form their file has: mappings of names to values, and the values that a row must have.
+"""A user's rows, whatever form their file has.
 
-JSON lines have types of their own; cells of a delimited table are text, of which the columns of activities become
-numbers here.
-"""
+Mappings of names to values, and the values that a row must have.
+
+JSON lines have types of their own; cells of a delimited table are text, of which the columns of
+activities become numbers here."""
 
 import csv
 import json
@@ -21,13 +22,23 @@ from seqfoundry.core.files import row_readers
 
 _ENDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 _ABSENT = {"", "na", "n/a", "nan", "null", "none"}  # in a table, lower case
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(
+    r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE | re.ASCII
+)
 _LARGEST = float(np.finfo(np.float32).max)
-_ID_PARTS = {"gene": 3, "locus": 4, "chromosome": 4}  # of ids split:task:cell:gene:chromosome_start_end:index
+_ID_PARTS = {
+    "gene": 3,
+    "locus": 4,
+    "chromosome": 4,
+}  # of ids split:task:cell:gene:chromosome_start_end:index
 
 
 class Record(NamedTuple):
-    """One row: its number from 1 (line of text, row of Parquet), where it stands, and its values, or their fault."""
+    """One row.
+
+    Its number from 1 (line of text, row of Parquet), where it stands, and its values, or their
+    fault.
+    """
 
     number: int
     where: str
@@ -35,7 +46,9 @@ class Record(NamedTuple):
 
 
 def records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
-    """Read the rows of JSON lines, a table with commas or tabs (gzip or not), or Parquet; blank lines are passed over.
+    """Read the rows of JSON lines, a table with commas or tabs (gzip or not), or Parquet.
+
+    Blank lines are passed over.
 
     ``columns`` (Parquet) are those that are looked at.
 
@@ -50,10 +63,16 @@ def records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         pass
     end = _end(path)
     if end not in _ENDS:
-        raise InputError(f"{path}: the name must end in one of {' '.join(_ENDS)} (or .gz), got {path.name!r}")
+        raise InputError(
+            f"{path}: the name must end in one of {' '.join(_ENDS)} (or .gz), got {path.name!r}"
+        )
     if end == ".parquet":
         return _parquet(path, columns)
-    return _json_lines(path) if end in (".jsonl", ".ndjson") else _delimited(path, "," if end == ".csv" else "\t")
+    return (
+        _json_lines(path)
+        if end in (".jsonl", ".ndjson")
+        else _delimited(path, "," if end == ".csv" else "\t")
+    )
 
 
 def _end(path: Path) -> str:
@@ -81,15 +100,24 @@ def _delimited(path: Path, separator: str) -> Iterator[Record]:
         try:
             header = next(reader, [])
             if len(set(header)) != len(header) or not header:
-                raise InputError(f"{path}: columns must have distinct names, got {', '.join(header) or 'no header'}")
+                raise InputError(
+                    f"{path}: columns must have distinct names, got "
+                    f"{', '.join(header) or 'no header'}"
+                )
             for fields in reader:
                 if fields:
                     row = dict(zip(header, fields, strict=False))
-                    fault = InputError(f"must have {len(header)} fields as the header has, got {len(fields)}")
+                    fault = InputError(
+                        f"must have {len(header)} fields as the header has, got {len(fields)}"
+                    )
                     where = f"{path}, line {reader.line_num}"
-                    yield Record(reader.line_num, where, row if len(fields) == len(header) else fault)
+                    yield Record(
+                        reader.line_num, where, row if len(fields) == len(header) else fault
+                    )
         except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: must be a line of a table, got: {error}") from None
+            raise InputError(
+                f"{path}, line {reader.line_num}: must be a line of a table, got: {error}"
+            ) from None
 
 
 def _decoded(path: Path, file: Iterable[bytes]) -> Iterator[str]:
@@ -97,7 +125,9 @@ def _decoded(path: Path, file: Iterable[bytes]) -> Iterator[str]:
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {number}: must be UTF-8 text, got: {error.reason}") from None
+            raise InputError(
+                f"{path}, line {number}: must be UTF-8 text, got: {error.reason}"
+            ) from None
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
@@ -116,10 +146,13 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 # ---- values
 
 
-def activities_of(row: Mapping[str, Any], cell_types: Sequence[str], *, is_text: bool = False) -> list[float]:
+def activities_of(
+    row: Mapping[str, Any], cell_types: Sequence[str], *, is_text: bool = False
+) -> list[float]:
     """Read ``cell_activities`` (a list, or an object by cell type), or else a column for each cell type; NaN: absent.
 
-    ``is_text``: values are those of a table, where ``cell_activities`` is JSON and absent ones are empty, NA or NaN.
+    ``is_text``: values are those of a table, where ``cell_activities`` is JSON and absent ones are
+    empty, NA or NaN.
 
     Raises
     ------
@@ -134,11 +167,15 @@ def activities_of(row: Mapping[str, Any], cell_types: Sequence[str], *, is_text:
         values = _from_json(values) if is_text else values
     if isinstance(values, dict):
         if unknown := set(values) - set(cell_types):
-            raise InputError(f"cell_activities: keys must be of {', '.join(cell_types)}, got {sorted(unknown)}")
+            raise InputError(
+                f"cell_activities: keys must be of {', '.join(cell_types)}, got {sorted(unknown)}"
+            )
         values = [values.get(cell) for cell in cell_types]
     if not isinstance(values, list) or len(values) != len(cell_types):
         found = f"{len(values)}" if isinstance(values, list) else type(values).__name__
-        raise InputError(f"cell_activities: must be a list of {len(cell_types)} numbers, got {found}")
+        raise InputError(
+            f"cell_activities: must be a list of {len(cell_types)} numbers, got {found}"
+        )
     return [_number(value, cell) for value, cell in zip(values, cell_types, strict=True)]
 
 
@@ -168,7 +205,9 @@ def _number(value: Any, cell: str) -> float:
 
 
 def group_of(row: Mapping[str, Any], key: str) -> str:
-    """Look up the group of a row, in its id if it has the form that names gene and place; without key an empty text.
+    """Look up the group of a row, in its id if it has the form that names gene and place.
+
+    Without key an empty text.
 
     Raises
     ------

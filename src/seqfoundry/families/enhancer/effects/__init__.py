@@ -1,1 +1,4 @@
-"""What bases do: variants, all single mutants, contributions of bases, and the network exported for other tools."""
+"""What bases do.
+
+Variants, all single mutants, contributions of bases, and the network exported for other tools.
+"""

@@ -1,8 +1,10 @@
-"""Why a network predicts what it does: all single mutants, and contributions of bases; and the network for elsewhere.
+"""Why a network predicts what it does: all single mutants, and contributions of bases.
 
-Mutants need no whole passes: a base reaches 3 of the 6 last positions of the network of the mission, and fewer still
-before. Contributions are DeepLIFT's (Shrikumar et al. 2017) against shuffled sequences, by the library tangermeme.
-"""
+And the network for elsewhere.
+
+Mutants need no whole passes: a base reaches 3 of the 6 last positions of the network of the
+mission, and fewer still before. Contributions are DeepLIFT's (Shrikumar et al. 2017) against
+shuffled sequences, by the library tangermeme."""
 
 import copy
 import importlib.util
@@ -59,7 +61,9 @@ class Explained(Protocol):
 
 def _check(network: Network, codes: Codes, column: int) -> None:
     if codes.shape != (network.length,) or bool((codes > NOTHING).any()):
-        raise InputError(f"codes: must be {network.length} numbers from 0 to {NOTHING}, got shape {codes.shape}")
+        raise InputError(
+            f"codes: must be {network.length} numbers from 0 to {NOTHING}, got shape {codes.shape}"
+        )
     if not 0 <= column < network.n_out:
         raise InputError(f"column: must be from 0 to {network.n_out - 1}, got {column}")
 
@@ -81,8 +85,9 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 def mutagenesis(network: Network, codes: Codes, column: int) -> Floats:
     """Return the change of one activity that each single mutant of codes ``(L,)`` makes, ``(L, 4)``.
 
-    0 at the base that stands there, NaN where none does. Of a DeepSTARR network, or an ensemble of them, only the
-    windows that a base reaches are computed anew; any other network reads all mutants whole.
+    0 at the base that stands there, NaN where none does. Of a DeepSTARR network, or an ensemble of
+    them, only the windows that a base reaches are computed anew; any other network reads all
+    mutants whole.
 
     Raises
     ------
@@ -91,25 +96,36 @@ def mutagenesis(network: Network, codes: Codes, column: int) -> Floats:
     """
     _check(network, codes, column)
     if isinstance(network, Ensemble):
-        members = [mutagenesis(cast("Network", member), codes, column) for member in network.networks]
+        members = [
+            mutagenesis(cast("Network", member), codes, column) for member in network.networks
+        ]
         return np.stack(members).mean(axis=0)  # type: ignore[no-any-return]
     made = mutants(codes)
-    if isinstance(network, DeepStarr) and all(conv.kernel_size[0] % 2 for conv, _ in _blocks(network)):
+    if isinstance(network, DeepStarr) and all(
+        conv.kernel_size[0] % 2 for conv, _ in _blocks(network)
+    ):
         with _evaluating(network):
             predicted, reference = _by_windows(network, codes, made)
     else:
-        whole = predict(network, np.concatenate([codes[None], made.codes])).activities.astype(np.float64)
+        whole = predict(network, np.concatenate([codes[None], made.codes])).activities.astype(
+            np.float64
+        )
         predicted, reference = whole[1:], whole[0]
     return mutant_effects(codes, made, predicted, reference)[:, :, column]
 
 
 def _blocks(network: DeepStarr) -> list[tuple[nn.Conv1d, nn.BatchNorm1d]]:
     layers = list(network.encoder)
-    return [cast("tuple[nn.Conv1d, nn.BatchNorm1d]", tuple(layers[i : i + 2])) for i in range(0, len(layers), 4)]
+    return [
+        cast("tuple[nn.Conv1d, nn.BatchNorm1d]", tuple(layers[i : i + 2]))
+        for i in range(0, len(layers), 4)
+    ]
 
 
 def _pooled(x: Tensor, layer: Folded, pool: int, padding: int) -> Tensor:
-    return nn.functional.max_pool1d(nn.functional.conv1d(x, layer.weight, layer.bias, padding=padding), pool).relu()
+    return nn.functional.max_pool1d(
+        nn.functional.conv1d(x, layer.weight, layer.bias, padding=padding), pool
+    ).relu()
 
 
 def _by_windows(network: DeepStarr, codes: Codes, made: Mutants) -> tuple[Floats, Floats]:
@@ -118,7 +134,9 @@ def _by_windows(network: DeepStarr, codes: Codes, made: Mutants) -> tuple[Floats
     device, kernels = layers[0].weight.device, [layer.weight.shape[2] for layer in layers]
     bases = torch.arange(NOTHING, dtype=torch.uint8, device=device)
     letters = one_hot(bases[None], dtype=layers[0].weight.dtype)[0].cpu().numpy()
-    x = one_hot(torch.from_numpy(codes.copy()).to(device)[None], network.ambiguous, layers[0].weight.dtype).mT
+    x = one_hot(
+        torch.from_numpy(codes.copy()).to(device)[None], network.ambiguous, layers[0].weight.dtype
+    ).mT
     levels = [x]
     for layer, kernel in zip(layers, kernels, strict=True):
         levels.append(_pooled(levels[-1], layer, network.pool, kernel // 2))
@@ -141,7 +159,10 @@ def _by_windows(network: DeepStarr, codes: Codes, made: Mutants) -> tuple[Floats
 def _changed(
     steps: list[tuple[Window, Any, Folded]], positions: Any, letters: Any, pool: int
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Pass the windows that mutants reach through all blocks; returns outputs (m, channels, k) and where they begin."""
+    """Pass the windows that mutants reach through all blocks.
+
+    Returns outputs (m, channels, k) and where they begin.
+    """
     changed, start = letters[:, :, None], positions
     for window, level, layer in steps:
         inputs = window_inputs(window, positions, level)
@@ -171,15 +192,19 @@ class _Known(nn.Module):
 
 
 def attribution(network: Network, codes: Codes, column: int, seed: int) -> Floats:
-    """Return what each base of codes ``(L,)`` contributes to one activity, ``(L,)``; NaN where no base stands.
+    """Return what each base of codes ``(L,)`` contributes to one activity, ``(L,)``.
 
-    DeepLIFT's contributions, averaged over 20 shuffled sequences with the same pairs of neighbours (``seed`` draws
-    them), in double precision. They sum to the activity of the sequence less the mean of the shuffled ones.
+    NaN where no base stands.
+
+    DeepLIFT's contributions, averaged over 20 shuffled sequences with the same pairs of neighbours
+    (``seed`` draws them), in double precision. They sum to the activity of the sequence less the
+    mean of the shuffled ones.
 
     Raises
     ------
     InputError
-        If the network is no DeepSTARR network, nor an ensemble of them; otherwise as `mutagenesis`.
+        If the network is no DeepSTARR network, nor an ensemble of them; otherwise as
+        `mutagenesis`.
     MissingError
         If tangermeme is not installed.
     ModelError
@@ -187,19 +212,24 @@ def attribution(network: Network, codes: Codes, column: int, seed: int) -> Float
 
     References
     ----------
-    Shrikumar, Greenside and Kundaje (2017), Learning important features through propagating activation differences.
-    Lundberg and Lee (2017), A unified approach to interpreting model predictions.
-    """
+    Shrikumar, Greenside and Kundaje (2017), Learning important features through propagating
+    activation differences. Lundberg and Lee (2017), A unified approach to interpreting model
+    predictions."""
     _check(network, codes, column)
     members = list(network.networks) if isinstance(network, Ensemble) else [network]
     if not all(isinstance(member, DeepStarr) for member in members):
         raise InputError(
-            f"attribution: must be of DeepSTARR networks, got a {type(network).__name__}; mutagenesis explains any"
+            f"attribution: must be of DeepSTARR networks, got a {type(network).__name__}; "
+            "mutagenesis explains any"
         )
     places = np.flatnonzero(codes < NOTHING)
     scores = np.full(len(codes), np.nan)
     if len(places):
-        blank = 0.25 if any(cast("DeepStarr", member).ambiguous == "quarter" for member in members) else 0.0
+        blank = (
+            0.25
+            if any(cast("DeepStarr", member).ambiguous == "quarter" for member in members)
+            else 0.0
+        )
         model = _Known(copy.deepcopy(network), places, blank).double().eval().requires_grad_(False)
         scores[places] = _contributions(model, codes[places], column, seed)
     return scores
@@ -211,20 +241,34 @@ def _contributions(model: _Known, codes: Codes, column: int, seed: int) -> Float
         from tangermeme.deep_lift_shap import deep_lift_shap
         from tangermeme.ersatz import dinucleotide_shuffle
     except ModuleNotFoundError as error:
-        raise MissingError(f"attribution: needs the package tangermeme, got none ({error.name})") from None
+        raise MissingError(
+            f"attribution: needs the package tangermeme, got none ({error.name})"
+        ) from None
     device = model.places.device
     x = one_hot(torch.from_numpy(codes.copy())[None], dtype=torch.float64).mT.contiguous()
     seeds = [(seed + i) % 2**31 for i in range(REFERENCES)]
-    shuffled = dinucleotide_shuffle(x.expand(REFERENCES, -1, -1), n=1, random_state=seeds).transpose(0, 1)
+    shuffled = dinucleotide_shuffle(
+        x.expand(REFERENCES, -1, -1), n=1, random_state=seeds
+    ).transpose(0, 1)
     with warnings.catch_warnings():  # sums are checked below
         warnings.simplefilter("ignore")
-        options = {"target": column, "references": shuffled, "batch_size": REFERENCES, "device": device}
+        options = {
+            "target": column,
+            "references": shuffled,
+            "batch_size": REFERENCES,
+            "device": device,
+        }
         found = deep_lift_shap(model, x, **options).sum(dim=1)[0]
     with torch.inference_mode():
         activity, others = model(x.to(device))[0, column], model(shuffled[0].to(device))[:, column]
-    wanted, scale = float(activity - others.mean()), max(1.0, float((activity - others).abs().mean()))
+    wanted, scale = (
+        float(activity - others.mean()),
+        max(1.0, float((activity - others).abs().mean())),
+    )
     if not abs(float(found.sum()) - wanted) <= _CONVERGED * scale:
-        raise ModelError(f"attribution: contributions must sum to {wanted:g}, got {float(found.sum()):g}")
+        raise ModelError(
+            f"attribution: contributions must sum to {wanted:g}, got {float(found.sum()):g}"
+        )
     made: Floats = found.cpu().numpy()
     return made
 
@@ -246,15 +290,17 @@ class _Plain(nn.Module):
 def export(oracle: Explained, folder: Path, codes: Codes | None = None) -> dict[str, Any]:
     """Write the network for programs without this package, and compare it with the oracle's own predictions.
 
-    ``oracle.pt2`` is torch.export's; ``oracle.onnx`` is written where onnx, onnxscript and onnxruntime are installed,
-    read back, and run by the latter. Both take one-hot columns ``(n, 4, L)``, float32, of any number n of sequences,
-    letters A C G T, and give activities ``(n, C)`` and embeddings. ``export.json`` says so, with cell types and
-    differences. The ``.pt2`` is never read here, since that could run code. Compared are 64 random sequences, and those
-    of ``codes`` ``(n, L)``, if given.
+    ``oracle.pt2`` is torch.export's; ``oracle.onnx`` is written where onnx, onnxscript and
+    onnxruntime are installed, read back, and run by the latter. Both take one-hot columns ``(n, 4,
+    L)``, float32, of any number n of sequences, letters A C G T, and give activities ``(n, C)``
+    and embeddings. ``export.json`` says so, with cell types and differences. The ``.pt2`` is never
+    read here, since that could run code. Compared are 64 random sequences, and those of ``codes``
+    ``(n, L)``, if given.
 
     Returns
     -------
-    ``file`` (the ONNX file, or else the other), ``max_difference`` of it, and the same of all by name in ``files``.
+    ``file`` (the ONNX file, or else the other), ``max_difference`` of it, and the same of all by
+    name in ``files``.
 
     Raises
     ------
@@ -281,7 +327,9 @@ def export(oracle: Explained, folder: Path, codes: Codes | None = None) -> dict[
         rows = [run(x[first : first + size]) for first, size in ((0, 1), (1, 2), (3, len(x)))]
         files[name] = float(np.abs(np.concatenate(rows) - wanted).max())
         if not files[name] <= TOLERANCE:
-            raise ModelError(f"{name}: activities must differ by at most {TOLERANCE:g}, got {files[name]:g}")
+            raise ModelError(
+                f"{name}: activities must differ by at most {TOLERANCE:g}, got {files[name]:g}"
+            )
     best = "oracle.onnx" if "oracle.onnx" in files else "oracle.pt2"
     found = {"file": best, "max_difference": files[best], "files": files}
     (folder / "export.json").write_text(
@@ -293,7 +341,12 @@ def export(oracle: Explained, folder: Path, codes: Codes | None = None) -> dict[
 def _described(oracle: Explained, n: int) -> dict[str, Any]:
     network, config = oracle.network, oracle.config
     return {
-        "input": {"name": "sequences", "shape": ["n", NOTHING, network.length], "type": "float32", "letters": "ACGT"},
+        "input": {
+            "name": "sequences",
+            "shape": ["n", NOTHING, network.length],
+            "type": "float32",
+            "letters": "ACGT",
+        },
         "outputs": {"activities": ["n", network.n_out], "embeddings": ["n", network.width]},
         "cell_types": list(config.cell_types),
         "pad": config.pad,
@@ -317,8 +370,13 @@ def _write_program(model: nn.Module, x: Tensor, path: Path) -> Any:
 
 
 def _write_onnx(model: nn.Module, x: Tensor, path: Path) -> Any:
-    """Write, and give a function that runs what was written; None where a package is not installed."""
-    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+    """Write, and give a function that runs what was written.
+
+    None where a package is not installed.
+    """
+    if any(
+        importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")
+    ):
         _log.info("no ONNX file: it needs onnx, onnxscript and onnxruntime (seqfoundry[export])")
         return None
     import onnxruntime

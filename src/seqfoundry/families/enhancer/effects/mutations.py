@@ -1,8 +1,9 @@
-"""What changes of a sequence do to its predicted activity: variants, and all single mutants (in-silico mutagenesis).
+"""What changes of a sequence do to its predicted activity.
 
-The bookkeeping only: which sequences a network has to read, and what its answers mean. A mutant needs no whole pass,
-since a base reaches few windows of each block; `plan` says which.
-"""
+Variants, and all single mutants (in-silico mutagenesis).
+
+The bookkeeping only: which sequences a network has to read, and what its answers mean. A mutant
+needs no whole pass, since a base reaches few windows of each block; `plan` says which."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,9 @@ _BASES = 4
 
 
 def with_variant(sequence: str, position: int, ref: str, alt: str) -> str:
-    """Replace ``ref``, which stands at ``position`` (from 0), by ``alt``; either may be empty, but not both.
+    """Replace ``ref``, which stands at ``position`` (from 0), by ``alt``.
+
+    Either may be empty, but not both.
 
     Raises
     ------
@@ -37,7 +40,9 @@ def with_variant(sequence: str, position: int, ref: str, alt: str) -> str:
     """
     found = sequence[position : position + len(ref)] if 0 <= position <= len(sequence) else None
     if found is None or found.upper() != ref.upper() or not ref + alt:
-        raise InputError(f"variant {position} {ref}>{alt}: the sequence must have {ref!r} there, got {found!r}")
+        raise InputError(
+            f"variant {position} {ref}>{alt}: the sequence must have {ref!r} there, got {found!r}"
+        )
     return sequence[:position] + alt + sequence[position + len(ref) :]
 
 
@@ -49,12 +54,15 @@ def variant_effects(
     *,
     activity_sd: ArrayLike | None = None,
 ) -> dict[str, list[Any]]:
-    """Tabulate effects from activities of both strands, ``(2, n, C)``: the sequence, then its reverse complement.
+    """Tabulate effects from activities of both strands, ``(2, n, C)``.
 
-    One row per variant and column, as columns: ``id cell ref alt`` (means of the strands), ``effect`` = alt - ref,
-    ``z`` = effect over ``activity_sd`` of the column, ``log2_fold`` = log2(alt / ref) where both are positive, and
-    ``strand_gap`` = effect read forward less that read in reverse, which an oracle that knows strands do not matter
-    would have at 0. Undefined is None.
+    The sequence, then its reverse complement.
+
+    One row per variant and column, as columns: ``id cell ref alt`` (means of the strands),
+    ``effect`` = alt - ref, ``z`` = effect over ``activity_sd`` of the column, ``log2_fold`` =
+    log2(alt / ref) where both are positive, and ``strand_gap`` = effect read forward less that
+    read in reverse, which an oracle that knows strands do not matter would have at 0. Undefined is
+    None.
 
     Raises
     ------
@@ -64,9 +72,15 @@ def variant_effects(
     x, y = (np.asarray(values, dtype=np.float64) for values in (ref, alt))
     shape = (2, len(ids), len(cell_types))
     if x.shape != shape or y.shape != shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise InputError(f"variants: activities must be finite, of shape {shape}, got {x.shape} and {y.shape}")
+        raise InputError(
+            f"variants: activities must be finite, of shape {shape}, got {x.shape} and {y.shape}"
+        )
     before, after, each = x.mean(axis=0), y.mean(axis=0), y - x
-    sd = np.full(shape[2], np.nan) if activity_sd is None else np.asarray(activity_sd, dtype=np.float64)
+    sd = (
+        np.full(shape[2], np.nan)
+        if activity_sd is None
+        else np.asarray(activity_sd, dtype=np.float64)
+    )
     z = np.divide(after - before, sd, out=np.full(before.shape, np.nan), where=sd > 0)
     positive = (before > 0) & (after > 0)
     fold = np.log2(np.divide(after, before, out=np.ones_like(before), where=positive))
@@ -77,7 +91,10 @@ def variant_effects(
     return {
         "id": [name for name in ids for _ in cell_types],
         "cell": list(cell_types) * len(ids),
-        **{name: [None if np.isnan(v) else v for v in values.ravel().tolist()] for name, values in columns.items()},
+        **{
+            name: [None if np.isnan(v) else v for v in values.ravel().tolist()]
+            for name, values in columns.items()
+        },
     }
 
 
@@ -93,7 +110,10 @@ class Mutants(NamedTuple):
 
 
 def mutants(codes: Codes, first: int = 0, last: int | None = None) -> Mutants:
-    """Make the single mutants of codes ``(L,)`` at positions ``first`` to before ``last``; code 4 is left as it is."""
+    """Make the single mutants of codes ``(L,)`` at positions ``first`` to before ``last``.
+
+    Code 4 is left as it is.
+    """
     stop = len(codes) if last is None else min(last, len(codes))
     known = np.arange(first, stop)[codes[first:stop] < _BASES]
     positions = np.repeat(known, _BASES)
@@ -105,7 +125,9 @@ def mutants(codes: Codes, first: int = 0, last: int | None = None) -> Mutants:
     return Mutants(positions, bases, made)
 
 
-def mutant_effects(codes: Codes, made: Mutants, predicted: ArrayLike, reference: ArrayLike) -> Floats:
+def mutant_effects(
+    codes: Codes, made: Mutants, predicted: ArrayLike, reference: ArrayLike
+) -> Floats:
     """Lay out changes of activity as ``(L, 4, C)`` from predictions for mutants (m, C) and for the sequence (C,).
 
     0 at the base that the sequence has; NaN at positions that were not mutated.
@@ -117,7 +139,9 @@ def mutant_effects(codes: Codes, made: Mutants, predicted: ArrayLike, reference:
     """
     y, y0 = np.asarray(predicted, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if y.shape != (len(made.positions), *y0.shape) or y0.ndim != 1:
-        raise InputError(f"mutants: must have predictions of shape ({len(made.positions)}, C), got {y.shape}")
+        raise InputError(
+            f"mutants: must have predictions of shape ({len(made.positions)}, C), got {y.shape}"
+        )
     effects = np.full((len(codes), _BASES, len(y0)), np.nan)
     touched = np.unique(made.positions)
     effects[touched, codes[touched]] = 0
@@ -126,7 +150,9 @@ def mutant_effects(codes: Codes, made: Mutants, predicted: ArrayLike, reference:
 
 
 def importance(effects: Floats) -> Floats:
-    """Return the importance of every position ``(L, C)``: minus the mean effect of the three other bases.
+    """Return the importance of every position ``(L, C)``.
+
+    Minus the mean effect of the three other bases.
 
     Positive where the base that stands there makes for activity. NaN where nothing was mutated.
     """
@@ -137,9 +163,9 @@ def importance(effects: Floats) -> Floats:
 class Window(NamedTuple):
     """The outputs of one block that a change of a position can reach; ``L`` windows of one size.
 
-    For position p, outputs ``start[p]`` to ``start[p] + width`` have to be computed from the block's inputs
-    ``input_start[p]`` to ``input_start[p] + input_width``, where inputs outside the sequence are 0 (padding).
-    """
+    For position p, outputs ``start[p]`` to ``start[p] + width`` have to be computed from the
+    block's inputs ``input_start[p]`` to ``input_start[p] + input_width``, where inputs outside the
+    sequence are 0 (padding)."""
 
     start: Indices  # (L,)
     width: int
@@ -152,8 +178,8 @@ class Window(NamedTuple):
 def plan(length: int, kernels: Sequence[int], pool: int) -> list[Window]:
     """Plan which outputs of blocks (convolution that keeps the length, then pooling) a change of one base reaches.
 
-    The length of the outputs is rounded down. Windows are as wide as the widest that is needed, so that all positions
-    make one batch; what they hold beyond that is computed anew to what it was.
+    The length of the outputs is rounded down. Windows are as wide as the widest that is needed, so
+    that all positions make one batch; what they hold beyond that is computed anew to what it was.
 
     Raises
     ------
@@ -170,12 +196,16 @@ def plan(length: int, kernels: Sequence[int], pool: int) -> list[Window]:
     for kernel in kernels:
         reach, n_outputs = kernel // 2, n // pool
         if kernel % 2 == 0 or n_outputs < 1:
-            raise InputError(f"plan: kernels must be odd and leave outputs, got kernel {kernel} for {n} inputs")
+            raise InputError(
+                f"plan: kernels must be odd and leave outputs, got kernel {kernel} for {n} inputs"
+            )
         first = np.clip((low - reach) // pool, 0, n_outputs)
         last = np.clip((high - 1 + reach) // pool + 1, 0, n_outputs)
         width = int((last - first).max())
         start = np.minimum(first, n_outputs - width)
-        made.append(Window(start, width, start * pool - reach, width * pool + kernel - 1, n, n_outputs))
+        made.append(
+            Window(start, width, start * pool - reach, width * pool + kernel - 1, n, n_outputs)
+        )
         low, high, n = start, start + width, n_outputs
     return made
 
@@ -183,14 +213,18 @@ def plan(length: int, kernels: Sequence[int], pool: int) -> list[Window]:
 def window_inputs(window: Window, positions: Indices, whole: NDArray[Any]) -> NDArray[Any]:
     """Cut what a block has to read for mutants at ``positions``, from inputs ``(channels, n)`` of the sequence.
 
-    Returns ``(m, channels, input_width)``, 0 outside; changed inputs are then written with `overwrite`.
-    """
+    Returns ``(m, channels, input_width)``, 0 outside; changed inputs are then written with
+    `overwrite`."""
     padded = np.pad(whole, ((0, 0), (window.input_width, window.input_width)))
-    places = window.input_start[positions][:, None] + np.arange(window.input_width) + window.input_width
+    places = (
+        window.input_start[positions][:, None] + np.arange(window.input_width) + window.input_width
+    )
     return padded[:, places].transpose(1, 0, 2)
 
 
-def overwrite(inputs: NDArray[Any], window: Window, positions: Indices, changed: NDArray[Any], start: Indices) -> None:
+def overwrite(
+    inputs: NDArray[Any], window: Window, positions: Indices, changed: NDArray[Any], start: Indices
+) -> None:
     """Write values ``(m, channels, k)``, which belong at ``start`` (m,), into inputs of `window_inputs`, in place.
 
     What lies outside a window is left out: no output in it depends on that.

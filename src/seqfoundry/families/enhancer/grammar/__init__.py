@@ -1,1 +1,4 @@
-"""What the simulator plants: motifs and the their activity, sequences by a grammar of them, edits of known order."""
+"""What the simulator plants.
+
+Motifs and the their activity, sequences by a grammar of them, edits of known order.
+"""

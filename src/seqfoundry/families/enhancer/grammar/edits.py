@@ -1,7 +1,9 @@
-"""Editing tasks (T3) with three answers whose order is known: the best of several planned ones, random letters, none.
+"""Editing tasks (T3) with three answers whose order is known.
 
-Answers replace whole segments of the reference and keep its length; the random one as many and as long segments.
-"""
+The best of several planned ones, random letters, none.
+
+Answers replace whole segments of the reference and keep its length; the random one as many and as
+long segments."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,15 @@ import numpy as np
 
 from seqfoundry.core.dna import decode, reverse_complement_text
 from seqfoundry.families.enhancer.config import RAW_CELLS
-from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Hits, Motif, consensus, scan, signal
+from seqfoundry.families.enhancer.grammar.motifs import (
+    Codes,
+    Floats,
+    Hits,
+    Motif,
+    consensus,
+    scan,
+    signal,
+)
 from seqfoundry.families.enhancer.grammar.sequences import Source
 
 EDIT_TYPES = (
@@ -31,7 +41,11 @@ _CANDIDATES = 8  # planned answers, of which the best is taken
 _SEGMENTS = 3
 _NEUTRAL = 4  # bases of a segment that must change nothing
 _MATCHES = dict(
-    zip("ACGTMRWSYKN", ("A", "C", "G", "T", "[AC]", "[AG]", "[AT]", "[CG]", "[CT]", "[GT]", "."), strict=True)
+    zip(
+        "ACGTMRWSYKN",
+        ("A", "C", "G", "T", "[AC]", "[AG]", "[AT]", "[CG]", "[CT]", "[GT]", "."),
+        strict=True,
+    )
 )
 
 
@@ -64,9 +78,9 @@ def has_motif(sequence: str, motif: str) -> bool:
 def edit_tasks(source: Source) -> Iterator[dict[str, Any]]:
     """Make ``edit_rows`` tasks, edit types in turn, and yield the answers of every system to them.
 
-    The planned answer is the best of several by the true signal. Where motifs are inserted, they are different ones of
-    the target cell in their likeliest letters; ``edit_budget`` is the number of bases in all segments.
-    """
+    The planned answer is the best of several by the true signal. Where motifs are inserted, they
+    are different ones of the target cell in their likeliest letters; ``edit_budget`` is the number
+    of bases in all segments."""
     n, generator = source.settings.edit_rows, source.generator("edit")
     cells = generator.integers(0, len(RAW_CELLS), n)
     references = source.draw("reference", n, cells).codes
@@ -74,16 +88,28 @@ def edit_tasks(source: Source) -> Iterator[dict[str, Any]]:
     tasks = []
     for i in range(n):
         kind = EDIT_TYPES[i % len(EDIT_TYPES)]
-        others = generator.permutation([cell for cell in range(len(RAW_CELLS)) if cell != cells[i]]).tolist()
+        others = generator.permutation(
+            [cell for cell in range(len(RAW_CELLS)) if cell != cells[i]]
+        ).tolist()
         targets = _targets(kind, int(cells[i]), others)
-        tasks.append(_task(source, (kind, int(cells[i]), targets), references[i], _of_row(sites, i), generator))
-    planned = np.array([[_answer(task, task.words, generator) for _ in range(_CANDIDATES)] for task in tasks])
+        tasks.append(
+            _task(
+                source, (kind, int(cells[i]), targets), references[i], _of_row(sites, i), generator
+            )
+        )
+    planned = np.array(
+        [[_answer(task, task.words, generator) for _ in range(_CANDIDATES)] for task in tasks]
+    )
     drawn = [_answer(task, None, generator, anywhere=True) for task in tasks]
     length = references.shape[1]
     before = signal(np.array([task.reference for task in tasks]), source.panel)
-    after = signal(planned.reshape(-1, length), source.panel).reshape(n, _CANDIDATES, len(RAW_CELLS))
+    after = signal(planned.reshape(-1, length), source.panel).reshape(
+        n, _CANDIDATES, len(RAW_CELLS)
+    )
     best = [_best(task, planned[i], before[i], after[i]) for i, task in enumerate(tasks)]
-    for system, answers in zip(SYSTEMS, (best, drawn, [task.reference for task in tasks]), strict=True):
+    for system, answers in zip(
+        SYSTEMS, (best, drawn, [task.reference for task in tasks]), strict=True
+    ):
         for i, task in enumerate(tasks):
             yield _row(task, answers[i], system, i)
 
@@ -133,7 +159,9 @@ def _likeliest(motif: Motif) -> Codes:
     return made
 
 
-def _reduction(source: Source, asked: tuple[str, int, tuple[int, ...]], reference: Codes, sites: Hits) -> _Task:
+def _reduction(
+    source: Source, asked: tuple[str, int, tuple[int, ...]], reference: Codes, sites: Hits
+) -> _Task:
     """Overwrite the sites that do most for the cell."""
     motifs = source.panel.motifs
     excess = sites.score - np.array([one.threshold for one in motifs])[sites.motif]
@@ -142,7 +170,10 @@ def _reduction(source: Source, asked: tuple[str, int, tuple[int, ...]], referenc
     widths: list[int] = []
     for i in np.argsort(-gain, kind="stable")[: _SEGMENTS * 4].tolist():
         start, width = int(sites.start[i]), len(motifs[sites.motif[i]].scores)
-        apart = all(start + width <= other or other + size <= start for other, size in zip(starts, widths, strict=True))
+        apart = all(
+            start + width <= other or other + size <= start
+            for other, size in zip(starts, widths, strict=True)
+        )
         if gain[i] > 0 and apart and len(starts) < _SEGMENTS:
             starts.append(start)
             widths.append(width)
@@ -150,32 +181,46 @@ def _reduction(source: Source, asked: tuple[str, int, tuple[int, ...]], referenc
 
 
 def _removal(
-    asked: tuple[str, int, tuple[int, ...]], reference: Codes, motif: Motif, generator: np.random.Generator
+    asked: tuple[str, int, tuple[int, ...]],
+    reference: Codes,
+    motif: Motif,
+    generator: np.random.Generator,
 ) -> _Task:
     """Write a motif into the reference, so that there is one to remove."""
     word, text = _likeliest(motif), consensus(motif)
     start = int(generator.integers(len(reference) // 4, len(reference) * 3 // 4))
     reference[start : start + len(word)] = word
     starts = [
-        at for at in range(len(reference) - len(word) + 1) if has_motif(decode(reference[at : at + len(word)]), text)
+        at
+        for at in range(len(reference) - len(word) + 1)
+        if has_motif(decode(reference[at : at + len(word)]), text)
     ]
     apart = [at for i, at in enumerate(starts) if not i or at - starts[i - 1] >= len(word)]
     return _Task(*asked, reference, [len(word)] * len(apart), None, apart, text)
 
 
 def _answer(
-    task: _Task, words: Sequence[Codes] | None, generator: np.random.Generator, *, anywhere: bool = False
+    task: _Task,
+    words: Sequence[Codes] | None,
+    generator: np.random.Generator,
+    *,
+    anywhere: bool = False,
 ) -> Codes:
     """Write words, or random letters where there are none, at the places of the task or random ones."""
     made = task.reference.copy()
-    starts = task.starts if task.starts and not anywhere else _starts(task.widths, len(made), generator)
+    starts = (
+        task.starts if task.starts and not anywhere else _starts(task.widths, len(made), generator)
+    )
     for i, (start, width) in enumerate(zip(starts, task.widths, strict=True)):
         made[start : start + width] = words[i] if words else generator.integers(0, 4, width)
     return made
 
 
 def _starts(widths: Sequence[int], length: int, generator: np.random.Generator) -> list[int]:
-    """Choose places without overlap: the family that is left is dealt out between the segments, in random order."""
+    """Choose places without overlap.
+
+    The family that is left is dealt out between the segments, in random order.
+    """
     family = length - sum(widths)
     gaps = np.sort(generator.integers(0, family + 1, len(widths)))
     starts, used = [0] * len(widths), 0
@@ -188,7 +233,14 @@ def _starts(widths: Sequence[int], length: int, generator: np.random.Generator) 
 def _best(task: _Task, planned: Codes, before: Floats, after: Floats) -> Codes:
     """Choose the planned answer that does most of what is asked."""
     made: Codes = planned[
-        int(np.argmax([_success(task, one, before, then) for one, then in zip(planned, after, strict=True)]))
+        int(
+            np.argmax(
+                [
+                    _success(task, one, before, then)
+                    for one, then in zip(planned, after, strict=True)
+                ]
+            )
+        )
     ]
     return made
 
@@ -208,7 +260,11 @@ def _success(task: _Task, planned: Codes, before: Floats, after: Floats) -> floa
 
 
 def _row(task: _Task, answer: Codes, system: str, i: int) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"edit_type": task.edit_type, "edit_budget": sum(task.widths), "system": system}
+    metadata: dict[str, Any] = {
+        "edit_type": task.edit_type,
+        "edit_budget": sum(task.widths),
+        "system": system,
+    }
     if task.target_motif:
         metadata["target_motif"] = task.target_motif
     if len(task.targets) > 1:

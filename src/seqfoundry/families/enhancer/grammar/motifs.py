@@ -1,7 +1,9 @@
-"""Motifs that set the activity of simulated sequences: matrices, sites on both strands, and the activity itself.
+"""Motifs that set the activity of simulated sequences.
 
-Everything that decides is a whole number, so that the same sequences have the same activities on every machine: scores
-count hundredths of a bit, occupancies and latent activities ten-thousandths.
+Matrices, sites on both strands, and the activity itself.
+
+Everything that decides is a whole number, so that the same sequences have the same activities on
+every machine: scores count hundredths of a bit, occupancies and latent activities ten-thousandths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +39,12 @@ _IUPAC = dict(zip(("AC", "AG", "AT", "CG", "CT", "GT"), "MRWSYK", strict=True))
 class Grammar:
     """How sequences are composed and sites act; all in bases, shares and bits.
 
-    GC is normal within bounds; G follows C with ``cpg_factor`` of its frequency. A site's occupancy is the logistic
-    function of (score - threshold) / ``temperature``, the threshold being the lowest score that a window of the
-    background reaches with probability ``p_value`` at most. Sites of a pair work together if they start ``pair_min`` to
-    ``pair_max`` bases apart on one strand. Links are kept in the corrected columns at a false discovery rate of ``fdr``
-    by a statistic of ``link_strength`` standard deviations per standard deviation of the activity.
-    """
+    GC is normal within bounds; G follows C with ``cpg_factor`` of its frequency. A site's
+    occupancy is the logistic function of (score - threshold) / ``temperature``, the threshold
+    being the lowest score that a window of the background reaches with probability ``p_value`` at
+    most. Sites of a pair work together if they start ``pair_min`` to ``pair_max`` bases apart on
+    one strand. Links are kept in the corrected columns at a false discovery rate of ``fdr`` by a
+    statistic of ``link_strength`` standard deviations per standard deviation of the activity."""
 
     gc_mean: float
     gc_sd: float
@@ -68,7 +70,9 @@ class Matrix:
     def __post_init__(self) -> None:
         sizes = {len(row) for row in self.counts}
         if len(sizes) > 1 or sizes == {0} or min(map(min, self.counts)) < 0:
-            raise ValueError(f"counts must be four rows of the same length, none negative, got {self.counts}")
+            raise ValueError(
+                f"counts must be four rows of the same length, none negative, got {self.counts}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +89,8 @@ class Pair:
 class Recipe:
     """What acts in which cell with what weight, by the ids of motifs.
 
-    Repressors that no cell has as activator are planted like shared motifs. ``sharpen``: planted sites
-    are drawn from frequencies to the power of 1.5.
-    """
+    Repressors that no cell has as activator are planted like shared motifs. ``sharpen``: planted
+    sites are drawn from frequencies to the power of 1.5."""
 
     sharpen: bool
     activators: dict[Cell, dict[str, float]]
@@ -98,7 +101,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Activity of a cell: ``offset + gain * (latent - centre)``, the latent activity in units of 1."""
+    """Activity of a cell.
+
+    ``offset + gain * (latent - centre)``, the latent activity in units of 1.
+    """
 
     offset: float
     gain: tuple[float, ...]
@@ -106,7 +112,10 @@ class Calibration:
 
 
 class Motif(NamedTuple):
-    """A motif ready to use: frequencies and scores ``(w, 4)`` of the forward strand, and the threshold of scores."""
+    """A motif ready to use.
+
+    Frequencies and scores ``(w, 4)`` of the forward strand, and the threshold of scores.
+    """
 
     id: str
     name: str
@@ -134,12 +143,19 @@ class Panel:
         """Collect everything that `read_panel` needs to make it again."""
         calibration = asdict(self.calibration) if self.calibration else None
         matrices = {id: asdict(matrix) for id, matrix in self.matrices.items()}
-        parts = {"recipe": asdict(self.recipe), "grammar": asdict(self.grammar), "matrices": matrices}
+        parts = {
+            "recipe": asdict(self.recipe),
+            "grammar": asdict(self.grammar),
+            "matrices": matrices,
+        }
         return {**parts, "calibration": calibration}
 
 
 class Hits(NamedTuple):
-    """Sites that count, by motif, row and start: one entry each; ``score`` is that of the better strand."""
+    """Sites that count, by motif, row and start: one entry each.
+
+    ``score`` is that of the better strand.
+    """
 
     motif: Integers
     row: Integers
@@ -185,7 +201,10 @@ def _panel(content: Mapping[str, Any], path: Path) -> Panel:
     known = content.get("matrices") or {}
     ids = _ids(recipe)
     if missing := [id for id in ids if id not in known]:
-        raise InputError(f"{path}: matrices must have every motif of the panel, got none of {', '.join(missing)}")
+        raise InputError(
+            f"{path}: matrices must have every motif of the panel, got none of "
+            f"{', '.join(missing)}"
+        )
     matrices = {id: made(f"matrices.{id}", Matrix, known[id]) for id in ids}
     calibration = made("calibration", Calibration) if content.get("calibration") else None
     motifs = tuple(motif(id, matrix, grammar) for id, matrix in matrices.items())
@@ -215,11 +234,16 @@ def motif(id: str, matrix: Matrix, grammar: Grammar) -> Motif:
     smoothed = counts + grammar.pseudocount * background
     frequencies = smoothed / smoothed.sum(axis=1, keepdims=True)
     scores = np.maximum(np.rint(_BIT * np.log2(frequencies / background)), _FLOOR).astype(np.int16)
-    return Motif(id, matrix.name, frequencies, scores, threshold(scores, background, grammar.p_value))
+    return Motif(
+        id, matrix.name, frequencies, scores, threshold(scores, background, grammar.p_value)
+    )
 
 
 def threshold(scores: NDArray[np.int16], background: Floats, p_value: float) -> int:
-    """Find the lowest score that a background window reaches with at most ``p_value``; the highest one if none is."""
+    """Find the lowest score that a background window reaches with at most ``p_value``.
+
+    The highest one if none is.
+    """
     low = int(scores.min(axis=1).astype(np.int64).sum())
     chances = np.ones(1)
     for column in scores.astype(np.int64) - scores.min(axis=1, keepdims=True):
@@ -237,7 +261,9 @@ def consensus(motif: Motif) -> str:
 
     Examples
     --------
-    >>> frequencies = np.array([[0.7, 0.1, 0.1, 0.1], [0.45, 0.05, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    >>> frequencies = np.array(
+    ...     [[0.7, 0.1, 0.1, 0.1], [0.45, 0.05, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]]
+    ... )
     >>> consensus(Motif("", "", frequencies, np.zeros((3, 4), np.int16), 0))
     'ARN'
     """
@@ -258,20 +284,33 @@ def scan(codes: Codes, motifs: Sequence[Motif], temperature: float) -> Hits:
 
     Windows with code 4 are none. No sites, or no codes, give empty arrays.
     """
-    found = [_scan(codes[first : first + _ROWS], first, motifs, temperature) for first in range(0, len(codes), _ROWS)]
-    joined = [np.concatenate([part[i] for part in found] or [np.zeros(0, np.int64)]) for i in range(5)]
+    found = [
+        _scan(codes[first : first + _ROWS], first, motifs, temperature)
+        for first in range(0, len(codes), _ROWS)
+    ]
+    joined = [
+        np.concatenate([part[i] for part in found] or [np.zeros(0, np.int64)]) for i in range(5)
+    ]
     order = np.lexsort((joined[2], joined[1], joined[0]))
     return Hits(
-        joined[0][order], joined[1][order], joined[2][order], joined[3][order].astype(np.bool_), joined[4][order]
+        joined[0][order],
+        joined[1][order],
+        joined[2][order],
+        joined[3][order].astype(np.bool_),
+        joined[4][order],
     )
 
 
 def _scan(codes: Codes, first: int, motifs: Sequence[Motif], temperature: float) -> Hits:
-    """Score every window by looking up its pieces of at most 8 letters; rows stand one behind the other."""
+    """Score every window by looking up its pieces of at most 8 letters.
+
+    Rows stand one behind the other.
+    """
     length, flat = codes.shape[1], codes.reshape(-1)
     gaps = np.concatenate([[0], np.cumsum(flat > 3)])
     words = _words(
-        np.where(flat > 3, 0, flat).astype(np.int64), {k for one in motifs for k in _pieces(len(one.scores))}
+        np.where(flat > 3, 0, flat).astype(np.int64),
+        {k for one in motifs for k in _pieces(len(one.scores))},
     )
     parts: list[tuple[Any, ...]] = []
     for m, one in enumerate(motifs):
@@ -283,8 +322,18 @@ def _scan(codes: Codes, first: int, motifs: Sequence[Motif], temperature: float)
         best = np.maximum(forward, backward)
         at = np.flatnonzero(best > one.threshold - _TAIL * temperature * _BIT)
         at = at[(at % length <= length - width) & (gaps[at + width] == gaps[at])]
-        parts.append((np.full(len(at), m), first + at // length, at % length, backward[at] > forward[at], best[at]))
-    return Hits(*(np.concatenate([part[i] for part in parts] or [np.zeros(0, np.int64)]) for i in range(5)))
+        parts.append(
+            (
+                np.full(len(at), m),
+                first + at // length,
+                at % length,
+                backward[at] > forward[at],
+                best[at],
+            )
+        )
+    return Hits(
+        *(np.concatenate([part[i] for part in parts] or [np.zeros(0, np.int64)]) for i in range(5))
+    )
 
 
 def _pieces(width: int) -> list[int]:
@@ -318,16 +367,19 @@ def _scores(scores: NDArray[np.int16], words: Mapping[int, Integers]) -> NDArray
 
 def occupancy(scores: Integers, thresholds: Integers, temperature: float) -> Integers:
     """Compute the logistic occupancy of sites in ten-thousandths; half at the threshold."""
-    return np.rint(UNIT / (1 + np.exp((thresholds - scores) / (_BIT * temperature)))).astype(np.int64)
+    return np.rint(UNIT / (1 + np.exp((thresholds - scores) / (_BIT * temperature)))).astype(
+        np.int64
+    )
 
 
 def latent(codes: Codes, panel: Panel) -> Integers:
     """Compute the latent activity of each cell in ten-thousandths, shape ``(n, 7)``.
 
-    Sites of a motif saturate, ``x = o / (o + 1)`` of their summed occupancy o; weights times x are added over motifs,
-    and the bonus times ``x x'`` for pairs that stand right.
-    """
-    parts = [_latent(codes[first : first + _BLOCK], panel) for first in range(0, len(codes), _BLOCK)]
+    Sites of a motif saturate, ``x = o / (o + 1)`` of their summed occupancy o; weights times x are
+    added over motifs, and the bonus times ``x x'`` for pairs that stand right."""
+    parts = [
+        _latent(codes[first : first + _BLOCK], panel) for first in range(0, len(codes), _BLOCK)
+    ]
     return np.concatenate(parts or [np.zeros((0, len(RAW_CELLS)), dtype=np.int64)])
 
 
@@ -336,7 +388,9 @@ def _latent(codes: Codes, panel: Panel) -> Integers:
     thresholds = np.array([one.threshold for one in panel.motifs])
     share = occupancy(hits.score, thresholds[hits.motif], panel.grammar.temperature)
     n, size = len(codes), len(panel.motifs)
-    total = np.bincount(hits.row * size + hits.motif, weights=share, minlength=n * size).reshape(n, size)
+    total = np.bincount(hits.row * size + hits.motif, weights=share, minlength=n * size).reshape(
+        n, size
+    )
     x = total / (total + UNIT)
     z = np.zeros((n, len(RAW_CELLS)))
     for m in range(size):  # one by one: the order of additions must not depend on the machine
@@ -348,15 +402,24 @@ def _latent(codes: Codes, panel: Panel) -> Integers:
     return np.rint(z * UNIT).astype(np.int64)
 
 
-def _standing_right(hits: Hits, pair: tuple[int, int], occupied: Any, n: int, grammar: Grammar) -> NDArray[np.bool_]:
+def _standing_right(
+    hits: Hits, pair: tuple[int, int], occupied: Any, n: int, grammar: Grammar
+) -> NDArray[np.bool_]:
     """Tell the rows where occupied sites of both motifs stand on one strand at the right distance."""
     made = np.zeros(n, dtype=np.bool_)
     span = int(hits.start.max(initial=0)) + 2 * grammar.pair_max + 1
     for strand in (False, True):
         chosen = [occupied & (hits.motif == m) & (hits.reverse == strand) for m in pair]
-        ours, theirs = (hits.row[one] * span + hits.start[one] + grammar.pair_max for one in chosen)
-        for low, high in ((grammar.pair_min, grammar.pair_max), (-grammar.pair_max, -grammar.pair_min)):
-            near = np.searchsorted(theirs, ours + low, "left") < np.searchsorted(theirs, ours + high, "right")
+        ours, theirs = (
+            hits.row[one] * span + hits.start[one] + grammar.pair_max for one in chosen
+        )
+        for low, high in (
+            (grammar.pair_min, grammar.pair_max),
+            (-grammar.pair_max, -grammar.pair_min),
+        ):
+            near = np.searchsorted(theirs, ours + low, "left") < np.searchsorted(
+                theirs, ours + high, "right"
+            )
             made[ours[near] // span] = True
     return made
 

@@ -1,8 +1,9 @@
-"""Artificial sequences by a grammar of motifs: a background of chosen GC, sites planted in it, and noise.
+"""Artificial sequences by a grammar of motifs.
 
-Draws come from whole numbers, additions, multiplications, divisions and square roots, which no machine rounds
-differently, and from one PCG64 stream per thousand sequences.
-"""
+A background of chosen GC, sites planted in it, and noise.
+
+Draws come from whole numbers, additions, multiplications, divisions and square roots, which no
+machine rounds differently, and from one PCG64 stream per thousand sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,16 @@ from seqfoundry.families.enhancer.config import RAW_CELLS, SimulateConfig
 from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, Panel
 
 # the second number of a stream's seed; never renumber, or the same seed gives other data
-STREAMS = {"train": 0, "test": 1, "planted": 2, "background": 3, "shuffled": 4, "gold": 5, "reference": 6, "edit": 7}
+STREAMS = {
+    "train": 0,
+    "test": 1,
+    "planted": 2,
+    "background": 3,
+    "shuffled": 4,
+    "gold": 5,
+    "reference": 6,
+    "edit": 7,
+}
 CHUNK = 1000  # sequences of one stream
 _TRIES = 20  # places tried for a site before it is left out
 _HALVES = 12  # uniform numbers whose sum is a normal one, nearly
@@ -26,8 +36,8 @@ _HALVES = 12  # uniform numbers whose sum is a normal one, nearly
 class Drawn:
     """Sequences ``(n, length)`` without gaps, meant for ``cells``, with sites by row, motif, start and strand.
 
-    ``noise`` ``(n, 14)`` is standard normal, nearly: a sum of twelve uniform numbers, never beyond 6.
-    """
+    ``noise`` ``(n, 14)`` is standard normal, nearly: a sum of twelve uniform numbers, never beyond
+    6."""
 
     codes: Codes
     cells: Integers
@@ -64,24 +74,39 @@ class Source:
         """Make the generator of a part of a stream."""
         return np.random.default_rng([self.seed, STREAMS[stream], chunk])
 
-    def draw(self, stream: str, n: int, cells: Integers | None = None, *, plant: bool = True) -> Drawn:
-        """Draw ``n`` sequences, for ``cells`` or for cells by their shares; without sites if not ``plant``."""
+    def draw(
+        self, stream: str, n: int, cells: Integers | None = None, *, plant: bool = True
+    ) -> Drawn:
+        """Draw ``n`` sequences, for ``cells`` or for cells by their shares.
+
+        Without sites if not ``plant``.
+        """
         parts = []
         for chunk, first in enumerate(range(0, n, CHUNK)):
             generator, size = self.generator(stream, chunk), min(CHUNK, n - first)
             drawn = _cells(self.settings.cell_shares, size, generator)
-            parts.append(self._part(drawn if cells is None else cells[first : first + size], generator, plant))
+            parts.append(
+                self._part(
+                    drawn if cells is None else cells[first : first + size], generator, plant
+                )
+            )
         return _joined(parts)
 
     def _part(self, cells: Integers, generator: np.random.Generator, plant: bool) -> Drawn:
         noise = normal((len(cells), 2 * len(RAW_CELLS)), generator)
         codes = self._background(len(cells), generator)
-        row, motif = self._planned(cells, generator) if plant else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        row, motif = (
+            self._planned(cells, generator)
+            if plant
+            else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        )
         widths = np.array([len(one.scores) for one in self.panel.motifs])
         start = _places(row, widths[motif], codes.shape, generator)
         row, motif, start = (values[start >= 0] for values in (row, motif, start))
         reverse = generator.random(len(row)) < 0.5
-        _write(codes, (row, start, widths[motif]), _instances(self.letters[motif], generator), reverse)
+        _write(
+            codes, (row, start, widths[motif]), _instances(self.letters[motif], generator), reverse
+        )
         return Drawn(codes, cells, noise, row, motif, start, reverse)
 
     def _background(self, n: int, generator: np.random.Generator) -> Codes:
@@ -100,16 +125,24 @@ class Source:
             previous = (codes[place] == 1).astype(np.int64)
         return np.ascontiguousarray(codes.T)
 
-    def _planned(self, cells: Integers, generator: np.random.Generator) -> tuple[Integers, Integers]:
+    def _planned(
+        self, cells: Integers, generator: np.random.Generator
+    ) -> tuple[Integers, Integers]:
         """Choose how many motifs of which kind every sequence gets; sorted by row, kinds mixed."""
         settings, n = self.settings, len(cells)
         row, motif = [], []
-        for kind, mean in enumerate((settings.own_motifs, settings.other_motifs, settings.shared_motifs)):
+        for kind, mean in enumerate(
+            (settings.own_motifs, settings.other_motifs, settings.shared_motifs)
+        ):
             rows = np.repeat(np.arange(n), _poisson(mean, n, generator))
             shift = generator.integers(1, len(RAW_CELLS), len(rows))
             chance = generator.random(len(rows))
             lists = (*self.own, self.shared)
-            which = (cells[rows], (cells[rows] + shift) % len(RAW_CELLS), np.full(len(rows), len(RAW_CELLS)))[kind]
+            which = (
+                cells[rows],
+                (cells[rows] + shift) % len(RAW_CELLS),
+                np.full(len(rows), len(RAW_CELLS)),
+            )[kind]
             sizes = np.array([len(one) for one in lists])
             keep = sizes[which] > 0
             table = np.array([np.pad(one, (0, sizes.max() - len(one))) for one in lists])
@@ -122,7 +155,9 @@ class Source:
 
 def normal(shape: tuple[int, ...], generator: np.random.Generator) -> Floats:
     """Draw standard normal numbers, nearly, without functions that machines round differently."""
-    total = generator.integers(0, 1 << 16, (*shape, _HALVES), dtype=np.uint16).sum(axis=-1, dtype=np.int64)
+    total = generator.integers(0, 1 << 16, (*shape, _HALVES), dtype=np.uint16).sum(
+        axis=-1, dtype=np.int64
+    )
     made: Floats = (total - _HALVES * ((1 << 16) - 1) / 2) / (1 << 16)
     return made
 
@@ -142,8 +177,13 @@ def _poisson(mean: float, n: int, generator: np.random.Generator) -> Integers:
     return np.searchsorted(np.array(limits), generator.random(n), "right")
 
 
-def _places(row: Integers, width: Integers, shape: tuple[int, ...], generator: np.random.Generator) -> Integers:
-    """Choose starts, likelier near the centre, without overlap in a row; -1 where none was found."""
+def _places(
+    row: Integers, width: Integers, shape: tuple[int, ...], generator: np.random.Generator
+) -> Integers:
+    """Choose starts, likelier near the centre, without overlap in a row.
+
+    -1 where none was found.
+    """
     busy = np.zeros(shape, dtype=np.bool_)
     start = np.full(len(row), -1)
     ordinal = np.arange(len(row)) - np.searchsorted(row, row, "left")
@@ -169,20 +209,30 @@ def _letter_limits(motifs: Sequence[Motif], sharpen: bool) -> Floats:
     limits = np.ones((len(motifs), max(len(one.scores) for one in motifs), 3))
     for i, one in enumerate(motifs):
         shares = one.frequencies * np.sqrt(one.frequencies) if sharpen else one.frequencies
-        limits[i, : len(shares)] = (shares / shares.sum(axis=1, keepdims=True)).cumsum(axis=1)[:, :3]
+        limits[i, : len(shares)] = (shares / shares.sum(axis=1, keepdims=True)).cumsum(axis=1)[
+            :, :3
+        ]
     return limits
 
 
 def _instances(limits: Floats, generator: np.random.Generator) -> Codes:
     """Draw the letters of sites on their forward strand, ``(sites, widest)``."""
-    made: Codes = (generator.random(limits.shape[:2])[..., None] >= limits).sum(axis=2).astype(np.uint8)
+    made: Codes = (
+        (generator.random(limits.shape[:2])[..., None] >= limits).sum(axis=2).astype(np.uint8)
+    )
     return made
 
 
 def _write(
-    codes: Codes, sites: tuple[Integers, Integers, Integers], letters: Codes, reverse: NDArray[np.bool_]
+    codes: Codes,
+    sites: tuple[Integers, Integers, Integers],
+    letters: Codes,
+    reverse: NDArray[np.bool_],
 ) -> None:
-    """Write sites given by row, start and width into codes; reverse ones as the complement from the end."""
+    """Write sites given by row, start and width into codes.
+
+    Reverse ones as the complement from the end.
+    """
     row, start, width = (values[:, None] for values in sites)
     place = np.broadcast_to(np.arange(letters.shape[1]), letters.shape)
     at = np.where(reverse[:, None], start + width - 1 - place, start + place)
@@ -205,9 +255,11 @@ def _joined(parts: Sequence[Drawn]) -> Drawn:
 def shuffled(codes: Codes, generator: np.random.Generator) -> Codes:
     """Shuffle each row so that it keeps its first and last letter and the number of every pair of neighbours.
 
-    A random Eulerian path: from every letter the last way out leads, over others, to the last letter of the row.
-    """
-    return np.array([_shuffled(row.tolist(), generator) for row in codes], dtype=np.uint8).reshape(codes.shape)
+    A random Eulerian path: from every letter the last way out leads, over others, to the last
+    letter of the row."""
+    return np.array([_shuffled(row.tolist(), generator) for row in codes], dtype=np.uint8).reshape(
+        codes.shape
+    )
 
 
 def _shuffled(row: list[int], generator: np.random.Generator) -> list[int]:
@@ -230,7 +282,10 @@ def _last_ways(after: list[list[int]], end: int, generator: np.random.Generator)
     """Choose the last way out of every letter until all of them lead to ``end``."""
     letters = [letter for letter in range(4) if after[letter] and letter != end]
     while True:
-        ways = {letter: after[letter][int(generator.integers(len(after[letter])))] for letter in letters}
+        ways = {
+            letter: after[letter][int(generator.integers(len(after[letter])))]
+            for letter in letters
+        }
         if all(_leads(letter, ways, end) for letter in letters):
             return ways
 

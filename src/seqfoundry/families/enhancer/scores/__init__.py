@@ -1,1 +1,4 @@
-"""What oracles, designs and edits are worth: correlation, agreement, distance; arithmetic without a network."""
+"""What oracles, designs and edits are worth: correlation, agreement, distance.
+
+Arithmetic without a network.
+"""

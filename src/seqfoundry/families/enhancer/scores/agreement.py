@@ -1,4 +1,6 @@
-"""Agreement of judges: correlations of values and of rankings, concordance, kappa, and averages over groups.
+"""Agreement of judges.
+
+Correlations of values and of rankings, concordance, kappa, and averages over groups.
 
 Undefined is NaN.
 """
@@ -39,7 +41,9 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float:
     x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
-    x, y = (values / np.ptp(values) for values in (x, y))  # so that no square is too large or too small
+    x, y = (
+        values / np.ptp(values) for values in (x, y)
+    )  # so that no square is too large or too small
     x, y = x - x.mean(), y - y.mean()
     return float(np.clip(x @ y / math.sqrt(float(x @ x) * float(y @ y)), -1, 1))
 
@@ -50,7 +54,10 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def kendall_tau(a: ArrayLike, b: ArrayLike) -> Any:
-    """Kendall's tau-b along the last axis, of one or of many pairs ``(..., k)``; NaN where all of a side are equal."""
+    """Kendall's tau-b along the last axis, of one or of many pairs ``(..., k)``.
+
+    NaN where all of a side are equal.
+    """
     x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
     i, j = np.triu_indices(x.shape[-1], 1)
     sx, sy = np.sign(x[..., i] - x[..., j]), np.sign(y[..., i] - y[..., j])
@@ -61,7 +68,10 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> Any:
 
 
 def permutation_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Share of all orders of ``b`` whose tau is as far from 0 as it is (two-sided); NaN of more than 7, or no tau."""
+    """Share of all orders of ``b`` whose tau is as far from 0 as it is (two-sided).
+
+    NaN of more than 7, or no tau.
+    """
     observed, y = kendall_tau(a, b), np.asarray(b, dtype=np.float64)
     if len(y) > _EXACT or math.isnan(observed):
         return math.nan
@@ -88,7 +98,10 @@ def kendall_w(scores: ArrayLike) -> float:
 
 
 def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
-    """Agreement of two labellings beyond chance; NaN without rows, or where both know one and the same label only."""
+    """Agreement of two labellings beyond chance.
+
+    NaN without rows, or where both know one and the same label only.
+    """
     x, y = np.asarray(a), np.asarray(b)
     if not x.size:
         return math.nan
@@ -104,7 +117,10 @@ def sole_best(scores: Floats) -> int | None:
 
 
 def same_best(a: Floats, b: Floats) -> bool | None:
-    """Tell whether the highest score stands at one place in both; None where a side has several."""
+    """Tell whether the highest score stands at one place in both.
+
+    None where a side has several.
+    """
     best = sole_best(a), sole_best(b)
     return None if None in best else best[0] == best[1]
 
@@ -118,7 +134,9 @@ class Pooled(NamedTuple):
 
 
 def _counted(values: Sequence[float], sizes: Sequence[int]) -> list[tuple[float, int]]:
-    return [(v, n) for v, n in zip(values, sizes, strict=True) if n >= _FEWEST and not math.isnan(v)]
+    return [
+        (v, n) for v, n in zip(values, sizes, strict=True) if n >= _FEWEST and not math.isnan(v)
+    ]
 
 
 def pooled_size(values: Sequence[float], sizes: Sequence[int]) -> int:
@@ -127,10 +145,12 @@ def pooled_size(values: Sequence[float], sizes: Sequence[int]) -> int:
 
 
 def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float = 1.0) -> Pooled:
-    """Average correlations of ``sizes`` rows by Fisher's z, with weights n - 3; undefined ones are left out.
+    """Average correlations of ``sizes`` rows by Fisher's z, with weights n - 3.
 
-    ``variance`` of z times (n - 3): 1 for Pearson, 1.06 for Spearman (Fieller). NaN where nothing is left.
-    """
+    Undefined ones are left out.
+
+    ``variance`` of z times (n - 3): 1 for Pearson, 1.06 for Spearman (Fieller). NaN where nothing
+    is left."""
     kept = [(v, n - 3) for v, n in _counted(values, sizes)]
     weight = sum(n for _, n in kept)
     if not weight:
@@ -146,7 +166,10 @@ _NOTHING = 1e-12  # standard deviations that are rounding
 
 
 class Figures(NamedTuple):
-    """Of each column over the rows where it was measured; None where undefined. ``total`` is the MSE of all columns."""
+    """Of each column over the rows where it was measured; None where undefined.
+
+    ``total`` is the MSE of all columns.
+    """
 
     pearson: list[float | None]
     spearman: list[float | None]
@@ -183,7 +206,9 @@ def mean_intervals(
     policy: str = "skip",
     seed: int = 0,
 ) -> dict[str, tuple[float | None, float | None]]:
-    """Give 95 % intervals of the mean Pearson correlation of some columns: a percentile bootstrap over rows.
+    """Give 95 % intervals of the mean Pearson correlation of some columns.
+
+    A percentile bootstrap over rows.
 
     Parameters
     ----------
@@ -221,10 +246,15 @@ def mean_intervals(
     drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in columns}
     for _ in range(_DRAWS // _AT_ONCE if n else 0):
         times = generator.multinomial(n, np.full(n, 1 / n), size=_AT_ONCE).astype(np.float64)
-        correlations = _correlations((times @ sums.reshape(n, -1)).reshape(_AT_ONCE, 6, -1), policy)
+        correlations = _correlations(
+            (times @ sums.reshape(n, -1)).reshape(_AT_ONCE, 6, -1), policy
+        )
         for name, chosen in columns.items():
             drawn[name].append(correlations[:, list(chosen)])
-    return {name: _ends(np.concatenate(values)) if n else (None, None) for name, values in drawn.items()}
+    return {
+        name: _ends(np.concatenate(values)) if n else (None, None)
+        for name, values in drawn.items()
+    }
 
 
 def _standard(values: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -236,7 +266,10 @@ def _standard(values: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[np.floa
 
 
 def _correlations(sums: NDArray[np.float64], policy: str) -> NDArray[np.float64]:
-    """Correlations by draw and column from n and sums of x, y, xx, yy, xy; NaN where undefined, or 0 by policy."""
+    """Correlations by draw and column from n and sums of x, y, xx, yy, xy.
+
+    NaN where undefined, or 0 by policy.
+    """
     n, x, y, xx, yy, xy = sums.swapaxes(0, 1)
     n = np.maximum(n, 1)
     spreads = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
@@ -255,7 +288,10 @@ def _ends(correlations: NDArray[np.float64]) -> tuple[float | None, float | None
 
 
 def mean_of(values: Sequence[float | None], policy: str = "skip") -> float | None:
-    """Return the mean; undefined ones are left out (skip), or count as 0 (zero). None if there is none."""
+    """Return the mean; undefined ones are left out (skip), or count as 0 (zero).
+
+    None if there is none.
+    """
     kept = [value for value in values if value is not None]
     if policy == "zero":
         kept += [0.0] * (len(values) - len(kept))

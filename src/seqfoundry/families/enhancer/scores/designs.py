@@ -1,9 +1,8 @@
 """Scores of designed (T1) and edited (T3) enhancers, from what an oracle predicts for them.
 
-Names and layout of ``genqual.json`` and ``genqual_t3_oracle.json`` are the mission's, counts as floats too; what is
-ours stands under ``extra`` and ``meta``. Undefined is None. All is arithmetic on sequences, activities ``(n, C)`` and
-embeddings ``(n, d)``; the network is somebody else's.
-"""
+Names and layout of ``genqual.json`` and ``genqual_t3_oracle.json`` are the mission's, counts as
+floats too; what is ours stands under ``extra`` and ``meta``. Undefined is None. All is arithmetic
+on sequences, activities ``(n, C)`` and embeddings ``(n, d)``; the network is somebody else's."""
 
 import math
 from collections import Counter
@@ -41,7 +40,13 @@ _FIGURES = ("on_target_score", "off_target_score", "specificity", "argmax_accura
 _OF_CELL = ("fid", "ks_stat", "n_gen", "n_gold", *_FIGURES)
 _FLAGS = ("within_budget", "length_preserved", "target_motif_present", "objective_success")
 _OURS = (
-    *("target_motif_gained", "objective_success_clear", "objective_and_budget", "no_op", "edit_distance"),
+    *(
+        "target_motif_gained",
+        "objective_success_clear",
+        "objective_and_budget",
+        "no_op",
+        "edit_distance",
+    ),
     *("edit_distance_pct", "activity_delta_src", "activity_relative_shift"),
 )
 
@@ -62,7 +67,9 @@ class _Side(NamedTuple):
         where = np.flatnonzero(chosen)
         embeddings = None if self.embeddings is None else self.embeddings[where]
         texts = [self.sequences[i] for i in where]
-        return _Side(texts, self.rows[where], self.targets[where], self.activities[where], embeddings)
+        return _Side(
+            texts, self.rows[where], self.targets[where], self.activities[where], embeddings
+        )
 
     def distinct(self) -> "_Side":
         """Keep every sequence once, where it stands first."""
@@ -70,12 +77,18 @@ class _Side(NamedTuple):
         return self.part(np.isin(np.arange(len(self.sequences)), list(first.values())))
 
 
-def _side(predictions: Predictions, side: Literal["predicted", "other"], outputs: Outputs, panel: Panel) -> _Side:
+def _side(
+    predictions: Predictions, side: Literal["predicted", "other"], outputs: Outputs, panel: Panel
+) -> _Side:
     rows = [i for i, row in enumerate(predictions.rows) if getattr(row, side) is not None]
     texts = predictions.sequences(side)
-    embeddings = None if outputs.embeddings is None else np.asarray(outputs.embeddings, dtype=np.float64)
+    embeddings = (
+        None if outputs.embeddings is None else np.asarray(outputs.embeddings, dtype=np.float64)
+    )
     if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(texts)):
-        raise InputError(f"embeddings: must be of shape ({len(texts)}, width), got {embeddings.shape}")
+        raise InputError(
+            f"embeddings: must be of shape ({len(texts)}, width), got {embeddings.shape}"
+        )
     targets = [predictions.rows[i].target for i in rows]
     if None in targets:
         raise InputError(f"row {targets.index(None)}: must have a target cell, got none")
@@ -99,41 +112,66 @@ def score_designs(
 ) -> dict[str, Any]:
     """Score designs (T1): the content of ``genqual.json``.
 
-    ``fid`` compares all rows with all gold rows. It falls with their number: ``extra`` has it at the common number of
-    all cells (and of all systems), the floor at which sets of one distribution stand, and a flag where there are fewer
-    rows than features. For these, a gold sequence that several rows share counts once. Rows pair where both sequences
-    are there. Cells that the oracle hardly knows are named in ``extra.weak_cells``.
+    ``fid`` compares all rows with all gold rows. It falls with their number: ``extra`` has it at
+    the common number of all cells (and of all systems), the floor at which sets of one
+    distribution stand, and a flag where there are fewer rows than features. For these, a gold
+    sequence that several rows share counts once. Rows pair where both sequences are there. Cells
+    that the oracle hardly knows are named in ``extra.weak_cells``.
 
     Parameters
     ----------
     predicted, gold
-        What the oracle says of ``predictions.sequences("predicted")`` and ``("other")``, in this order.
+        What the oracle says of ``predictions.sequences("predicted")`` and ``("other")``, in this
+        order.
 
     Raises
     ------
     InputError
         If arrays do not fit the rows, or are not finite.
     """
-    made, real = _side(predictions, "predicted", predicted, panel), _side(predictions, "other", gold, panel)
+    made, real = (
+        _side(predictions, "predicted", predicted, panel),
+        _side(predictions, "other", gold, panel),
+    )
     targets = np.array([row.target for row in predictions.rows])
     names = np.array([row.system or "" for row in predictions.rows])
-    cells = {cell: _pair(made, real, targets == i) for i, cell in enumerate(panel.cells) if (targets == i).any()}
-    shared = np.array([row.predicted is None and not row.system for row in predictions.rows])  # gold alone: of all
-    systems = {name: _pair(made, real, (names == name) | shared) for name in sorted(set(names.tolist()) - {""})}
+    cells = {
+        cell: _pair(made, real, targets == i)
+        for i, cell in enumerate(panel.cells)
+        if (targets == i).any()
+    }
+    shared = np.array(
+        [row.predicted is None and not row.system for row in predictions.rows]
+    )  # gold alone: of all
+    systems = {
+        name: _pair(made, real, (names == name) | shared)
+        for name in sorted(set(names.tolist()) - {""})
+    }
     lab, ours = _groups(cells, panel, seed), _groups(systems, panel, seed + 1)
     whole = _groups({"all": (made, real)}, panel, seed + 2)["all"]
     metrics = {
-        **{"n_predictions": len(made.rows), "n": len(made.rows), "n_gold_with_seq": len(real.rows)},
+        **{
+            "n_predictions": len(made.rows),
+            "n": len(made.rows),
+            "n_gold_with_seq": len(real.rows),
+        },
         **{key: whole[key] for key in ("fid", *_FIGURES)},
         **_best(made),
         **distances.variety(made.sequences, np.random.default_rng(seed)),
         "emb_cosine_similarity": whole["emb_cosine_similarity"],
     }
     extra = {
-        **{"chance": 1 / len(panel.cells), "weak_cells": [cell for cell in panel.cells if panel.weak(cell)]},
+        **{
+            "chance": 1 / len(panel.cells),
+            "weak_cells": [cell for cell in panel.cells if panel.weak(cell)],
+        },
         "whole": _extra(whole),
         "per_cell_type": {
-            cell: {"oracle_pearson": panel.pearson.get(cell), "oracle_weak": panel.weak(cell), **_extra(group)}
+            cell: {
+                "oracle_pearson": panel.pearson.get(cell),
+                "oracle_weak": panel.weak(cell),
+                **_extra(group),
+            }
             for cell, group in lab.items()
         },
         "by_system": ours,
@@ -141,10 +179,19 @@ def score_designs(
         "parse_rate": len(made.rows) / max(len(predictions.rows) + predictions.n_bad, 1),
         "n_bad_rows": predictions.n_bad,
     }
-    numbers = {"k": distances.K, "seed": seed, "top": _TOP, "best": _BEST, "weak_below": WEAK, "draws": distances.DRAWS}
+    numbers = {
+        "k": distances.K,
+        "seed": seed,
+        "top": _TOP,
+        "best": _BEST,
+        "weak_below": WEAK,
+        "draws": distances.DRAWS,
+    }
     return {
         "metrics": _floats(metrics),
-        "per_cell_type": {cell: _floats({key: group[key] for key in _OF_CELL}) for cell, group in lab.items()},
+        "per_cell_type": {
+            cell: _floats({key: group[key] for key in _OF_CELL}) for cell, group in lab.items()
+        },
         "extra": plain(extra),
         "meta": plain({"cell_types": panel.cell_types, **numbers, **(meta or {})}),
     }
@@ -156,14 +203,19 @@ def _pair(made: _Side, real: _Side, rows: NDArray[np.bool_]) -> tuple[_Side, _Si
 
 def _floats(figures: Mapping[str, Any]) -> dict[str, float | None]:
     """Write all numbers as floats, as the readers of the mission's files have them."""
-    return {key: None if value is None or math.isnan(value) else float(value) for key, value in figures.items()}
+    return {
+        key: None if value is None or math.isnan(value) else float(value)
+        for key, value in figures.items()
+    }
 
 
 def _extra(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in _OF_CELL}
 
 
-def _groups(groups: Mapping[str, tuple[_Side, _Side]], panel: Panel, seed: int) -> dict[str, dict[str, Any]]:
+def _groups(
+    groups: Mapping[str, tuple[_Side, _Side]], panel: Panel, seed: int
+) -> dict[str, dict[str, Any]]:
     """Measure sets of designs against their gold sets, distances at the common number of all sets too."""
     sizes = [min(len(a.rows), len(set(b.sequences))) for a, b in groups.values()]
     common = min([n for n in sizes if n >= _LEAST] or [max(sizes, default=0)])
@@ -195,7 +247,9 @@ def _frechet(a: _Side, b: _Side, common: int, generator: np.random.Generator) ->
         "n_gold_distinct": len(once),
         "fid_equal_n": distances.equal_n(a.embeddings, once, common, generator)._asdict(),
         "fid_floor_halves": distances.halves(once, gold.targets, generator)._asdict(),
-        "fid_floor_parametric": distances.parametric(once, (len(a.rows), len(once)), generator)._asdict(),
+        "fid_floor_parametric": distances.parametric(
+            once, (len(a.rows), len(once)), generator
+        )._asdict(),
         "emb_cosine_similarity": distances.cosine(a.embeddings, b.embeddings),
     }
 
@@ -216,7 +270,9 @@ def _shift(made: _Side, real: _Side) -> dict[str, Any]:
     best = [made.sequences[i] for i in np.argsort(-on, kind="stable")[:_BEST]]
     _, a, b = np.intersect1d(made.rows, real.rows, assume_unique=True, return_indices=True)
     gc = [distances.gc_content(side.sequences) for side in (made, real)]
-    lengths = [np.array([len(text) for text in side.sequences], dtype=np.float64) for side in (made, real)]
+    lengths = [
+        np.array([len(text) for text in side.sequences], dtype=np.float64) for side in (made, real)
+    ]
     columns = zip(made.activities.T, real.activities.T, strict=True)
     return {
         **distances.shift(made.sequences, real.sequences),
@@ -264,30 +320,44 @@ class _Case(NamedTuple):
 
     def gain(self) -> float:
         """Change of the specificity for the target."""
-        both = target_scores(np.stack([self.before, self.after]), np.array([self.target] * 2))["specificity"]
+        both = target_scores(np.stack([self.before, self.after]), np.array([self.target] * 2))[
+            "specificity"
+        ]
         return float(both[1] - both[0])
 
     def still(self) -> bool | None:
         """Tell whether no cell changed by more than ``tau``."""
-        return None if self.tau is None else bool((np.abs(self.after - self.before) <= self.tau).all())
+        return (
+            None
+            if self.tau is None
+            else bool((np.abs(self.after - self.before) <= self.tau).all())
+        )
 
 
 def _needed(row: Prediction, cell: int | None) -> int:
     if cell is None:
-        raise InputError(f"{row.id}: must name the cells that {row.edit_type} is judged by, got none")
+        raise InputError(
+            f"{row.id}: must name the cells that {row.edit_type} is judged by, got none"
+        )
     return cell
 
 
-_TESTS: dict[str, Callable[[_Case, Floats], bool | None]] = {  # all strict: doing nothing achieves nothing
+_TESTS: dict[
+    str, Callable[[_Case, Floats], bool | None]
+] = {  # all strict: doing nothing achieves nothing
     "activity_boost": lambda case, least: case.change(case.source) > float(least[case.source]),
-    "cell_type_transfer": lambda case, least: case.shift() > float(least[case.source] + least[case.target]),
+    "cell_type_transfer": lambda case, least: (
+        case.shift() > float(least[case.source] + least[case.target])
+    ),
     "promoter_retarget": lambda case, _: case.present,
     "activity_reduce": lambda case, least: -case.change(case.source) > float(least[case.source]),
     "specificity_gain": lambda case, least: case.gain() > float(least[case.target]),
     "preserve": lambda case, _: case.still(),
     "motif_insert": lambda case, _: bool(case.present and not case.was),
     "motif_remove": lambda case, _: bool(case.was and not case.present),
-    "multi_target": lambda case, least: min(case.change(cell) - float(least[cell]) for cell in case.targets) > 0,
+    "multi_target": lambda case, least: (
+        min(case.change(cell) - float(least[cell]) for cell in case.targets) > 0
+    ),
 }
 
 
@@ -299,18 +369,22 @@ def score_edits(
     *,
     meta: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score edits (T3): the content of ``genqual_t3_oracle.json``, and a dictionary of flags and values per row.
+    """Score edits (T3).
 
-    ``metrics`` and ``by_edit_type`` judge the mission's three edit types only; extensions, marked so, stand under
-    ``extra.by_edit_type`` and count in ``mean_objective_success_all``. Types that are not known are counted, and their
-    success is None. What is undefined for a row (no budget, no motif, no such cell) is left out of the mean. The
-    distance is Levenshtein's where lengths differ, and the edit then never within its budget. An edit that changes no
-    letter has changes of exactly 0, whatever rounding the two predictions had.
+    The content of ``genqual_t3_oracle.json``, and a dictionary of flags and values per row.
+
+    ``metrics`` and ``by_edit_type`` judge the mission's three edit types only; extensions, marked
+    so, stand under ``extra.by_edit_type`` and count in ``mean_objective_success_all``. Types that
+    are not known are counted, and their success is None. What is undefined for a row (no budget,
+    no motif, no such cell) is left out of the mean. The distance is Levenshtein's where lengths
+    differ, and the edit then never within its budget. An edit that changes no letter has changes
+    of exactly 0, whatever rounding the two predictions had.
 
     Returns
     -------
-    The scores, and the rows: ``objective_success_clear`` asks for more than 0.1 standard deviations of the activity,
-    ``objective_and_budget`` for success within the budget and at equal length.
+    The scores, and the rows: ``objective_success_clear`` asks for more than 0.1 standard
+    deviations of the activity, ``objective_and_budget`` for success within the budget and at equal
+    length.
 
     Raises
     ------
@@ -320,7 +394,9 @@ def score_edits(
     rows = predictions.rows
     before, after = (panel.raw(side.activities, len(rows)) for side in (reference, predicted))
     tau = panel.tau()
-    judged = [_judge(row, x, y, panel.cells, tau) for row, x, y in zip(rows, before, after, strict=True)]
+    judged = [
+        _judge(row, x, y, panel.cells, tau) for row, x, y in zip(rows, before, after, strict=True)
+    ]
     kinds = sorted({row.edit_type for row in rows})
     known = LAB_EDITS + OUR_EDITS
     unknown = Counter(row.edit_type for row in rows if row.edit_type not in known)
@@ -329,7 +405,10 @@ def score_edits(
     of_system = {name: [row for row in judged if row["system"] == name] for name in names}
     extra = {
         **_ours(judged),
-        **{"n_unknown_edit_type": sum(unknown.values()), "unknown_edit_types": dict(sorted(unknown.items()))},
+        **{
+            "n_unknown_edit_type": sum(unknown.values()),
+            "unknown_edit_types": dict(sorted(unknown.items())),
+        },
         "by_edit_type": {
             kind: {"known": kind in known, "extension": kind in OUR_EDITS, **_ours(group)}
             for kind, group in of_kind.items()
@@ -340,13 +419,19 @@ def score_edits(
     }
     return {
         "metrics": _floats(_lab(judged)),
-        "by_edit_type": {kind: _floats(_lab(of_kind[kind])) for kind in kinds if kind in LAB_EDITS},
+        "by_edit_type": {
+            kind: _floats(_lab(of_kind[kind])) for kind in kinds if kind in LAB_EDITS
+        },
         "extra": plain(extra),
-        "meta": plain({"cell_types": panel.cell_types, "extension_edit_types": OUR_EDITS, **(meta or {})}),
+        "meta": plain(
+            {"cell_types": panel.cell_types, "extension_edit_types": OUR_EDITS, **(meta or {})}
+        ),
     }, plain(judged)
 
 
-def _judge(row: Prediction, before: Floats, after: Floats, cells: Sequence[str], tau: Floats | None) -> dict[str, Any]:
+def _judge(
+    row: Prediction, before: Floats, after: Floats, cells: Sequence[str], tau: Floats | None
+) -> dict[str, Any]:
     if row.predicted is None or row.other is None:
         raise InputError(f"{row.id}: must have a reference and an edited sequence, got null")
     a, b, s, t = row.predicted, row.other, row.source, row.target
@@ -358,14 +443,24 @@ def _judge(row: Prediction, before: Floats, after: Floats, cells: Sequence[str],
     test = _TESTS.get(row.edit_type)
     success = None if test is None else test(case, np.zeros(len(cells)))
     within = None if row.budget is None else equal and distance <= row.budget
-    at = {side: (math.nan, math.nan) if i is None else (after[i], before[i]) for side, i in (("src", s), ("tgt", t))}
+    at = {
+        side: (math.nan, math.nan) if i is None else (after[i], before[i])
+        for side, i in (("src", s), ("tgt", t))
+    }
     return {
         **{"id": row.id, "edit_type": row.edit_type, "system": row.system},
         "source_cell_type": None if s is None else cells[s],
         "target_cell_type": None if t is None else cells[t],
-        **{"edit_distance": distance, "edit_distance_pct": distance / len(b), "edit_budget": row.budget},
+        **{
+            "edit_distance": distance,
+            "edit_distance_pct": distance / len(b),
+            "edit_budget": row.budget,
+        },
         **{"within_budget": within, "length_preserved": equal, "no_op": a == b},
-        **{"target_motif_present": present, "target_motif_gained": None if present is None else present and not was},
+        **{
+            "target_motif_present": present,
+            "target_motif_gained": None if present is None else present and not was,
+        },
         **{f"pred_activity_{side}": values[0] for side, values in at.items()},
         **{f"ref_activity_{side}": values[1] for side, values in at.items()},
         "activity_delta_src": at["src"][0] - at["src"][1],
@@ -388,15 +483,24 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 def _lab(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Average what the mission's file has; success over its own edit types only."""
     judged = [row for row in rows if row["edit_type"] in LAB_EDITS]
-    shares = {f"in_budget_at_{p}pct": mean([row["edit_distance_pct"] <= p / 100 for row in rows]) for p in (5, 10)}
-    means = {f"mean_{key}": _mean(judged if key == "objective_success" else rows, key) for key in _FLAGS}
+    shares = {
+        f"in_budget_at_{p}pct": mean([row["edit_distance_pct"] <= p / 100 for row in rows])
+        for p in (5, 10)
+    }
+    means = {
+        f"mean_{key}": _mean(judged if key == "objective_success" else rows, key) for key in _FLAGS
+    }
     return {"n": len(rows), **means, **shares}
 
 
 def _ours(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     success = [row["objective_success"] for row in rows if row["objective_success"] is not None]
     return {
-        **{"n": len(rows), "n_objective_success": len(success), "mean_objective_success_all": mean(success)},
+        **{
+            "n": len(rows),
+            "n_objective_success": len(success),
+            "mean_objective_success_all": mean(success),
+        },
         **{f"mean_{key}": _mean(rows, key) for key in _OURS},
         "n_no_op": sum(row["no_op"] for row in rows),
     }

@@ -39,7 +39,10 @@ _CODE = _code_table()
 
 
 def plain(content: Any) -> Any:
-    """Make what JSON can hold of dictionaries, lists and numbers of NumPy: NaN and infinity become None."""
+    """Make what JSON can hold of dictionaries, lists and numbers of NumPy.
+
+    NaN and infinity become None.
+    """
     if isinstance(content, Mapping):
         return {str(key): plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple | np.ndarray):
@@ -64,7 +67,10 @@ def mean(values: ArrayLike) -> float:
 
 
 class Cloud(NamedTuple):
-    """Mean ``(d,)`` of features, and a root ``(r, d)`` of their covariance: root' root, over n - 1."""
+    """Mean ``(d,)`` of features, and a root ``(r, d)`` of their covariance.
+
+    Root' root, over n - 1.
+    """
 
     n: int
     mean: Floats
@@ -90,7 +96,9 @@ def cloud(features: ArrayLike) -> Cloud:
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise InputError(f"embeddings: must be finite numbers of shape (n, d), got shape {x.shape}")
+        raise InputError(
+            f"embeddings: must be finite numbers of shape (n, d), got shape {x.shape}"
+        )
     if not len(x):
         return Cloud(0, np.full(x.shape[1], np.nan), x)
     centred = x - x.mean(axis=0)
@@ -115,7 +123,9 @@ def between(a: Cloud, b: Cloud) -> float:
     Dowson and Landau (1982), J Multivar Anal 12:450-455; Heusel et al. (2017), NeurIPS.
     """
     if len(a.mean) != len(b.mean):
-        raise InputError(f"embeddings: both sides must be equally wide, got {len(a.mean)} and {len(b.mean)}")
+        raise InputError(
+            f"embeddings: both sides must be equally wide, got {len(a.mean)} and {len(b.mean)}"
+        )
     if min(a.n, b.n) < 2:
         return math.nan
     shared = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
@@ -136,27 +146,36 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
 
 def _spread(values: Sequence[float], n: int) -> Spread:
     """Summarise draws; the standard deviation of one is undefined."""
-    return Spread(mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, n, len(values))
+    return Spread(
+        mean(values),
+        float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        n,
+        len(values),
+    )
 
 
 def equal_n(x: Floats, y: Floats, n: int, generator: np.random.Generator) -> Spread:
-    """Fréchet distance of ``n`` rows of each side, drawn without replacement: what may be compared between sets.
+    """Fréchet distance of ``n`` rows of each side, drawn without replacement.
 
-    The distance falls with the number of rows, so that only those of equal ``n`` compare. Where ``n`` is all of both,
-    there is one draw. Undefined where a side has fewer than ``n``, or ``n`` is below 2.
-    """
+    What may be compared between sets.
+
+    The distance falls with the number of rows, so that only those of equal ``n`` compare. Where
+    ``n`` is all of both, there is one draw. Undefined where a side has fewer than ``n``, or ``n``
+    is below 2."""
     if n < 2 or min(len(x), len(y)) < n:
         return Spread(math.nan, math.nan, n, 0)
     draws = 1 if len(x) == len(y) == n else DRAWS
-    chosen = [[generator.choice(len(side), n, replace=False) for side in (x, y)] for _ in range(draws)]
+    chosen = [
+        [generator.choice(len(side), n, replace=False) for side in (x, y)] for _ in range(draws)
+    ]
     return _spread([frechet_distance(x[first], y[second]) for first, second in chosen], n)
 
 
 def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
     """Fréchet distance of two random halves: what sets of one distribution have at half its size.
 
-    Each stratum (numbers, one per row) is halved by itself, so that both halves have the shares of cells of the whole.
-    """
+    Each stratum (numbers, one per row) is halved by itself, so that both halves have the shares of
+    cells of the whole."""
     drawn = [_halved(strata, generator) for _ in range(DRAWS)]
     n = len(drawn[0][0])
     if n < 2:
@@ -165,20 +184,24 @@ def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
 
 
 def _halved(strata: Counts, generator: np.random.Generator) -> tuple[Counts, Counts]:
-    """Deal rows to two halves of one size, by strata; the odd rows of neighbouring strata are paired."""
+    """Deal rows to two halves of one size, by strata.
+
+    The odd rows of neighbouring strata are paired.
+    """
     order = generator.permutation(len(strata))
     order = order[np.argsort(strata[order], kind="stable")]
-    order = order[: len(order) // 2 * 2].reshape(-1, 2)  # neighbours are of one stratum, save where an odd one ends
+    order = order[: len(order) // 2 * 2].reshape(
+        -1, 2
+    )  # neighbours are of one stratum, save where an odd one ends
     return order[:, 0], order[:, 1]
 
 
 def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator) -> Spread:
     """Fréchet distance of normal samples of these sizes, both with mean and covariance of ``x``.
 
-    The floor at the very sizes that were compared: too low where ``x`` has not many more rows than features, since its
-    covariance is then of low rank; too high where both sides have the same shares of unlike cells, which samples have
-    not. ``n`` is the smaller size.
-    """
+    The floor at the very sizes that were compared: too low where ``x`` has not many more rows than
+    features, since its covariance is then of low rank; too high where both sides have the same
+    shares of unlike cells, which samples have not. ``n`` is the smaller size."""
     source = cloud(x)
     if min(source.n, *sizes) < 2:
         return Spread(math.nan, math.nan, min(sizes), 0)
@@ -190,14 +213,15 @@ def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator
 def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
     """Draw the cloud of ``n`` normal rows without the rows, from the laws of their mean and scatter (Wishart).
 
-    A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal rows where these are
-    fewer.
-    """
+    A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal
+    rows where these are fewer."""
     rank, freedom = len(source.root), n - 1
     middle = source.mean + generator.standard_normal(rank) @ source.root / math.sqrt(n)
     scatter = generator.standard_normal((min(freedom, rank), rank))
     if freedom > rank:
-        scatter = np.triu(scatter, 1) + np.diag(np.sqrt(generator.chisquare(freedom - np.arange(rank))))
+        scatter = np.triu(scatter, 1) + np.diag(
+            np.sqrt(generator.chisquare(freedom - np.arange(rank)))
+        )
     return Cloud(n, middle, scatter @ source.root / math.sqrt(freedom))
 
 
@@ -211,23 +235,34 @@ def cosine(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def _steps(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats] | None:
-    """Return all values in order and the gap of the distribution functions at each; None if a side is empty."""
+    """Return all values in order and the gap of the distribution functions at each.
+
+    None if a side is empty.
+    """
     x, y = (np.sort(np.asarray(values, dtype=np.float64)) for values in (a, b))
     if not x.size or not y.size:
         return None
     places = np.sort(np.concatenate([x, y]))
-    gaps = np.searchsorted(x, places, "right") / x.size - np.searchsorted(y, places, "right") / y.size
+    gaps = (
+        np.searchsorted(x, places, "right") / x.size - np.searchsorted(y, places, "right") / y.size
+    )
     return places, np.abs(gaps)
 
 
 def ks_statistic(a: ArrayLike, b: ArrayLike) -> float:
-    """Largest gap between two empirical distribution functions (Kolmogorov-Smirnov); NaN if a side is empty."""
+    """Largest gap between two empirical distribution functions (Kolmogorov-Smirnov).
+
+    NaN if a side is empty.
+    """
     steps = _steps(a, b)
     return float(steps[1].max()) if steps else math.nan
 
 
 def wasserstein(a: ArrayLike, b: ArrayLike) -> float:
-    """Area between two empirical distribution functions (Wasserstein-1); NaN if a side is empty."""
+    """Area between two empirical distribution functions (Wasserstein-1).
+
+    NaN if a side is empty.
+    """
     steps = _steps(a, b)
     return float((np.diff(steps[0]) * steps[1][:-1]).sum()) if steps else math.nan
 
@@ -262,31 +297,44 @@ def edit_diversity(sequences: Sequence[str], generator: np.random.Generator) -> 
     n_pairs = math.comb(len(sequences), 2)
     if not n_pairs:
         return math.nan
-    chosen = generator.choice(n_pairs, _PAIRS, replace=False) if n_pairs > _PAIRS else np.arange(n_pairs)
+    chosen = (
+        generator.choice(n_pairs, _PAIRS, replace=False)
+        if n_pairs > _PAIRS
+        else np.arange(n_pairs)
+    )
     total = 0.0
     for pair in chosen.tolist():
-        second = (1 + isqrt(1 + 8 * pair)) // 2  # pairs are numbered (0, 1), (0, 2), (1, 2), (0, 3) ...
+        second = (
+            1 + isqrt(1 + 8 * pair)
+        ) // 2  # pairs are numbered (0, 1), (0, 2), (1, 2), (0, 3) ...
         a, b = sequences[pair - math.comb(second, 2)], sequences[second]
         total += levenshtein(a, b) / max(len(a), len(b), 1)
     return total / len(chosen)
 
 
 def hamming_diversity(sequences: Sequence[str]) -> float:
-    """Median number of letters that differ in pairs; NaN of fewer than two sequences, or of unequal lengths."""
+    """Median number of letters that differ in pairs.
+
+    NaN of fewer than two sequences, or of unequal lengths.
+    """
     if len({len(sequence) for sequence in sequences}) != 1 or len(sequences) < 2:
         return math.nan
     return float(np.median([hamming(a, b) for a, b in combinations(sequences, 2)]))
 
 
 def gc_content(sequences: Sequence[str]) -> Floats:
-    """Share of G and C among A, C, G and T (or U) of each sequence; 0 where there are none of these.
+    """Share of G and C among A, C, G and T (or U) of each sequence.
+
+    0 where there are none of these.
 
     Examples
     --------
     >>> gc_content(["GCAN", "", "gg"]).round(3).tolist()
     [0.667, 0.0, 1.0]
     """
-    counts = np.array([[text.upper().count(letter) for letter in "GCATU"] for text in sequences]).reshape(-1, 5)
+    counts = np.array(
+        [[text.upper().count(letter) for letter in "GCATU"] for text in sequences]
+    ).reshape(-1, 5)
     share: Floats = counts[:, :2].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
     return share
 
@@ -326,7 +374,10 @@ def entropy(counts: ArrayLike) -> float:
 
 
 def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
-    """Root of the Jensen-Shannon divergence (nats) of two sets of counts, 0 to sqrt(ln 2); NaN without counts."""
+    """Root of the Jensen-Shannon divergence (nats) of two sets of counts, 0 to sqrt(ln 2).
+
+    NaN without counts.
+    """
     a, b = (np.asarray(counts, dtype=np.float64) for counts in (p, q))
     if not a.sum() or not b.sum():
         return math.nan
@@ -335,7 +386,10 @@ def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def kullback_leibler(p: ArrayLike, q: ArrayLike) -> float:
-    """Kullback-Leibler divergence of ``p`` from ``q`` (nats), 1e-9 added to every share; NaN without counts."""
+    """Kullback-Leibler divergence of ``p`` from ``q`` (nats), 1e-9 added to every share.
+
+    NaN without counts.
+    """
     a, b = (np.asarray(counts, dtype=np.float64) for counts in (p, q))
     if not a.sum() or not b.sum():
         return math.nan
@@ -348,12 +402,17 @@ def gc_shift(a: Floats, b: Floats) -> tuple[float, float]:
     """Return the Jensen-Shannon distance over 50 bins of GC content (1e-8 added to each) and Wasserstein-1."""
     if not len(a) or not len(b):
         return math.nan, math.nan
-    bins = [np.histogram(side, bins=_GC_BINS, range=(0, 1))[0] / len(side) + 1e-8 for side in (a, b)]
+    bins = [
+        np.histogram(side, bins=_GC_BINS, range=(0, 1))[0] / len(side) + 1e-8 for side in (a, b)
+    ]
     return jensen_shannon(*bins), wasserstein(a, b)
 
 
 def positional_entropy(sequences: Sequence[str]) -> float:
-    """Mean over positions of the entropy (bits) of A, C, G and T there; positions without any are left out."""
+    """Mean over positions of the entropy (bits) of A, C, G and T there.
+
+    Positions without any are left out.
+    """
     lengths = [0, *np.cumsum([len(sequence) for sequence in sequences]).tolist()]
     codes = _CODE[np.frombuffer("".join(sequences).encode("ascii", "replace"), dtype=np.uint8)]
     counts = np.zeros((max(map(len, sequences), default=0), 5), dtype=np.int64)
@@ -365,9 +424,8 @@ def positional_entropy(sequences: Sequence[str]) -> float:
 def variety(sequences: Sequence[str], generator: np.random.Generator) -> dict[str, float]:
     """Measure how varied sequences are, by the names of the mission.
 
-    diversity_edit: see `edit_diversity`; kmer_unique_frac: share of the 3-mers present that stand there once;
-    kmer_shannon_entropy: of 3-mers, in nats.
-    """
+    diversity_edit: see `edit_diversity`; kmer_unique_frac: share of the 3-mers present that stand
+    there once; kmer_shannon_entropy: of 3-mers, in nats."""
     counts = kmer_counts(sequences, K)
     types = np.count_nonzero(counts)
     return {
@@ -378,7 +436,10 @@ def variety(sequences: Sequence[str], generator: np.random.Generator) -> dict[st
 
 
 def shift(made: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
-    """Compare the letters of two sets, by the names that peers use; distances by k where they have one."""
+    """Compare the letters of two sets, by the names that peers use.
+
+    Distances by k where they have one.
+    """
     spectra = {k: (kmer_counts(real, k), kmer_counts(made, k)) for k in _SPECTRUM}
     apart = {k: jensen_shannon(*pair) for k, pair in spectra.items()}
     mers, words = spectra[K][1], spectra[_SPECTRUM[-1]][1]

@@ -1,8 +1,10 @@
-"""Do oracles agree? Per sequence, on which generator is best, and in what they decide; and calibration of one oracle.
+"""Do oracles agree? Per sequence, on which generator is best, and in what they decide.
 
-Judging designs by the oracle that they were made with rewards what fools it. Several oracles, trained apart, tell
-whether a ranking holds. Everything is arithmetic on activities of the raw columns; undefined is None.
-"""
+And calibration of one oracle.
+
+Judging designs by the oracle that they were made with rewards what fools it. Several oracles,
+trained apart, tell whether a ranking holds. Everything is arithmetic on activities of the raw
+columns; undefined is None."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,20 @@ RESAMPLES = 1000
 _SELECTED = 0.1  # share of rows that an oracle chooses
 _QUANTITIES = ("on_target_score", "specificity", "argmax_accuracy")
 
-COLUMNS = ("a", "b", "metric", "cell", "n", "spearman", "pearson", "kendall_tau", "kappa", "ci_low", "ci_high", "p")
+COLUMNS = (
+    "a",
+    "b",
+    "metric",
+    "cell",
+    "n",
+    "spearman",
+    "pearson",
+    "kendall_tau",
+    "kappa",
+    "ci_low",
+    "ci_high",
+    "p",
+)
 _UNDEFINED = dict.fromkeys(("spearman", "pearson", "kendall_tau", "kappa", "ci", "p"))
 
 
@@ -41,9 +56,9 @@ _UNDEFINED = dict.fromkeys(("spearman", "pearson", "kendall_tau", "kappa", "ci",
 class View:
     """What one oracle says of the rows ``ids``, each of which stands once.
 
-    ``activities`` (n, R) of the raw columns, in the same order of cells for all oracles; ``success`` (n,) of edits: 1,
-    0 or NaN. ``scores``: further metrics by name and system, higher is better, such as minus the Fréchet distance.
-    """
+    ``activities`` (n, R) of the raw columns, in the same order of cells for all oracles;
+    ``success`` (n,) of edits: 1, 0 or NaN. ``scores``: further metrics by name and system, higher
+    is better, such as minus the Fréchet distance."""
 
     ids: Sequence[str]
     activities: ArrayLike
@@ -52,7 +67,9 @@ class View:
 
 
 class Asked(NamedTuple):
-    """What a row was meant for: a raw column (None: it counts in decisions only), and the system that made it, if any.
+    """What a row was meant for: a raw column (None.
+
+    It counts in decisions only), and the system that made it, if any.
 
     Rows without a system are not ranked.
     """
@@ -62,7 +79,10 @@ class Asked(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """Common rows of all oracles: values (m, n) by metric, labels (m, n), targets (-1: none) and systems (n,)."""
+    """Common rows of all oracles: values (m, n) by metric, labels (m, n), targets (-1.
+
+    None) and systems (n,).
+    """
 
     names: list[str]
     values: dict[str, Floats]
@@ -98,13 +118,14 @@ def cross_oracle(
 ) -> dict[str, Any]:
     """Compare oracles on the rows that all of them have: the content of ``cross_oracle.json``.
 
-    ``pairs``: correlations of activity in the target and of specificity by cell, and pooled over cells (Fisher's z,
-    with its interval); rankings of systems (``cell`` is systems: Kendall's tau-b with a bootstrap interval over rows,
-    drawn within systems, and an exact permutation p of at most 7 systems); decisions (``cell`` is all: Cohen's kappa).
-    ``systems``: scores by metric and oracle, and of the majority. ``kendall_w``: concordance of all oracles by metric,
-    more in ``rankings``. ``leave_one_out``: values standardised within cells, each oracle against the mean of all
-    others: ``gap`` of a system is large where it pleases that oracle alone, ``transfer`` is the share of its gain in
-    the tenth of rows it likes best that the others grant.
+    ``pairs``: correlations of activity in the target and of specificity by cell, and pooled over
+    cells (Fisher's z, with its interval); rankings of systems (``cell`` is systems: Kendall's
+    tau-b with a bootstrap interval over rows, drawn within systems, and an exact permutation p of
+    at most 7 systems); decisions (``cell`` is all: Cohen's kappa). ``systems``: scores by metric
+    and oracle, and of the majority. ``kendall_w``: concordance of all oracles by metric, more in
+    ``rankings``. ``leave_one_out``: values standardised within cells, each oracle against the mean
+    of all others: ``gap`` of a system is large where it pleases that oracle alone, ``transfer`` is
+    the share of its gain in the tenth of rows it likes best that the others grant.
 
     Parameters
     ----------
@@ -127,7 +148,9 @@ def cross_oracle(
     whole = np.arange(len(table.targets))
     return {
         "pairs": plain(pairs),
-        "systems": plain({name: _system_scores(table, views, name, rows) for name, rows in everyone.items()}),
+        "systems": plain(
+            {name: _system_scores(table, views, name, rows) for name, rows in everyone.items()}
+        ),
         "all": plain(_system_scores(table, {}, "", whole)),
         "kendall_w": plain({metric: found["w"] for metric, found in rankings.items()}),
         "rankings": plain(rankings),
@@ -135,7 +158,10 @@ def cross_oracle(
         "meta": plain(
             {
                 **{"oracles": table.names, "cells": cells, "seed": seed, "resamples": resamples},
-                **{"n_common": len(table.targets), "n_rows": {name: len(view.ids) for name, view in views.items()}},
+                **{
+                    "n_common": len(table.targets),
+                    "n_rows": {name: len(view.ids) for name, view in views.items()},
+                },
             }
         ),
     }
@@ -146,7 +172,9 @@ def agreement_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for pair in result["pairs"]:
         low, high = pair.get("ci") or (None, None)
-        rows.append({column: {**pair, "ci_low": low, "ci_high": high}.get(column) for column in COLUMNS})
+        rows.append(
+            {column: {**pair, "ci_low": low, "ci_high": high}.get(column) for column in COLUMNS}
+        )
     return rows
 
 
@@ -157,7 +185,9 @@ def _places(name: str, view: View, n_cells: int) -> dict[str, int]:
         raise InputError(f"{name}: every row must stand once, got {n - len(places)} repeated")
     activities = np.asarray(view.activities, dtype=np.float64)
     if activities.shape != (n, n_cells) or not np.isfinite(activities).all():
-        raise InputError(f"{name}: activities must be finite, of shape {(n, n_cells)}, got {activities.shape}")
+        raise InputError(
+            f"{name}: activities must be finite, of shape {(n, n_cells)}, got {activities.shape}"
+        )
     if view.success is not None and np.shape(view.success) != (n,):
         raise InputError(f"{name}: success must have {n} values, got {np.shape(view.success)}")
     return places
@@ -167,10 +197,16 @@ def _table(views: Mapping[str, View], asked: Mapping[str, Asked], cells: Sequenc
     if len(views) < 2:
         raise InputError(f"cross-oracle table: must have at least two oracles, got {len(views)}")
     places = {name: _places(name, view, len(cells)) for name, view in views.items()}
-    common = [row for row in next(iter(views.values())).ids if row in asked and all(row in p for p in places.values())]
+    common = [
+        row
+        for row in next(iter(views.values())).ids
+        if row in asked and all(row in p for p in places.values())
+    ]
     if not common:
         raise InputError("cross-oracle table: oracles must have rows in common, got none")
-    targets = np.array([-1 if (cell := asked[row].target) is None else cell for row in common], dtype=np.int64)
+    targets = np.array(
+        [-1 if (cell := asked[row].target) is None else cell for row in common], dtype=np.int64
+    )
     edits = all(view.success is not None for view in views.values())
     values: dict[str, list[Floats]] = {}
     labels = []
@@ -181,10 +217,18 @@ def _table(views: Mapping[str, View], asked: Mapping[str, Asked], cells: Sequenc
         for metric in _QUANTITIES:
             values.setdefault(metric, []).append(np.where(targets < 0, np.nan, scores[metric]))
         if edits:
-            values.setdefault("objective_success", []).append(np.asarray(view.success, dtype=np.float64)[chosen])
+            values.setdefault("objective_success", []).append(
+                np.asarray(view.success, dtype=np.float64)[chosen]
+            )
         labels.append(activities.argmax(axis=1))
     systems = np.array([asked[row].system or "" for row in common])
-    return _Table(list(views), {m: np.stack(v) for m, v in values.items()}, np.stack(labels), targets, systems)
+    return _Table(
+        list(views),
+        {m: np.stack(v) for m, v in values.items()},
+        np.stack(labels),
+        targets,
+        systems,
+    )
 
 
 def _by_sequence(table: _Table, cells: Sequence[str]) -> list[dict[str, Any]]:
@@ -199,7 +243,16 @@ def _by_sequence(table: _Table, cells: Sequence[str]) -> list[dict[str, Any]]:
             who = {**_UNDEFINED, "a": a, "b": b, "metric": metric}
             for cell, n, one, other in zip(cells, sizes, rho, r, strict=True):
                 interval = fisher_mean([one], [n], 1.06)[1:]
-                found.append({**who, "cell": cell, "n": n, "spearman": one, "pearson": other, "ci": interval})
+                found.append(
+                    {
+                        **who,
+                        "cell": cell,
+                        "n": n,
+                        "spearman": one,
+                        "pearson": other,
+                        "ci": interval,
+                    }
+                )
             pooled = {"spearman": both[0].value, "pearson": both[1].value, "ci": both[0][1:]}
             found.append({**who, "cell": "pooled", "n": pooled_size(rho, sizes), **pooled})
     return found
@@ -217,7 +270,17 @@ def _decisions(table: _Table) -> list[dict[str, Any]]:
             there = ~np.isnan(x) & ~np.isnan(y)
             x, y = x[there], y[there]
             figures = {"kappa": cohen_kappa(x, y), "same": mean(x == y)}
-            found.append({**_UNDEFINED, "a": a, "b": b, "metric": metric, "cell": "all", "n": len(x), **figures})
+            found.append(
+                {
+                    **_UNDEFINED,
+                    "a": a,
+                    "b": b,
+                    "metric": metric,
+                    "cell": "all",
+                    "n": len(x),
+                    **figures,
+                }
+            )
     return found
 
 
@@ -232,17 +295,26 @@ def _rankings(
     drawn = np.empty((draw[1], *stacked.shape[:2], len(names)))
     for s, rows in enumerate(groups):
         for resample in drawn:
-            resample[..., s] = _means(stacked[..., rows[generator.integers(0, len(rows), len(rows))]])
+            resample[..., s] = _means(
+                stacked[..., rows[generator.integers(0, len(rows), len(rows))]]
+            )
     found = []
     for i, metric in enumerate(metrics):
-        scores = {name: _means(stacked[i][:, rows]) for name, rows in zip(names, groups, strict=True)}
+        scores = {
+            name: _means(stacked[i][:, rows]) for name, rows in zip(names, groups, strict=True)
+        }
         kept = [s for s, name in enumerate(names) if np.isfinite(scores[name]).all()]
         found.append((metric, {names[s]: scores[names[s]] for s in kept}, drawn[:, i][..., kept]))
     given = [view.scores for view in views.values()]
     for metric in sorted(set.intersection(*(set(scores) for scores in given))):
         ranked = sorted(set.intersection(*(set(scores[metric]) for scores in given)))
-        points = {name: np.array([scores[metric][name] for scores in given], dtype=np.float64) for name in ranked}
-        kept_points = {name: values for name, values in points.items() if np.isfinite(values).all()}
+        points = {
+            name: np.array([scores[metric][name] for scores in given], dtype=np.float64)
+            for name in ranked
+        }
+        kept_points = {
+            name: values for name, values in points.items() if np.isfinite(values).all()
+        }
         found.append((metric, kept_points, np.empty((0, len(given), len(kept_points)))))
     return found
 
@@ -275,11 +347,25 @@ def _ranked_pairs(
     for (i, a), (j, b) in combinations(enumerate(oracles), 2):
         x, y = matrix[i], matrix[j]
         figures = {
-            **{"spearman": spearman(x, y), "kendall_tau": kendall_tau(x, y), "p": permutation_p(x, y)},
+            **{
+                "spearman": spearman(x, y),
+                "kendall_tau": kendall_tau(x, y),
+                "p": permutation_p(x, y),
+            },
             "ci": _interval(kendall_tau(drawn[:, i], drawn[:, j])) if len(drawn) else None,
             "top1": same_best(x, y),
         }
-        found.append({**_UNDEFINED, "a": a, "b": b, "metric": metric, "cell": "systems", "n": len(x), **figures})
+        found.append(
+            {
+                **_UNDEFINED,
+                "a": a,
+                "b": b,
+                "metric": metric,
+                "cell": "systems",
+                "n": len(x),
+                **figures,
+            }
+        )
     return found
 
 
@@ -290,12 +376,26 @@ def _ranked(oracles: Sequence[str], scores: Mapping[str, Floats], drawn: Floats)
     matrix = np.stack(list(scores.values()), axis=1)
     best = [sole_best(row) for row in matrix]
     same = mean([one for a, b in combinations(matrix, 2) if (one := same_best(a, b)) is not None])
-    interval = _interval([kendall_w(one) for one in drawn if np.isfinite(one).all()]) if len(drawn) else None
-    winners = {oracle: None if i is None else names[i] for oracle, i in zip(oracles, best, strict=True)}
-    return {"w": kendall_w(matrix), "ci": interval, "n_systems": len(names), "best": winners, "top1_agreement": same}
+    interval = (
+        _interval([kendall_w(one) for one in drawn if np.isfinite(one).all()])
+        if len(drawn)
+        else None
+    )
+    winners = {
+        oracle: None if i is None else names[i] for oracle, i in zip(oracles, best, strict=True)
+    }
+    return {
+        "w": kendall_w(matrix),
+        "ci": interval,
+        "n_systems": len(names),
+        "best": winners,
+        "top1_agreement": same,
+    }
 
 
-def _system_scores(table: _Table, views: Mapping[str, View], system: str, rows: Indices) -> dict[str, Any]:
+def _system_scores(
+    table: _Table, views: Mapping[str, View], system: str, rows: Indices
+) -> dict[str, Any]:
     """Return the scores of one system by metric and oracle, and what most oracles decide (ties decide against)."""
     found: dict[str, Any] = {"n": len(rows)}
     for metric, values in table.values.items():
@@ -306,7 +406,11 @@ def _system_scores(table: _Table, views: Mapping[str, View], system: str, rows: 
     if "objective_success" in table.values:
         votes = table.values["objective_success"][:, rows]
         share = votes[:, ~np.isnan(votes).any(axis=0)].mean(axis=0)
-        found["objective_success"] |= {"majority": mean(share > 0.5), "unanimous": mean(share == 1), "n": len(share)}
+        found["objective_success"] |= {
+            "majority": mean(share > 0.5),
+            "unanimous": mean(share == 1),
+            "n": len(share),
+        }
     return found
 
 
@@ -317,7 +421,9 @@ def _leave_one_out(table: _Table, systems: Mapping[str, Indices]) -> list[dict[s
         for i, name in enumerate(table.names):
             own, others = z[i], _means(np.delete(z, i, axis=0).T)
             there = np.flatnonzero(~np.isnan(own) & ~np.isnan(others))
-            chosen = there[np.argsort(-own[there], kind="stable")[: math.ceil(_SELECTED * len(there))]]
+            chosen = there[
+                np.argsort(-own[there], kind="stable")[: math.ceil(_SELECTED * len(there))]
+            ]
             gains = mean(own[chosen]), mean(others[chosen])
             gaps = {system: _gap((own - others)[rows]) for system, rows in systems.items()}
             means = [_means(np.stack([own[rows], others[rows]])) for rows in systems.values()]
@@ -336,14 +442,20 @@ def _gap(values: Floats) -> dict[str, float]:
 
 
 def _standardised(values: Floats, targets: Indices) -> Floats:
-    """Standardise values (m, n) of every oracle among the rows of each target; NaN where they do not vary."""
+    """Standardise values (m, n) of every oracle among the rows of each target.
+
+    NaN where they do not vary.
+    """
     z = np.full(values.shape, np.nan)
     for cell in np.unique(targets[targets >= 0]):
         rows = targets == cell
         part = values[:, rows]
         sd = part.std(axis=1, keepdims=True)
         z[:, rows] = np.divide(
-            part - part.mean(axis=1, keepdims=True), sd, out=np.full(part.shape, np.nan), where=sd > 0
+            part - part.mean(axis=1, keepdims=True),
+            sd,
+            out=np.full(part.shape, np.nan),
+            where=sd > 0,
         )
     return z
 
@@ -356,9 +468,10 @@ Curve = dict[str, list[float]]  # x rising, y never falling
 def fit_calibration(predicted: ArrayLike, measured: ArrayLike) -> list[Curve | None]:
     """Fit a rising curve from predictions to activities of each column, both ``(n, C)``, by isotonic regression.
 
-    Rows must be unseen ones, or the curve calibrates what the oracle learnt by heart. NaN in ``measured`` is not
-    measured; a column with fewer than 2 measured rows, or with one prediction for all, has no curve (None). Each curve
-    is plain breakpoints, for JSON. Columns that are predicted upside down become constant.
+    Rows must be unseen ones, or the curve calibrates what the oracle learnt by heart. NaN in
+    ``measured`` is not measured; a column with fewer than 2 measured rows, or with one prediction
+    for all, has no curve (None). Each curve is plain breakpoints, for JSON. Columns that are
+    predicted upside down become constant.
 
     Raises
     ------
@@ -374,7 +487,8 @@ def fit_calibration(predicted: ArrayLike, measured: ArrayLike) -> list[Curve | N
     x, y = (np.asarray(values, dtype=np.float64) for values in (predicted, measured))
     if x.ndim != 2 or x.shape != y.shape or not np.isfinite(x).all():
         raise InputError(
-            f"calibration: must be finite predictions of the shape of activities, got {x.shape}, {y.shape}"
+            f"calibration: must be finite predictions of the shape of activities, got {x.shape}, "
+            f"{y.shape}"
         )
     curves: list[Curve | None] = []
     for a, b in zip(x.T, y.T, strict=True):
@@ -388,10 +502,15 @@ def fit_calibration(predicted: ArrayLike, measured: ArrayLike) -> list[Curve | N
 
 
 def calibrate(predicted: ArrayLike, curves: Sequence[Curve | None]) -> Floats:
-    """Apply curves to predictions ``(n, C)``: linear between breakpoints, constant beyond; NaN without a curve."""
+    """Apply curves to predictions ``(n, C)``: linear between breakpoints, constant beyond.
+
+    NaN without a curve.
+    """
     x = np.asarray(predicted, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] != len(curves):
-        raise InputError(f"calibration: predictions must have {len(curves)} columns, got shape {x.shape}")
+        raise InputError(
+            f"calibration: predictions must have {len(curves)} columns, got shape {x.shape}"
+        )
     made = np.full(x.shape, np.nan)
     for column, curve in enumerate(curves):
         if curve is not None:

@@ -19,7 +19,14 @@ WEAK = 0.1  # Pearson of the oracle below which the scores of a cell mean little
 _TAU = 0.1  # standard deviations of an activity that pass for no change
 
 LAB_EDITS = ("activity_boost", "cell_type_transfer", "promoter_retarget")
-OUR_EDITS = ("activity_reduce", "specificity_gain", "preserve", "motif_insert", "motif_remove", "multi_target")
+OUR_EDITS = (
+    "activity_reduce",
+    "specificity_gain",
+    "preserve",
+    "motif_insert",
+    "motif_remove",
+    "multi_target",
+)
 _IUPAC = {  # letter of a motif to the letters that it matches
     **{base: base for base in "ACGT"},
     **{"R": "[AG]", "Y": "[CT]", "S": "[CG]", "W": "[AT]", "K": "[GT]", "M": "[AC]"},
@@ -55,11 +62,12 @@ _OTHER = re.compile(r"[^ACGTRYSWKMBDHVN.\-]", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One row: a design or an edit, what it is compared with, and what was asked; cells are numbers of raw columns.
+    """One row: a design or an edit, what it is compared with, and what was asked.
 
-    ``predicted`` is None where a row of designs has only a gold sequence, ``other`` (gold, or the sequence before the
-    edit) where it has none.
-    """
+    Cells are numbers of raw columns.
+
+    ``predicted`` is None where a row of designs has only a gold sequence, ``other`` (gold, or the
+    sequence before the edit) where it has none."""
 
     id: str
     predicted: str | None
@@ -82,7 +90,10 @@ class Predictions:
     problems: list[str] = field(default_factory=list)
 
     def sequences(self, side: Literal["predicted", "other"]) -> list[str]:
-        """List the sequences of one side that there are, in the order of the rows: what the oracle has to read."""
+        """List the sequences of one side that there are, in the order of the rows.
+
+        What the oracle has to read.
+        """
         return [text for row in self.rows if (text := getattr(row, side)) is not None]
 
 
@@ -94,12 +105,15 @@ def parse_predictions(
     where: str,
     on_bad_row: Literal["error", "skip"] = "error",
 ) -> Predictions:
-    """Read numbered rows of ``predictions.jsonl``, as JSON text or parsed; sequences become upper case, U becomes T.
+    """Read numbered rows of ``predictions.jsonl``, as JSON text or parsed.
 
-    ``pred_sequence`` may be called ``prediction``, ``enhancer`` or ``sequence``. A design (T1) needs a target cell, and
-    may have no gold sequence (or null), or null for the prediction: the sides need not be equally many. An edit (T3)
-    needs both sequences, ``edit_type``, and what this type is judged by: a cell, a motif. Cells, ``system`` and what
-    was asked are looked up in ``metadata``, then in the row. A type that is not known is legal.
+    Sequences become upper case, U becomes T.
+
+    ``pred_sequence`` may be called ``prediction``, ``enhancer`` or ``sequence``. A design (T1)
+    needs a target cell, and may have no gold sequence (or null), or null for the prediction: the
+    sides need not be equally many. An edit (T3) needs both sequences, ``edit_type``, and what this
+    type is judged by: a cell, a motif. Cells, ``system`` and what was asked are looked up in
+    ``metadata``, then in the row. A type that is not known is legal.
 
     Parameters
     ----------
@@ -111,14 +125,17 @@ def parse_predictions(
     Raises
     ------
     InputError
-        If a row is not legal (unless they are skipped), or none is left; the message names file, line and key.
+        If a row is not legal (unless they are skipped), or none is left; the message names file,
+        line and key.
     """
     read = {"design": _design, "edit": _edit}[task]
     found = Predictions([])
     problems, n_bad = found.problems, 0
     for line, row in rows:
         try:
-            found.rows.append(read(row_readers.parse_object(row) if isinstance(row, str) else row, cells, line))
+            found.rows.append(
+                read(row_readers.parse_object(row) if isinstance(row, str) else row, cells, line)
+            )
         except InputError as error:
             if on_bad_row == "error":
                 raise InputError(f"{where}, line {line}: {error}") from None
@@ -126,7 +143,9 @@ def parse_predictions(
             if n_bad <= _SHOWN:
                 problems.append(f"{where}, line {line}: {error}")
     if not found.rows:
-        raise InputError(f"{where}: must have predictions that can be scored, got none ({n_bad} left out)")
+        raise InputError(
+            f"{where}: must have predictions that can be scored, got none ({n_bad} left out)"
+        )
     return Predictions(found.rows, n_bad, problems)
 
 
@@ -137,10 +156,16 @@ def _design(row: Mapping[str, Any], cells: Sequence[str], line: int) -> Predicti
     key, text = _named(row, "gold", required=False)
     gold = None if text is None else _sequence(key, text)
     if predicted is None and gold is None:
-        raise InputError("pred_sequence: must be a sequence where there is no gold_sequence, got null")
+        raise InputError(
+            "pred_sequence: must be a sequence where there is no gold_sequence, got null"
+        )
     target = _cell(*_named(asked, "target"), cells)
     return Prediction(
-        id=row_readers.id_of(row, line), predicted=predicted, other=gold, target=target, system=_system(asked)
+        id=row_readers.id_of(row, line),
+        predicted=predicted,
+        other=gold,
+        target=target,
+        system=_system(asked),
     )
 
 
@@ -151,7 +176,9 @@ def _edit(row: Mapping[str, Any], cells: Sequence[str], line: int) -> Prediction
     if not isinstance(kind, str) or not kind:
         raise InputError(f"edit_type: must be a name, got {kind!r}")
     both = {side: _named(asked, side, required=False) for side in ("source", "target")}
-    source, target = (None if name is None else _cell(key, name, cells) for key, name in both.values())
+    source, target = (
+        None if name is None else _cell(key, name, cells) for key, name in both.values()
+    )
     several = asked.get("target_cell_types")
     if several is not None and (not isinstance(several, list) or not several):
         raise InputError(f"target_cell_types: must be a list of cells, got {several!r}")
@@ -170,7 +197,9 @@ def _edit(row: Mapping[str, Any], cells: Sequence[str], line: int) -> Prediction
     )
     for need in _NEEDS.get(kind, ()):
         if getattr(made, need) in (None, ()):
-            raise InputError(f"must have the key {_KEYS[need]} where edit_type is {kind}, got none")
+            raise InputError(
+                f"must have the key {_KEYS[need]} where edit_type is {kind}, got none"
+            )
     return made
 
 
@@ -178,7 +207,14 @@ def _asked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     extra = row.get("metadata")
     if extra is not None and not isinstance(extra, Mapping):
         raise InputError(f"metadata: must be an object, got {type(extra).__name__}")
-    return {**row, **{key: value for key, value in (extra or {}).items() if value is not None or key not in row}}
+    return {
+        **row,
+        **{
+            key: value
+            for key, value in (extra or {}).items()
+            if value is not None or key not in row
+        },
+    }
 
 
 def _named(row: Mapping[str, Any], what: str, *, required: bool = True) -> tuple[str, Any]:
@@ -188,7 +224,10 @@ def _named(row: Mapping[str, Any], what: str, *, required: bool = True) -> tuple
         if key in row:
             return key, row[key]
     if required:
-        raise InputError(f"must have the key {' or '.join(aliases)}, got {', '.join(map(str, row)) or 'no keys'}")
+        raise InputError(
+            f"must have the key {' or '.join(aliases)}, got "
+            f"{', '.join(map(str, row)) or 'no keys'}"
+        )
     return aliases[0], None
 
 
@@ -197,7 +236,11 @@ def _sequence(key: str, value: Any) -> str:
         raise InputError(f"{key}: must be a sequence of at least one base, got {value!r}")
     text = value.upper().replace("U", "T")
     if other := _OTHER.search(text):
-        got = f"{value[other.start()]!r} at position {other.start()}" if len(text) == len(value) else repr(value)
+        got = (
+            f"{value[other.start()]!r} at position {other.start()}"
+            if len(text) == len(value)
+            else repr(value)
+        )
         raise InputError(f"{key}: letters must be IUPAC nucleotides, '-' or '.', got {got}")
     return text
 
@@ -252,11 +295,17 @@ def has_motif(sequence: str, motif: str) -> bool:
 
 
 def raw_columns(cell_types: Sequence[str]) -> list[int]:
-    """Find the columns that are scored: those without ``_corr`` where every one has its twin, otherwise all.
+    """Find the columns that are scored.
+
+    Those without ``_corr`` where every one has its twin, otherwise all.
 
     Examples
     --------
-    >>> raw_columns(["Ex", "In", "Ex_corr", "In_corr"]), raw_columns(["Ex", "In"]), raw_columns(["Ex", "In_corr"])
+    >>> (
+    ...     raw_columns(["Ex", "In", "Ex_corr", "In_corr"]),
+    ...     raw_columns(["Ex", "In"]),
+    ...     raw_columns(["Ex", "In_corr"]),
+    ... )
     ([0, 1], [0, 1], [0, 1])
     """
     raw = [name for name in cell_types if not name.endswith("_corr")]
@@ -268,8 +317,9 @@ def raw_columns(cell_types: Sequence[str]) -> list[int]:
 class Panel:
     """What is known of an oracle.
 
-    ``pearson`` by cell was measured on unseen data (None: undefined); ``predicted_mean`` and ``predicted_sd`` (C,) are
-    those of its predictions for the training set, ``activity_sd`` (C,) that of the activities measured there.
+    ``pearson`` by cell was measured on unseen data (None: undefined); ``predicted_mean`` and
+    ``predicted_sd`` (C,) are those of its predictions for the training set, ``activity_sd`` (C,)
+    that of the activities measured there.
 
     Raises
     ------
@@ -287,7 +337,9 @@ class Panel:
         for name in ("predicted_mean", "predicted_sd", "activity_sd"):
             values = getattr(self, name)
             if values is not None and np.shape(values) != (len(self.cell_types),):
-                raise InputError(f"{name}: must be {len(self.cell_types)} numbers, got shape {np.shape(values)}")
+                raise InputError(
+                    f"{name}: must be {len(self.cell_types)} numbers, got shape {np.shape(values)}"
+                )
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -305,7 +357,8 @@ class Panel:
         found = np.asarray(values, dtype=np.float64)
         if found.shape != (n, len(self.cell_types)) or not np.isfinite(found).all():
             raise InputError(
-                f"activities: must be finite numbers of shape {(n, len(self.cell_types))}, got shape {found.shape}"
+                f"activities: must be finite numbers of shape {(n, len(self.cell_types))}, got "
+                f"shape {found.shape}"
             )
         return found[:, raw_columns(self.cell_types)]
 
@@ -324,7 +377,10 @@ class Panel:
         if self.predicted_mean is None or self.predicted_sd is None:
             return None
         columns = raw_columns(self.cell_types)
-        centre, sd = (np.asarray(v, dtype=np.float64)[columns] for v in (self.predicted_mean, self.predicted_sd))
+        centre, sd = (
+            np.asarray(v, dtype=np.float64)[columns]
+            for v in (self.predicted_mean, self.predicted_sd)
+        )
         alive = sd > 0
         return (activities - centre) / np.where(alive, sd, np.nan) if alive.any() else None
 
@@ -343,22 +399,34 @@ class Outputs(NamedTuple):
 
 
 def target_scores(activities: Floats, targets: Indices) -> dict[str, Floats]:
-    """Score raw activities ``(n, R)`` for target columns ``(n,)``; every answer has shape ``(n,)``.
+    """Score raw activities ``(n, R)`` for target columns ``(n,)``.
 
-    on_target: activity in the target; off_target: mean of the others; specificity: on - off; specificity_min: on - the
-    highest other; argmax_accuracy: 1 where the target is highest, the first column winning ties. With one column, what
-    needs others is NaN. Scale and offset differ between columns, so specificities compare for one target only.
-    Columns that are NaN are no others, and have no scores as targets.
-    """
+    Every answer has shape ``(n,)``.
+
+    on_target: activity in the target; off_target: mean of the others; specificity: on - off;
+    specificity_min: on - the highest other; argmax_accuracy: 1 where the target is highest, the
+    first column winning ties. With one column, what needs others is NaN. Scale and offset differ
+    between columns, so specificities compare for one target only. Columns that are NaN are no
+    others, and have no scores as targets."""
     n, n_cells = activities.shape
     on = activities[np.arange(n), targets]
     others = activities[np.arange(n_cells) != targets[:, None]].reshape(n, n_cells - 1)
     there = ~np.isnan(others)
     n_others = there.sum(axis=1)
     empty = np.full(n, np.nan)
-    off = np.divide(np.where(there, others, 0).sum(axis=1), n_others, out=empty.copy(), where=n_others > 0)
-    highest = np.where(n_others > 0, np.where(there, others, -np.inf).max(axis=1, initial=-np.inf), np.nan)
+    off = np.divide(
+        np.where(there, others, 0).sum(axis=1), n_others, out=empty.copy(), where=n_others > 0
+    )
+    highest = np.where(
+        n_others > 0, np.where(there, others, -np.inf).max(axis=1, initial=-np.inf), np.nan
+    )
     known = np.where(np.isnan(activities), -np.inf, activities)
     hits = np.where(np.isnan(on), np.nan, known.argmax(axis=1) == targets)
-    names = ("on_target_score", "off_target_score", "specificity", "specificity_min", "argmax_accuracy")
+    names = (
+        "on_target_score",
+        "off_target_score",
+        "specificity",
+        "specificity_min",
+        "argmax_accuracy",
+    )
     return dict(zip(names, (on, off, on - off, on - highest, hits), strict=True))

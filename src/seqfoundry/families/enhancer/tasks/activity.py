@@ -1,7 +1,9 @@
-"""``score enhancer --task activity``: what an oracle predicts for the user's sequences, chunk by chunk.
+"""``score enhancer --task activity``.
 
-Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many sequences there are.
-"""
+What an oracle predicts for the user's sequences, chunk by chunk.
+
+Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many
+sequences there are."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,23 +40,27 @@ _COUNTS = "counts.json"
 _ID = "id"
 
 
-def score(source: Path, *, model: str, out: Path, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+def score(
+    source: Path, *, model: str, out: Path, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
     """Predict the activity of sequences in every cell type, and return counts, means and extremes.
 
-    ``source`` is FASTA, or JSONL, CSV, TSV or Parquet with a column ``sequence`` (and ``id``, else the row's number).
-    Writes to ``out``, all or nothing: ``activity.parquet`` (``id`` and a column per cell type, in the order of the
-    input) and ``summary.json``. Work that was interrupted leaves its finished chunks in ``.<out>.partial``; with
-    ``resume`` it goes on from there (all sequences are read again). Faults of the input leave nothing.
+    ``source`` is FASTA, or JSONL, CSV, TSV or Parquet with a column ``sequence`` (and ``id``, else
+    the row's number). Writes to ``out``, all or nothing: ``activity.parquet`` (``id`` and a column
+    per cell type, in the order of the input) and ``summary.json``. Work that was interrupted
+    leaves its finished chunks in ``.<out>.partial``; with ``resume`` it goes on from there (all
+    sequences are read again). Faults of the input leave nothing.
 
     Raises
     ------
     InputError, MissingError
-        If there is no such file, it has no rows, or a row is not legal; the message names file and row.
+        If there is no such file, it has no rows, or a row is not legal; the message names file and
+        row.
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier activities), or cannot be written; or what
-        is to be resumed was made from another file or model.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier activities), or cannot
+        be written; or what is to be resumed was made from another file or model.
     """
     with row_readers.opened(source):  # is it there?
         pass
@@ -81,9 +87,14 @@ def _run(source: Path, oracle: Oracle, parts: Parts) -> None:
         return pd.concat([chunk.rows[[_ID]], answer[list(oracle.panel.cell_types)]], axis=1)
 
     def write(folder: Path, chunk: Chunk[pd.DataFrame], table: pd.DataFrame) -> None:
-        write_part(folder / TABLE, pa.Table.from_pandas(table, schema=schema_of(oracle), preserve_index=False))
+        write_part(
+            folder / TABLE,
+            pa.Table.from_pandas(table, schema=schema_of(oracle), preserve_index=False),
+        )
         n_cut = oracle.n_cut(chunk.rows["sequence"])
-        files.write_json(folder / _COUNTS, {**counts_of(table, oracle.panel.cells), "n_cut": n_cut})
+        files.write_json(
+            folder / _COUNTS, {**counts_of(table, oracle.panel.cells), "n_cut": n_cut}
+        )
 
     run_parts(parts, data.frames(source, Path()), predict, write, unit="sequences")
 
@@ -98,9 +109,14 @@ def counts_of(table: pd.DataFrame, cells: Sequence[str]) -> dict[str, Any]:
     """Sum up a chunk: activities by cell, and how often each cell is the highest."""
     values = table[list(cells)].to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
-        raise InputError(f"activities: must be finite, got others from row {table[_ID].iloc[0]} on")
+        raise InputError(
+            f"activities: must be finite, got others from row {table[_ID].iloc[0]} on"
+        )
     highest = Counter(cells[i] for i in values.argmax(axis=1).tolist())
-    each = {cell: [column.sum(), column.min(), column.max()] for cell, column in zip(cells, values.T, strict=True)}
+    each = {
+        cell: [column.sum(), column.min(), column.max()]
+        for cell, column in zip(cells, values.T, strict=True)
+    }
     return {"n": len(values), "highest": dict(highest), "cells": each}
 
 
@@ -120,8 +136,16 @@ def write_summary(folder: Path, parts: Sequence[Path], oracle: Oracle) -> dict[s
     cells = {}
     for cell in oracle.panel.cells:
         sums, lows, highs = zip(*(one["cells"][cell] for one in counts), strict=True)
-        known = {"oracle_pearson": oracle.panel.pearson.get(cell), "oracle_weak": oracle.panel.weak(cell)}
-        figures = {"mean": sum(sums) / n, "min": min(lows), "max": max(highs), "highest": highest[cell]}
+        known = {
+            "oracle_pearson": oracle.panel.pearson.get(cell),
+            "oracle_weak": oracle.panel.weak(cell),
+        }
+        figures = {
+            "mean": sum(sums) / n,
+            "min": min(lows),
+            "max": max(highs),
+            "highest": highest[cell],
+        }
         cells[cell] = {**figures, **known}
     summary = {
         "task": "activity",
@@ -140,7 +164,9 @@ def _sequence_columns(served: Mapping[str, Any]) -> tuple[Sequence[str], Sequenc
     return ("sequence",), ()
 
 
-def _activity_work(folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job) -> dict[str, Any]:
+def _activity_work(
+    folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job
+) -> dict[str, Any]:
     """Predict the activity of sequences in every cell type; the table of a partition is small."""
     known = {**loaded.served["panel"], "cell_types": tuple(loaded.served["panel"]["cell_types"])}
     panel = Panel(**known)
@@ -162,4 +188,6 @@ def _activity_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str,
     return write_summary(folder, parts, named)
 
 
-PARTITIONED = PartitionedWork("id", _sequence_columns, 8192, 1024, data.frames, _activity_work, _activity_finish)
+PARTITIONED = PartitionedWork(
+    "id", _sequence_columns, 8192, 1024, data.frames, _activity_work, _activity_finish
+)

@@ -1,8 +1,9 @@
-"""``score enhancer --task calibration``: curves from an oracle's predictions to measured activities.
+"""``score enhancer --task calibration``.
 
-Correlation does not tell whether predictions are too high, too low or too flat; a rising curve fitted to rows that the
-oracle has not learnt from mends that and keeps the order of sequences.
-"""
+Curves from an oracle's predictions to measured activities.
+
+Correlation does not tell whether predictions are too high, too low or too flat; a rising curve
+fitted to rows that the oracle has not learnt from mends that and keeps the order of sequences."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,19 +44,22 @@ def calibrate(
 ) -> dict[str, Any]:  # fmt: skip
     """Fit a calibration curve per cell type on half of the user's rows, and return errors on the other half.
 
-    ``source`` has rows as training has: ``sequence`` and ``cell_activities``. They should be unseen by the oracle.
-    Equal sequences, and reverse complements, go to one half. Writes to ``out``: ``calibration.json`` (``curves``: per
-    cell breakpoints ``x`` and ``y``, linear between and constant beyond, or null; ``errors``), ``calibration.png``
-    (held-out rows and curves) and ``summary.json``.
+    ``source`` has rows as training has: ``sequence`` and ``cell_activities``. They should be
+    unseen by the oracle. Equal sequences, and reverse complements, go to one half. Writes to
+    ``out``: ``calibration.json`` (``curves``: per cell breakpoints ``x`` and ``y``, linear between
+    and constant beyond, or null; ``errors``), ``calibration.png`` (held-out rows and curves) and
+    ``summary.json``.
 
     Raises
     ------
     InputError, MissingError
-        If there is no such file, it has fewer than 10 rows or one sequence alone, or a row is not legal.
+        If there is no such file, it has fewer than 10 rows or one sequence alone, or a row is not
+        legal.
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds an earlier calibration), or cannot be written.
+        If ``out`` is not empty (unless ``overwrite`` and it holds an earlier calibration), or
+        cannot be written.
     """
     check_out(out, [source], mark=_RESULT, overwrite=overwrite)
     oracle = open_oracle(model)
@@ -64,7 +68,9 @@ def calibrate(
     predicted = np.asarray(read.activities, dtype=np.float64)
     fitted, held = _halves(rows.sequences)
     if not len(fitted) or not len(held):
-        raise InputError(f"{source}: must have different sequences to fit and to test curves on, got one")
+        raise InputError(
+            f"{source}: must have different sequences to fit and to test curves on, got one"
+        )
     cells = oracle.panel.cell_types
     curves = oracle_scores.fit_calibration(predicted[fitted], rows.activities[fitted])
     after = oracle_scores.calibrate(predicted[held], curves)
@@ -107,7 +113,9 @@ def _read(source: Path, cell_types: Sequence[str]) -> _Measured:
                 raise record.row
             sequence = row_readers.value_of(record.row, "sequence")
             if not isinstance(sequence, str) or not sequence:
-                raise InputError(f"sequence: must be text with at least one base, got {sequence!r}")
+                raise InputError(
+                    f"sequence: must be text with at least one base, got {sequence!r}"
+                )
             if fault := data.fault_in(sequence):
                 raise InputError(f"sequence: {fault}")
             activities.append(tables.activities_of(record.row, cell_types, is_text=is_text))
@@ -136,7 +144,9 @@ def _means(activities: Floats) -> Floats:
     """Mean of what was measured in each column; NaN where nothing was."""
     there = np.isfinite(activities)
     total = np.where(there, activities, 0).sum(axis=0)
-    made: Floats = np.divide(total, there.sum(axis=0), out=np.full(len(total), np.nan), where=there.any(axis=0))
+    made: Floats = np.divide(
+        total, there.sum(axis=0), out=np.full(len(total), np.nan), where=there.any(axis=0)
+    )
     return made
 
 
@@ -144,7 +154,11 @@ def _errors(measured: Floats, before: Floats, after: Floats, constant: float) ->
     """Mean squared and absolute errors of predictions as they are, by the curve, and of the mean alone; or None."""
     there = np.isfinite(measured)
     made: dict[str, Any] = {"n": int(there.sum())}
-    for name, values in (("before", before), ("after", after), ("constant", np.full(len(measured), constant))):
+    for name, values in (
+        ("before", before),
+        ("after", after),
+        ("constant", np.full(len(measured), constant)),
+    ):
         off = (values - measured)[there]
         known = len(off) > 0 and bool(np.isfinite(off).all())
         made[f"mse_{name}"] = float(np.square(off).mean()) if known else None

@@ -1,4 +1,7 @@
-"""Reports of designed (T1) and edited (T3) enhancers: tables, plots, and one HTML file with both."""
+"""Reports of designed (T1) and edited (T3) enhancers.
+
+Tables, plots, and one HTML file with both.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,26 +17,40 @@ from seqfoundry.core.reporting.metrics import Proportion, proportion
 from seqfoundry.families.enhancer.tasks.oracle import Oracle
 
 _NO_SYSTEM = "(no system)"
-_WEAK = "* The oracle hardly knows this cell type (Pearson below 0.1 on unseen rows): its scores there mean little."
+_WEAK = (
+    "* The oracle hardly knows this cell type (Pearson below 0.1 on unseen rows): its scores "
+    "there mean little."
+)
 _ORDER = (
-    "Columns of an oracle differ in scale and offset, so that specificities compare within one target cell only; "
+    "Columns of an oracle differ in scale and offset, so that specificities compare within one "
+    "target cell only; "
     "z-scored columns compare better."
 )
 _FRECHET = (
-    "Fréchet distances fall with the number of sequences: compare them at equal n only, and with the floor, where two "
-    "sets of one distribution stand. Floor of halves: random halves of the gold sequences. Parametric floor: normal "
-    "samples of the sizes compared, too low where there are fewer sequences than features (rank deficient)."
+    "Fréchet distances fall with the number of sequences: compare them at equal n only, and with "
+    "the floor, where two "
+    "sets of one distribution stand. Floor of halves: random halves of the gold sequences. "
+    "Parametric floor: normal "
+    "samples of the sizes compared, too low where there are fewer sequences than features (rank "
+    "deficient)."
 )
 _EDITS = (
-    "Success is strict: an edit that changes nothing succeeds in nothing, but where activity is to be preserved. An "
-    "edit is within its budget if it changes at most so many bases and keeps the length. Clear success asks for a "
+    "Success is strict: an edit that changes nothing succeeds in nothing, but where activity is "
+    "to be preserved. An "
+    "edit is within its budget if it changes at most so many bases and keeps the length. Clear "
+    "success asks for a "
     "change of more than 0.1 standard deviations of the activity."
 )
 _ASKED = {  # edit type whose objective is one number -> that number
     **dict.fromkeys(("activity_boost", "activity_reduce", "preserve"), "activity_delta_src"),
     "cell_type_transfer": "activity_relative_shift",
 }
-_LAB = ("mean_objective_success", "mean_within_budget", "mean_length_preserved", "mean_target_motif_present")
+_LAB = (
+    "mean_objective_success",
+    "mean_within_budget",
+    "mean_length_preserved",
+    "mean_target_motif_present",
+)
 _LONGEST = 40  # letters of a name in a plot
 
 
@@ -58,13 +75,20 @@ def _share(share: float | None, n: float) -> Proportion:
 def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
     meta = result["meta"]
     report.paragraph(
-        f"Input {meta['input']['name']} (MD5 {meta['input']['md5']}). Oracle {meta['oracle']} ({meta['oracle_type']}, "
+        f"Input {meta['input']['name']} (MD5 {meta['input']['md5']}). Oracle {meta['oracle']} "
+        f"({meta['oracle_type']}, "
         f"{meta['seq_len']} bases), SHA-256 {meta['oracle_sha256']}."
     )
     if n_cut := result["extra"]["n_cut"]:
         unseen = result["extra"].get("n_outside_window")
-        edits = "" if unseen is None else f" Edits that lie wholly in what is cut off, and change nothing: {unseen:,}."
-        report.paragraph(f"Sequences longer than what the oracle reads, and cut: {n_cut:,}.{edits}")
+        edits = (
+            ""
+            if unseen is None
+            else f" Edits that lie wholly in what is cut off, and change nothing: {unseen:,}."
+        )
+        report.paragraph(
+            f"Sequences longer than what the oracle reads, and cut: {n_cut:,}.{edits}"
+        )
     if oracle.weak_cells:
         report.paragraph(_WEAK)
 
@@ -92,15 +116,33 @@ def designs(folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle:
         lines = [_activity_row(name, one) for name, one in groups.items()]
         if what != "system":
             columns.append("oracle Pearson")
-            lines = [[*line, one["oracle_pearson"]] for line, one in zip(lines, groups.values(), strict=True)]
+            lines = [
+                [*line, one["oracle_pearson"]]
+                for line, one in zip(lines, groups.values(), strict=True)
+            ]
         report.table(f"By {what}", columns, lines)
     report.paragraph(f"By chance the target is highest in {number(extra['chance'], 3)}.")
     report.figure("Mean specificity by system and target cell", drawn / "specificity.png")
     report.section("Distance from gold sequences")
     report.paragraph(_FRECHET)
-    columns = ["sequences", "designs", "gold", "FID", "FID at equal n", "floor of halves", "parametric floor", "remark"]
-    report.table("Fréchet distance", columns, [_frechet_row(*one) for one in {**whole, **systems, **cells}.items()])
-    report.figure("Fréchet distance of all sequences and its floor", drawn / "frechet_distance.png")
+    columns = [
+        "sequences",
+        "designs",
+        "gold",
+        "FID",
+        "FID at equal n",
+        "floor of halves",
+        "parametric floor",
+        "remark",
+    ]
+    report.table(
+        "Fréchet distance",
+        columns,
+        [_frechet_row(*one) for one in {**whole, **systems, **cells}.items()],
+    )
+    report.figure(
+        "Fréchet distance of all sequences and its floor", drawn / "frechet_distance.png"
+    )
     report.section("Variety and composition")
     report.table("All figures", ["figure", "value"], _figures(result["metrics"], extra))
     report.write(folder / "report.html")
@@ -127,8 +169,14 @@ def _spread(one: Mapping[str, Any] | None) -> str:
 
 
 def _frechet_row(name: str, group: Mapping[str, Any]) -> list[Cell]:
-    spreads = (_spread(group.get(f"fid_{key}")) for key in ("equal_n", "floor_halves", "floor_parametric"))
-    remarks = [text for key, text in (("fid_few", "few"), ("fid_rank_deficient", "rank deficient")) if group.get(key)]
+    spreads = (
+        _spread(group.get(f"fid_{key}")) for key in ("equal_n", "floor_halves", "floor_parametric")
+    )
+    remarks = [
+        text
+        for key, text in (("fid_few", "few"), ("fid_rank_deficient", "rank deficient"))
+        if group.get(key)
+    ]
     counts = int(group["n_gen"]), int(group.get("n_gold_distinct", group["n_gold"]))
     return [name, *counts, group["fid"], *spreads, ", ".join(remarks)]
 
@@ -136,7 +184,10 @@ def _frechet_row(name: str, group: Mapping[str, Any]) -> list[Cell]:
 def _numbers(metrics: Mapping[str, float | None]) -> Iterable[list[Cell]]:
     """Write counts, which are floats in the mission's files, as whole numbers."""
     for name, value in metrics.items():
-        yield [name, int(value) if value is not None and (name == "n" or name.startswith("n_")) else value]
+        yield [
+            name,
+            int(value) if value is not None and (name == "n" or name.startswith("n_")) else value,
+        ]
 
 
 def _figures(metrics: Mapping[str, Any], extra: Mapping[str, Any]) -> list[list[Cell]]:
@@ -154,7 +205,9 @@ def _specificities(path: Path, rows: pd.DataFrame, oracle: Oracle) -> None:
     """Draw mean specificities of gold sequences and systems by target cell."""
     cells = [cell for cell in oracle.panel.cells if (rows["target_cell_type"] == cell).any()]
     of_system = rows.assign(system=rows["system"].map(_named))
-    means = of_system.pivot_table(index="system", columns="target_cell_type", values="specificity", observed=True)
+    means = of_system.pivot_table(
+        index="system", columns="target_cell_type", values="specificity", observed=True
+    )
     gold = rows.groupby("target_cell_type")["gold_specificity"].mean()
     table = pd.concat([gold.to_frame("gold").T, means]).reindex(columns=cells)
     group_plots.heat_map(
@@ -172,16 +225,23 @@ def _distances(path: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
     drawn = []
     for name, group in groups.items():
         value, floor = _value(group["fid"]), group.get("fid_floor_parametric") or {"mean": None}
-        drawn.append(group_plots.Estimate(_short(name), value, value, value, _value(floor["mean"])))
+        drawn.append(
+            group_plots.Estimate(_short(name), value, value, value, _value(floor["mean"]))
+        )
     group_plots.estimates(
-        path, drawn, label="Fréchet distance from gold sequences", legend=("distance", "parametric floor")
+        path,
+        drawn,
+        label="Fréchet distance from gold sequences",
+        legend=("distance", "parametric floor"),
     )
 
 
 # ---- T3
 
 
-def edits(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], oracle: Oracle) -> None:
+def edits(
+    folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], oracle: Oracle
+) -> None:
     """Write ``report.html`` and ``plots/`` of scored edits."""
     extra, drawn = result["extra"], folder / "plots"
     table = pd.DataFrame(list(rows)).assign(system=[_named(row["system"]) for row in rows])
@@ -193,7 +253,13 @@ def edits(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, A
     report.paragraph(_EDITS)
     report.section("Success")
     report.table("The mission's edit types", ["figure", "value"], [*_numbers(result["metrics"])])
-    keys = ("objective_success_clear", "objective_and_budget", "no_op", "edit_distance", "activity_delta_src")
+    keys = (
+        "objective_success_clear",
+        "objective_and_budget",
+        "no_op",
+        "edit_distance",
+        "activity_delta_src",
+    )
     columns = ["n", "success", "clear success", "success within budget", "changed nothing", "bases changed",
                "change in the source", "relative shift"]  # fmt: skip
     for what, groups in (("edit type", kinds), ("system", extra["by_system"])):
@@ -209,7 +275,10 @@ def edits(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, A
         unknown = ", ".join(f"{name} ({n:,})" for name, n in extra["unknown_edit_types"].items())
         report.paragraph(f"Edit types that are not known, and not judged: {unknown}.")
     report.figure("Success by edit type and system", drawn / "success.png")
-    caption = "Change of activity in the source cell; cell_type_transfer: of the target above that of the source"
+    caption = (
+        "Change of activity in the source cell; cell_type_transfer: of the target above "
+        "that of the source"
+    )
     report.figure(caption, drawn / "changes.png")
     report.section("By source cell")
     report.table("By source cell", ["source cell", "n", "success", "change in the source", "oracle Pearson"],
@@ -233,13 +302,21 @@ def _by_source(table: pd.DataFrame, oracle: Oracle) -> Iterable[list[Cell]]:
         group = table[table["source_cell_type"] == cell]
         if len(group):
             change = float(group["activity_delta_src"].astype(np.float64).mean())
-            yield [oracle.marked(cell), len(group), _judged(group), change, oracle.panel.pearson.get(cell)]
+            yield [
+                oracle.marked(cell),
+                len(group),
+                _judged(group),
+                change,
+                oracle.panel.pearson.get(cell),
+            ]
 
 
 def _success(path: Path, table: pd.DataFrame) -> None:
     grouped = table.groupby(["edit_type", "system"], sort=True)
     rows = [(_short(f"{kind}, {system}"), _judged(group)) for (kind, system), group in grouped]
-    plots.bars_with_intervals(path, rows, "Success of edits", "share of edits that achieve their objective")
+    plots.bars_with_intervals(
+        path, rows, "Success of edits", "share of edits that achieve their objective"
+    )
 
 
 def _changes(path: Path, table: pd.DataFrame) -> None:

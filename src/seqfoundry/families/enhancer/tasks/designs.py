@@ -1,4 +1,7 @@
-"""``score enhancer --task t1`` and ``t3``: designed and edited enhancers, judged by an oracle of the registry."""
+"""``score enhancer --task t1`` and ``t3``.
+
+Designed and edited enhancers, judged by an oracle of the registry.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +39,15 @@ class Judged(NamedTuple):
     rows: Any
 
 
-def score_designs(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
+def score_designs(
+    source: Path, *, model: str, out: Path, overwrite: bool = False
+) -> dict[str, Any]:
     """Score designs (T1) of a ``predictions.jsonl``, and return the headlines.
 
-    Writes to ``out``, all or nothing: ``genqual.json`` (names and layout of the mission; what is ours under ``extra``
-    and ``meta``), ``scores.parquet`` (a row per prediction: scores of it and of its gold sequence, activities by
-    cell), ``report.html`` with its ``plots/``, and ``summary.json``.
+    Writes to ``out``, all or nothing: ``genqual.json`` (names and layout of the mission; what is
+    ours under ``extra`` and ``meta``), ``scores.parquet`` (a row per prediction: scores of it and
+    of its gold sequence, activities by cell), ``report.html`` with its ``plots/``, and
+    ``summary.json``.
 
     Raises
     ------
@@ -50,18 +56,27 @@ def score_designs(source: Path, *, model: str, out: Path, overwrite: bool = Fals
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores of designs), or cannot be written.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores of designs), or
+        cannot be written.
     """
-    return _score(source, model, out, _Task("t1", DESIGNS, judge_designs, _write_designs), overwrite=overwrite)
+    return _score(
+        source,
+        model,
+        out,
+        _Task("t1", DESIGNS, judge_designs, _write_designs),
+        overwrite=overwrite,
+    )
 
 
 def score_edits(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
     """Score edits (T3) of a ``predictions.jsonl``, and return the headlines.
 
-    Writes to ``out``, all or nothing: ``genqual_t3_oracle.json``, ``rows.parquet`` (a row per edit with its flags,
-    distances and activities before and after), ``report.html`` with its ``plots/``, and ``summary.json``. Raises as `score_designs`.
-    """
-    return _score(source, model, out, _Task("t3", EDITS, judge_edits, _write_edits), overwrite=overwrite)
+    Writes to ``out``, all or nothing: ``genqual_t3_oracle.json``, ``rows.parquet`` (a row per edit
+    with its flags, distances and activities before and after), ``report.html`` with its
+    ``plots/``, and ``summary.json``. Raises as `score_designs`."""
+    return _score(
+        source, model, out, _Task("t3", EDITS, judge_edits, _write_edits), overwrite=overwrite
+    )
 
 
 class _Task(NamedTuple):
@@ -79,7 +94,10 @@ def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool)
     with files.folder_written_whole(out, replace=overwrite) as folder:
         files.write_json(folder / task.mark, judged.result)
         shown = task.write(folder, judged, oracle)
-        known = {"model": oracle.loaded.reference, "registered_name": oracle.meta["registered_name"]}
+        known = {
+            "model": oracle.loaded.reference,
+            "registered_name": oracle.meta["registered_name"],
+        }
         summary = {"task": task.name, **known, **shown, "weak_cells": oracle.weak_cells}
         files.write_json(folder / "summary.json", summary)
     return summary
@@ -96,7 +114,9 @@ def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> 
     InputError
         If a row is not legal.
     """
-    predictions = design_scores.parse_predictions(rows, oracle.panel.cells, task="design", where=str(source))
+    predictions = design_scores.parse_predictions(
+        rows, oracle.panel.cells, task="design", where=str(source)
+    )
     sides = _read_sides(oracle, predictions, source, embed=True)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}
     result = design_scores.score_designs(predictions, *sides, oracle.panel, seed=SEED, meta=meta)
@@ -111,7 +131,9 @@ def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) 
     found = oracle.read([*made, *other], where=str(source), embed=embed, ids=ids)
     outputs, n = type(found), len(made)
     cuts = [slice(None, n), slice(n, None)]
-    first, second = (outputs(*(None if one is None else one[cut] for one in found)) for cut in cuts)
+    first, second = (
+        outputs(*(None if one is None else one[cut] for one in found)) for cut in cuts
+    )
     return first, second
 
 
@@ -121,7 +143,10 @@ def _n_cut(oracle: Oracle, predictions: Any) -> int:
 
 
 def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd.DataFrame:
-    """Tabulate every row: scores of both sides, activities of the prediction; NaN where a side has no sequence."""
+    """Tabulate every row: scores of both sides, activities of the prediction.
+
+    NaN where a side has no sequence.
+    """
     rows, cells = predictions.rows, oracle.panel.cells
     table = pd.DataFrame(
         {
@@ -137,7 +162,9 @@ def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd
         scores = target_scores(raw, np.array([rows[i].target for i in places], dtype=np.int64))
         columns = {f"{prefix}{name}": values for name, values in scores.items()}
         if not prefix:
-            columns |= {f"activity_{cell}": values for cell, values in zip(cells, raw.T, strict=True)}
+            columns |= {
+                f"activity_{cell}": values for cell, values in zip(cells, raw.T, strict=True)
+            }
         table = table.join(pd.DataFrame(columns, index=places))
     return table
 
@@ -152,7 +179,9 @@ def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, An
     return {
         **{key: metrics[key] for key in _SHOWN},
         **{key: extra[key] for key in ("chance", "n_cut")},
-        "by_system": {name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()},
+        "by_system": {
+            name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()
+        },
     }
 
 
@@ -167,12 +196,15 @@ def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Ju
     InputError
         If a row is not legal.
     """
-    predictions = design_scores.parse_predictions(rows, oracle.panel.cells, task="edit", where=str(source))
+    predictions = design_scores.parse_predictions(
+        rows, oracle.panel.cells, task="edit", where=str(source)
+    )
     sides = _read_sides(oracle, predictions, source, embed=False)
     meta = {**oracle.meta, "input": {"name": source.name, "md5": files.md5(source)}}
     result, judged = design_scores.score_edits(predictions, *sides, oracle.panel, meta=meta)
     unseen = [
-        row.predicted != row.other and oracle.window(row.predicted or "") == oracle.window(row.other or "")
+        row.predicted != row.other
+        and oracle.window(row.predicted or "") == oracle.window(row.other or "")
         for row in predictions.rows
     ]
     result["extra"] |= {"n_cut": _n_cut(oracle, predictions), "n_outside_window": sum(unseen)}
@@ -192,11 +224,21 @@ def _write_edits(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]
     pq.write_table(edit_table(judged.rows), folder / "rows.parquet")
     design_report.edits(folder, judged.result, judged.rows, oracle)
     extra = judged.result["extra"]
-    kept = ("n", "mean_objective_success", "mean_objective_success_all", "mean_objective_and_budget")
+    kept = (
+        "n",
+        "mean_objective_success",
+        "mean_objective_success_all",
+        "mean_objective_and_budget",
+    )
     return {
         **judged.result["metrics"],
         **{key: extra[key] for key in kept[2:]},
-        **{key: extra[key] for key in ("n_no_op", "n_cut", "n_outside_window", "n_unknown_edit_type")},
+        **{
+            key: extra[key]
+            for key in ("n_no_op", "n_cut", "n_outside_window", "n_unknown_edit_type")
+        },
         "unknown_edit_types": extra["unknown_edit_types"],
-        "by_system": {name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()},
+        "by_system": {
+            name: {key: one[key] for key in kept} for name, one in extra["by_system"].items()
+        },
     }

@@ -1,7 +1,9 @@
-"""``score enhancer --task`` variants, mutagenesis, attribution and export: what an oracle's predictions hang on.
+"""``score enhancer --task`` variants, mutagenesis, attribution and export.
 
-Positions count from 0 in the sequence that stands in the row. Every task writes its folder whole or not at all.
-"""
+What an oracle's predictions hang on.
+
+Positions count from 0 in the sequence that stands in the row. Every task writes its folder whole
+or not at all."""
 
 import math
 import re
@@ -50,21 +52,24 @@ class _Variant(NamedTuple):
 def variants(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
     """Predict what variants do to the activity in every cell type, averaged over both strands.
 
-    ``source`` is JSONL, CSV, TSV or Parquet with the columns ``sequence``, ``position`` (from 0, in the sequence),
-    ``ref`` and ``alt`` (bases; empty, ``-`` or ``.`` where there are none; one alternative a row), and maybe ``id``,
-    else the row's number. Writes to ``out``: ``effects.parquet`` (a row per variant and cell type: ``id position ref
-    alt cell activity_ref activity_alt effect z log2_fold strand_gap``, see the family's `effects.variant_effects`),
+    ``source`` is JSONL, CSV, TSV or Parquet with the columns ``sequence``, ``position`` (from 0,
+    in the sequence), ``ref`` and ``alt`` (bases; empty, ``-`` or ``.`` where there are none; one
+    alternative a row), and maybe ``id``, else the row's number. Writes to ``out``:
+    ``effects.parquet`` (a row per variant and cell type: ``id position ref alt cell activity_ref
+    activity_alt effect z log2_fold strand_gap``, see the family's `effects.variant_effects`),
     ``effects.png`` and ``summary.json``.
 
     Raises
     ------
     InputError, MissingError
-        If there is no such file, it has no rows, or a row is not legal: the sequence must have ``ref`` at ``position``,
-        and neither it nor what the variant makes of it may be longer than what the oracle reads.
+        If there is no such file, it has no rows, or a row is not legal: the sequence must have
+        ``ref`` at ``position``, and neither it nor what the variant makes of it may be longer than
+        what the oracle reads.
     ModelError
         If the model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier effects), or cannot be written.
+        If ``out`` is not empty (unless ``overwrite`` and it holds earlier effects), or cannot be
+        written.
     """
     check_out(out, [source], mark=_EFFECTS, overwrite=overwrite)
     oracle = open_oracle(model)
@@ -75,14 +80,25 @@ def variants(source: Path, *, model: str, out: Path, overwrite: bool = False) ->
             while chunk := list(islice(rows, _CHUNK)):
                 found = _effects(chunk, oracle, str(source))
                 table.write(found)
-                kept.append(found[["effect", "strand_gap"]].to_numpy(dtype=np.float64).reshape(-1, len(cells), 2))
+                kept.append(
+                    found[["effect", "strand_gap"]]
+                    .to_numpy(dtype=np.float64)
+                    .reshape(-1, len(cells), 2)
+                )
                 n += len(chunk)
                 bar.add(len(chunk))
         if not n:
             raise InputError(f"{source}: must have at least one variant, got none")
-        everything = {cell: np.concatenate(kept)[:, cells.index(cell)] for cell in oracle.panel.cells}
+        everything = {
+            cell: np.concatenate(kept)[:, cells.index(cell)] for cell in oracle.panel.cells
+        }
         drawn = {oracle.marked(cell): values[:, 0] for cell, values in everything.items()}
-        group_plots.boxes(folder / "effects.png", drawn, limit=math.inf, label="change of activity by the variant")
+        group_plots.boxes(
+            folder / "effects.png",
+            drawn,
+            limit=math.inf,
+            label="change of activity by the variant",
+        )
         figures = {cell: _spread(values, oracle, cell) for cell, values in everything.items()}
         return _finish(folder, oracle, {"task": "variants", "variants": n, "cells": figures})
 
@@ -100,10 +116,14 @@ def _variants(source: Path, most: int) -> Iterator[_Variant]:
             changed = mutations.with_variant(sequence, position, ref, alt)
             if not sequence or not changed or max(len(sequence), len(changed)) > most:
                 got = f"{len(sequence)} and {len(changed)}"
-                raise InputError(f"sequence: must have 1 to {most} bases before and after the change, got {got}")
+                raise InputError(
+                    f"sequence: must have 1 to {most} bases before and after the change, got {got}"
+                )
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
-        yield _Variant(row_readers.id_of(record.row, record.number), position, ref, alt, sequence, changed)
+        yield _Variant(
+            row_readers.id_of(record.row, record.number), position, ref, alt, sequence, changed
+        )
 
 
 def _bases(row: Mapping[str, Any], key: str) -> str:
@@ -116,7 +136,9 @@ def _bases(row: Mapping[str, Any], key: str) -> str:
     text = "" if text in _NONE else text
     end = _PLAIN.match(text).end()  # type: ignore[union-attr]  # it matches nothing at least
     if end < len(text):
-        raise InputError(f"{key}: letters must be IUPAC nucleotides, got {text[end]!r} at position {end}")
+        raise InputError(
+            f"{key}: letters must be IUPAC nucleotides, got {text[end]!r} at position {end}"
+        )
     return text
 
 
@@ -129,17 +151,28 @@ def _position(value: Any) -> int:
 
 
 def _effects(chunk: Sequence[_Variant], oracle: Oracle, where: str) -> pd.DataFrame:
-    """Predict four sequences for each variant: without and with it, as they are and from the other strand."""
+    """Predict four sequences for each variant.
+
+    Without and with it, as they are and from the other strand.
+    """
     one_strand = [row.sequence for row in chunk] + [row.changed for row in chunk]
     read = oracle.read([*one_strand, *map(reverse_complement_text, one_strand)], where=where)
-    strands = np.asarray(read.activities, dtype=np.float64).reshape(2, 2, len(chunk), -1)  # strand, allele
+    strands = np.asarray(read.activities, dtype=np.float64).reshape(
+        2, 2, len(chunk), -1
+    )  # strand, allele
     cells = oracle.panel.cell_types
     found = mutations.variant_effects(
-        [row.id for row in chunk], strands[:, 0], strands[:, 1], cells, activity_sd=oracle.panel.activity_sd
+        [row.id for row in chunk],
+        strands[:, 0],
+        strands[:, 1],
+        cells,
+        activity_sd=oracle.panel.activity_sd,
     )
     frame = pd.DataFrame(found).rename(columns={"ref": "activity_ref", "alt": "activity_alt"})
     numbers = [name for name in frame if name not in ("id", "cell")]
-    frame = frame.astype(dict.fromkeys(numbers, "float64"))  # a column without values is none otherwise
+    frame = frame.astype(
+        dict.fromkeys(numbers, "float64")
+    )  # a column without values is none otherwise
     for place, name in enumerate(("position", "ref", "alt"), 1):
         frame.insert(place, name, np.repeat([getattr(row, name) for row in chunk], len(cells)))
     return frame
@@ -148,7 +181,11 @@ def _effects(chunk: Sequence[_Variant], oracle: Oracle, where: str) -> pd.DataFr
 def _spread(values: Any, oracle: Oracle, cell: str) -> dict[str, Any]:
     effect, gap = np.abs(values[:, 0]), np.abs(values[:, 1])
     sizes = {"mean_abs_effect": float(effect.mean()), "max_abs_effect": float(effect.max())}
-    return {**sizes, "mean_abs_strand_gap": float(gap.mean()), "oracle_pearson": oracle.panel.pearson.get(cell)}
+    return {
+        **sizes,
+        "mean_abs_strand_gap": float(gap.mean()),
+        "oracle_pearson": oracle.panel.pearson.get(cell),
+    }
 
 
 def _finish(folder: Path, oracle: Oracle, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,19 +210,23 @@ def mutagenesis(
 ) -> dict[str, Any]:  # fmt: skip
     """Predict what each single mutant of the user's sequences does to the activity in one cell type.
 
-    ``source`` is FASTA, or JSONL, CSV, TSV or Parquet with ``sequence``, and maybe ``id`` (else the row's number) and
-    ``cell`` (else the first of the oracle). Writes to ``out``: ``mutagenesis.parquet`` (``id cell position ref alt
-    effect``: three rows per known base), ``importance.png`` (of the first four sequences: minus the mean effect of the
-    three mutants of a base) and ``summary.json``.
+    ``source`` is FASTA, or JSONL, CSV, TSV or Parquet with ``sequence``, and maybe ``id`` (else
+    the row's number) and ``cell`` (else the first of the oracle). Writes to ``out``:
+    ``mutagenesis.parquet`` (``id cell position ref alt effect``: three rows per known base),
+    ``importance.png`` (of the first four sequences: minus the mean effect of the three mutants of
+    a base) and ``summary.json``.
 
     Raises
     ------
     InputError, MissingError
-        If there is no such file, it has no rows, or a row is not legal; the message names file and row.
+        If there is no such file, it has no rows, or a row is not legal; the message names file and
+        row.
     ModelError, OutputError
         As `variants`.
     """
-    return _explain(source, "mutagenesis", ("position", "ref", "alt", "effect"), (model, out, overwrite))
+    return _explain(
+        source, "mutagenesis", ("position", "ref", "alt", "effect"), (model, out, overwrite)
+    )
 
 
 def attribution(
@@ -193,8 +234,9 @@ def attribution(
 ) -> dict[str, Any]:  # fmt: skip
     """Tell what each base of the user's sequences contributes to the activity in one cell type.
 
-    Input, ``importance.png`` and ``summary.json`` as `mutagenesis`; ``attribution.parquet`` has ``id cell position base
-    score``. Scores are contributions against shuffled sequences (the family's `explain.attribution`).
+    Input, ``importance.png`` and ``summary.json`` as `mutagenesis`; ``attribution.parquet`` has
+    ``id cell position base score``. Scores are contributions against shuffled sequences (the
+    family's `explain.attribution`).
 
     Raises
     ------
@@ -206,7 +248,9 @@ def attribution(
     return _explain(source, "attribution", ("position", "base", "score"), (model, out, overwrite))
 
 
-def _explain(source: Path, word: str, columns: Sequence[str], asked: tuple[str, Path, bool]) -> dict[str, Any]:
+def _explain(
+    source: Path, word: str, columns: Sequence[str], asked: tuple[str, Path, bool]
+) -> dict[str, Any]:
     """Ask the model for ``word``, sequence by sequence."""
     reference, out, overwrite = asked
     name = f"{word}.parquet"
@@ -222,13 +266,19 @@ def _explain(source: Path, word: str, columns: Sequence[str], asked: tuple[str, 
                 strongest = _stronger(strongest, found, columns[-1])
                 if len(shown) < _SHOWN:
                     title = f"{row.id}, {oracle.marked(row.cell)}"
-                    shown.append(sequence_plots.Importance(title, row.sequence, _importance(row.sequence, found)))
+                    shown.append(
+                        sequence_plots.Importance(
+                            title, row.sequence, _importance(row.sequence, found)
+                        )
+                    )
                 bar.add(1)
         if not totals["sequences"]:
             raise InputError(f"{source}: must have at least one sequence, got none")
         label = "mean loss by mutation" if word == "mutagenesis" else "contribution to activity"
         sequence_plots.importance(folder / "importance.png", shown, label=label)
-        cells = {key.removeprefix("cell "): n for key, n in totals.items() if key.startswith("cell ")}
+        cells = {
+            key.removeprefix("cell "): n for key, n in totals.items() if key.startswith("cell ")
+        }
         counts = {"sequences": totals["sequences"], "rows": totals["rows"], "cells": cells}
         return _finish(folder, oracle, {"task": word, **counts, "strongest": strongest or None})
 
@@ -244,9 +294,14 @@ def _asked(source: Path, panel: Any) -> Iterator[_Asked]:
         try:
             if isinstance(record.row, InputError):
                 raise record.row
-            sequence, cell = row_readers.value_of(record.row, "sequence"), record.row.get("cell") or panel.cells[0]
+            sequence, cell = (
+                row_readers.value_of(record.row, "sequence"),
+                record.row.get("cell") or panel.cells[0],
+            )
             if cell not in panel.cell_types:
-                raise InputError(f"cell: must be one of {', '.join(panel.cell_types)}, got {cell!r}")
+                raise InputError(
+                    f"cell: must be one of {', '.join(panel.cell_types)}, got {cell!r}"
+                )
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
         yield _Asked(record.where, row_readers.id_of(record.row, record.number), sequence, cell)
@@ -260,7 +315,9 @@ def _explanation(row: _Asked, word: str, columns: Sequence[str], oracle: Oracle)
     except InputError as error:
         raise InputError(f"{row.where}: {error}") from None
     found = pd.DataFrame(list(answer[word].iloc[0]), columns=list(columns))
-    kinds = {name: str if name in ("ref", "alt", "base") else "float64" for name in columns} | {"position": "int64"}
+    kinds = {name: str if name in ("ref", "alt", "base") else "float64" for name in columns} | {
+        "position": "int64"
+    }
     found = found.astype(kinds)
     found.insert(0, "cell", row.cell)
     found.insert(0, "id", row.id)
@@ -292,9 +349,10 @@ def _importance(sequence: str, found: pd.DataFrame) -> Any:
 def export(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
     """Write an oracle's network for programs without this package (the family's `explain.export`).
 
-    ``source`` has sequences, as for `mutagenesis`; the network is compared with the oracle on the first 256 of them.
-    Writes to ``out``: ``oracle.pt2`` (torch.export), ``oracle.onnx`` where the packages for it are installed,
-    ``export.json`` (shapes, names, cell types, largest difference) and ``summary.json``.
+    ``source`` has sequences, as for `mutagenesis`; the network is compared with the oracle on the
+    first 256 of them. Writes to ``out``: ``oracle.pt2`` (torch.export), ``oracle.onnx`` where the
+    packages for it are installed, ``export.json`` (shapes, names, cell types, largest difference)
+    and ``summary.json``.
 
     Raises
     ------

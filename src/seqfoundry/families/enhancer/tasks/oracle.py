@@ -1,4 +1,7 @@
-"""An oracle of the registry as scores need it: what it says of sequences, each read once, and what is known of it."""
+"""An oracle of the registry as scores need it.
+
+What it says of sequences, each read once, and what is known of it.
+"""
 
 import hashlib
 import logging
@@ -26,7 +29,10 @@ _PACKAGES = ("numpy", "torch")  # whose versions may change a digit
 
 @dataclass(frozen=True)
 class Oracle:
-    """A loaded oracle; ``panel`` is the family's `predictions.Panel`, ``meta`` tells in results which oracle it was."""
+    """A loaded oracle.
+
+    ``panel`` is the family's `predictions.Panel`, ``meta`` tells in results which oracle it was.
+    """
 
     loaded: models.Loaded
     panel: Any
@@ -49,7 +55,13 @@ class Oracle:
         """Log that sequences were cut, if any were."""
         if n_cut:
             most = self.meta["seq_len"]
-            log.warning("%s: %d of %d sequences are longer than %d bases, and cut to them", where, n_cut, n, most)
+            log.warning(
+                "%s: %d of %d sequences are longer than %d bases, and cut to them",
+                where,
+                n_cut,
+                n,
+                most,
+            )
 
     def window(self, sequence: str) -> str:
         """Return the part of a sequence that is read."""
@@ -67,10 +79,12 @@ class Oracle:
     def read(
         self, sequences: Sequence[str], *, where: str, embed: bool = False, ids: Sequence[str] | None = None
     ) -> Any:  # fmt: skip
-        """Predict sequences in batches, equal ones once: the family's `predictions.Outputs`, in the order given.
+        """Predict sequences in batches, equal ones once.
 
-        ``ids`` of the sequences say where they are from, if the model reads the genome. Sequences that are too long
-        are cut by the model, and a warning is logged.
+        The family's `predictions.Outputs`, in the order given.
+
+        ``ids`` of the sequences say where they are from, if the model reads the genome. Sequences
+        that are too long are cut by the model, and a warning is logged.
 
         Raises
         ------
@@ -86,14 +100,19 @@ class Oracle:
             for first in range(0, len(distinct), BATCH):
                 frame = distinct.iloc[first : first + BATCH].reset_index(drop=True)
                 try:
-                    answer = self.loaded.predict(frame.assign(also="embedding") if embed else frame)
+                    answer = self.loaded.predict(
+                        frame.assign(also="embedding") if embed else frame
+                    )
                 except InputError as error:
                     raise InputError(f"{where}: {error}") from None
                 activities.append(answer[columns].to_numpy(dtype=np.float64))
                 if embed:
                     embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
                 bar.add(len(frame))
-        made = np.concatenate(activities)[chosen], np.concatenate(embeddings)[chosen] if embeddings else None
+        made = (
+            np.concatenate(activities)[chosen],
+            np.concatenate(embeddings)[chosen] if embeddings else None,
+        )
         return Outputs(*made)
 
 
@@ -122,7 +141,9 @@ def open_fetched(reference: str, fetched: Path) -> Oracle:
         panel = Panel(**known)
         kind, seq_len = served["oracle"], served["seq_len"]
     except (LookupError, TypeError, InputError) as error:
-        raise ModelError(f"{reference}: served.json must have panel, oracle and seq_len, got: {error}") from None
+        raise ModelError(
+            f"{reference}: served.json must have panel, oracle and seq_len, got: {error}"
+        ) from None
     return Oracle(
         loaded,
         panel,
@@ -132,7 +153,10 @@ def open_fetched(reference: str, fetched: Path) -> Oracle:
             "oracle_sha256": digest,
             "oracle_type": kind,
             "seq_len": seq_len,
-            "versions": {"seqfoundry": seqfoundry.__version__, **{name: version(name) for name in _PACKAGES}},
+            "versions": {
+                "seqfoundry": seqfoundry.__version__,
+                **{name: version(name) for name in _PACKAGES},
+            },
         },
     )
 

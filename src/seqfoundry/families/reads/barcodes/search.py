@@ -1,16 +1,20 @@
-"""Find the barcodes of a list that lie nearest in windows of reads: infix alignment under Levenshtein distance.
+"""Find the barcodes of a list that lie nearest in windows of reads.
 
-The answer equals that of aligning every barcode; a pigeonhole filter makes it fast. A barcode is cut into
-``max_distance + 2`` parts; with that many edits or fewer, at least two parts stand unchanged in the window, shifted by
-no more bases than there are edits. For every pair of parts an index (barcodes sorted by the packed bases of the pair,
-addressed by those bases) names the barcodes that agree with two places of the window, and only these are aligned, with
-the bit-parallel algorithm of Myers. Distances are tried in rising order, the first that hits ends the search; while
-edits are fewer than disjoint pairs of neighbouring parts, one such pair is whole, and the others need no look.
+Infix alignment under Levenshtein distance.
+
+The answer equals that of aligning every barcode; a pigeonhole filter makes it fast. A barcode is
+cut into ``max_distance + 2`` parts; with that many edits or fewer, at least two parts stand
+unchanged in the window, shifted by no more bases than there are edits. For every pair of parts an
+index (barcodes sorted by the packed bases of the pair, addressed by those bases) names the
+barcodes that agree with two places of the window, and only these are aligned, with the
+bit-parallel algorithm of Myers. Distances are tried in rising order, the first that hits ends the
+search; while edits are fewer than disjoint pairs of neighbouring parts, one such pair is whole,
+and the others need no look.
 
 References
 ----------
-Myers (1999), J. ACM 46:395 (bit-parallel alignment); Navarro (2001), ACM Computing Surveys 33:31 (pigeonhole filters).
-"""
+Myers (1999), J. ACM 46:395 (bit-parallel alignment); Navarro (2001), ACM Computing Surveys 33:31
+(pigeonhole filters)."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -35,12 +39,17 @@ def _compiled(function: _F) -> _F:
 
 
 class Index(NamedTuple):
-    """What the search needs of ``n`` barcodes of ``length`` bases; ``p`` pairs of parts ``width`` bases wide."""
+    """What the search needs of ``n`` barcodes of ``length`` bases.
+
+    ``p`` pairs of parts ``width`` bases wide.
+    """
 
     length: int
     width: int
     places: NDArray[np.int64]  # (p, 2) where the two parts begin in the barcode
-    blocks: NDArray[np.int64]  # (p,) number of the disjoint block of adjacent parts, -1 if the pair is no such block
+    blocks: NDArray[
+        np.int64
+    ]  # (p,) number of the disjoint block of adjacent parts, -1 if the pair is no such block
     n_blocks: int
     offsets: NDArray[np.int64]  # (p, 4**(2 width) + 1) into `members`, by key
     members: NDArray[np.int32]  # (p, n) barcodes sorted by key
@@ -52,7 +61,9 @@ def build_index(codes: Codes, max_distance: int) -> Index:
     n, length = codes.shape
     n_parts = max_distance + 2
     bounds = np.linspace(0, length, n_parts + 1).astype(np.int64)
-    useful = int(np.log2(n) / 4) + 2  # about one barcode per key and a little family; wider keys only cost memory
+    useful = (
+        int(np.log2(n) / 4) + 2
+    )  # about one barcode per key and a little family; wider keys only cost memory
     width = int(min(length // n_parts, _WIDEST_KEY // 2, useful))
     pairs = list(combinations(range(n_parts), 2))
     n_keys = 4 ** (2 * width)
@@ -61,7 +72,9 @@ def build_index(codes: Codes, max_distance: int) -> Index:
     weights = 4 ** np.arange(width - 1, -1, -1)
     words = [codes[:, bounds[part] : bounds[part] + width] @ weights for part in range(n_parts)]
     for row, (left, right) in enumerate(pairs):
-        keys = (words[left] * 4**width + words[right]).astype(np.uint16 if n_keys <= 1 << 16 else np.uint32)
+        keys = (words[left] * 4**width + words[right]).astype(
+            np.uint16 if n_keys <= 1 << 16 else np.uint32
+        )
         members[row] = np.argsort(keys, kind="stable")
         np.cumsum(np.bincount(keys, minlength=n_keys), out=offsets[row, 1:])
     masks = np.zeros((n, 4), dtype=np.uint64)
@@ -70,7 +83,9 @@ def build_index(codes: Codes, max_distance: int) -> Index:
             masks[:, code] |= (codes[:, place] == code).astype(np.uint64) << np.uint64(place)
     places = np.array([[bounds[left], bounds[right]] for left, right in pairs], dtype=np.int64)
     is_block = [right == left + 1 and left % 2 == 0 for left, right in pairs]
-    blocks = np.array([left // 2 if block else -1 for (left, _), block in zip(pairs, is_block, strict=True)])
+    blocks = np.array(
+        [left // 2 if block else -1 for (left, _), block in zip(pairs, is_block, strict=True)]
+    )
     return Index(length, width, places, blocks, sum(is_block), offsets, members, masks)
 
 
@@ -98,9 +113,17 @@ def _pack(window: Codes, width: int) -> Integers:
 
 @_compiled
 def _collect(
-    words: Integers, index: Index, edits: int, read: int, seen: NDArray[np.int32], candidates: NDArray[np.int32]
+    words: Integers,
+    index: Index,
+    edits: int,
+    read: int,
+    seen: NDArray[np.int32],
+    candidates: NDArray[np.int32],
 ) -> int:
-    """Write barcodes not yet seen for this read that may lie within `edits`; return their number."""
+    """Write barcodes not yet seen for this read that may lie within `edits`.
+
+    Return their number.
+    """
     filled = 0
     last_word = words.size - 1
     window_size = words.size + index.width - 1
@@ -132,7 +155,10 @@ def _collect(
 def _step(
     equal: np.uint64, up: np.uint64, down: np.uint64, carry: np.uint64, last: np.uint64
 ) -> tuple[np.uint64, np.uint64, int]:
-    """Align one letter of the text: new vertical differences (bits of +1 and of -1), change of the last row's score."""
+    """Align one letter of the text.
+
+    New vertical differences (bits of +1 and of -1), change of the last row's score.
+    """
     one = np.uint64(1)
     horizontal = (((equal & up) + up) ^ up) | equal
     right_up = down | ~(horizontal | up)
@@ -159,19 +185,26 @@ def _infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> in
 
 
 @_compiled
-def _place(masks: NDArray[np.uint64], length: int, window: Codes, distance: int) -> tuple[int, int]:
+def _place(
+    masks: NDArray[np.uint64], length: int, window: Codes, distance: int
+) -> tuple[int, int]:
     """Infix at the given distance whose length is nearest the barcode's, of equals the first to end."""
     last, one, nothing = np.uint64(length - 1), np.uint64(1), np.uint64(0)
     mirrored = np.zeros(4, dtype=np.uint64)
     for code in range(4):
         for place in range(length):
-            mirrored[code] |= ((masks[code] >> np.uint64(place)) & one) << np.uint64(length - 1 - place)
+            mirrored[code] |= ((masks[code] >> np.uint64(place)) & one) << np.uint64(
+                length - 1 - place
+            )
     best_start, best_end, best_excess = -1, -1, distance + 1
     for end in range(length - distance, window.size + 1):
         up, down, score = ~nothing, nothing, length
-        for start in range(end - 1, max(-1, end - length - distance - 1), -1):  # the window read backwards from `end`
+        for start in range(
+            end - 1, max(-1, end - length - distance - 1), -1
+        ):  # the window read backwards from `end`
             equal = mirrored[window[start]] if window[start] < 4 else nothing
-            # the carry makes every base of the infix count, where an infix search forgives those before the hit
+            # the carry makes every base of the infix count, where an infix search forgives those
+            # before the hit
             up, down, change = _step(equal, up, down, one, last)
             score += change
             excess = abs(end - start - length)
@@ -195,9 +228,9 @@ def search(codes: Codes, offsets: Offsets, index: Index, max_distance: int) -> F
 
     Returns
     -------
-    Smallest distance (-1 none), number of barcodes at it, and half-open place of a unique hit (-1 else), each of shape
-    ``(n,)``; then all best barcodes, window after window, in no order within one.
-    """
+    Smallest distance (-1 none), number of barcodes at it, and half-open place of a unique hit (-1
+    else), each of shape ``(n,)``; then all best barcodes, window after window, in no order within
+    one."""
     n = offsets.size - 1
     distance = np.full(n, -1, dtype=np.int64)
     count = np.zeros(n, dtype=np.int64)

@@ -1,8 +1,8 @@
 """Read the list of cells that a protocol or an experiment allows and match predicted barcode segments against it.
 
-A window is the predicted segment plus a few bases on both sides, since predicted boundaries are soft by a base or two;
-a listed barcode may lie anywhere in it (infix alignment, Levenshtein distance).
-"""
+A window is the predicted segment plus a few bases on both sides, since predicted boundaries are
+soft by a base or two; a listed barcode may lie anywhere in it (infix alignment, Levenshtein
+distance)."""
 
 import gzip
 import zlib
@@ -29,10 +29,12 @@ _DECOY_ROUNDS = 100  # shuffles before a list counts as too dense for decoys
 class Matches:
     """Best listed barcodes of ``n`` windows.
 
-    Shapes are ``(n,)`` except for `tied`. Windows without a barcode near enough have `distance` -1 and `count` 0.
-    """
+    Shapes are ``(n,)`` except for `tied`. Windows without a barcode near enough have `distance` -1
+    and `count` 0."""
 
-    index: NDArray[np.int64]  # the barcode (its number in the column) if it is the only best one, else -1
+    index: NDArray[
+        np.int64
+    ]  # the barcode (its number in the column) if it is the only best one, else -1
     distance: NDArray[np.int64]  # smallest edit distance
     count: NDArray[np.int64]  # barcodes at that distance: 0 no match, 1 match, more: ambiguous
     start: NDArray[np.int64]  # half-open place of a unique hit in its window, else -1;
@@ -66,7 +68,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Whitelist:
-    """Allowed cells: one column of different sequences per barcode, and for every cell its sequence in each.
+    """Allowed cells.
+
+    One column of different sequences per barcode, and for every cell its sequence in each.
 
     Columns keep the order of the barcodes that were asked for; a cell's id is its row + 1.
     """
@@ -91,8 +95,8 @@ class Whitelist:
         Parameters
         ----------
         windows
-            One per read, IUPAC letters in either case (all but ACGT mismatch); an empty one has no match. They must
-            lie in the orientation of the list.
+            One per read, IUPAC letters in either case (all but ACGT mismatch); an empty one has no
+            match. They must lie in the orientation of the list.
         barcode
             Column to search.
         max_distance
@@ -104,12 +108,18 @@ class Whitelist:
             For an unknown barcode, a distance out of range or a letter that is not IUPAC.
         """
         if barcode not in self.columns:
-            raise InputError(f"match: barcode must be one of {', '.join(self.columns)}, got {barcode!r}")
+            raise InputError(
+                f"match: barcode must be one of {', '.join(self.columns)}, got {barcode!r}"
+            )
         column = self.columns[barcode]
         if not 0 <= max_distance <= column.length - 2:
-            raise InputError(f"match: max_distance must be 0 to {column.length - 2}, got {max_distance}")
+            raise InputError(
+                f"match: max_distance must be 0 to {column.length - 2}, got {max_distance}"
+            )
         codes, offsets = encode(windows)
-        distance, count, start, end, tied = search(codes, offsets, column.index(max_distance), max_distance)
+        distance, count, start, end, tied = search(
+            codes, offsets, column.index(max_distance), max_distance
+        )
         bounds = np.zeros(len(windows) + 1, dtype=np.int64)
         np.cumsum(count, out=bounds[1:])
         owner = np.repeat(np.arange(len(windows)), count)
@@ -119,7 +129,9 @@ class Whitelist:
         return Matches(index, distance, count, start, end, candidates, bounds)
 
     def assign(self, matches: Mapping[str, Matches]) -> tuple[NDArray[np.int64], list[str]]:
-        """Tell which cell each read belongs to: the only row that agrees with a best hit of every barcode.
+        """Tell which cell each read belongs to.
+
+        The only row that agrees with a best hit of every barcode.
 
         Parameters
         ----------
@@ -128,13 +140,15 @@ class Whitelist:
 
         Returns
         -------
-        Cell ids from 1, 0 for unassigned reads, shape ``(n,)``; and per read the match type ``Exact match (CBC)``
-        (barcode names joined by `` + ``), ``Ambiguous match`` or ``No match``. The reference's fall-backs for three
-        barcodes with fixed names (two of three, one alone) do not exist: a barcode that was not found names no cell.
-        """
+        Cell ids from 1, 0 for unassigned reads, shape ``(n,)``; and per read the match type
+        ``Exact match (CBC)`` (barcode names joined by `` + ``), ``Ambiguous match`` or ``No
+        match``. The reference's fall-backs for three barcodes with fixed names (two of three, one
+        alone) do not exist: a barcode that was not found names no cell."""
         missing = [name for name in self.columns if name not in matches]
         if missing:
-            raise InputError(f"assign: matches must hold every barcode, got none for {', '.join(missing)}")
+            raise InputError(
+                f"assign: matches must hold every barcode, got none for {', '.join(missing)}"
+            )
         assigned = f"Exact match ({' + '.join(self.columns)})"
         if len(self.columns) == 1:
             match = matches[next(iter(self.columns))]
@@ -146,8 +160,14 @@ class Whitelist:
         return cells, [assigned if n == 1 else AMBIGUOUS if n else NO_MATCH for n in n_rows]
 
 
-def _common_rows(rows: NDArray[np.int64], matches: Sequence[Matches]) -> tuple[NDArray[np.int64], list[int]]:
-    """Per read: row (from 1) that agrees with a best hit of every column, 0 unless it is the only one; how many do."""
+def _common_rows(
+    rows: NDArray[np.int64], matches: Sequence[Matches]
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Per read.
+
+    Row (from 1) that agrees with a best hit of every column, 0 unless it is the only one; how many
+    do.
+    """
     per_column = [_rows_by_number(rows[:, place]) for place in range(len(matches))]
     cells = np.zeros(len(matches[0].index), dtype=np.int64)
     n_rows = []
@@ -155,7 +175,11 @@ def _common_rows(rows: NDArray[np.int64], matches: Sequence[Matches]) -> tuple[N
         common: set[int] | None = None
         for match, (order, bounds) in zip(matches, per_column, strict=True):
             numbers = match.tied[match.offsets[read] : match.offsets[read + 1]].tolist()
-            here = {row for number in numbers for row in order[bounds[number] : bounds[number + 1]].tolist()}
+            here = {
+                row
+                for number in numbers
+                for row in order[bounds[number] : bounds[number + 1]].tolist()
+            }
             common = here if common is None else common & here
         found = common or set()
         n_rows.append(len(found))
@@ -172,9 +196,9 @@ def _rows_by_number(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDAr
 def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
     """Read the list of cells.
 
-    Two forms, plain or gzip: a TSV whose header names the barcode columns (others are passed over; one row is one
-    cell), or, for a protocol of one barcode, one sequence per line without a header. The suffix ``-1`` of lists written
-    by cellranger is cut, lower case is accepted.
+    Two forms, plain or gzip: a TSV whose header names the barcode columns (others are passed over;
+    one row is one cell), or, for a protocol of one barcode, one sequence per line without a
+    header. The suffix ``-1`` of lists written by cellranger is cut, lower case is accepted.
 
     Parameters
     ----------
@@ -188,8 +212,9 @@ def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
     MissingError
         If there is no such file.
     InputError
-        Naming file and line: no cells, missing column, row of too few fields, letters outside ACGT, barcodes of one
-        column of different lengths or longer than 64, the same cell twice; or a damaged gzip file.
+        Naming file and line: no cells, missing column, row of too few fields, letters outside
+        ACGT, barcodes of one column of different lengths or longer than 64, the same cell twice;
+        or a damaged gzip file.
     """
     lines = _read_lines(path)
     if not lines:
@@ -198,14 +223,20 @@ def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
     refuse_wide(path, len(names))
     has_header = any(name in names for name in barcodes)
     if not has_header and (len(barcodes) > 1 or len(names) > 1):
-        raise InputError(f"{path}: line 1: the header must name the columns {', '.join(barcodes)}, got {lines[0]!r}")
+        raise InputError(
+            f"{path}: line 1: the header must name the columns {', '.join(barcodes)}, got "
+            f"{lines[0]!r}"
+        )
     fields: list[list[str]] = [lines]
     first = 1
     if has_header:
         fields, first = _split_columns(path, lines, barcodes), 2
         if not fields[0]:
             raise InputError(f"{path}: must list at least one cell, got only a header")
-    arrays = [_barcode_array(path, name, column, first) for name, column in zip(barcodes, fields, strict=True)]
+    arrays = [
+        _barcode_array(path, name, column, first)
+        for name, column in zip(barcodes, fields, strict=True)
+    ]
     columns, numbers = {}, []
     for name, array in zip(barcodes, arrays, strict=True):
         _, firsts, inverse = np.unique(_keys(array), return_index=True, return_inverse=True)
@@ -233,11 +264,16 @@ def _split_columns(path: Path, lines: list[str], barcodes: Sequence[str]) -> lis
     names = lines[0].split("\t")
     missing = [name for name in barcodes if name not in names]
     if missing:
-        raise InputError(f"{path}: line 1: the header must name {', '.join(missing)}, got {', '.join(names)}")
+        raise InputError(
+            f"{path}: line 1: the header must name {', '.join(missing)}, got {', '.join(names)}"
+        )
     rows = [line.split("\t") for line in lines[1:]]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
-            raise InputError(f"{path}: line {number}: must have {len(names)} fields as the header, got {len(row)}")
+            raise InputError(
+                f"{path}: line {number}: must have {len(names)} fields as the header, got "
+                f"{len(row)}"
+            )
     return [[row[names.index(name)] for row in rows] for name in barcodes]
 
 
@@ -245,19 +281,32 @@ def _barcode_array(path: Path, name: str, values: list[str], first: int) -> NDAr
     """Check one column, whose first value stands in line `first`, and pack it."""
     values = [value.strip().removesuffix("-1").upper() for value in values]
     length = len(values[0])
-    if set("".join(values)) - set("ACGT"):  # before lengths: a header is no barcode of another length
-        number, value = next((n, one) for n, one in enumerate(values, start=first) if set(one) - set("ACGT"))
-        raise InputError(f"{path}: line {number}: {name} must be letters of ACGT, got {value[:_SHOWN]!r}")
+    if set("".join(values)) - set(
+        "ACGT"
+    ):  # before lengths: a header is no barcode of another length
+        number, value = next(
+            (n, one) for n, one in enumerate(values, start=first) if set(one) - set("ACGT")
+        )
+        raise InputError(
+            f"{path}: line {number}: {name} must be letters of ACGT, got {value[:_SHOWN]!r}"
+        )
     if not 2 <= length <= LONGEST:
-        raise InputError(f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got {values[0][:_SHOWN]!r}")
+        raise InputError(
+            f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got "
+            f"{values[0][:_SHOWN]!r}"
+        )
     for number, value in enumerate(values, start=first):
         if len(value) != length:
             got = f"got {value[:_SHOWN]!r}"
-            raise InputError(f"{path}: line {number}: {name} must have {length} bases as the first, {got}")
+            raise InputError(
+                f"{path}: line {number}: {name} must have {length} bases as the first, {got}"
+            )
     return np.array(values, dtype=f"S{length}")
 
 
-def _refuse_repeats(path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np.bytes_]], first: int) -> None:
+def _refuse_repeats(
+    path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np.bytes_]], first: int
+) -> None:
     order = np.lexsort(rows.T)  # stable: the first of equal rows comes first
     repeats = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
     if repeats.size:
@@ -265,15 +314,17 @@ def _refuse_repeats(path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np
         again, before = int(order[place + 1]), int(order[place])
         cell = "-".join(array[again].decode("ascii") for array in arrays)
         raise InputError(
-            f"{path}: line {again + first}: cells must differ, got {cell} again, as in line {before + first}"
+            f"{path}: line {again + first}: cells must differ, got {cell} again, as in line "
+            f"{before + first}"
         )
 
 
 def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
     """Shuffle the letters of every barcode: cells that cannot be there, as control of false hits.
 
-    No decoy is in its column's list or equal to another decoy; a barcode whose shuffles are all taken (few different
-    letters) gets the letters of another one. Cells keep their structure, so combinations stay combinations.
+    No decoy is in its column's list or equal to another decoy; a barcode whose shuffles are all
+    taken (few different letters) gets the letters of another one. Cells keep their structure, so
+    combinations stay combinations.
 
     Raises
     ------
@@ -281,7 +332,10 @@ def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
         If a column is so dense (all 4-mers, say) that not enough sequences are left.
     """
     generator = np.random.default_rng(seed)
-    return Whitelist({name: _shuffled(name, c, generator) for name, c in whitelist.columns.items()}, whitelist.rows)
+    return Whitelist(
+        {name: _shuffled(name, c, generator) for name, c in whitelist.columns.items()},
+        whitelist.rows,
+    )
 
 
 def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Column:
@@ -305,7 +359,9 @@ def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Colu
         if not open_rows.size:
             return Column(result)
         sources = generator.integers(len(listed), size=open_rows.size)
-    raise InputError(f"decoys: {name} must leave family for as many other sequences, got {len(listed)} barcodes")
+    raise InputError(
+        f"decoys: {name} must leave family for as many other sequences, got {len(listed)} barcodes"
+    )
 
 
 def _codes(sequences: NDArray[np.bytes_]) -> Codes:

@@ -1,1 +1,4 @@
-"""From scores of bases to labels, segments and architecture: the label chain, and reads parsed by valid structures."""
+"""From scores of bases to labels, segments and architecture.
+
+The label chain, and reads parsed by valid structures.
+"""

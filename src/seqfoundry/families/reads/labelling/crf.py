@@ -1,6 +1,9 @@
-"""Linear-chain conditional random field over the labels of padded reads: likelihood, gradients, posteriors, best path.
+"""Linear-chain conditional random field over the labels of padded reads.
 
-The score of a path y over a read of length T is ``start[y_1] + sum_t logits[t, y_t] + sum_t transitions[y_(t-1), y_t]
+Likelihood, gradients, posteriors, best path.
+
+The score of a path y over a read of length T is ``start[y_1] + sum_t logits[t, y_t] + sum_t
+transitions[y_(t-1), y_t]
 + end[y_T]``; its probability is the exponential of the score, divided by the sum over all paths. Positions past a
 read's length have no influence, so results do not depend on padding; a read of length zero has exactly one path, the
 empty one, with score 0 (likelihood 1, no gradient). Recursions run in float64 logarithms and neither overflow nor
@@ -9,9 +12,9 @@ are independent of each other and sums run in their order, so results do not dep
 
 References
 ----------
-Lafferty, McCallum and Pereira (2001), Conditional random fields, ICML:282-289. Rabiner (1989), A tutorial on hidden
-Markov models and selected applications in speech recognition, Proceedings of the IEEE 77:257-286.
-"""
+Lafferty, McCallum and Pereira (2001), Conditional random fields, ICML:282-289. Rabiner (1989), A
+tutorial on hidden Markov models and selected applications in speech recognition, Proceedings of
+the IEEE 77:257-286."""
 
 import itertools
 import os
@@ -32,7 +35,10 @@ _TINY = 1e-280  # sums of products above this have lost nothing that float64 cou
 
 
 class Crf(NamedTuple):
-    """Scores of a chain of K labels: ``transitions`` (K, K), row = from; ``start`` (K,); ``end`` (K,)."""
+    """Scores of a chain of K labels: ``transitions`` (K, K), row = from; ``start`` (K,).
+
+    ``end`` (K,).
+    """
 
     transitions: Array
     start: Array
@@ -76,7 +82,9 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> NDArray[np.float64]:
-    """Return the log probability of each read's labels, shape ``(n,)``; 0 for a read of length zero.
+    """Return the log probability of each read's labels, shape ``(n,)``.
+
+    0 for a read of length zero.
 
     Parameters
     ----------
@@ -101,12 +109,13 @@ def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> ND
     return out
 
 
-def negative_log_likelihood_and_gradients(logits: Array, labels: Array, lengths: Array, crf: Crf) -> Gradients:
+def negative_log_likelihood_and_gradients(
+    logits: Array, labels: Array, lengths: Array, crf: Crf
+) -> Gradients:
     """Return the negative log-likelihood of each read and the gradients of their sum, by forward-backward.
 
-    Gradients with respect to the logits are per read (and zero past its length), those of the chain's scores are
-    summed over reads. Parameters and errors as for ``log_likelihood``.
-    """
+    Gradients with respect to the logits are per read (and zero past its length), those of the
+    chain's scores are summed over reads. Parameters and errors as for ``log_likelihood``."""
     logits, lengths, scores = _checked(logits, lengths, crf)
     labels = _checked_labels(labels, logits, lengths)
     n, _, n_labels = logits.shape
@@ -124,13 +133,17 @@ def negative_log_likelihood_and_gradients(logits: Array, labels: Array, lengths:
 
 
 def marginals(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.float32]:
-    """Return the posterior probability of each label at each position, ``(n, length, K)``; 0 past a read's length.
+    """Return the posterior probability of each label at each position, ``(n, length, K)``.
+
+    0 past a read's length.
 
     Parameters and errors as for ``log_likelihood``.
     """
     logits, lengths, scores = _checked(logits, lengths, crf)
     n, _, n_labels = logits.shape
-    expected = _Expected(np.zeros(n), np.zeros(logits.shape, np.float32), np.zeros((n, n_labels, n_labels)))
+    expected = _Expected(
+        np.zeros(n), np.zeros(logits.shape, np.float32), np.zeros((n, n_labels, n_labels))
+    )
     over_reads(_marginal_reads, lengths, logits, lengths, scores, expected)
     return expected.posterior
 
@@ -138,8 +151,8 @@ def marginals(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.float32]:
 def viterbi(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.uint8]:
     """Return the labels of the best path of each read, ``(n, length)``; 0 past a read's length.
 
-    Ties go to the lower label, decided from the end of the read. Parameters and errors as for ``log_likelihood``.
-    """
+    Ties go to the lower label, decided from the end of the read. Parameters and errors as for
+    ``log_likelihood``."""
     logits, lengths, scores = _checked(logits, lengths, crf)
     paths = np.zeros(logits.shape[:2], dtype=np.uint8)
     over_reads(_viterbi_reads, lengths, logits, lengths, scores, paths)
@@ -148,36 +161,56 @@ def viterbi(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.uint8]:
 
 def _checked(logits: Array, lengths: Array, crf: Crf) -> tuple[Array, NDArray[np.int64], _Scores]:
     """Arrays as the kernels want them, which index without bounds checks."""
-    logits = np.ascontiguousarray(logits, dtype=np.float64 if logits.dtype == np.float64 else np.float32)
+    logits = np.ascontiguousarray(
+        logits, dtype=np.float64 if logits.dtype == np.float64 else np.float32
+    )
     if logits.ndim != 3 or not 1 <= logits.shape[2] <= MAX_LABELS:
-        raise InputError(f"logits: shape must be (n, length, K) with K in 1..{MAX_LABELS}, got {logits.shape}")
+        raise InputError(
+            f"logits: shape must be (n, length, K) with K in 1..{MAX_LABELS}, got {logits.shape}"
+        )
     n, length, n_labels = logits.shape
     arrays = [np.ascontiguousarray(array, dtype=np.float64) for array in crf]
-    for name, array, shape in zip(Crf._fields, arrays, ((n_labels, n_labels), (n_labels,), (n_labels,)), strict=True):
+    for name, array, shape in zip(
+        Crf._fields, arrays, ((n_labels, n_labels), (n_labels,), (n_labels,)), strict=True
+    ):
         if array.shape != shape:
-            raise InputError(f"crf.{name}: shape must be {shape} as the logits have K = {n_labels}, got {array.shape}")
+            raise InputError(
+                f"crf.{name}: shape must be {shape} as the logits have K = {n_labels}, got "
+                f"{array.shape}"
+            )
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
     if lengths.shape != (n,):
         raise InputError(f"lengths: shape must be ({n},), got {lengths.shape}")
     wrong = np.flatnonzero((lengths < 0) | (lengths > length))
     if wrong.size:
-        raise InputError(f"lengths: read {wrong[0]} must have a length in 0..{length}, got {lengths[wrong[0]]}")
+        raise InputError(
+            f"lengths: read {wrong[0]} must have a length in 0..{length}, got {lengths[wrong[0]]}"
+        )
     peak = float(arrays[0].max())
     if not np.isfinite(peak):
         peak = 0.0  # all forbidden, or broken: the recursions say so
-    return logits, lengths, _Scores(arrays[0], np.exp(arrays[0] - peak), peak, arrays[1], arrays[2])
+    return (
+        logits,
+        lengths,
+        _Scores(arrays[0], np.exp(arrays[0] - peak), peak, arrays[1], arrays[2]),
+    )
 
 
 def _checked_labels(labels: Array, logits: Array, lengths: NDArray[np.int64]) -> NDArray[np.int32]:
     n, length, n_labels = logits.shape
     labels = np.ascontiguousarray(labels, dtype=np.int32)
     if labels.shape != (n, length):
-        raise InputError(f"labels: shape must be ({n}, {length}) as the logits', got {labels.shape}")
-    wrong = np.argwhere(((labels < 0) | (labels >= n_labels)) & (np.arange(length) < lengths[:, None]))
+        raise InputError(
+            f"labels: shape must be ({n}, {length}) as the logits', got {labels.shape}"
+        )
+    wrong = np.argwhere(
+        ((labels < 0) | (labels >= n_labels)) & (np.arange(length) < lengths[:, None])
+    )
     if wrong.size:
         read, position = wrong[0]
         raise InputError(
-            f"labels: read {read}, position {position} must be in 0..{n_labels - 1}, got {labels[read, position]}"
+            f"labels: read {read}, position {position} must be in 0..{n_labels - 1}, got "
+            f"{labels[read, position]}"
         )
     return labels
 
@@ -190,17 +223,23 @@ if hasattr(os, "register_at_fork"):
 def over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *arguments: Any) -> None:
     """Call ``kernel(first, last, *arguments)`` on runs of reads, in threads where there is enough work.
 
-    Own threads, as Numba's may abort the process when two threads (of a server, say) come at the same time.
-    """
+    Own threads, as Numba's may abort the process when two threads (of a server, say) come at the
+    same time."""
     n_threads = numba.config.NUMBA_NUM_THREADS
     ends = np.cumsum(lengths)
-    n_tasks = min(2 * n_threads, int(ends[-1]) // _TASK_POSITIONS) if n_threads > 1 and len(ends) else 1
+    n_tasks = (
+        min(2 * n_threads, int(ends[-1]) // _TASK_POSITIONS) if n_threads > 1 and len(ends) else 1
+    )
     if n_tasks <= 1:
         kernel(0, len(lengths), *arguments)
         return
     if not _pools:
         _pools.append(ThreadPoolExecutor(n_threads, thread_name_prefix="crf"))
-    bounds = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, n_tasks) / n_tasks).tolist(), len(lengths)]
+    bounds = [
+        0,
+        *np.searchsorted(ends, ends[-1] * np.arange(1, n_tasks) / n_tasks).tolist(),
+        len(lengths),
+    ]
     tasks = [_pools[0].submit(kernel, *pair, *arguments) for pair in itertools.pairwise(bounds)]
     for task in tasks:
         task.result()
@@ -233,11 +272,12 @@ def _weights(values: Array, weights: Array) -> float:
 
 @compiled
 def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float:
-    """Fill alpha[t, j], the log of the summed paths that end in j at t; return the log of the sum of all paths.
+    """Fill alpha[t, j], the log of the summed paths that end in j at t.
 
-    Products are summed as probabilities, so a step takes 2 K transcendental functions, not K^2; a sum so small that
-    it could have lost something is done again in logarithms.
-    """
+    Return the log of the sum of all paths.
+
+    Products are summed as probabilities, so a step takes 2 K transcendental functions, not K^2; a
+    sum so small that it could have lost something is done again in logarithms."""
     n_labels = scores.start.size
     weights, totals = np.empty(n_labels), np.empty(n_labels)
     for j in range(n_labels):
@@ -269,7 +309,9 @@ def _exact_posterior(
 
 
 @compiled
-def _backward(logits: Array, length: int, scores: _Scores, alpha: Array, posterior: Array, pairs: Array) -> None:
+def _backward(
+    logits: Array, length: int, scores: _Scores, alpha: Array, posterior: Array, pairs: Array
+) -> None:
     """Fill posterior[t, i], and add the expected number of transitions from i to j to pairs[i, j]."""
     n_labels = scores.start.size
     partition = _log_sum_exp(alpha[length - 1], scores.end)
@@ -289,7 +331,11 @@ def _backward(logits: Array, length: int, scores: _Scores, alpha: Array, posteri
                 total += scores.factors[i, j] * right[j]
             totals[i] = total
             both += left[i] * total
-            beta[i] = _log_sum_exp(after, scores.transitions[i]) if total < _TINY else peak + np.log(total)
+            beta[i] = (
+                _log_sum_exp(after, scores.transitions[i])
+                if total < _TINY
+                else peak + np.log(total)
+            )
         if both < _TINY:
             _exact_posterior(alpha[t], beta, after, scores.transitions, posterior[t], pairs)
         else:
@@ -310,7 +356,13 @@ def _path_score(logits: Array, labels: Array, length: int, scores: _Scores) -> f
 
 @compiled
 def _log_likelihood_reads(
-    first: int, last: int, logits: Array, labels: Array, lengths: Array, scores: _Scores, out: Array
+    first: int,
+    last: int,
+    logits: Array,
+    labels: Array,
+    lengths: Array,
+    scores: _Scores,
+    out: Array,
 ) -> None:
     alpha = np.empty(logits.shape[1:])
     for read in range(first, last):
@@ -321,13 +373,22 @@ def _log_likelihood_reads(
 
 
 @compiled
-def _marginal_reads(first: int, last: int, logits: Array, lengths: Array, scores: _Scores, expected: _Expected) -> None:
+def _marginal_reads(
+    first: int, last: int, logits: Array, lengths: Array, scores: _Scores, expected: _Expected
+) -> None:
     alpha = np.empty(logits.shape[1:])
     for read in range(first, last):
         length = lengths[read]
         if length > 0:
             expected.log_partition[read] = _forward(logits[read], length, scores, alpha)
-            _backward(logits[read], length, scores, alpha, expected.posterior[read], expected.transitions[read])
+            _backward(
+                logits[read],
+                length,
+                scores,
+                alpha,
+                expected.posterior[read],
+                expected.transitions[read],
+            )
 
 
 @compiled
@@ -347,7 +408,9 @@ def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
         length = lengths[read]
         if length > 0:
             path = labels[read]
-            nll[read] = expected.log_partition[read] - _path_score(logits[read], path, length, scores)
+            nll[read] = expected.log_partition[read] - _path_score(
+                logits[read], path, length, scores
+            )
             for t in range(length):
                 expected.posterior[read, t, path[t]] -= 1.0
             for t in range(1, length):
@@ -367,7 +430,9 @@ def _best_origins(score: Array, transitions: Array, best: Array, origin: Array) 
 
 
 @compiled
-def _viterbi_reads(first: int, last: int, logits: Array, lengths: Array, scores: _Scores, paths: Array) -> None:
+def _viterbi_reads(
+    first: int, last: int, logits: Array, lengths: Array, scores: _Scores, paths: Array
+) -> None:
     n_labels = scores.start.size
     origin = np.empty((logits.shape[1], n_labels), dtype=np.uint8)
     score, best = np.empty(n_labels), np.empty(n_labels)

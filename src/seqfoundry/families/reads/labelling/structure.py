@@ -1,18 +1,22 @@
-"""Labels of bases -> segments -> architecture of a read: valid, invalid, or several molecules in one.
+"""Labels of bases -> segments -> architecture of a read.
 
-A read's labels collapse to runs. Every valid structure of the protocol is looked for in both orientations as an exact,
-contiguous series of runs (cDNA at the ends apart), longest first, of equal ones from the left, without overlap except
-for one shared end, where two adapters of neighbouring molecules have grown together. One match and nothing left over is
-a valid read. A molecule counts only if its adapters are there: the pattern of every literal segment lies within
-``adapter_distance`` edits per base (Levenshtein 1966) somewhere in the segment and ``adapter_slack`` bases around it.
+Valid, invalid, or several molecules in one.
 
-``parse`` reads the segments out of a network's scores under the same structures: elements follow each other as in one
-of them, or are *hub* (cDNA outside molecules, and whatever fits nowhere); leaving or entering a molecule in its middle
-costs ``penalty``, so that odd and truncated reads stay readable; segments have shortest and longest lengths. The score
-is that of the label chain (``reads.labelling.crf``), so without penalties and limits the answer is its most likely
-path. It is a semi-Markov Viterbi recursion (Sarawagi and Cohen 2004, NIPS 17) in which the maximum over lengths is a
-sliding-window maximum: time goes with bases times elements, whatever the lengths.
-"""
+A read's labels collapse to runs. Every valid structure of the protocol is looked for in both
+orientations as an exact, contiguous series of runs (cDNA at the ends apart), longest first, of
+equal ones from the left, without overlap except for one shared end, where two adapters of
+neighbouring molecules have grown together. One match and nothing left over is a valid read. A
+molecule counts only if its adapters are there: the pattern of every literal segment lies within
+``adapter_distance`` edits per base (Levenshtein 1966) somewhere in the segment and
+``adapter_slack`` bases around it.
+
+``parse`` reads the segments out of a network's scores under the same structures: elements follow
+each other as in one of them, or are *hub* (cDNA outside molecules, and whatever fits nowhere);
+leaving or entering a molecule in its middle costs ``penalty``, so that odd and truncated reads
+stay readable; segments have shortest and longest lengths. The score is that of the label chain
+(``reads.labelling.crf``), so without penalties and limits the answer is its most likely path. It
+is a semi-Markov Viterbi recursion (Sarawagi and Cohen 2004, NIPS 17) in which the maximum over
+lengths is a sliding-window maximum: time goes with bases times elements, whatever the lengths."""
 
 import itertools
 from collections.abc import Sequence
@@ -39,7 +43,10 @@ UNLIMITED = 1 << 40  # longest length of segments without one
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A molecule found in a read: its runs ``first`` to ``last`` (included) and its orientation, + or -."""
+    """A molecule found in a read.
+
+    Its runs ``first`` to ``last`` (included) and its orientation, + or -.
+    """
 
     first: int
     last: int
@@ -50,9 +57,8 @@ class Fragment:
 class Architecture:
     """What a read is made of: the verdict, why, and the molecules in it in the order of the read.
 
-    ``incomplete`` are molecules of which an end is missing or an adapter is broken, but which have their barcodes and
-    cDNA; they make no read valid.
-    """
+    ``incomplete`` are molecules of which an end is missing or an adapter is broken, but which have
+    their barcodes and cDNA; they make no read valid."""
 
     is_valid: bool
     reason: str
@@ -67,7 +73,10 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """Labels of a structure without cDNA at its ends, and whether there was any: it then belongs to the molecule."""
+    """Labels of a structure without cDNA at its ends, and whether there was any.
+
+    It then belongs to the molecule.
+    """
 
     codes: tuple[int, ...]
     orientation: str
@@ -76,7 +85,9 @@ class _Pattern:
 
 
 class Grammar:
-    """Recognises the valid structures of one protocol in the runs of a read; remembers what it has seen last.
+    """Recognises the valid structures of one protocol in the runs of a read.
+
+    Remembers what it has seen last.
 
     Raises
     ------
@@ -88,17 +99,28 @@ class Grammar:
         self.protocol, self.names = protocol, protocol.labels
         self.adapter_distance, self.adapter_slack = adapter_distance, adapter_slack
         self.adapters = {
-            protocol.labels.index(one.name): one.pattern for one in protocol.segments if one.kind == "literal"
+            protocol.labels.index(one.name): one.pattern
+            for one in protocol.segments
+            if one.kind == "literal"
         }
         number = {name: index for index, name in enumerate(self.names)}
         self._cdna = number.get(CDNA, -1)
         patterns: dict[tuple[int, ...], _Pattern] = {}
         for structure in protocol.valid_structures:
             # equal neighbours are one run in a read
-            whole = tuple(code for code, _ in itertools.groupby(number[name] for name in structure))
-            codes, begins, ends = self._strip(whole), whole[0] == self._cdna, whole[-1] == self._cdna
+            whole = tuple(
+                code for code, _ in itertools.groupby(number[name] for name in structure)
+            )
+            codes, begins, ends = (
+                self._strip(whole),
+                whole[0] == self._cdna,
+                whole[-1] == self._cdna,
+            )
             if not codes:
-                raise ConfigError(f"{protocol.model}: valid_structures must have a segment beside {CDNA}, got none")
+                raise ConfigError(
+                    f"{protocol.model}: valid_structures must have a segment beside {CDNA}, got "
+                    "none"
+                )
             # of equal ones the first counts, so a structure that is its own reverse is forward
             patterns.setdefault(codes, _Pattern(codes, FORWARD, begins, ends))
             patterns.setdefault(codes[::-1], _Pattern(codes[::-1], REVERSE, ends, begins))
@@ -110,11 +132,19 @@ class Grammar:
         """List what is left of a structure that has lost one end or both, but still has all ``needed`` segments."""
         parts: dict[tuple[int, ...], _Pattern] = {}
         for pattern in self._patterns:
-            codes = (self._cdna,) * pattern.begins_in_cdna + pattern.codes + (self._cdna,) * pattern.ends_in_cdna
+            codes = (
+                (self._cdna,) * pattern.begins_in_cdna
+                + pattern.codes
+                + (self._cdna,) * pattern.ends_in_cdna
+            )
             for first, last in itertools.combinations(range(len(codes) + 1), 2):
                 part = codes[first:last]
                 core = self._strip(part)
-                if core and core != pattern.codes and needed <= {self.names[code] for code in part}:
+                if (
+                    core
+                    and core != pattern.codes
+                    and needed <= {self.names[code] for code in part}
+                ):
                     begins, ends = part[0] == self._cdna, part[-1] == self._cdna
                     parts.setdefault(core, _Pattern(core, pattern.orientation, begins, ends))
         return list(parts.values())
@@ -133,12 +163,23 @@ class Grammar:
         if not runs:
             return Architecture(False, "empty read", ())
         found = self._matches(runs, self._patterns, ())
-        parts = tuple(x for x in self._matches(runs, self._parts, found) if self._cdna in runs[x.first : x.last + 1])
+        parts = tuple(
+            x
+            for x in self._matches(runs, self._parts, found)
+            if self._cdna in runs[x.first : x.last + 1]
+        )
         covered = {index for match in found for index in range(match.first, match.last + 1)}
-        extra = [self.names[code] for index, code in enumerate(runs) if index not in covered and code != self._cdna]
+        extra = [
+            self.names[code]
+            for index, code in enumerate(runs)
+            if index not in covered and code != self._cdna
+        ]
         if not found:
             return Architecture(
-                False, f"Unexpected pattern: [{'_'.join(self.names[code] for code in runs)}]", (), parts
+                False,
+                f"Unexpected pattern: [{'_'.join(self.names[code] for code in runs)}]",
+                (),
+                parts,
             )
         if len(found) == 1 and not extra:
             return Architecture(True, "valid", tuple(found))
@@ -152,7 +193,10 @@ class Grammar:
     def _matches(
         self, runs: tuple[int, ...], patterns: Sequence[_Pattern], taken: Sequence[Fragment]
     ) -> list[Fragment]:
-        """Choose matches greedily, longest first, then from the left; neighbours may share one end."""
+        """Choose matches greedily, longest first, then from the left.
+
+        Neighbours may share one end.
+        """
         candidates = [
             (-len(pattern.codes), first, rank)
             for rank, pattern in enumerate(patterns)
@@ -166,22 +210,35 @@ class Grammar:
             if any(first <= one.last and last >= one.first for one in taken):
                 continue
             if all(
-                first > b or last < a or (first < last and a < b and (first == b or last == a)) for a, b, _ in chosen
+                first > b or last < a or (first < last and a < b and (first == b or last == a))
+                for a, b, _ in chosen
             ):
                 chosen.append((first, last, rank))
-        return [self._fragment(runs, first, last, patterns[rank]) for first, last, rank in sorted(chosen)]
+        return [
+            self._fragment(runs, first, last, patterns[rank])
+            for first, last, rank in sorted(chosen)
+        ]
 
-    def _fragment(self, runs: tuple[int, ...], first: int, last: int, pattern: _Pattern) -> Fragment:
+    def _fragment(
+        self, runs: tuple[int, ...], first: int, last: int, pattern: _Pattern
+    ) -> Fragment:
         """Add the cDNA beside a match where its structure begins or ends in cDNA."""
         first -= pattern.begins_in_cdna and first > 0 and runs[first - 1] == self._cdna
         last += pattern.ends_in_cdna and last + 1 < len(runs) and runs[last + 1] == self._cdna
         return Fragment(first, last, pattern.orientation)
 
 
-def architectures(runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar) -> list[Architecture]:
-    """Judge every read of a batch; ``codes`` and ``reads`` are its flat bases and their offsets."""
+def architectures(
+    runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar
+) -> list[Architecture]:
+    """Judge every read of a batch.
+
+    ``codes`` and ``reads`` are its flat bases and their offsets.
+    """
     labels = runs.labels.tolist()
-    found = [grammar.recognise(tuple(labels[a:b])) for a, b in itertools.pairwise(runs.offsets.tolist())]
+    found = [
+        grammar.recognise(tuple(labels[a:b])) for a, b in itertools.pairwise(runs.offsets.tolist())
+    ]
     for read, fragment, reason in _broken_adapters(runs, codes, reads, grammar, found):
         whole = tuple(one for one in found[read].fragments if one is not fragment)
         found[read] = Architecture(False, reason, whole, (*found[read].incomplete, fragment))
@@ -191,7 +248,10 @@ def architectures(runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar) ->
 def _broken_adapters(
     runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar, found: Sequence[Architecture]
 ) -> list[tuple[int, Fragment, str]]:
-    """List the molecules with an adapter too far from its pattern: read, molecule, what is wrong with it."""
+    """List the molecules with an adapter too far from its pattern.
+
+    Read, molecule, what is wrong with it.
+    """
     broken = []
     for read, architecture in enumerate(found):
         base = int(runs.offsets[read])
@@ -201,23 +261,36 @@ def _broken_adapters(
                 if label not in grammar.adapters:
                     continue
                 pattern = grammar.adapters[label]
-                turned = reverse_complement_text(pattern) if fragment.orientation == REVERSE else pattern
-                start = max(int(runs.starts[base + run]) - grammar.adapter_slack, 0) + int(reads[read])
-                end = min(int(reads[read] + runs.ends[base + run]) + grammar.adapter_slack, int(reads[read + 1]))
+                turned = (
+                    reverse_complement_text(pattern)
+                    if fragment.orientation == REVERSE
+                    else pattern
+                )
+                start = max(int(runs.starts[base + run]) - grammar.adapter_slack, 0) + int(
+                    reads[read]
+                )
+                end = min(
+                    int(reads[read] + runs.ends[base + run]) + grammar.adapter_slack,
+                    int(reads[read + 1]),
+                )
                 distance = edlib.align(turned, decode(codes[start:end]), mode="HW")["editDistance"]
                 if distance > grammar.adapter_distance * len(pattern):
-                    reason = f"{grammar.names[label]} is {distance} edits from its {len(pattern)} bases"
+                    reason = (
+                        f"{grammar.names[label]} is {distance} edits from its {len(pattern)} bases"
+                    )
                     broken.append((read, fragment, reason))
                     break
     return broken
 
 
 class Graph(NamedTuple):
-    """Segments as nodes, node 0 the hub; ``costs`` are taken off the score where a read takes an edge.
+    """Segments as nodes, node 0 the hub.
 
-    ``edges`` has the nodes that may come before each, in ``edge_offsets``; ``first_costs`` and ``last_costs`` are for a
-    read that begins or ends with a node; ``shortest`` and ``longest`` are lengths in bases.
-    """
+    ``costs`` are taken off the score where a read takes an edge.
+
+    ``edges`` has the nodes that may come before each, in ``edge_offsets``; ``first_costs`` and
+    ``last_costs`` are for a read that begins or ends with a node; ``shortest`` and ``longest`` are
+    lengths in bases."""
 
     labels: NDArray[np.int64]
     shortest: NDArray[np.int64]
@@ -248,19 +321,29 @@ def build_graph(protocol: Protocol, config: DecodeConfig) -> Graph:
     for node in nodes.values():
         edges[HUB, node] = 0.0 if node in firsts else config.penalty
         edges[node, HUB] = 0.0 if node in lasts else config.penalty
-    edges |= {(last, first): 0.0 for last in lasts for first in firsts}  # neighbours without a spacer
+    edges |= {
+        (last, first): 0.0 for last in lasts for first in firsts
+    }  # neighbours without a spacer
     labels = np.array([number[CDNA]] + [number[name] for _, name, _ in nodes])
     limits = [(1, UNLIMITED)] + [_limits(segments[name], config) for _, name, _ in nodes]
-    before = [sorted(source for source, target in edges if target == node) for node in range(len(labels))]
+    before = [
+        sorted(source for source, target in edges if target == node) for node in range(len(labels))
+    ]
     return Graph(
         labels=labels,
         shortest=np.array([low for low, _ in limits]),
         longest=np.array([high for _, high in limits]),
         edges=np.array([source for sources in before for source in sources]),
         edge_offsets=np.cumsum([0] + [len(sources) for sources in before]),
-        costs=np.array([edges[source, node] for node, sources in enumerate(before) for source in sources]),
-        first_costs=np.array([0.0 if n == HUB or n in firsts else config.penalty for n in range(len(labels))]),
-        last_costs=np.array([0.0 if n == HUB or n in lasts else config.penalty for n in range(len(labels))]),
+        costs=np.array(
+            [edges[source, node] for node, sources in enumerate(before) for source in sources]
+        ),
+        first_costs=np.array(
+            [0.0 if n == HUB or n in firsts else config.penalty for n in range(len(labels))]
+        ),
+        last_costs=np.array(
+            [0.0 if n == HUB or n in lasts else config.penalty for n in range(len(labels))]
+        ),
     )
 
 
@@ -296,15 +379,35 @@ def _new_table(logits: Array, graph: Graph, crf: Crf) -> _Table:
         label = graph.labels[node]
         opened[0, node] = crf.start[label] - graph.first_costs[node]
         for place in range(length):
-            sums[place + 1, node] = sums[place, node] + logits[place, label] + crf.transitions[label, label]
-    closed, source = np.full((length + 1, n_nodes), -np.inf), np.full((length + 1, n_nodes), -1, np.int16)
-    begun, window = np.zeros((length + 1, n_nodes), np.int32), np.zeros((length + 1, n_nodes), np.int32)
-    return _Table(sums, opened, source, closed, begun, window, np.zeros(n_nodes, np.int64), np.zeros(n_nodes, np.int64))
+            sums[place + 1, node] = (
+                sums[place, node] + logits[place, label] + crf.transitions[label, label]
+            )
+    closed, source = (
+        np.full((length + 1, n_nodes), -np.inf),
+        np.full((length + 1, n_nodes), -1, np.int16),
+    )
+    begun, window = (
+        np.zeros((length + 1, n_nodes), np.int32),
+        np.zeros((length + 1, n_nodes), np.int32),
+    )
+    return _Table(
+        sums,
+        opened,
+        source,
+        closed,
+        begun,
+        window,
+        np.zeros(n_nodes, np.int64),
+        np.zeros(n_nodes, np.int64),
+    )
 
 
 @compiled
 def _close_segment(place: int, node: int, table: _Table, graph: Graph, stay: float) -> None:
-    """Find the best segment of ``node`` that ends at ``place``: the maximum over its begins in a sliding window."""
+    """Find the best segment of ``node`` that ends at ``place``.
+
+    The maximum over its begins in a sliding window.
+    """
     newest = place - graph.shortest[node]
     if newest < 0:
         return
@@ -317,12 +420,17 @@ def _close_segment(place: int, node: int, table: _Table, graph: Graph, stay: flo
             table.tail[node] -= 1
         table.window[table.tail[node], node] = newest
         table.tail[node] += 1
-    while table.tail[node] > table.head[node] and place - table.window[table.head[node], node] > graph.longest[node]:
+    while (
+        table.tail[node] > table.head[node]
+        and place - table.window[table.head[node], node] > graph.longest[node]
+    ):
         table.head[node] += 1
     if table.tail[node] > table.head[node]:
         best = table.window[table.head[node], node]
         # n bases have n - 1 steps within the label
-        table.closed[place, node] = table.opened[best, node] - table.sums[best, node] + table.sums[place, node] - stay
+        table.closed[place, node] = (
+            table.opened[best, node] - table.sums[best, node] + table.sums[place, node] - stay
+        )
         table.begun[place, node] = best
 
 
@@ -339,7 +447,10 @@ def _open_segment(place: int, node: int, table: _Table, graph: Graph, crf: Crf) 
 
 @compiled
 def _parse_read(logits: Array, graph: Graph, crf: Crf, nodes: Array, ends: Array) -> int:
-    """Parse one read; write its segments' nodes and ends, and return their number (0: there is no parse)."""
+    """Parse one read; write its segments' nodes and ends, and return their number (0.
+
+    There is no parse).
+    """
     length, n_nodes = logits.shape[0], graph.labels.shape[0]
     table = _new_table(logits, graph, crf)
     for place in range(1, length + 1):
@@ -378,11 +489,16 @@ def _parse_reads(  # noqa: PLR0913 - a kernel takes its arrays one by one
 ) -> None:
     """Parse the reads ``first`` to ``last`` (excluded) of a padded batch."""
     for read in range(first, last):
-        counts[read] = _parse_read(logits[read, : lengths[read]], graph, crf, nodes[read], ends[read])
+        counts[read] = _parse_read(
+            logits[read, : lengths[read]], graph, crf, nodes[read], ends[read]
+        )
 
 
 class Parses(NamedTuple):
-    """Nodes and ends of the segments of a batch, in read order; read ``i`` has ``offsets[i]:offsets[i + 1]``."""
+    """Nodes and ends of the segments of a batch, in read order.
+
+    Read ``i`` has ``offsets[i]:offsets[i + 1]``.
+    """
 
     nodes: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -390,11 +506,30 @@ class Parses(NamedTuple):
 
 
 def parse(logits: Array, lengths: Array, graph: Graph, crf: Crf) -> Parses:
-    """Parse a padded batch, logits ``(n, length, n_labels)`` and lengths ``(n,)``; segments tile every read."""
+    """Parse a padded batch, logits ``(n, length, n_labels)`` and lengths ``(n,)``.
+
+    Segments tile every read.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
     shape = logits.shape[:2]
-    nodes, ends, counts = np.zeros(shape, np.int16), np.zeros(shape, np.int32), np.zeros(len(lengths), np.int64)
+    nodes, ends, counts = (
+        np.zeros(shape, np.int16),
+        np.zeros(shape, np.int32),
+        np.zeros(len(lengths), np.int64),
+    )
     chain = Crf(*(np.ascontiguousarray(part, dtype=np.float64) for part in crf))
-    over_reads(_parse_reads, lengths, np.ascontiguousarray(logits), lengths, graph, chain, nodes, ends, counts)
+    over_reads(
+        _parse_reads,
+        lengths,
+        np.ascontiguousarray(logits),
+        lengths,
+        graph,
+        chain,
+        nodes,
+        ends,
+        counts,
+    )
     real = np.arange(shape[1]) < counts[:, None]
-    return Parses(nodes[real].astype(np.int64), ends[real].astype(np.int64), np.cumsum([0, *counts]))
+    return Parses(
+        nodes[real].astype(np.int64), ends[real].astype(np.int64), np.cumsum([0, *counts])
+    )

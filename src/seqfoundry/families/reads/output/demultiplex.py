@@ -1,7 +1,9 @@
-"""Name, turn and count demultiplexed reads: pure functions from one read's annotation to what is written.
+"""Name, turn and count demultiplexed reads.
 
-A header ends in ``_{cell}_{umi}`` before its first blank, the form that deduplication reads back from alignments.
-"""
+Pure functions from one read's annotation to what is written.
+
+A header ends in ``_{cell}_{umi}`` before its first blank, the form that deduplication reads back
+from alignments."""
 
 from collections.abc import Mapping
 
@@ -13,7 +15,9 @@ STRANDS = ("fwd", "rev")
 _COMPLEMENT = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
 
 
-def header(name: str, barcodes: Mapping[str, str], *, umi: str, cell_id: int, orientation: str) -> str:
+def header(
+    name: str, barcodes: Mapping[str, str], *, umi: str, cell_id: int, orientation: str
+) -> str:
     """Name a demultiplexed read.
 
     Parameters
@@ -21,8 +25,8 @@ def header(name: str, barcodes: Mapping[str, str], *, umi: str, cell_id: int, or
     name
         The read's own name, without white space.
     barcodes
-        Corrected sequence by barcode name, in the order of the list of cells; joined by ``-`` they are the cell, and in
-        the comment by ``;``.
+        Corrected sequence by barcode name, in the order of the list of cells; joined by ``-`` they
+        are the cell, and in the comment by ``;``.
     umi
         Sequence of the UMI in cDNA orientation; empty where the protocol has none.
     cell_id
@@ -43,15 +47,21 @@ def header(name: str, barcodes: Mapping[str, str], *, umi: str, cell_id: int, or
     _check_choice("orientation", orientation, ORIENTATIONS)
     cell = "-".join(barcodes.values())
     listed = ";".join(f"{barcode}:{sequence}" for barcode, sequence in barcodes.items())
-    return f"{name}_{cell}_{umi} cell_id:{cell_id}|Barcodes:{listed}|UMI:{umi}|orientation:{orientation}"
+    return (
+        f"{name}_{cell}_{umi} "
+        f"cell_id:{cell_id}|Barcodes:{listed}|UMI:{umi}|orientation:{orientation}"
+    )
 
 
-def oriented(sequence: str, qualities: str | None, *, orientation: str, strand: str) -> tuple[str, str | None]:
+def oriented(
+    sequence: str, qualities: str | None, *, orientation: str, strand: str
+) -> tuple[str, str | None]:
     """Turn a piece of a read (cDNA or UMI) into the sense of the transcript.
 
-    It is reverse complemented, and its qualities reversed with it, if the read lies ``-`` in a ``fwd`` protocol or
-    ``+`` in a ``rev`` one. (The reference system leaves the qualities as they were, so that each stands at another
-    base.) IUPAC letters have their complements; the answer is in upper case, with T for U where it was turned.
+    It is reverse complemented, and its qualities reversed with it, if the read lies ``-`` in a
+    ``fwd`` protocol or ``+`` in a ``rev`` one. (The reference system leaves the qualities as they
+    were, so that each stands at another base.) IUPAC letters have their complements; the answer is
+    in upper case, with T for U where it was turned.
 
     Parameters
     ----------
@@ -77,7 +87,9 @@ def oriented(sequence: str, qualities: str | None, *, orientation: str, strand: 
     _check_choice("orientation", orientation, ORIENTATIONS)
     _check_choice("strand", strand, STRANDS)
     if qualities is not None and len(qualities) != len(sequence):
-        raise InputError(f"oriented: qualities must be as many as bases ({len(sequence)}), got {len(qualities)}")
+        raise InputError(
+            f"oriented: qualities must be as many as bases ({len(sequence)}), got {len(qualities)}"
+        )
     sequence = sequence.upper()
     if (orientation == "+") == (strand == "fwd"):
         return sequence, qualities
@@ -87,12 +99,16 @@ def oriented(sequence: str, qualities: str | None, *, orientation: str, strand: 
 def match_type_table(counts: Mapping[str, int]) -> str:
     """Write reads per match type as TSV text (Match_Type, Read_Count), most reads first, ties by name."""
     rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
-    return "Match_Type\tRead_Count\n" + "".join(f"{match_type}\t{reads}\n" for match_type, reads in rows)
+    return "Match_Type\tRead_Count\n" + "".join(
+        f"{match_type}\t{reads}\n" for match_type, reads in rows
+    )
 
 
 def cell_table(counts: Mapping[int, int]) -> str:
     """Write reads per cell as TSV text (Cell_ID, Read_Count) in the order of the list of cells."""
-    return "Cell_ID\tRead_Count\n" + "".join(f"{cell}\t{counts[cell]}\n" for cell in sorted(counts))
+    return "Cell_ID\tRead_Count\n" + "".join(
+        f"{cell}\t{counts[cell]}\n" for cell in sorted(counts)
+    )
 
 
 def _check_choice(what: str, got: str, legal: tuple[str, ...]) -> None:

@@ -1,9 +1,11 @@
-"""From a model's answer to molecules: one row for every molecule found in a read, with the columns users know.
+"""From a model's answer to molecules.
 
-A valid read is one molecule. A read of several is split: each becomes a row ``<ReadName>__frag<k>`` with its own part
-of the read, and the whole read stays among the invalid ones. Molecules without one of their ends are rows of their own
-kind, ``<ReadName>__part<k>``. Positions are 0-based, half-open, within ``read``.
-"""
+One row for every molecule found in a read, with the columns users know.
+
+A valid read is one molecule. A read of several is split: each becomes a row
+``<ReadName>__frag<k>`` with its own part of the read, and the whole read stays among the invalid
+ones. Molecules without one of their ends are rows of their own kind, ``<ReadName>__part<k>``.
+Positions are 0-based, half-open, within ``read``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ import pyarrow as pa
 
 from seqfoundry.families.reads.output.demultiplex import oriented
 
-WINDOW = 3  # bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or two
+# bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or
+# two
+WINDOW = 3
 TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read as polyA or polyT
 
 
@@ -21,9 +25,8 @@ TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read
 class Molecule:
     """One molecule: its row of the table, and what demultiplexing needs of it.
 
-    Barcodes, and the windows around them, lie in the orientation of a list of cells; cDNA and UMI in the sense of the
-    transcript.
-    """
+    Barcodes, and the windows around them, lie in the orientation of a list of cells; cDNA and UMI
+    in the sense of the transcript."""
 
     row: dict[str, Any]
     barcodes: dict[str, str]
@@ -33,31 +36,53 @@ class Molecule:
     parent: int
 
 
-def split(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int) -> list[Molecule]:
-    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules; none if there is nothing in it."""
-    kinds = [[one for one in answer["fragments"] if bool(one["whole"]) is whole] for whole in (True, False)]
+def split(
+    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int
+) -> list[Molecule]:
+    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules.
+
+    None if there is nothing in it.
+    """
+    kinds = [
+        [one for one in answer["fragments"] if bool(one["whole"]) is whole]
+        for whole in (True, False)
+    ]
     return [one for fragments in kinds for one in _cut(record, answer, served, parent, fragments)]
 
 
 def _cut(
-    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int, fragments: Sequence[Any]
+    record: Any,
+    answer: Mapping[str, Any],
+    served: Mapping[str, Any],
+    parent: int,
+    fragments: Sequence[Any],
 ) -> list[Molecule]:
     """Cut the molecules of one kind, whole ones or incomplete ones, out of a read."""
     is_valid = answer["architecture"] == "valid"
     found = []
     for number, fragment in enumerate(fragments, start=1):
         whole = bool(fragment["whole"])
-        start, end = (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
+        start, end = (
+            (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
+        )
         inside = [s for s in answer["segments"] if s["start"] >= start and s["end"] <= end]
         name = record.name if is_valid else f"{record.name}__{'frag' if whole else 'part'}{number}"
         parent_kind = "concatenated" if len(fragments) > 1 else "a read with extra segments"
         split_off = f"split from {parent_kind} (frag {number}/{len(fragments)})"
         reason = split_off if whole and not is_valid else answer["reason"]
         qualities = record.qualities
-        piece = (record.sequence[start:end], qualities[start:end] if qualities is not None else None)
+        piece = (
+            record.sequence[start:end],
+            qualities[start:end] if qualities is not None else None,
+        )
         shifted = [{**s, "start": s["start"] - start, "end": s["end"] - start} for s in inside]
         span = (fragment["start"] - start, fragment["end"] - start)
-        row = {"ReadName": name, "read_length": end - start, "read": piece[0], "base_qualities": piece[1]}
+        row = {
+            "ReadName": name,
+            "read_length": end - start,
+            "read": piece[0],
+            "base_qualities": piece[1],
+        }
         row |= segment_columns(shifted, served, span, fragment["orientation"])
         row |= {"architecture": "valid" if whole else "incomplete", "reason": reason}
         row["orientation"] = fragment["orientation"]
@@ -104,13 +129,15 @@ def _molecule(
 
 
 def segment_columns(
-    segments: Sequence[Mapping[str, Any]], served: Mapping[str, Any], span: tuple[int, int], orientation: str
+    segments: Sequence[Mapping[str, Any]],
+    served: Mapping[str, Any],
+    span: tuple[int, int],
+    orientation: str,
 ) -> dict[str, Any]:
     """Write segments as ``<label>_Starts``, ``_Ends`` (joined by ", ") and ``_Confidence`` (the least of them).
 
-    cDNA outside ``span``, the molecule's own part, is a random end: ``random_s`` where the molecule begins in the
-    orientation of the read, ``random_e`` where it ends.
-    """
+    cDNA outside ``span``, the molecule's own part, is a random end: ``random_s`` where the
+    molecule begins in the orientation of the read, ``random_e`` where it ends."""
     before, after = ("random_s", "random_e") if orientation != "-" else ("random_e", "random_s")
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for segment in segments:
@@ -129,7 +156,9 @@ def segment_columns(
     return columns
 
 
-def invalid_row(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any]) -> dict[str, Any]:
+def invalid_row(
+    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write the row of a read that is not one valid molecule."""
     row = {"ReadName": record.name, "read_length": len(record.sequence), "read": record.sequence}
     row["base_qualities"] = record.qualities
@@ -138,7 +167,10 @@ def invalid_row(record: Any, answer: Mapping[str, Any], served: Mapping[str, Any
 
 
 def view(record: Any, answer: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """Describe the first ``most`` bases of a read as a drawing needs them: title, letters, labels and their lengths."""
+    """Describe the first ``most`` bases of a read as a drawing needs them.
+
+    Title, letters, labels and their lengths.
+    """
     length = len(record.sequence)
     part = f", first {most:,} of {length:,} bases" if length > most else ""
     shown = [s for s in answer["segments"] if s["start"] < most]
@@ -153,13 +185,28 @@ def view(record: Any, answer: Mapping[str, Any], most: int) -> dict[str, Any]:
 def schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
     """Columns of a table and their types; the same for every model of a protocol."""
     text, number, real = pa.string(), pa.int64(), pa.float64()
-    columns = [("ReadName", text), ("read_length", number), ("read", text), ("base_qualities", text)]
+    columns = [
+        ("ReadName", text),
+        ("read_length", number),
+        ("read", text),
+        ("base_qualities", text),
+    ]
     for name in (*served["labels"], "random_s", "random_e"):
         columns += [(f"{name}_Starts", text), (f"{name}_Ends", text), (f"{name}_Confidence", real)]
-    columns += [("architecture", text), ("reason", text), ("orientation", text), ("model_name", text)]
+    columns += [
+        ("architecture", text),
+        ("reason", text),
+        ("orientation", text),
+        ("model_name", text),
+    ]
     if kind != "invalid":
         columns += [(f"{name}_Sequences", text) for name in served["barcodes"]]
-        columns += [("parent", text), ("parent_start", number), ("cDNA_length", number), ("UMI", text)]
+        columns += [
+            ("parent", text),
+            ("parent_start", number),
+            ("cDNA_length", number),
+            ("UMI", text),
+        ]
         columns += [(TAIL_LENGTHS, text)] if served.get("tails") else []
         columns += [("demux_header", text), ("demux_bucket", text)]
     if kind != "invalid" and has_whitelist:

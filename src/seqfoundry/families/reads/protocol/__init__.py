@@ -1,1 +1,4 @@
-"""What a read library is: its structures, as ``seq_orders.yaml`` has them, and error-free molecules of these."""
+"""What a read library is.
+
+Its structures, as ``seq_orders.yaml`` has them, and error-free molecules of these.
+"""

@@ -1,9 +1,9 @@
 """Error-free molecules drawn from the structures of a protocol, as flat arrays.
 
-A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of these parts is an
-*element*; a ``Layout`` lists the elements of every structure once, and drawing is a look-up in it plus one pass over
-all bases. Only whole numbers are drawn and compared, so the same stream gives the same molecules on every machine.
-"""
+A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of
+these parts is an *element*; a ``Layout`` lists the elements of every structure once, and drawing
+is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared, so the
+same stream gives the same molecules on every machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from seqfoundry.core.dna import LETTERS, Codes, N, Offsets, decode, encode
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.families.reads.config import SimulateConfig
-from seqfoundry.families.reads.protocol.seq_orders import CDNA, Orientation, Protocol, Segment, Structure
+from seqfoundry.families.reads.protocol.seq_orders import (
+    CDNA,
+    Orientation,
+    Protocol,
+    Segment,
+    Structure,
+)
 
 Integers = NDArray[np.int64]
 _LEAST_WHOLE = 30  # percent of a broken molecule that is left, as in the reference
@@ -27,7 +33,11 @@ _LEAST_WHOLE = 30  # percent of a broken molecule that is left, as in the refere
 LITERAL, RANDOM, INSERT, TAIL, FLANK, SPACER = range(6)
 _FILL = {"literal": LITERAL, "random": RANDOM, "insert": INSERT, "tail": TAIL, "flank": FLANK}
 # (reversed, complemented); orientations within orientations add up bit by bit
-_TURN: dict[Orientation, tuple[bool, bool]] = {"fwd": (False, False), "rev": (True, True), "reverse": (True, False)}
+_TURN: dict[Orientation, tuple[bool, bool]] = {
+    "fwd": (False, False),
+    "rev": (True, True),
+    "reverse": (True, False),
+}
 
 # four random bases for each value of a random byte, as one 32-bit word
 _FOUR_BASES = np.array(
@@ -50,11 +60,12 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """The elements of all structures, one behind the other: those of structure ``s`` are ``first[s]:first[s + 1]``.
+    """The elements of all structures, one behind the other.
 
-    ``repeats`` is the number of copies and ``thresholds`` the summed weights, both of shape ``(n_structures,)``; every
-    array of ``slots`` has one value per element.
-    """
+    Those of structure ``s`` are ``first[s]:first[s + 1]``.
+
+    ``repeats`` is the number of copies and ``thresholds`` the summed weights, both of shape
+    ``(n_structures,)``; every array of ``slots`` has one value per element."""
 
     protocol: Protocol
     first: Integers
@@ -73,7 +84,9 @@ class Layout:
             first=np.cumsum([0, *map(len, per_structure)]).astype(np.int64),
             repeats=np.array([structure.repeat for structure in structures], dtype=np.int64),
             thresholds=weights / weights[-1],
-            slots={name: np.array([getattr(slot, name) for slot in flat]) for name in _Slot.__slots__},
+            slots={
+                name: np.array([getattr(slot, name) for slot in flat]) for name in _Slot.__slots__
+            },
         )
 
 
@@ -107,7 +120,10 @@ def _slots(protocol: Protocol, structure: Structure) -> list[_Slot]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transcripts:
-    """A pool to cut cDNA, flanks and spacers from; transcript ``i`` is ``codes[offsets[i]:offsets[i + 1]]``."""
+    """A pool to cut cDNA, flanks and spacers from.
+
+    Transcript ``i`` is ``codes[offsets[i]:offsets[i + 1]]``.
+    """
 
     codes: Codes
     offsets: Offsets
@@ -117,9 +133,9 @@ class Transcripts:
 class Sources:
     """Where bases come from that are not drawn freely.
 
-    Without ``transcripts`` cDNA is random. ``whitelist`` has codes of shape ``(n_cells, length)`` for every barcode
-    segment; one cell is drawn per copy, so that all barcodes of a copy are of one cell. Without it they are random.
-    """
+    Without ``transcripts`` cDNA is random. ``whitelist`` has codes of shape ``(n_cells, length)``
+    for every barcode segment; one cell is drawn per copy, so that all barcodes of a copy are of
+    one cell. Without it they are random."""
 
     transcripts: Transcripts | None = None
     whitelist: Mapping[str, Codes] = field(default_factory=dict)
@@ -129,9 +145,8 @@ class Sources:
 class Molecules:
     """Error-free molecules; element ``e`` has the bases ``offsets[e]:offsets[e + 1]``.
 
-    ``first`` has shape ``(n + 1,)``: molecule ``i`` has the elements ``first[i]:first[i + 1]``. ``slot`` is the place
-    of each element in the layout.
-    """
+    ``first`` has shape ``(n + 1,)``: molecule ``i`` has the elements ``first[i]:first[i + 1]``.
+    ``slot`` is the place of each element in the layout."""
 
     layout: Layout
     structures: NDArray[np.uint8]
@@ -145,15 +160,19 @@ class Molecules:
         return self.layout.slots[name][self.slot]
 
     def texts(self, segments: tuple[str, ...]) -> list[list[str]]:
-        """Spell what the given segments hold: per molecule, per copy, turned as listed in the protocol.
+        """Spell what the given segments hold.
 
-        Segments are joined by ``_``; a copy that has a segment more than once shows the first, one that lacks it an
-        empty text. Without segments there are no texts.
-        """
+        Per molecule, per copy, turned as listed in the protocol.
+
+        Segments are joined by ``_``; a copy that has a segment more than once shows the first, one
+        that lacks it an empty text. Without segments there are no texts."""
         if not segments:
             return [[] for _ in self.structures]
         names = [segment.name for segment in self.layout.protocol.segments]
-        copies = [[[""] * len(segments) for _ in range(repeat)] for repeat in self.layout.repeats[self.structures]]
+        copies = [
+            [[""] * len(segments) for _ in range(repeat)]
+            for repeat in self.layout.repeats[self.structures]
+        ]
         molecule = np.repeat(np.arange(self.structures.size), np.diff(self.first))
         copy, segment = self.of_slots("copy"), self.of_slots("segment")
         turned, complemented = self.of_slots("is_reversed"), self.of_slots("is_complemented")
@@ -195,7 +214,8 @@ def bases_with_mates(bases: Codes, offsets: Integers) -> Codes:
     """Put the reverse complement of every molecule behind it."""
     mates = bases[::-1] ^ np.uint8(3)
     paired, size = np.empty(2 * bases.size, dtype=np.uint8), bases.size
-    # molecule by molecule: copies of whole stretches are four times as fast as one index of all bases
+    # molecule by molecule: copies of whole stretches are four times as fast as one index of all
+    # bases
     for start, end in pairwise(offsets.tolist()):
         paired[2 * start : start + end] = bases[start:end]
         paired[start + end : 2 * end] = mates[size - end : size - start]
@@ -210,7 +230,9 @@ def random_bases(n: int, generator: np.random.Generator) -> Codes:
 
 
 def read_transcripts(path: Path, generator: np.random.Generator) -> Transcripts:
-    """Read a FASTA file, gzipped or not; every ambiguous base becomes a random one, empty records are left out.
+    """Read a FASTA file, gzipped or not.
+
+    Every ambiguous base becomes a random one, empty records are left out.
 
     Raises
     ------
@@ -225,8 +247,16 @@ def read_transcripts(path: Path, generator: np.random.Generator) -> Transcripts:
         codes, offsets = encode(sequences)
     except FileNotFoundError as error:
         raise MissingError(f"{path}: must be a FASTA file with transcripts, got none") from error
-    except (dnaio.FileFormatError, dnaio.UnknownFileFormat, OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: must be FASTA, plain or gzipped, got another file ({error})") from error
+    except (
+        dnaio.FileFormatError,
+        dnaio.UnknownFileFormat,
+        OSError,
+        EOFError,
+        UnicodeDecodeError,
+    ) as error:
+        raise InputError(
+            f"{path}: must be FASTA, plain or gzipped, got another file ({error})"
+        ) from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if not sequences:
@@ -237,16 +267,20 @@ def read_transcripts(path: Path, generator: np.random.Generator) -> Transcripts:
 
 
 def draw_molecules(
-    layout: Layout, n_molecules: int, config: SimulateConfig, sources: Sources, generator: np.random.Generator
+    layout: Layout,
+    n_molecules: int,
+    config: SimulateConfig,
+    sources: Sources,
+    generator: np.random.Generator,
 ) -> Molecules:
     """Draw error-free molecules.
 
-    Lengths are uniform: cDNA in ``min_cdna`` to ``max_cdna - 1``, tails, flanks and spacers in their ranges with both
-    ends. The cDNA is the first or the last bases of a transcript, with equal chance; flanks and spacers are the first
-    bases of one. A transcript shorter than the length drawn is taken whole. Differences to the reference: a length of 0
-    is an empty flank (there ``[-0:]`` took the whole transcript), cDNA follows the strand of the library, and random
-    cDNA has the length drawn, not the smaller one of two draws.
-    """
+    Lengths are uniform: cDNA in ``min_cdna`` to ``max_cdna - 1``, tails, flanks and spacers in
+    their ranges with both ends. The cDNA is the first or the last bases of a transcript, with
+    equal chance; flanks and spacers are the first bases of one. A transcript shorter than the
+    length drawn is taken whole. Differences to the reference: a length of 0 is an empty flank
+    (there ``[-0:]`` took the whole transcript), cDNA follows the strand of the library, and random
+    cDNA has the length drawn, not the smaller one of two draws."""
     picks = np.searchsorted(layout.thresholds, generator.random(n_molecules), side="right")
     structures = picks.astype(np.uint8)
     counts = np.diff(layout.first)[structures]
@@ -259,7 +293,9 @@ def draw_molecules(
         cuts = _Cuts.draw(fill, lengths, sources.transcripts, generator)
         lengths[cuts.elements] = cuts.lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    molecules = Molecules(layout, structures, first, slot, offsets, random_bases(int(offsets[-1]), generator))
+    molecules = Molecules(
+        layout, structures, first, slot, offsets, random_bases(int(offsets[-1]), generator)
+    )
     _fill_patterns(molecules)
     if cuts is not None and sources.transcripts is not None:
         _fill_cuts(molecules, cuts, sources.transcripts)
@@ -294,14 +330,22 @@ class _Cuts:
 
     @classmethod
     def draw(
-        cls, fill: NDArray[Any], lengths: Integers, transcripts: Transcripts, generator: np.random.Generator
+        cls,
+        fill: NDArray[Any],
+        lengths: Integers,
+        transcripts: Transcripts,
+        generator: np.random.Generator,
     ) -> "_Cuts":
         elements = np.flatnonzero((fill == INSERT) | (fill == FLANK) | (fill == SPACER))
         transcript = generator.integers(0, transcripts.offsets.size - 1, size=elements.size)
         available = np.diff(transcripts.offsets)[transcript]
         taken = np.minimum(lengths[elements], available)
         from_end = (generator.integers(0, 2, size=elements.size) == 1) & (fill[elements] == INSERT)
-        return cls(elements, transcripts.offsets[transcript] + np.where(from_end, available - taken, 0), taken)
+        return cls(
+            elements,
+            transcripts.offsets[transcript] + np.where(from_end, available - taken, 0),
+            taken,
+        )
 
 
 def _fill_cuts(molecules: Molecules, cuts: _Cuts, transcripts: Transcripts) -> None:
@@ -344,7 +388,9 @@ def _turned_pattern(segment: Segment, is_reversed: bool, is_complemented: bool) 
     return codes ^ np.uint8(3) if is_complemented else codes
 
 
-def _fill_barcodes(molecules: Molecules, whitelist: Mapping[str, Codes], generator: np.random.Generator) -> None:
+def _fill_barcodes(
+    molecules: Molecules, whitelist: Mapping[str, Codes], generator: np.random.Generator
+) -> None:
     """Draw a cell for every copy and write its barcodes into the molecules, in place."""
     repeats = molecules.layout.repeats[molecules.structures]
     n_cells = len(next(iter(whitelist.values())))
@@ -358,15 +404,21 @@ def _fill_barcodes(molecules: Molecules, whitelist: Mapping[str, Codes], generat
         turned = molecules.of_slots("is_reversed")[elements]
         values[turned] = values[turned, ::-1]
         values[molecules.of_slots("is_complemented")[elements]] ^= np.uint8(3)
-        molecules.bases[molecules.offsets[elements][:, None] + np.arange(barcodes.shape[1])] = values
+        molecules.bases[molecules.offsets[elements][:, None] + np.arange(barcodes.shape[1])] = (
+            values
+        )
 
 
-def truncate(molecules: Molecules, config: SimulateConfig, generator: np.random.Generator) -> tuple[Codes, Offsets]:
-    """Cut the ends of molecules, whose elements stay in number: new bases and offsets of the elements.
+def truncate(
+    molecules: Molecules, config: SimulateConfig, generator: np.random.Generator
+) -> tuple[Codes, Offsets]:
+    """Cut the ends of molecules, whose elements stay in number.
 
-    An end loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with cDNA stay as they are;
-    at least one base of a molecule stays. Then a share of the molecules, ``broken_share``, is broken off anywhere.
-    """
+    New bases and offsets of the elements.
+
+    An end loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with
+    cDNA stay as they are; at least one base of a molecule stays. Then a share of the molecules,
+    ``broken_share``, is broken off anywhere."""
     offsets, first = molecules.offsets, molecules.first
     labels = molecules.of_slots("label")
     cdna = molecules.layout.protocol.labels.index(CDNA)
@@ -375,8 +427,12 @@ def truncate(molecules: Molecules, config: SimulateConfig, generator: np.random.
     lost_3p = generator.integers(0, config.max_trunc_3p + 1, size=begin.size)
     lost_5p[labels[first[:-1] + 1] == cdna] = 0
     lost_3p[labels[first[1:] - 2] == cdna] = 0
-    low = np.where(lost_5p > 0, np.minimum(begin + lost_5p, np.maximum(end - 1, begin)), offsets[first[:-1]])
-    high = np.where(lost_3p > 0, np.maximum(end - lost_3p, np.maximum(low, begin) + 1), offsets[first[1:]])
+    low = np.where(
+        lost_5p > 0, np.minimum(begin + lost_5p, np.maximum(end - 1, begin)), offsets[first[:-1]]
+    )
+    high = np.where(
+        lost_3p > 0, np.maximum(end - lost_3p, np.maximum(low, begin) + 1), offsets[first[1:]]
+    )
     high = np.minimum(high, offsets[first[1:]])
     if config.broken_share:
         low, high = _break(low, high, config, generator)
@@ -387,7 +443,9 @@ def truncate(molecules: Molecules, config: SimulateConfig, generator: np.random.
     return molecules.bases[ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _break(low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator) -> tuple[Offsets, ...]:
+def _break(
+    low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator
+) -> tuple[Offsets, ...]:
     """Break some molecules off at a uniform place that leaves at least ``_LEAST_WHOLE`` of them."""
     broken = generator.random(low.size) < config.broken_share
     at_5p = generator.integers(0, 2, size=low.size).astype(np.bool_)

@@ -1,15 +1,17 @@
-"""Library structures read from ``seq_orders.yaml``: segments, their order in a read, and which orders are valid.
+"""Library structures read from ``seq_orders.yaml``.
 
-The file has ``libraries`` (a chemistry each) and ``models``, which name a library and may change it: ``strand``,
-``barcodes``, ``umis``, ``segments`` and ``valid_structures`` of a model replace the library's value whole;
-``training_structures`` and ``assessment_structures`` are merged by name (a new name is added, an old one updated key by
-key, null removes it, and null for all falls back to the full order). A file without ``libraries`` is of the older, flat
-kind: every model stands for itself.
+Segments, their order in a read, and which orders are valid.
 
-Unlike the reference, every element of a structure keeps an orientation of its own: there it was kept by *name*, so that
-``polyT ... polyT:rev`` turned both. An orientation is seen from the element's copy, so a ``rev`` copy of a hairpin is
-the true reverse complement of that hairpin.
-"""
+The file has ``libraries`` (a chemistry each) and ``models``, which name a library and may change
+it: ``strand``, ``barcodes``, ``umis``, ``segments`` and ``valid_structures`` of a model replace
+the library's value whole; ``training_structures`` and ``assessment_structures`` are merged by name
+(a new name is added, an old one updated key by key, null removes it, and null for all falls back
+to the full order). A file without ``libraries`` is of the older, flat kind: every model stands for
+itself.
+
+Unlike the reference, every element of a structure keeps an orientation of its own: there it was
+kept by *name*, so that ``polyT ... polyT:rev`` turned both. An orientation is seen from the
+element's copy, so a ``rev`` copy of a hairpin is the true reverse complement of that hairpin."""
 
 import json
 import math
@@ -44,7 +46,9 @@ _PATTERN = re.compile(r"NN|N[1-9][0-9]*|[ACGT]+|RN(_FLANK|_SPACER)?")
 _PATTERN_FORMS = "letters ACGT, N<k>, NN, A, T, RN, RN_FLANK or RN_SPACER"
 _NAME = re.compile(r"[^\s:,]+")
 _MOST = 255  # labels and structures are kept in one byte
-_PROPORTION_TOLERANCE = 0.01  # weights that miss 1 by more are likely a slip: warned, as in the reference
+_PROPORTION_TOLERANCE = (
+    0.01  # weights that miss 1 by more are likely a slip: warned, as in the reference
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,10 @@ class Segment:
 
     @property
     def kind(self) -> Kind:
-        """What the pattern stands for: literal, random (``N<k>``), insert (``NN``), tail (``A``, ``T``) or flank."""
+        """What the pattern stands for.
+
+        Literal, random (``N<k>``), insert (``NN``), tail (``A``, ``T``) or flank.
+        """
         if self.pattern == "NN":
             return "insert"
         if self.pattern.startswith("RN"):
@@ -75,7 +82,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """A segment at one place of a structure; ``rev`` is reverse complement, ``reverse`` reversed only."""
+    """A segment at one place of a structure.
+
+    ``rev`` is reverse complement, ``reverse`` reversed only.
+    """
 
     segment: str
     orientation: Orientation
@@ -94,7 +104,10 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Everything that is known of a model's reads before any read is seen; ``valid_structures`` are segment names."""
+    """Everything that is known of a model's reads before any read is seen.
+
+    ``valid_structures`` are segment names.
+    """
 
     model: str
     library: str
@@ -108,7 +121,10 @@ class Protocol:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Segment names in the order of their label numbers: sorted, as scikit-learn's LabelBinarizer sorts."""
+        """Segment names in the order of their label numbers.
+
+        Sorted, as scikit-learn's LabelBinarizer sorts.
+        """
         return tuple(sorted(segment.name for segment in self.segments))
 
 
@@ -133,22 +149,25 @@ class _Place:
 
     def missing(self, must: str, got: object, names: Mapping[str, Any]) -> NoReturn:
         raise MissingError(
-            f"{self.text}: must {must}, got {got!r}; available: {', '.join(sorted(map(str, names))) or 'none'}"
+            f"{self.text}: must {must}, got {got!r}; available: "
+            f"{', '.join(sorted(map(str, names))) or 'none'}"
         )
 
 
 def read_protocol(path: Path, model: str) -> Protocol:
     """Read the protocol of one model, with everything it inherits from its library.
 
-    Without ``valid_structures`` the full order and the full order without its tail are valid; without training or
-    assessment structures all reads have the full order.
+    Without ``valid_structures`` the full order and the full order without its tail are valid;
+    without training or assessment structures all reads have the full order.
 
     Raises
     ------
     MissingError
-        If the file, the model or the library it names does not exist; the message lists those that do.
+        If the file, the model or the library it names does not exist; the message lists those that
+        do.
     ConfigError
-        If anything in the file is not legal; the message names the file, the key and the legal values.
+        If anything in the file is not legal; the message names the file, the key and the legal
+        values.
     """
     models, libraries = _sections(read_yaml(path), _Place(path, ""))
     place = _Place(path, "models" if libraries is not None else "")
@@ -179,17 +198,28 @@ def check_labels(data: Path, protocol: Protocol) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
     if tuple(labels) != protocol.labels:
-        raise ConfigError(f"{data}: must have the labels of {protocol.model}, {list(protocol.labels)}, got {labels}")
+        raise ConfigError(
+            f"{data}: must have the labels of {protocol.model}, {list(protocol.labels)}, got "
+            f"{labels}"
+        )
 
 
-def _sections(content: dict[str, Any], top: _Place) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _sections(
+    content: dict[str, Any], top: _Place
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Models and libraries of a file; libraries are None in a flat one."""
     if "libraries" not in content:
-        return (_mapping(content["models"], top.at("models")), None) if set(content) == {"models"} else (content, None)
+        return (
+            (_mapping(content["models"], top.at("models")), None)
+            if set(content) == {"models"}
+            else (content, None)
+        )
     _known_keys(content, ("libraries", "models"), top)
     if "models" not in content:
         top.refuse("have the key models", sorted(content))
-    return _mapping(content["models"], top.at("models")), _mapping(content["libraries"], top.at("libraries"))
+    return _mapping(content["models"], top.at("models")), _mapping(
+        content["libraries"], top.at("libraries")
+    )
 
 
 def _inherit(
@@ -208,7 +238,9 @@ def _inherit(
     places = {key: (place if key in own else origin).at(key) for key in _BODY_KEYS}
     for key in _BODY_KEYS:
         if key in own:
-            body[key] = _merge(body.get(key), own[key], places[key]) if key in _MERGED_KEYS else own[key]
+            body[key] = (
+                _merge(body.get(key), own[key], places[key]) if key in _MERGED_KEYS else own[key]
+            )
     return name, body, places
 
 
@@ -220,15 +252,22 @@ def _merge(library: Any, own: Any, place: _Place) -> dict[str, Any] | None:
     for name, change in _mapping(own, place).items():
         if change is not None:
             old = merged.get(name)
-            merged[name] = {**(old if isinstance(old, dict) else {}), **_mapping(change, place.at(name))}
+            merged[name] = {
+                **(old if isinstance(old, dict) else {}),
+                **_mapping(change, place.at(name)),
+            }
         elif name in merged:
             del merged[name]
         else:
-            place.at(name).refuse(f"be one of {', '.join(sorted(merged)) or '(none)'} to be removed", None)
+            place.at(name).refuse(
+                f"be one of {', '.join(sorted(merged)) or '(none)'} to be removed", None
+            )
     return merged or None
 
 
-def _protocol(model: str, library: str, body: dict[str, Any], places: dict[str, _Place]) -> Protocol:
+def _protocol(
+    model: str, library: str, body: dict[str, Any], places: dict[str, _Place]
+) -> Protocol:
     """Check every value and build the protocol."""
     strand = body.get("strand")
     if strand not in STRANDS:
@@ -239,7 +278,9 @@ def _protocol(model: str, library: str, body: dict[str, Any], places: dict[str, 
     umis = _random_names(body.get("umis"), by_name, places["umis"])
     if shared := sorted(set(barcodes) & set(umis)):
         places["umis"].refuse("name no barcode segment", shared)
-    training, assessment = (_structures(body.get(key), segments, places[key]) for key in _MERGED_KEYS)
+    training, assessment = (
+        _structures(body.get(key), segments, places[key]) for key in _MERGED_KEYS
+    )
     return Protocol(
         model=model,
         library=library,
@@ -247,7 +288,9 @@ def _protocol(model: str, library: str, body: dict[str, Any], places: dict[str, 
         barcodes=barcodes,
         umis=umis,
         segments=segments,
-        valid_structures=_valid_structures(body.get("valid_structures"), segments, places["valid_structures"]),
+        valid_structures=_valid_structures(
+            body.get("valid_structures"), segments, places["valid_structures"]
+        ),
         training_structures=training,
         assessment_structures=assessment,
     )
@@ -272,7 +315,9 @@ def _segments(value: Any, place: _Place) -> tuple[Segment, ...]:
     if len(segments) > _MOST:
         place.refuse(f"have at most {_MOST} segments", len(segments))
     if all(segment.name != CDNA for segment in segments):
-        place.refuse(f"have a segment {CDNA}, whose label the ends of reads get", [s.name for s in segments])
+        place.refuse(
+            f"have a segment {CDNA}, whose label the ends of reads get", [s.name for s in segments]
+        )
     return tuple(segments)
 
 
@@ -285,13 +330,17 @@ def _random_names(value: Any, segments: Mapping[str, Segment], place: _Place) ->
     legal = [segment.name for segment in segments.values() if segment.kind == "random"]
     for i, name in enumerate(value):
         if name not in legal:
-            place.at(i).refuse(f"be a segment with a pattern N<k>: {', '.join(legal) or 'there is none'}", name)
+            place.at(i).refuse(
+                f"be a segment with a pattern N<k>: {', '.join(legal) or 'there is none'}", name
+            )
         if name in value[:i]:
             place.at(i).refuse("be named once", name)
     return tuple(value)
 
 
-def _valid_structures(value: Any, segments: tuple[Segment, ...], place: _Place) -> tuple[tuple[str, ...], ...]:
+def _valid_structures(
+    value: Any, segments: tuple[Segment, ...], place: _Place
+) -> tuple[tuple[str, ...], ...]:
     if value is None:
         full = tuple(segment.name for segment in segments)
         without_tail = tuple(segment.name for segment in segments if segment.kind != "tail")
@@ -310,9 +359,12 @@ def _valid_structures(value: Any, segments: tuple[Segment, ...], place: _Place) 
 def _structures(value: Any, segments: tuple[Segment, ...], place: _Place) -> tuple[Structure, ...]:
     names = tuple(segment.name for segment in segments)
     if not value and (value is None or isinstance(value, dict)):
-        return (Structure("full", tuple(Element(name, "fwd") for name in names), 1.0, 1, ("fwd",)),)
+        return (
+            Structure("full", tuple(Element(name, "fwd") for name in names), 1.0, 1, ("fwd",)),
+        )
     structures = tuple(
-        _structure(name, body, names, place.at(str(name))) for name, body in _mapping(value, place).items()
+        _structure(name, body, names, place.at(str(name)))
+        for name, body in _mapping(value, place).items()
     )
     if len(structures) > _MOST:
         place.refuse(f"have at most {_MOST} structures", len(structures))
@@ -320,7 +372,9 @@ def _structures(value: Any, segments: tuple[Segment, ...], place: _Place) -> tup
     if total <= 0:
         place.refuse("have proportions with a sum above 0", total)
     if abs(total - 1) > _PROPORTION_TOLERANCE:
-        message = f"{place.text}: proportions should sum to 1, got {total:g}; they are used as weights"
+        message = (
+            f"{place.text}: proportions should sum to 1, got {total:g}; they are used as weights"
+        )
         warnings.warn(message, stacklevel=2)
     return structures
 
@@ -334,7 +388,9 @@ def _structure(name: Any, value: Any, names: tuple[str, ...], place: _Place) -> 
         if key not in body:
             place.refuse(f"have the key {key}", sorted(body))
     order = _items(body["order"], place.at("order"), "be a list of segment names")
-    elements = tuple(_element(item, names, place.at("order").at(i)) for i, item in enumerate(order))
+    elements = tuple(
+        _element(item, names, place.at("order").at(i)) for i, item in enumerate(order)
+    )
     repeat = body.get("repeat", 1)
     if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
         place.at("repeat").refuse("be a whole number from 1", repeat)
@@ -345,8 +401,16 @@ def _structure(name: Any, value: Any, names: tuple[str, ...], place: _Place) -> 
         place.at("rc_pattern").refuse(f"be a list with repeat = {repeat} values", rc_pattern)
     for i, orientation in enumerate(rc_pattern):
         if orientation not in ORIENTATIONS:
-            place.at("rc_pattern").at(i).refuse(f"be one of {', '.join(ORIENTATIONS)}", orientation)
-    return Structure(name, elements, _proportion(body["proportion"], place.at("proportion")), repeat, tuple(rc_pattern))
+            place.at("rc_pattern").at(i).refuse(
+                f"be one of {', '.join(ORIENTATIONS)}", orientation
+            )
+    return Structure(
+        name,
+        elements,
+        _proportion(body["proportion"], place.at("proportion")),
+        repeat,
+        tuple(rc_pattern),
+    )
 
 
 def _element(item: Any, names: tuple[str, ...], place: _Place) -> Element:
@@ -359,7 +423,10 @@ def _element(item: Any, names: tuple[str, ...], place: _Place) -> Element:
 
 
 def _proportion(value: Any, place: _Place) -> float:
-    """Read a weight; text such as ``1e-1``, which YAML 1.1 does not read as a number, is accepted."""
+    """Read a weight.
+
+    Text such as ``1e-1``, which YAML 1.1 does not read as a number, is accepted.
+    """
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:

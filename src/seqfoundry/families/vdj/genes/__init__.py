@@ -1,1 +1,4 @@
-"""The genes of a locus: sequences and where they come from, ends, and all ways to trim and join two of them."""
+"""The genes of a locus.
+
+Sequences and where they come from, ends, and all ways to trim and join two of them.
+"""

@@ -1,13 +1,15 @@
-"""Ways to trim and join each pair of genes: which are possible, which give the same sequence, which are in frame.
+"""Ways to trim and join each pair of genes.
 
-The *left* side loses nucleotides at its 3' end (``v``, ``d3``), the *right* side at its 5' end (``j``, ``d5``). With
-two P-nucleotides the extended sequences are ``left + revcomp(left)[:2]`` and ``revcomp(right[:2]) + right``. A
-configuration ``(t, u, m)`` keeps ``left_extended[:len(left) - t] + right_extended[2 + k:]`` with ``k = u + m``, and is
-possible if the last m nucleotides kept of the left are the first m kept of the right. All configurations of one
-sequence have one ``t + k``, and their cuts form a run of equal neighbours; so a sequence is named by its genes and the
-cut ``(t, k)`` with the smallest t. Everywhere here t, u and k are numbers of nucleotides, not indices into ``trims``;
--1 and -2 keep P-nucleotides.
-"""
+Which are possible, which give the same sequence, which are in frame.
+
+The *left* side loses nucleotides at its 3' end (``v``, ``d3``), the *right* side at its 5' end
+(``j``, ``d5``). With two P-nucleotides the extended sequences are ``left + revcomp(left)[:2]`` and
+``revcomp(right[:2]) + right``. A configuration ``(t, u, m)`` keeps ``left_extended[:len(left) - t]
++ right_extended[2 + k:]`` with ``k = u + m``, and is possible if the last m nucleotides kept of
+the left are the first m kept of the right. All configurations of one sequence have one ``t + k``,
+and their cuts form a run of equal neighbours; so a sequence is named by its genes and the cut
+``(t, k)`` with the smallest t. Everywhere here t, u and k are numbers of nucleotides, not indices
+into ``trims``; -1 and -2 keep P-nucleotides."""
 
 import hashlib
 import json
@@ -38,12 +40,17 @@ def oriented(gene: Gene, side: str) -> str:
 
 
 def end_codes(genes: Sequence[Gene], side: str) -> NDArray[np.int8]:
-    """Codes of the oriented genes with P-nucleotides, backwards: column q is nucleotide ``len(gene) + 1 - q``.
+    """Codes of the oriented genes with P-nucleotides, backwards.
 
-    So columns 0 and 1 are the P-nucleotides, and column ``t + 2`` is the last one kept after a trim of t. Beyond the
-    gene stands 4.
-    """
-    ends = np.full((len(genes), max((len(gene.sequence) for gene in genes), default=0) + MARGIN), NONE_LEFT, np.int8)
+    Column q is nucleotide ``len(gene) + 1 - q``.
+
+    So columns 0 and 1 are the P-nucleotides, and column ``t + 2`` is the last one kept after a
+    trim of t. Beyond the gene stands 4."""
+    ends = np.full(
+        (len(genes), max((len(gene.sequence) for gene in genes), default=0) + MARGIN),
+        NONE_LEFT,
+        np.int8,
+    )
     for row, gene in zip(ends, genes, strict=True):
         sequence = oriented(gene, side)
         palindrome = reverse_complement_text(sequence)[:P_NUCLEOTIDES]
@@ -62,7 +69,10 @@ MAX_LIGATION = 15  # nucleotides of microhomology that a ligation uses at most
 FORMAT_VERSION = 1  # of the cache
 _STOPS = ("TAA", "TAG", "TGA")
 _CUT_LEFT, _CUT_RIGHT = 42, 96  # states of a side whose anchor is lost
-_STOP_LEFT, _STOP_RIGHT = 21, 48  # added to a state where a stop codon stands between anchor and cut
+_STOP_LEFT, _STOP_RIGHT = (
+    21,
+    48,
+)  # added to a state where a stop codon stands between anchor and cut
 _PRODUCTIVE, _STOP, _OUT = 0, 1, 2
 _MASKS = ("feasible", "nonproductive", "stopped")
 _ONE, _LIGATIONS = np.uint16(1), np.uint16(0xFFFE)
@@ -77,24 +87,25 @@ class Choices:
     sides
         One end, or the left and the right end of a junction.
     left, right
-        Genes of each; ``right`` is empty where one end is trimmed, and its axes below have length 1.
+        Genes of each; ``right`` is empty where one end is trimmed, and its axes below have length
+        1.
     trims
         ``(T,)`` numbers of nucleotides lost.
     allowed_left, allowed_right
         ``(nL, T)`` and ``(nR, T)``: the gene is long enough.
     feasible
-        ``(nL, nR, T, T)``: bit m is set where the trims may be joined with m nucleotides of microhomology. Bit 0 is
-        set wherever both trims are allowed.
+        ``(nL, nR, T, T)``: bit m is set where the trims may be joined with m nucleotides of
+        microhomology. Bit 0 is set wherever both trims are allowed.
     nonproductive
-        Bits of ``feasible`` whose sequence is out of frame or has a stop codon. All of them at a junction with a D,
-        whose frame one junction does not tell; none where one end is trimmed. A sequence is in frame if the codons of
-        both anchors stand in it whole (whichever gene they are taken from), 3 n nucleotides apart; those of genes
-        without an anchor are not.
+        Bits of ``feasible`` whose sequence is out of frame or has a stop codon. All of them at a
+        junction with a D, whose frame one junction does not tell; none where one end is trimmed. A
+        sequence is in frame if the codons of both anchors stand in it whole (whichever gene they
+        are taken from), 3 n nucleotides apart; those of genes without an anchor are not.
     stopped
         Bits of ``nonproductive`` that are in frame: they have a stop codon.
     left_ends, right_ends
-        Codes of the extended genes from the cut end inwards, column 0 the outermost P-nucleotide; the right ones read
-        on the top strand. More than 3 is no nucleotide.
+        Codes of the extended genes from the cut end inwards, column 0 the outermost P-nucleotide;
+        the right ones read on the top strand. More than 3 is no nucleotide.
     """
 
     sides: tuple[str, ...]
@@ -112,26 +123,44 @@ class Choices:
     @property
     def anchored(self) -> NDArray[np.bool_]:
         """Pairs ``(nL, nR)`` whose frame can be told: both genes have an anchor."""
-        left, right = ([gene.anchor is not None for gene in genes] for genes in (self.left, self.right))
+        left, right = (
+            [gene.anchor is not None for gene in genes] for genes in (self.left, self.right)
+        )
         found: NDArray[np.bool_] = np.outer(left, right if self.right else [False])
         return found
 
 
-def build(germline: Germline, sides: tuple[str, ...], lower: int, upper: int, cache: Path | None = None) -> Choices:
+def build(
+    germline: Germline, sides: tuple[str, ...], lower: int, upper: int, cache: Path | None = None
+) -> Choices:
     """Find all options of all pairs of genes of ``germline`` with trims of ``lower`` to ``upper``.
 
-    With a folder ``cache`` they are kept there under a hash of genes, sides and bounds, and found there again; a
-    damaged file is replaced.
-    """
+    With a folder ``cache`` they are kept there under a hash of genes, sides and bounds, and found
+    there again; a damaged file is replaced."""
     left, right = germline.of(sides[0]), germline.of(sides[1]) if len(sides) == 2 else ()
     trims = np.arange(lower, upper + 1)
     left_ends, allowed_left = end_codes(left, sides[0]), _lengths(left)[:, None] >= trims
-    right_ends, allowed_right = np.full((1, MARGIN), NONE_RIGHT, np.int8), np.ones((1, 1), np.bool_)
+    right_ends, allowed_right = (
+        np.full((1, MARGIN), NONE_RIGHT, np.int8),
+        np.ones((1, 1), np.bool_),
+    )
     if len(sides) == 2:
         right_ends, allowed_right = end_codes(right, sides[1]), _lengths(right)[:, None] >= trims
         right_ends = np.where(right_ends < NONE_LEFT, 3 - right_ends, NONE_RIGHT).astype(np.int8)
     none = np.zeros((len(left), len(allowed_right), len(trims), allowed_right.shape[1]), np.uint16)
-    made = Choices(sides, left, right, trims, allowed_left, allowed_right, none, none, none, left_ends, right_ends)
+    made = Choices(
+        sides,
+        left,
+        right,
+        trims,
+        allowed_left,
+        allowed_right,
+        none,
+        none,
+        none,
+        left_ends,
+        right_ends,
+    )
     content = [FORMAT_VERSION, MAX_LIGATION, germline.digest, list(sides), lower, upper]
     name = f"choices-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.npz"
     masks = _read(cache / name, none.shape) if cache else None
@@ -153,7 +182,10 @@ def _read(path: Path, shape: tuple[int, ...]) -> tuple[Masks, Masks, Masks] | No
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             feasible, nonproductive, stopped = (file[name] for name in _MASKS)
-        if all(one.shape == shape and one.dtype == np.uint16 for one in (feasible, nonproductive, stopped)):
+        if all(
+            one.shape == shape and one.dtype == np.uint16
+            for one in (feasible, nonproductive, stopped)
+        ):
             return feasible, nonproductive, stopped
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         pass
@@ -182,7 +214,10 @@ def _masks(choices: Choices) -> tuple[Masks, Masks, Masks]:
         return feasible, feasible, none
     left, right, t, u = np.ogrid[tuple(map(slice, feasible.shape))]
     found = _frames(choices, left, right, choices.trims[t], choices.trims[u])
-    nonproductive, stopped = (((found != _PRODUCTIVE) & allowed) * _ONE, ((found == _STOP) & allowed) * _ONE)
+    nonproductive, stopped = (
+        ((found != _PRODUCTIVE) & allowed) * _ONE,
+        ((found == _STOP) & allowed) * _ONE,
+    )
     places, m = _set_bits(feasible & _LIGATIONS)
     left, right, t, u = np.unravel_index(places, feasible.shape)
     found = _frames(choices, left, right, choices.trims[t], choices.trims[u] + m)
@@ -194,12 +229,20 @@ def _masks(choices: Choices) -> tuple[Masks, Masks, Masks]:
 def _microhomologies(choices: Choices) -> Masks:
     """Bits of the ligations m > 0 whose m last nucleotides of the left are the m first of the right."""
     removed = choices.trims + P_NUCLEOTIDES - 1
-    left, right = (np.zeros((len(ends), removed.size), np.int32) for ends in (choices.left_ends, choices.right_ends))
+    left, right = (
+        np.zeros((len(ends), removed.size), np.int32)
+        for ends in (choices.left_ends, choices.right_ends)
+    )
     found = np.zeros(choices.feasible.shape, np.uint16)
     for m in range(1, MAX_LIGATION + 1):
-        new, other = choices.left_ends[:, removed + m].astype(np.int32), choices.right_ends[:, removed + m]
+        new, other = (
+            choices.left_ends[:, removed + m].astype(np.int32),
+            choices.right_ends[:, removed + m],
+        )
         left = np.where((left < 0) | (new > 3), -1, left * 4 + new)
-        right = np.where((right < 0) | (other > 3), -2, right + other.astype(np.int32) * 4 ** (m - 1))
+        right = np.where(
+            (right < 0) | (other > 3), -2, right + other.astype(np.int32) * 4 ** (m - 1)
+        )
         found |= (left[:, None, :, None] == right[None, :, None, :]).astype(np.uint16) << m
     return found
 
@@ -219,7 +262,10 @@ def _slide(choices: Choices, cuts: tuple[Integers, ...], limits: Integers, step:
     active = np.flatnonzero(limits > 0)
     while active.size:
         x, y = t[active] + step * steps[active], k[active] - step * steps[active]
-        same = choices.left_ends[left[active], x + 2 - back] == choices.right_ends[right[active], y + 1 + back]
+        same = (
+            choices.left_ends[left[active], x + 2 - back]
+            == choices.right_ends[right[active], y + 1 + back]
+        )
         active = active[same]
         steps[active] += 1
         active = active[steps[active] < limits[active]]
@@ -240,7 +286,8 @@ def sequence_of(
     left, right
         Indices of genes (right: 0 where one end is trimmed).
     t, k
-        Nucleotides that the left loses, and the right: trim and microhomology. Trims are those of ``choices``.
+        Nucleotides that the left loses, and the right: trim and microhomology. Trims are those of
+        ``choices``.
 
     Returns
     -------
@@ -254,13 +301,14 @@ def sequence_of(
 def configurations(
     choices: Choices, left: ArrayLike, right: ArrayLike, t: ArrayLike, k: ArrayLike
 ) -> tuple[Integers, Integers, Integers, Integers]:
-    """List all configurations within the bounds that give the sequences of cuts ``(t, k)``; see ``sequence_of``.
+    """List all configurations within the bounds that give the sequences of cuts ``(t, k)``.
+
+    See ``sequence_of``.
 
     Returns
     -------
-    Index of the sequence (rising), left trim, right trim, microhomology; flat. A sequence whose configurations are all
-    out of bounds has none.
-    """
+    Index of the sequence (rising), left trim, right trim, microhomology; flat. A sequence whose
+    configurations are all out of bounds has none."""
     cuts = _flat(left, right, t, k)
     lower, upper = int(choices.trims[0]), int(choices.trims[-1])
     if len(choices.sides) == 1:
@@ -294,16 +342,21 @@ def frames(
     Only V-J sequences are ever in frame; see ``Choices.nonproductive``.
     """
     cuts = _flat(left, right, t, k)
-    found = _frames(choices, *cuts) if choices.sides == ("v", "j") else np.full(cuts[2].size, _OUT, np.uint8)
+    found = (
+        _frames(choices, *cuts)
+        if choices.sides == ("v", "j")
+        else np.full(cuts[2].size, _OUT, np.uint8)
+    )
     return found != _OUT, found == _STOP
 
 
-def _frames(choices: Choices, left: Integers, right: Integers, t: Integers, k: Integers) -> NDArray[np.uint8]:
+def _frames(
+    choices: Choices, left: Integers, right: Integers, t: Integers, k: Integers
+) -> NDArray[np.uint8]:
     """Class of V-J sequences, of the shape that the arguments broadcast to.
 
-    Where a cut has taken away an anchor codon, the same nucleotides of the other gene may have brought it back: then
-    another cut of the same sequence has it whole, and tells.
-    """
+    Where a cut has taken away an anchor codon, the same nucleotides of the other gene may have
+    brought it back: then another cut of the same sequence has it whole, and tells."""
     left_states, right_states = _left_states(choices, left, t), _right_states(choices, right, k)
     found = _CLASSES[left_states, right_states]
     cut = np.flatnonzero((left_states == _CUT_LEFT) ^ (right_states == _CUT_RIGHT))
@@ -312,7 +365,10 @@ def _frames(choices: Choices, left: Integers, right: Integers, t: Integers, k: I
     lost_right = cuts[3] - _anchors(choices.right)[cuts[1]]
     steps = _slide(choices, cuts, np.minimum(lost_right, cuts[3] + P_NUCLEOTIDES), 1)
     steps -= _slide(choices, cuts, np.minimum(lost_left, cuts[2] + P_NUCLEOTIDES), -1)
-    states = _left_states(choices, cuts[0], cuts[2] + steps), _right_states(choices, cuts[1], cuts[3] - steps)
+    states = (
+        _left_states(choices, cuts[0], cuts[2] + steps),
+        _right_states(choices, cuts[1], cuts[3] - steps),
+    )
     found.reshape(-1)[cut] = _CLASSES[states]
     return found
 
@@ -320,31 +376,50 @@ def _frames(choices: Choices, left: Integers, right: Integers, t: Integers, k: I
 def _anchors(genes: Sequence[Gene]) -> Integers:
     """List the starts of the anchor codons; where unknown, one that every cut loses."""
     lost = [len(gene.sequence) if gene.segment == "V" else -P_NUCLEOTIDES - 1 for gene in genes]
-    return np.array([i if gene.anchor is None else gene.anchor for gene, i in zip(genes, lost, strict=True)], np.int64)
+    return np.array(
+        [i if gene.anchor is None else gene.anchor for gene, i in zip(genes, lost, strict=True)],
+        np.int64,
+    )
 
 
 def _left_states(choices: Choices, gene: Integers, t: Integers) -> Integers:
-    """Tell what V genes bring to the frame: the nucleotides of their unfinished codon, and a stop before it."""
+    """Tell what V genes bring to the frame.
+
+    The nucleotides of their unfinished codon, and a stop before it.
+    """
     anchors, lengths, first_stop = _anchors(choices.left), _lengths(choices.left), []
     for one, anchor in zip(choices.left, anchors.tolist(), strict=True):
         text = one.sequence + reverse_complement_text(one.sequence)[:P_NUCLEOTIDES]
         starts = range(anchor, len(text) - 2, 3)
-        first_stop.append(next((i + 3 for i in starts if text[i : i + 3] in _STOPS), len(text) + 1))
+        first_stop.append(
+            next((i + 3 for i in starts if text[i : i + 3] in _STOPS), len(text) + 1)
+        )
     end = lengths[gene] - t
-    last, before = (choices.left_ends[gene, t + P_NUCLEOTIDES + i].astype(np.int64) for i in (0, 1))
-    state = np.choose((end - anchors[gene]) % 3, [np.zeros_like(last), 1 + last, 5 + 4 * before + last])
+    last, before = (
+        choices.left_ends[gene, t + P_NUCLEOTIDES + i].astype(np.int64) for i in (0, 1)
+    )
+    state = np.choose(
+        (end - anchors[gene]) % 3, [np.zeros_like(last), 1 + last, 5 + 4 * before + last]
+    )
     state += _STOP_LEFT * (np.array(first_stop, np.int64)[gene] <= end)
     return np.where(end >= anchors[gene] + 3, state, _CUT_LEFT)
 
 
 def _right_states(choices: Choices, gene: Integers, k: Integers) -> Integers:
-    """Tell what J genes bring to the frame: their first two nucleotides, the phase, and a stop after the cut."""
+    """Tell what J genes bring to the frame.
+
+    Their first two nucleotides, the phase, and a stop after the cut.
+    """
     anchors, last_stop = _anchors(choices.right), []
     for one, anchor in zip(choices.right, anchors.tolist(), strict=True):
         text = reverse_complement_text(one.sequence[:P_NUCLEOTIDES]) + one.sequence
         starts = range(anchor + P_NUCLEOTIDES, -1, -3)
-        last_stop.append(next((i for i in starts if text[i : i + 3] in _STOPS), -1) - P_NUCLEOTIDES)
-    first, second = (choices.right_ends[gene, k + P_NUCLEOTIDES + i].astype(np.int64) for i in (0, 1))
+        last_stop.append(
+            next((i for i in starts if text[i : i + 3] in _STOPS), -1) - P_NUCLEOTIDES
+        )
+    first, second = (
+        choices.right_ends[gene, k + P_NUCLEOTIDES + i].astype(np.int64) for i in (0, 1)
+    )
     state = (anchors[gene] - k) % 3 * 16 + 4 * first + second
     state += _STOP_RIGHT * (np.array(last_stop, np.int64)[gene] >= k)
     return np.where(k <= anchors[gene], state, _CUT_RIGHT)
@@ -361,7 +436,11 @@ def _classes() -> NDArray[np.uint8]:
             phase, pair = divmod(j % _STOP_RIGHT, 16)
             if (len(begun) + phase) % 3 == 0:
                 codon = begun + doublets[pair][:phase]
-                table[i, j] = _STOP if i >= _STOP_LEFT or j >= _STOP_RIGHT or codon in _STOPS else _PRODUCTIVE
+                table[i, j] = (
+                    _STOP
+                    if i >= _STOP_LEFT or j >= _STOP_RIGHT or codon in _STOPS
+                    else _PRODUCTIVE
+                )
     return table
 
 
@@ -380,14 +459,20 @@ def table(choices: Choices, pairs: Integers, *, ligation: bool = True) -> dict[s
 
     Returns
     -------
-    Columns ``pair`` (index into ``pairs``), ``left``, ``right`` (indices of genes), ``left_trim``, ``right_trim``,
-    and, with ligation, ``ligation_mh``, ``frame_type`` (In or Out) and ``frame_stop`` (in frame, with a stop codon).
-    """
+    Columns ``pair`` (index into ``pairs``), ``left``, ``right`` (indices of genes), ``left_trim``,
+    ``right_trim``, and, with ligation, ``ligation_mh``, ``frame_type`` (In or Out) and
+    ``frame_stop`` (in frame, with a stop codon)."""
     joined = ligation and len(choices.sides) == 2
-    masks, nonproductive, stopped = (getattr(choices, name)[pairs[:, 0], pairs[:, 1]] for name in _MASKS)
+    masks, nonproductive, stopped = (
+        getattr(choices, name)[pairs[:, 0], pairs[:, 1]] for name in _MASKS
+    )
     places, m = _set_bits(masks if joined else masks & _ONE)
     pair, t, u = np.unravel_index(places, masks.shape)
-    columns: dict[str, NDArray[Any]] = {"pair": pair, "left": pairs[pair, 0], "right": pairs[pair, 1]}
+    columns: dict[str, NDArray[Any]] = {
+        "pair": pair,
+        "left": pairs[pair, 0],
+        "right": pairs[pair, 1],
+    }
     columns["left_trim"] = choices.trims[t]
     columns["right_trim"] = choices.trims[u] if len(choices.sides) == 2 else np.zeros_like(u)
     if joined:

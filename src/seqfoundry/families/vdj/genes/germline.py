@@ -16,7 +16,10 @@ END = 30  # nucleotides of an end that trimming, joining and their contexts can 
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """One allele. ``anchor`` is the 0-based start of its Cys codon (V) or Phe/Trp codon (J); None: unknown, or a D."""
+    """One allele. ``anchor`` is the 0-based start of its Cys codon (V) or Phe/Trp codon (J); None.
+
+    Unknown, or a D.
+    """
 
     name: str
     segment: Segment
@@ -39,15 +42,19 @@ class Germline:
     @property
     def digest(self) -> str:
         """SHA-256 of locus, names, sequences and anchors; where they come from does not matter."""
-        content = [self.locus, *([gene.name, gene.segment, gene.sequence, gene.anchor] for gene in self.genes)]
+        content = [
+            self.locus,
+            *([gene.name, gene.segment, gene.sequence, gene.anchor] for gene in self.genes),
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def resolve(germline: Germline, side: str, name: str) -> str:
     r"""Find the allele that a call names.
 
-    An exact name; else a gene without allele, if one allele is present or all have the same end (then \*01 if present,
-    else the first); a slash may be missing (TRAV14DV4). Of a list with commas, the first counts.
+    An exact name; else a gene without allele, if one allele is present or all have the same end
+    (then \*01 if present, else the first); a slash may be missing (TRAV14DV4). Of a list with
+    commas, the first counts.
 
     Raises
     ------
@@ -56,17 +63,27 @@ def resolve(germline: Germline, side: str, name: str) -> str:
     """
     genes, first = germline.of(side), name.split(",")[0].strip()
     key = first.replace("/", "")
-    names = {gene.name.replace("/", ""): gene.name for gene in genes} | {gene.name: gene.name for gene in genes}
+    names = {gene.name.replace("/", ""): gene.name for gene in genes} | {
+        gene.name: gene.name for gene in genes
+    }
     if found := names.get(first, names.get(key)):
         return found
     alleles = [gene for gene in genes if gene.name.replace("/", "").partition("*")[0] == key]
     if not alleles:
-        near = ", ".join(get_close_matches(first, [gene.name for gene in genes], n=3, cutoff=0.0)) or "none"
+        near = (
+            ", ".join(get_close_matches(first, [gene.name for gene in genes], n=3, cutoff=0.0))
+            or "none"
+        )
         where = f"{germline.locus} {SEGMENT_OF[side]} genes"
-        raise MissingError(f"{where}: a name must be one of the germline, got {first!r}; near: {near}")
+        raise MissingError(
+            f"{where}: a name must be one of the germline, got {first!r}; near: {near}"
+        )
     if not _same_end(alleles):
         listed = ", ".join(gene.name for gene in alleles)
-        raise MissingError(f"{germline.locus}: {first} must say which allele, as ends differ, got none of {listed}")
+        raise MissingError(
+            f"{germline.locus}: {first} must say which allele, as ends differ, got none of "
+            f"{listed}"
+        )
     return next((gene.name for gene in alleles if gene.name.endswith("*01")), alleles[0].name)
 
 

@@ -1,8 +1,10 @@
-"""Reference sets of germline genes: read, written, and imported from the forms that others give them.
+"""Reference sets of germline genes.
 
-Read from FASTA, from the tables ``combo_xcr`` that TCRdist's family of tools shares, from folders of OLGA and IGoR
-models, or from a table with the columns ``gene`` and ``sequence``. None of them ships with this package.
-"""
+Read, written, and imported from the forms that others give them.
+
+Read from FASTA, from the tables ``combo_xcr`` that TCRdist's family of tools shares, from folders
+of OLGA and IGoR models, or from a table with the columns ``gene`` and ``sequence``. None of them
+ships with this package."""
 
 import csv
 import gzip
@@ -43,12 +45,18 @@ def write_germline(folder: Path, germline: Germline) -> None:
         anchor = "" if gene.anchor is None else str(gene.anchor)
         lines.append("\t".join((gene.name, gene.segment, germline.locus, gene.sequence, anchor)))
     write_text(folder / "germline.tsv", "\n".join(lines) + "\n")
-    content = {"format_version": FORMAT_VERSION, "locus": germline.locus, "digest": germline.digest}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "locus": germline.locus,
+        "digest": germline.digest,
+    }
     write_json(folder / "germline.json", {**content, "source": germline.source})
 
 
 def read_germline(path: Path) -> Germline:
-    """Read what ``write_germline`` wrote: its folder, or the table alone (then the source is its name only).
+    """Read what ``write_germline`` wrote.
+
+    Its folder, or the table alone (then the source is its name only).
 
     Raises
     ------
@@ -62,7 +70,9 @@ def read_germline(path: Path) -> Germline:
         raise MissingError(f"{table}: must be a table of germline genes, got none")
     about = read_json(path / "germline.json") if path.is_dir() else {}
     if about.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise InputError(f"{path}: germline.json must have format_version {FORMAT_VERSION}, got another")
+        raise InputError(
+            f"{path}: germline.json must have format_version {FORMAT_VERSION}, got another"
+        )
     rows = _rows(table, _text(table), COLUMNS)
     loci = sorted({row["locus"] for row in rows})
     if len(loci) != 1:
@@ -71,30 +81,36 @@ def read_germline(path: Path) -> Germline:
     source = about.get("source", {"file": table.name, "format": "table"})
     germline = Germline(loci[0], genes, {str(key): str(value) for key, value in source.items()})
     if about.get("digest", germline.digest) != germline.digest:
-        raise InputError(f"{table}: must hold the genes that germline.json was written for, got others; import again")
+        raise InputError(
+            f"{table}: must hold the genes that germline.json was written for, got others; import "
+            "again"
+        )
     return germline
 
 
-def import_germline(path: Path, locus: str, organism: str = "human", *, find_anchors: bool = False) -> Germline:
+def import_germline(
+    path: Path, locus: str, organism: str = "human", *, find_anchors: bool = False
+) -> Germline:
     """Read the genes of a locus from a file or folder in any of the known forms.
 
-    FASTA, plain or gzipped, one file or all of a folder: the gene is the first word of the header that looks like one,
-    else the first. Anchors come from files ``*anchors.csv`` or ``*anchors.tsv`` (columns ``gene`` and ``anchor`` or
-    ``anchor_index``) beside them, from gapped sequences, or from the field ``x+gaps=y`` of IMGT's headers; with
-    ``find_anchors`` also from conserved codons: the last Cys of a V read from its first base on, the Phe or Trp of the
-    only [FW]GxG of a J. Otherwise they are unknown.
+    FASTA, plain or gzipped, one file or all of a folder: the gene is the first word of the header
+    that looks like one, else the first. Anchors come from files ``*anchors.csv`` or
+    ``*anchors.tsv`` (columns ``gene`` and ``anchor`` or ``anchor_index``) beside them, from gapped
+    sequences, or from the field ``x+gaps=y`` of IMGT's headers; with ``find_anchors`` also from
+    conserved codons: the last Cys of a V read from its first base on, the Phe or Trp of the only
+    [FW]GxG of a J. Otherwise they are unknown.
 
-    Genes with ambiguous letters, and V genes that end less than 9 nucleotides after the start of their Cys codon, are
-    left out with a message. Of two sequences of one name, one within the other, the longer is taken. TRD has the genes
-    TRAV.../DV... too.
+    Genes with ambiguous letters, and V genes that end less than 9 nucleotides after the start of
+    their Cys codon, are left out with a message. Of two sequences of one name, one within the
+    other, the longer is taken. TRD has the genes TRAV.../DV... too.
 
     Raises
     ------
     MissingError
         If there is no such file, or it has no gene of the organism.
     InputError
-        If it has none of the known forms, is damaged, has letters that are no nucleotides, gives a name two different
-        sequences or anchors, or has no V or no J gene of the locus.
+        If it has none of the known forms, is damaged, has letters that are no nucleotides, gives a
+        name two different sequences or anchors, or has no V or no J gene of the locus.
     """
     form, files = _form(path)
     if form == "written":
@@ -106,18 +122,34 @@ def import_germline(path: Path, locus: str, organism: str = "human", *, find_anc
     anchors = {name: anchor for file in beside for name, anchor in _read_anchors(file)}
     total = hashlib.sha256(b"".join(file.read_bytes() for file in (*files, *beside)))
     found = [gene for file in files for gene in _genes(file, form, locus, organism)]
-    found = [gene if gene.anchor is not None else replace(gene, anchor=anchors.get(gene.name)) for gene in found]
+    found = [
+        gene if gene.anchor is not None else replace(gene, anchor=anchors.get(gene.name))
+        for gene in found
+    ]
     if find_anchors:
-        found = [replace(gene, anchor=_conserved(gene) if gene.anchor is None else gene.anchor) for gene in found]
+        found = [
+            replace(gene, anchor=_conserved(gene) if gene.anchor is None else gene.anchor)
+            for gene in found
+        ]
     genes, left_out = _checked(path, found)
     number = {segment: sum(gene.segment == segment for gene in genes) for segment in "VJ"}
     if not all(number.values()):
-        raise InputError(f"{path}: must have V and J genes of {locus}, got {number['V']} V and {number['J']} J")
+        raise InputError(
+            f"{path}: must have V and J genes of {locus}, got {number['V']} V and {number['J']} J"
+        )
     if left_out:
         shown = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
         logger.warning("%s: %d genes of %s left out: %s", path.name, len(left_out), locus, shown)
-    licence = {"combo_xcr": "MIT, as TCRdist tables are", "olga": "GPL-3.0, if OLGA's own"}.get(form, "unknown")
-    source = {"file": path.name, "format": form, "organism": organism, "licence": licence, "sha256": total.hexdigest()}
+    licence = {"combo_xcr": "MIT, as TCRdist tables are", "olga": "GPL-3.0, if OLGA's own"}.get(
+        form, "unknown"
+    )
+    source = {
+        "file": path.name,
+        "format": form,
+        "organism": organism,
+        "licence": licence,
+        "sha256": total.hexdigest(),
+    }
     return Germline(locus, genes, {**source, "left_out": "; ".join(left_out)})
 
 
@@ -126,14 +158,21 @@ def _form(path: Path) -> tuple[str, list[Path]]:
     if not path.exists():
         raise MissingError(f"{path}: must be a file or folder with germline genes, got none")
     if path.is_dir():
-        fasta = [file for file in sorted(path.iterdir()) if re.search(r"\.(fa|fasta|fna)(\.gz)?$", file.name)]
+        fasta = [
+            file
+            for file in sorted(path.iterdir())
+            if re.search(r"\.(fa|fasta|fna)(\.gz)?$", file.name)
+        ]
         if (path / "germline.tsv").is_file():
             return "written", [path]
         if (path / "model_params.txt").is_file():
             return "olga", [path / "model_params.txt"]
         if fasta:
             return "fasta", fasta
-        raise InputError(f"{path}: must hold germline.tsv, FASTA files or model_params.txt, got a folder without")
+        raise InputError(
+            f"{path}: must hold germline.tsv, FASTA files or model_params.txt, got a folder "
+            "without"
+        )
     start = _text(path).lstrip()[:4096]
     header = set(start.partition("\n")[0].split("\t"))
     if start[0] in ">@":
@@ -143,7 +182,8 @@ def _form(path: Path) -> tuple[str, list[Path]]:
     if header >= {"gene", "sequence"}:
         return "table", [path]
     raise InputError(
-        f"{path}: must be FASTA, a model's parameters or a table with columns id, region, nucseq or gene, sequence, "
+        f"{path}: must be FASTA, a model's parameters or a table with columns id, region, nucseq "
+        "or gene, sequence, "
         f"got {start[:50]!r}"
     )
 
@@ -155,7 +195,9 @@ def _text(path: Path) -> str:
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: must be a whole gzip file, got a damaged one ({error})") from None
+        raise InputError(
+            f"{path}: must be a whole gzip file, got a damaged one ({error})"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: must be a readable text file, got: {error}") from None
     if not text.strip():
@@ -163,22 +205,31 @@ def _text(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, text: str, columns: Iterable[str], delimiter: str = "\t") -> list[dict[str, str]]:
+def _rows(
+    path: Path, text: str, columns: Iterable[str], delimiter: str = "\t"
+) -> list[dict[str, str]]:
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
     missing = set(columns) - set(reader.fieldnames or ())
     if missing:
-        raise InputError(f"{path}: must have the columns {', '.join(columns)}, got no {', '.join(sorted(missing))}")
+        raise InputError(
+            f"{path}: must have the columns {', '.join(columns)}, got no "
+            f"{', '.join(sorted(missing))}"
+        )
     rows = list(reader)
     for row in rows:
         if None in row or None in row.values():
-            raise InputError(f"{path}: rows must have as many fields as the header, got another number in {row}")
+            raise InputError(
+                f"{path}: rows must have as many fields as the header, got another number in {row}"
+            )
     return rows
 
 
 def _segment(name: str, locus: str) -> Segment | None:
     """Segment of a gene if it is one of the locus."""
     found = _GENE.match(name)
-    if found is None or (found[1] != locus and not (locus == "TRD" and found[0][:4] == "TRAV" and "DV" in name)):
+    if found is None or (
+        found[1] != locus and not (locus == "TRD" and found[0][:4] == "TRAV" and "DV" in name)
+    ):
         return None
     return _SEGMENTS[found[2]]
 
@@ -195,7 +246,9 @@ def _genes(path: Path, form: str, locus: str, organism: str) -> list[Gene]:
         ours = [row for row in rows if row["organism"].partition("_")[0] == organism]
         if not ours:
             known = sorted({row["organism"].partition("_")[0] for row in rows})
-            raise MissingError(f"{path}: organism must be one of {', '.join(known)}, got {organism!r}")
+            raise MissingError(
+                f"{path}: organism must be one of {', '.join(known)}, got {organism!r}"
+            )
         return [gene for row in ours if (gene := _combo_gene(path, row, locus))]
     return list(_table_genes(path, _rows(path, text, ("gene", "sequence")), locus))
 
@@ -205,7 +258,11 @@ def _table_genes(path: Path, rows: list[dict[str, str]], locus: str) -> Iterator
         known = row.get("segment", "")
         if known and known not in _SEGMENTS:
             raise InputError(f"{path}: segment of {row['gene']} must be V, D or J, got {known!r}")
-        segment = _SEGMENTS[known] if known and row.get("locus") == locus else _segment(row["gene"], locus)
+        segment = (
+            _SEGMENTS[known]
+            if known and row.get("locus") == locus
+            else _segment(row["gene"], locus)
+        )
         if segment is None:
             continue
         anchor = _whole(path, row["gene"], row.get("anchor") or row.get("anchor_index") or "")
@@ -216,7 +273,9 @@ def _table_genes(path: Path, rows: list[dict[str, str]], locus: str) -> Iterator
 
 def _whole(path: Path, name: str, text: str) -> int | None:
     if text and not text.isdecimal():
-        raise InputError(f"{path}: anchor of {name} must be a whole number from 0 on, got {text!r}")
+        raise InputError(
+            f"{path}: anchor of {name} must be a whole number from 0 on, got {text!r}"
+        )
     return int(text) if text else None
 
 
@@ -228,9 +287,13 @@ def _fasta_genes(path: Path, text: str, locus: str, organism: str) -> Iterator[G
         words, fields = re.split(r"[|\s]+", header.strip()), header.split("|")
         name = next((word for word in words if _GENE.match(word)), words[0])
         segment = _segment(name, locus)
-        if segment is None or (len(fields) > 3 and not fields[2].lower().startswith(_LATIN.get(organism, organism))):
+        if segment is None or (
+            len(fields) > 3 and not fields[2].lower().startswith(_LATIN.get(organism, organism))
+        ):
             continue
-        gapped = body.replace("\n", "").replace(" ", "").replace("-", ".").upper().replace("U", "T")
+        gapped = (
+            body.replace("\n", "").replace(" ", "").replace("-", ".").upper().replace("U", "T")
+        )
         anchor = None
         if segment == "V" and "." in gapped:
             anchor = _CYS_COLUMN - gapped[:_CYS_COLUMN].count(".")
@@ -252,7 +315,10 @@ def _olga_genes(path: Path, text: str, locus: str) -> Iterator[Gene]:
 
 
 def _combo_gene(path: Path, row: dict[str, str], locus: str) -> Gene | None:
-    """Read one gene; the Cys is in the first column of a V's fourth loop, the Phe in the last of a J's."""
+    """Read one gene.
+
+    The Cys is in the first column of a V's fourth loop, the Phe in the last of a J's.
+    """
     segment = _segment(row["id"], locus)
     sequence, aligned = row["nucseq"].upper(), row["aligned_protseq"]
     if segment is None or segment == "D":
@@ -263,7 +329,9 @@ def _combo_gene(path: Path, row: dict[str, str], locus: str) -> Gene | None:
         anchor = int(row["frame"]) - 1 + 3 * len(aligned[:column].replace(".", ""))
     except (ValueError, IndexError):
         got = f"{row['frame']!r} and {row['cdr_columns']!r}"
-        raise InputError(f"{path}: frame and cdr_columns of {row['id']} must be numbers, got {got}") from None
+        raise InputError(
+            f"{path}: frame and cdr_columns of {row['id']} must be numbers, got {got}"
+        ) from None
     present = aligned[column : column + 1].strip(".") != ""
     return Gene(row["id"], segment, sequence, anchor if present or segment == "V" else None)
 
@@ -276,14 +344,18 @@ def _anchor_tables(path: Path, files: list[Path]) -> list[Path]:
         return []
     own = f"{files[0].name.partition('.')[0]}."
     near = (file for file in path.parent.iterdir() if file.name.endswith(_ANCHORS))
-    return sorted(file for file in near if file.name.startswith((own, "V_gene_CDR3_", "J_gene_CDR3_")))
+    return sorted(
+        file for file in near if file.name.startswith((own, "V_gene_CDR3_", "J_gene_CDR3_"))
+    )
 
 
 def _read_anchors(path: Path) -> Iterator[tuple[str, int]]:
     text = _text(path)
     delimiter = next((mark for mark in "\t;" if mark in text.partition("\n")[0]), ",")
     for row in _rows(path, text, ("gene",), delimiter):
-        anchor = _whole(path, row["gene"], (row.get("anchor") or row.get("anchor_index") or "").strip())
+        anchor = _whole(
+            path, row["gene"], (row.get("anchor") or row.get("anchor_index") or "").strip()
+        )
         if anchor is not None:
             yield row["gene"].strip(), anchor
 
@@ -309,14 +381,21 @@ def _checked(path: Path, found: Iterable[Gene]) -> tuple[tuple[Gene, ...], list[
             left_out.setdefault(gene.name, f"{gene.name} {why}")
             continue
         if gene.anchor is not None and gene.anchor + 3 > len(gene.sequence):
-            raise InputError(f"{path}: anchor of {gene.name} must be in its {len(gene.sequence)} nt, got {gene.anchor}")
+            raise InputError(
+                f"{path}: anchor of {gene.name} must be in its {len(gene.sequence)} nt, got "
+                f"{gene.anchor}"
+            )
         other = kept.setdefault(gene.name, gene)
         short, long = sorted((other, gene), key=lambda one: len(one.sequence))
-        if short.sequence not in long.sequence or (short.sequence == long.sequence and short.anchor != long.anchor):
+        if short.sequence not in long.sequence or (
+            short.sequence == long.sequence and short.anchor != long.anchor
+        ):
             raise InputError(f"{path}: {gene.name} must have one sequence and one anchor, got two")
         if short.sequence != long.sequence:
             kept[gene.name] = long
-            logger.warning("%s: %s is given twice; the longer sequence is taken", path.name, gene.name)
+            logger.warning(
+                "%s: %s is given twice; the longer sequence is taken", path.name, gene.name
+            )
     genes = sorted(kept.values(), key=lambda gene: (gene.segment, gene.name))
     return tuple(genes), [why for name, why in left_out.items() if name not in kept]
 
@@ -326,5 +405,11 @@ def _unusable(gene: Gene) -> str | None:
         return "has a quotation mark in its name"
     if ambiguous := _AMBIGUOUS.search(gene.sequence):
         return f"has {ambiguous[0]} as letter {ambiguous.start() + 1}"
-    end = SHORTEST_V_END if gene.segment != "V" or gene.anchor is None else len(gene.sequence) - gene.anchor
-    return f"ends {max(end, 0)} nt after the start of its Cys codon" if end < SHORTEST_V_END else None
+    end = (
+        SHORTEST_V_END
+        if gene.segment != "V" or gene.anchor is None
+        else len(gene.sequence) - gene.anchor
+    )
+    return (
+        f"ends {max(end, 0)} nt after the start of its Cys codon" if end < SHORTEST_V_END else None
+    )

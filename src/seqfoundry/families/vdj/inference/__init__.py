@@ -1,1 +1,4 @@
-"""Coefficients from observations: fits, on several devices too, how sure they are, and what they make probable."""
+"""Coefficients from observations.
+
+Fits, on several devices too, how sure they are, and what they make probable.
+"""

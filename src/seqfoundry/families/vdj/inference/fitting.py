@@ -1,8 +1,8 @@
 """Fits: coefficients from counts, their bootstrap replicates, and the choice of the penalty.
 
-The default is Newton's method on the observed-data likelihood with its exact Hessian; EM ends at the same coefficients.
-A fit tells why it ended: in double precision convergence can be reached, which the reference's fits never do.
-"""
+The default is Newton's method on the observed-data likelihood with its exact Hessian; EM ends at
+the same coefficients. A fit tells why it ended: in double precision convergence can be reached,
+which the reference's fits never do."""
 
 import logging
 import math
@@ -44,11 +44,13 @@ _ARMIJO, _NOISE, _LEAST_STEP = 1e-4, 1e-14, 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """Where a fit stands. ``state`` is all that is needed to go on from here, bit for bit on one machine.
+    """Where a fit stands.
 
-    ``loss`` is the observed loss plus the L2 term, in nats per read; ``expected_loss`` the Q that EM has minimised
-    with it, None for direct fits; ``gradient_norm`` the largest component of the gradient of ``loss``.
-    """
+    ``state`` is all that is needed to go on from here, bit for bit on one machine.
+
+    ``loss`` is the observed loss plus the L2 term, in nats per read; ``expected_loss`` the Q that
+    EM has minimised with it, None for direct fits; ``gradient_norm`` the largest component of the
+    gradient of ``loss``."""
 
     number: int
     theta: Floats
@@ -59,7 +61,9 @@ class Iteration:
 
 
 def choose_device(device: str) -> str:
-    """Let JAX use a GPU (auto: if there is one; gpu: or else refuse; cpu: none), and return what it uses.
+    """Let JAX use a GPU (auto: if there is one; gpu: or else refuse; cpu.
+
+    None), and return what it uses.
 
     Raises
     ------
@@ -71,7 +75,9 @@ def choose_device(device: str) -> str:
     except RuntimeError:
         found = []
     if device == "gpu" and not found:
-        raise ConfigError("--device gpu: must be on a machine with a GPU that JAX can use, got none")
+        raise ConfigError(
+            "--device gpu: must be on a machine with a GPU that JAX can use, got none"
+        )
     chosen = (found or jax.devices("cpu"))[0]
     jax.config.update("jax_default_device", chosen)
     return str(chosen.platform)
@@ -92,7 +98,12 @@ def _begin(theta: Array, number: Array | int = 0) -> _Newton:
     """Return the state whose next evaluation is at ``theta`` itself."""
     k = len(theta)
     zeros = jnp.zeros(k), jnp.zeros((k, k)), jnp.ones(())
-    return _Newton(jnp.asarray(theta, dtype=jnp.float64), jnp.asarray(jnp.inf), *zeros, jnp.asarray(number - 1))
+    return _Newton(
+        jnp.asarray(theta, dtype=jnp.float64),
+        jnp.asarray(jnp.inf),
+        *zeros,
+        jnp.asarray(number - 1),
+    )
 
 
 def _direction(gradient: Array, hessian: Array) -> Array:
@@ -118,13 +129,17 @@ def _judge(state: _Newton, trial: tuple[Array, Array], found: Evaluation) -> _Ne
     theta, decrease = trial
     good = found.value <= state.value - decrease + _NOISE * jnp.abs(found.value)
     moved = _Newton(theta, *found[:3], jnp.ones(()), state.accepted + 1)
-    chosen: _Newton = jax.tree.map(partial(jnp.where, good), moved, state._replace(scale=state.scale / 2))
+    chosen: _Newton = jax.tree.map(
+        partial(jnp.where, good), moved, state._replace(scale=state.scale / 2)
+    )
     return chosen
 
 
 def _advance(state: _Newton, problem: Problem, weights: Array, penalty: Array | float) -> _Newton:
     trial = _trial(state)
-    chosen: _Newton = _judge(state, trial, value_gradient_hessian(trial[0], problem, weights, penalty))
+    chosen: _Newton = _judge(
+        state, trial, value_gradient_hessian(trial[0], problem, weights, penalty)
+    )
     return chosen
 
 
@@ -151,17 +166,23 @@ _measure = jax.jit(jax.value_and_grad(_objective))
 
 
 @jax.jit
-def _lbfgs_step(theta: Array, inner: Any, problem: Problem, weights: Array, penalty: Array) -> tuple[Array, Any]:
+def _lbfgs_step(
+    theta: Array, inner: Any, problem: Problem, weights: Array, penalty: Array
+) -> tuple[Array, Any]:
     objective = partial(_objective, problem=problem, weights=weights, penalty=penalty)
     value, gradient = optax.value_and_grad_from_state(objective)(theta, state=inner)
-    updates, inner = _LBFGS.update(gradient, inner, theta, value=value, grad=gradient, value_fn=objective)
+    updates, inner = _LBFGS.update(
+        gradient, inner, theta, value=value, grad=gradient, value_fn=objective
+    )
     return optax.apply_updates(theta, updates), inner
 
 
 def _lbfgs(problem: Problem, weights: Array, penalty: float, start: State) -> Iterator[Iteration]:
     theta, number = jnp.asarray(start["theta"]), int(start.get("number", 0))
     leaves, tree = jax.tree.flatten(_LBFGS.init(theta))
-    inner = jax.tree.unflatten(tree, [jnp.asarray(start.get(f"lbfgs{i}", leaf)) for i, leaf in enumerate(leaves)])
+    inner = jax.tree.unflatten(
+        tree, [jnp.asarray(start.get(f"lbfgs{i}", leaf)) for i, leaf in enumerate(leaves)]
+    )
     while True:
         value, gradient = _measure(theta, problem, weights, penalty)
         kept = {f"lbfgs{i}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(inner))}
@@ -177,20 +198,28 @@ def _expect(theta: Array, problem: Problem, weights: Array, penalty: Array) -> t
     return shares * weights[problem.sequence], _objective(theta, problem, weights, penalty)
 
 
-def em(problem: Problem, weights: Array, penalty: float, start: State, tolerance: float) -> Iterator[Iteration]:
-    """Yield the iterations of EM from ``start`` on: none has a higher observed loss than the one before.
+def em(
+    problem: Problem, weights: Array, penalty: float, start: State, tolerance: float
+) -> Iterator[Iteration]:
+    """Yield the iterations of EM from ``start`` on.
 
-    The M-step is Newton's method until no component of the gradient of Q exceeds ``tolerance``. Where the average of
-    microhomology is weighted by the current ligation, it is differentiated too (the reference holds it fixed within an
-    M-step, which need not descend). The gradients of Q and of the observed loss agree where an M-step begins.
-    """
+    None has a higher observed loss than the one before.
+
+    The M-step is Newton's method until no component of the gradient of Q exceeds ``tolerance``.
+    Where the average of microhomology is weighted by the current ligation, it is differentiated
+    too (the reference holds it fixed within an M-step, which need not descend). The gradients of Q
+    and of the observed loss agree where an M-step begins."""
     complete = completed(problem)
     theta, number = jnp.asarray(start["theta"]), int(start.get("number", 0))
     expected = float(start.get("expected_loss", math.nan))
     while True:
         parts, loss = _expect(theta, problem, weights, penalty)
         state = _advance(_begin(theta), complete, parts, penalty)
-        kept = {"theta": np.array(theta), "number": np.array(number), "expected_loss": np.array(expected)}
+        kept = {
+            "theta": np.array(theta),
+            "number": np.array(number),
+            "expected_loss": np.array(expected),
+        }
         yield Iteration(number, kept["theta"], float(loss), _norm(state.gradient), expected, kept)
         while state.scale > _LEAST_STEP and _norm(state.gradient) > tolerance:
             state = _advance(state, complete, parts, penalty)
@@ -248,21 +277,35 @@ def _why(last: Iteration, before: Iteration | None, config: FitConfig) -> str:
         if last.gradient_norm <= config.tolerance:
             return "gradient"
         return "cap" if last.number >= config.max_iterations else ""
-    change = math.inf if before is None or before.expected_loss is None else last.expected_loss - before.expected_loss
+    change = (
+        math.inf
+        if before is None or before.expected_loss is None
+        else last.expected_loss - before.expected_loss
+    )
     if abs(change) <= config.em_tolerance:
         return "expected loss"
     return "cap" if last.number >= config.em_iterations else ""
 
 
 def _finish(
-    last: Iteration, reason: str, names: tuple[str, ...], problem: Problem, weights: Array, scale: tuple[float, float]
+    last: Iteration,
+    reason: str,
+    names: tuple[str, ...],
+    problem: Problem,
+    weights: Array,
+    scale: tuple[float, float],
 ) -> Fit:
     total, penalty = scale
     theta = jnp.asarray(last.theta)
     found = Evaluation(*map(np.asarray, value_gradient_hessian(theta, problem, weights, penalty)))
-    runaway = () if reason == "stopped" else runaways(last.theta, found.gradient, found.hessian, names)
+    runaway = (
+        () if reason == "stopped" else runaways(last.theta, found.gradient, found.hessian, names)
+    )
     if runaway:
-        log.warning("fit: no finite best value of %s (separation: some options are never chosen)", ", ".join(runaway))
+        log.warning(
+            "fit: no finite best value of %s (separation: some options are never chosen)",
+            ", ".join(runaway),
+        )
     return Fit(
         names=names,
         theta=last.theta,
@@ -278,8 +321,13 @@ def _finish(
     )
 
 
-def _solve(theta: Array, problem: Problem, weights: Array, penalty: Array, limits: Array) -> _Newton:
-    """Newton's method within one compiled call; ``limits`` are the tolerance and the largest number of iterations."""
+def _solve(
+    theta: Array, problem: Problem, weights: Array, penalty: Array, limits: Array
+) -> _Newton:
+    """Newton's method within one compiled call.
+
+    ``limits`` are the tolerance and the largest number of iterations.
+    """
 
     def unfinished(state: _Newton) -> Array:
         small = jnp.max(jnp.abs(state.gradient), initial=0.0) <= limits[0]
@@ -293,7 +341,9 @@ def _solve(theta: Array, problem: Problem, weights: Array, penalty: Array, limit
 
 
 @jax.jit
-def _solve_counts(theta: Array, problem: Problem, counts: Array, penalty: Array, limits: Array) -> tuple[Array, Array]:
+def _solve_counts(
+    theta: Array, problem: Problem, counts: Array, penalty: Array, limits: Array
+) -> tuple[Array, Array]:
     def one(each: Array) -> tuple[Array, Array]:
         found = _solve(theta, problem, each / each.sum(), penalty, limits)
         return found.theta, jnp.max(jnp.abs(found.gradient), initial=0.0) <= limits[0]
@@ -303,7 +353,11 @@ def _solve_counts(theta: Array, problem: Problem, counts: Array, penalty: Array,
 
 
 def bootstrap(
-    problem: Problem, counts: Floats, fitted: Fit, config: FitConfig, generator: np.random.Generator
+    problem: Problem,
+    counts: Floats,
+    fitted: Fit,
+    config: FitConfig,
+    generator: np.random.Generator,
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Fit ``config.bootstrap`` replicates of the reads, drawn with replacement, from the fitted coefficients on.
 
@@ -312,9 +366,13 @@ def bootstrap(
     Coefficients (n, K), and which replicates have converged (n,).
     """
     total = _total(counts)
-    drawn = generator.multinomial(round(total), counts / total, size=config.bootstrap).astype(np.int32)
+    drawn = generator.multinomial(round(total), counts / total, size=config.bootstrap).astype(
+        np.int32
+    )
     limits, each = jnp.array([config.tolerance, config.max_iterations]), weights_of(drawn, problem)
-    thetas, converged = _solve_counts(jnp.asarray(fitted.theta), problem, each, fitted.penalty, limits)
+    thetas, converged = _solve_counts(
+        jnp.asarray(fitted.theta), problem, each, fitted.penalty, limits
+    )
     return np.asarray(thetas), np.asarray(converged)
 
 
@@ -338,7 +396,9 @@ def _cross_validate(
 def choose_penalty(
     problem: Problem, counts: Floats, n_names: int, config: FitConfig, penalties: Sequence[float]
 ) -> tuple[float, pd.DataFrame]:
-    """Choose the L2 penalty with the lowest mean loss of left-out gene pairs; the first of equal ones.
+    """Choose the L2 penalty with the lowest mean loss of left-out gene pairs.
+
+    The first of equal ones.
 
     Pairs are dealt to at most ``config.folds`` folds so that these have about as many reads.
 
@@ -353,7 +413,9 @@ def choose_penalty(
     """
     _total(counts)
     weights = weights_of(counts, problem)
-    per_pair = np.bincount(np.asarray(problem.sequence_pair), np.asarray(weights), len(problem.left_gene))
+    per_pair = np.bincount(
+        np.asarray(problem.sequence_pair), np.asarray(weights), len(problem.left_gene)
+    )
     n_folds = min(config.folds, int((per_pair > 0).sum()))
     if n_folds < 2:
         raise InputError(f"cross-validation: must have 2 or more gene pairs, got {n_folds}")

@@ -1,4 +1,7 @@
-"""What a fit makes probable: of all options of pairs of genes, and beside how often they were observed."""
+"""What a fit makes probable.
+
+Of all options of pairs of genes, and beside how often they were observed.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +23,10 @@ LIGATIONS = np.arange(MAX_LIGATION + 1)
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Probabilities of all options of all pairs of genes; ``place`` is -1 where a pair has no modelled option."""
+    """Probabilities of all options of all pairs of genes.
+
+    ``place`` is -1 where a pair has no modelled option.
+    """
 
     choices: Choices
     place: NDArray[np.int64]  # (nL, nR) index of the pair below
@@ -28,28 +34,41 @@ class Tables:
     trims: NDArray[np.float64]  # (G, T, U) given the productivity that the model describes
     ligation: NDArray[np.float64]  # (n, 16) given the trims, by option set
     free_trims: NDArray[np.float64]  # (G, T, U) the same whatever the productivity
-    productive: NDArray[np.float64]  # (G, T, U) probability that the trims are joined to a productive sequence
+    productive: NDArray[
+        np.float64
+    ]  # (G, T, U) probability that the trims are joined to a productive sequence
 
     def of(self, pair: Any, t: Any, u: Any, m: Any) -> NDArray[np.float64]:
         """Probabilities of configurations, given by indices of pairs and trims; they broadcast."""
-        chances: NDArray[np.float64] = self.trims[pair, t, u] * self.ligation[self.option_set[pair, t, u], m]
+        chances: NDArray[np.float64] = (
+            self.trims[pair, t, u] * self.ligation[self.option_set[pair, t, u], m]
+        )
         return chances
 
 
-def tabulate(specification: Specification, fit: Fit, scale: NDArray[np.float64], germline: Germline) -> Tables | None:
-    """Compute all probabilities for the genes of ``germline``; None where no pair of them has a modelled option."""
+def tabulate(
+    specification: Specification, fit: Fit, scale: NDArray[np.float64], germline: Germline
+) -> Tables | None:
+    """Compute all probabilities for the genes of ``germline``.
+
+    None where no pair of them has a modelled option.
+    """
     group = specification.group
     choices = build(germline, group.sides, group.lower, group.upper)
     wanted = choices.feasible
     if group.ligation and group.productivity != "both":
         nonproductive = choices.nonproductive
-        wanted = nonproductive if group.productivity == "nonproductive" else wanted & ~nonproductive
+        wanted = (
+            nonproductive if group.productivity == "nonproductive" else wanted & ~nonproductive
+        )
     pairs = np.argwhere((wanted != 0).any(axis=(2, 3)))
     if not len(pairs):
         return None
     n = np.arange(len(pairs))
     masks = wanted[pairs[:, 0], pairs[:, 1]]
-    first = (masks.reshape(len(pairs), -1) != 0).argmax(axis=1)  # any option will do: nothing is fitted
+    first = (masks.reshape(len(pairs), -1) != 0).argmax(
+        axis=1
+    )  # any option will do: nothing is fitted
     t, u = np.unravel_index(first, masks.shape[1:])
     m = (masks[n, t, u][:, None] >> LIGATIONS & 1).argmax(axis=1)
     observed = Observed(pairs, np.ones(len(pairs)), n, n, n, t, u, m)
@@ -66,13 +85,23 @@ def tabulate(specification: Specification, fit: Fit, scale: NDArray[np.float64],
 
 
 def predicted_distribution(
-    fit: Fit, problem: likelihood.Problem, choices: Choices, observed: Observed, specification: Specification
+    fit: Fit,
+    problem: likelihood.Problem,
+    choices: Choices,
+    observed: Observed,
+    specification: Specification,
 ) -> pd.DataFrame:
-    """All options of the observed pairs, how often each was observed and how probable it is; 0 outside the domain."""
+    """All options of the observed pairs, how often each was observed and how probable it is.
+
+    0 outside the domain.
+    """
     group = specification.group
     made = table(choices, observed.pairs, ligation=group.ligation)
     lower = int(choices.trims[0])
-    t, u = made["left_trim"] - lower, (made["right_trim"] - lower if len(group.sides) == 2 else made["right_trim"])
+    t, u = (
+        made["left_trim"] - lower,
+        (made["right_trim"] - lower if len(group.sides) == 2 else made["right_trim"]),
+    )
     m = made.get("ligation_mh", np.zeros_like(t))
     given = likelihood.option_probabilities(fit.theta, problem, conditioned=True)
     sets = np.asarray(problem.option_set)[made["pair"], t, u]
@@ -83,17 +112,30 @@ def predicted_distribution(
         np.ravel_multi_index((made["pair"], t, u, m), shape),
         np.ravel_multi_index((observed.pair, observed.t, observed.u, observed.m), shape),
     )
-    count = np.bincount(places, weights=share * observed.counts[observed.sequence], minlength=len(t))
+    count = np.bincount(
+        places, weights=share * observed.counts[observed.sequence], minlength=len(t)
+    )
     ends = list(zip(group.sides, ("left", "right"), (choices.left, choices.right), strict=False))
     names = {end: np.array([gene.name for gene in genes], dtype=object) for _, end, genes in ends}
-    columns: dict[str, Any] = {f"{SEGMENT_OF[side].lower()}_gene": names[end][made[end]] for side, end, _ in ends}
+    columns: dict[str, Any] = {
+        f"{SEGMENT_OF[side].lower()}_gene": names[end][made[end]] for side, end, _ in ends
+    }
     columns |= {f"{side}_trim": made[f"{end}_trim"] for side, end, _ in ends}
-    columns |= {name: made[name] for name in ("ligation_mh", "frame_type", "frame_stop") if name in made}
+    columns |= {
+        name: made[name] for name in ("ligation_mh", "frame_type", "frame_stop") if name in made
+    }
     if specification.latent:
-        cuts = sequence_of(choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m)
-        columns["index"] = np.unique(np.stack([made["pair"], *cuts]), axis=1, return_inverse=True)[1]
+        cuts = sequence_of(
+            choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m
+        )
+        columns["index"] = np.unique(np.stack([made["pair"], *cuts]), axis=1, return_inverse=True)[
+            1
+        ]
     columns |= {"count": count, "weighted_observation": count / fit.total, "total_tcr": fit.total}
     columns["predicted_prob"] = trims * ligation
     if specification.latent:
-        columns |= {"trimming_config_predicted_prob": trims, "ligation_config_predicted_prob": ligation}
+        columns |= {
+            "trimming_config_predicted_prob": trims,
+            "ligation_config_predicted_prob": ligation,
+        }
     return pd.DataFrame(columns)

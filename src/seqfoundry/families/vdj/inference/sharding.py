@@ -1,8 +1,10 @@
-"""The likelihood on several devices: gene pairs, sequences and configurations are shared out, what is summed is not.
+"""The likelihood on several devices.
 
-All functions of a ``Problem`` stay what they are, and so do their results up to the order of sums. Axes whose length
-the number of devices does not divide get rows that count nothing: pairs without a sequence, and sequences of weight 0.
-"""
+Gene pairs, sequences and configurations are shared out, what is summed is not.
+
+All functions of a ``Problem`` stay what they are, and so do their results up to the order of sums.
+Axes whose length the number of devices does not divide get rows that count nothing: pairs without
+a sequence, and sequences of weight 0."""
 
 from typing import Any
 
@@ -28,16 +30,20 @@ def devices() -> list[Any]:
 def sharded(problem: Problem) -> Problem:
     """Share a problem out over all devices; on one device it stays what it is.
 
-    It then has some sequences and configurations more, at the end: `weights_of` gives these the weight 0.
-    """
+    It then has some sequences and configurations more, at the end: `weights_of` gives these the
+    weight 0."""
     found = devices()
     if len(found) == 1:
         return problem
     mesh = Mesh(np.array(found), ("rows",))
-    arrays = _padded({name: np.asarray(array) for name, array in problem._asdict().items()}, len(found))
+    arrays = _padded(
+        {name: np.asarray(array) for name, array in problem._asdict().items()}, len(found)
+    )
     split = {*_OF_PAIRS, *_OF_SEQUENCES, *_OF_CONFIGURATIONS, *_OF_SHARED}
     over, whole = NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
-    return Problem(**{name: jax.device_put(a, over if name in split else whole) for name, a in arrays.items()})
+    return Problem(
+        **{name: jax.device_put(a, over if name in split else whole) for name, a in arrays.items()}
+    )
 
 
 def weights_of(counts: NDArray[Any], problem: Problem) -> Array:
@@ -51,8 +57,13 @@ def weights_of(counts: NDArray[Any], problem: Problem) -> Array:
 
 
 def _padded(arrays: dict[str, NDArray[Any]], n: int) -> dict[str, NDArray[Any]]:
-    """Make n divide all lengths. At least one sequence is added: it has what configurations must be added."""
-    n_pairs, n_sequences, n_cells = (len(arrays[name]) for name in ("left_gene", "sequence_pair", "cell"))
+    """Make n divide all lengths. At least one sequence is added.
+
+    It has what configurations must be added.
+    """
+    n_pairs, n_sequences, n_cells = (
+        len(arrays[name]) for name in ("left_gene", "sequence_pair", "cell")
+    )
     sequences = n - n_sequences % n
     cells = sequences + -(n_cells + sequences) % n
     shared = -len(arrays["shared"]) % n
@@ -63,4 +74,7 @@ def _padded(arrays: dict[str, NDArray[Any]], n: int) -> dict[str, NDArray[Any]]:
     added["shared"] = np.full(shared, n_cells)
     added["shared_sequence"] = np.full(shared, len(arrays["sharing"]))
     added["sharing"] = np.zeros(int(shared > 0), dtype=np.int64)
-    return arrays | {name: np.concatenate([arrays[name], a.astype(arrays[name].dtype)]) for name, a in added.items()}
+    return arrays | {
+        name: np.concatenate([arrays[name], a.astype(arrays[name].dtype)])
+        for name, a in added.items()
+    }

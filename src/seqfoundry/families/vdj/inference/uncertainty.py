@@ -1,8 +1,10 @@
-"""How sure one may be of coefficients: standard errors, intervals, bootstrap and likelihood-ratio tests.
+"""How sure one may be of coefficients.
 
-Standard errors come from the inverse of the observed information of all reads (the reference does not divide by their
-number, and inverts an inverse after EM); tests use the observed-data likelihood (the reference: Q).
-"""
+Standard errors, intervals, bootstrap and likelihood-ratio tests.
+
+Standard errors come from the inverse of the observed information of all reads (the reference does
+not divide by their number, and inverts an inverse after EM); tests use the observed-data
+likelihood (the reference: Q)."""
 
 import math
 import re
@@ -27,28 +29,39 @@ _NAMES = (  # of coefficients of several parts
     r"(?P<coefficient>mh_prop|mh_count)_(?P<side>up|mid|down)_(?P<position>overlap_\d)",
 )
 NORMAL_95 = 1.959963984540054
-_FLAT = 1e-9  # eigenvalue of the information, of the largest, below which a direction is not identified
+# eigenvalue of the information, of the largest, below which a direction is not identified
+_FLAT = 1e-9
 _LEAST_P = 1e-300  # smaller p-values become 0 sooner or later
 _RUNAWAY = 0.01  # Newton step, in a direction of length 1, that a converged fit would still take
 
 # what the figures of a report mean
 FIGURES = {
     "observed_nll": "minus log probability of a rearrangement, mean over all (nats)",
-    "expected_complete_nll": "the same for the configurations, averaged over those that may have made it; what the "
+    "expected_complete_nll": "the same for the configurations, averaged over those that may have "
+    "made it; what the "
     "reference reports where they are latent",
-    "null_nll": "observed_nll of the model without coefficients: all trims, and all their ligations, equally likely",
+    "null_nll": "observed_nll of the model without coefficients: all trims, and all their "
+    "ligations, equally likely",
     "below_null": "null_nll - observed_nll",
     "aic": "Akaike's criterion: 2 x coefficients + 2 x n x observed_nll",
-    "error": "standard error, from the inverse of the observed information; low, high: 95 % interval",
+    "error": "standard error, from the inverse of the observed information; low, high: 95 % "
+    "interval",
 }
 
 
 def shown(name: str, value: Any) -> Any:
-    """Return a figure as a person reads it: whole numbers as such, p-values that numbers cannot hold as a bound.
+    """Return a figure as a person reads it.
+
+    Whole numbers as such, p-values that numbers cannot hold as a bound.
 
     Examples
     --------
-    >>> shown("train.n", 48405.0), shown("lrt.pvalue", 0.0), shown("penalty", 0.0), shown("p", 0.25)
+    >>> (
+    ...     shown("train.n", 48405.0),
+    ...     shown("lrt.pvalue", 0.0),
+    ...     shown("penalty", 0.0),
+    ...     shown("p", 0.25),
+    ... )
     (48405, '< 1e-300', 0, 0.25)
     """
     if isinstance(value, str):
@@ -62,10 +75,10 @@ def shown(name: str, value: Any) -> Any:
 class Fit:
     """The end of a fit of ``total`` reads.
 
-    ``reason``: gradient (no component above the tolerance), expected loss (EM: its change is below the tolerance), cap
-    (too many iterations), stopped (on request), stalled (no lower loss found) or separation: the coefficients
-    ``runaway`` have no finite best value. Only the first two are ``converged``. Losses are without the L2 term.
-    """
+    ``reason``: gradient (no component above the tolerance), expected loss (EM: its change is below
+    the tolerance), cap (too many iterations), stopped (on request), stalled (no lower loss found)
+    or separation: the coefficients ``runaway`` have no finite best value. Only the first two are
+    ``converged``. Losses are without the L2 term."""
 
     names: tuple[str, ...]
     theta: Floats
@@ -93,8 +106,12 @@ def _loaded(vectors: Floats, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name, part in zip(names, parts.max(axis=1), strict=True) if part > 0.1)
 
 
-def runaways(theta: Floats, gradient: Floats, hessian: Floats, names: Sequence[str]) -> tuple[str, ...]:
-    """Name the coefficients that run away: the loss hardly bends there, yet a Newton step would be long.
+def runaways(
+    theta: Floats, gradient: Floats, hessian: Floats, names: Sequence[str]
+) -> tuple[str, ...]:
+    """Name the coefficients that run away.
+
+    The loss hardly bends there, yet a Newton step would be long.
 
     Collinear features differ: there the loss is flat, and has no slope either.
     """
@@ -109,7 +126,9 @@ def runaways(theta: Floats, gradient: Floats, hessian: Floats, names: Sequence[s
 
 
 def contrasts(names: Sequence[str]) -> tuple[tuple[str, ...], Floats]:
-    """Return names and weights (rows, K) of all reported values: the coefficients, then T of every motif position.
+    """Return names and weights (rows, K) of all reported values.
+
+    The coefficients, then T of every motif position.
 
     Bases sum to 0 at a position, so T is minus the sum of the others.
     """
@@ -120,15 +139,17 @@ def contrasts(names: Sequence[str]) -> tuple[tuple[str, ...], Floats]:
     rows = np.zeros((len(positions), len(names)))
     for row, members in zip(rows, positions.values(), strict=True):
         row[members] = -1
-    return (*names, *(f"{position}_T" for position in positions)), np.concatenate([np.eye(len(names)), rows])
+    return (*names, *(f"{position}_T" for position in positions)), np.concatenate(
+        [np.eye(len(names)), rows]
+    )
 
 
 def covariance(hessian: Floats, total: float) -> tuple[Floats, Floats]:
     """Return the covariance of the coefficients from the information of ``total`` reads, and its flat directions.
 
-    The directions (K, d) are those in which the loss does not bend, as with collinear features; they are left out of
-    the covariance, which holds only for combinations of coefficients that are orthogonal to them.
-    """
+    The directions (K, d) are those in which the loss does not bend, as with collinear features;
+    they are left out of the covariance, which holds only for combinations of coefficients that are
+    orthogonal to them."""
     if not len(hessian):
         return hessian, hessian
     values, vectors = np.linalg.eigh(hessian)
@@ -138,7 +159,10 @@ def covariance(hessian: Floats, total: float) -> tuple[Floats, Floats]:
 
 
 def unidentified(fit: Fit) -> tuple[str, ...]:
-    """Return the names of coefficients without a standard error: they run away, or other features say the same."""
+    """Return the names of coefficients without a standard error.
+
+    They run away, or other features say the same.
+    """
     flat = _loaded(covariance(fit.hessian, fit.total)[1], fit.names)
     return tuple(name for name in fit.names if name in flat or name in fit.runaway)
 
@@ -167,12 +191,14 @@ def _two_sided(z: Floats) -> Floats:
 def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> pd.DataFrame:
     """Return the coefficients (all ``contrasts``) with the standard deviation of their converged replicates and tests.
 
-    ``adjusted_pvalue`` is the p-value times the number of rows, at most 1. With fewer than two replicates: NaN.
-    """
+    ``adjusted_pvalue`` is the p-value times the number of rows, at most 1. With fewer than two
+    replicates: NaN."""
     names, weights = contrasts(fit.names)
     values, replicates = weights @ fit.theta, thetas[converged] @ weights.T
     spread = replicates.std(axis=0, ddof=1) if len(replicates) > 1 else np.full(len(names), np.nan)
-    frame = pd.DataFrame({"coefficient": names, "value": values, "bootstrap_sd": spread, "zscore": values / spread})
+    frame = pd.DataFrame(
+        {"coefficient": names, "value": values, "bootstrap_sd": spread, "zscore": values / spread}
+    )
     frame["pvalue"] = _two_sided(values / spread)
     return frame.assign(adjusted_pvalue=np.minimum(frame["pvalue"] * len(frame), 1.0))
 
@@ -192,22 +218,27 @@ def likelihood_ratio(full: Fit, sub: Fit, *, nested: bool = False) -> dict[str, 
 
     Returns
     -------
-    Log-likelihoods of all reads, the statistic, its p-value and degrees of freedom under the reference's names. With an
-    L2 term in the fits the p-value is too large.
+    Log-likelihoods of all reads, the statistic, its p-value and degrees of freedom under the
+    reference's names. With an L2 term in the fits the p-value is too large.
 
     Raises
     ------
     InputError
-        If ``sub`` has a coefficient that ``full`` lacks (unless it is said to be ``nested``), as many or more
-        coefficients, or other reads.
+        If ``sub`` has a coefficient that ``full`` lacks (unless it is said to be ``nested``), as
+        many or more coefficients, or other reads.
     """
     others = [name for name in sub.names if name not in full.names]
     degrees = len(full.names) - len(sub.names)
     if (others and not nested) or degrees < 1:
         got = f"also {', '.join(others)}" if others else f"{len(sub.names)} of {len(full.names)}"
-        raise InputError(f"likelihood-ratio test: the sub-model must have fewer of the coefficients, got {got}")
+        raise InputError(
+            f"likelihood-ratio test: the sub-model must have fewer of the coefficients, got {got}"
+        )
     if sub.total != full.total:
-        raise InputError(f"likelihood-ratio test: both must be of the same reads, got {full.total:g} and {sub.total:g}")
+        raise InputError(
+            f"likelihood-ratio test: both must be of the same reads, got {full.total:g} and "
+            f"{sub.total:g}"
+        )
     statistic = max(2 * full.total * (sub.observed_nll - full.observed_nll), 0.0)
     return {
         "full_model_logLik": -full.total * full.observed_nll,
@@ -219,7 +250,10 @@ def likelihood_ratio(full: Fit, sub: Fit, *, nested: bool = False) -> dict[str, 
 
 
 def split_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Split the column ``coefficient`` as the reference does: coefficient, base, position, side and trim_type."""
+    """Split the column ``coefficient`` as the reference does.
+
+    Coefficient, base, position, side and trim_type.
+    """
     columns: dict[str, list[str | None]]
     columns = {name: [] for name in ("coefficient", "base", "position", "side", "trim_type")}
     for name in frame["coefficient"]:
@@ -235,7 +269,9 @@ def write_fit(path: Path, fit: Fit, scale: Floats) -> dict[str, Any]:
     """Write the arrays of a fit, its covariance and the divisors of its variables, and return all else of it."""
     arrays: dict[str, Any] = {"theta": fit.theta, "hessian": fit.hessian}
     with written_whole(path) as temporary:
-        np.savez(temporary, **arrays, scale=scale, covariance=covariance(fit.hessian, fit.total)[0])
+        np.savez(
+            temporary, **arrays, scale=scale, covariance=covariance(fit.hessian, fit.total)[0]
+        )
     return {key: value for key, value in asdict(fit).items() if key not in arrays}
 
 
@@ -250,12 +286,16 @@ def read_fit(path: Path, others: Mapping[str, Any]) -> tuple[Fit, Floats]:
     try:
         check_archive(path)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            theta, hessian, scale = (np.asarray(file[name], dtype=np.float64) for name in ("theta", "hessian", "scale"))
+            theta, hessian, scale = (
+                np.asarray(file[name], dtype=np.float64) for name in ("theta", "hessian", "scale")
+            )
         tuples = {name: tuple(map(str, others[name])) for name in ("names", "runaway")}
         fit = Fit(**{**others, **tuples}, theta=theta, hessian=hessian)
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: must hold coefficients, got: {error}") from None
     k = len(fit.names)
     if (theta.shape, hessian.shape, scale.shape) != ((k,), (k, k), (k,)):
-        raise InputError(f"{path}: must hold {k} coefficients, got arrays of {theta.shape} and {hessian.shape}")
+        raise InputError(
+            f"{path}: must hold {k} coefficients, got arrays of {theta.shape} and {hessian.shape}"
+        )
     return fit, scale

@@ -1,1 +1,4 @@
-"""Rearrangements: tables of several forms brought to a normal one, and observations pooled for a likelihood."""
+"""Rearrangements.
+
+Tables of several forms brought to a normal one, and observations pooled for a likelihood.
+"""

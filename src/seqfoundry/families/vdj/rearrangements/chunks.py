@@ -1,9 +1,9 @@
 """Rows of rearrangement tables on their way to one normal form, and those that are left out.
 
-A row of the normal form is one rearrangement: genes as the germline names them, nucleotides trimmed from each end
-(negative: P-nucleotides kept), inserted and microhomologous nucleotides of each junction, whether it is productive, and
-how many reads it stands for. A row that cannot be read is counted under a reason, never guessed at.
-"""
+A row of the normal form is one rearrangement: genes as the germline names them, nucleotides
+trimmed from each end (negative: P-nucleotides kept), inserted and microhomologous nucleotides of
+each junction, whether it is productive, and how many reads it stands for. A row that cannot be
+read is counted under a reason, never guessed at."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,15 +50,23 @@ class Chunk:
     where: str
     ids: pd.Series
     keep: NDArray[np.bool_]
-    genes: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # of each segment: index among its genes
+    genes: dict[str, NDArray[np.int64]] = field(
+        default_factory=dict
+    )  # of each segment: index among its genes
     made: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
-    inserted: dict[str, pd.Series] = field(default_factory=dict)  # nucleotides of each junction, empty: not known
+    inserted: dict[str, pd.Series] = field(
+        default_factory=dict
+    )  # nucleotides of each junction, empty: not known
 
     @classmethod
-    def of(cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int) -> "Chunk":
+    def of(
+        cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int
+    ) -> "Chunk":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
         raw = raw.reset_index(drop=True)
-        known = next((raw[column] for column in ("sequence_id", "seq_index") if column in raw), None)
+        known = next(
+            (raw[column] for column in ("sequence_id", "seq_index") if column in raw), None
+        )
         ids = pd.Series("", raw.index) if known is None else known.astype("str").fillna("")
         if (ids == "").any():
             ids = ids.where(ids != "", pd.Series(np.arange(first, first + len(raw)).astype(str)))
@@ -68,7 +76,9 @@ class Chunk:
         """Leave out good rows where ``wrong``, counted under ``reason``."""
         bad = self.keep & np.asarray(wrong, dtype=bool)
         if bad.any():
-            self.rejected.add(reason, int(bad.sum()), f"{self.where}: {self.ids.iloc[int(np.argmax(bad))]}")
+            self.rejected.add(
+                reason, int(bad.sum()), f"{self.where}: {self.ids.iloc[int(np.argmax(bad))]}"
+            )
             self.keep &= ~bad
 
     def text(self, column: str) -> pd.Series:
@@ -78,24 +88,37 @@ class Chunk:
         return self.raw[column].astype("str").fillna("")
 
     def factors(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
-        """Give each row the number of its text, and the texts; for columns with few. The last is for rows without."""
+        """Give each row the number of its text, and the texts; for columns with few.
+
+        The last is for rows without.
+        """
         codes, texts = pd.factorize(self.raw[column] if column in self.raw else self.text(column))
         return np.where(codes < 0, len(texts), codes), [*map(str, texts), ""]
 
     def number(self, *columns: str) -> Numbers:
-        """Return the first of the columns that the table has, as numbers; NaN where there is none."""
+        """Return the first of the columns that the table has, as numbers.
+
+        NaN where there is none.
+        """
         found = next((column for column in columns if column in self.raw), columns[0])
         codes, texts = self.factors(found)
-        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(
+            dtype=float, na_value=np.nan
+        )
         return np.asarray(np.where(np.isfinite(values), values, np.nan)[codes])
 
     def of_gene(self, side: str, values: Any) -> Any:
-        """Spread values of the genes of a side over the rows; nonsense where the gene is unknown."""
+        """Spread values of the genes of a side over the rows.
+
+        Nonsense where the gene is unknown.
+        """
         return np.asarray(values)[self.genes[SEGMENT_OF[side].lower()]]
 
     def length(self, side: str) -> Numbers:
         """Return the length of each row's gene, in nucleotides."""
-        return np.asarray(self.of_gene(side, [float(len(gene.sequence)) for gene in self.germline.of(side)]))
+        return np.asarray(
+            self.of_gene(side, [float(len(gene.sequence)) for gene in self.germline.of(side)])
+        )
 
 
 def junctions(germline: Germline) -> tuple[str, ...]:
@@ -118,11 +141,15 @@ def normal_columns(germline: Germline) -> list[str]:
     found = junctions(germline)
     columns = [f"{segment}_gene" for segment in ("vj" if found == ("vj",) else "vdj")]
     columns += [f"{side}_trim" for side in sides_of(germline)]
-    columns += [f"{junction}_insert" for junction in found] + [ligation_column(junction) for junction in found]
+    columns += [f"{junction}_insert" for junction in found] + [
+        ligation_column(junction) for junction in found
+    ]
     return [*columns, "productive"]
 
 
-def leave_out(frame: pd.DataFrame, wrong: Any, reason: str, rejected: Rejected, where: str = "") -> pd.DataFrame:
+def leave_out(
+    frame: pd.DataFrame, wrong: Any, reason: str, rejected: Rejected, where: str = ""
+) -> pd.DataFrame:
     """Leave out rows where ``wrong``, counted under ``reason``."""
     bad = np.asarray(wrong, dtype=bool)
     if not bad.any():
@@ -132,7 +159,9 @@ def leave_out(frame: pd.DataFrame, wrong: Any, reason: str, rejected: Rejected, 
     return frame[~bad]
 
 
-def of_group(frame: pd.DataFrame, specification: Specification, rejected: Rejected) -> pd.DataFrame:
+def of_group(
+    frame: pd.DataFrame, specification: Specification, rejected: Rejected
+) -> pd.DataFrame:
     """Leave out rows of another productivity (where ligation is modelled, the sequence tells it) or insertions."""
     group = specification.group
     if not group.ligation:
@@ -140,14 +169,23 @@ def of_group(frame: pd.DataFrame, specification: Specification, rejected: Reject
     if group.insertions != "all":
         inserted = frame[f"{specification.junction}_insert"] > 0
         wrong = ~inserted if group.insertions == "nonzero" else inserted
-        frame = leave_out(frame, wrong, "no insertions" if group.insertions == "nonzero" else "insertions", rejected)
+        frame = leave_out(
+            frame,
+            wrong,
+            "no insertions" if group.insertions == "nonzero" else "insertions",
+            rejected,
+        )
     return frame
 
 
-def of_productivity(frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected) -> pd.DataFrame:
+def of_productivity(
+    frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected
+) -> pd.DataFrame:
     """Leave out rows that are not of the productivity ``wanted``, or of which it is not known (missing)."""
     if wanted == "both":
         return frame
     frame = frame.assign(productive=pd.array(productive, dtype="boolean"))
     frame = leave_out(frame, frame["productive"].isna(), "productivity unknown", rejected)
-    return leave_out(frame, frame["productive"] != (wanted == "productive"), f"not {wanted}", rejected)
+    return leave_out(
+        frame, frame["productive"] != (wanted == "productive"), f"not {wanted}", rejected
+    )

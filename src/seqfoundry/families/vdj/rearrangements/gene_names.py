@@ -23,11 +23,16 @@ def find_genes(chunk: Chunk, form: str, ambiguous: str) -> None:
         codes, calls = chunk.factors(f"{segment}_{suffix}")
         side = "d5" if segment == "d" else segment
         place = {gene.name: index for index, gene in enumerate(chunk.germline.of(side))}
-        found = [_look_up(chunk.germline, side, imgt_name(call, tuple(place)), ambiguous) for call in calls]
+        found = [
+            _look_up(chunk.germline, side, imgt_name(call, tuple(place)), ambiguous)
+            for call in calls
+        ]
         for number, (_, reason) in enumerate(found):
             if reason:
                 chunk.drop(codes == number, reason)
-        chunk.genes[segment] = np.array([place.get(name, -1) for name, _ in found], dtype=np.int64)[codes]
+        chunk.genes[segment] = np.array(
+            [place.get(name, -1) for name, _ in found], dtype=np.int64
+        )[codes]
 
 
 def _look_up(germline: Germline, side: str, call: str, ambiguous: str) -> tuple[str, str]:
@@ -50,20 +55,30 @@ def _look_up(germline: Germline, side: str, call: str, ambiguous: str) -> tuple[
 
 
 def imgt_name(call: str, known: tuple[str, ...]) -> str:
-    """Translate Adaptive's name of a gene into IMGT's, such as TCRAV01-02 into TRAV1-2*01; others are returned as is.
+    """Translate Adaptive's name of a gene into IMGT's, such as TCRAV01-02 into TRAV1-2*01.
 
-    Adaptive writes -01 where IMGT has one gene of the family, and leaves out the second name of a gene that two loci
-    share; of the possible names the first among the ``known`` is meant, as allele 01 (as in the reference) if it names
-    none that is known. Genes that Adaptive does not tell apart (TCRBV12-03/12-04) become a list with commas.
-    """
+    Others are returned as is.
+
+    Adaptive writes -01 where IMGT has one gene of the family, and leaves out the second name of a
+    gene that two loci share; of the possible names the first among the ``known`` is meant, as
+    allele 01 (as in the reference) if it names none that is known. Genes that Adaptive does not
+    tell apart (TCRBV12-03/12-04) become a list with commas."""
     if not call.startswith("TCR"):
         return call
     gene, _, allele = call.partition("*")
     text = re.sub(r"-or(\d+)_(\d+)", r"/OR\1-\2", gene.replace("TCR", "TR", 1))
     text = re.sub(r"(?<=[A-Z/-])0+(?=\d)", "", text)
     if alike := re.match(r"(.*?[VDJ])([\d-]+(?:/[\d-]+)+)$", text):
-        return ",".join(imgt_name(f"TC{(alike[1] + part)[1:]}*{allele}", known) for part in alike[2].split("/"))
+        return ",".join(
+            imgt_name(f"TC{(alike[1] + part)[1:]}*{allele}", known) for part in alike[2].split("/")
+        )
     possible = [text, re.sub(r"-1(?=/|$)", "", text)]
-    shared = sorted({name.partition("*")[0] for name in known if name.startswith(tuple(f"{p}/DV" for p in possible))})
+    shared = sorted(
+        {
+            name.partition("*")[0]
+            for name in known
+            if name.startswith(tuple(f"{p}/DV" for p in possible))
+        }
+    )
     alleles = (f"{name}*{number}" for name in [*possible, *shared] for number in (allele, "01"))
     return next((name for name in alleles if name in known), text)

@@ -4,21 +4,32 @@ import numpy as np
 import pandas as pd
 
 from seqfoundry.families.vdj.genes.choices import LEFT_SIDES, end_codes
-from seqfoundry.families.vdj.rearrangements.chunks import SIDES, Chunk, junctions, ligation_column, normal_columns
+from seqfoundry.families.vdj.rearrangements.chunks import (
+    SIDES,
+    Chunk,
+    junctions,
+    ligation_column,
+    normal_columns,
+)
 from seqfoundry.families.vdj.rearrangements.formats import FORMS
 from seqfoundry.families.vdj.rearrangements.gene_names import find_genes
 
 LOWER, UPPER = -2, 30  # trims that a parameter group can ask for
 NO_READS = "no reads (count 0)"
-_CLASHES = {(-2, -1, 2): (1, 0), (-1, -2, 2): (0, 1), (-1, -1, 1): (0, 1), (-2, -2, 2): (1, 1), (-2, -2, 3): (0, 1)}
+_CLASHES = {
+    (-2, -1, 2): (1, 0),
+    (-1, -2, 2): (0, 1),
+    (-1, -1, 1): (0, 1),
+    (-2, -2, 2): (1, 1),
+    (-2, -2, 3): (0, 1),
+}
 
 
 def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
     """Bring rows of a form into ``id``, the normal form and ``count``, without those that cannot be.
 
-    A call of several genes means the first one, or (``ambiguous`` reject) its row is left out. ``productive`` may be
-    missing.
-    """
+    A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
+    ``productive`` may be missing."""
     find_genes(chunk, form, ambiguous)
     FORMS[form][-1](chunk)
     made, columns = chunk.made, normal_columns(chunk.germline)
@@ -27,20 +38,33 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
     for column in [column for column in columns if column.endswith("_trim")]:
         chunk.drop(~(made[column] % 1 == 0), f"{column} missing or no whole number")
         most = np.minimum(UPPER, chunk.length(column.removesuffix("_trim")))
-        chunk.drop((made[column] < LOWER) | (made[column] > most), f"{column} outside {LOWER}..{UPPER} or the gene")
+        chunk.drop(
+            (made[column] < LOWER) | (made[column] > most),
+            f"{column} outside {LOWER}..{UPPER} or the gene",
+        )
     for junction in junctions(chunk.germline):
         insert, ligation = made[f"{junction}_insert"], made[ligation_column(junction)]
-        chunk.drop(~((insert % 1 == 0) & (insert >= 0)), f"{junction}_insert missing or no number from 0 on")
+        chunk.drop(
+            ~((insert % 1 == 0) & (insert >= 0)),
+            f"{junction}_insert missing or no number from 0 on",
+        )
         chunk.drop(np.isnan(ligation), f"{junction}: no positions to tell microhomology from")
-        chunk.drop(~((ligation % 1 == 0) & (ligation >= 0) & (ligation * insert == 0)), f"{junction}: inconsistent")
+        chunk.drop(
+            ~((ligation % 1 == 0) & (ligation >= 0) & (ligation * insert == 0)),
+            f"{junction}: inconsistent",
+        )
     chunk.drop(~np.isfinite(made["count"]), "count missing or no number")
     chunk.drop(made["count"] < 0, "negative count")
     chunk.drop(made["count"] == 0, NO_READS)
     frame = pd.DataFrame({"id": chunk.ids}, index=chunk.raw.index)
     for segment, index in chunk.genes.items():
         names = [gene.name for gene in chunk.germline.of("d5" if segment == "d" else segment)]
-        frame[f"{segment}_gene"] = pd.Categorical.from_codes(np.where(chunk.keep, index, -1), categories=names)
-    types = {column: np.int64 for column in columns if not column.endswith("_gene")} | {"productive": "boolean"}
+        frame[f"{segment}_gene"] = pd.Categorical.from_codes(
+            np.where(chunk.keep, index, -1), categories=names
+        )
+    types = {column: np.int64 for column in columns if not column.endswith("_gene")} | {
+        "productive": "boolean"
+    }
     frame = frame.assign(**made)[["id", *columns, "count"]][chunk.keep]
     return frame.astype(types).reset_index(drop=True)
 
@@ -48,17 +72,25 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
 def _recover_palindromes(chunk: Chunk, junction: str) -> None:
     """Give inserted nucleotides that continue the hairpin of an untrimmed gene back to it, as negative trims.
 
-    Only where the insert is known and neither end is negative already; where both ends claim a nucleotide, one yields.
-    """
+    Only where the insert is known and neither end is negative already; where both ends claim a
+    nucleotide, one yields."""
     sides, text = SIDES[junction], chunk.inserted[junction].str.upper()
-    *trims, insert = (chunk.made[name] for name in (*(f"{side}_trim" for side in sides), f"{junction}_insert"))
+    *trims, insert = (
+        chunk.made[name] for name in (*(f"{side}_trim" for side in sides), f"{junction}_insert")
+    )
     able = chunk.keep & (insert > 0) & (text.str.len().to_numpy() == insert)
     rows = np.flatnonzero(able & (np.minimum(*trims) == 0))
     text, size, found = text.iloc[rows], insert[rows], []
     for side, trim in zip(sides, trims, strict=True):
         codes = end_codes(chunk.germline.of(side), side)[:, 1::-1]
-        letters = np.array(list("ACGTN" if side in LEFT_SIDES else "TGCAN"))[codes]  # nearest to the gene, then far
-        near, far = (text.str[:1], text.str[1:2]) if side in LEFT_SIDES else (text.str[-1:], text.str[-2:-1])
+        letters = np.array(list("ACGTN" if side in LEFT_SIDES else "TGCAN"))[
+            codes
+        ]  # nearest to the gene, then far
+        near, far = (
+            (text.str[:1], text.str[1:2])
+            if side in LEFT_SIDES
+            else (text.str[-1:], text.str[-2:-1])
+        )
         wanted = chunk.of_gene(side, letters)[rows]
         one = (trim[rows] == 0) & (near.to_numpy(dtype=str) == wanted[:, 0])
         found.append(-1.0 * one - (one & (size > 1) & (far.to_numpy(dtype=str) == wanted[:, 1])))

@@ -1,4 +1,7 @@
-"""Observations that a likelihood is made of: sequences of gene pairs, and what configurations may have made each."""
+"""Observations that a likelihood is made of.
+
+Sequences of gene pairs, and what configurations may have made each.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -34,15 +37,16 @@ class Observed:
     Attributes
     ----------
     pairs
-        ``(G, 2)`` indices into ``choices.left`` and ``choices.right`` of the observed pairs, sorted; the second is 0
-        where one gene is trimmed. No pair has total 0.
+        ``(G, 2)`` indices into ``choices.left`` and ``choices.right`` of the observed pairs,
+        sorted; the second is 0 where one gene is trimmed. No pair has total 0.
     counts
         ``(S,)`` reads of each sequence, float64, above 0.
     sequence_pair
         ``(S,)`` index into ``pairs``, rising.
     sequence, pair, t, u, m
-        ``(C,)`` configurations: index of the sequence (rising) and of its pair, indices into ``choices.trims`` of the
-        left and right trim (right: 0 where one gene is trimmed), and the number of microhomologous nucleotides.
+        ``(C,)`` configurations: index of the sequence (rising) and of its pair, indices into
+        ``choices.trims`` of the left and right trim (right: 0 where one gene is trimmed), and the
+        number of microhomologous nucleotides.
     """
 
     pairs: Indices
@@ -56,12 +60,15 @@ class Observed:
 
 
 def observe(frame: pd.DataFrame, choices: Choices, specification: Specification) -> Observed:
-    """Turn prepared rows into observations of what the specification models; equal ones are pooled.
+    """Turn prepared rows into observations of what the specification models.
 
-    Rows are left out in this order: of another productivity (of models without ligation), with or without insertions,
-    genes that ``choices`` lacks; with ligation: microhomology that the genes do not have, another productivity (by the
-    sequence, not by the table); trims out of bounds. Where configurations are latent, a row stands for its joined
-    sequence, even if the annotated trims are out of bounds, and all its configurations within them are listed.
+    Equal ones are pooled.
+
+    Rows are left out in this order: of another productivity (of models without ligation), with or
+    without insertions, genes that ``choices`` lacks; with ligation: microhomology that the genes
+    do not have, another productivity (by the sequence, not by the table); trims out of bounds.
+    Where configurations are latent, a row stands for its joined sequence, even if the annotated
+    trims are out of bounds, and all its configurations within them are listed.
 
     Raises
     ------
@@ -77,33 +84,49 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
         place = pd.Index([gene.name for gene in known])
         genes.append(pd.Series(place.get_indexer(column.astype(str)), index=rows.index))
     rows = rows.assign(left=genes[0], right=genes[1] if len(sides) == 2 else 0)
-    rows = leave_out(rows, (rows["left"] < 0) | (rows["right"] < 0), "gene not in the germline", rejected)
+    rows = leave_out(
+        rows, (rows["left"] < 0) | (rows["right"] < 0), "gene not in the germline", rejected
+    )
     cuts = rows[["left", "right"]].assign(
         t=rows[f"{sides[0]}_trim"], u=rows[f"{sides[-1]}_trim"] if len(sides) == 2 else 0
     )
     ligation = specification.group.ligation
-    cuts = cuts.assign(m=rows[ligation_column(specification.junction)] if ligation else 0, count=rows["count"])
+    cuts = cuts.assign(
+        m=rows[ligation_column(specification.junction)] if ligation else 0, count=rows["count"]
+    )
     cuts = cuts.groupby(["left", "right", "t", "u", "m"], as_index=False)["count"].sum()
     made = _latent if specification.latent else _known
     observed = made(cuts[cuts["count"] > 0], choices, specification, rejected)
     if rejected.counts:
         _LOG.info("observations: left out: %s", commonest(rejected))
     if not len(observed.pairs):
-        raise InputError(f"observations: must leave rearrangements to model, got none: {commonest(rejected)}")
+        raise InputError(
+            f"observations: must leave rearrangements to model, got none: {commonest(rejected)}"
+        )
     return observed
 
 
-def _latent(cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected) -> Observed:
-    cuts = leave_out(cuts, cuts["m"] > MAX_LIGATION, f"microhomology above {MAX_LIGATION}", rejected)
+def _latent(
+    cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected
+) -> Observed:
+    cuts = leave_out(
+        cuts, cuts["m"] > MAX_LIGATION, f"microhomology above {MAX_LIGATION}", rejected
+    )
     genes = cuts["left"], cuts["right"]
     t, k = ways.sequence_of(choices, *genes, cuts["t"], cuts["u"] + cuts["m"])
-    same = np.equal((t, k), ways.sequence_of(choices, *genes, cuts["t"] + cuts["m"], cuts["u"])).all(axis=0)
-    cuts = leave_out(cuts.assign(t=t, k=k), ~same, "microhomology that the genes do not have", rejected)
+    same = np.equal(
+        (t, k), ways.sequence_of(choices, *genes, cuts["t"] + cuts["m"], cuts["u"])
+    ).all(axis=0)
+    cuts = leave_out(
+        cuts.assign(t=t, k=k), ~same, "microhomology that the genes do not have", rejected
+    )
     cuts = cuts.groupby(["left", "right", "t", "k"], as_index=False)["count"].sum()
     in_frame, stop = ways.frames(choices, *(cuts[name] for name in ("left", "right", "t", "k")))
     productive = _by_sequence(cuts, in_frame & ~stop, choices)
     cuts = of_productivity(cuts, productive, specification.group.productivity, rejected)
-    sequence, t, u, m = ways.configurations(choices, *(cuts[name] for name in ("left", "right", "t", "k")))
+    sequence, t, u, m = ways.configurations(
+        choices, *(cuts[name] for name in ("left", "right", "t", "k"))
+    )
     bits = _bits(choices.feasible, cuts.iloc[sequence], choices, t, u)
     sequence, t, u, m = (values[(bits >> m) & 1 == 1] for values in (sequence, t, u, m))
     kept = np.unique(sequence)
@@ -112,13 +135,17 @@ def _latent(cuts: pd.DataFrame, choices: Choices, specification: Specification, 
     return _observed(cuts, choices, np.searchsorted(kept, sequence), t, u, m)
 
 
-def _known(cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected) -> Observed:
+def _known(
+    cuts: pd.DataFrame, choices: Choices, specification: Specification, rejected: Rejected
+) -> Observed:
     lower, upper = int(choices.trims[0]), int(choices.trims[-1])
     trims = cuts[["t", "u"][: len(choices.sides)]]
     outside = ((trims < lower) | (trims > upper)).any(axis=1)
     cuts = leave_out(cuts, outside, f"trims outside {lower}..{upper}", rejected)
     bits = _bits(choices.feasible, cuts, choices, cuts["t"], cuts["u"])
-    impossible = (cuts["m"] > MAX_LIGATION) | ((bits >> np.minimum(cuts["m"], MAX_LIGATION)) & 1 == 0)
+    impossible = (cuts["m"] > MAX_LIGATION) | (
+        (bits >> np.minimum(cuts["m"], MAX_LIGATION)) & 1 == 0
+    )
     reason = "trims or microhomology that the genes do not have"
     cuts = leave_out(cuts, impossible, reason, rejected)
     if specification.group.ligation:
@@ -141,13 +168,21 @@ def _by_sequence(cuts: pd.DataFrame, productive: Any, choices: Choices) -> Any:
     return pd.array(np.where(unknown, None, productive), dtype="boolean")
 
 
-def _observed(cuts: pd.DataFrame, choices: Choices, sequence: Any, t: Any, u: Any, m: Any) -> Observed:
+def _observed(
+    cuts: pd.DataFrame, choices: Choices, sequence: Any, t: Any, u: Any, m: Any
+) -> Observed:
     """Take a row of ``cuts``, sorted by genes, as a sequence, and give it its configurations."""
-    pairs, sequence_pair = np.unique(cuts[["left", "right"]].to_numpy(dtype=np.int64), axis=0, return_inverse=True)
+    pairs, sequence_pair = np.unique(
+        cuts[["left", "right"]].to_numpy(dtype=np.int64), axis=0, return_inverse=True
+    )
     sequence_pair = sequence_pair.reshape(-1)
     sequence = np.asarray(sequence, dtype=np.int64)
     lower = int(choices.trims[0])
-    right = np.asarray(u) - lower if len(choices.sides) == 2 else np.zeros(len(sequence), dtype=np.int64)
+    right = (
+        np.asarray(u) - lower
+        if len(choices.sides) == 2
+        else np.zeros(len(sequence), dtype=np.int64)
+    )
     trims = (np.asarray(values, dtype=np.int64) for values in (np.asarray(t) - lower, right, m))
     counts = cuts["count"].to_numpy(dtype=np.float64)
     return Observed(pairs, counts, sequence_pair, sequence, sequence_pair[sequence], *trims)
