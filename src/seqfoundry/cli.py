@@ -3,7 +3,8 @@
 Exit status: 0 fine, 2 the user's input or settings (one clear line), 3 a version that may not
 become the champion, 143 stopped on request after saving, 1 a fault of ours (with a traceback).
 Help imports no framework: a family's commands are imported when one of them is asked for, and a
-command imports its work when it runs."""
+command imports its work when it runs.
+"""
 
 import json
 import sys

@@ -4,7 +4,8 @@ Data, training, evaluation, registration, promotion, first annotations.
 
 Each step is a command of its own, so that a process holds one framework; training runs are
 children of one parent run. A step that is done already, with these settings, data and source, is
-not done again. A family that fails leaves the others to finish, and the exit status tells."""
+not done again. A family that fails leaves the others to finish, and the exit status tells.
+"""
 
 import logging
 import math

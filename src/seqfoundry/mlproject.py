@@ -3,7 +3,8 @@
 ``python -m seqfoundry.mlproject > MLproject`` (``make mlproject``). MLflow quotes every value, so
 the file adds no quotes. Parameters that name files of the project are strings, since MLflow would
 make a path absolute against the caller's folder; a user's own files, which are arguments, are
-paths. Defaults are file names only: science stands in ``params/``."""
+paths. Defaults are file names only: science stands in ``params/``.
+"""
 
 import sys
 import textwrap

@@ -57,7 +57,8 @@ Trained = Callable[[str], tuple[Path, str]]
 DRIVER = """
 import dataclasses, os, sys, time
 from pathlib import Path
-from seqfoundry.apply import partition_work, spark
+from seqfoundry.engine import job as partition_work
+from seqfoundry.engine import spark
 
 family, source, model, out, rows, folder = sys.argv[1:]
 partition_work.FAMILIES[family] = dataclasses.replace(partition_work.FAMILIES[family], rows=int(rows))

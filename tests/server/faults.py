@@ -101,7 +101,7 @@ def _in_store(made: product.Product, out: Path) -> list[str]:
     run_id = product.read(out / "run.json")["run_id"]
     code = """
 import json, sys
-from seqfoundry.core import tracking
+from seqfoundry.core.runs import tracking
 opened, run_id = tracking.client(), sys.argv[1]
 run = opened.get_run(run_id)
 def files(path=None):

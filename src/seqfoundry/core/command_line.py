@@ -3,7 +3,8 @@
 Their form, and the options that mean the same everywhere.
 
 MLproject has no absent parameters: an option or argument whose value is an empty text counts as
-not given."""
+not given.
+"""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence

@@ -2,7 +2,8 @@
 
 A batch of sequences of unequal length is *flat*: one ``uint8`` array with all codes and one
 ``int64`` array of ``n + 1`` offsets, so that sequence ``i`` is ``codes[offsets[i]:offsets[i +
-1]]``. Every IUPAC ambiguity letter becomes N, lower case is read as upper case, U as T."""
+1]]``. Every IUPAC ambiguity letter becomes N, lower case is read as upper case, U as T.
+"""
 
 from collections.abc import Sequence
 

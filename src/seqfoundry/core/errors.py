@@ -3,7 +3,8 @@
 The command line prints their message and exits with their status, without a traceback.
 
 A message has the form *where: what must hold, got what*, so that it helps without the code at
-hand."""
+hand.
+"""
 
 
 class SeqfoundryError(Exception):

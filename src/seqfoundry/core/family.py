@@ -2,7 +2,8 @@
 
 A family is a Python package with a ``FAMILY`` in its ``__init__``, which imports nothing heavy.
 Built-in families are the packages in ``families``; others are installed distributions with an
-entry point in the group ``seqfoundry.families`` that names their ``FAMILY``."""
+entry point in the group ``seqfoundry.families`` that names their ``FAMILY``.
+"""
 
 import difflib
 import importlib

@@ -1,7 +1,8 @@
 """What a family does with the rows of a partition, and with the answers to all partitions.
 
 The work is the local engine's. Where that writes a table as text, here it is Parquet, since no
-process sees all rows."""
+process sees all rows.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

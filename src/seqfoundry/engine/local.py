@@ -4,7 +4,8 @@ Reading, predicting and writing overlap, and finished chunks outlive a crash.
 
 `run_local` is the engine of one machine. `Parts` is the folder in which it works: one part for
 every finished chunk, and a record of what they were made from, so that an interrupted run goes on
-where it was. `chunks` puts both together."""
+where it was. `chunks` puts both together.
+"""
 
 import contextlib
 import fcntl
@@ -52,7 +53,8 @@ def run_local(source: Iterable[A], work: Callable[[A], B], sink: Callable[[B], N
     ``source`` and ``sink`` run in threads of their own and ``work`` in the caller's. Answers
     arrive in the order of the source, so timing has no influence on what is written. The first
     fault of any of them, or a Ctrl-C, stops the others and is raised here; items on their way are
-    dropped then."""
+    dropped then.
+    """
     stop = threading.Event()
     faults: list[BaseException] = []
     waiting: queue.Queue[Any] = queue.Queue(_DEPTH)
@@ -273,7 +275,8 @@ def join_tables(
 
     Without ``schema`` the columns have the types of all files together: one may have values where
     another has none. ``repeated`` are those whose distinct values are few, where not all are: the
-    others are written faster as they are."""
+    others are written faster as they are.
+    """
     found = [path for part in parts if (path := part / f"{target.stem}{_PART}").is_file()]
     schema = schema or pa.unify_schemas([pa.ipc.open_file(path).schema for path in found])
     with pq.ParquetWriter(target, schema, use_dictionary=list(repeated) or True) as writer:
@@ -395,7 +398,8 @@ def made_from(inputs: Sequence[Path], **known: Any) -> dict[str, Any]:
     State of the inputs, what the caller knows, our version.
 
     A file has name, size and time; a folder its name and a digest of those of all its files but
-    hidden ones. What is not there is left to its reader, who knows what it should be."""
+    hidden ones. What is not there is left to its reader, who knows what it should be.
+    """
     state = [_state(path) for path in inputs if path.exists()]
     return {
         "engine": "local",
@@ -460,7 +464,8 @@ def run_parts(
     ``work`` on them, and ``write`` the answers to a part's folder.
 
     Reading, work and writing overlap (`run_local`). Finished chunks are read again, since their
-    rows are counted."""
+    rows are counted.
+    """
     finished = frozenset(parts.finished)
 
     def todo() -> Iterator[Chunk[Rows]]:

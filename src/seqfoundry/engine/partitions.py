@@ -5,7 +5,8 @@ The work of a cluster's processes.
 A partition is a range of rows of a Parquet file. Its answers are tables in a folder of its own,
 made by the code of the local engine, chunk by chunk: memory holds one chunk, whatever the size of
 the partition. At the end the files of all partitions lie side by side as Parquet data sets, which
-pandas, Spark and others read as one table. Knows no Spark."""
+pandas, Spark and others read as one table. Knows no Spark.
+"""
 
 import json
 import os
@@ -121,7 +122,8 @@ def do(job: Job, number: int, partition: Partition) -> int:
 
     Answers appear whole under the partition's number, or not at all; of two processes at the same
     one, the first wins. A fault of the input or the model is left for `raise_fault`; whoever
-    starts the work can tell it better."""
+    starts the work can tell it better.
+    """
     folder, began, used = Path(job.folder), time.monotonic(), time.process_time()
     final, faults = folder / f"{number:06d}", folder / _FAULTS
     if final.is_dir() or (faults.is_dir() and any(faults.iterdir())):

@@ -9,7 +9,8 @@ processes see them.
 
 Spark sends functions to its workers with cloudpickle: code of ours and the names of files, over
 Spark's own connection. No model is pickled; workers load it from its folder, with unpickling off
-(`registry.distributed`)."""
+(`registry.distributed`).
+"""
 
 import contextlib
 import logging

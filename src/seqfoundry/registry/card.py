@@ -159,7 +159,8 @@ def _metric_lines(run: Any) -> list[str]:
     Others are counted.
 
     A block of text, not a Markdown table: the browser would draw that one without any space
-    between its columns."""
+    between its columns.
+    """
     metrics, gate_of, tags = run.data.metrics, gates(run), run.data.tags
     names = sorted(
         key for key in metrics if key.startswith("test.") and not key.endswith((".low", ".high"))

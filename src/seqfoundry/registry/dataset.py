@@ -2,7 +2,8 @@
 
 Every family's part is simulated with the settings of ``params/<family>/demo.yaml``. Git holds no
 data: a fresh clone builds them and finds the pinned digest. The manifest
-``build/manifest/<family>.json`` is what trainers depend on."""
+``build/manifest/<family>.json`` is what trainers depend on.
+"""
 
 import contextlib
 import logging

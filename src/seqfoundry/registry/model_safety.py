@@ -4,7 +4,8 @@ Nothing that would be executed but our adapter, and no way out of its folder.
 
 MLflow runs what ``MLmodel`` names (a loader, pickled or written code, folders put on the path), so
 that file is read here first. Copies of the package that travel with a model are for those who have
-not installed it; here they rest."""
+not installed it; here they rest.
+"""
 
 import contextlib
 import hashlib
@@ -190,7 +191,8 @@ def _refuse_bytecode(folder: Path) -> None:
     """Refuse compiled code that Python would import without a source.
 
     What lies in ``__pycache__``, where serving leaves it, is passed over: `store.load` looks for
-    none there."""
+    none there.
+    """
     for path in sorted(folder.rglob("*")):
         beside = "__pycache__" in path.relative_to(folder).parts
         if path.suffix.lower() == ".pyc" and not beside:  # there are disks without case

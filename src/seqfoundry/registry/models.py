@@ -279,7 +279,8 @@ def _package(
     """Log the model beside its run, load it back, compare its answer to the example, and only then create a version.
 
     The run itself is not opened again: its status and end stay what they were, whatever happens
-    here."""
+    here.
+    """
     import mlflow
 
     client, name, run = mlflow.MlflowClient(), served["registered_name"], found.info
@@ -352,7 +353,8 @@ def _loading() -> Iterator[None]:
 
     Bytecode that lies beside a source is not read, since it need not be of this source, whatever
     it says. What ``load`` of a family says of another version of the package is heard all the
-    same."""
+    same.
+    """
     import warnings
 
     path, wrote_nothing, prefix = list(sys.path), sys.dont_write_bytecode, sys.pycache_prefix

@@ -1,7 +1,8 @@
 """A model that goes to other processes: a folder that all of them can read, loaded once in each.
 
 What travels is the name of the folder, never a live model, so nothing of a model is pickled or
-unpickled."""
+unpickled.
+"""
 
 import contextlib
 import dataclasses

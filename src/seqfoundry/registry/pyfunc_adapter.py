@@ -3,7 +3,8 @@
 The adapter from MLflow's pyfunc protocol to a family's ``serve`` module, one for all families.
 
 MLflow runs this file when it loads a model. Where the project is installed the installed code
-answers, else the copy of the package that travels with the model."""
+answers, else the copy of the package that travels with the model.
+"""
 
 import importlib
 from pathlib import Path

@@ -6,7 +6,8 @@ By itself the server repeats the payload or a traceback, has no limits, and answ
 with 500: types that a column does not allow, JSON nested too deep, a request without a content
 type. It has no hook for that, but looks ``invocations`` up at every request. Rows and columns are
 counted before a table is made of them: pandas takes minutes and gigabytes for 10^6 columns, or for
-rows that all have other ones."""
+rows that all have other ones.
+"""
 
 import json
 import logging

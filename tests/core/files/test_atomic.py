@@ -187,7 +187,7 @@ def test_a_lock_keeps_another_process_out(tmp_path):
     code = """
         import sys, time
         from pathlib import Path
-        from seqfoundry.core import data
+        from seqfoundry.core.files import atomic as data
         path, log = Path(sys.argv[1]), Path(sys.argv[2])
         for _ in range(5):
             with data.lock(path):
@@ -352,7 +352,7 @@ FULL_DISK = """
     import resource, sys
     from pathlib import Path
     import numpy as np
-    from seqfoundry.core import data
+    from seqfoundry.core.files import atomic as data
     from seqfoundry.core.errors import OutputError
     # what is longer fails as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))

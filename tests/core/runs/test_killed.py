@@ -21,7 +21,8 @@ def kill_while_writing(path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from seqfoundry.core import data, report
+from seqfoundry.core.files import atomic as data
+from seqfoundry.core.reporting import html as report
 path = Path(sys.argv[1])
 with data.written_whole(path), data.folder_written_whole(path.with_name("model")) as folder:
     with report.whole_file(path.with_name("plot.png")) as plot:

@@ -35,7 +35,7 @@ def spawn(code, *words, cwd, uri=None, **variables):
 TRAIN = """
     import os, sys, time
     from pathlib import Path
-    from seqfoundry.core import tracking
+    from seqfoundry.core.runs import tracking
     from seqfoundry.core.errors import InterruptedRunError
     from seqfoundry.core.runs.loop import TrainOptions
     data, track = Path(sys.argv[1]), "untracked" not in sys.argv

@@ -129,8 +129,9 @@ import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
-from seqfoundry.apply import activity
-from seqfoundry.registry import families, store
+from seqfoundry.families.enhancer.tasks import activity
+from seqfoundry.registry import families
+from seqfoundry.registry import models as store
 families.FAMILIES["enhancer"] = ("score",)
 find_family("enhancer").module("data")._CHUNK = 4
 oracle = fakes.WordOracle()

@@ -4,7 +4,8 @@ Written row by row, and object arrays of text and numbers read without executing
 
 NumPy stores an object array as a pickle, and loading a pickle runs whatever code it names.
 `read_objects` interprets the few operations that a plain array needs as data, and refuses every
-other."""
+other.
+"""
 
 import math
 import mmap

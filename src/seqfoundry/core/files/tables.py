@@ -118,7 +118,8 @@ def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], N
     Returns
     -------
     A row of each kind, and for every row its kind. The product of the columns' ranges must be
-    below 2^63."""
+    below 2^63.
+    """
     key = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         key = key * (int(column.max(initial=0)) + 2) + column + 1
@@ -134,7 +135,8 @@ def nested(columns: Mapping[str, NDArray[Any]], owner: NDArray[np.int64], n: int
     Returns
     -------
     Arrow's lists of structs, which other tools take without a copy; elements read as lists of
-    dictionaries."""
+    dictionaries.
+    """
     import pyarrow as pa
 
     records = pa.StructArray.from_arrays(

@@ -25,7 +25,8 @@ def error_histograms(
 
     Bars are shares of the group. Errors beyond ``limit`` are counted in the last bars. The title
     of a panel tells its n and the shares at most 0, 1 and 2 off. InputError if ``columns`` or
-    ``limit`` is below 1."""
+    ``limit`` is below 1.
+    """
     if columns < 1 or limit < 1:
         raise InputError(
             f"error_histograms: columns and limit must be at least 1, got {columns} and {limit}"
@@ -69,7 +70,8 @@ def boxes(path: Path, groups: Mapping[str, ArrayLike], *, limit: float, label: s
     A group without values says so.
 
     Whiskers reach to the last value within 1.5 times the distance of the quartiles (Tukey 1977),
-    points lie beyond. Values above ``limit`` are drawn there and counted."""
+    points lie beyond. Values above ``limit`` are drawn there and counted.
+    """
     values = {name: np.asarray(group, dtype=np.float64).ravel() for name, group in groups.items()}
     with plots.style():
         figure = plots.new_figure(6.4, 1.0 + 0.42 * max(len(values), 2))
@@ -131,7 +133,8 @@ def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str)
     """Draw observed shares as bars and predicted ones as a line, one small panel per profile, row by row.
 
     ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has
-    not one share of both kinds per place."""
+    not one share of both kinds per place.
+    """
     for one in groups:
         if not np.shape(one.places) == np.shape(one.observed) == np.shape(one.predicted):
             shapes = (
@@ -174,7 +177,8 @@ def distributions(
     """Draw how values spread around an estimate, given as (values, estimate), one small panel per group.
 
     Values that are not finite are left out; so is an estimate that is not. InputError if
-    ``columns`` is below 1."""
+    ``columns`` is below 1.
+    """
     drawing = [
         (name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()
     ]
@@ -250,7 +254,8 @@ def heat_map(
     Undefined cells (NaN) are grey.
 
     ``label`` names the numbers, ``sides`` columns and rows. InputError if ``values`` is not of
-    shape ``(len(rows), len(columns))``."""
+    shape ``(len(rows), len(columns))``.
+    """
     table = np.asarray(values, dtype=np.float64)
     if table.shape != (len(rows), len(columns)):
         raise InputError(
@@ -358,7 +363,8 @@ def tracks(
     """Draw ratios along a chromosome (``places`` in megabases) as dots, and called copies as a line, a panel per group.
 
     A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as
-    triangles."""
+    triangles.
+    """
     with plots.style():
         figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
         if not groups:

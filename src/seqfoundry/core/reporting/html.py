@@ -3,7 +3,8 @@
 One self-contained HTML file, aligned text tables, and the one way numbers are printed.
 
 A report needs no network and no script: style and pictures are inside the file. It holds no date,
-so that the same results give the same bytes. All text is escaped."""
+so that the same results give the same bytes. All text is escaped.
+"""
 
 import base64
 import math

@@ -5,7 +5,8 @@ Empty data give a page that says "no data".
 Figures are made on matplotlib's object interface and always with its own defaults, never with a
 user's style file, and carry no date: the same data give the same bytes. Colours are told apart by
 colour-blind readers (Okabe and Ito 2008). The file's ending, ``.png`` or ``.pdf``, says what is
-written."""
+written.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +92,8 @@ def learning_curves(
     None and NaN are passed over.
 
     ``series``: label of each panel's vertical axis (with unit), and columns drawn there.
-    InputError if a row lacks one."""
+    InputError if a row lacks one.
+    """
     for index, row in enumerate(rows):
         for column in [step, *(name for names in series.values() for name in names)]:
             if column not in row:
@@ -168,7 +170,8 @@ def confusion(path: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
     Colour is the share of the row (true label), text the share in percent and the count.
 
     Beyond 20 classes the cells stay without text. A row without cases is grey. InputError if
-    ``matrix`` is not of shape ``(len(names), len(names))`` or holds what is no count."""
+    ``matrix`` is not of shape ``(len(names), len(names))`` or holds what is no count.
+    """
     counts = check_confusion(matrix, names)
     with style():
         n = len(names)
@@ -209,7 +212,8 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
 
     Values that cannot be drawn (not finite, or with ``log`` not above 0) are left out and counted
     in the title. Bins are equally wide on the axis that is drawn. InputError if ``bins`` is below
-    1."""
+    1.
+    """
     if bins < 1:
         raise InputError(f"histogram: bins must be at least 1, got {bins}")
     given = np.asarray(values, dtype=np.float64).ravel()
@@ -252,7 +256,8 @@ def calibration(
 
     Each bin with cases is a point at its mean confidence, with a 95 % interval; bars below count
     the cases; the title gives the expected calibration error. What goes in, and its errors:
-    :func:`seqfoundry.core.reporting.metrics.reliability`."""
+    :func:`seqfoundry.core.reporting.metrics.reliability`.
+    """
     found = reliability(confidence, correct)
     with style():
         figure = new_figure(4.8, 5.2)
@@ -324,7 +329,8 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
     Stretches where the two differ are underlined. Several reads go on an A4 page; only reads
     beyond 1,000 bases are broken over pages. ``colours`` should be light enough for black letters;
     labels it lacks get tints of the palette in the order of their names. Without reads there is
-    one page, "no data". InputError unless the file's name ends in ``.pdf``."""
+    one page, "no data". InputError unless the file's name ends in ``.pdf``.
+    """
     if path_pdf.suffix != ".pdf":
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
     with (

@@ -40,7 +40,8 @@ def silenced() -> Iterator[None]:
     """Keep what compiled libraries write to standard error, past Python, off the terminal.
 
     TensorFlow reports missing CUDA drivers and its own build at every import, whatever its log
-    level. Python's exceptions pass through."""
+    level. Python's exceptions pass through.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:

@@ -18,7 +18,8 @@ class TrainOptions:
     ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue; ``track`` whether the
     tracking store is used at all; ``overwrite`` whether another run's results in the output folder
     may go; ``as_read`` the digest of the settings as they were read
-    (``provenance.settings_digest``), before the family resolved them further."""
+    (``provenance.settings_digest``), before the family resolved them further.
+    """
 
     device: str = "auto"
     resume: str | None = None
@@ -60,7 +61,8 @@ def stopping_on_signals(ask: Callable[[], None]) -> Iterator[None]:
 
     A second SIGTERM does not: SLURM sends it to the whole job, to the script that passes it on
     too, and again when a grace time ends. Only the main thread may watch signals; in another one
-    nothing changes."""
+    nothing changes.
+    """
     previous = {
         number: signal.getsignal(number) or signal.SIG_DFL
         for number in (signal.SIGTERM, signal.SIGINT)

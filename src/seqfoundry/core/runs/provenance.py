@@ -167,7 +167,8 @@ def input_tags(family: str, settings: str, data: str, as_read: str = "") -> dict
 
     ``as_read``, the digest of the settings before the family resolved them further, is what
     ``step.key`` is made of, so that it can be told without the family's framework; by default
-    ``settings``."""
+    ``settings``.
+    """
     key = step_key(family, as_read or settings, data)
     return {"family": family, "data.md5": data, "settings.sha256": settings, "step.key": key}
 
@@ -178,7 +179,8 @@ def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, 
     The commit that it began with, and no ``step.key`` where the source has changed.
 
     What two sources made is what neither makes, so that such a run passes for no step that is
-    done."""
+    done.
+    """
     key = now["step.key"] if first.get("step.key", now["step.key"]) == now["step.key"] else ""
     return {
         **now,

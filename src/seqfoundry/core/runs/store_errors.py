@@ -26,7 +26,8 @@ def shown(uri: str) -> str:
     Without user and password, and without options, which may hold others.
 
     Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the
-    scheme is left."""
+    scheme is left.
+    """
     scheme, slashes, rest = uri.partition("//")
     place, _, options = rest.partition("?")
     if rest.startswith("/"):  # a path: sqlite:////home/ada@work
@@ -40,7 +41,8 @@ def without_password(text: str) -> str:
     A password may hold ``@``, ``/`` and ``:`` as it is.
 
     Rather too much is removed than too little: all before the last ``@`` of a word, but for paths
-    (``sqlite:////a@b``), and what is called a password or a token anywhere."""
+    (``sqlite:////a@b``), and what is called a password or a token anywhere.
+    """
     text = re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
     text = re.sub(r"(//[^\s?]*)\?\S*", r"\1", text)
     return _CALLED_SECRET.sub(r"\1***", text)

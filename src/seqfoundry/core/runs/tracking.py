@@ -3,7 +3,8 @@
 Files first: a trainer writes everything to its output folder, and the tracking store gets copies.
 A store that is down at the start is an error; one that goes down later costs nothing but the
 copies, which ``--resume`` brings up. MLflow is imported inside functions: ``--help`` must not pay
-for it."""
+for it.
+"""
 
 import contextlib
 import http.client
@@ -480,7 +481,8 @@ def record(
     False where the store does not know the run.
 
     The tags come last and those of an earlier evaluation are emptied first, so that they never
-    vouch for other figures; of those figures, the ones that are undefined now become NaN."""
+    vouch for other figures; of those figures, the ones that are undefined now become NaN.
+    """
     from mlflow.entities import Metric, RunTag
 
     opened = client()

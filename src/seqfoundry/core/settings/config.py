@@ -2,7 +2,8 @@
 
 A file may start with ``base: other.yaml`` and then overrides that file key by key; a file without
 ``base`` has the ``full.yaml`` of its family as base. Every value remembers the file it came from,
-so that an error names it."""
+so that an error names it.
+"""
 
 import dataclasses
 import hashlib
@@ -125,7 +126,8 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
 
     ``full`` is the base of a file that names none. Settings of type ``Annotated[str, PATH]`` in
     ``cls`` become absolute here, each relative to the file that holds it (or the working directory
-    for ``overrides``)."""
+    for ``overrides``).
+    """
     chain = _chain(path, full)
     settings = Settings({}, {}, str(path), tuple(file for file, _ in chain))
     paths = set(path_keys(cls))

@@ -3,7 +3,8 @@
 A variational autoencoder learns the depth that a sample is expected to have in every bin of the
 chromosome (replication gradient, GC, regions that its lineage lacks); a hidden Markov model
 segments the ratio of observed to expected depth; genes and plasmid genes are called from segments
-and ratios (PyTorch, numba)."""
+and ratios (PyTorch, numba).
+"""
 
 from seqfoundry.core.family import Example, Family
 

@@ -3,7 +3,8 @@
 Read counts in, segments and calls out, sample by sample and without the cohort.
 
 Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many samples
-there are."""
+there are.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -32,7 +32,8 @@ class SimulateConfig:
     squared mean. Bin biases are drawn anew every ``bias_block`` training samples, so that a model
     learns to expect smooth tracks and not one genome. Each sample has up to ``max_events`` events
     of ``event_bins``; a share ``low_coverage`` has too few reads. ``example_samples`` of the test
-    cohort are also written as tables of read counts."""
+    cohort are also written as tables of read counts.
+    """
 
     train_samples: Positive
     test_samples: Positive
@@ -83,7 +84,8 @@ class Config:
     Tables of counts are of the chromosome ``reference``, ``reference_length`` bases in bins of
     ``bin_size``, which ``contig_aliases`` names otherwise; ``mapq`` is the mapping quality from
     which reads were counted (recorded in stores, not tested), and ``read_length`` turns mean
-    depths into reads."""
+    depths into reads.
+    """
 
     architecture: str
     hmm: str

@@ -3,7 +3,8 @@
 Tables and others' stores into ours, several stores into one, rows for a model.
 
 A prepared folder is a cohort: ``chromosome/``, ``plasmid/`` where reads were mapped to plasmids
-too, ``manifest.json``; or two, in ``train/`` and ``test/``."""
+too, ``manifest.json``; or two, in ``train/`` and ``test/``.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence

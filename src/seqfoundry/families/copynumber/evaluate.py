@@ -1,7 +1,8 @@
 """Measure a model on samples it was not trained on, beside every other way to expect depth, with the same chain.
 
 Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is
-seen to do so."""
+seen to do so.
+"""
 
 import logging
 from collections.abc import Callable, Mapping

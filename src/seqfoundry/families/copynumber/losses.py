@@ -14,7 +14,8 @@ as one nat in each bin. Figures in histories are per bin.
 Used are bins that the sample has, and where its depth follows a smooth curve of its own: a decoder
 that saw absent bins would learn lineages by heart and call amplified what a new one has, and one
 that saw an event which many samples share would expect it in all. Input gets random spikes of
-which the target knows nothing, so that no event is learned to be passed on."""
+which the target knows nothing, so that no event is learned to be passed on.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -105,7 +106,8 @@ def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
     References
     ----------
     Kornblith et al. (2019), Similarity of neural network representations revisited,
-    ICML:3519-3529."""
+    ICML:3519-3529.
+    """
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     norms = [((x.T @ x).square().sum() + 1e-12).sqrt() for x in (a, b)]
     return (a.T @ b).square().sum() / ((norms[0] + least * len(a)) * norms[1])
@@ -116,7 +118,8 @@ def sin2(ratio: Tensor) -> Tensor:
 
     It says nothing of the latent. Its zeros are ratios of 0, 1, 3 and 7, so that 2 copies cost .93
     per bin, and it pulls reconstructions to presence or absence: gradient and GC, which they
-    should hold, are what it punishes."""
+    should hold, are what it punishes.
+    """
     return torch.sin(torch.pi * torch.log2(ratio + 1)).square().mean()
 
 
@@ -180,7 +183,8 @@ class Terms(NamedTuple):
     """Of a batch: ``objective`` is minimised; ``reconstruction`` and ``kl`` are nats per sample.
 
     Of a batch that several processes share, the first four are this one's part, which add up to
-    the whole; ``mean`` and ``pattern`` are whole."""
+    the whole; ``mean`` and ``pattern`` are whole.
+    """
 
     objective: Tensor
     reconstruction: Tensor
@@ -218,7 +222,8 @@ class Training:
         Tensors and plain values, which ``read_weights`` reads.
 
         Random numbers and rates need none: they follow from the settings and the number of the
-        epoch."""
+        epoch.
+        """
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
@@ -312,7 +317,8 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
     Returns
     -------
     ``loss`` and ``reconstruction`` per bin, ``kl`` per sample, ``auxiliary``; means over samples
-    of what was seen in passing. ``beta``, ``weight`` and the last ``lr``."""
+    of what was seen in passing. ``beta``, ``weight`` and the last ``lr``.
+    """
     model, config, device, group = training.model, training.config, training.device, training.group
     n_batches, n_bins = -(-len(rows) // config.batch_size), model.n_bins
     beta = warm_up(config.max_beta, config.warmup_epochs, number)

@@ -3,7 +3,8 @@
 A network sees log2(count / median) of every bin, the median being that of the bins that the sample
 has (1 at least), and returns what it should be. Its few latent numbers have family for what
 samples have in common (replication's gradient, GC, a lineage's missing regions) and none for
-events, so that counts over the expected depth show these."""
+events, so that counts over the expected depth show these.
+"""
 
 import importlib
 import itertools
@@ -69,7 +70,8 @@ class ConvVae(Network):
     Bins are padded with 0 (CN 1) to a multiple of 64.
 
     They are written as convolutions of images one pixel high, which lie in memory channel by
-    channel: on a CPU their kernels need about half the time of the one-dimensional ones."""
+    channel: on a CPU their kernels need about half the time of the one-dimensional ones.
+    """
 
     CHANNELS = (1, 16, 32, 32)
     KERNEL, STRIDE, HIDDEN = 9, 4, 64
@@ -138,7 +140,8 @@ class ResidualConvVae(Network):
     """The reference's network, layer by layer, on its own scale: log2(count / median + 1).
 
     Its last layer ends in a ReLU, so that it expects the median times 0 at least. Bins are padded
-    with 0 to a multiple of 32."""
+    with 0 to a multiple of 32.
+    """
 
     pseudocount: ClassVar[float] = 1.0
     bounds: ClassVar[tuple[float, float]] = (0.0, 32.0)

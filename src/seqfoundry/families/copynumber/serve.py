@@ -4,7 +4,8 @@ Read counts of a sample in, segments, genes and plasmids out, without the cohort
 
 A model is what expects depth (the network, or a baseline), the settings of the chain that follows,
 and the tables of genes. Baselines that were fitted beside the network travel with it, so that an
-evaluation can compare them."""
+evaluation can compare them.
+"""
 
 import itertools
 import os

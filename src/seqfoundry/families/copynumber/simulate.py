@@ -3,7 +3,8 @@
 Read counts of chromosome and plasmids, resistance genes, metadata.
 
 Every block of samples has biases of its own bins and a stream of its own, PCG64 seeded by ``[seed,
-stream, block]``; how draws are made that no machine rounds differently stands in ``lineages``."""
+stream, block]``; how draws are made that no machine rounds differently stands in ``lineages``.
+"""
 
 import csv
 import logging

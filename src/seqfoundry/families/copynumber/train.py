@@ -9,7 +9,8 @@ optimizer of the best epoch), ``training_log.tsv`` (as ``history.tsv``), ``recon
 
 Where torchrun has started several processes, they share every batch: same losses, gradients and
 decisions in all. The first one alone tracks and writes, and calls the cohort when training is
-done."""
+done.
+"""
 
 import contextlib
 import copy

@@ -33,7 +33,8 @@ def patterns(log2: Values, smooth: Values) -> Values:
     What is off a smooth curve of depth, in log2.
 
     Differences up to .4 are 0, larger ones count up to 2, and 16 bins have their mean; so noise,
-    depth and gradient leave nothing, and missing regions and events do."""
+    depth and gradient leave nothing, and missing regions and events do.
+    """
     off = log2 - smooth
     off = np.where(np.abs(off) > _NOISE, off.clip(-_LIMIT, _LIMIT), 0)
     off = np.pad(off, ((0, 0), (0, -off.shape[1] % PATTERN_BINS)))

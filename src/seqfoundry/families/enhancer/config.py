@@ -36,7 +36,8 @@ class SimulateConfig:
     of ``RAW_CELLS``); activities have the spread ``activity_sd`` around ``activity_mean``.
     ``cell_shares`` tells how many rows are meant for each cell. ``edit_rows`` T3 tasks,
     ``design_rows`` T1 predictions of each kind, and ``test_rows`` unseen rows are written beside
-    the training rows."""
+    the training rows.
+    """
 
     train_rows: Positive
     test_rows: Positive
@@ -59,7 +60,8 @@ class PrepareConfig:
     """Which of a user's own rows are held out as test rows when they are encoded.
 
     ``test_groups`` are values of ``train.group_key``, such as chromosomes; else ``test_share`` of
-    all rows (1: all)."""
+    all rows (1: all).
+    """
 
     test_share: Rate
     test_groups: tuple[str, ...]
@@ -93,7 +95,8 @@ class BackboneConfig:
     spline or profiles (Sei). ``average_strands`` reads both; null is as published (Sei both,
     Enformer one). The head is fitted by the same recipe (``sgd``) or in closed form (``ridge``,
     with the penalties to choose from by cross-validation in so many ``folds``). Features are kept
-    in ``cache`` as ``cache_dtype``."""
+    in ``cache`` as ``cache_dtype``.
+    """
 
     checkpoint: Annotated[str, PATH]
     tiny: bool
@@ -116,7 +119,8 @@ class TrainConfig:
     with ``dedupe_split`` equal sequences never stand on both sides. ``head_bias``: zero, or the
     mean of each column. ``precision`` float32 or bfloat16; ``engine`` of the first block: auto,
     eager, fold or compiled. ``reverse_complement`` and ``shift`` augment; ``ensemble`` networks of
-    consecutive seeds are trained and averaged. ``max_rows`` limits the rows (0: all)."""
+    consecutive seeds are trained and averaged. ``max_rows`` limits the rows (0: all).
+    """
 
     lr: Above
     weight_decay: Weight
@@ -145,7 +149,8 @@ class Config:
 
     A longer sequence is cut (``truncate``: right, center, or error), a shorter one padded with
     zeros (``pad``: right or center). ``ambiguous`` letters: zero or quarter. ``nan_policy``:
-    undefined correlations are skipped, or count zero."""
+    undefined correlations are skipped, or count zero.
+    """
 
     oracle: Oracle
     cell_types: tuple[str, ...]

@@ -3,7 +3,8 @@
 Letters to codes, files to rows, rows to panels, any table to frames.
 
 A sequence is one row of ``seq_len`` codes: A 0, C 1, G 2, T 3, and 4 for padding and every letter
-that names no single base."""
+that names no single base.
+"""
 
 import hashlib
 import logging
@@ -142,7 +143,8 @@ def one_hot(codes: Codes, ambiguous: str = "zero") -> NDArray[np.float32]:
     """Write codes ``(..., L)`` as channels A, C, G, T, shape ``(..., 4, L)``.
 
     Code 4 is all zero; with ``quarter`` it is 0.25 in each channel, padding too, as Selene and Sei
-    have it."""
+    have it.
+    """
     made: NDArray[np.float32] = (
         codes[..., None, :] == np.arange(4, dtype=np.uint8)[:, None]
     ).astype(np.float32)

@@ -14,7 +14,8 @@ rounding.
 
 The bias of a convolution before batch norm has no influence in training; its gradient, which is
 rounding noise in the plain layers, is exactly 0 here. The output lies in memory channel by
-channel, as the next convolution wants it."""
+channel, as the next convolution wants it.
+"""
 
 import functools
 import itertools
@@ -98,7 +99,8 @@ class Way(NamedTuple):
         """Return eager, fold or compiled: what was asked for, or fold where compiled cannot work.
 
         Compiled needs numba, float32 on a CPU, pool 3, an odd kernel of 3 to 7, and zeros for code
-        4."""
+        4.
+        """
         if self.engine not in ("auto", "compiled"):
             return self.engine
         able = numba is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -177,7 +179,8 @@ def fold(conv: nn.Conv1d, norm: nn.BatchNorm1d, found: Moments | None) -> Folded
     A batch that processes share has those of the whole.
 
     Those of a batch are functions of the weights, and are differentiated. Running statistics are
-    updated with them."""
+    updated with them.
+    """
     weight, bias = conv.weight, cast("Tensor", conv.bias)
     if found is None:
         scale = norm.weight * torch.rsqrt(_running(norm)[1] + norm.eps)

@@ -25,7 +25,8 @@ def split_groups(groups: Indices, n_second: int, seed: int) -> tuple[Indices, In
 
     Groups go to the second part in the order of the `permutation` as long as they fit; if none
     does, the smallest one goes, unless it is the only one. If every row is a group, these are the
-    first ``n_second`` rows of the permutation."""
+    first ``n_second`` rows of the permutation.
+    """
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     _, first = np.unique(group[permutation(len(group), seed)], return_index=True)
     chosen, left = np.zeros(len(sizes), dtype=np.bool_), n_second

@@ -9,7 +9,8 @@ that, its "about 1 M" does not.
 
 Sequences come as codes. Then the first block is computed as `stem` describes and the others as
 convolutions of images one pixel high, which lie in memory channel by channel; weights and results
-are those of the plain layers up to rounding. One-hot columns go through the plain layers."""
+are those of the plain layers up to rounding. One-hot columns go through the plain layers.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -357,7 +358,8 @@ class Training:
 
         With ``head_bias: mean`` outputs begin at the means of the ``activities`` trained on;
         raises as `DeepStarr`, and ConfigError if batches are too small for the processes that
-        share them."""
+        share them.
+        """
         if group is not None and config.train.batch_size < 2 * group.size > 2:
             raise ConfigError(
                 f"train.batch_size: must be {2 * group.size} or more with {group.size} processes, "
@@ -394,7 +396,8 @@ class Training:
         """Take one step on a batch, of which this process has its share.
 
         Return the mean square before it over all that was measured in the whole batch, and of how
-        many numbers."""
+        many numbers.
+        """
         mine = self.group.share(len(codes))
         with lowered(self.device, self.config.train.precision):
             predicted = self.model(_tensor(codes[mine], self.device))
@@ -442,7 +445,8 @@ def epoch(
     A function of settings, state and ``number`` alone.
 
     At least one must be chosen; epochs count from 0. ``watch`` is called before every step and may
-    raise. Returns the MSE of what was seen in passing, None if nothing of it was measured."""
+    raise. Returns the MSE of what was seen in passing, None if nothing of it was measured.
+    """
     training.model.train()
     total, count = 0.0, 0
     n_batches = -(-len(chosen) // training.config.train.batch_size)

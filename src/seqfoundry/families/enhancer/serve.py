@@ -3,7 +3,8 @@
 A model folder holds ``oracle.pt`` (the mission's file: state, settings, cell types; tensors and
 plain values only), ``served.json`` (what the registry and ``apply`` must know), ``model.json``
 (checksums) and, of an oracle with a backbone, ``backbone/`` with the frozen weights. No pickle
-that runs code is read."""
+that runs code is read.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Oracle:
     The scorers' interface.
 
     ``panel`` has the correlation of every cell on rows not trained on, and the spread of
-    predictions and activities."""
+    predictions and activities.
+    """
 
     network: Network
     config: Config

@@ -9,7 +9,8 @@ ends.
 
 Where torchrun has started several processes, they share every batch of a network that is trained
 whole: same losses, gradients and decisions in all. The first one alone tracks and writes, and
-assesses the oracle when training is done."""
+assesses the oracle when training is done.
+"""
 
 import json
 import logging
@@ -371,7 +372,8 @@ def _begin(
     """Load the last checkpoint if there is one to go on from, in all processes that of the first.
 
     A run that was killed before its first one begins anew. Of an ensemble the networks before
-    ``member`` are done, and this one is done, stands in the checkpoint, or has not begun."""
+    ``member`` are done, and this one is done, stands in the checkpoint, or has not begun.
+    """
     path, content = run.out / "checkpoints" / "last.pt", {}
     resumes = run.resumed and not progress.history
     if resumes and not path.is_file():

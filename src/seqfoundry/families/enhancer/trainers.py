@@ -35,7 +35,8 @@ class Task:
     """All that training needs and does not change.
 
     ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings
-    and named files."""
+    and named files.
+    """
 
     config: Config
     rows: Rows

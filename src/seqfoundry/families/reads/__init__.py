@@ -2,7 +2,8 @@
 
 Reads with known labels are simulated from a protocol (``seq_orders.yaml``), a convolutional
 network with a conditional random field learns them, and the labels become segments, validity and
-barcodes (TensorFlow, Keras 3)."""
+barcodes (TensorFlow, Keras 3).
+"""
 
 from seqfoundry.core.family import Example, Family
 

@@ -4,7 +4,8 @@ FASTQ -> Parquet, fates, demultiplexed FASTQ.
 
 Work goes in chunks. Each leaves a part with its tables, FASTQ and counts (`engines.Parts`); at the
 end the parts are joined and the output folder appears whole. Memory holds a few chunks, and 16
-bytes per read for names and lengths."""
+bytes per read for names and lengths.
+"""
 
 import hashlib
 import re

@@ -29,7 +29,8 @@ class SimulateConfig:
     file with barcodes from a whitelist of ``whitelist_size``. A share ``broken_share`` of the
     training and validation molecules is broken off anywhere. ``transcriptome`` is a FASTA file
     (empty: random transcripts). Ranges include both ends, except ``max_cdna``, which is excluded
-    as in the reference."""
+    as in the reference.
+    """
 
     train_reads: Positive
     valid_reads: Positive
@@ -100,7 +101,8 @@ class TrainConfig:
     and loss stay in float32.
 
     At the end ``num_val_reads`` molecules are simulated anew and measured, of which ``views``
-    reads are drawn."""
+    reads are drawn.
+    """
 
     max_reads: Count
     epoch_reads: Count
@@ -127,7 +129,8 @@ class DecodeConfig:
     ``random_range``); cDNA inside a molecule has at least ``min_insert`` bases. With ``grammar``
     false the most likely path of the label chain is taken as it is. A molecule is not whole if the
     pattern of an adapter is more than ``adapter_distance`` edits per base from anything in its
-    segment and ``adapter_slack`` bases around it."""
+    segment and ``adapter_slack`` bases around it.
+    """
 
     grammar: bool
     penalty: Annotated[float, Field(ge=0)]
@@ -145,7 +148,8 @@ class Config:
     ``model`` names an entry of ``seq_orders``, ``network`` one of ``training_params``.
 
     ``gates`` are what ``test.*`` metrics must reach before a model may become champion;
-    ``headline`` is the one of them in which it must not be worse than the champion."""
+    ``headline`` is the one of them in which it must not be worse than the champion.
+    """
 
     model: str
     network: str
@@ -216,7 +220,8 @@ class ResidualNetwork(NetworkBase):
     One-hot bases, a stem convolution, dilated residual blocks, dense, CRF.
 
     ``warmup`` is the share of all steps over which the learning rate of the cosine schedule rises
-    to ``learning_rate``."""
+    to ``learning_rate``.
+    """
 
     architecture: Literal["residual"]
     channels: Positive
@@ -350,7 +355,8 @@ def learning_rate(
 
     ``losses`` are the validation losses of the epochs before: nothing else is remembered, so a
     resumed training goes on with the same rate. Loshchilov and Hutter (2017), SGDR; the plateau is
-    that of Keras' ReduceLROnPlateau."""
+    that of Keras' ReduceLROnPlateau.
+    """
     reference = isinstance(network, ConvNetwork)
     schedule = train.schedule
     if schedule == "plateau" or (schedule == "auto" and reference):

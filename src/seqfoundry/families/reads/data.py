@@ -2,7 +2,8 @@
 
 A split is kept in shards ``<split>-000.bases.npy``, ``.labels.npy``, ``.offsets.npy``,
 ``.structures.npy`` and ``.reverse.npy``: plain NumPy files, nothing pickled, nothing compressed,
-so that the same reads are the same bytes."""
+so that the same reads are the same bytes.
+"""
 
 import re
 from collections.abc import Sequence
@@ -231,7 +232,8 @@ def epoch_reads(n_reads: int, *, size: int, epoch: int, seed: int) -> Indices:
 
     The reads go by in the order of one permutation after another, each a function of seed and pass
     alone, and epoch ``epoch`` (from 0) takes the next ``size``; so a resumed training sees what an
-    uninterrupted one does."""
+    uninterrupted one does.
+    """
     if n_reads == 0:
         return np.zeros(0, dtype=np.int64)
     size = size or n_reads
@@ -249,7 +251,8 @@ def plan(
     """Group reads of similar length into batches of at most ``tokens`` bases, padding included.
 
     Batches come in random order with a generator, else by rising length. A read longer than
-    ``tokens`` is a batch of its own; reads of length 0 are left out."""
+    ``tokens`` is a batch of its own; reads of length 0 are left out.
+    """
     reads = reads[lengths[reads] > 0]
     ordered = reads[np.argsort(lengths[reads], kind="stable")]
     padded = -(-lengths[ordered] // _MULTIPLE) * _MULTIPLE

@@ -4,7 +4,8 @@ The figures describe what is served.
 
 The tables in ``assessment_metrics/`` have names and columns of the reference's ``assess-model``.
 They differ in what is counted: every read, where the reference leaves reads that were called
-invalid or split out of segments and bases."""
+invalid or split out of segments and bases.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -212,7 +213,8 @@ def edit_distances(truth: Reads, called_runs: Runs, grammar: Grammar) -> dict[st
 
     In each read the stretches of a segment, true and called, are cut out and paired in their
     order; one without a partner is paired with nothing. The reference pairs in the same way, but
-    leaves out reads that were called invalid or split, which hides the worst ones."""
+    leaves out reads that were called invalid or split, which hides the worst ones.
+    """
     true_runs, letters = collapse(truth.labels, truth.offsets), decode(truth.bases)
     found = architectures(true_runs, truth.bases, truth.offsets, grammar)
     names = [segment.name for segment in grammar.protocol.segments if segment.name != CDNA]
@@ -271,7 +273,8 @@ def _architecture_rows(
 
     A single molecule is right when at least one is called, several are when as many are called,
     wherever they lie; the rate of recovery can exceed 1. Stricter figures are in
-    ``Quality.by_structure`` and ``Quality.recovery``."""
+    ``Quality.by_structure`` and ``Quality.recovery``.
+    """
     copies = {
         structure.name: structure.repeat for structure in model.protocol.assessment_structures
     }

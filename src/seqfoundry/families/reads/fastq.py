@@ -4,7 +4,8 @@ Reads arrive in chunks, so memory does not grow with a file, but for 8 bytes per
 duplicate names. Every fault of the input is an `InputError` that names file and record; the reads
 before it have been handed over by then, so callers write under a temporary name. Records are
 dnaio's ``SequenceRecord``: ``name`` (the header up to the first white space), ``sequence`` (upper
-case, IUPAC letters kept) and ``qualities`` (text of the same length, None for FASTA)."""
+case, IUPAC letters kept) and ``qualities`` (text of the same length, None for FASTA).
+"""
 
 import io
 import zlib

@@ -4,7 +4,8 @@ Per base, per read architecture, per segment boundary.
 
 Every read counts, not only those that were called valid: a read whose architecture was missed is a
 miss in each proportion of truly valid reads, and reads that are not valid measure how often one is
-taken for valid."""
+taken for valid.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -265,7 +266,8 @@ def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Read
     Before it, or with ``half`` in its middle.
 
     Everything from there to the nearer end of the read is lost; labels follow. Reads that are not
-    valid, or do not have the segment, are left out."""
+    valid, or do not have the segment, are left out.
+    """
     runs, label = collapse(truth.labels, truth.offsets), grammar.names.index(segment)
     found = architectures(runs, truth.bases, truth.offsets, grammar)
     keep = np.zeros(len(truth.bases), dtype=np.bool_)
@@ -325,7 +327,8 @@ def _fragments(
     """Count for each read the true molecules that were found, and the true molecules.
 
     One called molecule finds one true one, so two that were taken for one long molecule are not
-    both found."""
+    both found.
+    """
     found = np.zeros(len(true), dtype=np.int64)
     for read, (want, got) in enumerate(zip(true, called, strict=True)):
         spans = [

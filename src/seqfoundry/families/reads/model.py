@@ -5,7 +5,8 @@ logits ``(n, length, n_labels)`` float32. Padding has no influence: it is zero b
 convolution, masked in batch statistics, recurrences and attention, zero in the logits and absent
 from losses (in the reference it is trained as the first label). Every network owns the scores of a
 label chain (``reads.labelling.crf``), trained with the CRF loss or, without it, counted from
-labels by ``set_transitions_from_counts``."""
+labels by ``set_transitions_from_counts``.
+"""
 
 import contextlib
 import functools
@@ -59,7 +60,8 @@ class Annotator(keras.Model):
     """What both networks share: the label chain, and zeros at padding.
 
     A subclass turns codes, their mask ``(n, length)`` and the same as numbers ``(n, length, 1)``
-    into scores."""
+    into scores.
+    """
 
     def __init__(self, n_labels: int, crf_layer: bool, name: str) -> None:
         super().__init__(name=name)
@@ -134,7 +136,8 @@ class ConvAnnotator(Annotator):
     Embedding, convolutions, (Bi)LSTM, attention, dense, and the dense layer of its CRF.
 
     A code outside the vocabulary (N, where ``vocab_size`` is 5) is a base with a zero vector: the
-    reference stops there on a CPU and does this on a GPU."""
+    reference stops there on a CPU and does this on a GPU.
+    """
 
     def __init__(self, network: ConvNetwork, n_labels: int) -> None:
         super().__init__(n_labels, network.crf_layer, "conv")

@@ -1,7 +1,8 @@
 """The served model: its files, and bases in, segments out.
 
 A model folder holds ``served.json`` (what the registry and ``apply`` must know), ``model.json``
-(network and protocol) and ``weights.h5``. No pickle."""
+(network and protocol) and ``weights.h5``. No pickle.
+"""
 
 import itertools
 import json
@@ -166,7 +167,8 @@ def adopt(folder: Path, out: Path) -> None:
     """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
 
     They hold neither labels nor decoding: those come from the model's entry in the project's
-    ``seq_orders.yaml`` and from its ``full.yaml``. The label binarizer, a pickle, is not read."""
+    ``seq_orders.yaml`` and from its ``full.yaml``. The label binarizer, a pickle, is not read.
+    """
     params = project_root() / "params" / "reads"
     network, config, protocol = networks.read_mission(folder, params / "seq_orders.yaml")
     values = read_yaml(params / "full.yaml")["decode"]
@@ -343,7 +345,8 @@ def _scores(model: ReadModel, padded: NDArray[np.int32]) -> NDArray[np.float32]:
     Pieces overlap by more than twice what the network can see, and of each only the middle is
     kept, so scores are those of the whole read. Not so for networks with LSTM or attention, which
     see all of a read: for them the pieces overlap by ``2 * _FAR_CONTEXT`` bases, and far parts of
-    a long read no longer influence each other."""
+    a long read no longer influence each other.
+    """
     window = _WINDOW
     if isinstance(model.config, ConvNetwork) and model.config.attention_heads:
         window = min(window, _ATTENTION_WINDOW)
@@ -371,7 +374,8 @@ def _decode(
 
     The best path of the label chain is an upper bound of every parse. Where it can be taken under
     the grammar at no cost, which is the rule, it is the best parse, and only the other reads are
-    parsed."""
+    parsed.
+    """
     logits, widths = batch
     columns = np.arange(logits.shape[1])
     real = columns < widths[:, None]

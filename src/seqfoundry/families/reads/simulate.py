@@ -4,7 +4,8 @@ Molecules of a protocol, their reverse complements, and sequencing errors in bot
 
 The same settings give the same bytes on every machine: streams are PCG64 seeded by ``[seed, split,
 shard]``, draws are whole numbers or one comparison of a uniform number with a rate, and files are
-plain text or ``.npy``."""
+plain text or ``.npy``.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def draw(
     Returns
     -------
     ``n_molecules`` reads, or with ``config.rc`` twice as many: every molecule is followed by its
-    reverse complement, which has errors of its own and the same label names."""
+    reverse complement, which has errors of its own and the same label names.
+    """
     layout, sources = Layout.build(protocol, structures), Sources(transcripts)
     return concatenate(
         [reads for reads, _ in _chunks(layout, n_molecules, config, sources, generator)]
@@ -95,7 +97,8 @@ def draw_example(
     Returns
     -------
     Reads, and one ``Truth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i +
-    1``."""
+    1``.
+    """
     layout = Layout.build(protocol, structures)
     parts, truths = [], []
     for reads, molecules in _chunks(layout, n_molecules, config, sources, generator):
@@ -134,7 +137,8 @@ def sequence(
     Truncation differs from the reference, where it hardly ever acted because it left ends with a
     flank alone: an end loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that
     begin with cDNA stay as they are. A share of the molecules, ``broken_share``, is broken off
-    anywhere, at either end with equal probability."""
+    anywhere, at either end with equal probability.
+    """
     slots = molecules.layout.slots
     rates = _rate_classes(molecules.layout, config)[molecules.slot]
     labels = slots["label"][molecules.slot].astype(np.uint8)
@@ -189,7 +193,8 @@ def add_errors(
     Returns
     -------
     New bases, and the new offsets of the same elements: what is inserted belongs to the element of
-    its base."""
+    its base.
+    """
     events = _draw_events(offsets, classes, config, generator)
     of_insertion, is_deletion = (
         np.flatnonzero(events.kinds == _INSERTION),
@@ -243,7 +248,8 @@ def _draw_events(
     """Draw the errors.
 
     The first 16 bits of r are drawn for every base; only where they leave an error open, the other
-    53 are."""
+    53 are.
+    """
     noisy = np.flatnonzero(classes != _CLEAN)
     lengths = np.diff(offsets)[noisy]
     ends = np.cumsum(lengths)

@@ -100,7 +100,8 @@ def loss(
     Of the chain where the network has a CRF layer, else softmax cross-entropy.
 
     Both are divided by the number of bases, so that neither length nor padding scales them (the
-    reference's grows with length). Labels ``(n, length)`` int32 may be anything at padding."""
+    reference's grows with length). Labels ``(n, length)`` int32 may be anything at padding.
+    """
     logits, mask = model(codes, training=training), codes > 0
     labels = tf.where(mask, labels, 0)
     if model.crf_layer:

@@ -4,7 +4,8 @@ RAG cuts a V, D or J gene at its end and leaves a hairpin; opened, it ends in up
 (P) nucleotides; exonucleases then trim it, and the two ends are joined, sharing a stretch of
 identical bases (microhomology) or not. The models give the probability of every trimming pair, and
 of every ligation, as a function of the genes' sequences: conditional logits whose coefficients are
-biology. After Russell et al. (2025); docs/vdj.md has the citation."""
+biology. After Russell et al. (2025); docs/vdj.md has the citation.
+"""
 
 from seqfoundry.core.family import Example, Family
 

@@ -3,7 +3,8 @@
 Annotation, parameter group, model type.
 
 Every default stands in ``params/vdj/``. The names of the three families of configuration are the
-reference's."""
+reference's.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class SimulateConfig:
     table of real ones. Of the reads a share ``insertion_share`` has N insertions (1 + Poisson of
     mean ``mean_insertions`` - 1 nucleotides) and trims drawn from the trimming model; the others
     are joined without, by the two-step model. ``truth`` holds the coefficients of both.
-    ``example_rows`` of the test repertoire are also written as an AIRR table."""
+    ``example_rows`` of the test repertoire are also written as an AIRR table.
+    """
 
     v_genes: Positive
     j_genes: Positive
@@ -74,7 +76,8 @@ class PrepareConfig:
 
     ``locus`` is that of the genes; ``organism`` chooses among those of a germline table. A share
     ``test_share`` of the rearrangements is kept for evaluation. A call that lists several genes is
-    used when ``ambiguous`` is first, else rejected."""
+    used when ``ambiguous`` is first, else rejected.
+    """
 
     locus: Literal["TRA", "TRB", "TRG", "TRD", "IGH", "IGK", "IGL"]
     organism: str
@@ -93,7 +96,8 @@ class FitConfig:
     candidates of the L2 penalty for the trimming and known-configuration models, ``em_penalties``
     for the latent one, chosen by cross-validation over ``folds`` of gene pairs. ``bootstrap``
     replicates (0: none) reweight the counts. ``against`` names a nested model type for the
-    likelihood-ratio test."""
+    likelihood-ratio test.
+    """
 
     method: Literal["direct", "em"]
     optimizer: Literal["newton", "lbfgs"]
@@ -154,7 +158,8 @@ class ParamGroup:
 
     ``sides`` are the trimmed ends (one, or the two of a junction); with ``ligation`` the joining
     is modelled too. ``insertions``: rows with N nucleotides at the junction (nonzero), without
-    (zero) or both (all)."""
+    (zero) or both (all).
+    """
 
     sides: tuple[Side, ...]
     ligation: bool

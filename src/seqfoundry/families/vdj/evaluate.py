@@ -4,7 +4,8 @@ Likelihoods, calibration by gene, distance from the truth.
 
 The coefficients are those of the model folder; genes, choices and weights are those of the data. A
 two-step model is measured in every domain of productivity that the data have; its own comes first
-and gives the figures ``test.*``."""
+and gives the figures ``test.*``.
+"""
 
 import math
 from collections.abc import Mapping
@@ -260,7 +261,8 @@ def _truth(model: serve.VdjModel, path: Path) -> Floats | None:
     None where it is not known or has others.
 
     A model of one end has its share of the truth: without variables of both sequences the ends are
-    independent."""
+    independent.
+    """
     if not path.is_file():
         return None
     specification = model.specification

@@ -3,7 +3,8 @@
 Variables of one gene come as small tables of genes and trims, those of both sequences as arrays of
 pairs, and those of the set of ligation options (``average_mh``, ``weighted_avg_mh``,
 ``mh_config_count``) are left to the model, which looks them up. The oriented gene is written 5' to
-3' on the strand that is trimmed at its 3' end."""
+3' on the strand that is trimmed at its 3' end.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -91,7 +92,8 @@ def side_columns(
 
     Motif columns hold 0 to 3 for A, C, G, T and 4 where there is no nucleotide. Counts 5' of the
     cut are of ``WINDOW`` nucleotides less the motif, clipped at the gene's start; counts 3' of it
-    begin after the motif and end two nucleotides before the gene does."""
+    begin after the motif and end two nucleotides before the gene does.
+    """
     ends = end_codes(genes, side)
     columns: dict[str, NDArray[np.int64]] = {}
     for position in range(left_motif, 0, -1):
@@ -125,7 +127,8 @@ def side_table(
     """Coefficients of one end and the values of their variables, shape ``(n, T, K)``.
 
     A motif position has three contrasts, A, C and G: 1 for the base, -1 for T, 0 for another base
-    and for none."""
+    and for none.
+    """
     columns = side_columns(genes, side, trims, left_motif, right_motif)
     values: dict[str, Floats] = {}
     for name in _side_names(side, left_motif, right_motif, variables):
@@ -200,7 +203,8 @@ def mh_proportions(choices: Choices) -> Floats:
 
     In an overlap of o, ``mid`` is the overlap itself; ``up`` compares what the right lost with the
     left opposite, and ``down`` what the left lost with the right opposite. Where nothing was lost
-    the share is 0."""
+    the share is 0.
+    """
     t, u = np.meshgrid(choices.trims, choices.trims, indexing="ij")
     lost_left = _matches(choices.left_ends[:, None], choices.right_ends[None, :], choices.trims)
     lost_right = _matches(choices.right_ends[None, :], choices.left_ends[:, None], choices.trims)
@@ -238,7 +242,8 @@ def option_features(masks: Masks, gamma: float = 0.0) -> tuple[Floats, NDArray[n
     """Mean of m over option sets where m has weight exp(gamma m), 0 if empty, and how many options have m > 0.
 
     Both of the shape of ``masks``. With gamma 0 they are ``average_mh`` and ``mh_config_count``;
-    the mean over the sets of wanted productivity is ``weighted_avg_mh``."""
+    the mean over the sets of wanted productivity is ``weighted_avg_mh``.
+    """
     if masks.size > 1 << 16:
         average, count = option_features(np.arange(1 << 16, dtype=np.uint16), gamma)
         return average[masks], count[masks]
@@ -377,7 +382,8 @@ def _scaling(
     """Means and standard deviations over all options of the pairs, each once.
 
     The contrasts of a motif position share mean and deviation, of n values; others have those of n
-    - 1."""
+    - 1.
+    """
     masks = choices.feasible[pairs[:, 0], pairs[:, 1]]
     rows = np.bitwise_count(masks) * 1.0 if ligation else (masks > 0) * 1.0
     found: dict[str, tuple[float, float]] = {}
@@ -422,7 +428,8 @@ def choice_table(
 
     Genes, trims, motifs as letters (``-`` where there is none), base counts (GC, then AT),
     microhomology, and with ligation ``ligation_mh``, ``frame_type`` and ``frame_stop``.
-    ``weighted_avg_mh`` depends on a coefficient, so ``average_mh`` stands for it."""
+    ``weighted_avg_mh`` depends on a coefficient, so ``average_mh`` stands for it.
+    """
     rows, given = table(choices, pairs, ligation=ligation), tuple(variables)
     lower = choices.trims[0]
     t, u = rows["left_trim"] - lower, rows["right_trim"] - lower * (len(choices.sides) == 2)

@@ -14,7 +14,8 @@ The trimming model is the case A = N = {0}; known configurations are the case of
 configuration each. All sums are taken after subtraction of the largest exponent (the reference
 takes none in its two-step classes), in double precision, on blocks: tables of one gene's trims,
 features of both genes, and functions of the option sets, of which there are some dozens. So a pass
-costs the same whatever the number of reads, and gives the exact Hessian."""
+costs the same whatever the number of reads, and gives the exact Hessian.
+"""
 
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ class Problem(NamedTuple):
     ligation, in this order; the last two are there or not by the length of their scales. ``cell``
     is a flat index into (G, T, U). ``shared`` lists the configurations of the sequences that have
     several, ``shared_sequence`` numbers these sequences from 0, and ``sharing`` has as many
-    elements as there are of them."""
+    elements as there are of them.
+    """
 
     left: Array  # (genes, T, KL)
     right: Array  # (genes, U, KR)
@@ -306,7 +308,8 @@ def observed_nll(theta: Array, problem: Problem, weights: Array) -> Array:
     Nats per read if the weights sum to 1.
 
     A sequence of weight 0 counts nothing, impossible or not. JAX can differentiate it, if not as
-    fast as ``value_gradient_hessian``."""
+    fast as ``value_gradient_hessian``.
+    """
     return _loss(_forward(theta, problem), problem, weights)
 
 
@@ -325,7 +328,8 @@ def expected_complete_nll(
     weight.
 
     These are the responsibilities at ``theta`` unless given. Q minus the observed loss is then
-    their mean entropy."""
+    their mean entropy.
+    """
     each = weights[problem.sequence] * (
         responsibilities(theta, problem) if shares is None else shares
     )
@@ -406,7 +410,8 @@ def value_gradient_hessian(
     """Return the loss and its exact derivatives in one pass.
 
     The Hessian is the covariance of the features over each pair's options, less that over each
-    sequence's configurations, plus the curvature of the option sets' terms."""
+    sequence's configurations, plus the curvature of the option sets' terms.
+    """
     passed = _forward(theta, problem)
     masses, sets = _masses(passed, problem, weights), passed.sets
     hessian = _options_hessian(masses, sets, problem) - _shared_hessian(masses, sets, problem)

@@ -1,7 +1,8 @@
 """``score vdj``: probabilities of rearrangements from a model of the registry.
 
 Rows go through in chunks, so memory does not grow with the table; finished chunks outlive a crash
-(`engines.Parts`)."""
+(`engines.Parts`).
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,7 +4,8 @@ Its files, and genes, trims or joined sequences in, probabilities and configurat
 
 A model folder holds ``served.json`` (what the registry and ``apply`` must know), ``model.json``
 (specification, names, how the fit ended), ``coefficients.npz`` (with their covariance and scale)
-and the germline. No pickle."""
+and the germline. No pickle.
+"""
 
 import re
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ Artificial genes, trims, ligations and insertions by given coefficients.
 
 The same settings give the same bytes on every machine: streams are PCG64 seeded by ``[seed,
 stream]``, draws compare whole numbers with whole-number weights, and weights come from additions,
-multiplications and divisions alone, which no machine rounds differently."""
+multiplications and divisions alone, which no machine rounds differently.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -266,7 +267,8 @@ def is_productive(
     """Whether rearrangements have both anchor codons in one frame, and no stop codon from the one to the other.
 
     ``cuts`` are indices of the genes and nucleotides trimmed, ``insert`` numbers of inserted
-    ``bases``."""
+    ``bases``.
+    """
     end = np.array([len(gene.sequence) - (gene.anchor or 0) for gene in choices.left])[cuts[0]]
     j_anchor = np.array([gene.anchor or 0 for gene in choices.right])[cuts[1]]
     kept = end - cuts[2]  # of the V, from its anchor on; negative if the cut is before that
@@ -430,7 +432,8 @@ def airr_row(choices: Choices, reads: Reads, i: int, name: str, locus: str) -> d
 
     With m nucleotides of microhomology V and J overlap: between them lie ``p3v_length + p5j_length
     - m + n1_length`` nucleotides, if that is positive. The junction is empty where an anchor codon
-    is lost."""
+    is lost.
+    """
     v, j, t, u = (
         choices.left[reads.left[i]],
         choices.right[reads.right[i]],

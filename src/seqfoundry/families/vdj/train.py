@@ -3,7 +3,8 @@
 Tables have the reference's names and columns; ours come after them. They differ in what the
 reference gets wrong: standard errors are those of all reads, tests use the observed-data
 likelihood, and where configurations are latent the counts of ``predicted_dist_data`` are shared
-among them by their probabilities instead of being repeated for each."""
+among them by their probabilities instead of being repeated for each.
+"""
 
 import json
 import logging
@@ -82,7 +83,8 @@ class Progress:
     The penalty, a row per iteration, and the states of the last two iterations.
 
     A resumed fit begins with the first of the two, so that what ends it, a small change, is seen
-    again."""
+    again.
+    """
 
     penalty: float | None = None
     grid: list[dict[str, float]] = field(default_factory=list)

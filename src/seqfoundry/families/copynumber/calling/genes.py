@@ -22,7 +22,8 @@ weights' sum of squares times d, plus the flank's own relative variance (delta m
 dispersion d is the sample's: the squared spread of its bins of one copy less 1 / m. For a rate of
 0 the interval is that of a Poisson count, [0, z^2 a]. It covers noise of counting and of bins, not
 a plasmid that differs from the reference or a shift of depth along the chromosome that
-neighbouring bins share."""
+neighbouring bins share.
+"""
 
 import math
 from collections.abc import Sequence

@@ -16,7 +16,8 @@ References
 ----------
 Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition,
 Proceedings of the IEEE 77:257-286. Felzenszwalb, Huttenlocher and Kleinberg (2003), Fast
-algorithms for large-state-space HMMs, NIPS 16."""
+algorithms for large-state-space HMMs, NIPS 16.
+"""
 
 import math
 from collections.abc import Callable
@@ -178,7 +179,8 @@ def decode_by_hmmlearn(ratio: Array, hmm: Hmm, iterations: int = EM_ITERATIONS) 
     """Do what ``decode`` does through hmmlearn, sample by sample, fitting start vectors unless told otherwise.
 
     Bins without evidence stay in the chain with the likelihood 1 in all states. Parameters, result
-    and errors as for ``decode``."""
+    and errors as for ``decode``.
+    """
     ratio, parameters = _checked(ratio, hmm)
     k, transition = (
         hmm.means.shape[1],
@@ -308,7 +310,8 @@ def _exponential(values: Array, family: Array, out: Array) -> None:
     """Fill out with exp(values), flat arrays, values <= 0; below -700 it is 0.
 
     In plain arithmetic, which compilers vectorise as they cannot a call: 2**n times the series of
-    what remains."""
+    what remains.
+    """
     bits = family.view(np.int64)
     for i in range(values.size):
         shifted = values[i] * _LOG2_E + _ROUND
@@ -382,7 +385,8 @@ def _forward(density: Array, hmm: _Parameters, alpha: Array) -> float:
     Return the log of the sum over all paths.
 
     Six names and sums in pairs in place of a loop: a bin waits for the one before it, and waits
-    half as long."""
+    half as long.
+    """
     stay, leave, log_scale = hmm.stay - hmm.leave, hmm.leave, 0.0
     for k in range(STATES):
         alpha[0, k] = density[0, k]

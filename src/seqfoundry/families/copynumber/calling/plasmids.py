@@ -12,7 +12,8 @@ them is.
 Intervals are those of `genes`, of a family's sum by Zou and Donner's rule (2008, Stat Med
 27:1693): squares of the members' distances to their bounds add up. The dispersion of a sample is
 that of its chromosome's bins. A replicon has a label by how much of it there is, since a related
-plasmid shares parts only."""
+plasmid shares parts only.
+"""
 
 import importlib
 import os
@@ -74,7 +75,8 @@ class PlasmidCalls(NamedTuple):
         """Return the wide table of the mission's ``plasmid_gene_calls.tsv`` as a data frame, with columns of ours.
 
         Those of families are named ``family_<name>``; replicons have no copy number of their own,
-        but a PCN, its bounds, ``breadth_<replicon>`` and a label."""
+        but a PCN, its bounds, ``breadth_<replicon>`` and a label.
+        """
         made: dict[str, Any] = {"sample_id": np.array(samples, dtype=object)} | self.genes.columns(
             "pcn"
         )
@@ -180,7 +182,8 @@ def chromosome_depth(counts: NDArray[Any], present_ratio: float) -> Chromosome:
 
     A bin is there from ``present_ratio`` of the median of bins with reads on. The dispersion is
     that of neighbours, whose difference knows nothing of the gradient: 1.48 times its median size
-    over sqrt(2), squared, less the Poisson part."""
+    over sqrt(2), squared, less the Poisson part.
+    """
     made = Chromosome(np.zeros(len(counts)), np.zeros(len(counts)))
 
     def work(first: int) -> None:
@@ -338,7 +341,8 @@ def caller_named(key: str, name: str) -> Callable[..., Any]:
     Built in, or ``package.module:object``.
 
     One of a user's own takes and returns what `call_genes` or `call_plasmids` does; ConfigError if
-    there is no such."""
+    there is no such.
+    """
     built_in: dict[str, dict[str, Callable[..., Any]]] = {
         "cnv": {"06_gene_cnv_caller": call_genes},
         "plasmid_cnv": {"07_plasmid_cnv_caller": call_plasmids},

@@ -113,7 +113,8 @@ def weigh(runs: Runs, n: int, ratio: Array, means: Array, sds: Array, least: flo
     """Turn runs with less evidence against CN 1 than ``least`` into CN 1.
 
     Not so an amplified run between amplified ones with evidence: the bins that it lacks lie within
-    an amplification."""
+    an amplification.
+    """
     enough = np.zeros(n, np.bool_)
     for i in range(n):
         state, evidence = runs.state[i], 0.0

@@ -15,7 +15,8 @@ no bin decides alone) become CN 1; (3) amplified neighbours with like medians ar
 likest first, since extra copies need not follow the gradient of depth along the chromosome; (4) a
 segment's state is the one nearest to its median. The confidence of a segment is the mean over its
 bins of the posterior probability of the state it is given: the share of its bins expected to be in
-that state. So a segment that joins two states, or covers bins without evidence, has less."""
+that state. So a segment that joins two states, or covers bins without evidence, has less.
+"""
 
 import importlib
 import itertools

@@ -10,7 +10,8 @@ cohort in their place.
 
 Depth far below that of one copy says that a region is absent, not what depth it would have: such
 bins enter no fit. Nor do runs of bins that stray from a sample's own smooth curve, or events that
-many samples share would become part of what is expected."""
+many samples share would become part of what is expected.
+"""
 
 import zipfile
 from dataclasses import dataclass
@@ -363,7 +364,8 @@ def _components(values: Values, used: Mask, smooth: Values) -> Values:
     """Constant and `COMPONENTS` principal tracks, by subspace iteration; only the used bins tell.
 
     Bins that are not used, and those more than three standard deviations off, hold what the fit of
-    the round before says; at first the harmonics are the fit."""
+    the round before says; at first the harmonics are the fit.
+    """
     n_bins = values.shape[1]
     count = min(COMPONENTS, len(values))
     start = (

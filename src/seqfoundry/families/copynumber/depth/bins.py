@@ -117,7 +117,8 @@ class Layout:
     """What tables are read into: bins of the chromosome and plasmid genes of the model or store.
 
     ``aliases`` gives, for names of sequences in tables, the names used here. ``read_length`` in
-    bases turns depth into reads."""
+    bases turns depth into reads.
+    """
 
     bins: Bins
     reference: Reference
@@ -145,7 +146,8 @@ def summarise_plasmids(
     """Reduce counts in bins of plasmids, ``(n, n_bins)``, to the genes, replicons and breadth of a plasmid store.
 
     ``medians`` are those of the chromosome's bins, shape ``(n,)``; with 0 nothing is covered.
-    Replicons come in the order of ``replicon_names(bins)``."""
+    Replicons come in the order of ``replicon_names(bins)``.
+    """
     size, lengths = bins.bin_size, bins.lengths
     genes = np.full((len(counts), len(panel)), np.nan, dtype=np.float32)
     for column, gene in enumerate(panel):

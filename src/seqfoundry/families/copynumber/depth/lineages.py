@@ -5,7 +5,8 @@ Missing regions, events, plasmids, all drawn alike on every machine.
 Streams are PCG64, draws are whole numbers looked up in rounded tables, and the rest is elementwise
 IEEE arithmetic, which no machine rounds differently. Counts therefore have the negative binomial's
 mean, variance and skewness (Cornish and Fisher's expansion of its quantiles) instead of being
-exact draws, for which libraries use logarithms whose last digit differs."""
+exact draws, for which libraries use logarithms whose last digit differs.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -307,7 +308,8 @@ class Plasmids(NamedTuple):
     """What samples (rows) have of plasmids.
 
     ``track``: copies per bin; ``copies`` and ``breadth`` (share of its bases that is there) per
-    replicon; copies per gene."""
+    replicon; copies per gene.
+    """
 
     track: Array
     copies: NDArray[np.int64]
@@ -322,7 +324,8 @@ def draw_plasmids(
 
     Genes come as lineage and chance give them, 7 of 10 on the reference's replicon, others with
     copies of their own elsewhere; some samples have a replicon without them. Two of five replicons
-    are of a relative, which shares 30 to 95 % of the reference's pieces."""
+    are of a relative, which shares 30 to 95 % of the reference's pieces.
+    """
     n, names = len(carries), replicon_names(bins)
     has = chance(
         stream, np.where(carries, _IN_LINEAGE, _BY_CHANCE * _carriers(panel)), *carries.shape

@@ -7,7 +7,8 @@ A chromosome store holds ``counts.npy`` (samples x bins, uint32), ``bins.tsv`` a
 A plasmid store holds ``genes.npy`` (samples x genes: reads per ``bin_size`` bases of the gene)
 with ``genes.tsv``, and ``replicons.npy``, ``breadth.npy`` (samples x replicons) with
 ``replicons.tsv``. Nothing is pickled, and nobody writes into a store once it is there: what is
-derived from it, such as medians, belongs to the run that needs it."""
+derived from it, such as medians, belongs to the run that needs it.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -7,7 +7,8 @@ of the event's; 3 copies and more are one state. A deletion beside a region that
 has no end there, so it also counts as found where segments of 0 copies hold four fifths of it. A
 segment of other than one copy is false if the true depth in the middle of its bins contradicts it,
 whatever its length. Regions that a lineage lacks are no events: segments that are right about them
-count neither as found nor as wrong."""
+count neither as found nor as wrong.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,8 @@ class Events:
         of these errors in bins. Intervals of F1, false segments and error are bootstraps over
         samples, which ``seed`` decides. Where no resample differs, as without any error, that of
         F1 is from the F1 of the lower to that of the upper Wilson bounds of recall and precision,
-        and that of no false segment ends at -ln(0.025) per number of samples (Poisson, exact)."""
+        and that of no false segment ends at -ln(0.025) per number of samples (Poisson, exact).
+        """
         rows = self.callable if rows is None else rows & self.callable
         events, changed = self.events, self.changed
         mine, own = rows[events.sample], rows[changed.sample]

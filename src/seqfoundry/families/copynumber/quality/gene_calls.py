@@ -135,7 +135,8 @@ class Score:
     """What the calls of one gene are worth in one group of samples.
 
     ``n`` samples, of which ``n_eval`` have both truth and call; ``lost`` is the share of known
-    truths without a call."""
+    truths without a call.
+    """
 
     gene: str
     mode: str
@@ -177,7 +178,8 @@ def score(one: Comparison, *, by: str = "all", group: str = "all", seed: int = 0
     calls are of one kind; FNR = FN / (TP + FN), PPV = TP / (TP + FP). Rates have Wilson intervals.
     That of the MCC holds 95 % of the tables drawn from a Dirichlet distribution with half a case
     added to each cell, a bootstrap that is not certain where no error was seen; ``seed`` decides
-    the draws."""
+    the draws.
+    """
     known, has_call = one.truth >= 0, one.called >= 0
     both = known & has_call
     cells = np.bincount(2 * one.truth[both] + one.called[both], minlength=4)
@@ -303,7 +305,8 @@ class Diagnostics:
 
     ``callable`` is the share of samples with enough evidence, ``altered`` the share of these with
     any segment of other copies. ``transitions`` counts changes of state per callable sample,
-    ``noise`` is the spread of the ratio at one copy."""
+    ``noise`` is the spread of the ratio at one copy.
+    """
 
     callable: Figure
     altered: Figure

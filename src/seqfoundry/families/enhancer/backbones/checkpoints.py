@@ -247,7 +247,8 @@ def write_tiny(kind: Kind, folder: Path, *, seed: int, layout: str = "published"
     Layouts of ``enformer``: published (``.bin``, every weight twice, heads), safetensors (once),
     trunk (safetensors, once, all under ``_trunk``). Of ``sei``: published (``module.model.``,
     under ``state_dict``), module, plain (no prefix), safetensors. What it returns is the
-    ``backbone.checkpoint`` of the settings."""
+    ``backbone.checkpoint`` of the settings.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = Enformer(_TINY_ENFORMER) if kind == "enformer" else Sei(_TINY_SEI)

@@ -4,7 +4,8 @@ Published checkpoints in, windows around each sequence, one vector of features o
 
 Sei's weights are published for academic and research use only, Enformer's under CC BY 4.0
 (DeepMind); none is shipped here. Whoever keeps or passes on a model with their weights in it is
-bound by these licences."""
+bound by these licences.
+"""
 
 import hashlib
 import json
@@ -313,7 +314,8 @@ class Backbone(nn.Module):
         The whole window, or without flanks the known bases where they stand.
 
         So the features of a sequence and of its reverse complement are the same when both strands
-        are averaged."""
+        are averaged.
+        """
         complement = _COMPLEMENT.to(windows.device)[windows.int()]
         if self.genome:
             return complement.flip(1)

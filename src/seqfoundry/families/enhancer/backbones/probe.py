@@ -3,7 +3,8 @@
 Trained by the same recipe as the whole network, or solved in closed form.
 
 Both standardise features by their mean and spread over the training rows, and fold that into the
-weights, so that what is kept is one linear layer on the features as they are."""
+weights, so that what is kept is one linear layer on the features as they are.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,7 +4,8 @@ One-hot windows in, features along the window out.
 
 Written anew, from the publications and from the names and shapes in the published checkpoints,
 whose weights fit. Both are frozen: always in evaluation mode (so dropout does not appear), without
-gradients. Enformer: Avsec et al., Nature Methods 2021. Sei: Chen et al., Nature Genetics 2022."""
+gradients. Enformer: Avsec et al., Nature Methods 2021. Sei: Chen et al., Nature Genetics 2022.
+"""
 
 import itertools
 import math
@@ -142,7 +143,8 @@ class Enformer(Trunk):
         ``(n, positions, 2 dim)``, all positions after the crop, or ``bins``.
 
         ``bins`` counts positions of the whole window, before any crop; only those pass the last
-        layer."""
+        layer.
+        """
         x = self.transformer(self.conv_tower(self.stem(x)).transpose(1, 2))
         if bins is None:
             length = self.shape.target_length
@@ -249,7 +251,8 @@ def distance_features(n: int, width: int, column_wise: bool) -> NDArray[np.float
     divided by the highest of each feature (``column_wise``: what the published weights were
     trained with; its table for 1,536 positions, in single precision, lies within 0.003 of this),
     or by the highest at each distance (what enformer-pytorch computes where its ``use_tf_gamma``
-    is False, which is right for weights that were trained with it)."""
+    is False, which is right for weights that were trained with it).
+    """
     away = np.abs(np.arange(1.0 - n, n))[:, None]
     count = width // _BASES
     half_lives = 2.0 ** np.linspace(_FEWEST_HALF_LIFE, math.log2(n), count)

@@ -3,7 +3,8 @@
 Mappings of names to values, and the values that a row must have.
 
 JSON lines have types of their own; cells of a delimited table are text, of which the columns of
-activities become numbers here."""
+activities become numbers here.
+"""
 
 import csv
 import json

@@ -4,7 +4,8 @@ And the network for elsewhere.
 
 Mutants need no whole passes: a base reaches 3 of the 6 last positions of the network of the
 mission, and fewer still before. Contributions are DeepLIFT's (Shrikumar et al. 2017) against
-shuffled sequences, by the library tangermeme."""
+shuffled sequences, by the library tangermeme.
+"""
 
 import copy
 import importlib.util
@@ -214,7 +215,8 @@ def attribution(network: Network, codes: Codes, column: int, seed: int) -> Float
     ----------
     Shrikumar, Greenside and Kundaje (2017), Learning important features through propagating
     activation differences. Lundberg and Lee (2017), A unified approach to interpreting model
-    predictions."""
+    predictions.
+    """
     _check(network, codes, column)
     members = list(network.networks) if isinstance(network, Ensemble) else [network]
     if not all(isinstance(member, DeepStarr) for member in members):

@@ -3,7 +3,8 @@
 Variants, and all single mutants (in-silico mutagenesis).
 
 The bookkeeping only: which sequences a network has to read, and what its answers mean. A mutant
-needs no whole pass, since a base reaches few windows of each block; `plan` says which."""
+needs no whole pass, since a base reaches few windows of each block; `plan` says which.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -165,7 +166,8 @@ class Window(NamedTuple):
 
     For position p, outputs ``start[p]`` to ``start[p] + width`` have to be computed from the
     block's inputs ``input_start[p]`` to ``input_start[p] + input_width``, where inputs outside the
-    sequence are 0 (padding)."""
+    sequence are 0 (padding).
+    """
 
     start: Indices  # (L,)
     width: int
@@ -214,7 +216,8 @@ def window_inputs(window: Window, positions: Indices, whole: NDArray[Any]) -> ND
     """Cut what a block has to read for mutants at ``positions``, from inputs ``(channels, n)`` of the sequence.
 
     Returns ``(m, channels, input_width)``, 0 outside; changed inputs are then written with
-    `overwrite`."""
+    `overwrite`.
+    """
     padded = np.pad(whole, ((0, 0), (window.input_width, window.input_width)))
     places = (
         window.input_start[positions][:, None] + np.arange(window.input_width) + window.input_width

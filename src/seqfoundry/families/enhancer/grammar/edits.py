@@ -3,7 +3,8 @@
 The best of several planned ones, random letters, none.
 
 Answers replace whole segments of the reference and keep its length; the random one as many and as
-long segments."""
+long segments.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def edit_tasks(source: Source) -> Iterator[dict[str, Any]]:
 
     The planned answer is the best of several by the true signal. Where motifs are inserted, they
     are different ones of the target cell in their likeliest letters; ``edit_budget`` is the number
-    of bases in all segments."""
+    of bases in all segments.
+    """
     n, generator = source.settings.edit_rows, source.generator("edit")
     cells = generator.integers(0, len(RAW_CELLS), n)
     references = source.draw("reference", n, cells).codes

@@ -44,7 +44,8 @@ class Grammar:
     being the lowest score that a window of the background reaches with probability ``p_value`` at
     most. Sites of a pair work together if they start ``pair_min`` to ``pair_max`` bases apart on
     one strand. Links are kept in the corrected columns at a false discovery rate of ``fdr`` by a
-    statistic of ``link_strength`` standard deviations per standard deviation of the activity."""
+    statistic of ``link_strength`` standard deviations per standard deviation of the activity.
+    """
 
     gc_mean: float
     gc_sd: float
@@ -90,7 +91,8 @@ class Recipe:
     """What acts in which cell with what weight, by the ids of motifs.
 
     Repressors that no cell has as activator are planted like shared motifs. ``sharpen``: planted
-    sites are drawn from frequencies to the power of 1.5."""
+    sites are drawn from frequencies to the power of 1.5.
+    """
 
     sharpen: bool
     activators: dict[Cell, dict[str, float]]
@@ -376,7 +378,8 @@ def latent(codes: Codes, panel: Panel) -> Integers:
     """Compute the latent activity of each cell in ten-thousandths, shape ``(n, 7)``.
 
     Sites of a motif saturate, ``x = o / (o + 1)`` of their summed occupancy o; weights times x are
-    added over motifs, and the bonus times ``x x'`` for pairs that stand right."""
+    added over motifs, and the bonus times ``x x'`` for pairs that stand right.
+    """
     parts = [
         _latent(codes[first : first + _BLOCK], panel) for first in range(0, len(codes), _BLOCK)
     ]

@@ -3,7 +3,8 @@
 A background of chosen GC, sites planted in it, and noise.
 
 Draws come from whole numbers, additions, multiplications, divisions and square roots, which no
-machine rounds differently, and from one PCG64 stream per thousand sequences."""
+machine rounds differently, and from one PCG64 stream per thousand sequences.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Drawn:
     """Sequences ``(n, length)`` without gaps, meant for ``cells``, with sites by row, motif, start and strand.
 
     ``noise`` ``(n, 14)`` is standard normal, nearly: a sum of twelve uniform numbers, never beyond
-    6."""
+    6.
+    """
 
     codes: Codes
     cells: Integers
@@ -256,7 +258,8 @@ def shuffled(codes: Codes, generator: np.random.Generator) -> Codes:
     """Shuffle each row so that it keeps its first and last letter and the number of every pair of neighbours.
 
     A random Eulerian path: from every letter the last way out leads, over others, to the last
-    letter of the row."""
+    letter of the row.
+    """
     return np.array([_shuffled(row.tolist(), generator) for row in codes], dtype=np.uint8).reshape(
         codes.shape
     )

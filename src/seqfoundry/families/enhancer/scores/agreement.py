@@ -150,7 +150,8 @@ def fisher_mean(values: Sequence[float], sizes: Sequence[int], variance: float =
     Undefined ones are left out.
 
     ``variance`` of z times (n - 3): 1 for Pearson, 1.06 for Spearman (Fieller). NaN where nothing
-    is left."""
+    is left.
+    """
     kept = [(v, n - 3) for v, n in _counted(values, sizes)]
     weight = sum(n for _, n in kept)
     if not weight:

@@ -2,7 +2,8 @@
 
 Names and layout of ``genqual.json`` and ``genqual_t3_oracle.json`` are the mission's, counts as
 floats too; what is ours stands under ``extra`` and ``meta``. Undefined is None. All is arithmetic
-on sequences, activities ``(n, C)`` and embeddings ``(n, d)``; the network is somebody else's."""
+on sequences, activities ``(n, C)`` and embeddings ``(n, d)``; the network is somebody else's.
+"""
 
 import math
 from collections import Counter

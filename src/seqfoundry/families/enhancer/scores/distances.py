@@ -161,7 +161,8 @@ def equal_n(x: Floats, y: Floats, n: int, generator: np.random.Generator) -> Spr
 
     The distance falls with the number of rows, so that only those of equal ``n`` compare. Where
     ``n`` is all of both, there is one draw. Undefined where a side has fewer than ``n``, or ``n``
-    is below 2."""
+    is below 2.
+    """
     if n < 2 or min(len(x), len(y)) < n:
         return Spread(math.nan, math.nan, n, 0)
     draws = 1 if len(x) == len(y) == n else DRAWS
@@ -175,7 +176,8 @@ def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
     """Fréchet distance of two random halves: what sets of one distribution have at half its size.
 
     Each stratum (numbers, one per row) is halved by itself, so that both halves have the shares of
-    cells of the whole."""
+    cells of the whole.
+    """
     drawn = [_halved(strata, generator) for _ in range(DRAWS)]
     n = len(drawn[0][0])
     if n < 2:
@@ -201,7 +203,8 @@ def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator
 
     The floor at the very sizes that were compared: too low where ``x`` has not many more rows than
     features, since its covariance is then of low rank; too high where both sides have the same
-    shares of unlike cells, which samples have not. ``n`` is the smaller size."""
+    shares of unlike cells, which samples have not. ``n`` is the smaller size.
+    """
     source = cloud(x)
     if min(source.n, *sizes) < 2:
         return Spread(math.nan, math.nan, min(sizes), 0)
@@ -214,7 +217,8 @@ def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
     """Draw the cloud of ``n`` normal rows without the rows, from the laws of their mean and scatter (Wishart).
 
     A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal
-    rows where these are fewer."""
+    rows where these are fewer.
+    """
     rank, freedom = len(source.root), n - 1
     middle = source.mean + generator.standard_normal(rank) @ source.root / math.sqrt(n)
     scatter = generator.standard_normal((min(freedom, rank), rank))
@@ -425,7 +429,8 @@ def variety(sequences: Sequence[str], generator: np.random.Generator) -> dict[st
     """Measure how varied sequences are, by the names of the mission.
 
     diversity_edit: see `edit_diversity`; kmer_unique_frac: share of the 3-mers present that stand
-    there once; kmer_shannon_entropy: of 3-mers, in nats."""
+    there once; kmer_shannon_entropy: of 3-mers, in nats.
+    """
     counts = kmer_counts(sequences, K)
     types = np.count_nonzero(counts)
     return {

@@ -4,7 +4,8 @@ And calibration of one oracle.
 
 Judging designs by the oracle that they were made with rewards what fools it. Several oracles,
 trained apart, tell whether a ranking holds. Everything is arithmetic on activities of the raw
-columns; undefined is None."""
+columns; undefined is None.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ class View:
 
     ``activities`` (n, R) of the raw columns, in the same order of cells for all oracles;
     ``success`` (n,) of edits: 1, 0 or NaN. ``scores``: further metrics by name and system, higher
-    is better, such as minus the Fréchet distance."""
+    is better, such as minus the Fréchet distance.
+    """
 
     ids: Sequence[str]
     activities: ArrayLike

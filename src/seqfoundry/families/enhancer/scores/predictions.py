@@ -67,7 +67,8 @@ class Prediction:
     Cells are numbers of raw columns.
 
     ``predicted`` is None where a row of designs has only a gold sequence, ``other`` (gold, or the
-    sequence before the edit) where it has none."""
+    sequence before the edit) where it has none.
+    """
 
     id: str
     predicted: str | None
@@ -407,7 +408,8 @@ def target_scores(activities: Floats, targets: Indices) -> dict[str, Floats]:
     specificity_min: on - the highest other; argmax_accuracy: 1 where the target is highest, the
     first column winning ties. With one column, what needs others is NaN. Scale and offset differ
     between columns, so specificities compare for one target only. Columns that are NaN are no
-    others, and have no scores as targets."""
+    others, and have no scores as targets.
+    """
     n, n_cells = activities.shape
     on = activities[np.arange(n), targets]
     others = activities[np.arange(n_cells) != targets[:, None]].reshape(n, n_cells - 1)

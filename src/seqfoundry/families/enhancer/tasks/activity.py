@@ -3,7 +3,8 @@
 What an oracle predicts for the user's sequences, chunk by chunk.
 
 Finished chunks outlive a crash (`engines.Parts`); memory holds a few of them, however many
-sequences there are."""
+sequences there are.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

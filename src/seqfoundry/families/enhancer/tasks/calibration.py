@@ -3,7 +3,8 @@
 Curves from an oracle's predictions to measured activities.
 
 Correlation does not tell whether predictions are too high, too low or too flat; a rising curve
-fitted to rows that the oracle has not learnt from mends that and keeps the order of sequences."""
+fitted to rows that the oracle has not learnt from mends that and keeps the order of sequences.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

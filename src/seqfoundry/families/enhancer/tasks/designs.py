@@ -73,7 +73,8 @@ def score_edits(source: Path, *, model: str, out: Path, overwrite: bool = False)
 
     Writes to ``out``, all or nothing: ``genqual_t3_oracle.json``, ``rows.parquet`` (a row per edit
     with its flags, distances and activities before and after), ``report.html`` with its
-    ``plots/``, and ``summary.json``. Raises as `score_designs`."""
+    ``plots/``, and ``summary.json``. Raises as `score_designs`.
+    """
     return _score(
         source, model, out, _Task("t3", EDITS, judge_edits, _write_edits), overwrite=overwrite
     )

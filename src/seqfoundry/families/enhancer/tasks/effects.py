@@ -3,7 +3,8 @@
 What an oracle's predictions hang on.
 
 Positions count from 0 in the sequence that stands in the row. Every task writes its folder whole
-or not at all."""
+or not at all.
+"""
 
 import math
 import re

@@ -14,7 +14,8 @@ and the others need no look.
 References
 ----------
 Myers (1999), J. ACM 46:395 (bit-parallel alignment); Navarro (2001), ACM Computing Surveys 33:31
-(pigeonhole filters)."""
+(pigeonhole filters).
+"""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -230,7 +231,8 @@ def search(codes: Codes, offsets: Offsets, index: Index, max_distance: int) -> F
     -------
     Smallest distance (-1 none), number of barcodes at it, and half-open place of a unique hit (-1
     else), each of shape ``(n,)``; then all best barcodes, window after window, in no order within
-    one."""
+    one.
+    """
     n = offsets.size - 1
     distance = np.full(n, -1, dtype=np.int64)
     count = np.zeros(n, dtype=np.int64)

@@ -2,7 +2,8 @@
 
 A window is the predicted segment plus a few bases on both sides, since predicted boundaries are
 soft by a base or two; a listed barcode may lie anywhere in it (infix alignment, Levenshtein
-distance)."""
+distance).
+"""
 
 import gzip
 import zlib
@@ -30,7 +31,8 @@ class Matches:
     """Best listed barcodes of ``n`` windows.
 
     Shapes are ``(n,)`` except for `tied`. Windows without a barcode near enough have `distance` -1
-    and `count` 0."""
+    and `count` 0.
+    """
 
     index: NDArray[
         np.int64
@@ -143,7 +145,8 @@ class Whitelist:
         Cell ids from 1, 0 for unassigned reads, shape ``(n,)``; and per read the match type
         ``Exact match (CBC)`` (barcode names joined by `` + ``), ``Ambiguous match`` or ``No
         match``. The reference's fall-backs for three barcodes with fixed names (two of three, one
-        alone) do not exist: a barcode that was not found names no cell."""
+        alone) do not exist: a barcode that was not found names no cell.
+        """
         missing = [name for name in self.columns if name not in matches]
         if missing:
             raise InputError(

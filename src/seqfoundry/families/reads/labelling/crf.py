@@ -14,7 +14,8 @@ References
 ----------
 Lafferty, McCallum and Pereira (2001), Conditional random fields, ICML:282-289. Rabiner (1989), A
 tutorial on hidden Markov models and selected applications in speech recognition, Proceedings of
-the IEEE 77:257-286."""
+the IEEE 77:257-286.
+"""
 
 import itertools
 import os
@@ -115,7 +116,8 @@ def negative_log_likelihood_and_gradients(
     """Return the negative log-likelihood of each read and the gradients of their sum, by forward-backward.
 
     Gradients with respect to the logits are per read (and zero past its length), those of the
-    chain's scores are summed over reads. Parameters and errors as for ``log_likelihood``."""
+    chain's scores are summed over reads. Parameters and errors as for ``log_likelihood``.
+    """
     logits, lengths, scores = _checked(logits, lengths, crf)
     labels = _checked_labels(labels, logits, lengths)
     n, _, n_labels = logits.shape
@@ -152,7 +154,8 @@ def viterbi(logits: Array, lengths: Array, crf: Crf) -> NDArray[np.uint8]:
     """Return the labels of the best path of each read, ``(n, length)``; 0 past a read's length.
 
     Ties go to the lower label, decided from the end of the read. Parameters and errors as for
-    ``log_likelihood``."""
+    ``log_likelihood``.
+    """
     logits, lengths, scores = _checked(logits, lengths, crf)
     paths = np.zeros(logits.shape[:2], dtype=np.uint8)
     over_reads(_viterbi_reads, lengths, logits, lengths, scores, paths)
@@ -224,7 +227,8 @@ def over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *argumen
     """Call ``kernel(first, last, *arguments)`` on runs of reads, in threads where there is enough work.
 
     Own threads, as Numba's may abort the process when two threads (of a server, say) come at the
-    same time."""
+    same time.
+    """
     n_threads = numba.config.NUMBA_NUM_THREADS
     ends = np.cumsum(lengths)
     n_tasks = (
@@ -277,7 +281,8 @@ def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float
     Return the log of the sum of all paths.
 
     Products are summed as probabilities, so a step takes 2 K transcendental functions, not K^2; a
-    sum so small that it could have lost something is done again in logarithms."""
+    sum so small that it could have lost something is done again in logarithms.
+    """
     n_labels = scores.start.size
     weights, totals = np.empty(n_labels), np.empty(n_labels)
     for j in range(n_labels):

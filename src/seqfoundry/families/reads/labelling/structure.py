@@ -16,7 +16,8 @@ leaving or entering a molecule in its middle costs ``penalty``, so that odd and 
 stay readable; segments have shortest and longest lengths. The score is that of the label chain
 (``reads.labelling.crf``), so without penalties and limits the answer is its most likely path. It
 is a semi-Markov Viterbi recursion (Sarawagi and Cohen 2004, NIPS 17) in which the maximum over
-lengths is a sliding-window maximum: time goes with bases times elements, whatever the lengths."""
+lengths is a sliding-window maximum: time goes with bases times elements, whatever the lengths.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ class Architecture:
     """What a read is made of: the verdict, why, and the molecules in it in the order of the read.
 
     ``incomplete`` are molecules of which an end is missing or an adapter is broken, but which have
-    their barcodes and cDNA; they make no read valid."""
+    their barcodes and cDNA; they make no read valid.
+    """
 
     is_valid: bool
     reason: str
@@ -290,7 +292,8 @@ class Graph(NamedTuple):
 
     ``edges`` has the nodes that may come before each, in ``edge_offsets``; ``first_costs`` and
     ``last_costs`` are for a read that begins or ends with a node; ``shortest`` and ``longest`` are
-    lengths in bases."""
+    lengths in bases.
+    """
 
     labels: NDArray[np.int64]
     shortest: NDArray[np.int64]

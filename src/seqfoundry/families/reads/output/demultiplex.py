@@ -3,7 +3,8 @@
 Pure functions from one read's annotation to what is written.
 
 A header ends in ``_{cell}_{umi}`` before its first blank, the form that deduplication reads back
-from alignments."""
+from alignments.
+"""
 
 from collections.abc import Mapping
 

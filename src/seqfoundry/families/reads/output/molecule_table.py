@@ -5,7 +5,8 @@ One row for every molecule found in a read, with the columns users know.
 A valid read is one molecule. A read of several is split: each becomes a row
 ``<ReadName>__frag<k>`` with its own part of the read, and the whole read stays among the invalid
 ones. Molecules without one of their ends are rows of their own kind, ``<ReadName>__part<k>``.
-Positions are 0-based, half-open, within ``read``."""
+Positions are 0-based, half-open, within ``read``.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Molecule:
     """One molecule: its row of the table, and what demultiplexing needs of it.
 
     Barcodes, and the windows around them, lie in the orientation of a list of cells; cDNA and UMI
-    in the sense of the transcript."""
+    in the sense of the transcript.
+    """
 
     row: dict[str, Any]
     barcodes: dict[str, str]
@@ -137,7 +139,8 @@ def segment_columns(
     """Write segments as ``<label>_Starts``, ``_Ends`` (joined by ", ") and ``_Confidence`` (the least of them).
 
     cDNA outside ``span``, the molecule's own part, is a random end: ``random_s`` where the
-    molecule begins in the orientation of the read, ``random_e`` where it ends."""
+    molecule begins in the orientation of the read, ``random_e`` where it ends.
+    """
     before, after = ("random_s", "random_e") if orientation != "-" else ("random_e", "random_s")
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for segment in segments:

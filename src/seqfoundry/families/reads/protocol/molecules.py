@@ -3,7 +3,8 @@
 A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of
 these parts is an *element*; a ``Layout`` lists the elements of every structure once, and drawing
 is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared, so the
-same stream gives the same molecules on every machine."""
+same stream gives the same molecules on every machine.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ class Layout:
     Those of structure ``s`` are ``first[s]:first[s + 1]``.
 
     ``repeats`` is the number of copies and ``thresholds`` the summed weights, both of shape
-    ``(n_structures,)``; every array of ``slots`` has one value per element."""
+    ``(n_structures,)``; every array of ``slots`` has one value per element.
+    """
 
     protocol: Protocol
     first: Integers
@@ -135,7 +137,8 @@ class Sources:
 
     Without ``transcripts`` cDNA is random. ``whitelist`` has codes of shape ``(n_cells, length)``
     for every barcode segment; one cell is drawn per copy, so that all barcodes of a copy are of
-    one cell. Without it they are random."""
+    one cell. Without it they are random.
+    """
 
     transcripts: Transcripts | None = None
     whitelist: Mapping[str, Codes] = field(default_factory=dict)
@@ -146,7 +149,8 @@ class Molecules:
     """Error-free molecules; element ``e`` has the bases ``offsets[e]:offsets[e + 1]``.
 
     ``first`` has shape ``(n + 1,)``: molecule ``i`` has the elements ``first[i]:first[i + 1]``.
-    ``slot`` is the place of each element in the layout."""
+    ``slot`` is the place of each element in the layout.
+    """
 
     layout: Layout
     structures: NDArray[np.uint8]
@@ -165,7 +169,8 @@ class Molecules:
         Per molecule, per copy, turned as listed in the protocol.
 
         Segments are joined by ``_``; a copy that has a segment more than once shows the first, one
-        that lacks it an empty text. Without segments there are no texts."""
+        that lacks it an empty text. Without segments there are no texts.
+        """
         if not segments:
             return [[] for _ in self.structures]
         names = [segment.name for segment in self.layout.protocol.segments]
@@ -280,7 +285,8 @@ def draw_molecules(
     equal chance; flanks and spacers are the first bases of one. A transcript shorter than the
     length drawn is taken whole. Differences to the reference: a length of 0 is an empty flank
     (there ``[-0:]`` took the whole transcript), cDNA follows the strand of the library, and random
-    cDNA has the length drawn, not the smaller one of two draws."""
+    cDNA has the length drawn, not the smaller one of two draws.
+    """
     picks = np.searchsorted(layout.thresholds, generator.random(n_molecules), side="right")
     structures = picks.astype(np.uint8)
     counts = np.diff(layout.first)[structures]
@@ -418,7 +424,8 @@ def truncate(
 
     An end loses 0 to ``max_trunc`` bases, and its flank when it loses any; ends that begin with
     cDNA stay as they are; at least one base of a molecule stays. Then a share of the molecules,
-    ``broken_share``, is broken off anywhere."""
+    ``broken_share``, is broken off anywhere.
+    """
     offsets, first = molecules.offsets, molecules.first
     labels = molecules.of_slots("label")
     cdna = molecules.layout.protocol.labels.index(CDNA)

@@ -11,7 +11,8 @@ itself.
 
 Unlike the reference, every element of a structure keeps an orientation of its own: there it was
 kept by *name*, so that ``polyT ... polyT:rev`` turned both. An orientation is seen from the
-element's copy, so a ``rev`` copy of a hairpin is the true reverse complement of that hairpin."""
+element's copy, so a ``rev`` copy of a hairpin is the true reverse complement of that hairpin.
+"""
 
 import json
 import math

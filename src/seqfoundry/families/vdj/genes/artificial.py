@@ -64,7 +64,8 @@ def artificial(
 
     V genes have 263 to 287 nucleotides, a Cys codon 11 to 17 before the end and no stop codon in
     its frame; J genes 56 to 66, a Phe codon and GGNNNNGGN after 22 to 32, and no stop codon
-    either; D genes 12."""
+    either; D genes 12.
+    """
     genes: dict[str, Gene] = {}
     segments: list[tuple[Segment, int]] = [("V", n_v), ("D", n_d), ("J", n_j)]
     for number, (segment, i) in enumerate(

@@ -9,7 +9,8 @@ The *left* side loses nucleotides at its 3' end (``v``, ``d3``), the *right* sid
 the left are the first m kept of the right. All configurations of one sequence have one ``t + k``,
 and their cuts form a run of equal neighbours; so a sequence is named by its genes and the cut
 ``(t, k)`` with the smallest t. Everywhere here t, u and k are numbers of nucleotides, not indices
-into ``trims``; -1 and -2 keep P-nucleotides."""
+into ``trims``; -1 and -2 keep P-nucleotides.
+"""
 
 import hashlib
 import json
@@ -45,7 +46,8 @@ def end_codes(genes: Sequence[Gene], side: str) -> NDArray[np.int8]:
     Column q is nucleotide ``len(gene) + 1 - q``.
 
     So columns 0 and 1 are the P-nucleotides, and column ``t + 2`` is the last one kept after a
-    trim of t. Beyond the gene stands 4."""
+    trim of t. Beyond the gene stands 4.
+    """
     ends = np.full(
         (len(genes), max((len(gene.sequence) for gene in genes), default=0) + MARGIN),
         NONE_LEFT,
@@ -136,7 +138,8 @@ def build(
     """Find all options of all pairs of genes of ``germline`` with trims of ``lower`` to ``upper``.
 
     With a folder ``cache`` they are kept there under a hash of genes, sides and bounds, and found
-    there again; a damaged file is replaced."""
+    there again; a damaged file is replaced.
+    """
     left, right = germline.of(sides[0]), germline.of(sides[1]) if len(sides) == 2 else ()
     trims = np.arange(lower, upper + 1)
     left_ends, allowed_left = end_codes(left, sides[0]), _lengths(left)[:, None] >= trims
@@ -308,7 +311,8 @@ def configurations(
     Returns
     -------
     Index of the sequence (rising), left trim, right trim, microhomology; flat. A sequence whose
-    configurations are all out of bounds has none."""
+    configurations are all out of bounds has none.
+    """
     cuts = _flat(left, right, t, k)
     lower, upper = int(choices.trims[0]), int(choices.trims[-1])
     if len(choices.sides) == 1:
@@ -356,7 +360,8 @@ def _frames(
     """Class of V-J sequences, of the shape that the arguments broadcast to.
 
     Where a cut has taken away an anchor codon, the same nucleotides of the other gene may have
-    brought it back: then another cut of the same sequence has it whole, and tells."""
+    brought it back: then another cut of the same sequence has it whole, and tells.
+    """
     left_states, right_states = _left_states(choices, left, t), _right_states(choices, right, k)
     found = _CLASSES[left_states, right_states]
     cut = np.flatnonzero((left_states == _CUT_LEFT) ^ (right_states == _CUT_RIGHT))
@@ -461,7 +466,8 @@ def table(choices: Choices, pairs: Integers, *, ligation: bool = True) -> dict[s
     -------
     Columns ``pair`` (index into ``pairs``), ``left``, ``right`` (indices of genes), ``left_trim``,
     ``right_trim``, and, with ligation, ``ligation_mh``, ``frame_type`` (In or Out) and
-    ``frame_stop`` (in frame, with a stop codon)."""
+    ``frame_stop`` (in frame, with a stop codon).
+    """
     joined = ligation and len(choices.sides) == 2
     masks, nonproductive, stopped = (
         getattr(choices, name)[pairs[:, 0], pairs[:, 1]] for name in _MASKS

@@ -4,7 +4,8 @@ Read, written, and imported from the forms that others give them.
 
 Read from FASTA, from the tables ``combo_xcr`` that TCRdist's family of tools shares, from folders
 of OLGA and IGoR models, or from a table with the columns ``gene`` and ``sequence``. None of them
-ships with this package."""
+ships with this package.
+"""
 
 import csv
 import gzip

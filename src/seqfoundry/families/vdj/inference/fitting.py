@@ -2,7 +2,8 @@
 
 The default is Newton's method on the observed-data likelihood with its exact Hessian; EM ends at
 the same coefficients. A fit tells why it ended: in double precision convergence can be reached,
-which the reference's fits never do."""
+which the reference's fits never do.
+"""
 
 import logging
 import math
@@ -50,7 +51,8 @@ class Iteration:
 
     ``loss`` is the observed loss plus the L2 term, in nats per read; ``expected_loss`` the Q that
     EM has minimised with it, None for direct fits; ``gradient_norm`` the largest component of the
-    gradient of ``loss``."""
+    gradient of ``loss``.
+    """
 
     number: int
     theta: Floats
@@ -208,7 +210,8 @@ def em(
     The M-step is Newton's method until no component of the gradient of Q exceeds ``tolerance``.
     Where the average of microhomology is weighted by the current ligation, it is differentiated
     too (the reference holds it fixed within an M-step, which need not descend). The gradients of Q
-    and of the observed loss agree where an M-step begins."""
+    and of the observed loss agree where an M-step begins.
+    """
     complete = completed(problem)
     theta, number = jnp.asarray(start["theta"]), int(start.get("number", 0))
     expected = float(start.get("expected_loss", math.nan))

@@ -4,7 +4,8 @@ Gene pairs, sequences and configurations are shared out, what is summed is not.
 
 All functions of a ``Problem`` stay what they are, and so do their results up to the order of sums.
 Axes whose length the number of devices does not divide get rows that count nothing: pairs without
-a sequence, and sequences of weight 0."""
+a sequence, and sequences of weight 0.
+"""
 
 from typing import Any
 
@@ -31,7 +32,8 @@ def sharded(problem: Problem) -> Problem:
     """Share a problem out over all devices; on one device it stays what it is.
 
     It then has some sequences and configurations more, at the end: `weights_of` gives these the
-    weight 0."""
+    weight 0.
+    """
     found = devices()
     if len(found) == 1:
         return problem

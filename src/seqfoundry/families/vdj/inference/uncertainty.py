@@ -4,7 +4,8 @@ Standard errors, intervals, bootstrap and likelihood-ratio tests.
 
 Standard errors come from the inverse of the observed information of all reads (the reference does
 not divide by their number, and inverts an inverse after EM); tests use the observed-data
-likelihood (the reference: Q)."""
+likelihood (the reference: Q).
+"""
 
 import math
 import re
@@ -78,7 +79,8 @@ class Fit:
     ``reason``: gradient (no component above the tolerance), expected loss (EM: its change is below
     the tolerance), cap (too many iterations), stopped (on request), stalled (no lower loss found)
     or separation: the coefficients ``runaway`` have no finite best value. Only the first two are
-    ``converged``. Losses are without the L2 term."""
+    ``converged``. Losses are without the L2 term.
+    """
 
     names: tuple[str, ...]
     theta: Floats
@@ -149,7 +151,8 @@ def covariance(hessian: Floats, total: float) -> tuple[Floats, Floats]:
 
     The directions (K, d) are those in which the loss does not bend, as with collinear features;
     they are left out of the covariance, which holds only for combinations of coefficients that are
-    orthogonal to them."""
+    orthogonal to them.
+    """
     if not len(hessian):
         return hessian, hessian
     values, vectors = np.linalg.eigh(hessian)
@@ -192,7 +195,8 @@ def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> p
     """Return the coefficients (all ``contrasts``) with the standard deviation of their converged replicates and tests.
 
     ``adjusted_pvalue`` is the p-value times the number of rows, at most 1. With fewer than two
-    replicates: NaN."""
+    replicates: NaN.
+    """
     names, weights = contrasts(fit.names)
     values, replicates = weights @ fit.theta, thetas[converged] @ weights.T
     spread = replicates.std(axis=0, ddof=1) if len(replicates) > 1 else np.full(len(names), np.nan)

@@ -3,7 +3,8 @@
 A row of the normal form is one rearrangement: genes as the germline names them, nucleotides
 trimmed from each end (negative: P-nucleotides kept), inserted and microhomologous nucleotides of
 each junction, whether it is productive, and how many reads it stands for. A row that cannot be
-read is counted under a reason, never guessed at."""
+read is counted under a reason, never guessed at.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,8 @@
 """Readers of rearrangement tables: AIRR, immunoSEQ, parsimony, IGoR.
 
 The readers of the ``airr`` library go row by row, or give up at an empty boolean; tests hold our
-AIRR tables against it."""
+AIRR tables against it.
+"""
 
 import re
 from collections.abc import Callable

@@ -62,7 +62,8 @@ def imgt_name(call: str, known: tuple[str, ...]) -> str:
     Adaptive writes -01 where IMGT has one gene of the family, and leaves out the second name of a
     gene that two loci share; of the possible names the first among the ``known`` is meant, as
     allele 01 (as in the reference) if it names none that is known. Genes that Adaptive does not
-    tell apart (TCRBV12-03/12-04) become a list with commas."""
+    tell apart (TCRBV12-03/12-04) become a list with commas.
+    """
     if not call.startswith("TCR"):
         return call
     gene, _, allele = call.partition("*")

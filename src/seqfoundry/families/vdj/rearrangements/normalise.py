@@ -29,7 +29,8 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
     """Bring rows of a form into ``id``, the normal form and ``count``, without those that cannot be.
 
     A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
-    ``productive`` may be missing."""
+    ``productive`` may be missing.
+    """
     find_genes(chunk, form, ambiguous)
     FORMS[form][-1](chunk)
     made, columns = chunk.made, normal_columns(chunk.germline)
@@ -73,7 +74,8 @@ def _recover_palindromes(chunk: Chunk, junction: str) -> None:
     """Give inserted nucleotides that continue the hairpin of an untrimmed gene back to it, as negative trims.
 
     Only where the insert is known and neither end is negative already; where both ends claim a
-    nucleotide, one yields."""
+    nucleotide, one yields.
+    """
     sides, text = SIDES[junction], chunk.inserted[junction].str.upper()
     *trims, insert = (
         chunk.made[name] for name in (*(f"{side}_trim" for side in sides), f"{junction}_insert")
