@@ -47,7 +47,7 @@ class Runs:
 
     def start(self, out=None, *, settings=SETTINGS, family="reads", data=None, **options):
         return tracking.run(
-            family, settings, data=atomic or self.inputs, out=out, options=TrainOptions(**options)
+            family, settings, data=data or self.inputs, out=out, options=TrainOptions(**options)
         )
 
     def finished(self, out=None, **options):

@@ -177,7 +177,7 @@ def test_activities_are_those_of_the_local_engine(
     source.write_text("".join(f">{name}\n{text}\n" for name, text in rows.to_numpy()))
     if form == "parquet":
         rows.to_parquet(source)
-    wanted = activity.score(source, model=model, against=(), out=tmp_path / "local")
+    wanted = activity.score(source, model=model, out=tmp_path / "local")
     assert spark.run("enhancer", source, model=model, out=tmp_path / "out") == wanted
     found, known = (
         pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")
@@ -199,7 +199,7 @@ def test_rows_without_a_name_get_their_number_whatever_the_type(
     model = anywhere(make_oracle, monkeypatch)
     rows = pd.DataFrame({"id": pd.array([7, None] * 5, dtype="Int64"), "sequence": ["ACGT"] * 10})
     rows.to_parquet(tmp_path / "s.parquet")
-    activity.score(tmp_path / "s.parquet", model=model, against=(), out=tmp_path / "local")
+    activity.score(tmp_path / "s.parquet", model=model, out=tmp_path / "local")
     spark.run("enhancer", tmp_path / "s.parquet", model=model, out=tmp_path / "out")
     found, known = (
         pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")

@@ -30,7 +30,7 @@ SETTINGS = {"copynumber": "epochs=1", "vdj": "fit.bootstrap=0"}
 KILLED = """
 import os, signal, sys
 from seqfoundry import cli as command
-from seqfoundry.registry import families
+from seqfoundry.core.family import find_family
 from seqfoundry.registry import models as store
 find_family("vdj").module("data").CHUNK = find_family("copynumber").module("data").CHUNK = int(sys.argv[1])
 answer, calls = store.Loaded.predict, iter(range(1000))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seqfoundry.cli import main
+from seqfoundry.cli import main, program
 from seqfoundry.core.errors import ConfigError, MissingError, ModelError
 from seqfoundry.core.runs import logging_setup
 
@@ -42,12 +42,12 @@ def test_a_line_break_in_a_name_makes_no_second_line(capsys, tmp_path):
 CODE = """
 import sys
 from seqfoundry import cli
-def fail(args):
+def fail(uri, folder):
     raise {error}
-def tell(args):
+def tell(uri, folder):
     return "k\\u00f6ln " + sys.argv[1]
-__main__._export = {verb}
-sys.exit(__main__.main(["export", "models:/x/1", sys.argv[1]]))
+cli.program.commands["export"].callback = {verb}
+sys.exit(cli.main(["export", "models:/x/1", sys.argv[1]]))
 """
 
 
@@ -86,12 +86,12 @@ def test_a_library_that_cannot_use_a_name_is_told_in_one_line():
 def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeypatch):
     from mlflow.exceptions import MlflowException
 
-    def fail(_):
+    def fail(uri):
         raise MlflowException(
             "API request to http://ada:secret@host/api failed\nwith Connection refused"
         )
 
-    monkeypatch.setattr("seqfoundry.cli._models", fail)
+    monkeypatch.setattr(program.commands["models"], "callback", fail)
     assert main(["models"]) == 2
     told = (
         "must do what was asked, got: API request to http://host/api failed with Connection "
@@ -101,9 +101,9 @@ def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeyp
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    def fail(_):
+    def fail(uri):
         raise KeyError("ours")
 
-    monkeypatch.setattr("seqfoundry.cli._models", fail)
+    monkeypatch.setattr(program.commands["models"], "callback", fail)
     with pytest.raises(KeyError, match="ours"):
         main(["models"])

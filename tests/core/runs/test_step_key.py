@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -138,6 +139,9 @@ def package(tmp_path, monkeypatch):
         (made / name / "model.py").write_text(f"# {name}\n", encoding="utf-8")
     (made / "__init__.py").touch()
     monkeypatch.setattr(provenance.seqfoundry, "__file__", str(made / "__init__.py"))
+    monkeypatch.setattr(
+        provenance, "find_family", lambda name: SimpleNamespace(source_folder=made / name)
+    )
     return made
 
 

@@ -28,7 +28,7 @@ ACTIVITIES = [[19, -1, -1], [-1, 29, -1], [-1, -1, -1], [-1, -1, 9]]
 
 
 def score(source: Path, model: str, out: Path, **more: Any) -> dict[str, Any]:
-    return activity.score(source, model=model, against=(), out=out, **more)
+    return activity.score(source, model=model, out=out, **more)
 
 
 def table(out: Path) -> pd.DataFrame:
@@ -130,9 +130,8 @@ spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
 from seqfoundry.families.enhancer.tasks import activity
-from seqfoundry.registry import families
+from seqfoundry.core.family import find_family
 from seqfoundry.registry import models as store
-families.FAMILIES["enhancer"] = ("score",)
 find_family("enhancer").module("data")._CHUNK = 4
 oracle = fakes.WordOracle()
 answer = oracle.predict
@@ -143,7 +142,7 @@ def predict(frame):
 oracle.predict = predict
 store.load = lambda family, path: store.Loaded(oracle, store.read_served(pathlib.Path(path)), path)
 source, model, out = sys.argv[2:]
-activity.score(pathlib.Path(source), model=model, against=(), out=pathlib.Path(out))
+activity.score(pathlib.Path(source), model=model, out=pathlib.Path(out))
 """
 
 
@@ -280,5 +279,5 @@ def test_models_that_read_the_genome_are_told_the_locus(
         json.dumps({**served, "input_columns": ["sequence", "locus"]})
     )
     score(source, model, tmp_path / "out")
-    designs.score_designs(source, model=model, against=(), out=tmp_path / "t1")
+    designs.score_designs(source, model=model, out=tmp_path / "t1")
     assert loci == [None, names, names[:2]]  # one sequence at two places is two
