@@ -1,85 +1,103 @@
-"""Families have the shape that the design gives them, and no module of one stands outside its layers."""
+"""All families have the same shape, and import the frameworks that they name and no others."""
 
 import ast
-import tomllib
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from seqfoundry.cli import main
-from seqfoundry.core.family import SHARED, all_families
+from seqfoundry.core.family import Family, built_in_families
 
-ROOT = Path(__file__).resolve().parents[2]
-CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
-    "contracts"
-]
-INNER: dict[str, Any] = {folder: one for one in CONTRACTS for folder in one.get("containers", [])}
-EVERY = {"__init__", "config", "simulate", "data", "model", "train", "evaluate", "serve"}
-MOST = 13  # eight and five: more go into packages
+FAMILIES = list(built_in_families().values())
+CHAPTERS = {"commands", "config", "simulate", "data", "model", "train", "evaluate", "serve"}
+FRAMEWORKS = {"tensorflow", "keras", "torch", "jax", "optax"}
+SIGNATURES = {
+    ("simulate", "simulate"): ["config", "out"],
+    ("train", "train"): ["config", "data", "out", "options"],
+    ("evaluate", "evaluate"): ["model", "data", "out"],
+    ("serve", "save"): ["model", "config", "folder"],
+    ("serve", "load"): ["folder"],
+    ("serve", "predict"): ["model", "frame"],
+}
 
-
-def _modules(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*.py")}
-
-
-def _packages(family: str) -> list[Path]:
-    return sorted(
-        path.parent for path in (ROOT / "src" / "seqfoundry" / family).rglob("__init__.py")
-    )
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 
-@pytest.mark.parametrize("family", all_families())
-def test_a_family_has_eight_modules_and_few_more_on_top(family: str) -> None:
-    found = _modules(ROOT / "src" / "seqfoundry" / family)
-    assert found >= EVERY
-    assert len(found) <= MOST, sorted(found - EVERY)
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    return names
 
 
-@pytest.mark.parametrize("family", all_families())
-def test_packages_of_a_family_import_nothing_and_hold_their_layers(family: str) -> None:
-    packages = _packages(family)
-    assert packages[0].name == family
-    for folder in packages:
-        (only,) = ast.parse((folder / "__init__.py").read_text()).body
-        assert isinstance(only, ast.Expr), folder
-        assert isinstance(only.value, ast.Constant), folder
-        contract = INNER[".".join(folder.relative_to(ROOT / "src").parts)]
-        assert contract["type"] == "layers"
-        assert contract["exhaustive"] is True, contract[
-            "name"
-        ]  # else a module that no layer names may import any
+@every_family
+def test_a_family_has_every_chapter(family: Family) -> None:
+    modules = {module.name for module in pkgutil.iter_modules([str(family.source_folder)])}
+    assert modules >= CHAPTERS
+    for verb in family.verbs:
+        assert hasattr(family.module("commands"), verb)
 
 
-@pytest.mark.parametrize("family", all_families())
-def test_training_and_evaluation_stand_side_by_side_on_top(family: str) -> None:
-    assert INNER[f"seqfoundry.{family}"]["layers"][0] == "train | evaluate"
+@every_family
+def test_a_family_imports_its_own_frameworks_alone(family: Family) -> None:
+    used: set[str] = set()
+    for path in family.source_folder.rglob("*.py"):
+        used |= imported_packages(path) & FRAMEWORKS
+    assert used == set(family.frameworks)
 
 
-@pytest.mark.parametrize("family", all_families())
+@every_family
+def test_names_settings_and_commands_import_no_framework(family: Family) -> None:
+    for name in ("__init__", "config", "commands"):
+        assert not imported_packages(family.source_folder / f"{name}.py") & FRAMEWORKS
+
+
+def test_what_all_families_share_imports_pytorch_in_training_alone() -> None:
+    product = Path(str(importlib.import_module("seqfoundry").__file__)).parent
+    for folder in ("core", "registry", "engine"):
+        for path in (product / folder).rglob("*.py"):
+            assert not imported_packages(path) & FRAMEWORKS, path
+    for path in (product / "training").rglob("*.py"):
+        assert imported_packages(path) & FRAMEWORKS <= {"torch"}, path
+
+
+@every_family
+@pytest.mark.parametrize(("module", "function"), SIGNATURES)
+def test_chapters_have_the_same_functions(family: Family, module: str, function: str) -> None:
+    parameters = inspect.signature(getattr(family.module(module), function)).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == SIGNATURES[module, function]
+    for parameter in parameters:  # what a family adds may be left out
+        assert (parameter.default is parameter.empty) == (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        )
+
+
+@every_family
 def test_several_processes_train_a_family_only_where_they_share_it(
-    family: str,
+    family: Family,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    meeting = {
-        "RANK": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }
-    for name, value in meeting.items():
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    own = (ROOT / "src" / "seqfoundry" / family / "parallel.py").is_file()
-    assert own == (family in SHARED)
+
     words = ["--params", str(tmp_path / "absent.yaml"), "--out", str(tmp_path / "out")]
-    assert main(["train", family, *words]) == 2
-    must = (
-        f"torchrun: must start one process for the family {family}, which uses all devices "
-        "from one process, got 2"
-    )
-    said = capsys.readouterr().err
-    assert ("absent.yaml" in said) if own else (said == f"seqfoundry: {must}\n")
+    status = main(["train", family.name, *words])
+
+    message = capsys.readouterr().err
+    assert status == 2
+    if family.has_worker_processes:
+        assert "absent.yaml" in message
+    else:
+        assert message.startswith("seqfoundry: torchrun: must start one process for the family")
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from seqfoundry.cli import main, parser
-from seqfoundry.core.family import all_families
+from seqfoundry.cli import main, program
+from seqfoundry.core.family import all_families, find_family
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Any type hint is inferred:UserWarning"
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "reads-10x3p_sc_ont_016"
 SMOKE = str(ROOT / "params" / "reads" / "smoke.yaml")
-VERBS = ["data", "simulate", "train", "prepare", "evaluate", "register", "promote", "models", "export", "annotate",
-         "score", "main"]  # fmt: skip
+VERBS = ["data", "simulate", "prepare", "train", "evaluate", "annotate", "score", "register",
+         "promote", "models", "export", "demo"]  # fmt: skip
 UNKNOWN = f"family: must be one of {', '.join(all_families())}, got 'nope'"
 HEAVY = ["tensorflow", "keras", "torch", "jax", "mlflow", "pandas", "numpy", "pydantic", "yaml"]
 
@@ -39,10 +39,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
     def run(*words: str | Path) -> str:
         capsys.readouterr()
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as end:  # of argparse
-            status = int(end.code or 0)
+        status = main([str(word) for word in words])
         out, err = capsys.readouterr()
         assert status == 2, err
         assert out == ""
@@ -57,39 +54,77 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        parser().parse_args([verb, "--help"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: seqfoundry {verb}")
+    assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: seqfoundry {verb}")
+
+
+def test_the_verbs_are_these() -> None:
+    assert [name for name, command in program.commands.items() if not command.hidden] == VERBS
+
+
+@pytest.mark.parametrize("verb", ["simulate", "train", "prepare", "evaluate", "annotate", "score"])
+def test_the_help_of_a_verb_lists_the_families_that_have_it(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, family in all_families().items():
+        assert (f"\n  {name} " in text) == (verb in family.verbs)
 
 
 @pytest.mark.parametrize(
-    ("verb", "named"),
+    ("words", "own", "of_others"),
     [
-        ("annotate", "one of: reads, copynumber"),
-        ("score", "one of: enhancer, vdj"),
-        ("prepare", "one of: copynumber, enhancer, vdj"),
-        ("register", "one of: reads, copynumber, enhancer, vdj"),
-        ("train", "gpu insists"),
-        ("models", "models:/NAME@ALIAS"),
-        ("export", "folder to write"),
+        ("annotate reads", ["--whitelist"], ["--task", "--germline"]),
+        ("annotate copynumber", [], ["--whitelist", "--task"]),
+        ("score enhancer", ["--task", "cross-oracle", "--against"], ["--whitelist"]),
+        ("score vdj", [], ["--task", "--against"]),
+        ("prepare vdj", ["--germline", "immunoseq"], ["mosdepth"]),
+        ("prepare copynumber", ["mosdepth"], ["--germline", "immunoseq"]),
+        ("simulate reads", ["--transcriptome"], []),
+        ("simulate vdj", [], ["--transcriptome"]),
     ],
 )
-def test_help_names_the_families_of_a_verb_and_what_it_takes(
-    verb: str, named: str, capsys: pytest.CaptureFixture[str]
+def test_help_shows_the_options_of_the_family_alone(
+    words: str, own: list[str], of_others: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        parser().parse_args([verb, "--help"])
-    assert f"{named}" in " ".join(capsys.readouterr().out.split())
-
-
-def test_the_verbs_are_these(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parser().parse_args(["--help"])
+    assert main([*words.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert [
-        line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "
-    ] == VERBS
+    assert [option for option in own if option not in text] == []
+    assert [option for option in of_others if option in text] == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(
+    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_SEQFOUNDRY_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", "seqfoundry score en")
+    monkeypatch.setenv("COMP_CWORD", "2" if shell != "fish" else "en")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "enhancer" in capsys.readouterr().out
+
+
+def test_a_parameter_of_mlproject_that_is_empty_counts_as_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+    command = find_family("reads").module("commands").annotate
+    monkeypatch.setattr(command, "callback", lambda **values: given.update(values))
+    options = "--whitelist= --engine= --master= --overwrite= --resume=yes".split()
+    empty = [word for option in options for word in option.split("=")]
+    assert main(["annotate", "reads", "reads.fastq", "--model", "m", "--out", "o", *empty]) == 0
+    assert given == {
+        "input": Path("reads.fastq"),
+        "model": "m",
+        "out": Path("o"),
+        "whitelist": None,
+        "engine": "local",
+        "master": None,
+        "overwrite": False,
+        "resume": True,
+    }
 
 
 def test_help_imports_no_framework() -> None:
@@ -128,24 +163,34 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nope",), "argument VERB: invalid choice: 'nope'"),
-        ((), "the following arguments are required: VERB"),
-        (("train", "reads"), "the following arguments are required: --params"),
+        (("nope",), "must be a verb, got 'nope'; see seqfoundry --help"),
+        (("anotate",), "got 'anotate'; did you mean annotate?"),
+        (("train", "reads"), "Missing option '--params'"),
+        (
+            ("train", "reads", "--parms", SMOKE),
+            "No such option '--parms'. Did you mean '--params'?",
+        ),
         (("train", "nope", "--params", SMOKE), UNKNOWN),
+        (("train", "raeds", "--params", SMOKE), "got 'raeds'; did you mean reads?"),
         (("simulate", "nope", "--params", SMOKE, "--out", "x"), UNKNOWN),
         (("register", "nope", "--run", "x"), UNKNOWN),
-        (("annotate", "nope", "x", "--model", "x", "--out", "x"), UNKNOWN),
+        (("annotate", "nope", "x"), "must be one of copynumber, reads, got 'nope'"),
+        (("annotate", "vdj", "x"), "must be one of copynumber, reads, got 'vdj', which has no"),
+        (
+            ("score", "enhancer", "x", "--model", "m", "--out", "o", "--task", "varaints"),
+            "got 'varaints'; did you mean variants?",
+        ),
         (
             ("evaluate", "reads", "--model", "", "--out", "x"),
-            "argument --model: must not be empty",
+            "Missing option '--model'",
         ),
         (
             ("simulate", "reads", "--params", SMOKE, "--out", ""),
-            "argument --out: must not be empty",
+            "Missing option '--out'",
         ),
         (
             ("train", "reads", "--params", SMOKE, "--device", "tpu"),
-            "argument --device: invalid choice: 'tpu'",
+            "'--device': must be one of auto, cpu, gpu, got 'tpu'",
         ),
         (
             ("train", "reads", "--params", SMOKE, "--set", "seeds=1"),
@@ -156,7 +201,7 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("train", "reads", "--params", SMOKE, "--set", "train.max_reads=-1"), "max_reads"),
         (
             ("annotate", "copynumber", "x", "--model", "m", "--out", "o", "--whitelist", "w"),
-            "annotate copynumber: must not be given --whitelist, which is for reads",
+            "No such option '--whitelist'",
         ),
         (("data", "build", "nope"), UNKNOWN),
         (("data", "check", "reads"), "data check: must stand alone, got reads"),
@@ -175,12 +220,6 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
 )
 def test_wrong_commands(fails: Fails, words: tuple[str, ...], message: str) -> None:
     assert message in fails(*words)
-
-
-def test_a_verb_that_the_family_lacks(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(all_families(), "reads", ("train",))
-    line = fails("annotate", "reads", "x.fastq", "--model", "m", "--out", "o")
-    assert "annotate reads: the family must support the verb, got one that has train" in line
 
 
 @pytest.mark.parametrize(
@@ -320,7 +359,6 @@ def test_a_corrupted_model_and_one_of_another_family(
     (model_copy / "weights.h5").write_bytes((trained.model / "weights.h5").read_bytes()[:1000])
     assert "weights.h5: must be " in fails("evaluate", "reads", *rest)
     text = (model_copy / "served.json").read_text()
-    monkeypatch.setitem(all_families(), "vdj", ("evaluate",))
     (model_copy / "served.json").write_text(text.replace('"family": "reads"', '"family": "vdj"'))
     assert "must be a model of the family reads, got one of vdj" in fails(
         "evaluate", "reads", *rest

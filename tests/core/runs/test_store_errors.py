@@ -6,7 +6,6 @@ import pytest
 
 from seqfoundry.core.errors import TrackingError
 from seqfoundry.core.runs import store_errors, tracking
-from seqfoundry.core.runs import tracking as servers
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 RIGHT = "no permission (403) for the user ada; ask who runs the server for it"
@@ -133,7 +132,7 @@ def test_a_uri_that_cannot_be_read_is_not_repeated(monkeypatch, uri):
     with pytest.raises(
         TrackingError, match="must be a URI, got one that cannot be read; write : / @ of a"
     ) as caught:
-        servers.check(uri)
+        tracking.ping(uri)
     assert "se" not in str(caught.value).removeprefix("tracking server").partition("; write")[0]
 
 
@@ -146,7 +145,7 @@ def test_only_the_user_is_left_out_of_what_is_asked(monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     for uri in ("http://ada:s@cret@host:5000/@team/", "https://host/a@b"):
-        servers.check(uri)
+        tracking.ping(uri)
     assert asked == ["http://host:5000/@team/health", "https://host/a@b/health"]
 
 

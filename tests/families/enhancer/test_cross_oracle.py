@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from seqfoundry.engine.score import Asked, score
 
 from seqfoundry.core.errors import InputError, OutputError
-from seqfoundry.engine.score import Asked, score
 
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}

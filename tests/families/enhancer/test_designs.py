@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from seqfoundry.engine.score import Asked, score
 
 from seqfoundry.cli import main
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
-from seqfoundry.engine.score import Asked, score
 from seqfoundry.families.enhancer.tasks import designs, oracle
 
 SCHEMAS = Path(__file__).with_name("schemas")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from seqfoundry.engine.score import TASKS, Asked, score
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import sequence_plots
-from seqfoundry.engine.score import TASKS, Asked, score
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[3]
