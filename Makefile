@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check data bench ui mlproject
+.PHONY: help setup demo test check data bench ui mlproject zoo
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ check: setup  ## Format, lint, types, layers
 
 data: setup  ## Build data/ and compare it with data.dvc
 	python -m seqfoundry data build
+
+zoo: setup  ## Train the models of zoo/ anew
+	python -m seqfoundry zoo --build
 
 mlproject: setup  ## Write MLproject from the commands
 	PYTHONPATH=src python -m seqfoundry.mlproject > MLproject

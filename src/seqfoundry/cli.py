@@ -6,6 +6,7 @@ Help imports no framework: a family's commands are imported when one of them is 
 command imports its work when it runs.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -124,15 +125,54 @@ for _verb, _help in FAMILY_VERBS.items():
 
 
 @program.command("register", cls=command_line.Command)
-@command_line.argument("family", help="A family.")
-@command_line.option(
-    "--run", "run_id", required=True, metavar="RUN", help="A run id, or a folder with run.json."
-)
-def register(family: str, run_id: str) -> Any:
+@command_line.argument("family", required=False, help="A family; not needed with --zoo.")
+@command_line.option("--run", metavar="RUN", help="A run id, or a folder with run.json.")
+@command_line.option("--zoo", "zoo_name", metavar="NAME", help="A model of the zoo.")
+def register(family: str | None, run: str | None, zoo_name: str | None) -> Any:
     """Make a finished run's model a version with the alias candidate."""
-    from seqfoundry.registry import models
+    from seqfoundry.registry import models, zoo
 
-    return models.register(find_family(family).name, models.run_id_of(run_id))
+    if (run is None) == (zoo_name is None):
+        raise InputError("register: must be given either --run or --zoo, got both or neither")
+    if zoo_name is not None:
+        entry = zoo.find_entry(zoo_name.removeprefix(zoo.PREFIX))
+        if family not in (None, entry.family):
+            raise InputError(f"register: zoo:{entry.name} is of {entry.family}, got {family}")
+        return models.register(entry.family, zoo.create_run(entry))
+    if family is None:
+        raise InputError("register: must be given a family with --run, got none")
+    return models.register(find_family(family).name, models.run_id_of(str(run)))
+
+
+@program.command("zoo", cls=command_line.Command)
+@command_line.argument("names", nargs=-1, required=False, help="Models of the zoo.")
+@command_line.flag("--build", help="Train, evaluate and record them anew (make zoo).")
+def zoo(names: tuple[str, ...], build: bool) -> Any:
+    """List the small trained models that are used as they are, or show their records.
+
+    Use one with --model zoo:NAME; register one with: seqfoundry register --zoo NAME.
+    """
+    from seqfoundry.core.reporting.html import text_table
+    from seqfoundry.registry import zoo as entries
+
+    if build:
+        return {"built": entries.build(names)}
+    if names:
+        return {name: dataclasses.asdict(entries.find_entry(name)) for name in names}
+    rows = [
+        [f"zoo:{entry.name}", entry.family, _headline_of(entry), entry.about]
+        for entry in entries.read_entries().values()
+    ]
+    return text_table(["model", "family", "measured on simulated data", "what it does"], rows)
+
+
+def _headline_of(entry: Any) -> str:
+    """Write the headline metric of a model of the zoo, with its 95 % interval."""
+    name = entry.settings["headline"]
+    text = f"{name} {entry.metrics[name]:.4g}"
+    if f"{name}.low" not in entry.metrics:
+        return text
+    return f"{text} ({entry.metrics[f'{name}.low']:.4g} to {entry.metrics[f'{name}.high']:.4g})"
 
 
 @program.command("promote", cls=command_line.Command)

@@ -30,11 +30,11 @@ from seqfoundry.core.family import (
 )
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
-from seqfoundry.registry import card, model_safety
+from seqfoundry.registry import card, model_safety, zoo
 
 CANDIDATE = "candidate"
 _VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "family")
-_FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id"
+_FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION, zoo:NAME or a run id"
 _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
 _SOURCE = Path(seqfoundry.__file__).resolve().parent
 _SERVED = Path(__file__).with_name("pyfunc_adapter.py")
@@ -81,7 +81,7 @@ def fetch(reference: str, inside: str = "") -> Iterator[Path]:
 
     A copy goes when the block ends.
     """
-    path = Path(reference)
+    path = zoo.find_folder(reference) if reference.startswith(zoo.PREFIX) else Path(reference)
     if reference and files.is_there(path):
         family = family_of_reference_model(path)
         if family is None:

@@ -101,7 +101,7 @@ def client() -> Any:
         database = Path(uri.removeprefix("sqlite:///")).resolve()
         with files.lock(database.with_name(database.name + ".lock")):
             opened = mlflow.MlflowClient(tracking_uri=uri)
-            _experiment_id(opened, artifacts=str(database.parent / "mlruns"))
+            experiment_id(opened, artifacts=str(database.parent / "mlruns"))
         return opened
 
 
@@ -120,7 +120,7 @@ def as_tracking_error() -> Iterator[None]:
         raise
 
 
-def _experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
+def experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
     """Id of the project's experiment, made on a server that has none.
 
     Another process may make it first.
@@ -404,7 +404,7 @@ def _new_id(opened: Any, family: str) -> str:
             tags["mlflow.parentRunId"] = parent
         return str(
             opened.create_run(
-                _experiment_id(opened), run_name=f"train-{family}", tags=tags
+                experiment_id(opened), run_name=f"train-{family}", tags=tags
             ).info.run_id
         )
 
@@ -510,7 +510,7 @@ def open_parent(opened: Any, name: str) -> str:
     """
     with as_tracking_error():
         run_id = os.environ.get("MLFLOW_RUN_ID") or str(
-            opened.create_run(_experiment_id(opened)).info.run_id
+            opened.create_run(experiment_id(opened)).info.run_id
         )
         opened.update_run(run_id, name=name)
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
