@@ -422,7 +422,7 @@ def test_another_source_of_a_name_that_was_imported_is_refused(
     adapter.make_importable(set(code))
     (tmp_path / "code" / "phage_0" / "__init__.py").write_text("A = 3\n")
 
-    with pytest.raises(ImportError, match="phage_0: must hold the files of .*, got others"):
+    with pytest.raises(ImportError, match=r"phage_0: must hold the files of .*, got others"):
         adapter.make_importable(set(code))
 
 
