@@ -240,6 +240,7 @@ def _build_entry(recipe: _Recipe) -> None:
         shutil.copytree(train / "model", temporary, dirs_exist_ok=True)
         (temporary / "run.json").unlink(missing_ok=True)  # that run is in nobody else's store
     _record(recipe, model, work)
+    shutil.rmtree(work)  # the next build begins anew
 
 
 def _run(*words: str) -> None:
