@@ -24,7 +24,9 @@ def read_table(path: Path, rows: int = 1000) -> Iterator[pd.DataFrame]:
         for frame in pd.read_csv(path, sep="\t", chunksize=rows, dtype={"id": "str"}):
             missing = [name for name in ("id", "sequence") if name not in frame]
             if missing:
-                raise InputError(f"{path}: must have the columns id and sequence, got no {missing[0]}")
+                raise InputError(
+                    f"{path}: must have the columns id and sequence, got no {missing[0]}"
+                )
             yield frame.reset_index(drop=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: must be a table with tabs, got: {error}") from None

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pandas as pd
+
 from coding_family import data as tables
 from coding_family import serve
-
 from seqfoundry.core.files import atomic
 
 

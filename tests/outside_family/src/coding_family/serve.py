@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from coding_family.config import Config
 from coding_family.data import codon_shares
 from coding_family.model import CodingModel
-
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.core.files import atomic
 from seqfoundry.core.runs.provenance import pinned

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from coding_family.config import Config
 from numpy.typing import NDArray
 
+from coding_family.config import Config
 from seqfoundry.core.files import atomic
 
 BASES = np.array(list("ACGT"))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from coding_family import data as tables
 from coding_family import serve
 from coding_family.config import Config
 from coding_family.model import CodingModel
-
 from seqfoundry.core.errors import InterruptedRunError
 from seqfoundry.core.files import atomic
 from seqfoundry.core.files.tables import write_history
