@@ -64,7 +64,7 @@ def loads() -> int:
 
 @contextlib.contextmanager
 def found(family: str, reference: str) -> Iterator[Path]:
-    """Give the folder that is to travel, packaged or the family's own, for as long as the block lasts.
+    """Give the family's ``model/`` folder, which is to travel, for as long as the block lasts.
 
     Raises
     ------
@@ -74,13 +74,14 @@ def found(family: str, reference: str) -> Iterator[Path]:
         If it is of another family, or ``served.json`` is damaged.
     """
     find_family(family)
-    with models.fetch(reference) as fetched, models.model_folder(str(fetched)) as inside:
-        got = models.read_served(inside)["family"]
+    with models.model_folder(reference) as folder:
+        got = models.read_served(folder)["family"]
         if got != family:
             raise ModelError(
                 f"{reference}: must be a model of the family {family}, got one of {got}"
             )
-        yield fetched if (fetched / "MLmodel").is_file() else inside
+        models.warn_of_requirements(reference, folder)
+        yield folder
 
 
 def publish(family: str, reference: str, source: Path, folder: Path) -> Portable:
