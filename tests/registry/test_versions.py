@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,32 +82,24 @@ for word in sys.argv[1:]:
 """
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Copies of the source, by version."""
-
-    folder: Path
-
-    def write(self, family: str, version: str) -> tuple[list[str], dict[str, str]]:
-        """Write an altered source and its copy for models."""
-        altered = self.folder / f"{family}-{version}"
-        shutil.copytree(
-            PACKAGE, altered / "seqfoundry", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        serve = altered / "seqfoundry" / "families" / family / "serve.py"
-        with serve.open("a") as file:
-            file.write(SAY_SOURCE.format(version=version))
-        (altered / "seqfoundry" / "late.py").write_text(f'"""Late."""\nVERSION = "{version}"\n')
-        copies = altered / "copies"
-        copies.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE_COPY, family, str(copies)],
-            env=os.environ | {"PYTHONPATH": str(altered)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        folders, config = json.loads(done.stdout)
-        return folders, config
+def write_version(folder: Path, family: str, version: str) -> tuple[list[str], dict[str, str]]:
+    """Alter the source, and copy it as registration does; return folders and model config."""
+    altered = folder / f"{family}-{version}"
+    package = altered / "seqfoundry"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (package / "families" / family / "serve.py").open("a") as serve:
+        serve.write(SAY_SOURCE.format(version=version))
+    (package / "late.py").write_text(f'"""Late."""\nVERSION = "{version}"\n')
+    copies = altered / "copies"
+    copies.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_COPY, family, str(copies)],
+        env=os.environ | {"PYTHONPATH": str(altered)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folders, config = json.loads(done.stdout)
+    return folders, config
 
 
 def unpack(family: str, folder: Path) -> Path:
@@ -156,7 +147,7 @@ def write_plugin(folder: Path, *, factor: int, package: str = "lambda_phage") ->
         "def load(folder):\n"
         f"    import seqfoundry.core.dna, {package}.sub as sub  # one line\n"
         f"    return {package}.sub.factor.FACTOR * sub.factor.FACTOR\n"
-        "def predict(model, frame):\n"
+        "def predict(model, frame, **params):\n"
         f"    return frame[[]].assign(answer=model, source=f'{{{package}.__name__}}')\n"
         "def line():\n"
         "    raise errors.InputError('line 11')\n"
@@ -193,9 +184,8 @@ def models(folder: Path) -> dict[str, str]:
 
     Two versions of vdj, one of reads, two of a plug-in, and the first edition's vdj.
     """
-    sources = Sources(folder)
     packaged = {
-        name: save_model(folder / name, family, *sources.write(family, name))
+        name: save_model(folder / name, family, *write_version(folder, family, name))
         for name, family in (("vdj-old", "vdj"), ("vdj-new", "vdj"), ("reads-new", "reads"))
     }
     for factor in (2, 3):
