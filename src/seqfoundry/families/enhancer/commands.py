@@ -1,8 +1,10 @@
 """Commands of enhancer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from seqfoundry import engine
 from seqfoundry.core import command_line
 from seqfoundry.core.errors import InputError
 from seqfoundry.engine import standard_commands
@@ -45,8 +47,7 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
     type=command_line.PATH,
     help="Sequences; of t1, t3 and cross-oracle predictions.jsonl.",
 )
-@command_line.model
-@command_line.out
+@standard_commands.job_options
 @command_line.option(
     "--task",
     type=command_line.Choice(TASKS),
@@ -60,44 +61,28 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
     metavar="MODEL",
     help="A further oracle of cross-oracle; may be repeated.",
 )
-@command_line.resume
-@command_line.overwrite
-@command_line.engine
-@command_line.master
-def score(
-    input: Path,
-    model: str,
-    out: Path,
-    task: str,
-    against: tuple[str, ...],
-    resume: bool,
-    overwrite: bool,
-    engine: str,
-    master: str | None,
-) -> Any:
+def score(request: engine.Request, task: str, against: tuple[str, ...]) -> Any:
     """Score sequences, designs, edits or variants with an oracle."""
-    from seqfoundry.engine import spark
+    from seqfoundry.engine.job import Job
+    from seqfoundry.families.enhancer.tasks import activity, effects
 
-    others = _models(against)
-    where = f"score enhancer --task {task}"
-    if others and task != "cross-oracle":
-        raise InputError(f"{where}: --against must be left out, got {' '.join(others)}")
-    if resume and task != "activity":
+    models = _split_words(against)
+    if models and task != "cross-oracle":
         raise InputError(
-            f"{where}: --resume must be left out, since this task begins anew, got it"
+            f"score enhancer --task {task}: --against must be left out, got {' '.join(models)}"
         )
-    if spark.is_asked(engine, master):
-        if task != "activity":
-            raise InputError(
-                f"--engine spark: must be asked for --task activity only, got --task {task}"
-            )
-        return _score_on_spark(
-            input, model, out, master=master or spark.HERE, resume=resume, overwrite=overwrite
-        )
-    return _score_here(task, input, model, out, others=others, resume=resume, overwrite=overwrite)
+    jobs: dict[str, Callable[[], Job]] = {
+        "activity": activity.ScoreActivity,
+        "variants": effects.ScoreVariants,
+        "mutagenesis": effects.Mutagenesis,
+        "attribution": effects.Attribution,
+    }
+    if task in jobs:
+        return engine.run(jobs[task](), request)
+    return _score_at_once(task, request, models)
 
 
-def _models(words: tuple[str, ...]) -> list[str]:
+def _split_words(words: tuple[str, ...]) -> list[str]:
     """Split words that hold several models; MLproject hands over one word."""
     from seqfoundry.core.files.atomic import is_there
 
@@ -107,55 +92,29 @@ def _models(words: tuple[str, ...]) -> list[str]:
     return models
 
 
-def _score_on_spark(
-    input: Path, model: str, out: Path, *, master: str, resume: bool, overwrite: bool
-) -> Any:
-    from seqfoundry.engine import spark
-    from seqfoundry.families.enhancer.tasks import activity
+def _score_at_once(task: str, request: engine.Request, against: list[str]) -> Any:
+    """Do a task that looks at all rows together, which no engine divides."""
+    from seqfoundry.families.enhancer.tasks import calibration, cross_oracle, designs, effects
 
-    return spark.run(
-        activity.PARTITIONED,
-        FAMILY.name,
-        input,
-        model=model,
-        out=out,
-        master=master,
-        overwrite=overwrite,
-        resume=resume,
-    )
-
-
-def _score_here(
-    task: str,
-    input: Path,
-    model: str,
-    out: Path,
-    *,
-    others: list[str],
-    resume: bool,
-    overwrite: bool,
-) -> Any:
-    from seqfoundry.families.enhancer.tasks import (
-        activity,
-        calibration,
-        cross_oracle,
-        designs,
-        effects,
-    )
-
-    if task == "activity":
-        return activity.score(input, model=model, out=out, overwrite=overwrite, resume=resume)
+    streams = "--task activity, variants, mutagenesis or attribution"
+    if request.resume:
+        raise InputError(f"--resume: must be asked for {streams}, got --task {task}")
+    if request.engine == "spark":
+        raise InputError(f"--engine spark: must be asked for {streams}, got --task {task}")
     if task == "cross-oracle":
         return cross_oracle.compare(
-            input, model=model, against=others, out=out, overwrite=overwrite
+            request.source,
+            model=request.model,
+            against=against,
+            out=request.out,
+            overwrite=request.overwrite,
         )
     functions = {
         "t1": designs.score_designs,
         "t3": designs.score_edits,
-        "variants": effects.variants,
-        "mutagenesis": effects.mutagenesis,
-        "attribution": effects.attribution,
         "calibration": calibration.calibrate,
         "export": effects.export,
     }
-    return functions[task](input, model=model, out=out, overwrite=overwrite)
+    return functions[task](
+        request.source, model=request.model, out=request.out, overwrite=request.overwrite
+    )
