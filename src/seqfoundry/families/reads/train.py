@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import InputError, InterruptedRunError, MissingError
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import write_history, write_tsv
 from seqfoundry.core.runs import provenance, tracking
@@ -121,7 +121,8 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
 
     if len(points) > 1 and options.resume == UNFINISHED:
         raise ConfigError(
-            f"--resume {UNFINISHED}: must be the id of a point's run where the network is a grid"
+            f"--resume {UNFINISHED}: must be the id of a point's run where the network is a grid, "
+            f"got {len(points)} points"
         )
     if len(points) > 1:
         digests = [digest(_settings(config, point.network, protocol)) for point in points]
