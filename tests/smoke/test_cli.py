@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "reads-10x3p_sc_ont_016"
 SMOKE = str(ROOT / "params" / "reads" / "smoke.yaml")
 VERBS = ["data", "simulate", "prepare", "train", "evaluate", "annotate", "score", "register",
-         "promote", "models", "export", "demo"]  # fmt: skip
+         "zoo", "promote", "models", "export", "demo"]  # fmt: skip
 UNKNOWN = f"family: must be one of {', '.join(all_families())}, got 'nope'"
 HEAVY = ["tensorflow", "keras", "torch", "jax", "mlflow", "pandas", "numpy", "pydantic", "yaml"]
 
@@ -208,7 +208,7 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("data", "check", "--update"), "data check: must stand alone, got --update"),
         (
             ("main", "--profile", "nope"),
-            "--profile nope: must name settings of the family reads, got none; files: demo",
+            "--profile nope: must name settings of the family copynumber, got none; files: demo",
         ),
         (("export", "folder", "x"), "folder: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         (

@@ -558,7 +558,7 @@ def test_few_groups() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no depth of real genomes beside the project")
 def test_depth_of_real_genomes(tmp_path: Path, full: Config) -> None:
-    summary = prepare(full, [REAL], None, tmp_path / "out")
+    summary = prepare(full, sorted(REAL.glob("*.counts.tsv.gz")), None, tmp_path / "out")
     assert (summary["samples"], summary["bins"], summary["all_zero"]) == (5, 5_334, [])
     assert summary["genes"] == ["blaKPC-2"]
     store, plasmid = (

@@ -369,7 +369,7 @@ def test_who_never_comes_is_not_waited_for(tmp_path: Path) -> None:
 import os, sys, time
 from datetime import timedelta
 from pathlib import Path
-from seqfoundry.families.copynumber import parallel
+from seqfoundry.training import torch as parallel
 from seqfoundry.core.errors import SeqfoundryError
 
 parallel._MEETING = timedelta(seconds=1)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from seqfoundry.engine.score import Asked, score
 
 from seqfoundry.core.errors import InputError, OutputError
+from seqfoundry.families.enhancer.score import score
 
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}
@@ -40,8 +40,8 @@ def designs(path: Path, n: int = 30) -> Path:
 def compare(
     source: Path, models: list[str], out: Path, **more: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    asked = Asked("cross-oracle", tuple(models[1:]))
-    summary = score("enhancer", source, model=models[0], out=out, asked=asked, **more)
+    against = tuple(models[1:])
+    summary = score(source, model=models[0], out=out, task="cross-oracle", against=against, **more)
     return summary, json.loads((out / "cross_oracle.json").read_text())
 
 

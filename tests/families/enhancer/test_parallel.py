@@ -121,14 +121,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         assert len(set(one["losses"])) == 2
 
 
-def test_both_families_have_the_same_text() -> None:
-    texts = [
-        (ROOT / "src" / "seqfoundry" / family / "parallel.py").read_text()
-        for family in ("copynumber", "enhancer")
-    ]
-    assert texts[0] == texts[1]
-
-
 def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import test_deepstarr as tests

@@ -147,7 +147,7 @@ class _StopAfter:
     """Asks to stop once, after so many questions."""
 
     def __init__(self, steps: int) -> None:
-        self.left = training_step
+        self.left = steps
 
     def __call__(self) -> bool:
         self.left -= 1

@@ -214,7 +214,9 @@ def read_model_record(
             served["package_version"],
         )
         content = {key: content[key] for key in keys}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if found is None:
+            raise KeyError("family")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family {family}, got: {error}"
         ) from None

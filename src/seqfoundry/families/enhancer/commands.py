@@ -77,24 +77,34 @@ def score(
 ) -> Any:
     """Score sequences, designs, edits or variants with an oracle."""
     from seqfoundry.engine import spark
+    from seqfoundry.families.enhancer import score as work
+    from seqfoundry.families.enhancer.tasks import activity
 
     others = _models(against)
-    where = f"score enhancer --task {task}"
-    if others and task != "cross-oracle":
-        raise InputError(f"{where}: --against must be left out, got {' '.join(others)}")
-    if resume and task != "activity":
-        raise InputError(
-            f"{where}: --resume must be left out, since this task begins anew, got it"
-        )
     if spark.is_asked(engine, master):
-        if task != "activity":
+        if task != "activity" or others:
             raise InputError(
-                f"--engine spark: must be asked for --task activity only, got --task {task}"
+                f"--engine spark: must be asked for --task activity only, without --against, got --task {task}"
             )
-        return _score_on_spark(
-            input, model, out, master=master or spark.HERE, resume=resume, overwrite=overwrite
+        return spark.run(
+            activity.PARTITIONED,
+            FAMILY.name,
+            input,
+            model=model,
+            out=out,
+            master=master or spark.HERE,
+            overwrite=overwrite,
+            resume=resume,
         )
-    return _score_here(task, input, model, out, others=others, resume=resume, overwrite=overwrite)
+    return work.score(
+        input,
+        model=model,
+        out=out,
+        task=task,
+        against=others,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def _models(words: tuple[str, ...]) -> list[str]:
@@ -105,57 +115,3 @@ def _models(words: tuple[str, ...]) -> list[str]:
     for word in words:
         models += [word] if is_there(Path(word)) else word.split()
     return models
-
-
-def _score_on_spark(
-    input: Path, model: str, out: Path, *, master: str, resume: bool, overwrite: bool
-) -> Any:
-    from seqfoundry.engine import spark
-    from seqfoundry.families.enhancer.tasks import activity
-
-    return spark.run(
-        activity.PARTITIONED,
-        FAMILY.name,
-        input,
-        model=model,
-        out=out,
-        master=master,
-        overwrite=overwrite,
-        resume=resume,
-    )
-
-
-def _score_here(
-    task: str,
-    input: Path,
-    model: str,
-    out: Path,
-    *,
-    others: list[str],
-    resume: bool,
-    overwrite: bool,
-) -> Any:
-    from seqfoundry.families.enhancer.tasks import (
-        activity,
-        calibration,
-        cross_oracle,
-        designs,
-        effects,
-    )
-
-    if task == "activity":
-        return activity.score(input, model=model, out=out, overwrite=overwrite, resume=resume)
-    if task == "cross-oracle":
-        return cross_oracle.compare(
-            input, model=model, against=others, out=out, overwrite=overwrite
-        )
-    functions = {
-        "t1": designs.score_designs,
-        "t3": designs.score_edits,
-        "variants": effects.variants,
-        "mutagenesis": effects.mutagenesis,
-        "attribution": effects.attribution,
-        "calibration": calibration.calibrate,
-        "export": effects.export,
-    }
-    return functions[task](input, model=model, out=out, overwrite=overwrite)

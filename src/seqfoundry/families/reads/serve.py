@@ -199,7 +199,9 @@ def load(folder: Path) -> ReadModel:
             shape["decode"],
         )
         weights_md5 = shape["weights_md5"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if family is None:
+            raise KeyError("family")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family reads, got: {error}"
         ) from None

@@ -400,7 +400,7 @@ def _level(residual: Values, used: Mask) -> Values:
 def save(baseline: Baseline, path: Path) -> None:
     """Write a baseline as ``.npz`` of plain arrays, whole or not at all."""
     with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(
+        np.savez_compressed(
             file,
             name=np.array(baseline.name),
             location=baseline.location,
