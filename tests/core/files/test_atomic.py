@@ -85,6 +85,7 @@ def test_digest_is_that_of_dvc_add(tmp_path, folder):
     assert atomic.read_pin(tmp_path) == {
         "md5": pinned,
         "families": {"reads": "1.dir", "vdj": "2.dir"},
+        "simulated": pinned,
     }
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "-q"], cwd=tmp_path, env=git, check=False
@@ -153,30 +154,22 @@ def test_no_pin(tmp_path):
 def test_a_pin_without_families(tmp_path):
     (tmp_path / "data.dvc").write_text("outs: [{md5: 1.dir, path: data}]\n", encoding="utf-8")
 
-    assert atomic.read_pin(tmp_path) == {"md5": "1.dir", "families": {}}
+    assert atomic.read_pin(tmp_path) == {
+        "md5": "1.dir",
+        "families": {},
+        "simulated": "1.dir",
+    }
 
 
-def test_manifest(tmp_path, folder):
-    path = tmp_path / "build" / "manifest.json"
-    assert atomic.check_manifest(path, folder) == atomic.digest(folder)  # none was written
-    assert atomic.write_manifest(path, folder) == atomic.digest(folder)
-    assert atomic.check_manifest(path, folder) == atomic.digest(folder)
-    before = atomic.digest(folder)
-    (folder / "z").write_text("edited", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("{", "must be whole JSON, got: "), ("[]", "must hold a JSON object, got list")],
+)
+def test_json_that_is_no_object(tmp_path, text, wanted):
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="utf-8")
 
-    assert message_of(InputError, atomic.check_manifest, path, folder) == (
-        f"{folder}: must be the data of {path}, digest {before}, got {atomic.digest(folder)}; "
-        "make it again with: seqfoundry data build data"
-    )
-    path.write_text('{"digest": ', encoding="utf-8")
-    assert message_of(InputError, atomic.check_manifest, path, folder).startswith(
-        f"{path}: must be whole JSON, got: "
-    )
-    path.write_text("[]", encoding="utf-8")
-    assert (
-        message_of(InputError, atomic.check_manifest, path, folder)
-        == f"{path}: must hold a JSON object, got list"
-    )
+    assert message_of(InputError, atomic.read_json, path).startswith(f"{path}: {wanted}")
 
 
 # locks

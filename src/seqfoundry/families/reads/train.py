@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import InputError, InterruptedRunError, MissingError
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import write_history, write_tsv
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import Epoch, TrainOptions, stalled
+from seqfoundry.core.runs.loop import UNFINISHED, Epoch, TrainOptions, stalled
 from seqfoundry.core.settings.config import digest, to_dict
 from seqfoundry.families.reads import data as batches
 from seqfoundry.families.reads import metrics as quality
@@ -119,6 +119,11 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
             metrics = _carry_out(run, task)
         return {"run_id": run.id, "out": str(run.out), **metrics}
 
+    if len(points) > 1 and options.resume == UNFINISHED:
+        raise ConfigError(
+            f"--resume {UNFINISHED}: must be the id of a point's run where the network is a grid, "
+            f"got {len(points)} points"
+        )
     if len(points) > 1:
         digests = [digest(_settings(config, point.network, protocol)) for point in points]
         return _train_grid(config, points, train_one, digests, out, options)
