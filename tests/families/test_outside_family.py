@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ def seqfoundry(site: Path, folder: Path) -> Seqfoundry:
 
 
 @pytest.fixture(scope="module")
-def champion(seqfoundry: Seqfoundry, site: Path, folder: Path) -> Iterator[str]:
+def champion(seqfoundry: Seqfoundry, site: Path, folder: Path) -> str:
     """The family's champion: simulated, trained, evaluated, registered and promoted."""
     smoke = str(site / "coding_family" / "params" / "smoke.yaml")
     data, train = str(folder / "data"), str(folder / "train")
@@ -79,7 +79,7 @@ def champion(seqfoundry: Seqfoundry, site: Path, folder: Path) -> Iterator[str]:
     )
     assert seqfoundry("register", "coding", "--run", train) == f"models:/{MODEL}/1\n"
     assert seqfoundry("promote", MODEL) == f"models:/{MODEL}/1\n"
-    yield f"models:/{MODEL}@champion"
+    return f"models:/{MODEL}@champion"
 
 
 def test_it_stands_in_help(seqfoundry: Seqfoundry) -> None:
