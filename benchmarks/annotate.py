@@ -30,10 +30,10 @@ from seqfoundry.families.reads import serve
 from seqfoundry.families.reads.annotate import annotate
 from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.data import Reads, collapse
-from seqfoundry.families.reads.labelling.structure import Grammar, architectures
+from seqfoundry.families.reads.labelling.structure import ReadGrammar, architectures
 from seqfoundry.families.reads.protocol.molecules import Sources
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
-from seqfoundry.families.reads.simulate import Truth, draw_example
+from seqfoundry.families.reads.simulate import ReadTruth, draw_example
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def simulated(
     seed: int,
     protocol: Protocol = PROTOCOL,
     **changes: Any,
-) -> tuple[Reads, list[Truth], list[str]]:
+) -> tuple[Reads, list[ReadTruth], list[str]]:
     """Reads of the named assessment structures, what they are, and the list of cells (one barcode)."""
     generator = np.random.default_rng(seed)
     cells = np.unique(generator.integers(0, 4, (N_CELLS, 16), dtype=np.uint8), axis=0)
@@ -71,7 +71,7 @@ def simulated(
 def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     """Answer as a model would that is always right and sure."""
     runs = collapse(reads.labels, reads.offsets)
-    found = architectures(runs, reads.bases, reads.offsets, Grammar(protocol, 1.0, 0))
+    found = architectures(runs, reads.bases, reads.offsets, ReadGrammar(protocol, 1.0, 0))
     segments, fragments = [], []
     for read, one in enumerate(found):
         own = runs.of(read)

@@ -31,7 +31,7 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.copynumber import losses
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.store import open_store
-from seqfoundry.families.copynumber.losses import Training
+from seqfoundry.families.copynumber.losses import NetworkTraining
 from seqfoundry.families.copynumber.model import ARCHITECTURES, build
 
 PARAMS = Path(__file__).parents[1] / "params" / "copynumber"
@@ -78,7 +78,7 @@ def reference_epoch(counts: Any, config: Config) -> Callable[[], None]:
 class Ours:
     def __init__(self, counts: Any, config: Config, folder: Path) -> None:
         self.training, self.rows, self.number = (
-            Training.start(config, counts.shape[1]),
+            NetworkTraining.start(config, counts.shape[1]),
             np.arange(len(counts)),
             0,
         )

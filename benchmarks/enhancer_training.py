@@ -31,7 +31,7 @@ from seqfoundry.core.settings.config import build as build_config
 from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import encode
-from seqfoundry.families.enhancer.model import Training, build, predict
+from seqfoundry.families.enhancer.model import NetworkTraining, build, predict
 
 PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round
@@ -84,7 +84,10 @@ def mission(lines: list[str], config: Config) -> tuple[Callable[[], None], Calla
 def ours(
     sequences: list[str], activities: Any, config: Config
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    training, codes = Training.start(config, activities, device="cpu"), encode(sequences, config)
+    training, codes = (
+        NetworkTraining.start(config, activities, device="cpu"),
+        encode(sequences, config),
+    )
 
     def train() -> None:
         training.model.train()

@@ -93,7 +93,7 @@ from seqfoundry.core.files import atomic
 
 def evaluate(model, data, out):
     metrics = {"test.rows": len((data / "rows.txt").read_text().splitlines())}
-    with atomic.folder_written_whole(out, replace=True) as folder:
+    with atomic.atomic_folder(out, replace=True) as folder:
         atomic.write_json(folder / "metrics.json", metrics)
         atomic.write_text(folder / "evaluation.txt", "toy")
     return metrics

@@ -27,10 +27,10 @@ def simulate_command(family: Family) -> Command:
 
 def simulate_data(family: Family, params: Path, overrides: str, out: Path) -> Any:
     """Simulate a family's data into a folder, all or nothing."""
-    from seqfoundry.core.files.atomic import folder_written_whole
+    from seqfoundry.core.files.atomic import atomic_folder
 
     config = family.settings(params, overrides)
-    with folder_written_whole(out) as folder:
+    with atomic_folder(out) as folder:
         return family.module("simulate").simulate(config, folder)
 
 

@@ -73,13 +73,13 @@ def _build_family(root: Path, family: str, *, update: bool) -> None:
     files.remove_unfinished(folder)
     has_data = folder.is_dir() and any(folder.iterdir())
     if update:
-        with files.folder_written_whole(folder, replace=True) as temporary:
+        with files.atomic_folder(folder, replace=True) as temporary:
             _simulate(family, temporary)
         return
     pin = files.read_pin(root)
     if not has_data:
         _check_pin_is_simulated(folder, pin)
-        with files.folder_written_whole(folder) as temporary:
+        with files.atomic_folder(folder) as temporary:
             _simulate(family, temporary)
             _check_simulated(folder, files.digest(temporary), pin)
         log.info("data/%s built", family)

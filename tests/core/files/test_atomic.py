@@ -227,9 +227,7 @@ def test_a_lock_that_cannot_be_made(tmp_path):
 
 def write(path, text="new", error=None, **options):
     """Write a file, or a folder with one, the way a test wants it to end."""
-    context = (
-        atomic.folder_written_whole if options.pop("as_folder", False) else atomic.written_whole
-    )
+    context = atomic.atomic_folder if options.pop("as_folder", False) else atomic.atomic_write
     with context(path, **options) as temporary:
         inner = temporary / "file" if temporary.is_dir() else temporary
         inner.write_text(text, encoding="utf-8")
@@ -260,9 +258,9 @@ def test_a_file_takes_the_place_of_the_old_one_only_when_whole(tmp_path):
 
 
 def test_the_temporary_name_has_the_same_suffix_and_the_result_the_usual_mode(tmp_path):
-    with atomic.written_whole(tmp_path / "a.npz") as temporary:
+    with atomic.atomic_write(tmp_path / "a.npz") as temporary:
         assert (temporary.suffix, temporary.parent) == (".npz", tmp_path)
-    with atomic.folder_written_whole(tmp_path / "folder"):
+    with atomic.atomic_folder(tmp_path / "folder"):
         pass
     (tmp_path / "usual").write_text("", encoding="utf-8")
     (tmp_path / "usual_folder").mkdir()
@@ -354,10 +352,10 @@ FULL_DISK = """
         if kind == "text":
             data.write_text(path, "x" * 100_000)
         elif kind == "arrays":
-            with data.written_whole(path) as temporary:
+            with data.atomic_write(path) as temporary:
                 np.savez(temporary, a=np.zeros(100_000))
         elif kind == "memory":
-            with data.bytes_written_whole(path) as file:
+            with data.atomic_bytes(path) as file:
                 file.write(bytes(100_000))
         else:
             with data.folder_written_whole(path, replace=True) as temporary:

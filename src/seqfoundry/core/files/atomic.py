@@ -197,7 +197,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``, which takes its place if the block ends well, else is removed.
 
     Raises
@@ -223,7 +223,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
+def atomic_bytes(path: Path) -> Iterator[io.BytesIO]:
     """Give a file in memory whose content is at ``path`` if the block ends well.
 
     For ``torch.save``, which tells of an unexpected position where the disk is full, and writes
@@ -236,12 +236,12 @@ def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
     """
     content = io.BytesIO()
     yield content
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path``, which takes its place if the block ends well, else is removed.
 
     Where ``path`` is a link, the folder behind it is meant.
@@ -431,13 +431,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def copy_whole(source: Path, path: Path) -> None:
     """Copy a file whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8, LF) whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

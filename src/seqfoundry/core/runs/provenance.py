@@ -127,7 +127,7 @@ def _pid_namespace() -> str:
         return ""
 
 
-def lives(tags: Mapping[str, str]) -> bool | None:
+def is_alive(tags: Mapping[str, str]) -> bool | None:
     """Tell whether the process that left these ``process_tags`` is alive.
 
     None where that cannot be known from here.

@@ -412,7 +412,7 @@ def _find(
         }  # killed at its begin, it may lack tags there
         if (
             found.info.status == "RUNNING"
-            and provenance.lives(known)
+            and provenance.is_alive(known)
             and known["pid"] != str(os.getpid())
         ):
             raise ConfigError(
@@ -524,7 +524,7 @@ def close_stale_runs(opened: Any) -> list[str]:
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]
         closed = []
         for found in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
-            if provenance.lives(found.data.tags) is False:
+            if provenance.is_alive(found.data.tags) is False:
                 with store_errors.passed_over():  # another user's run is theirs to end
                     opened.set_tag(found.info.run_id, "stale", "its process was gone")
                     opened.set_terminated(found.info.run_id, status="KILLED")
