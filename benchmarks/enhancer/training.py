@@ -2,7 +2,7 @@
 
 Ours against the mission's loop, on the same random rows.
 
-    python benchmarks/enhancer_training.py [rounds] [threads]
+    python benchmarks/enhancer/training.py [rounds] [threads]
 
 The mission's loop, written anew, parses each row and writes its one-hot columns base by base,
 whenever it is read, and trains plain layers in float32 with AdamW as it comes. Ours keeps codes in
@@ -33,7 +33,7 @@ from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import encode
 from seqfoundry.families.enhancer.model import NetworkTraining, build, predict
 
-PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
+PARAMS = Path(__file__).parents[2] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round
 VARIANTS = [
     (engine, precision)

@@ -2,7 +2,7 @@
 
 Under the protocol's grammar against the plain best path, same reads.
 
-    python benchmarks/decoding.py build/reads/train data/reads
+    python benchmarks/reads/decoding.py build/reads/train data/reads
 
 Prints two JSON lines: seconds per batch of test reads (ratio = plain / grammar: above 1 the
 grammar is faster), and what either way finds: valid reads recognised, others taken for valid,

@@ -2,7 +2,7 @@
 
 Arrays against rows.
 
-    python benchmarks/choice_table.py
+    python benchmarks/vdj/choice_table.py
 
 Prints two JSON lines, seconds for the whole table: `choice table` finds the options (no cache) and
 writes out all columns. Its baseline goes through a few pairs row by row with strings, as scripts

@@ -38,7 +38,7 @@ from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval, read_g
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 5_000, 50, 5, 1
 BINS = Bins.tiling("NC_016845.1", 5_333_942, 1000)
-PARAMS = Path(__file__).parents[1] / "params" / "copynumber" / "full.yaml"
+PARAMS = Path(__file__).parents[2] / "params" / "copynumber" / "full.yaml"
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 
 
