@@ -26,13 +26,13 @@ START = time.perf_counter()
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
-from seqfoundry.families.vdj.config import (
+from seqfoundry.families.vdj.config import (  # noqa: E402
     Annotation,
     FitConfig,
     ModelType,
     ParamGroup,
     Specification,
-)  # noqa: E402
+)
 from seqfoundry.families.vdj.genes import choices as ways  # noqa: E402
 from seqfoundry.families.vdj.genes.choices import Choices  # noqa: E402
 

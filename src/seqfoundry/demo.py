@@ -299,12 +299,12 @@ class Results:
 
     @property
     def build(self) -> Path:
-        """Folder with the family's results."""
+        """Folder of the family's results."""
         return self.project / "build" / self.family
 
     @property
     def run_id(self) -> str:
-        """Id of the run that was trained last."""
+        """Id of the run whose results lie there; empty where there is none."""
         return _run_id(self.project, self.family)
 
     @property

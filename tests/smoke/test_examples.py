@@ -26,6 +26,7 @@ from seqfoundry.families.vdj.features import coefficient_names
 from seqfoundry.families.vdj.genes.germline import Gene, Germline
 from seqfoundry.families.vdj.inference.uncertainty import Fit
 from seqfoundry.registry import models
+from seqfoundry.registry.source_copy import copy_source
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred:UserWarning"
@@ -188,12 +189,17 @@ def tiny(tmp_path: Path) -> Path:
         specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about
     )
     vdj.save(model, config, tmp_path / "model")
-    source = ROOT / "src" / "seqfoundry"
+    source = copy_source(find_family("vdj"), tmp_path)
     mlflow.pyfunc.save_model(
-        tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"family": "vdj"},
-        artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,
-        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS), input_example=vdj.EXAMPLE,
-    )  # fmt: skip
+        tmp_path / "tiny",
+        python_model=str(ROOT / "src" / "seqfoundry" / "registry" / "pyfunc_adapter.py"),
+        model_config=source.model_config,
+        artifacts={"model": str(tmp_path / "model")},
+        code_paths=[str(folder) for folder in source.folders],
+        pip_requirements=vdj.REQUIREMENTS,
+        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS),
+        input_example=vdj.EXAMPLE,
+    )
     return tmp_path / "tiny"
 
 

@@ -1,5 +1,6 @@
-"""The commands that are alike in all families: `simulate`, `prepare`, `train` and `evaluate`."""
+"""What commands of all families share: `simulate`, `train`, `evaluate`, the options of jobs."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from seqfoundry.core import command_line
 from seqfoundry.core.command_line import Command
 from seqfoundry.core.family import Family
+from seqfoundry.engine import Request
 
 
 def simulate_command(family: Family) -> Command:
@@ -105,3 +107,29 @@ def evaluate_command(family: Family) -> Command:
         return {**shown, "report": str(out / "evaluation.txt")}
 
     return evaluate
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that all jobs share; the function gets them as one ``request``."""
+
+    @command_line.model
+    @command_line.out
+    @command_line.resume
+    @command_line.overwrite
+    @command_line.engine
+    @command_line.master
+    @functools.wraps(function)
+    def with_request(
+        input: Path,
+        model: str,
+        out: Path,
+        resume: bool,
+        overwrite: bool,
+        engine: str,
+        master: str | None,
+        **options: Any,
+    ) -> Any:
+        request = Request(input, model, out, resume, overwrite, engine, master)
+        return function(request, **options)
+
+    return with_request

@@ -1,6 +1,7 @@
 """The registry: register, find, load and export models. Aliases, never stages.
 
-Unpickling is off.
+A registered model carries a copy of the source for plain MLflow. Here the installed source
+answers; nothing of a model is executed, and unpickling is off.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import reprlib
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 
-import seqfoundry
 from seqfoundry.core.errors import InputError, MissingError, ModelError, TrackingError
 from seqfoundry.core.family import (
     all_families,
@@ -31,13 +32,14 @@ from seqfoundry.core.family import (
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.registry import card, model_safety, zoo
+from seqfoundry.registry.source_copy import copy_source
 
 CANDIDATE = "candidate"
 _VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "family")
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION, zoo:NAME or a run id"
+_REQUIREMENTS = "requirements.txt"
 _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
-_SOURCE = Path(seqfoundry.__file__).resolve().parent
-_SERVED = Path(__file__).with_name("pyfunc_adapter.py")
+_ADAPTER = Path(__file__).with_name("pyfunc_adapter.py")
 
 
 def connect() -> Any:
@@ -59,7 +61,7 @@ def model_folder(reference: str) -> Iterator[Path]:
     MissingError
         If there is no such folder, registered model, alias, version or run.
     ModelError
-        If what is found holds no model of ours.
+        If what is found holds no model of ours, or an exported model was changed.
     """
     # the source that a packaged model carries too would cost hundreds of requests to a server
     with fetch(reference, "artifacts/model" if _IS_VERSION.fullmatch(reference) else "") as folder:
@@ -71,8 +73,31 @@ def _inside(folder: Path, reference: str) -> Path:
     for inside in (folder, folder / "artifacts" / "model", folder / "model"):
         if files.is_there(inside / "served.json") and (inside / "served.json").is_file():
             model_safety.refuse_special(inside)
+            package = _package_around(inside)
+            if package is not None:
+                model_safety.refuse_links(package)
+                model_safety.check_sums(package)
             return inside
     raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
+
+
+def _package_around(folder: Path) -> Path | None:
+    """Find the packaged model, with ``MLmodel``, to which a family's ``model/`` folder belongs."""
+    package = folder.resolve().parents[1]
+    is_package = folder.parent.name == "artifacts" and files.is_there(package / "MLmodel")
+    return package if is_package else None
+
+
+def warn_of_requirements(reference: str, folder: Path) -> None:
+    """Say which installed packages differ from those that a packaged model was made with.
+
+    ``folder`` is what `model_folder` gave for ``reference``.
+    """
+    if _IS_VERSION.fullmatch(reference):
+        with contextlib.suppress(MissingError), fetch(reference, _REQUIREMENTS) as path:
+            model_safety.warn_of_requirements(path, reference)
+    elif (package := _package_around(folder)) is not None:
+        model_safety.warn_of_requirements(package / _REQUIREMENTS, reference)
 
 
 @contextlib.contextmanager
@@ -319,21 +344,24 @@ def _log(
     import mlflow
     from mlflow.models import Model, infer_signature
 
-    serve = find_family(served["family"]).module("serve")
-    Model.log(
-        artifact_path=None,
-        name=served["registered_name"],
-        flavor=mlflow.pyfunc,
-        run_id=ids[1],
-        model_id=ids[0],
-        python_model=str(_SERVED),
-        model_config={"family": served["family"]},
-        artifacts={"model": str(folder)},
-        code_paths=[str(_SOURCE)],
-        signature=infer_signature(example, serve.ANSWER, getattr(serve, "PARAMS", None)),
-        input_example=example,
-        pip_requirements=serve.REQUIREMENTS,
-    )
+    family = find_family(served["family"])
+    serve = family.module("serve")
+    with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
+        source = copy_source(family, Path(temporary))
+        Model.log(
+            artifact_path=None,
+            name=served["registered_name"],
+            flavor=mlflow.pyfunc,
+            run_id=ids[1],
+            model_id=ids[0],
+            python_model=str(_ADAPTER),
+            model_config=source.model_config,
+            artifacts={"model": str(folder)},
+            code_paths=[str(copied) for copied in source.folders],
+            signature=infer_signature(example, serve.ANSWER, getattr(serve, "PARAMS", None)),
+            input_example=example,
+            pip_requirements=serve.REQUIREMENTS,
+        )
 
 
 def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
@@ -349,24 +377,20 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
-    """Keep MLflow's advice off the terminal, its copies of our source off the path, and bytecode out of the model.
+    """Keep MLflow's advice off the terminal, and its folders off the path.
 
-    Bytecode that lies beside a source is not read, since it need not be of this source, whatever
-    it says. What ``load`` of a family says of another version of the package is heard all the
-    same.
+    Its adapter leaves no bytecode in the model.
     """
-    import warnings
-
-    path, wrote_nothing, prefix = list(sys.path), sys.dont_write_bytecode, sys.pycache_prefix
+    path = list(sys.path)
+    writes_no_bytecode = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="seqfoundry-") as empty:
-            sys.pycache_prefix = empty
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", message=".*written by seqfoundry")
             yield
     finally:
-        sys.path[:], sys.dont_write_bytecode, sys.pycache_prefix = path, wrote_nothing, prefix
+        sys.path[:] = path
+        sys.dont_write_bytecode = writes_no_bytecode
 
 
 @dataclass(frozen=True)
@@ -388,8 +412,8 @@ class Loaded:
         return answer
 
 
-class _Local:
-    """A family's own ``model/`` folder, answering like a packaged model."""
+class _Predictor:
+    """The installed family, answering from a ``model/`` folder."""
 
     def __init__(self, family: str, folder: Path) -> None:
         self._serve = find_family(family).module("serve")
@@ -401,47 +425,28 @@ class _Local:
 
 
 def load(family: str, reference: str) -> Loaded:
-    """Load a model of ``family`` by ``models:/`` URI, run id or folder (exported or a run's own ``model/``).
+    """Load a model of ``family`` by ``models:/`` URI, run id or folder.
+
+    The folder is an exported one or a run's own ``model/``. The installed source answers, never
+    the copy of the source in a packaged model.
 
     Raises
     ------
     MissingError
         If it does not exist.
     ModelError
-        If it is damaged or of another family.
+        If it is damaged, of another family, or of a newer format than this version reads.
     """
     find_family(family)
-    with fetch(reference) as fetched:
-        folder = _inside(fetched, reference)
+    with model_folder(reference) as folder:
         served = read_served(folder)
         if served["family"] != family:
             raise ModelError(
                 f"{reference}: must be a model of the family {family}, got one of "
                 f"{served['family']}"
             )
-        if not (fetched / "MLmodel").is_file():
-            return Loaded(_Local(family, folder), served, reference)
-        if (fetched / model_safety.SUMS).is_file():
-            model_safety.check_sums(fetched)
-        if not model_safety.check(fetched, family):
-            return Loaded(_Local(family, folder), served, reference)
-        model_safety.warn_of_requirements(fetched, reference)
-        find_family(family).module(
-            "serve"
-        )  # before bytecode is not read, which frameworks would take long without
-        return Loaded(_load_packaged(fetched), served, reference)
-
-
-def _load_packaged(folder: Path) -> Any:
-    """Load a packaged model through MLflow, without unpickling."""
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    import mlflow
-
-    with model_safety.damaged(f"{folder}: must be a whole packaged model"), _loading():
-        loaded = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
-        # else it is damage to the signature that the first answer runs into
-        loaded.metadata.get_input_schema()
-        return loaded
+        warn_of_requirements(reference, folder)
+        return Loaded(_Predictor(family, folder), served, reference)
 
 
 def export(reference: str, folder: Path) -> None:
@@ -460,7 +465,8 @@ def export(reference: str, folder: Path) -> None:
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
     with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
-        shutil.copytree(fetched, made, dirs_exist_ok=True)
+        no_bytecode = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)
         model_safety.write_sums(made)
 
 

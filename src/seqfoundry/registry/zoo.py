@@ -219,6 +219,8 @@ def _build_entry(recipe: _Recipe) -> None:
         _run("simulate", recipe.family, *settings, "--out", str(data))
     if not (train / "model").is_dir():
         run_id = files.run_in(train).get("run_id", "")
+        if not run_id:  # broken off before there was anything to go on from
+            shutil.rmtree(train, ignore_errors=True)
         _run(
             *("train", recipe.family, *settings, "--data", str(data), "--out", str(train)),
             *("--no-track", "--resume", str(run_id)),
@@ -240,6 +242,7 @@ def _build_entry(recipe: _Recipe) -> None:
         shutil.copytree(train / "model", temporary, dirs_exist_ok=True)
         (temporary / "run.json").unlink(missing_ok=True)  # that run is in nobody else's store
     _record(recipe, model, work)
+    shutil.rmtree(work)  # the next build begins anew
 
 
 def _run(*words: str) -> None:

@@ -68,7 +68,7 @@ class Place:
     def quieten(self) -> None:
         """Let only the first process log."""
         if self.rank:
-            logging.getLogger("seqfoundry").setLevel(logging.ERROR)
+            logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ Codes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 NOTHING = 4
-_CHUNK = 4096  # rows encoded at a time
+CHUNK = 4096  # rows encoded at a time
 _OTHER = re.compile(r"[^ACGTURYSWKMBDHVN.\-]", re.IGNORECASE | re.ASCII)
 _COMPLEMENT = np.array([3, 2, 1, 0, NOTHING], dtype=np.uint8)
 
@@ -278,7 +278,7 @@ def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -
     """
     rows = _legal_rows(path, config, key, tally)
     rows, n_rows = islice(rows, limit) if limit else rows, 0
-    while chunk := list(islice(rows, _CHUNK)):
+    while chunk := list(islice(rows, CHUNK)):
         n_rows += len(chunk)
         sequences, values, ids, groups = (list(column) for column in zip(*chunk, strict=True))
         activities = np.array(values, dtype=np.float32)
@@ -332,8 +332,8 @@ def _sequence(row: Mapping[str, Any], config: Config) -> str:
 def sequence_keys(codes: Codes, lengths: Indices, pad: str) -> NDArray[np.uint64]:
     """Give each row ``(n, L)`` a number that rows of the same codes on either strand share (64 bits of SHA-256)."""
     made = np.empty(len(codes), dtype=np.uint64)
-    for start in range(0, len(codes), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(codes), CHUNK):
+        part = slice(start, start + CHUNK)
         turned = reverse_complement(codes[part], lengths[part], pad)
         for i, (one, other) in enumerate(zip(codes[part], turned, strict=True), start):
             made[i] = text_key(min(one.tobytes(), other.tobytes()))
@@ -431,7 +431,7 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
         none.
     """
     n_rows, names, doubled = 0, set[int](), ""
-    for frame in row_readers.frames(path, "sequence", size=_CHUNK):
+    for frame in row_readers.frames(path, "sequence", size=CHUNK):
         for i, sequence in enumerate(frame["sequence"]):
             if fault := fault_in(sequence):
                 raise InputError(

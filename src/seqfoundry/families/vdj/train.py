@@ -151,7 +151,6 @@ def _settings(config: Config, specification: Specification) -> dict[str, Any]:
         (values, "annotations"),
         (values, "param_groups"),
         (values, "model_types"),
-        # fmt: skip
         (values["simulate"], "truth"),
         (values["simulate"], "germline"),
     ):

@@ -18,7 +18,7 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import sequence_plots
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer import data
 from seqfoundry.families.enhancer.dataset import tables
 from seqfoundry.families.enhancer.group_split import split_groups

@@ -14,7 +14,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers, tables
 from seqfoundry.core.reporting import group_plots
 from seqfoundry.core.reporting.html import Cell, Report, number, text_table
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import oracles as oracle_scores
 from seqfoundry.families.enhancer.tasks.designs import SEED, Judged, judge_designs, judge_edits
 from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle

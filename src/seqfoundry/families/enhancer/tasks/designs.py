@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import designs as design_scores
 from seqfoundry.families.enhancer.scores.predictions import target_scores
 from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle

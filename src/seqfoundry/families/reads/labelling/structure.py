@@ -479,7 +479,7 @@ def _parse_read(logits: Array, graph: Graph, crf: Crf, nodes: Array, ends: Array
 
 
 @compiled
-def _parse_reads(  # noqa: PLR0913 - a kernel takes its arrays one by one
+def _parse_reads(
     first: int,
     last: int,
     logits: Array,
