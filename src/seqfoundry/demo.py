@@ -70,7 +70,8 @@ def run_all(profile: str, *, again: bool = False) -> str:
         project = root if profile == PROFILE else _nested_project(root, profile)
         opened = tracking.client()
         parent_id = tracking.open_parent(opened, f"demo-{profile}")
-        faults = dict.fromkeys(families, "not reached")
+        os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: no step must write into it
+        has_failed = True
         try:
             pipeline = Pipeline(project, families, parent_id)
             faults = pipeline.reproduce(again=again)
@@ -83,10 +84,11 @@ def run_all(profile: str, *, again: bool = False) -> str:
                     faults[family] = _publish(results, again=again)
                 seconds = pipeline.seconds[family] + time.monotonic() - start
                 rows += _table_rows(results, faults[family], seconds)
+            failed = [family for family, fault in faults.items() if fault]
+            has_failed = bool(failed)
         finally:
-            tracking.close_parent(opened, parent_id, failed=any(faults.values()))
+            tracking.close_parent(opened, parent_id, failed=has_failed)
     table = text_table(_COLUMNS, rows)
-    failed = [family for family, fault in faults.items() if fault]
     if failed:
         log.info("%s", table)
         raise SeqfoundryError(
@@ -230,16 +232,14 @@ class Pipeline:
         return status
 
     def _environment(self) -> dict[str, str]:
-        environment = dict(os.environ)
-        environment.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: a stage must not write into it
         python = Path(sys.executable).parent
-        environment |= {
-            "PATH": f"{python}{os.pathsep}{environment.get('PATH', '')}",
+        return {
+            **os.environ,
+            "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
             "MLFLOW_TRACKING_URI": tracking.store_uri(),
             "SEQFOUNDRY_PARENT_RUN_ID": self.parent_id,
         }
-        return environment
 
     def _follow(self, lines: Any) -> None:
         """Pass DVC's lines on, and add up the time of each family's stages."""
@@ -436,7 +436,7 @@ def _table_rows(results: Results, fault: str, seconds: float) -> Iterator[Sequen
 
 
 def _metrics(run_id: str) -> Iterator[str]:
-    """Write the headline metric of a run with its 95 % interval, then the others that have gates."""
+    """Write the headline metric of a run with its 95 % interval, then the others with gates."""
     run = tracking.get_run(run_id)
     headline = run.data.params.get("cfg.headline", "")
     for key in dict.fromkeys((headline, *sorted(card.gates(run)))):
