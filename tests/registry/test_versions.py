@@ -4,6 +4,7 @@ A version is an altered copy of ``src/seqfoundry`` whose answers say which sourc
 models themselves come from the archive of the first edition, so nothing is trained here.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -11,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,6 +142,46 @@ def save_model(target: Path, family: str, folders: Sequence[str], config: dict[s
     return str(target)
 
 
+def write_plugin(folder: Path, *, factor: int, package: str = "lambda_phage") -> Family:
+    """A family of another distribution, which multiplies by a number of its own."""
+    (folder / package / "sub").mkdir(parents=True)
+    (folder / package / "__init__.py").write_text('"""Phage."""\n')
+    (folder / package / "sub" / "__init__.py").write_text("")
+    (folder / package / "sub" / "factor.py").write_text(f"FACTOR = {factor}\n")
+    (folder / package / "notes.txt").write_text(f"import {package}\n")
+    (folder / package / "serve.py").write_text(
+        f'"""Serve."""; import {package}.sub.factor, json\n'
+        f"import {package}\n"
+        "from \\\n  seqfoundry.core import errors\n"
+        "def load(folder):\n"
+        f"    import seqfoundry.core.dna, {package}.sub as sub  # one line\n"
+        f"    return {package}.sub.factor.FACTOR * sub.factor.FACTOR\n"
+        "def predict(model, frame):\n"
+        f"    return frame[[]].assign(answer=model, source=f'{{{package}.__name__}}')\n"
+        "def line():\n"
+        "    raise errors.InputError('line 11')\n"
+    )
+    return Family(package, package, "phages", ("score",), examples=(Example("score", "score"),))
+
+
+@contextlib.contextmanager
+def packages_in(folder: Path) -> Iterator[None]:
+    """Let packages in a folder be imported, and forget them afterwards."""
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def importable(tmp_path: Path) -> Iterator[Path]:
+    """A folder from which packages can be imported during the test."""
+    with packages_in(tmp_path):
+        yield tmp_path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("versions")
@@ -146,12 +189,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> dict[str, str]:
-    """Packaged models by name: two versions of vdj, one of reads, the first edition's vdj."""
+    """Packaged models by name.
+
+    Two versions of vdj, one of reads, two of a plug-in, and the first edition's vdj.
+    """
     sources = Sources(folder)
     packaged = {
         name: save_model(folder / name, family, *sources.write(family, name))
         for name, family in (("vdj-old", "vdj"), ("vdj-new", "vdj"), ("reads-new", "reads"))
     }
+    for factor in (2, 3):
+        plugin = folder / f"plugin-{factor}"
+        family = write_plugin(plugin, factor=factor)
+        with packages_in(plugin):
+            copied = source_copy.copy_source(family, plugin)
+        target = folder / f"plugin-model-{factor}"
+        copies = [str(copy) for copy in copied.folders]
+        packaged[f"plugin-{factor}"] = save_model(target, "vdj", copies, copied.model_config)
     packaged["first-edition"] = str(unpack("vdj", folder / "first"))
     return packaged
 
@@ -202,6 +256,19 @@ def test_two_versions_answer_by_turns_beside_a_model_of_the_first_edition(
     assert answers[0]["imported_from"] != answers[1]["imported_from"]
 
 
+def test_two_versions_of_a_plugin_answer_by_their_own_code(
+    models: dict[str, str], ask: Callable[..., list[dict[str, Any]]]
+) -> None:
+    names = ["plugin-2", "plugin-3", "plugin-2"]
+
+    answers = ask(*(models[name] for name in names))
+
+    assert [answer["numbers"]["answer"][0] for answer in answers] == [4, 9, 4]
+    assert all(answer["source"].startswith("lambda_phage_") for answer in answers)
+    assert answers[0]["source"] == answers[2]["source"]
+    assert answers[0]["source"] != answers[1]["source"]
+
+
 def test_the_other_order_with_the_installed_package_imported_and_a_folder_removed(
     models: dict[str, str], ask: Callable[..., list[dict[str, Any]]], tmp_path: Path
 ) -> None:
@@ -234,38 +301,6 @@ def test_without_a_cache_a_second_folder_answers_after_the_first_is_gone(
 
 
 # ---- the name of a copy
-
-
-@pytest.fixture
-def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder from which packages can be imported during the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-
-
-def write_plugin(folder: Path, *, factor: int, package: str = "lambda_phage") -> Family:
-    """A family of another distribution, which multiplies by a number of its own."""
-    (folder / package / "sub").mkdir(parents=True)
-    (folder / package / "__init__.py").write_text('"""Phage."""\n')
-    (folder / package / "sub" / "__init__.py").write_text("")
-    (folder / package / "sub" / "factor.py").write_text(f"FACTOR = {factor}\n")
-    (folder / package / "notes.txt").write_text(f"import {package}\n")
-    (folder / package / "serve.py").write_text(
-        f'"""Serve."""; import {package}.sub.factor, json\n'
-        f"import {package}\n"
-        "from \\\n  seqfoundry.core import errors\n"
-        "def load(folder):\n"
-        f"    import seqfoundry.core.dna, {package}.sub as sub  # one line\n"
-        f"    return {package}.sub.factor.FACTOR * sub.factor.FACTOR\n"
-        "def predict(model, frame):\n"
-        f"    return frame.assign(answer=frame['x'] * model, text=f'{{{package}.__name__}}')\n"
-        "def line():\n"
-        "    raise errors.InputError('line 11')\n"
-    )
-    return Family(package, package, "phages", ("score",), examples=(Example("score", "score"),))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -447,6 +482,17 @@ def test_two_processes_may_write_a_package_at_once(
 # ---- by hand
 
 
+def post(url: str, body: bytes) -> tuple[int, Any]:
+    """Send JSON and return the status and the answer."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
 @pytest.mark.server
 def test_a_server_answers_by_the_models_own_code(
     models: dict[str, str], environment: dict[str, str], tmp_path: Path
@@ -462,8 +508,8 @@ def test_a_server_answers_by_the_models_own_code(
         try:
             server.start(f"http://{stack.HERE}:{port}/ping")
             example = (Path(models[name]) / "serving_input_example.json").read_bytes()
-            status, answer = stack.post(f"http://{stack.HERE}:{port}/invocations", example)
-            refused, message = stack.post(f"http://{stack.HERE}:{port}/invocations", b"{}")
+            status, answer = post(f"http://{stack.HERE}:{port}/invocations", example)
+            refused, message = post(f"http://{stack.HERE}:{port}/invocations", b"{}")
         finally:
             server.stop()
         print(name, status, answer["predictions"][0].get("source"), refused, message)  # noqa: T201

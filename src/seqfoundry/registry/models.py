@@ -381,14 +381,20 @@ def _loading() -> Iterator[None]:
 
     Its adapter leaves no bytecode in the model.
     """
+    # MLflow tries to log the model's config as parameters of the run, which has them from an
+    # earlier registration, perhaps of another source
+    advice = logging.getLogger("mlflow.models.model")
+    level = advice.level
     path = list(sys.path)
     writes_no_bytecode = sys.dont_write_bytecode
+    advice.setLevel(logging.ERROR)
     sys.dont_write_bytecode = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        advice.setLevel(level)
         sys.path[:] = path
         sys.dont_write_bytecode = writes_no_bytecode
 
