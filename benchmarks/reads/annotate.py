@@ -29,7 +29,7 @@ from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.registry import models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
-from simulated_reads import Replay, simulated, truth_answer, write_fastq  # noqa: E402
+from simulated_reads import Replay, simulated, truth_answer, write_fastq
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params" / "reads"

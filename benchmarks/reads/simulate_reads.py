@@ -19,7 +19,7 @@ from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.families.reads.simulate import draw
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
-from plain_simulator import plain_reads  # noqa: E402
+from plain_simulator import plain_reads
 
 REPEATS = 5
 MOLECULES, MOLECULES_PLAIN = 20_000, 400
