@@ -41,7 +41,7 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 def prepared(folder: Path) -> tuple[Path, Path]:
     """Simulate a repertoire and fit a model to it."""
     config = find_family("vdj").settings(ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
-    with files.folder_written_whole(folder / "data") as made:
+    with files.atomic_folder(folder / "data") as made:
         find_family("vdj").module("simulate").simulate(config, made)
     find_family("vdj").module("train").train(
         config, folder / "data", folder / "run", TrainOptions(track=False)

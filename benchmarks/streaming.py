@@ -82,7 +82,7 @@ def make(family: str, folder: Path, sizes: list[int], settings: str, changes: st
     config = find_family(family).settings(
         ROOT / "params" / family / settings, f"{SETTINGS[family]} {changes}"
     )
-    with files.folder_written_whole(folder / "data") as made:
+    with files.atomic_folder(folder / "data") as made:
         find_family(family).module("simulate").simulate(config, made)
     if not (folder / "model").exists():
         find_family(family).module("train").train(

@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
         if family not in made:
             folder = tmp_path_factory.mktemp(family)
             config = find_family(family).settings(ROOT / "params" / family / "smoke.yaml", "")
-            with files.folder_written_whole(folder / "data") as temporary:
+            with files.atomic_folder(folder / "data") as temporary:
                 find_family(family).module("simulate").simulate(config, temporary)
             options = TrainOptions(track=False)
             find_family(family).module("train").train(

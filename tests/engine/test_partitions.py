@@ -5,15 +5,14 @@ Done in turn, without a cluster.
 
 import dataclasses
 import gzip
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+import simulated_reads
 
 from seqfoundry.core.errors import InputError, OutputError
 from seqfoundry.core.files import atomic as files
@@ -48,7 +47,7 @@ class Fake:
     """A model of reads that is always right; stands for a `Portable`."""
 
     def __init__(self, folder: Path) -> None:
-        self.bench = benchmark()
+        self.bench = simulated_reads
         reads, _, listed = self.bench.simulated(
             24, ("single_fwd", "single_rev", "concat_fwd_rev"), seed=7
         )
@@ -65,17 +64,6 @@ class Fake:
         return pd.DataFrame(
             [self.known.get(one, other) for one in frame["sequence"]], index=frame.index
         )
-
-
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 def assert_same_reads(folder: Path, wanted: Path) -> dict[str, pd.DataFrame]:

@@ -89,7 +89,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = find_family(family).settings(
         ROOT / "params" / family / "smoke.yaml", SETTINGS[family]
     )
-    with files.folder_written_whole(folder / "data") as made:
+    with files.atomic_folder(folder / "data") as made:
         find_family(family).module("simulate").simulate(config, made)
     find_family(family).module("train").train(
         config, folder / "data", folder / "run", TrainOptions(device="cpu", track=False)

@@ -90,7 +90,7 @@ def smoke_data(shared: Path) -> Path:
     """Simulated reads with the smoke settings."""
     folder = shared / "data"
     if not folder.is_dir():
-        with files.folder_written_whole(folder) as temporary:
+        with files.atomic_folder(folder) as temporary:
             find_family("reads").module("simulate").simulate(
                 find_family("reads").settings(SMOKE), temporary
             )

@@ -67,7 +67,7 @@ def test_a_name_that_does_not_exist_gets_the_nearest() -> None:
 def test_a_changed_model_is_refused(zoo_copy: Path) -> None:
     name = next(iter(ENTRIES))
     (zoo_copy / name / "served.json").write_text("{}")
-    with pytest.raises(ModelError, match="must be the folder that zoo.json records"):
+    with pytest.raises(ModelError, match=r"must be the folder that zoo\.json records"):
         zoo.find_folder(f"zoo:{name}")
 
 

@@ -23,7 +23,7 @@ from seqfoundry.core.family import all_families, find_family
 from seqfoundry.families.vdj import serve as vdj
 from seqfoundry.families.vdj.config import read_specification
 from seqfoundry.families.vdj.features import coefficient_names
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.inference.uncertainty import Fit
 from seqfoundry.registry import models
 from seqfoundry.registry.source_copy import copy_source
@@ -181,8 +181,8 @@ def tiny(tmp_path: Path) -> Path:
     theta, scale = np.linspace(-0.5, 0.5, len(names)), np.ones(len(names))
     fit = Fit(names, theta, 4.0, 4.5, 1e-12, 7, "gradient", (), np.diag(scale), 1000.0, 0.0)
     genes = (
-        Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),
-        Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6),
+        GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),
+        GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6),
     )
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
     model = vdj.VdjModel(

@@ -141,7 +141,7 @@ def test_the_pipeline_has_every_family() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert set(stages) == {"build", "train", "evaluate"}
     for name, stage in stages.items():
-        assert set(stage["foreach"]) == set(built_in_families()), name
+        assert stage["foreach"] == "${families}", name
         words = shlex.split(
             stage["do"]["cmd"].replace("${item}", "reads").replace("${profile}", "demo")
         )

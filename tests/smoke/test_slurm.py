@@ -217,7 +217,6 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
         "stem_kernel": 9,
         "kernel": 5,
         "crf_layer": True,
-        # fmt: skip
         "dilation_rates": [1, 4],
         "learning_rate": [1e-2, 3e-2],
         "warmup": 0.1,

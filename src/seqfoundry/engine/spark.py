@@ -1,187 +1,178 @@
-"""``--engine spark``.
+"""``--engine spark``: the parts of a job are made on a cluster, or on all cores of one machine.
 
-The work of ``annotate`` and ``score`` on a cluster, or on all cores of one machine.
+The driver plans chunks and starts the work; each of Spark's Python processes loads the model once
+and writes the parts of its chunks itself. Rows pass through neither the JVM nor the driver, unless
+the input is in a form that only the job can read: then the driver stages it first. Input, output
+and the folder of unfinished work ``.<out>.partial`` must lie where all processes see them.
 
-The driver plans partitions and starts the work; each of Spark's Python processes loads the model
-once and writes the answers to its partitions itself. Rows pass through neither the JVM nor the
-driver. Input, output and the folder of unfinished work ``.<out>.partial`` must lie where all
-processes see them.
-
-Spark sends functions to its workers with cloudpickle: code of ours and the names of files, over
-Spark's own connection. No model is pickled; workers load it from its folder, with unpickling off
-(`registry.distributed`).
+Spark sends the job to its workers with cloudpickle, by the name of its class, over Spark's own
+connection. No model is pickled; workers load it from its folder, with unpickling off
+(`registry.portable_model`).
 """
 
 import contextlib
 import logging
 import os
-import re
+import resource
 import shutil
 import socket
-import subprocess
-import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-import seqfoundry
-from seqfoundry.core.errors import InputError, MissingError, OutputError
-from seqfoundry.core.files import atomic as files
-from seqfoundry.engine import partitions
-from seqfoundry.engine.job import Job, PartitionedWork
-from seqfoundry.engine.local import Parts, check_out, made_from, resumable
-from seqfoundry.engine.partitions import Partition
-from seqfoundry.registry import models, portable_model
+from seqfoundry.core import errors
+from seqfoundry.core.errors import OutputError, SeqfoundryError
+from seqfoundry.core.files import atomic, tables
+from seqfoundry.engine.chunks import (
+    RowRange,
+    find_tables,
+    plan_ranges,
+    read_ranges,
+    read_staged,
+    stage_chunks,
+)
+from seqfoundry.engine.job import Chunk, Job, Parts, TableColumns, predict_chunk, write_chunk
+from seqfoundry.engine.parts import PartialFolder, part_path, write_part_folder
+from seqfoundry.engine.spark_session import DEFAULT_MASTER, check_master, session
+from seqfoundry.registry import portable_model
+from seqfoundry.registry.portable_model import Portable
+
+__all__ = ["DEFAULT_MASTER", "check_master", "make_parts", "write_partitions"]
 
 log = logging.getLogger(__name__)
 
-HERE = "local[*,4]"  # all cores of this machine; as on a cluster, a partition may fail three times
-_MASTERS = r"local(\[([1-9]\d*|\*)(,[1-9]\d*)?\])?|local-cluster\[\d+,\d+,\d+\]|spark://[^\s/,]+:\d+(,[^\s/,]+:\d+)*|k8s://\S+|yarn"
-_JAVA = 17
-_PATIENCE = 10.0  # seconds in which a master must accept a connection
-_PACKAGE = Path(seqfoundry.__file__).resolve().parents[1]
-_INPUT, _MODEL = "input", "model"  # folders in that of the unfinished work
+PARTITIONS = "partitions.tsv"
+_COLUMNS = (
+    "partition",
+    "file",
+    "first",
+    "rows",
+    "seconds",
+    "cpu_seconds",
+    "host",
+    "process",
+    "models_loaded",
+    "peak_mib",
+)
+_WORK = "work.json"
+_FAULTS = "faults"
+_INPUT = "input"  # folders in that of the unfinished work
+_MODEL = "model"
+_TASKS_OF_A_CORE = 4  # so that all cores end at about the same time
+_MOST_CHUNKS = 16  # of a task
 
 
-def run(
-    work: PartitionedWork,
-    family: str,
-    source: Path,
-    *,
-    model: str,
-    out: Path,
-    master: str = HERE,
-    **options: Any,
-) -> dict[str, Any]:
-    """Annotate or score a table with Spark, and return the summary.
-
-    ``source`` is Parquet with the model's input columns (a file, or a folder of files that are
-    taken in the order of their names; reads have ``id``, ``sequence``, ``qualities``), or any
-    input of the local engine, which is first written as Parquet. The rows are those of the local
-    engine. Every table is a folder of Parquet files in ``out``, one for each partition; FASTQ
-    files and fates of reads are folders too. ``partitions.tsv`` tells where and how long each
-    partition was worked on, with the peak memory of its process in MiB.
-
-    Work that was interrupted stays in ``.<out>.partial``; with ``resume`` finished partitions are
-    not done again.
+@dataclass(frozen=True)
+class Task:
+    """What a process must know to make any part.
 
     Parameters
     ----------
-    master
-        Where Spark works: ``local[N]`` for N processes here, or a cluster's URL.
-    options
-        ``overwrite``: replace earlier results in ``out``; ``resume``; ``whitelist`` of reads.
+    job, model
+        The work, and where its model lies.
+    folder
+        Folder of the unfinished work.
+    columns
+        Columns of the user's Parquet files; None for staged chunks.
+    """
+
+    job: Job
+    model: Portable
+    folder: str
+    columns: TableColumns | None
+
+
+# ---- the driver
+
+
+def make_parts(
+    job: Job, model: Portable, source: Path, partial: PartialFolder, master: str
+) -> Counter[str]:
+    """Make all parts that are not finished, and return the rows left out while reading.
 
     Raises
     ------
-    InputError, MissingError
-        If the input is not as it must be, there can be no such master, Spark or Java is missing,
-        or no master answers.
-    ModelError
-        If the model is damaged or of another family.
+    InputError, MissingError, ModelError
+        If the input or the model is not as it must be.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier results of this engine)
-        or cannot be written, or what is to be resumed was made from other input or another model.
+        If Spark gives up a part.
     """
-    overwrite, resume, whitelist = (
-        options.get(name) for name in ("overwrite", "resume", "whitelist")
-    )
-    inputs = [source] if whitelist is None else [source, whitelist]
-    for path in inputs:
-        if not path.exists():
-            raise MissingError(f"{path}: must be a file or a folder, got nothing of that name")
-    check_out(out, inputs, mark=partitions.RECORD, overwrite=bool(overwrite))
-    ready(master)
-    with portable_model.found(family, model) as folder:
-        known = {
-            "engine": "spark",
-            "model": model,
-            "digest": files.digest(folder),
-            "partition": work.rows,
-        }
-        with resumable(out, made_from(inputs, **known), resume=bool(resume)) as parts:
-            portable = portable_model.publish(family, model, folder, parts.folder / _MODEL)
-            job = Job(
-                work,
-                portable,
-                str(parts.folder.resolve()),
-                str(whitelist.resolve()) if whitelist else "",
-            )
-            _work(job, _inputs(work, source, parts.folder, folder), parts, master)
-            with files.folder_written_whole(out, replace=bool(overwrite)) as made:
-                return partitions.finish(made, parts.folders(), job)
-
-
-def _inputs(work: PartitionedWork, source: Path, folder: Path, model: Path) -> list[Path]:
-    """List the Parquet files of the input, which is written as such first if it is in another form."""
-    listed = sorted(source.iterdir()) if source.is_dir() else [source]
-    listed = (
-        [path for path in listed if not path.name.startswith((".", "_"))]
-        if source.is_dir()
-        else listed
-    )
-    found = [path for path in listed if path.name.lower().endswith(".parquet") and path.is_file()]
-    if found and (others := [path.name for path in listed if path not in found]):
-        raise InputError(f"{source}: must hold Parquet files and nothing else, got {others[0]}")
-    if found:
-        return found
-    staged = folder / _INPUT
-    if not staged.is_dir():
-        log.info("%s: is written as Parquet first", source)
-        with models.model_folder(str(model)) as inside:
-            partitions.stage(work, source, inside, staged)
-    return sorted(staged.iterdir())
-
-
-def _work(job: Job, paths: Sequence[Path], parts: Parts, master: str) -> None:
-    """Do all partitions that are not finished."""
-    served = job.model.served
-    job.work.check(job)  # refused here, before a cluster is asked for anything
-    planned = partitions.plan(job.work, paths, served)
-    todo = [(number, one) for number, one in enumerate(planned) if number not in parts.finished]
-    log.info("%d of %d partitions are to be done", len(todo), len(planned))
-    if not todo:
-        return
-    partitions.forget_faults(parts.folder)
+    published = portable_model.publish(model, partial.folder / _MODEL)
+    files, columns = find_tables(job, published, source)
+    left_out: Counter[str] = Counter()
+    if columns is not None:
+        ranges = plan_ranges(job, files, columns)
+    else:
+        staged = partial.folder / _INPUT
+        if not staged.is_dir():
+            log.info("%s: is staged for Spark, chunk by chunk", source)
+            stage_chunks(job, published, source, staged)
+        ranges, left_out = read_staged(source, staged)
+    unfinished = [chunk for chunk in ranges if chunk.number not in partial.finished]
+    log.info("%d of %d parts are to be made", len(unfinished), len(ranges))
+    if not unfinished:
+        return left_out
+    task = Task(job, published, str(partial.folder.resolve()), columns)
+    shutil.rmtree(partial.folder / _FAULTS, ignore_errors=True)
     try:
-        _spread(job, todo, master)
+        _run_on_cluster(task, unfinished, master)
     finally:
-        parts.finished |= {
-            int(path.name) for path in parts.folder.iterdir() if path.name.isdecimal()
-        }
-    partitions.raise_fault(parts.folder)
+        partial.find_finished()
+    _raise_fault(partial.folder)
+    return left_out
 
 
-def _spread(job: Job, todo: Sequence[tuple[int, Partition]], master: str) -> None:
-    """Let Spark do partitions; what is to be kept is written by its workers."""
+def write_partitions(out: Path, parts: Parts) -> None:
+    """Tell in ``partitions.tsv`` where and how long each part was made by Spark."""
+    rows = [
+        atomic.read_json(folder / _WORK) for folder in parts.folders if (folder / _WORK).is_file()
+    ]
+    tables.write_tsv(out / PARTITIONS, _COLUMNS, rows)
+
+
+def _raise_fault(folder: Path) -> None:
+    """Raise the fault of the first part that had one."""
+    for path in sorted((folder / _FAULTS).glob("*.json")):
+        fault = atomic.read_json(path)
+        kind = getattr(errors, str(fault["kind"]), SeqfoundryError)
+        raise kind(fault["text"])
+
+
+def _run_on_cluster(task: Task, ranges: Sequence[RowRange], master: str) -> None:
+    """Let Spark make parts, which its workers write themselves."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
-        with session(master) as spark, _in_one_line():
-            numbers = spark.range(0, len(todo), 1, numPartitions=len(todo))
-            answers = numbers.mapInArrow(_worker(job, todo), "partition long, rows long")
-            answers.write.format("noop").mode("overwrite").save()
+        with session(master) as spark, _faults_in_one_line():
+            n_cores = spark.sparkContext.defaultParallelism
+            size = min(max(len(ranges) // (_TASKS_OF_A_CORE * n_cores), 1), _MOST_CHUNKS)
+            groups = [ranges[start : start + size] for start in range(0, len(ranges), size)]
+            numbers = spark.range(0, len(groups), 1, numPartitions=len(groups))
+            rows = numbers.mapInArrow(_worker(task, groups), "id long, rows long")
+            rows.write.format("noop").mode("overwrite").save()
 
 
 def _worker(
-    job: Job, todo: Sequence[tuple[int, Partition]]
+    task: Task, groups: Sequence[Sequence[RowRange]]
 ) -> Callable[[Iterator[pa.RecordBatch]], Any]:
-    """Make the function that Spark's processes run on each of its partitions, which name one of ours."""
+    """Make the function that Spark's processes run on the numbers of groups of chunks."""
 
     def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for index in batch.column("id").to_pylist():
-                number, partition = todo[index]
-                rows = partitions.do(job, number, partition)
-                yield pa.RecordBatch.from_pydict({"partition": [number], "rows": [rows]})
+                n_rows = make_group(task, groups[index])
+                yield pa.RecordBatch.from_pydict({"id": [index], "rows": [n_rows]})
 
     return work
 
 
 @contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
+def _faults_in_one_line() -> Iterator[None]:
     """Turn Spark's report that a process failed, which its log has in full, into a line."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
@@ -189,164 +180,85 @@ def _in_one_line() -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(("at ", "Caused by:"))]  # of Java
-        told = next(
-            (line for line in reversed(lines) if "Error" in line or "Exception" in line),
-            "no reason",
-        )
-        told = told.rpartition("org.apache.spark.SparkException: ")[2]
-        told = told.removeprefix(f"{OutputError.__module__}.{OutputError.__name__}: ")
+        reason = "no reason"
+        for line in str(error).splitlines():
+            text = line.strip()
+            is_of_java = text.startswith(("at ", "Caused by:"))
+            if not is_of_java and ("Error" in text or "Exception" in text):
+                reason = text
+        reason = reason.rpartition("org.apache.spark.SparkException: ")[2]
+        reason = reason.removeprefix(f"{OutputError.__module__}.{OutputError.__name__}: ")
         raise OutputError(
-            f"--engine spark: every partition must end well, got: {told[:300]}; if a process or "
-            "machine was lost, "
-            "--resume does what is left"
+            f"--engine spark: every partition must end well, got: {reason[:300]}; if a process "
+            "or machine was lost, --resume does what is left"
         ) from error
 
 
-def _active() -> Any:
-    """Find the session that the program around us has opened; None if there is none."""
-    try:
-        from pyspark.sql import SparkSession
-
-        return SparkSession.getActiveSession()
-    except ModuleNotFoundError as error:
-        raise MissingError(
-            f"--engine spark: needs the package pyspark, got no {error.name}; install it with: "
-            "pip install "
-            "'seqfoundry[spark]'"
-        ) from None
+# ---- a process of the cluster
 
 
-def is_asked(engine: str, master: str | None) -> bool:
-    """Tell whether Spark is to work.
+def make_group(task: Task, ranges: Sequence[RowRange]) -> int:
+    """Make the parts of some chunks, unless they are finished, and return the number of rows.
 
-    Raises
-    ------
-    InputError
-        If a master is given without it.
+    A part appears whole or not at all; of two processes at the same part, the first wins. A fault
+    of the input or the model stops all processes, and is left for the driver to raise.
     """
-    if engine == "local" and master:
-        raise InputError(f"--master: must be given with --engine spark only, got {master}")
-    return engine == "spark"
-
-
-def ready(master: str) -> None:
-    """Refuse what no session can come of before anything is read or written.
-
-    Spark would take minutes and many lines.
-
-    Raises
-    ------
-    InputError
-        If Spark knows no such master.
-    MissingError
-        If pyspark or Java is missing, Java is too old, or no master answers.
-    """
-    if not re.fullmatch(_MASTERS, master):
-        known = "local[N], local[N,FAILURES], spark://HOST:PORT, yarn or k8s://URL"
-        raise InputError(f"--master: must be one of {known}, got {master}")
-    if _active() is not None:
-        return
-    _check_java()
-    if master == "yarn" and not {"HADOOP_CONF_DIR", "YARN_CONF_DIR"} & set(os.environ):
-        raise MissingError("--master yarn: needs HADOOP_CONF_DIR or YARN_CONF_DIR, got neither")
-    if master.startswith("spark://"):
-        _knock(master)
-
-
-def _check_java() -> None:
-    home = os.environ.get("JAVA_HOME")
-    java = shutil.which(str(Path(home) / "bin" / "java") if home else "java")
-    needs = f"--engine spark: needs Java {_JAVA} or newer, got"
-    if java is None:
-        raise MissingError(f"{needs} none in {home or 'PATH'}; or set JAVA_HOME")
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    found = re.search(r'version "(\d+)', told.stderr + told.stdout)
-    if told.returncode or found is None or int(found.group(1)) < _JAVA:
-        lines = (told.stderr + told.stdout).strip().splitlines() or [
-            f"exit status {told.returncode}"
-        ]
-        raise MissingError(f"{needs} {java}: {lines[0][:200]}")
-
-
-def _knock(master: str) -> None:
-    """Connect to the masters of a standalone cluster, of which one must be there."""
-    fault: Exception | None = None
-    for place in master.removeprefix("spark://").split(","):
-        host, _, port = place.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-        except (OSError, ValueError, OverflowError) as error:
-            fault = error
-        else:
-            return
-    raise MissingError(f"--master {master}: must be a Spark master that answers, got: {fault}")
-
-
-@contextlib.contextmanager
-def session(master: str) -> Iterator[Any]:
-    """Give a Spark session: the one that is active, else one that ends with the block.
-
-    Each process gets as many threads as Spark counts cores for a task (``spark.task.cpus``), so
-    that frameworks do not fight for them. With a ``local`` master all connections stay on this
-    machine, and there is no web page.
-
-    Raises
-    ------
-    InputError, MissingError
-        As `ready`.
-    OutputError
-        If the session does not come up for another reason.
-    """
-    active = _active()
-    if active is not None:
-        yield active
-        return
-    ready(master)
-    from pyspark import SparkConf
-    from pyspark.sql import SparkSession
-
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if master.startswith("local"):
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    conf = SparkConf()
-    for key, value in _settings(master, conf.get("spark.task.cpus", "1") or "1").items():
-        conf.setIfMissing(key, value)
+    folder = Path(task.folder)
+    faults = folder / _FAULTS
+    unfinished = [chunk for chunk in ranges if not part_path(folder, chunk.number).is_dir()]
+    if not unfinished or (faults.is_dir() and any(faults.iterdir())):
+        return 0
+    _check_visible(task, unfinished)
+    number = unfinished[0].number
+    n_rows = 0
+    watch = _Stopwatch()
     try:
-        # the master comes last: a JVM that is up keeps the one of its first session among its
-        # properties
-        spark = SparkSession.builder.config(conf=conf).master(master).getOrCreate()
-    except Exception as error:  # noqa: BLE001 - Spark, its bridge and Java raise what they like
-        text = models.one_line(error)
-        raise OutputError(
-            f"--master {master}: must be a Spark master that answers, got: {text[:300]}"
-        ) from None
-    try:
-        yield spark
-    finally:
-        spark.stop()
+        for chunk in read_ranges(task.job, unfinished, task.columns):
+            number = chunk.number
+            with write_part_folder(folder, number) as part:
+                answer = predict_chunk(task.job, task.model, chunk)
+                write_chunk(task.job, task.model, part, chunk, answer)
+                atomic.write_json(part / _WORK, watch.describe(chunk))
+            n_rows += len(chunk.rows)
+            watch = _Stopwatch()
+    except SeqfoundryError as error:
+        if isinstance(error, OutputError):  # of this machine: Spark tries another
+            raise
+        faults.mkdir(exist_ok=True)
+        fault = {"kind": type(error).__name__, "text": str(error)}
+        atomic.write_json(faults / f"{number:06d}.json", fault)
+    return n_rows
 
 
-def _settings(master: str, threads: str) -> Mapping[str, str]:
-    """Choose what spark-defaults.conf and spark-submit leave open."""
-    environment = {
-        "PYTHONPATH": str(_PACKAGE),
-        "OMP_NUM_THREADS": threads,
-        "NUMBA_NUM_THREADS": threads,
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "TF_NUM_INTEROP_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # processes may share a GPU
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
-    settings = {f"spark.executorEnv.{name}": value for name, value in environment.items()}
-    settings |= {
-        "spark.app.name": "seqfoundry",
-        "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": "false",
-    }
-    if master.startswith("local"):
-        settings |= {"spark.ui.enabled": "false"}
-        settings |= dict.fromkeys(("spark.driver.host", "spark.driver.bindAddress"), "127.0.0.1")
-    return settings
+def _check_visible(task: Task, ranges: Sequence[RowRange]) -> None:
+    """Refuse a machine that does not see a file, which is no fault of the input."""
+    needed = [Path(task.folder), *(Path(chunk.file) for chunk in ranges)]
+    for path in [*needed, *task.job.further_inputs()]:
+        if not path.exists():
+            raise OutputError(
+                f"{path}: must be seen by every machine, got nothing there on "
+                f"{socket.gethostname()}"
+            )
+
+
+class _Stopwatch:
+    """Measures what the making of a part took."""
+
+    def __init__(self) -> None:
+        self._seconds = time.monotonic()
+        self._cpu_seconds = time.process_time()
+
+    def describe(self, chunk: Chunk) -> dict[str, Any]:
+        """Describe the part of a chunk as a row of ``partitions.tsv``."""
+        return {
+            "partition": chunk.number,
+            "file": Path(chunk.source).name,
+            "first": chunk.first,
+            "rows": len(chunk.rows),
+            "seconds": round(time.monotonic() - self._seconds, 3),
+            "cpu_seconds": round(time.process_time() - self._cpu_seconds, 3),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "models_loaded": portable_model.load_count(),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }

@@ -1,5 +1,6 @@
-"""The commands that are alike in all families: `simulate`, `prepare`, `train` and `evaluate`."""
+"""What commands of all families share: `simulate`, `train`, `evaluate`, the options of jobs."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from seqfoundry.core import command_line
 from seqfoundry.core.command_line import Command
 from seqfoundry.core.family import Family
+from seqfoundry.engine import Request
 
 
 def simulate_command(family: Family) -> Command:
@@ -25,10 +27,10 @@ def simulate_command(family: Family) -> Command:
 
 def simulate_data(family: Family, params: Path, overrides: str, out: Path) -> Any:
     """Simulate a family's data into a folder, all or nothing."""
-    from seqfoundry.core.files.atomic import folder_written_whole
+    from seqfoundry.core.files.atomic import atomic_folder
 
     config = family.settings(params, overrides)
-    with folder_written_whole(out) as folder:
+    with atomic_folder(out) as folder:
         return family.module("simulate").simulate(config, folder)
 
 
@@ -69,9 +71,9 @@ def train_command(
     ) -> Any:
         """Train a model as one tracked run.
 
-        A run that was stopped goes on with --resume RUN_ID and the same settings.
+        A run that was stopped goes on with --resume RUN_ID and the same settings. With --resume
+        auto it works in .OUT.partial until it is complete, and the same command goes on.
         """
-        from seqfoundry.core.runs import provenance
         from seqfoundry.core.runs.loop import TrainOptions
         from seqfoundry.registry import dataset
 
@@ -81,9 +83,7 @@ def train_command(
             folder = None
         else:
             folder = dataset.ensure(family.name, data)
-        options = TrainOptions(
-            device, resume_run, not no_track, overwrite, provenance.settings_digest(config)
-        )
+        options = TrainOptions(device, resume_run, not no_track, overwrite)
         return family.module("train").train(config, folder, out, options)
 
     return train
@@ -107,3 +107,29 @@ def evaluate_command(family: Family) -> Command:
         return {**shown, "report": str(out / "evaluation.txt")}
 
     return evaluate
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that all jobs share; the function gets them as one ``request``."""
+
+    @command_line.model
+    @command_line.out
+    @command_line.resume
+    @command_line.overwrite
+    @command_line.engine
+    @command_line.master
+    @functools.wraps(function)
+    def with_request(
+        input: Path,
+        model: str,
+        out: Path,
+        resume: bool,
+        overwrite: bool,
+        engine: str,
+        master: str | None,
+        **options: Any,
+    ) -> Any:
+        request = Request(input, model, out, resume, overwrite, engine, master)
+        return function(request, **options)
+
+    return with_request

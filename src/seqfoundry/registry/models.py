@@ -114,7 +114,7 @@ def fetch(reference: str, inside: str = "") -> Iterator[Path]:
             return
         model_safety.refuse_special(path)
         with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
-            family.module("serve").adopt(path, Path(temporary))
+            family.module("serve").import_reference_model(path, Path(temporary))
             yield Path(temporary)
         return
     if not reference or ("/" in reference and not reference.startswith("models:/")):
@@ -469,7 +469,7 @@ def export(reference: str, folder: Path) -> None:
 
     if not reference.startswith("models:/"):
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
+    with files.atomic_folder(folder) as made, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
         no_bytecode = shutil.ignore_patterns("__pycache__")
         shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""A model that goes to other processes: a folder that all of them can read, loaded once in each.
+"""A model that several processes use: a folder that all of them can read, loaded once in each.
 
 What travels is the name of the folder, never a live model, so nothing of a model is pickled or
 unpickled.
@@ -9,8 +9,11 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from seqfoundry.core.errors import ModelError
 from seqfoundry.core.family import find_family
@@ -18,14 +21,23 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.registry import model_safety, models
 
 _loaded: dict["Portable", models.Loaded] = {}  # of this process: one model at most
-_loads = 0
+_load_count = 0
 
 
 @dataclass(frozen=True)
 class Portable:
-    """Where a model lies for all processes, and what it is.
+    """Where a model lies, and what it is; it is loaded when it is first asked.
 
-    Its folder's digest tells one model from another.
+    Parameters
+    ----------
+    family
+        Name of its family.
+    folder
+        Folder with the model, packaged or the family's own.
+    reference
+        What the user called the model; it stands in results.
+    digest
+        Digest of the family's own folder, which tells one model from another.
     """
 
     family: str
@@ -33,11 +45,16 @@ class Portable:
     reference: str
     digest: str
 
-    @property
+    @cached_property
     def served(self) -> dict[str, Any]:
         """``served.json`` of the model; no framework is imported."""
+        return models.read_served(self.model_folder)
+
+    @property
+    def model_folder(self) -> Path:
+        """The family's own folder: what its ``serve.save`` wrote."""
         with models.model_folder(self.folder) as inside:
-            return models.read_served(inside)
+            return inside
 
     def load(self) -> models.Loaded:
         """Load the model, in each process only the first time.
@@ -45,26 +62,30 @@ class Portable:
         Raises
         ------
         MissingError, ModelError
-            As `store.load`.
+            As `models.load`.
         """
-        global _loads
+        global _load_count
         if self not in _loaded:
             _loaded.clear()
             _loaded[self] = dataclasses.replace(
                 models.load(self.family, self.folder), reference=self.reference
             )
-            _loads += 1
+            _load_count += 1
         return _loaded[self]
 
+    def predict(self, frame: pd.DataFrame, **params: Any) -> pd.DataFrame:
+        """Answer as `models.Loaded.predict` does."""
+        return self.load().predict(frame, **params)
 
-def loads() -> int:
+
+def load_count() -> int:
     """Count the models that this process has loaded as `Portable`."""
-    return _loads
+    return _load_count
 
 
 @contextlib.contextmanager
-def found(family: str, reference: str) -> Iterator[Path]:
-    """Give the family's ``model/`` folder, which is to travel, for as long as the block lasts.
+def open_portable(family: str, reference: str) -> Iterator[Portable]:
+    """Find a model, once, so that a moving alias cannot mix two; it stays for the block.
 
     Raises
     ------
@@ -75,24 +96,28 @@ def found(family: str, reference: str) -> Iterator[Path]:
     """
     find_family(family)
     with models.model_folder(reference) as folder:
-        got = models.read_served(folder)["family"]
-        if got != family:
+        recorded = models.read_served(folder)["family"]
+        if recorded != family:
             raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {got}"
+                f"{reference}: must be a model of the family {family}, got one of {recorded}"
             )
         models.warn_of_requirements(reference, folder)
-        yield folder
+        try:
+            yield Portable(family, str(folder.resolve()), reference, files.digest(folder))
+        finally:
+            _loaded.clear()  # memory, above all of a GPU, is free again
 
 
-def publish(family: str, reference: str, source: Path, folder: Path) -> Portable:
-    """Copy what `found` gave to ``folder``, replacing what is there, and return how other processes find it.
+def publish(model: Portable, folder: Path) -> Portable:
+    """Copy a model to ``folder``, which other processes see, replacing what is there.
 
     Raises
     ------
     ModelError
         If there is a link in it.
     """
+    source = Path(model.folder)
     model_safety.refuse_links(source)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return Portable(family, str(folder.resolve()), reference, files.digest(folder))
+    return dataclasses.replace(model, folder=str(folder.resolve()))

@@ -238,7 +238,7 @@ def _build_entry(recipe: _Recipe) -> None:
         )
     )
     model = folder() / recipe.name
-    with files.folder_written_whole(model, replace=True) as temporary:
+    with files.atomic_folder(model, replace=True) as temporary:
         shutil.copytree(train / "model", temporary, dirs_exist_ok=True)
         (temporary / "run.json").unlink(missing_ok=True)  # that run is in nobody else's store
     _record(recipe, model, work)

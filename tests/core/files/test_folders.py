@@ -18,7 +18,7 @@ def refused(kind, function, *words, **options):
 
 def write(path, text="new", **options):
     """Write a folder with one file."""
-    with atomic.folder_written_whole(path, **options) as made:
+    with atomic.atomic_folder(path, **options) as made:
         (made / "file").write_text(text, encoding="utf-8")
 
 
@@ -53,7 +53,7 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path):
     for mount in (Path("/proc"), tmp_path / "link"):
         with (
             pytest.raises(OutputError) as caught,
-            atomic.folder_written_whole(mount, replace=True),
+            atomic.atomic_folder(mount, replace=True),
         ):
             raise AssertionError("must be refused before the work")
         assert str(caught.value) == (

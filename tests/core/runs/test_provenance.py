@@ -61,23 +61,23 @@ def test_which_process_lives():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     others = {**tags, "pid": str(child.pid), "pid.started": provenance.process_start(child.pid)}
 
-    assert provenance.lives(tags) is True
-    assert provenance.lives(others) is True
+    assert provenance.is_alive(tags) is True
+    assert provenance.is_alive(others) is True
     assert (
-        provenance.lives({**tags, "pid.started": "1"}) is False
+        provenance.is_alive({**tags, "pid.started": "1"}) is False
     )  # another process got the number
-    assert provenance.lives({**tags, "host": "elsewhere"}) is None
+    assert provenance.is_alive({**tags, "host": "elsewhere"}) is None
     assert (
-        provenance.lives({**tags, "pid.namespace": "pid:[1]"}) is None
+        provenance.is_alive({**tags, "pid.namespace": "pid:[1]"}) is None
     )  # another container on this host
-    assert provenance.lives({}) is None
+    assert provenance.is_alive({}) is None
     child.kill()
     os.waitid(
         os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
     )  # dead, and not yet asked for its status: a zombie
-    assert provenance.lives(others) is False
+    assert provenance.is_alive(others) is False
     child.communicate()
-    assert provenance.lives(others) is False
+    assert provenance.is_alive(others) is False
 
 
 def test_pinned_requirements():

@@ -21,7 +21,7 @@ from seqfoundry.core.settings import config as settings
 from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.data import frames, prepare
-from seqfoundry.families.copynumber.depth.bins import Bins, Layout, write_layout
+from seqfoundry.families.copynumber.depth.bins import BinLayout, Bins, write_layout
 from seqfoundry.families.copynumber.depth.store import open_plasmid_store, open_store
 from seqfoundry.families.copynumber.lineage_split import grouped_split
 
@@ -316,7 +316,7 @@ def test_stores_are_joined(tmp_path: Path, config: Config) -> None:
 def model_folder(tmp_path: Path, config: Config, bins: Bins | None = None) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    write_layout(Layout.of(config, bins), folder)
+    write_layout(BinLayout.of(config, bins), folder)
     return folder
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
-from seqfoundry.core.files.atomic import folder_written_whole
+from seqfoundry.core.files.atomic import atomic_folder
 from seqfoundry.core.runs.processes import Place
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber.config import Config
@@ -207,7 +207,7 @@ def test_half_an_environment_is_refused(
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cn") / "data"
     config = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         find_family("copynumber").module("simulate").simulate(config, temporary)
     return folder
 
@@ -481,7 +481,7 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):
         config = vae.settings(epochs=2, batch_size=8)
-        training = losses.Training.start(config, vae.BINS, parallel.Group(device=device))
+        training = losses.NetworkTraining.start(config, vae.BINS, parallel.Group(device=device))
         (tmp_path / device).mkdir()
         made = losses.prepare(vae.cohort(20), training.model, config, tmp_path / device)
         found.append(losses.epoch(training, made, np.arange(20), 0))

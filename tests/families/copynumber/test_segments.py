@@ -310,15 +310,15 @@ def test_the_median_is_that_of_numpy(values: list[float], rounded: bool) -> None
     )
 
 
-def make_runs(path: str, begins: tuple[int, ...] = (0,)) -> tuple[runs_module.Runs, int]:
+def make_runs(path: str, begins: tuple[int, ...] = (0,)) -> tuple[runs_module.StateRuns, int]:
     starts = np.zeros(len(path), np.bool_)
     starts[list(begins)] = True
-    runs = runs_module.Runs(*(np.zeros(len(path), np.int32) for _ in range(3)), starts)
+    runs = runs_module.StateRuns(*(np.zeros(len(path), np.int32) for _ in range(3)), starts)
     states = np.array([255 if letter == "." else int(letter) for letter in path], np.uint8)
     return runs, runs_module.runs_of(runs, states)
 
 
-def written(runs: runs_module.Runs, n: int, size: int) -> str:
+def written(runs: runs_module.StateRuns, n: int, size: int) -> str:
     letters = ["."] * size
     for first, last, state in zip(runs.first[:n], runs.last[:n], runs.state[:n], strict=True):
         letters[first:last] = str(state) * int(last - first)

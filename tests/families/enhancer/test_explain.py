@@ -19,8 +19,8 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import encode
 from seqfoundry.families.enhancer.effects import explain, mutations
-from seqfoundry.families.enhancer.grammar.motifs import Motif, read_panel
-from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, Network, build, predict
+from seqfoundry.families.enhancer.grammar.motifs import Motif, read_motif_set
+from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, OracleNetwork, build, predict
 from seqfoundry.families.enhancer.simulate import simulate
 
 PARAMS = Path(__file__).parents[3] / "params" / "enhancer"
@@ -78,13 +78,13 @@ def lively(config: Config, seed: int = 1) -> DeepStarr:
     return network.eval()
 
 
-def naive(network: Network, codes: Any, column: int) -> Any:
+def naive(network: OracleNetwork, codes: Any, column: int) -> Any:
     made = mutations.mutants(codes)
     found = predict(network, made.codes).activities, predict(network, codes[None]).activities[0]
     return mutations.mutant_effects(codes, made, *found)[:, :, column]
 
 
-class Counting(Network):
+class Counting(OracleNetwork):
     """Another network than ours: the number of each base, and what it was asked."""
 
     def __init__(self, length: int) -> None:
@@ -306,7 +306,7 @@ def planted(
     """Rows of the simulator, and a network made of the panel's motifs."""
     folder = tmp_path_factory.mktemp("panel")
     simulate(config_of(), folder)
-    motifs = list(read_panel(folder / "panel.json").motifs)
+    motifs = list(read_motif_set(folder / "panel.json").motifs)
     n = 2 * len(motifs)
     config = config_of(channels=(n, n, n, n), dense=(8, 8), engine="fold")
     lines = (folder / "train.jsonl").read_text().splitlines()
@@ -348,7 +348,7 @@ def test_attribution_finds_planted_motifs(planted: Any, tangermeme: Any) -> None
 # ---- export
 
 
-def oracle_of(config: Config, network: Network | None = None) -> Any:
+def oracle_of(config: Config, network: OracleNetwork | None = None) -> Any:
     return types.SimpleNamespace(network=network or lively(config), config=config)
 
 

@@ -23,7 +23,7 @@ from seqfoundry.families.enhancer.grammar.motifs import (
     consensus,
     latent,
     motif,
-    read_panel,
+    read_motif_set,
     read_recipe,
     scan,
     signal,
@@ -362,7 +362,7 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
     raw = lines(folder / "test.jsonl")
     assert rows.activities.shape == (1500, 14)
     assert set(raw[0]) == {"id", "sequence", "cell_activities", "cell", "gc", "motifs", "signal"}
-    truth = signal(rows.codes, read_panel(folder / "panel.json"))
+    truth = signal(rows.codes, read_motif_set(folder / "panel.json"))
     assert np.abs(truth - [one["signal"] for one in raw]).max() <= 0.5001e-4
     ceiling = json.loads((folder / "ceiling.json").read_text())["test"]["pearson"]
     assert len(ceiling) == 14
@@ -384,7 +384,7 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
 
 def activities(rows: list[dict[str, object]], key: str, folder: Path) -> np.ndarray:
     return signal(
-        data.encode([row[key] for row in rows], SMOKE), read_panel(folder / "panel.json")
+        data.encode([row[key] for row in rows], SMOKE), read_motif_set(folder / "panel.json")
     )
 
 

@@ -18,9 +18,9 @@ import torch
 
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
-from seqfoundry.core.files.atomic import folder_written_whole
-from seqfoundry.core.runs.processes import ahead
-from seqfoundry.families.enhancer.model import Training, squared_error
+from seqfoundry.core.files.atomic import atomic_folder
+from seqfoundry.core.runs.processes import prefetch
+from seqfoundry.families.enhancer.model import NetworkTraining, squared_error
 from seqfoundry.training.torch import Group
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,7 +130,7 @@ def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ConfigError, match=r"^train\.batch_size: must be 6 or more with 3 processes, got 5$"
     ):
-        Training.start(config, rows.activities, group=Group(size=3))
+        NetworkTraining.start(config, rows.activities, group=Group(size=3))
 
 
 def test_what_a_thread_makes_ahead_comes_in_order() -> None:
@@ -141,18 +141,18 @@ def test_what_a_thread_makes_ahead_comes_in_order() -> None:
         return item**2
 
     assert (
-        list(ahead(make, range(9), 3))
-        == list(ahead(make, range(9), 0))
+        list(prefetch(make, range(9), 3))
+        == list(prefetch(make, range(9), 0))
         == [item**2 for item in range(9)]
     )
     assert made == [*range(9), *range(9)]
-    assert list(ahead(make, [], 3)) == []
+    assert list(prefetch(make, [], 3)) == []
 
     def fail(item: int) -> int:
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
-        list(ahead(fail, range(9), 2))
+        list(prefetch(fail, range(9), 2))
 
 
 def test_one_process_weighs_by_what_was_measured() -> None:
@@ -172,7 +172,7 @@ def test_one_process_weighs_by_what_was_measured() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("enhancer") / "data"
     config = find_family("enhancer").settings(PARAMS / "smoke.yaml", "")
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         find_family("enhancer").module("simulate").simulate(config, temporary)
     return folder
 

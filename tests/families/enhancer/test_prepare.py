@@ -26,7 +26,13 @@ from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.enhancer import evaluate as evaluation
 from seqfoundry.families.enhancer import train
 from seqfoundry.families.enhancer.config import CELL_TYPES, Config
-from seqfoundry.families.enhancer.data import Rows, find_rows, prepare, read_rows, read_training
+from seqfoundry.families.enhancer.data import (
+    ActivityRows,
+    find_rows,
+    prepare,
+    read_rows,
+    read_training,
+)
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params" / "enhancer"
@@ -129,7 +135,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def assert_same(one: Rows, other: Rows) -> None:
+def assert_same(one: ActivityRows, other: ActivityRows) -> None:
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).dtype == getattr(other, name).dtype
@@ -152,9 +158,9 @@ def test_every_form_becomes_the_rows_that_json_lines_give(tmp_path, name):
     )
 
 
-def first(rows: Rows, n: int) -> Rows:
+def first(rows: ActivityRows, n: int) -> ActivityRows:
     arrays = (getattr(rows, name)[:n] for name in ARRAYS[:3])
-    return Rows(*arrays, rows.ids[:n], rows.groups[:n], rows.held_out[:n])
+    return ActivityRows(*arrays, rows.ids[:n], rows.groups[:n], rows.held_out[:n])
 
 
 def test_the_manifest_describes_the_rows(tmp_path):

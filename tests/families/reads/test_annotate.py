@@ -4,16 +4,15 @@ Every file, every fate, nothing left when it fails.
 """
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import simulated_reads
 
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.reporting import plots
@@ -29,18 +28,7 @@ COUNTS = ["cellId_readCount.tsv", "matchType_readCount.tsv"]
 SEGMENTS = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT", "random_s", "random_e"]
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-BENCH = benchmark()
+BENCH = simulated_reads
 NO_ERRORS = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,

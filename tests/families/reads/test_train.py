@@ -167,7 +167,7 @@ def fitted(
         read_grid(config)[0].network,
         read_protocol(Path(config.seq_orders), config.model),
     )
-    progress = training.Progress()
+    progress = training.ReadsProgress()
     for n_steps in [*stops, 10**9]:
         task = training._task(config, shape, protocol, data)
         if (checkpoint / "last.npz").is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.families.vdj.genes.germline import Gene, Germline, resolve
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene, resolve
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 
 # own sequences: a V of 30 nt with its Cys codon at 18, a J of 24 nt with its Phe codon at 11
@@ -16,8 +16,8 @@ J_ANCHOR, V_ANCHOR = 11, 18
 COMBO = "id\torganism\tchain\tregion\tnucseq\tframe\taligned_protseq\tcdr_columns\tcdrs\n"
 
 
-def gene(name: str, sequence: str = V, anchor: int | None = V_ANCHOR) -> Gene:
-    return Gene(
+def gene(name: str, sequence: str = V, anchor: int | None = V_ANCHOR) -> GermlineGene:
+    return GermlineGene(
         name, "V" if "V" in name[2:4] or name.startswith("ARTV") else "J", sequence, anchor
     )
 

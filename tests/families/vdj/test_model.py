@@ -13,7 +13,7 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj.config import Annotation, ModelType, ParamGroup, Specification
 from seqfoundry.families.vdj.features import design
 from seqfoundry.families.vdj.genes.choices import build, configurations, frames, sequence_of
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.model import (
     completed,
     expected_complete_nll,
@@ -39,10 +39,10 @@ def quick_compilation():
 
 
 GENES = (
-    Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTATTC", 18),
-    Gene("TRAJ2*01", "J", "ACCATGGCAATGACATGCGCTTTGGA", 19),
-    Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 7),
-    Gene("TRAV2*01", "V", "GATACTTGTGCAGCAAGCCATGGT", 6),
+    GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTATTC", 18),
+    GermlineGene("TRAJ2*01", "J", "ACCATGGCAATGACATGCGCTTTGGA", 19),
+    GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 7),
+    GermlineGene("TRAV2*01", "V", "GATACTTGTGCAGCAAGCCATGGT", 6),
 )
 GERMLINE = Germline("TRA", GENES)
 PAIRS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])

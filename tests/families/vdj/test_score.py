@@ -24,7 +24,7 @@ GENES, CHOICES = ["v_gene", "j_gene"], ["v_trim", "j_trim", "ligation_mh"]
 def repertoire(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated repertoire with the smoke settings."""
     folder = tmp_path_factory.mktemp("vdj") / "data"
-    with files.folder_written_whole(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         find_family("vdj").module("simulate").simulate(
             find_family("vdj").settings(SMOKE), temporary
         )

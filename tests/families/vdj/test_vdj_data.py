@@ -14,7 +14,7 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.vdj.config import Annotation, Config, ModelType, ParamGroup, Specification
 from seqfoundry.families.vdj.data import frames, prepare, read_observations, read_rearrangements
 from seqfoundry.families.vdj.genes.choices import build
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.genes.references import read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import Rejected, normal_columns
 from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
@@ -23,15 +23,16 @@ ROOT = Path(__file__).parents[3]
 V = ("TRAV1*01", "GATACTTGTGCTGTGAGTGCCA"), ("TRAV2*01", "GATACTTGTGCTGCTACTGGCT")
 J = ("TRAJ1*01", "TGGCACTGGAGGCTTCAAAACTA", 13), ("TRAJ2*01", "TTGCCACTGGATGCTTCAAAACTA", 14)
 GERMLINE = Germline(
-    "TRA", (*(Gene(n, "J", s, a) for n, s, a in J), *(Gene(n, "V", s, 6) for n, s in V))
+    "TRA",
+    (*(GermlineGene(n, "J", s, a) for n, s, a in J), *(GermlineGene(n, "V", s, 6) for n, s in V)),
 )
 BETA = Germline(
     "TRB",
     (
-        Gene("TRBD1*01", "D", "GGGACAGGGGGC"),
-        Gene("TRBD2*01", "D", "GGGACTA"),
-        Gene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 15),
-        Gene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
+        GermlineGene("TRBD1*01", "D", "GGGACAGGGGGC"),
+        GermlineGene("TRBD2*01", "D", "GGGACTA"),
+        GermlineGene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 15),
+        GermlineGene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
     ),
 )
 
@@ -73,7 +74,7 @@ def config(**settings: object) -> Config:
     return dataclasses.replace(made, prepare=dataclasses.replace(made.prepare, **settings))
 
 
-def extended(gene: Gene) -> str:
+def extended(gene: GermlineGene) -> str:
     p = 2
     if gene.segment == "V":
         return gene.sequence + reverse_complement_text(gene.sequence)[:p]

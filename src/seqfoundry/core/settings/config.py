@@ -245,12 +245,12 @@ def _merge_level(
             _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
-def path_keys(cls: type, prefix: str = "", mark: str = PATH) -> Iterator[str]:
-    """List the dotted keys of ``cls`` that are paths, or have another ``mark`` among their metadata."""
+def path_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """List the dotted keys of ``cls`` that are paths."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
-            yield from path_keys(hint, f"{prefix}{name}.", mark)  # type: ignore[arg-type]
-        elif mark in getattr(hint, "__metadata__", ()):
+            yield from path_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif PATH in getattr(hint, "__metadata__", ()):
             yield prefix + name
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from seqfoundry import engine
 from seqfoundry.core import command_line
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.copynumber import FAMILY
 
 
 def _names_its_data(config: Any) -> bool:
-    """The experiment files of CNVRock say where the stores lie."""
+    """Tell whether the settings say where the stores lie, as the experiment files of CNVRock do."""
     return bool(config.store_path)
 
 
@@ -48,36 +49,9 @@ def prepare(
 @command_line.argument(
     "input", type=command_line.PATH, help="Read counts of a sample, a folder of them, or a store."
 )
-@command_line.model
-@command_line.out
-@command_line.resume
-@command_line.overwrite
-@command_line.engine
-@command_line.master
-def annotate(
-    input: Path,
-    model: str,
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    engine: str,
-    master: str | None,
-) -> Any:
+@standard_commands.job_options
+def annotate(request: engine.Request) -> Any:
     """Call copy numbers of bins, genes and plasmid genes."""
-    from seqfoundry.engine import spark
-    from seqfoundry.families.copynumber import annotate as work
+    from seqfoundry.families.copynumber.annotate import CallCopyNumbers
 
-    if spark.is_asked(engine, master):
-        return spark.run(
-            work.PARTITIONED,
-            FAMILY.name,
-            input,
-            model=model,
-            out=out,
-            master=master or spark.HERE,
-            overwrite=overwrite,
-            resume=resume,
-        )
-    return work.annotate(
-        FAMILY.name, input, model=model, out=out, overwrite=overwrite, resume=resume
-    )
+    return engine.run(CallCopyNumbers(), request)

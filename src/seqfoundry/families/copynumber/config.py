@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from seqfoundry.core.runs.provenance import BY_NAME
 from seqfoundry.core.settings.config import PATH, Gate
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -92,9 +91,9 @@ class Config:
     cnv: str
     plasmid_cnv: str
     evaluation: str
-    store_path: Annotated[File, BY_NAME]
+    store_path: File
     plasmid_store_path: File
-    out_dir: Annotated[File, BY_NAME]
+    out_dir: File
     kpsc_gt_path: File
     kpsc_kleborate_gt_path: File
     kpsc_meta_path: File

@@ -25,7 +25,7 @@ from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import BASELINES, Config
 from seqfoundry.families.copynumber.model import build
 from seqfoundry.families.copynumber.quality.assessment import (
-    Assessment,
+    CopynumberAssessment,
     Table,
     add_to,
     as_text,
@@ -92,7 +92,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         metrics[f"test.{name}.absorbed"] = absorbed[name]
     side = Table("Ways to expect depth, side by side", "The same samples and chain", _SIDE, rows)
     everything = [side, *tables(own, loaded.config)]
-    with files.folder_written_whole(out, replace=True) as folder:
+    with files.atomic_folder(out, replace=True) as folder:
         _write(folder, loaded, (found, own), everything, verdict)
         files.write_json(folder / "metrics.json", metrics)
     return metrics
@@ -158,7 +158,9 @@ def _ways(loaded: serve.CopyNumberModel) -> dict[str, Expected]:
     return ways
 
 
-def _assess(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> Assessment:
+def _assess(
+    loaded: serve.CopyNumberModel, found: Cohort, expected: Expected
+) -> CopynumberAssessment:
     called = serve.call_samples(loaded, found.chromosome.counts, found.plasmid, expected)
     return assess_cohort(called, found, loaded.layout.bins, loaded.config)
 
@@ -183,7 +185,7 @@ def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) 
     return 100 * float(np.mean(np.abs(shares)))
 
 
-def _side_row(name: str, one: Assessment, absorbed: float | None) -> list[Cell]:
+def _side_row(name: str, one: CopynumberAssessment, absorbed: float | None) -> list[Cell]:
     found = one.metrics("test")
     own = [found.get(f"test.amplification.{gene}.mcc") for gene in one.called.genes.names]
     known = [value for value in own if value is not None]
@@ -194,7 +196,7 @@ def _side_row(name: str, one: Assessment, absorbed: float | None) -> list[Cell]:
     return [name, *values, float(np.mean(known)) if known else None, absorbed]
 
 
-def _verdict(name: str, assessed: Mapping[str, Assessment]) -> str:
+def _verdict(name: str, assessed: Mapping[str, CopynumberAssessment]) -> str:
     """Say in one sentence whether the model beats what is simpler."""
     scores = {key: one.metrics("t").get("t.segment_f1") for key, one in assessed.items()}
     known = {key: value for key, value in scores.items() if value is not None}
@@ -218,7 +220,7 @@ def _verdict(name: str, assessed: Mapping[str, Assessment]) -> str:
 def _write(
     folder: Path,
     loaded: serve.CopyNumberModel,
-    measured: tuple[Cohort, Assessment],
+    measured: tuple[Cohort, CopynumberAssessment],
     found: list[Table],
     verdict: str,
 ) -> None:
@@ -251,7 +253,9 @@ def _write(
     report.write(folder / "report.html")
 
 
-def _plot(folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: Assessment) -> None:
+def _plot(
+    folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: CopynumberAssessment
+) -> None:
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(_VIEWS, len(samples))).astype(int))
     counts = np.asarray(samples.chromosome.counts[chosen])
     shown = tracks(counts, loaded.expected(counts), loaded.layout.bins, loaded.config)

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from seqfoundry.core.errors import ModelError
-from seqfoundry.core.runs.processes import ahead
+from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.model import ROWS, Network, as_ratio, build, load_weights
+from seqfoundry.families.copynumber.model import ROWS, DepthNetwork, as_ratio, build, load_weights
 from seqfoundry.families.copynumber.training_arrays import Batch as Batch
-from seqfoundry.families.copynumber.training_arrays import Cohort as Cohort
 from seqfoundry.families.copynumber.training_arrays import Integers, moved
+from seqfoundry.families.copynumber.training_arrays import TrainingArrays as TrainingArrays
 from seqfoundry.families.copynumber.training_arrays import patterns as patterns
 from seqfoundry.families.copynumber.training_arrays import prepare as prepare
 from seqfoundry.training.torch import Group, share_norms
@@ -146,7 +146,7 @@ def spikes(
     return edges.cumsum(dim=1)[:, :-1]
 
 
-def spiked(x: Tensor, shift: Tensor, model: Network) -> Tensor:
+def spiked(x: Tensor, shift: Tensor, model: DepthNetwork) -> Tensor:
     """Return input ``x`` with ratios that are 2^shift times as high."""
     if model.pseudocount:
         return (
@@ -195,10 +195,10 @@ class Terms(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Training:
+class NetworkTraining:
     """A network, its optimizer (Adam), settings, and the processes that share every batch."""
 
-    model: Network
+    model: DepthNetwork
     optimizer: torch.optim.Adam
     config: Config
     group: Group
@@ -300,7 +300,9 @@ class Training:
         return Terms(objective, reconstruction, divergence, off, means, pattern)
 
 
-def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> dict[str, float]:
+def epoch(
+    training: NetworkTraining, cohort: TrainingArrays, rows: Integers, number: int
+) -> dict[str, float]:
     """Train on the samples ``rows`` once, in batches of like size.
 
     A function of settings, state and ``number`` alone.
@@ -338,7 +340,7 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
                 n,
             )
 
-        steps = ahead(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
+        steps = prefetch(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
         for i, (halves, shift, noise, n) in enumerate(steps):
             rate = learning_rate(config, number * n_batches + i, config.epochs * n_batches)
             training.optimizer.param_groups[0]["lr"] = rate
@@ -355,7 +357,9 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
     return {**_figures(total / len(rows), n_bins), "beta": beta, "weight": weight, "lr": rate}
 
 
-def validate(training: Training, cohort: Cohort, rows: Integers) -> dict[str, float]:
+def validate(
+    training: NetworkTraining, cohort: TrainingArrays, rows: Integers
+) -> dict[str, float]:
     """Return the figures of `epoch` for samples not trained on, at the final weights and without spikes.
 
     One draw of the latents, the same each time. Alignment is that of all samples together.
@@ -393,7 +397,7 @@ def _figures(total: Tensor, n_bins: int) -> dict[str, float]:
 
 
 @contextmanager
-def _random(seed: int, number: int, training: Training) -> Iterator[torch.Generator]:
+def _random(seed: int, number: int, training: NetworkTraining) -> Iterator[torch.Generator]:
     """Give a stream of the epoch's own, and let dropout draw from another one.
 
     What the process had comes back.

@@ -40,14 +40,14 @@ from seqfoundry.families.copynumber.config import BASELINES, COPY_NUMBERS, Confi
 from seqfoundry.families.copynumber.depth import baselines
 from seqfoundry.families.copynumber.depth.baselines import Baseline
 from seqfoundry.families.copynumber.depth.bins import (
-    Gene,
-    Layout,
+    BinLayout,
+    GeneInterval,
+    read_gene_list,
     read_layout,
-    read_panel,
     write_layout,
 )
 from seqfoundry.families.copynumber.model import (
-    Network,
+    DepthNetwork,
     build,
     load_weights,
     read_weights,
@@ -101,23 +101,23 @@ class CopyNumberModel:
     """A trained model; ``network`` is None where a baseline expects the depth."""
 
     config: Config
-    layout: Layout
+    layout: BinLayout
     rules: PlasmidRules
-    genes: tuple[Gene, ...]
-    network: Network | None
+    genes: tuple[GeneInterval, ...]
+    network: DepthNetwork | None
     baselines: Mapping[str, Baseline]
 
     @classmethod
     def of(
         cls,
         config: Config,
-        layout: Layout,
-        network: Network | None,
+        layout: BinLayout,
+        network: DepthNetwork | None,
         fitted: Mapping[str, Baseline],
     ) -> Any:
         """Put a model together with the tables of genes that the settings name."""
         path = config.chrom_gene_coords_path
-        genes = read_panel(Path(path))[0] if path else ()
+        genes = read_gene_list(Path(path))[0] if path else ()
         return cls(config, layout, PlasmidRules.of(config), genes, network, fitted)
 
     def expected(self, counts: NDArray[Any], name: str = "") -> NDArray[np.float32]:
@@ -129,7 +129,7 @@ class CopyNumberModel:
         return reconstruct(self.network, counts, self.config)
 
 
-class Called(NamedTuple):
+class CopynumberCalls(NamedTuple):
     """What is found in samples."""
 
     segments: Segments
@@ -140,7 +140,7 @@ class Called(NamedTuple):
 
 def call_samples(
     model: CopyNumberModel, counts: NDArray[Any], plasmids: Plasmids | None, expected: Any = None
-) -> Called:
+) -> CopynumberCalls:
     """Call segments, genes and plasmids of samples, block by block.
 
     Parameters
@@ -158,7 +158,7 @@ def call_samples(
     genes = callers[0](counts, expected, model.layout.bins, segments, model.genes, model.config)
     chromosome = chromosome_depth(counts, model.config.present_ratio)
     found = callers[1](plasmids, chromosome, model.rules) if plasmids is not None else None
-    return Called(segments, genes, found, chromosome)
+    return CopynumberCalls(segments, genes, found, chromosome)
 
 
 def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: bool = False) -> None:
@@ -195,7 +195,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
     write_layout(model.layout, folder)
     sums = {}
     if model.network is not None:
-        with files.bytes_written_whole(folder / "network.pt") as file:
+        with files.atomic_bytes(folder / "network.pt") as file:
             torch.save(
                 {key: value.cpu() for key, value in model.network.state_dict().items()}, file
             )
@@ -241,7 +241,7 @@ def load(folder: Path) -> CopyNumberModel:
             "settings"
         ]  # which models before 2026-11-21 lack
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
-        genes = tuple(Gene(**one) for one in content["genes"])
+        genes = tuple(GeneInterval(**one) for one in content["genes"])
         rules = _rules(content["rules"])
         for name, wanted in content["md5"].items():
             if Path(name).name != name or files.md5(folder / name) != wanted:
@@ -275,7 +275,7 @@ def load(folder: Path) -> CopyNumberModel:
 
 def _rules(values: dict[str, Any]) -> PlasmidRules:
     values = dict(values)
-    values["panel"] = tuple(Gene(**one) for one in values["panel"])
+    values["panel"] = tuple(GeneInterval(**one) for one in values["panel"])
     values["absent"] = tuple(values["absent"])
     values["families"] = {name: tuple(members) for name, members in values["families"].items()}
     return PlasmidRules(**values)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from seqfoundry import engine
 from seqfoundry.core import command_line
-from seqfoundry.core.errors import InputError
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.enhancer import FAMILY
 
@@ -45,8 +45,7 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
     type=command_line.PATH,
     help="Sequences; of t1, t3 and cross-oracle predictions.jsonl.",
 )
-@command_line.model
-@command_line.out
+@standard_commands.job_options
 @command_line.option(
     "--task",
     type=command_line.Choice(TASKS),
@@ -60,54 +59,14 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
     metavar="MODEL",
     help="A further oracle of cross-oracle; may be repeated.",
 )
-@command_line.resume
-@command_line.overwrite
-@command_line.engine
-@command_line.master
-def score(
-    input: Path,
-    model: str,
-    out: Path,
-    task: str,
-    against: tuple[str, ...],
-    resume: bool,
-    overwrite: bool,
-    engine: str,
-    master: str | None,
-) -> Any:
+def score(request: engine.Request, task: str, against: tuple[str, ...]) -> Any:
     """Score sequences, designs, edits or variants with an oracle."""
-    from seqfoundry.engine import spark
     from seqfoundry.families.enhancer import score as work
-    from seqfoundry.families.enhancer.tasks import activity
 
-    others = _models(against)
-    if spark.is_asked(engine, master):
-        if task != "activity" or others:
-            raise InputError(
-                f"--engine spark: must be asked for --task activity only, without --against, got --task {task}"
-            )
-        return spark.run(
-            activity.PARTITIONED,
-            FAMILY.name,
-            input,
-            model=model,
-            out=out,
-            master=master or spark.HERE,
-            overwrite=overwrite,
-            resume=resume,
-        )
-    return work.score(
-        input,
-        model=model,
-        out=out,
-        task=task,
-        against=others,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    return work.score(request, task, _split_words(against))
 
 
-def _models(words: tuple[str, ...]) -> list[str]:
+def _split_words(words: tuple[str, ...]) -> list[str]:
     """Split words that hold several models; MLproject hands over one word."""
     from seqfoundry.core.files.atomic import is_there
 

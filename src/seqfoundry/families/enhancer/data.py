@@ -24,7 +24,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.dataset import store, tables
-from seqfoundry.families.enhancer.dataset.store import Block
+from seqfoundry.families.enhancer.dataset.store import RowBlock
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ Codes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 NOTHING = 4
-_CHUNK = 4096  # rows encoded at a time
+CHUNK = 4096  # rows encoded at a time
 _OTHER = re.compile(r"[^ACGTURYSWKMBDHVN.\-]", re.IGNORECASE | re.ASCII)
 _COMPLEMENT = np.array([3, 2, 1, 0, NOTHING], dtype=np.uint8)
 
@@ -48,7 +48,7 @@ _CODE = _code_table()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class ActivityRows:
     """Sequences with their activities; one entry of every field per row, in the order of the file.
 
     Attributes
@@ -193,7 +193,7 @@ def find_rows(folder: Path, split: str) -> Path:
     )
 
 
-def read_training(path: Path, config: Config) -> Rows:
+def read_training(path: Path, config: Config) -> ActivityRows:
     """Read the rows to learn from, at most ``train.max_rows``, and behind them those of ``train.valid_file``, if any.
 
     Raises
@@ -210,7 +210,7 @@ def read_training(path: Path, config: Config) -> Rows:
     if not wants_file:
         return rows
     other = read_rows(Path(config.train.valid_file), config)
-    return Rows(
+    return ActivityRows(
         np.concatenate([rows.codes, other.codes]),
         np.concatenate([rows.activities, other.activities]),
         np.concatenate([rows.lengths, other.lengths]),
@@ -229,7 +229,7 @@ class Tally:
     cut: int = 0
 
 
-def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
+def read_rows(path: Path, config: Config, limit: int = 0) -> ActivityRows:
     """Read JSON lines, CSV, TSV (gzip or not) or Parquet, or map a part of a prepared panel, which is a folder.
 
     Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an
@@ -264,25 +264,27 @@ def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
     codes = np.frombuffer(buffers[0], dtype=np.uint8).reshape(-1, config.seq_len)
     activities = np.frombuffer(buffers[1], dtype=np.float32).reshape(-1, len(config.cell_types))
     lengths = np.frombuffer(buffers[2], dtype=np.int64)
-    return _rows(Block(codes, activities, lengths, ids, groups), tally.skipped)
+    return _rows(RowBlock(codes, activities, lengths, ids, groups), tally.skipped)
 
 
-def _rows(block: Block, skipped: int) -> Rows:
-    return Rows(*block, np.zeros(len(block.codes), dtype=np.bool_), skipped)
+def _rows(block: RowBlock, skipped: int) -> ActivityRows:
+    return ActivityRows(*block, np.zeros(len(block.codes), dtype=np.bool_), skipped)
 
 
-def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -> Iterator[Block]:
+def blocks(
+    path: Path, config: Config, key: str, tally: Tally, limit: int = 0
+) -> Iterator[RowBlock]:
     """Read and encode the rows of a file, some at a time; groups are values of ``key``.
 
     Raises as `read_rows`.
     """
     rows = _legal_rows(path, config, key, tally)
     rows, n_rows = islice(rows, limit) if limit else rows, 0
-    while chunk := list(islice(rows, _CHUNK)):
+    while chunk := list(islice(rows, CHUNK)):
         n_rows += len(chunk)
         sequences, values, ids, groups = (list(column) for column in zip(*chunk, strict=True))
         activities = np.array(values, dtype=np.float32)
-        yield Block(
+        yield RowBlock(
             _encode(sequences, config), activities, lengths_of(sequences, config), ids, groups
         )
     if not n_rows:
@@ -332,8 +334,8 @@ def _sequence(row: Mapping[str, Any], config: Config) -> str:
 def sequence_keys(codes: Codes, lengths: Indices, pad: str) -> NDArray[np.uint64]:
     """Give each row ``(n, L)`` a number that rows of the same codes on either strand share (64 bits of SHA-256)."""
     made = np.empty(len(codes), dtype=np.uint64)
-    for start in range(0, len(codes), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(codes), CHUNK):
+        part = slice(start, start + CHUNK)
         turned = reverse_complement(codes[part], lengths[part], pad)
         for i, (one, other) in enumerate(zip(codes[part], turned, strict=True), start):
             made[i] = text_key(min(one.tobytes(), other.tobytes()))
@@ -390,7 +392,7 @@ def prepare(
     keys: list[NDArray[np.uint64]] = []
     groups: dict[str, int] = {}
     owners: list[Indices] = []
-    with files.folder_written_whole(out) as folder:
+    with files.atomic_folder(out) as folder:
         with store.Writer(folder / "train", config) as writer:
             for path in inputs:
                 for block in blocks(path, config, key, tally):
@@ -400,7 +402,7 @@ def prepare(
                         np.array([groups.setdefault(name, len(groups)) for name in block.groups])
                     )
         _, first, place = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-        part = store.deal(first[place], np.concatenate(owners), groups, config)
+        part = store.assign_split(first[place], np.concatenate(owners), groups, config)
         if part.any():
             store.divide(folder, part, config)
         counts = {
@@ -431,7 +433,7 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
         none.
     """
     n_rows, names, doubled = 0, set[int](), ""
-    for frame in row_readers.frames(path, "sequence", size=_CHUNK):
+    for frame in row_readers.frames(path, "sequence", size=CHUNK):
         for i, sequence in enumerate(frame["sequence"]):
             if fault := fault_in(sequence):
                 raise InputError(

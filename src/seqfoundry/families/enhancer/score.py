@@ -1,11 +1,11 @@
 """`score enhancer`: numbers for sequences, designs, edits and variants, by task."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from seqfoundry.core.command_line import did_you_mean
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError
+from seqfoundry.engine.job import Job
 from seqfoundry.families.enhancer.tasks import (
     activity,
     calibration,
@@ -14,57 +14,59 @@ from seqfoundry.families.enhancer.tasks import (
     effects,
 )
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {
-    "activity": activity.score,
+#: Tasks that read a stream of rows, which every engine can divide.
+JOBS: dict[str, Callable[[], Job]] = {
+    "activity": activity.ScoreActivity,
+    "variants": effects.ScoreVariants,
+    "mutagenesis": effects.Mutagenesis,
+    "attribution": effects.Attribution,
+}
+
+#: Tasks that look at all rows together, which no engine divides.
+WHOLE_TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "t1": designs.score_designs,
     "t3": designs.score_edits,
-    "cross-oracle": cross_oracle.compare,
-    "variants": effects.variants,
-    "mutagenesis": effects.mutagenesis,
-    "attribution": effects.attribution,
     "calibration": calibration.calibrate,
     "export": effects.export,
 }
 
 
 def score(
-    source: Path,
-    *,
-    model: str,
-    out: Path,
-    task: str = "activity",
-    against: Sequence[str] = (),
-    resume: bool = False,
-    overwrite: bool = False,
+    request: engine.Request, task: str = "activity", against: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Do one task and return its summary; what is written to ``out`` stands at the task's function.
+    """Do one task and return its summary; what is written stands at the task.
 
     Raises
     ------
     InputError, MissingError
-        If the input is not legal, there is no such task, or it does not take what was given.
+        If the input is not legal, or the task does not take what was asked.
     ModelError
-        If the model is damaged or of another family.
+        If a model is damaged or of another family.
     OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier scores), or cannot be
-        written.
+        If ``request.out`` is not empty (unless ``overwrite`` and it holds earlier scores), or
+        cannot be written.
     """
-    if task not in TASKS:
-        hint = did_you_mean(task, list(TASKS))
-        raise InputError(
-            f"score enhancer: --task must be one of {', '.join(TASKS)}, got {task!r}{hint}"
-        )
-    where = f"score enhancer --task {task}"
     if against and task != "cross-oracle":
-        raise InputError(f"{where}: --against must be left out, got {' '.join(against)}")
-    if resume and task != "activity":
         raise InputError(
-            f"{where}: --resume must be left out, since this task begins anew, got it"
+            f"score enhancer --task {task}: --against must be left out, got {' '.join(against)}"
         )
-    if task == "activity":
-        return activity.score(source, model=model, out=out, overwrite=overwrite, resume=resume)
+    if task in JOBS:
+        return engine.run(JOBS[task](), request)
+    _refuse_streaming(request, task)
+    words: dict[str, Any] = {
+        "model": request.model,
+        "out": request.out,
+        "overwrite": request.overwrite,
+    }
     if task == "cross-oracle":
-        return cross_oracle.compare(
-            source, model=model, against=against, out=out, overwrite=overwrite
-        )
-    return TASKS[task](source, model=model, out=out, overwrite=overwrite)
+        return cross_oracle.compare(request.source, against=against, **words)
+    return WHOLE_TASKS[task](request.source, **words)
+
+
+def _refuse_streaming(request: engine.Request, task: str) -> None:
+    """Refuse what only a task that reads a stream can do."""
+    streams = f"--task {', '.join(JOBS)}"
+    if request.resume:
+        raise InputError(f"--resume: must be asked for {streams}, got --task {task}")
+    if request.engine == "spark":
+        raise InputError(f"--engine spark: must be asked for {streams}, got --task {task}")

@@ -1,15 +1,11 @@
-"""``annotate``: the user's data in, a model's columns out. For reads.
+"""``annotate``: the user's reads in, molecules, fates and demultiplexed FASTQ out.
 
-FASTQ -> Parquet, fates, demultiplexed FASTQ.
-
-Work goes in chunks. Each leaves a part with its tables, FASTQ and counts (`engines.Parts`); at the
-end the parts are joined and the output folder appears whole. Memory holds a few chunks, and 16
-bytes per read for names and lengths.
+Work goes in chunks. Each leaves a part with its tables, FASTQ and counts; at the end the parts are
+joined and the output folder appears whole. Memory holds a few chunks, and 16 bytes per read for
+names and lengths.
 """
 
-import hashlib
 import re
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +20,9 @@ import pyarrow as pa
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
-from seqfoundry.engine.job import Chunks, Job, PartitionedWork, read_counts
-from seqfoundry.engine.local import (
-    Chunk,
-    Parts,
-    check_out,
-    join_files,
-    join_tables,
-    made_from,
-    resumable,
-    run_parts,
-    write_part,
-)
+from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
+from seqfoundry.engine.parts import join_files, join_tables, write_table
+from seqfoundry.families.reads import fastq
 from seqfoundry.families.reads.barcodes.whitelist import (
     AMBIGUOUS,
     NO_MATCH,
@@ -43,19 +30,15 @@ from seqfoundry.families.reads.barcodes.whitelist import (
     Whitelist,
     read_whitelist,
 )
-from seqfoundry.families.reads.fastq import FastqWriter, read_chunks, read_files
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.molecule_table import Molecule
-from seqfoundry.registry import models
 from seqfoundry.registry.portable_model import Portable
 
-_CHUNK = 4096  # reads in a chunk at most
+CHUNK = 4096  # reads in a chunk at most
+CHUNK_BASES = 16_000_000  # bases that a model sees at once
 _MAX_DISTANCE = 2  # edits between a barcode and the list, as in the reference
 _VIEWS = 20  # reads that are drawn
 _VIEW_BASES = 3000  # and how much of each
-_PROBE = (
-    "ACGTTGCATCGGATTACCAGGTCATTGCAACGTGATCCTAGGCTTAACGTC" * 4
-)  # a read that tells one model from another
 TABLES = ("valid", "incomplete", "invalid")
 FATES_FILE = "read_fates.tsv"
 FATES_HEADER = "ReadName\tread_length\tfate\tmolecules\tassigned\treason\n"
@@ -71,101 +54,201 @@ FATES = {
 }
 
 
-def annotate(
-    family: str,
-    source: Path,
-    *,
-    model: str,
-    out: Path,
-    whitelist: Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Annotate reads with a model of the registry or a folder, and return the counts.
+class Read(NamedTuple):
+    """A read of the input; FASTA has no qualities."""
 
-    Writes to ``out``, all or nothing: ``annotations_valid.parquet`` (a row per molecule),
-    ``annotations_incomplete.parquet`` (the same for molecules without one of their ends),
-    ``annotations_invalid.parquet`` (a row per read), ``read_fates.tsv`` (a row per read, in the
-    order of the input), ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense of
-    the transcript; the last with a cell), ``matchType_readCount.tsv``, ``cellId_readCount.tsv``,
-    ``summary.json`` and ``plots/``.
+    name: str
+    sequence: str
+    qualities: str | None
+
+
+@dataclass
+class ReadCounts:
+    """What is counted in one chunk of reads.
+
+    Parameters
+    ----------
+    fates
+        Reads by fate; and ``reads``, ``molecules``, ``molecules assigned``, ``reads assigned``.
+    match_types, cells
+        Molecules by the match of their barcode, and by cell (a number, as text).
+    read_lengths, cdna_lengths
+        In bases, of every read and of every molecule's cDNA.
+    views
+        The first reads of the input, as they are drawn.
+    """
+
+    fates: dict[str, int]
+    match_types: dict[str, int]
+    cells: dict[str, int]
+    read_lengths: list[int]
+    cdna_lengths: list[int]
+    views: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnnotateReads(Job):
+    """Annotate reads and assign their molecules to cells.
+
+    The source is FASTQ or FASTA (a file or a folder, see `fastq.read_chunks`), or Parquet with
+    ``sequence``, and maybe ``id`` and ``qualities``. Writes ``annotations_valid.parquet`` (a row
+    per molecule), ``annotations_incomplete.parquet`` (the same for molecules without one of their
+    ends), ``annotations_invalid.parquet`` (a row per read), ``read_fates.tsv`` (a row per read, in
+    the order of the input), ``demuxed.*``, ``ambiguous.*`` and ``incomplete.*`` (cDNA in the sense
+    of the transcript; the last with a cell), ``matchType_readCount.tsv``,
+    ``cellId_readCount.tsv``, ``summary.json`` and ``plots/``.
 
     The tables have the reference's columns, ``demux_header`` and ``demux_bucket`` included, and
     more; left out are ``demux_sequence`` and ``demux_quality`` (they stand in the FASTQ files),
     and the sources and edit distances of the adapters, which the model judges but does not return.
 
-    An annotation that was interrupted leaves its finished chunks in ``.<out>.partial``; with
-    ``resume`` it goes on from there (names of all reads are read again). Faults of the input leave
-    nothing.
+    Parameters
+    ----------
+    whitelist
+        List of the barcodes that may occur.
+    """
+
+    whitelist: Path | None = None
+
+    family = "reads"
+    marker = FATES_FILE
+    unit = "reads"
+
+    def __post_init__(self) -> None:
+        if self.whitelist is not None:  # other machines work in other folders
+            object.__setattr__(self, "whitelist", self.whitelist.absolute())
+
+    @property
+    def chunk_rows(self) -> int:
+        return CHUNK
+
+    def further_inputs(self) -> Sequence[Path]:
+        return () if self.whitelist is None else (self.whitelist,)
+
+    def check(self, model: Portable) -> None:
+        self.cells(model)
+
+    def cells(self, model: Portable) -> Whitelist | None:
+        """Read the list of cells, in each process once; None if there is none.
+
+        Raises
+        ------
+        InputError
+            If it is not as it must be, or not one of the model's barcodes.
+        """
+        if self.whitelist is None:
+            return None
+        return _read_cells_once(self.whitelist, self.whitelist.stat().st_mtime_ns, model)
+
+    def table_columns(self, model: Portable) -> TableColumns:
+        return TableColumns("id", required=("sequence",), optional=("qualities",))
+
+    def parse_table(self, rows: pd.DataFrame) -> pd.DataFrame:
+        qualities = rows["qualities"] if "qualities" in rows else [None] * len(rows)
+        return _to_rows(
+            [
+                parse_read(*values)
+                for values in zip(rows["id"], rows["sequence"], qualities, strict=True)
+            ]
+        )
+
+    def read_chunks(
+        self, model: Portable, source: Path, left_out: Counter[str]
+    ) -> Iterator[pd.DataFrame]:
+        for records in fastq.read_chunks(source, size=CHUNK, bases=CHUNK_BASES):
+            yield _to_rows(records)
+
+    def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
+        answers = [
+            model.predict(pd.DataFrame({"sequence": sequences}))
+            for sequences in split_by_bases(chunk.rows["sequence"].tolist())
+        ]
+        return answers[0] if len(answers) == 1 else pd.concat(answers, ignore_index=True)
+
+    def write_part(
+        self, model: Portable, folder: Path, chunk: Chunk, answer: pd.DataFrame
+    ) -> ReadCounts:
+        reads = [
+            Read(name, sequence, qualities if isinstance(qualities, str) else None)
+            for name, sequence, qualities in chunk.rows.itertuples(index=False)
+        ]
+        with ChunkWriter(folder, model.served, self.cells(model)) as writer:
+            return writer.write(reads, answer.to_dict("records"), chunk.first)
+
+    def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
+        totals = _sum_counts(parts)
+        for kind in TABLES:
+            schema = molecule_table.schema(
+                model.served, kind, has_whitelist=self.whitelist is not None
+            )
+            join_tables(parts.folders, out / f"annotations_{kind}.parquet", schema)
+        join_files(parts.folders, out / FATES_FILE, header=FATES_HEADER)
+        names = {path.name for folder in parts.folders for path in folder.glob("*.gz")}
+        for name in sorted(names):
+            join_files(parts.folders, out / name)
+        if self.whitelist is not None:
+            match_types = demultiplex.match_type_table(totals.match_types)
+            files.write_text(out / "matchType_readCount.tsv", match_types)
+            files.write_text(out / "cellId_readCount.tsv", demultiplex.cell_table(totals.cells))
+        _plot(out / "plots", totals, model.served)
+        return _write_summary(out, totals, model)
+
+
+# ---- reads
+
+
+def _to_rows(reads: Sequence[Any]) -> pd.DataFrame:
+    """Make a frame of reads; objects, since text of pandas' own type would be copied."""
+    columns = {
+        "id": [read.name for read in reads],
+        "sequence": [read.sequence for read in reads],
+        "qualities": [read.qualities for read in reads],
+    }
+    return pd.DataFrame(columns, dtype=object)
+
+
+def parse_read(name: str, sequence: Any, qualities: Any) -> Read:
+    """Check what no FASTQ file could hold.
 
     Raises
     ------
-    InputError, MissingError
-        If the reads or the list of barcodes are not as they must be.
-    ModelError
-        If the model is damaged or of another family.
-    OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it is an earlier annotation), holds the
-        input, or cannot be written; or what is to be resumed was made from other reads, another
-        model or list.
+    InputError
+        If it is no read.
     """
-    chunks = read_chunks(source, size=_CHUNK)
-    check_out(
-        out,
-        [source] if whitelist is None else [source, whitelist],
-        mark=FATES_FILE,
-        overwrite=overwrite,
-    )
-    loaded = models.load(family, model)
-    cells = read_cells(whitelist, loaded.served) if whitelist is not None else None
-    with resumable(out, _record(source, loaded, whitelist), resume=resume) as parts:
-        _run(chunks, loaded, cells, parts)
-        with files.folder_written_whole(out, replace=overwrite) as folder:
-            return _finish(folder, parts.folders(), loaded, has_whitelist=cells is not None)
+    if not name or re.search(r"\s", name):
+        raise InputError(f"id: must be a name without blanks, got {name!r}")
+    if not isinstance(sequence, str):
+        raise InputError(f"{name}: sequence must be text, got {sequence!r}")
+    if not isinstance(qualities, str):
+        return Read(name, sequence.upper(), None)
+    if len(qualities) != len(sequence):
+        raise InputError(
+            f"{name}: must have {len(sequence)} qualities, one for each base, got {len(qualities)}"
+        )
+    return Read(name, sequence.upper(), qualities)
 
 
-def _record(source: Path, loaded: models.Loaded, whitelist: Path | None) -> dict[str, Any]:
-    """Describe what an annotation is made from, so that it is not resumed with anything else."""
-    answer = [
-        [s["label"], s["start"], s["end"], round(s["confidence"], 4)]
-        for s in _answer_to_probe(loaded)
-    ]
-    return made_from(
-        read_files(source),
-        model=loaded.reference,
-        answer=answer,
-        served=hashlib.md5(
-            repr(sorted(loaded.served.items())).encode(), usedforsecurity=False
-        ).hexdigest(),
-        whitelist=files.md5(whitelist) if whitelist is not None else None,
-        chunk=_CHUNK,
-    )
+def split_by_bases(sequences: Sequence[str]) -> Iterator[list[str]]:
+    """Split sequences into lists that are full with `CHUNK_BASES` bases."""
+    group: list[str] = []
+    n_bases = 0
+    for sequence in sequences:
+        group.append(sequence)
+        n_bases += len(sequence)
+        if n_bases >= CHUNK_BASES:
+            yield group
+            group = []
+            n_bases = 0
+    if group:
+        yield group
 
 
-def _answer_to_probe(loaded: models.Loaded) -> list[Mapping[str, Any]]:
-    """Return the segments of a fixed read.
-
-    An alias or a folder may have another model than when work began.
-    """
-    segments: list[Mapping[str, Any]] = loaded.predict(pd.DataFrame({"sequence": [_PROBE]}))[
-        "segments"
-    ].tolist()[0]
-    return segments
+# ---- the list of cells
 
 
-def _run(
-    chunks: Iterator[list[Any]], loaded: models.Loaded, cells: Whitelist | None, parts: Parts
-) -> None:
-    """Annotate all chunks that are not finished."""
-
-    def predict(chunk: Chunk[list[Any]]) -> pd.DataFrame:
-        return loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in chunk.rows]}))
-
-    def write(folder: Path, chunk: Chunk[list[Any]], answer: pd.DataFrame) -> None:
-        with Part(folder, loaded.served, cells) as part:
-            part.write(chunk.rows, answer.to_dict("records"), chunk.first)
-
-    run_parts(parts, chunks, predict, write, unit="reads")
+@lru_cache(maxsize=1)
+def _read_cells_once(path: Path, _changed: int, model: Portable) -> Whitelist:
+    return read_cells(path, model.served)
 
 
 def read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
@@ -185,9 +268,30 @@ def read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
     return cells
 
 
+# ---- one chunk
+
+
+class Assignment(NamedTuple):
+    """What becomes of a molecule.
+
+    Parameters
+    ----------
+    fate
+        ``assigned``, ``ambiguous``, ``no match``, or ``valid`` without a list of cells.
+    cell
+        Number of its cell; 0 if there is none.
+    barcodes
+        By name: those of the list, else as read but turned.
+    """
+
+    fate: str
+    cell: int
+    barcodes: Mapping[str, str]
+
+
 @dataclass
-class Part:
-    """Open outputs of one chunk, and what is counted in it.
+class ChunkWriter:
+    """Writes the tables and FASTQ of one chunk, and counts; a context manager.
 
     FASTQ files open with their first read.
     """
@@ -195,162 +299,155 @@ class Part:
     folder: Path
     served: Mapping[str, Any]
     cells: Whitelist | None
-    counts: Counter[str] = field(default_factory=Counter)
+    fates: Counter[str] = field(default_factory=Counter)
     match_types: Counter[str] = field(default_factory=Counter)
     cell_counts: Counter[int] = field(default_factory=Counter)
-    lengths: dict[str, list[int]] = field(default_factory=lambda: {"read": [], "cDNA": []})
-    fastq: dict[str, FastqWriter] = field(default_factory=dict)
+    read_lengths: list[int] = field(default_factory=list)
+    cdna_lengths: list[int] = field(default_factory=list)
+    fastq_files: dict[str, fastq.FastqWriter] = field(default_factory=dict)
 
-    def __enter__(self) -> "Part":
+    def __enter__(self) -> "ChunkWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for opened in self.fastq.values():
-            opened.close()
+        for writer in self.fastq_files.values():
+            writer.close()
 
     def write(
-        self, records: Sequence[Any], answers: Sequence[Mapping[str, Any]], first: int
-    ) -> None:
+        self, reads: Sequence[Read], answers: Sequence[Mapping[str, Any]], first: int
+    ) -> ReadCounts:
         """Write all of a chunk, whose first read is number ``first`` of the input."""
-        found = [
-            molecule
-            for number, (record, one) in enumerate(zip(records, answers, strict=True))
-            for molecule in molecule_table.split(record, one, self.served, number)
+        molecules: list[Molecule] = []
+        for number, (read, answer) in enumerate(zip(reads, answers, strict=True)):
+            molecules += molecule_table.split(read, answer, self.served, number)
+        assignments = self._assign_cells(molecules)
+        for molecule, assignment in zip(molecules, assignments, strict=True):
+            self._demultiplex(molecule, assignment)
+        rows_by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in TABLES}
+        for molecule in molecules:
+            rows_by_kind[molecule.row["architecture"]].append(molecule.row)
+        for read, answer in zip(reads, answers, strict=True):
+            if answer["architecture"] != "valid":
+                row = molecule_table.invalid_row(read, answer, self.served)
+                rows_by_kind["invalid"].append(row)
+        for kind, rows in rows_by_kind.items():
+            self._write_table(kind, rows)
+        self._write_fates(reads, answers, molecules, assignments)
+        n_views = max(0, _VIEWS - first)
+        views = [
+            molecule_table.view(read, answer, _VIEW_BASES)
+            for read, answer in zip(reads[:n_views], answers, strict=False)
         ]
-        fates = self._assign(found)
-        for molecule, (kind, cell, barcodes) in zip(found, fates, strict=True):
-            self._demultiplex(molecule, kind, cell, barcodes)
-        for kind in ("valid", "incomplete"):
-            self._table(
-                kind, [molecule.row for molecule in found if molecule.row["architecture"] == kind]
-            )
-        whole = [
-            (record, one)
-            for record, one in zip(records, answers, strict=True)
-            if one["architecture"] != "valid"
-        ]
-        self._table(
-            "invalid",
-            [molecule_table.invalid_row(record, one, self.served) for record, one in whole],
+        return ReadCounts(
+            fates=self.fates,
+            match_types=self.match_types,
+            cells={str(cell): count for cell, count in self.cell_counts.items()},
+            read_lengths=self.read_lengths,
+            cdna_lengths=self.cdna_lengths,
+            views=views,
         )
-        self._fates(
-            records,
-            answers,
-            [(molecule, fate[0]) for molecule, fate in zip(found, fates, strict=True)],
-        )
-        few = zip(records[: max(0, _VIEWS - first)], answers, strict=False)
-        counted = {
-            "counts": self.counts,
-            "match_types": self.match_types,
-            "cells": self.cell_counts,
-            "lengths": self.lengths,
-            "views": [molecule_table.view(record, one, _VIEW_BASES) for record, one in few],
-        }
-        files.write_json(self.folder / "counts.json", counted)
 
-    def _demultiplex(
-        self, molecule: Molecule, kind: str, cell: int, barcodes: Mapping[str, str]
-    ) -> None:
+    def _assign_cells(self, molecules: Sequence[Molecule]) -> list[Assignment]:
+        """Give every molecule its fate, cell and barcodes, and count them."""
+        cells = self.cells
+        if cells is None or not molecules:
+            return [Assignment("valid", 0, molecule.barcodes) for molecule in molecules]
+        matches = {
+            name: cells.match(
+                [molecule.windows[name] for molecule in molecules],
+                barcode=name,
+                max_distance=_MAX_DISTANCE,
+            )
+            for name in self.served["barcodes"]
+        }
+        numbers, match_types = cells.assign(matches)
+        assignments = []
+        for index, (molecule, cell, match_type) in enumerate(
+            zip(molecules, numbers.tolist(), match_types, strict=True)
+        ):
+            molecule.row.update(
+                _correction(cells, matches, index), cell_id=cell or None, match_type=match_type
+            )
+            self.match_types[match_type] += 1
+            barcodes: Mapping[str, str] = molecule.barcodes
+            if cell:
+                self.cell_counts[cell] += 1
+                barcodes = cells.cell(cell)
+            fate = {AMBIGUOUS: "ambiguous", NO_MATCH: "no match"}.get(match_type, "assigned")
+            assignments.append(Assignment(fate, cell, barcodes))
+        return assignments
+
+    def _demultiplex(self, molecule: Molecule, assignment: Assignment) -> None:
         """Write a molecule's cDNA to the file of its fate, and the columns that tell of it."""
         row = molecule.row
         sequence, qualities = molecule.cdna
         row |= {"cDNA_length": len(sequence), "UMI": molecule.umi}
-        self.lengths["cDNA"].append(len(sequence))
-        bucket = "ambiguous" if kind in ("ambiguous", "no match") else "demuxed"
+        self.cdna_lengths.append(len(sequence))
+        bucket = "ambiguous" if assignment.fate in ("ambiguous", "no match") else "demuxed"
         if row["architecture"] != "valid":
-            if kind != "assigned":
+            if assignment.fate != "assigned":
                 return
             bucket = "incomplete"
         name = demultiplex.header(
             row["ReadName"],
-            barcodes,
+            assignment.barcodes,
             umi=molecule.umi,
-            cell_id=cell,
+            cell_id=assignment.cell,
             orientation=row["orientation"],
         )
         row |= {"demux_header": name, "demux_bucket": bucket}
         file = f"{bucket}.fasta.gz" if qualities is None else f"{bucket}.fastq.gz"
-        if file not in self.fastq:
-            self.fastq[file] = FastqWriter(self.folder / file)
-        self.fastq[file].write(name, sequence, qualities)
+        if file not in self.fastq_files:
+            self.fastq_files[file] = fastq.FastqWriter(self.folder / file)
+        self.fastq_files[file].write(name, sequence, qualities)
 
-    def _table(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _write_table(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the rows of one table, if there are any."""
-        if rows:
-            schema = molecule_table.schema(self.served, kind, has_whitelist=self.cells is not None)
-            model = self.served["registered_name"]
-            columns = {
-                name: [row.get(name) for row in rows]
-                for name in schema.names
-                if name != "model_name"
-            }
-            table = pa.table(columns | {"model_name": [model] * len(rows)}, schema=schema)
-            write_part(self.folder / f"annotations_{kind}.parquet", table)
+        if not rows:
+            return
+        schema = molecule_table.schema(self.served, kind, has_whitelist=self.cells is not None)
+        columns: dict[str, list[Any]] = {}
+        for name in schema.names:
+            columns[name] = [row.get(name) for row in rows]
+        columns["model_name"] = [self.served["registered_name"]] * len(rows)
+        table = pa.table(columns, schema=schema)
+        write_table(self.folder / f"annotations_{kind}.parquet", table)
 
-    def _assign(self, found: Sequence[Molecule]) -> list[tuple[str, int, dict[str, str]]]:
-        """Give every molecule its fate, cell (0 for none) and barcodes.
-
-        Those of the list, else as read but turned.
-        """
-        cells = self.cells
-        if cells is None or not found:
-            return [("valid", 0, molecule.barcodes) for molecule in found]
-        matches = {
-            name: cells.match(
-                [m.windows[name] for m in found], barcode=name, max_distance=_MAX_DISTANCE
-            )
-            for name in self.served["barcodes"]
-        }
-        ids, types = cells.assign(matches)
-        assigned = []
-        for number, (molecule, cell, kind) in enumerate(
-            zip(found, ids.tolist(), types, strict=True)
-        ):
-            molecule.row.update(
-                _correction(cells, matches, number), cell_id=cell or None, match_type=kind
-            )
-            self.match_types[kind] += 1
-            if cell:
-                self.cell_counts[cell] += 1
-            fate = {AMBIGUOUS: "ambiguous", NO_MATCH: "no match"}.get(kind, "assigned")
-            assigned.append((fate, cell, cells.cell(cell) if cell else molecule.barcodes))
-        return assigned
-
-    def _fates(
+    def _write_fates(
         self,
-        records: Sequence[Any],
+        reads: Sequence[Read],
         answers: Sequence[Mapping[str, Any]],
-        found: Sequence[tuple[Molecule, str]],
+        molecules: Sequence[Molecule],
+        assignments: Sequence[Assignment],
     ) -> None:
         """Write one line per read of the input, so that reads in are reads out."""
-        of_read: dict[int, list[str]] = {}
-        split: set[int] = set()
-        lines = []
-        for molecule, fate in found:
-            of_read.setdefault(molecule.parent, []).append(fate)
+        fates_of_read: dict[int, list[str]] = {}
+        has_valid_molecule: set[int] = set()
+        for molecule, assignment in zip(molecules, assignments, strict=True):
+            fates_of_read.setdefault(molecule.parent, []).append(assignment.fate)
             if molecule.row["architecture"] == "valid":
-                split.add(molecule.parent)
-        for number, (record, answer) in enumerate(zip(records, answers, strict=True)):
-            fates = of_read.get(number, [])
-            valid = answer["architecture"] == "valid"
-            fate = (
-                fates[0]
-                if valid
-                else "split"
-                if number in split
-                else "incomplete"
-                if fates
-                else "invalid"
-            )
-            length, assigned = len(record.sequence), fates.count("assigned")
-            self.counts.update((fate,))
-            self.counts["reads"] += 1
-            self.counts["molecules"] += len(fates)
-            self.counts["molecules assigned"] += assigned
-            self.counts["reads assigned"] += assigned > 0
-            self.lengths["read"].append(length)
+                has_valid_molecule.add(molecule.parent)
+        lines = []
+        for number, (read, answer) in enumerate(zip(reads, answers, strict=True)):
+            fates = fates_of_read.get(number, [])
+            if answer["architecture"] == "valid":
+                fate = fates[0]
+            elif number in has_valid_molecule:
+                fate = "split"
+            elif fates:
+                fate = "incomplete"
+            else:
+                fate = "invalid"
+            length = len(read.sequence)
+            n_assigned = fates.count("assigned")
+            self.fates[fate] += 1
+            self.fates["reads"] += 1
+            self.fates["molecules"] += len(fates)
+            self.fates["molecules assigned"] += n_assigned
+            self.fates["reads assigned"] += n_assigned > 0
+            self.read_lengths.append(length)
             lines.append(
-                f"{record.name}\t{length}\t{fate}\t{len(fates)}\t{assigned}\t{answer['reason']}\n"
+                f"{read.name}\t{length}\t{fate}\t{len(fates)}\t{n_assigned}\t{answer['reason']}\n"
             )
         (self.folder / FATES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -371,217 +468,74 @@ def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -
     return columns
 
 
-def _finish(
-    folder: Path, parts: Sequence[Path], loaded: models.Loaded, *, has_whitelist: bool
-) -> dict[str, Any]:
-    """Join the parts, write counts and plots, and return what a user wants to see first."""
-    counts: dict[str, Counter[str]] = {
-        "counts": Counter(),
-        "match_types": Counter(),
-        "cells": Counter(),
-    }
-    lengths = {"read": array("q"), "cDNA": array("q")}
-    views: list[dict[str, Any]] = []
-    for part in parts:
-        counted = files.read_json(part / "counts.json")
-        for key, total in counts.items():
-            total.update(counted[key])
-        for key, values in lengths.items():
-            values.extend(counted["lengths"][key])
-        views += counted["views"]
-    if counts["counts"]["reads"] == 0:
-        raise InputError("annotate: the input must have at least one read, got none")
-    for kind in TABLES:
-        schema = molecule_table.schema(loaded.served, kind, has_whitelist=has_whitelist)
-        join_tables(parts, folder / f"annotations_{kind}.parquet", schema)
-    join_files(parts, folder / FATES_FILE, header=FATES_HEADER)
-    for name in sorted({path.name for part in parts for path in part.glob("*.gz")}):
-        join_files(parts, folder / name)
-    cells = Counter({int(cell): count for cell, count in counts["cells"].items()})
-    if has_whitelist:
-        files.write_text(
-            folder / "matchType_readCount.tsv", demultiplex.match_type_table(counts["match_types"])
-        )
-        files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
-    _plot(folder / "plots", counts["counts"], lengths, views, loaded.served)
-    return write_summary(folder, counts["counts"], len(cells), loaded)
+# ---- all chunks
 
 
-def _plot(
-    folder: Path,
-    counts: Mapping[str, int],
-    lengths: Mapping[str, Any],
-    views: Sequence[Mapping[str, Any]],
-    served: Mapping[str, Any],
-) -> None:
+@dataclass
+class Totals:
+    """Counts of all chunks; lengths take 8 bytes each."""
+
+    fates: Counter[str] = field(default_factory=Counter)
+    match_types: Counter[str] = field(default_factory=Counter)
+    cells: Counter[int] = field(default_factory=Counter)
+    read_lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    cdna_lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    views: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _sum_counts(parts: Parts) -> Totals:
+    totals = Totals()
+    for counts in parts.read_counts(ReadCounts):
+        totals.fates.update(counts.fates)
+        totals.match_types.update(counts.match_types)
+        totals.cells.update({int(cell): count for cell, count in counts.cells.items()})
+        totals.read_lengths.extend(counts.read_lengths)
+        totals.cdna_lengths.extend(counts.cdna_lengths)
+        totals.views += counts.views
+    return totals
+
+
+def _plot(folder: Path, totals: Totals, served: Mapping[str, Any]) -> None:
     """Draw fates, lengths and the first reads."""
     from seqfoundry.core.reporting import plots
     from seqfoundry.core.reporting.metrics import proportion
 
-    rows = [(name, proportion(counts[name], counts["reads"])) for name in FATES if counts[name]]
-    plots.bars_with_intervals(
-        folder / "read_fates.png", rows, "What became of the reads", "share of reads"
-    )
-    for what, label in (("read", "read length (bases)"), ("cDNA", "cDNA length (bases)")):
-        values = np.asarray(lengths[what])  # a view of 8 bytes per read
-        plots.histogram(folder / f"{what}_lengths.png", values, bins=50, label=label, log=True)
-    colours = {str(served["insert"]): "#E4E6EA"}
-    drawn = [
-        plots.ReadView(
-            one["title"],
-            one["sequence"],
-            np.repeat(np.array(one["labels"], dtype=str), one["sizes"]),
-        )
-        for one in views
+    n_reads = totals.fates["reads"]
+    shares = [
+        (name, proportion(totals.fates[name], n_reads)) for name in FATES if totals.fates[name]
     ]
-    plots.read_views(folder / "read_views.pdf", drawn, colours)
+    plots.bars_with_intervals(
+        folder / "read_fates.png", shares, "What became of the reads", "share of reads"
+    )
+    for name, lengths in (("read", totals.read_lengths), ("cDNA", totals.cdna_lengths)):
+        plots.histogram(
+            folder / f"{name}_lengths.png",
+            np.asarray(lengths),  # no copy
+            bins=50,
+            label=f"{name} length (bases)",
+            log=True,
+        )
+    colours = {str(served["insert"]): "#E4E6EA"}
+    views = []
+    for view in totals.views:
+        labels = np.repeat(np.array(view["labels"], dtype=str), view["sizes"])
+        views.append(plots.ReadView(view["title"], view["sequence"], labels))
+    plots.read_views(folder / "read_views.pdf", views, colours)
 
 
-def write_summary(
-    folder: Path, counts: Mapping[str, int], n_cells: int, loaded: models.Loaded
-) -> dict[str, Any]:
+def _write_summary(folder: Path, totals: Totals, model: Portable) -> Summary:
     """Write ``summary.json`` and return most of it."""
-    fates = {name: counts[name] for name in FATES if counts[name]}
+    fates = {name: totals.fates[name] for name in FATES if totals.fates[name]}
     summary = {
-        "model": loaded.reference,
-        "registered_name": loaded.served["registered_name"],
-        "reads": counts["reads"],
+        "model": model.reference,
+        "registered_name": model.served["registered_name"],
+        "reads": totals.fates["reads"],
         "fates": fates,
-        "molecules": counts["molecules"],
-        "molecules_assigned": counts["molecules assigned"],
-        "reads_assigned": counts["reads assigned"],
-        "cells": n_cells,
-        "definitions": {name: FATES[name] for name in fates},
+        "molecules": totals.fates["molecules"],
+        "molecules_assigned": totals.fates["molecules assigned"],
+        "reads_assigned": totals.fates["reads assigned"],
+        "cells": len(totals.cells),
     }
-    files.write_json(folder / "summary.json", summary)
-    return {key: value for key, value in summary.items() if key != "definitions"}
-
-
-_READS, _BASES = 4096, 16_000_000  # that a model sees at once, as in the local engine
-
-
-class _Read(NamedTuple):
-    name: str
-    sequence: str
-    qualities: str | None
-
-
-def _staged_reads(source: Path, _model: Path) -> Iterator[pd.DataFrame]:
-    """Read FASTQ and FASTA; names are compared over all of the input here, and only here."""
-    for records in read_chunks(source, size=_READS):
-        columns = {
-            "id": [one.name for one in records],
-            "sequence": [one.sequence for one in records],
-        }
-        yield pd.DataFrame(
-            columns | {"qualities": pd.Series([one.qualities for one in records], dtype="str")}
-        )
-
-
-def _read_columns(served: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
-    return ("sequence",), ("qualities",)
-
-
-def _reads_work(folder: Path, chunks: Chunks, loaded: models.Loaded, job: Job) -> dict[str, Any]:
-    """Annotate reads as the local engine does a chunk, and join the chunks."""
-    served = loaded.served
-    cells = cells_of(job.whitelist, job.model) if job.whitelist else None
-    made: list[Path] = []
-    for first, records in _grouped(chunks):
-        try:
-            answer = loaded.predict(pd.DataFrame({"sequence": [one.sequence for one in records]}))
-        except InputError as error:
-            raise InputError(f"from the read {records[0].name} on: {error}") from None
-        made.append(folder / f"chunk-{len(made):06d}")
-        made[-1].mkdir()
-        with Part(made[-1], served, cells) as part:
-            part.write(records, answer.to_dict("records"), first)
-    for kind in TABLES:
-        schema = molecule_table.schema(served, kind, has_whitelist=cells is not None)
-        join_tables(made, folder / f"annotations_{kind}.parquet", schema)
-    join_files(made, folder / FATES_FILE, header=FATES_HEADER)
-    for name in sorted({path.name for one in made for path in one.glob("*.gz")}):
-        join_files(made, folder / name)
-    counts = _sum_counts(made)
-    for one in made:
-        shutil.rmtree(one)
-    return counts
-
-
-def _sum_counts(parts: Sequence[Path]) -> dict[str, Any]:
-    """Sum the counts of chunks or parts."""
-    totals: dict[str, Counter[str]] = {
-        name: Counter() for name in ("counts", "match_types", "cells")
-    }
-    for counted in read_counts(parts):
-        for name, total in totals.items():
-            total.update(counted[name])
-    return {name: dict(total) for name, total in totals.items()}
-
-
-@lru_cache(maxsize=1)
-def cells_of(whitelist: str, model: Portable) -> Whitelist:
-    """Read the list of cells, in each process once.
-
-    Raises
-    ------
-    InputError, MissingError
-        If it is none, or not one of the model's barcodes.
-    """
-    return read_cells(Path(whitelist), model.served)
-
-
-def _check_cells(job: Job) -> None:
-    if job.whitelist:
-        cells_of(job.whitelist, job.model)
-
-
-def _grouped(chunks: Chunks) -> Iterator[tuple[int, list[_Read]]]:
-    """Make reads of rows, as many at a time as the model may see."""
-    group: list[_Read] = []
-    begin, bases = 0, _BASES
-    for first, frame in chunks:
-        qualities = frame["qualities"].tolist() if "qualities" in frame else [None] * len(frame)
-        for row, values in enumerate(zip(frame["id"], frame["sequence"], qualities, strict=True)):
-            read = _read(row, *values)
-            begin = begin if group else first + row
-            group.append(read)
-            bases -= len(read.sequence)
-            if len(group) == _READS or bases <= 0:
-                yield begin, group
-                group, bases = [], _BASES
-    if group:
-        yield begin, group
-
-
-def _read(row: int, name: Any, sequence: Any, qualities: Any) -> _Read:
-    """Check what no FASTQ file could hold."""
-    name = str(name)
-    if not name or re.search(r"\s", name):
-        raise InputError(f"id: must be a name without blanks, got {name!r}")
-    if not isinstance(sequence, str):
-        raise InputError(f"{name}: sequence must be text, got {sequence!r}")
-    if not isinstance(qualities, str):
-        return _Read(name, sequence.upper(), None)
-    if len(qualities) != len(sequence):
-        raise InputError(
-            f"{name}: must have {len(sequence)} qualities, one for each base, got {len(qualities)}"
-        )
-    return _Read(name, sequence.upper(), qualities)
-
-
-def _reads_finish(folder: Path, parts: Sequence[Path], job: Job) -> dict[str, Any]:
-    """Write the counts of all parts; nothing is drawn."""
-    totals = _sum_counts(parts)
-    cells = Counter({int(cell): count for cell, count in totals["cells"].items()})
-    if job.whitelist:
-        table = demultiplex.match_type_table(Counter(totals["match_types"]))
-        files.write_text(folder / "matchType_readCount.tsv", table)
-        files.write_text(folder / "cellId_readCount.tsv", demultiplex.cell_table(cells))
-    loaded = models.Loaded(None, job.model.served, job.model.reference)
-    return write_summary(folder, Counter(totals["counts"]), len(cells), loaded)
-
-
-PARTITIONED = PartitionedWork(
-    "id", _read_columns, 16_384, 512, _staged_reads, _reads_work, _reads_finish, _check_cells
-)
+    definitions = {name: FATES[name] for name in fates}
+    files.write_json(folder / "summary.json", {**summary, "definitions": definitions})
+    return summary

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from seqfoundry import engine
 from seqfoundry.core import command_line
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.reads import FAMILY
@@ -34,50 +35,15 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
 @command_line.argument(
     "input", type=command_line.PATH, help="FASTQ or FASTA, plain or gzip; or a folder of them."
 )
-@command_line.model
-@command_line.out
+@standard_commands.job_options
 @command_line.option(
     "--whitelist",
     type=command_line.PATH,
     metavar="FILE",
     help="Barcodes that may occur, one a line.",
 )
-@command_line.resume
-@command_line.overwrite
-@command_line.engine
-@command_line.master
-def annotate(
-    input: Path,
-    model: str,
-    out: Path,
-    whitelist: Path | None,
-    resume: bool,
-    overwrite: bool,
-    engine: str,
-    master: str | None,
-) -> Any:
+def annotate(request: engine.Request, whitelist: Path | None) -> Any:
     """Label every base of reads, and assign molecules to cells."""
-    from seqfoundry.engine import spark
-    from seqfoundry.families.reads import annotate as work
+    from seqfoundry.families.reads.annotate import AnnotateReads
 
-    if spark.is_asked(engine, master):
-        return spark.run(
-            work.PARTITIONED,
-            FAMILY.name,
-            input,
-            model=model,
-            out=out,
-            master=master or spark.HERE,
-            overwrite=overwrite,
-            resume=resume,
-            whitelist=whitelist,
-        )
-    return work.annotate(
-        FAMILY.name,
-        input,
-        model=model,
-        out=out,
-        whitelist=whitelist,
-        overwrite=overwrite,
-        resume=resume,
-    )
+    return engine.run(AnnotateReads(whitelist), request)

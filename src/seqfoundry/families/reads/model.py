@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, ModelError
-from seqfoundry.core.files.atomic import write_text, written_whole
+from seqfoundry.core.files.atomic import atomic_write, write_text
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.core.settings.config import dump_yaml, to_dict
 from seqfoundry.families.reads.config import (
@@ -376,7 +376,7 @@ def make_predict(model: Annotator) -> Callable[[Array], Any]:
 
 def save_weights(model: Annotator, path: Path) -> None:
     """Write all weights as Keras HDF5, whole or not at all, whatever the name (Keras insists on ``.weights.h5``)."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         partial = temporary.with_name(f"{temporary.name}.weights.h5")
         try:
             model.save_weights(partial)
@@ -474,7 +474,7 @@ def write_mission(
     from sklearn.preprocessing import LabelBinarizer
 
     save_weights(model, folder / f"{protocol.model}.h5")
-    with written_whole(folder / f"{protocol.model}_lbl_bin.pkl") as temporary:
+    with atomic_write(folder / f"{protocol.model}_lbl_bin.pkl") as temporary:
         temporary.write_bytes(pickle.dumps(LabelBinarizer().fit(list(protocol.labels))))
     write_text(folder / f"{protocol.model}_params.yaml", dump_yaml(to_dict(network)))
 

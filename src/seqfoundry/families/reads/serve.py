@@ -34,12 +34,12 @@ from seqfoundry.families.reads.config import (
     ResidualNetwork,
     build_network,
 )
-from seqfoundry.families.reads.data import Runs, collapse
+from seqfoundry.families.reads.data import LabelRuns, collapse
 from seqfoundry.families.reads.labelling.crf import Crf, marginals, viterbi
 from seqfoundry.families.reads.labelling.structure import (
     Architecture,
-    Grammar,
     Graph,
+    ReadGrammar,
     architectures,
     build_graph,
     parse,
@@ -93,7 +93,7 @@ class ReadModel:
     config: ConvNetwork | ResidualNetwork
     protocol: Protocol
     decode: DecodeConfig
-    grammar: Grammar
+    grammar: ReadGrammar
     graph: Graph | None
     logits: Any
 
@@ -107,7 +107,7 @@ class ReadModel:
     ) -> "ReadModel":
         """Make a network answer for a protocol."""
         graph = build_graph(protocol, decode) if decode.grammar else None
-        grammar = Grammar(protocol, decode.adapter_distance, decode.adapter_slack)
+        grammar = ReadGrammar(protocol, decode.adapter_distance, decode.adapter_slack)
         return cls(
             network, config, protocol, decode, grammar, graph, networks.make_predict(network)
         )
@@ -163,7 +163,7 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
     )
 
 
-def adopt(folder: Path, out: Path) -> None:
+def import_reference_model(folder: Path, out: Path) -> None:
     """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
 
     They hold neither labels nor decoding: those come from the model's entry in the project's
@@ -300,7 +300,7 @@ class _Labelled:
 
 def read_runs(
     model: ReadModel, codes: Codes, offsets: Offsets
-) -> tuple[Runs, NDArray[np.float32]]:
+) -> tuple[LabelRuns, NDArray[np.float32]]:
     """Return the segments of flat reads, and for each base the posterior probability of its label.
 
     One batch is decoded while the network scores the next.
@@ -313,7 +313,7 @@ def read_runs(
     crf = model.network.crf()
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
-        for reads in batches.plan(
+        for reads in batches.length_buckets(
             lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None
         ):
             padded, widths = batches.padded_codes(codes, offsets, reads)
@@ -472,7 +472,7 @@ def _limits_of(
 
 
 def _segments(
-    runs: Runs, offsets: Offsets, confidence: NDArray[np.float32], names: Sequence[str]
+    runs: LabelRuns, offsets: Offsets, confidence: NDArray[np.float32], names: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
     """Write the runs of every read as segments, with the mean confidence of their bases."""
     first = np.repeat(offsets[:-1], np.diff(runs.offsets)) + runs.starts
@@ -492,7 +492,7 @@ def _segments(
     return [rows[runs.of(read)] for read in range(len(offsets) - 1)]
 
 
-def _fragments(runs: Runs, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
+def _fragments(runs: LabelRuns, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
     """Write the molecules of every read with their places in it, in the order of the read."""
     answer = []
     for read, architecture in enumerate(found):

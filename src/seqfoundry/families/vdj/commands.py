@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from seqfoundry import engine
 from seqfoundry.core import command_line
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.vdj import FAMILY
@@ -44,34 +45,9 @@ def prepare(
 
 @command_line.command("score")
 @command_line.argument("input", type=command_line.PATH, help="A table of rearrangements.")
-@command_line.model
-@command_line.out
-@command_line.resume
-@command_line.overwrite
-@command_line.engine
-@command_line.master
-def score(
-    input: Path,
-    model: str,
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    engine: str,
-    master: str | None,
-) -> Any:
+@standard_commands.job_options
+def score(request: engine.Request) -> Any:
     """Give the probability of rearrangements, and what a model expects of their genes."""
-    from seqfoundry.engine import spark
-    from seqfoundry.families.vdj import score as work
+    from seqfoundry.families.vdj.score import ScoreRearrangements
 
-    if spark.is_asked(engine, master):
-        return spark.run(
-            work.PARTITIONED,
-            FAMILY.name,
-            input,
-            model=model,
-            out=out,
-            master=master or spark.HERE,
-            overwrite=overwrite,
-            resume=resume,
-        )
-    return work.score(input, model=model, out=out, overwrite=overwrite, resume=resume)
+    return engine.run(ScoreRearrangements(), request)

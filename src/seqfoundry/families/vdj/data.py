@@ -20,12 +20,12 @@ from seqfoundry.families.vdj.genes import choices as ways
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import (
-    Chunk,
+    RawRows,
     Rejected,
-    commonest,
     junctions,
     leave_out,
     ligation_column,
+    most_common_reasons,
     normal_columns,
     of_group,
     of_productivity,
@@ -62,7 +62,7 @@ def read_rearrangements(
     """
     first = 1
     for found, raw in _raw_chunks(path, germline, form):
-        chunk = Chunk.of(raw, germline, rejected, path.name, first)
+        chunk = RawRows.of(raw, germline, rejected, path.name, first)
         first += len(raw)
         yield _with_productivity(normalise(chunk, found, ambiguous), germline)
     if first == 1:
@@ -183,11 +183,11 @@ def prepare(
     if n_rows == 0:
         raise InputError(
             f"{inputs[0]}: must have rearrangements that can be used, got none: "
-            f"{commonest(rejected)}"
+            f"{most_common_reasons(rejected)}"
         )
     for reason, number in rejected.counts.items():
         _LOG.info("%d rows left out: %s (such as %s)", number, reason, rejected.examples[reason])
-    with files.folder_written_whole(out) as folder:
+    with files.atomic_folder(out) as folder:
         write_germline(folder, genes)
         splits = {
             name: _write_split(folder / f"{name}.tsv", _pooled(part, columns))
@@ -275,7 +275,7 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
     if rejected.counts:
         examples = "; ".join(rejected.examples[reason] for reason in list(rejected.counts)[:5])
         raise InputError(
-            f"{path}: rows must be whole and legal, got {commonest(rejected)} (row {examples})"
+            f"{path}: rows must be whole and legal, got {most_common_reasons(rejected)} (row {examples})"
         )
     return _pooled(found, normal_columns(germline))
 
@@ -334,11 +334,11 @@ def frames(
             )
             yield made.assign(ligation_mh=ligation, count=frame["count"]).reset_index(drop=True)
     if rejected.counts:
-        _LOG.info("%s: left out: %s", path.name, commonest(rejected))
+        _LOG.info("%s: left out: %s", path.name, most_common_reasons(rejected))
     if n_rows == 0:
         raise InputError(
             f"{path}: must have rearrangements that the model describes, got none: "
-            f"{commonest(rejected)}"
+            f"{most_common_reasons(rejected)}"
         )
 
 

@@ -157,7 +157,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     domains = _domains(loaded, frame, choices)
     measured = _measure(loaded, choices, domains, data / "truth.json")
     annotation = str(files.read_json(data / "manifest.json").get("annotation", ""))
-    with files.folder_written_whole(out, replace=True) as folder:
+    with files.atomic_folder(out, replace=True) as folder:
         _write(folder, loaded, measured, annotation)
         files.write_json(folder / "metrics.json", measured.metrics)
     return dict(measured.metrics)

@@ -24,7 +24,7 @@ from seqfoundry.families.vdj.genes.choices import (
     end_codes,
     table,
 )
-from seqfoundry.families.vdj.genes.germline import Gene
+from seqfoundry.families.vdj.genes.germline import GermlineGene
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Design:
 
 
 def side_columns(
-    genes: Sequence[Gene], side: str, trims: Integers, left_motif: int, right_motif: int
+    genes: Sequence[GermlineGene], side: str, trims: Integers, left_motif: int, right_motif: int
 ) -> dict[str, NDArray[np.int64]]:
     """Motif and base counts of every gene and trim, shape ``(n, T)``, by their column names.
 
@@ -117,7 +117,7 @@ def side_columns(
 
 
 def side_table(
-    genes: Sequence[Gene],
+    genes: Sequence[GermlineGene],
     side: str,
     trims: Integers,
     left_motif: int,

@@ -23,7 +23,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, float]:
         "test.accuracy.high": accuracy + half,
     }
     text = f"accuracy {accuracy:.4f} ({accuracy - half:.4f} to {accuracy + half:.4f})\n"
-    with atomic.folder_written_whole(out, replace=True) as folder:
+    with atomic.atomic_folder(out, replace=True) as folder:
         atomic.write_json(folder / "metrics.json", metrics)
         atomic.write_text(folder / "evaluation.txt", text)
         atomic.write_text(folder / "report.html", f"<!doctype html><title>coding</title>{text}")

@@ -43,7 +43,7 @@ def fit(config: Config, data: Path, run: tracking.Run) -> float:
         losses.append(model.step(shares, is_coding, config.learning_rate))
         run.metrics({"train.loss": losses[-1]}, step=len(losses))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.written_whole(checkpoint) as path, path.open("wb") as file:
+        with atomic.atomic_write(checkpoint) as path, path.open("wb") as file:
             np.savez(file, weights=model.weights, constant=model.constant, losses=np.array(losses))
         if run.stop_requested:
             raise InterruptedRunError(f"stopped; go on with --resume {run.id}")

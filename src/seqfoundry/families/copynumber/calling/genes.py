@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.arrays import rows_of
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.calling.segments import Expected, Segments
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene
+from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval
 
 Mask = NDArray[np.bool_]
 
@@ -138,7 +138,7 @@ def write_calls(path: Path, frame: Any) -> None:
     """
     frame = frame.sort_values("sample_id", kind="stable")
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as file,
     ):
         file.write("\t".join(frame.columns) + "\n")
@@ -178,7 +178,7 @@ def call_genes(
     expected: Expected,
     bins: Bins,
     segments: Segments,
-    genes: Sequence[Gene],
+    genes: Sequence[GeneInterval],
     settings: Config,
 ) -> Calls:
     """Call genes of the chromosome in a cohort; memory grows with the calls alone.
@@ -226,7 +226,7 @@ class _Place(NamedTuple):
     covered: NDArray[np.int64]  # (B + 1,) bases of the gene before each bin
 
     @classmethod
-    def of(cls, bins: Bins, gene: Gene, settings: Config) -> "_Place":
+    def of(cls, bins: Bins, gene: GeneInterval, settings: Config) -> "_Place":
         weights = bins.weights(gene.chrom, gene.start, gene.end)
         used, pad = np.flatnonzero(weights), settings.cnv_flank_padding
         near = bins.weights(gene.chrom, gene.start - pad, gene.end + pad)

@@ -43,7 +43,7 @@ from seqfoundry.families.copynumber.calling.hmm import (
 from seqfoundry.families.copynumber.calling.runs import (
     CN1,
     SILENT,
-    Runs,
+    StateRuns,
     absorb,
     describe,
     median,
@@ -350,7 +350,7 @@ def _call(
         )
         _silence(decoded.ratio[i], chain.ends, path)
         family = np.empty(len(path), np.int32)
-        runs = Runs(np.empty_like(family), np.empty_like(family), family, chain.begins)
+        runs = StateRuns(np.empty_like(family), np.empty_like(family), family, chain.begins)
         n = absorb(runs, runs_of(runs, path), rules.segment_min_bins)
         n = weigh(
             runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.families.copynumber.depth.bins import Values
 
 Array = NDArray[np.float64]
@@ -399,7 +399,7 @@ def _level(residual: Values, used: Mask) -> Values:
 
 def save(baseline: Baseline, path: Path) -> None:
     """Write a baseline as ``.npz`` of plain arrays, whole or not at all."""
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             name=np.array(baseline.name),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import bytes_written_whole, read_json, write_json, written_whole
+from seqfoundry.core.files.atomic import atomic_bytes, atomic_write, read_json, write_json
 from seqfoundry.core.settings.config import build_plain
 from seqfoundry.families.enhancer.backbones.trunks import (
     Enformer,
@@ -293,7 +293,7 @@ def _write_sei(folder: Path, weights: dict[str, Tensor], layout: str) -> Path:
 
 
 def _save(path: Path, content: Any) -> None:
-    with bytes_written_whole(path) as file:
+    with atomic_bytes(path) as file:
         torch.save(content, file)
 
 
@@ -369,7 +369,7 @@ def write_safetensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.write(_bytes(tensor))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from seqfoundry.core.dna import encode
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
-from seqfoundry.families.enhancer.backbones.cache import Features, Store, Values, collect
+from seqfoundry.families.enhancer.backbones.cache import FeatureCache, Features, Values, collect
 from seqfoundry.families.enhancer.backbones.checkpoints import (
     digest_of,
     load_enformer,
@@ -380,7 +380,7 @@ def features_of(
         for row, place in zip(codes, places, strict=True)
     ]
     chosen = config.backbone
-    store = Store(
+    store = FeatureCache(
         folder=Path(chosen.cache) if chosen.cache else None,
         fingerprint=backbone.fingerprint,
         width=backbone.width,

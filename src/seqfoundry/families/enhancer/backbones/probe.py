@@ -21,7 +21,7 @@ from seqfoundry.families.enhancer.backbones.frozen import Backbone
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import Indices
 from seqfoundry.families.enhancer.model import (
-    Network,
+    OracleNetwork,
     begin_at_means,
     choose_device,
     load_training,
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 _BLOCK = 2048  # rows in memory
 
 
-class Probe(Network):
+class Probe(OracleNetwork):
     """A backbone and its head, as one network.
 
     Activities, and the backbone's features as embedding.
@@ -135,7 +135,7 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 class HeadTraining:
     """A head, its optimizer (AdamW) and settings, and the features of all rows.
 
-    As `model.Training` for a network.
+    As `model.NetworkTraining` for a network.
     """
 
     model: Head

@@ -1,7 +1,7 @@
 """Prepared panels: rows that were encoded once, as arrays that are mapped, not read.
 
 A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with
-``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.Rows`), and ``rows.parquet``
+``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.ActivityRows`), and ``rows.parquet``
 (``id`` and ``group`` of each row). It can be used only with the settings that decide how rows are
 encoded.
 """
@@ -38,8 +38,8 @@ _FIGURES = {"mean": "mean", "sd": "std", "min": "min", "max": "max"}
 _BLOCK = 4096  # rows in memory
 
 
-class Block(NamedTuple):
-    """Some rows of a panel; see `data.Rows`."""
+class RowBlock(NamedTuple):
+    """Some rows of a panel; see `data.ActivityRows`."""
 
     codes: NDArray[np.uint8]
     activities: NDArray[np.float32]
@@ -47,9 +47,9 @@ class Block(NamedTuple):
     ids: list[str]
     groups: list[str]
 
-    def first(self, n: int) -> "Block":
+    def first(self, n: int) -> "RowBlock":
         """Return the first n rows, or all if they are fewer."""
-        return Block(
+        return RowBlock(
             self.codes[:n], self.activities[:n], self.lengths[:n], self.ids[:n], self.groups[:n]
         )
 
@@ -117,7 +117,7 @@ class Writer:
     ) -> None:
         self._stack.close()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RowBlock) -> None:
         """Write the next rows."""
         for name, array in self._arrays.items():
             array.add(getattr(block, name))
@@ -131,7 +131,7 @@ def encoding_of(config: Config) -> dict[str, Any]:
     return {key: values[key] for key in _ENCODING}
 
 
-def deal(
+def assign_split(
     same: Indices, owner: Indices, groups: Mapping[str, int], config: Config
 ) -> NDArray[np.int8]:
     """Deal rows: 0 to train, 1 to test (held out by ``prepare``), -1 to neither.
@@ -193,7 +193,7 @@ def divide(folder: Path, part: NDArray[np.int8], config: Config) -> None:
                     batch.take(pa.array(chosen))[name].to_pylist() for name in ("id", "group")
                 )
                 writer.add(
-                    Block(
+                    RowBlock(
                         **{name: values[chosen] for name, values in block.items()},
                         ids=ids,
                         groups=groups,
@@ -246,7 +246,7 @@ def is_part(folder: Path) -> bool:
     return (folder / "codes.npy").is_file()
 
 
-def open_part(part: Path, config: Config) -> tuple[Block, int]:
+def open_part(part: Path, config: Config) -> tuple[RowBlock, int]:
     """Map the rows of a part of a panel, and tell how many rows were left out when it was prepared.
 
     Groups are those of ``train.group_key`` where rows are split by groups, else empty.
@@ -275,7 +275,7 @@ def open_part(part: Path, config: Config) -> tuple[Block, int]:
     table = pq.read_table(part / "rows.parquet")
     ids: list[str] = table["id"].to_pylist()
     groups = _groups(path, manifest["group_key"], config, ids, table["group"].to_pylist())
-    return Block(codes, activities, np.array(lengths), ids, groups), int(manifest["skipped"])
+    return RowBlock(codes, activities, np.array(lengths), ids, groups), int(manifest["skipped"])
 
 
 def _check_encoding(path: Path, manifest: Mapping[str, Any], config: Config) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.families.enhancer.config import RAW_CELLS, SimulateConfig
-from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, Panel
+from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, MotifSet
 
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 STREAMS = {
@@ -58,7 +58,7 @@ class Source:
     """Where sequences are drawn from: settings, panel and seed; tables made of them once."""
 
     settings: SimulateConfig
-    panel: Panel
+    panel: MotifSet
     seed: int
     own: tuple[Integers, ...] = field(init=False)
     shared: Integers = field(init=False)

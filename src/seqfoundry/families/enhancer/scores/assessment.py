@@ -50,7 +50,7 @@ DEFINITIONS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class OracleAssessment:
     """Predictions beside measurements ``(n, C)``.
 
     ``ceilings`` (C) are None where no model could tell.

@@ -22,8 +22,8 @@ from seqfoundry.families.enhancer.scores.predictions import (
     WEAK,
     Floats,
     Indices,
-    Outputs,
-    Panel,
+    OracleOutputs,
+    OracleStatistics,
     Prediction,
     Predictions,
     has_motif,
@@ -79,7 +79,10 @@ class _Side(NamedTuple):
 
 
 def _side(
-    predictions: Predictions, side: Literal["predicted", "other"], outputs: Outputs, panel: Panel
+    predictions: Predictions,
+    side: Literal["predicted", "other"],
+    outputs: OracleOutputs,
+    panel: OracleStatistics,
 ) -> _Side:
     rows = [i for i, row in enumerate(predictions.rows) if getattr(row, side) is not None]
     texts = predictions.sequences(side)
@@ -104,9 +107,9 @@ def _side(
 
 def score_designs(
     predictions: Predictions,
-    predicted: Outputs,
-    gold: Outputs,
-    panel: Panel,
+    predicted: OracleOutputs,
+    gold: OracleOutputs,
+    panel: OracleStatistics,
     *,
     seed: int,
     meta: Mapping[str, Any] | None = None,
@@ -215,7 +218,7 @@ def _extra(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _groups(
-    groups: Mapping[str, tuple[_Side, _Side]], panel: Panel, seed: int
+    groups: Mapping[str, tuple[_Side, _Side]], panel: OracleStatistics, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Measure sets of designs against their gold sets, distances at the common number of all sets too."""
     sizes = [min(len(a.rows), len(set(b.sequences))) for a, b in groups.values()]
@@ -242,7 +245,7 @@ def _frechet(a: _Side, b: _Side, common: int, generator: np.random.Generator) ->
     once = gold.embeddings
     least, width = min(len(set(a.sequences)), len(once)), a.embeddings.shape[1]
     return {
-        "fid": distances.frechet_distance(a.embeddings, b.embeddings),
+        "fid": distances.sample_frechet_distance(a.embeddings, b.embeddings),
         "fid_rank_deficient": least <= width,
         "fid_few": least < _FEW,
         "n_gold_distinct": len(once),
@@ -364,9 +367,9 @@ _TESTS: dict[
 
 def score_edits(
     predictions: Predictions,
-    predicted: Outputs,
-    reference: Outputs,
-    panel: Panel,
+    predicted: OracleOutputs,
+    reference: OracleOutputs,
+    panel: OracleStatistics,
     *,
     meta: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -66,7 +66,7 @@ def mean(values: ArrayLike) -> float:
 # ---- features
 
 
-class Cloud(NamedTuple):
+class GaussianSummary(NamedTuple):
     """Mean ``(d,)`` of features, and a root ``(r, d)`` of their covariance.
 
     Root' root, over n - 1.
@@ -86,7 +86,7 @@ class Spread(NamedTuple):
     draws: int
 
 
-def cloud(features: ArrayLike) -> Cloud:
+def summarise(features: ArrayLike) -> GaussianSummary:
     """Summarise features ``(n, d)``; the root has as many rows as the smaller of n and d.
 
     Raises
@@ -100,14 +100,14 @@ def cloud(features: ArrayLike) -> Cloud:
             f"embeddings: must be finite numbers of shape (n, d), got shape {x.shape}"
         )
     if not len(x):
-        return Cloud(0, np.full(x.shape[1], np.nan), x)
+        return GaussianSummary(0, np.full(x.shape[1], np.nan), x)
     centred = x - x.mean(axis=0)
     root = np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
-    return Cloud(len(x), x.mean(axis=0), root / math.sqrt(max(len(x) - 1, 1)))
+    return GaussianSummary(len(x), x.mean(axis=0), root / math.sqrt(max(len(x) - 1, 1)))
 
 
-def between(a: Cloud, b: Cloud) -> float:
-    """Fréchet distance of two clouds, never below 0; NaN where one has fewer than two rows.
+def frechet_distance(a: GaussianSummary, b: GaussianSummary) -> float:
+    """Fréchet distance of two Gaussian summaries, never below 0; NaN where one has fewer than two rows.
 
     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With roots C = R'R the last trace is the sum of the singular
     values of R1 R2': real, symmetric in the two, exact where covariances are singular, and no digits are lost to the
@@ -133,15 +133,15 @@ def between(a: Cloud, b: Cloud) -> float:
     return max(float(squares - 2 * shared), 0.0)
 
 
-def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
-    """Fréchet distance of two sets of features ``(n, d)``; see `between`.
+def sample_frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
+    """Fréchet distance of two sets of features ``(n, d)``; see `frechet_distance`.
 
     Examples
     --------
-    >>> frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
+    >>> sample_frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
     9.0
     """
-    return between(cloud(x), cloud(y))
+    return frechet_distance(summarise(x), summarise(y))
 
 
 def _spread(values: Sequence[float], n: int) -> Spread:
@@ -169,7 +169,7 @@ def equal_n(x: Floats, y: Floats, n: int, generator: np.random.Generator) -> Spr
     chosen = [
         [generator.choice(len(side), n, replace=False) for side in (x, y)] for _ in range(draws)
     ]
-    return _spread([frechet_distance(x[first], y[second]) for first, second in chosen], n)
+    return _spread([sample_frechet_distance(x[first], y[second]) for first, second in chosen], n)
 
 
 def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
@@ -182,7 +182,7 @@ def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
     n = len(drawn[0][0])
     if n < 2:
         return Spread(math.nan, math.nan, n, 0)
-    return _spread([frechet_distance(x[first], x[second]) for first, second in drawn], n)
+    return _spread([sample_frechet_distance(x[first], x[second]) for first, second in drawn], n)
 
 
 def _halved(strata: Counts, generator: np.random.Generator) -> tuple[Counts, Counts]:
@@ -205,15 +205,15 @@ def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator
     features, since its covariance is then of low rank; too high where both sides have the same
     shares of unlike cells, which samples have not. ``n`` is the smaller size.
     """
-    source = cloud(x)
+    source = summarise(x)
     if min(source.n, *sizes) < 2:
         return Spread(math.nan, math.nan, min(sizes), 0)
 
     drawn = [[_sample(source, size, generator) for size in sizes] for _ in range(DRAWS)]
-    return _spread([between(*pair) for pair in drawn], min(sizes))
+    return _spread([frechet_distance(*pair) for pair in drawn], min(sizes))
 
 
-def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
+def _sample(source: GaussianSummary, n: int, generator: np.random.Generator) -> GaussianSummary:
     """Draw the cloud of ``n`` normal rows without the rows, from the laws of their mean and scatter (Wishart).
 
     A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal
@@ -226,7 +226,7 @@ def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
         scatter = np.triu(scatter, 1) + np.diag(
             np.sqrt(generator.chisquare(freedom - np.arange(rank)))
         )
-    return Cloud(n, middle, scatter @ source.root / math.sqrt(freedom))
+    return GaussianSummary(n, middle, scatter @ source.root / math.sqrt(freedom))
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> float:

@@ -315,7 +315,7 @@ def raw_columns(cell_types: Sequence[str]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class OracleStatistics:
     """What is known of an oracle.
 
     ``pearson`` by cell was measured on unseen data (None: undefined); ``predicted_mean`` and
@@ -392,7 +392,7 @@ class Panel:
         return _TAU * np.asarray(self.activity_sd, dtype=np.float64)[raw_columns(self.cell_types)]
 
 
-class Outputs(NamedTuple):
+class OracleOutputs(NamedTuple):
     """Predictions for n sequences; no embeddings: no distances of features."""
 
     activities: ArrayLike  # (n, C)

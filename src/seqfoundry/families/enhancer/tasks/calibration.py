@@ -18,12 +18,12 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import sequence_plots
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer import data
 from seqfoundry.families.enhancer.dataset import tables
 from seqfoundry.families.enhancer.group_split import split_groups
 from seqfoundry.families.enhancer.scores import oracles as oracle_scores
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 SEED = 1234
 _RESULT = "calibration.json"
@@ -97,7 +97,7 @@ def calibrate(
         "errors": {cell: errors[cell] for cell in oracle.panel.cells},
         "weak_cells": oracle.weak_cells,
     }
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / _RESULT, result)
         files.write_json(folder / "summary.json", summary)
         drawn = _drawn(oracle, curves, (predicted[held], rows.activities[held]))
@@ -168,7 +168,9 @@ def _errors(measured: Floats, before: Floats, after: Floats, constant: float) ->
 
 
 def _drawn(
-    oracle: Oracle, curves: Sequence[Mapping[str, list[float]] | None], held: tuple[Floats, Floats]
+    oracle: LoadedOracle,
+    curves: Sequence[Mapping[str, list[float]] | None],
+    held: tuple[Floats, Floats],
 ) -> dict[str, sequence_plots.Calibrated]:
     made = {}
     for i, cell in enumerate(oracle.panel.cell_types):

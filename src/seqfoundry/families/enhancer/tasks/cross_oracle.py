@@ -14,10 +14,10 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers, tables
 from seqfoundry.core.reporting import group_plots
 from seqfoundry.core.reporting.html import Cell, Report, number, text_table
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import oracles as oracle_scores
 from seqfoundry.families.enhancer.tasks.designs import SEED, Judged, judge_designs, judge_edits
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def compare(
         },
         "weak_cells": {name: one.weak_cells for name, one in oracles.items()},
     }
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / _RESULT, result)
         _write_tables(folder, result)
         _write_report(folder, result)
@@ -104,7 +104,7 @@ def _is_edit(source: Path, rows: Sequence[tuple[int, str]]) -> bool:
     return any(key in row or (isinstance(extra, Mapping) and key in extra) for key in _EDIT_KEYS)
 
 
-def _named(oracles: Sequence[Oracle]) -> dict[str, Oracle]:
+def _named(oracles: Sequence[LoadedOracle]) -> dict[str, LoadedOracle]:
     """Name oracles as registered, with a number where this repeats; their cells must be the same.
 
     Raises
@@ -133,7 +133,7 @@ def _named(oracles: Sequence[Oracle]) -> dict[str, Oracle]:
 
 
 def _compare(
-    oracles: Mapping[str, Oracle], judged: Mapping[str, Judged], *, is_edit: bool
+    oracles: Mapping[str, LoadedOracle], judged: Mapping[str, Judged], *, is_edit: bool
 ) -> dict[str, Any]:
     """Put what every oracle says side by side; targets are those of the first."""
     cells = next(iter(oracles.values())).panel.cells

@@ -14,7 +14,7 @@ import pandas as pd
 from seqfoundry.core.reporting import group_plots, plots
 from seqfoundry.core.reporting.html import Cell, Report, number
 from seqfoundry.core.reporting.metrics import Proportion, proportion
-from seqfoundry.families.enhancer.tasks.oracle import Oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle
 
 _NO_SYSTEM = "(no system)"
 _WEAK = (
@@ -72,7 +72,7 @@ def _share(share: float | None, n: float) -> Proportion:
     return proportion(0, 0) if share is None else proportion(round(share * n), int(n))
 
 
-def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
+def _header(report: Report, oracle: LoadedOracle, result: Mapping[str, Any]) -> None:
     meta = result["meta"]
     report.paragraph(
         f"Input {meta['input']['name']} (MD5 {meta['input']['md5']}). Oracle {meta['oracle']} "
@@ -96,7 +96,9 @@ def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
 # ---- T1
 
 
-def designs(folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle: Oracle) -> None:
+def designs(
+    folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle: LoadedOracle
+) -> None:
     """Write ``report.html`` and ``plots/`` of scored designs."""
     extra, drawn = result["extra"], folder / "plots"
     cells = {oracle.marked(cell): {**one, **extra["per_cell_type"][cell]}
@@ -201,7 +203,7 @@ def _figures(metrics: Mapping[str, Any], extra: Mapping[str, Any]) -> list[list[
     return rows
 
 
-def _specificities(path: Path, rows: pd.DataFrame, oracle: Oracle) -> None:
+def _specificities(path: Path, rows: pd.DataFrame, oracle: LoadedOracle) -> None:
     """Draw mean specificities of gold sequences and systems by target cell."""
     cells = [cell for cell in oracle.panel.cells if (rows["target_cell_type"] == cell).any()]
     of_system = rows.assign(system=rows["system"].map(_named))
@@ -240,7 +242,10 @@ def _distances(path: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def edits(
-    folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], oracle: Oracle
+    folder: Path,
+    result: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    oracle: LoadedOracle,
 ) -> None:
     """Write ``report.html`` and ``plots/`` of scored edits."""
     extra, drawn = result["extra"], folder / "plots"
@@ -297,7 +302,7 @@ def _judged(group: pd.DataFrame) -> Proportion:
     return proportion(sum(known), len(known))
 
 
-def _by_source(table: pd.DataFrame, oracle: Oracle) -> Iterable[list[Cell]]:
+def _by_source(table: pd.DataFrame, oracle: LoadedOracle) -> Iterable[list[Cell]]:
     for cell in oracle.panel.cells:
         group = table[table["source_cell_type"] == cell]
         if len(group):

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
-from seqfoundry.engine.local import check_out
+from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import designs as design_scores
 from seqfoundry.families.enhancer.scores.predictions import target_scores
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 SEED = 1234  # of resampling, as of everything in the mission
 DESIGNS, EDITS = "genqual.json", "genqual_t3_oracle.json"
@@ -83,8 +83,8 @@ def score_edits(source: Path, *, model: str, out: Path, overwrite: bool = False)
 class _Task(NamedTuple):
     name: str
     mark: str
-    judge: Callable[[Oracle, Path, list[tuple[int, str]]], Judged]
-    write: Callable[[Path, Judged, Oracle], dict[str, Any]]
+    judge: Callable[[LoadedOracle, Path, list[tuple[int, str]]], Judged]
+    write: Callable[[Path, Judged, LoadedOracle], dict[str, Any]]
 
 
 def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool)
     check_out(out, [source], mark=task.mark, overwrite=overwrite)
     oracle = open_oracle(model)
     judged = task.judge(oracle, source, rows)
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / task.mark, judged.result)
         shown = task.write(folder, judged, oracle)
         known = {
@@ -107,7 +107,7 @@ def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool)
 # ---- T1
 
 
-def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
+def judge_designs(oracle: LoadedOracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
     """Parse designs and score them: activities and embeddings of both sides in one pass.
 
     Raises
@@ -125,7 +125,9 @@ def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> 
     return Judged(predictions, *sides, result, _design_rows(predictions, sides, oracle))
 
 
-def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) -> tuple[Any, Any]:
+def _read_sides(
+    oracle: LoadedOracle, predictions: Any, source: Path, *, embed: bool
+) -> tuple[Any, Any]:
     """Predict both sides together, so that a sequence on both is read once and answered alike."""
     made, other = (predictions.sequences(side) for side in _SIDES)
     ids = [row.id for side in _SIDES for row in predictions.rows if getattr(row, side) is not None]
@@ -138,12 +140,12 @@ def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) 
     return first, second
 
 
-def _n_cut(oracle: Oracle, predictions: Any) -> int:
+def _n_cut(oracle: LoadedOracle, predictions: Any) -> int:
     """Count sequences of both sides that the oracle does not read to their end."""
     return sum(oracle.n_cut(predictions.sequences(side)) for side in _SIDES)
 
 
-def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd.DataFrame:
+def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: LoadedOracle) -> pd.DataFrame:
     """Tabulate every row: scores of both sides, activities of the prediction.
 
     NaN where a side has no sequence.
@@ -170,7 +172,7 @@ def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd
     return table
 
 
-def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]:
+def _write_designs(folder: Path, judged: Judged, oracle: LoadedOracle) -> dict[str, Any]:
     from seqfoundry.families.enhancer.tasks import design_report
 
     judged.rows.to_parquet(folder / "scores.parquet", index=False)
@@ -189,7 +191,7 @@ def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, An
 # ---- T3
 
 
-def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
+def judge_edits(oracle: LoadedOracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
     """Parse edits and score them by the activities before and after.
 
     Raises
@@ -219,7 +221,7 @@ def edit_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
 
 
-def _write_edits(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]:
+def _write_edits(folder: Path, judged: Judged, oracle: LoadedOracle) -> dict[str, Any]:
     from seqfoundry.families.enhancer.tasks import design_report
 
     pq.write_table(edit_table(judged.rows), folder / "rows.parquet")

@@ -1,36 +1,38 @@
 """``score enhancer --task`` variants, mutagenesis, attribution and export.
 
-What an oracle's predictions hang on.
-
-Positions count from 0 in the sequence that stands in the row. Every task writes its folder whole
-or not at all.
+What an oracle's predictions hang on. Positions count from 0 in the sequence of the row.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import group_plots, sequence_plots
-from seqfoundry.engine.local import ParquetTable, Progress, check_out
+from seqfoundry.engine.job import Chunk, Job, Parts, Summary
+from seqfoundry.engine.parts import check_out, join_tables, read_table, write_table
 from seqfoundry.families.enhancer import data
 from seqfoundry.families.enhancer.dataset import tables
 from seqfoundry.families.enhancer.effects import mutations
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_fetched, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_fetched, oracle_of
 from seqfoundry.registry import models
+from seqfoundry.registry.portable_model import Portable
 
-_EFFECTS = "effects.parquet"
-_CHUNK = 1024  # variants read at a time
+EFFECTS = "effects.parquet"
+CHUNK = 1024  # variants of a chunk
+EXPLAINED = 8  # sequences of a chunk, each of which takes a second or so
 _SHOWN = 4  # sequences that are drawn
 _TRIED = 256  # sequences that an exported network is compared on
 _PLAIN = re.compile(r"[ACGTRYSWKMBDHVN]*", re.ASCII)  # upper case, U written as T
@@ -41,7 +43,9 @@ _FASTA = (".fasta", ".fa", ".fna")
 # ---- variants
 
 
-class _Variant(NamedTuple):
+class Variant(NamedTuple):
+    """A variant, and the sequence without and with it."""
+
     id: str
     position: int
     ref: str
@@ -50,84 +54,158 @@ class _Variant(NamedTuple):
     changed: str
 
 
-def variants(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
+@dataclass
+class VariantCounts:
+    """What is counted in one chunk of variants."""
+
+    variants: int
+
+
+@dataclass(frozen=True)
+class ScoreVariants(Job):
     """Predict what variants do to the activity in every cell type, averaged over both strands.
 
-    ``source`` is JSONL, CSV, TSV or Parquet with the columns ``sequence``, ``position`` (from 0,
+    The source is JSONL, CSV, TSV or Parquet with the columns ``sequence``, ``position`` (from 0,
     in the sequence), ``ref`` and ``alt`` (bases; empty, ``-`` or ``.`` where there are none; one
-    alternative a row), and maybe ``id``, else the row's number. Writes to ``out``:
-    ``effects.parquet`` (a row per variant and cell type: ``id position ref alt cell activity_ref
-    activity_alt effect z log2_fold strand_gap``, see the family's `effects.variant_effects`),
-    ``effects.png`` and ``summary.json``.
+    alternative a row), and maybe ``id``, else the row's number. The sequence must have ``ref`` at
+    ``position``, and neither it nor what the variant makes of it may be longer than what the
+    oracle reads. Writes ``effects.parquet`` (a row per variant and cell type: ``id position ref
+    alt cell activity_ref activity_alt effect z log2_fold strand_gap``, see
+    `mutations.variant_effects`), ``effects.png`` and ``summary.json``.
+    """
+
+    family = "enhancer"
+    marker = EFFECTS
+    unit = "variants"
+
+    @property
+    def chunk_rows(self) -> int:
+        return CHUNK
+
+    def check(self, model: Portable) -> None:
+        oracle_of(model)
+
+    def read_chunks(
+        self, model: Portable, source: Path, left_out: Counter[str]
+    ) -> Iterator[pd.DataFrame]:
+        variants = read_variants(source, oracle_of(model).meta["seq_len"])
+        while chunk := list(islice(variants, CHUNK)):
+            yield pd.DataFrame(chunk, columns=Variant._fields)
+
+    def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
+        """Predict four sequences for each variant.
+
+        Without and with it, as they are and from the other strand.
+        """
+        oracle = oracle_of(model)
+        cells = oracle.panel.cell_types
+        alleles = [*chunk.rows["sequence"], *chunk.rows["changed"]]
+        others = [reverse_complement_text(sequence) for sequence in alleles]
+        outputs = oracle.predict([*alleles, *others], where=chunk.where)
+        activities = np.asarray(outputs.activities, dtype=np.float64)
+        by_strand_and_allele = activities.reshape(2, 2, len(chunk.rows), len(cells))
+        columns = mutations.variant_effects(
+            chunk.rows["id"].tolist(),
+            by_strand_and_allele[:, 0],
+            by_strand_and_allele[:, 1],
+            cells,
+            activity_sd=oracle.panel.activity_sd,
+        )
+        effects = pd.DataFrame(columns).rename(
+            columns={"ref": "activity_ref", "alt": "activity_alt"}
+        )
+        numbers = [name for name in effects if name not in ("id", "cell")]
+        effects = effects.astype(dict.fromkeys(numbers, "float64"))  # also without any value
+        for place, name in enumerate(("position", "ref", "alt"), start=1):
+            effects.insert(place, name, np.repeat(chunk.rows[name].tolist(), len(cells)))
+        return effects
+
+    def write_part(
+        self, model: Portable, folder: Path, chunk: Chunk, answer: pd.DataFrame
+    ) -> VariantCounts:
+        write_table(folder / EFFECTS, pa.Table.from_pandas(answer, preserve_index=False))
+        return VariantCounts(len(chunk.rows))
+
+    def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
+        oracle = oracle_of(model)
+        join_tables(parts.folders, out / EFFECTS)
+        changes = _read_changes(parts, oracle)
+        group_plots.boxes(
+            out / "effects.png",
+            {oracle.marked(cell): change.effect for cell, change in changes.items()},
+            limit=math.inf,
+            label="change of activity by the variant",
+        )
+        cells = {}
+        for cell, change in changes.items():
+            cells[cell] = {
+                "mean_abs_effect": float(np.abs(change.effect).mean()),
+                "max_abs_effect": float(np.abs(change.effect).max()),
+                "mean_abs_strand_gap": float(np.abs(change.strand_gap).mean()),
+                "oracle_pearson": oracle.panel.pearson.get(cell),
+            }
+        n_variants = sum(counts.variants for counts in parts.read_counts(VariantCounts))
+        return _write_summary(
+            out, oracle, {"task": "variants", "variants": n_variants, "cells": cells}
+        )
+
+
+class Changes(NamedTuple):
+    """Of all variants in one cell type."""
+
+    effect: Any
+    strand_gap: Any
+
+
+def _read_changes(parts: Parts, oracle: LoadedOracle) -> dict[str, Changes]:
+    """Read effects and strand gaps of all variants, by cell."""
+    columns = ["effect", "strand_gap"]
+    cell_types = list(oracle.panel.cell_types)
+    arrays = []
+    for folder in parts.folders:
+        table = read_table(folder / EFFECTS, columns)
+        values = np.stack([table.column(name).to_numpy() for name in columns], axis=1)
+        arrays.append(values.reshape(-1, len(cell_types), len(columns)))
+    values = np.concatenate(arrays)
+    changes = {}
+    for cell in oracle.panel.cells:
+        of_cell = values[:, cell_types.index(cell)]
+        changes[cell] = Changes(of_cell[:, 0], of_cell[:, 1])
+    return changes
+
+
+def read_variants(source: Path, most: int) -> Iterator[Variant]:
+    """Read and check all rows; sequences may have ``most`` bases.
 
     Raises
     ------
     InputError, MissingError
-        If there is no such file, it has no rows, or a row is not legal: the sequence must have
-        ``ref`` at ``position``, and neither it nor what the variant makes of it may be longer than
-        what the oracle reads.
-    ModelError
-        If the model is damaged or of another family.
-    OutputError
-        If ``out`` is not empty (unless ``overwrite`` and it holds earlier effects), or cannot be
-        written.
+        If there is no such file, or a row is not legal; the message names file and row.
     """
-    check_out(out, [source], mark=_EFFECTS, overwrite=overwrite)
-    oracle = open_oracle(model)
-    rows = _variants(source, oracle.meta["seq_len"])
-    cells, kept, n = list(oracle.panel.cell_types), list[Any](), 0
-    with files.folder_written_whole(out, replace=overwrite) as folder:
-        with ParquetTable(folder / _EFFECTS) as table, Progress("variants") as bar:
-            while chunk := list(islice(rows, _CHUNK)):
-                found = _effects(chunk, oracle, str(source))
-                table.write(found)
-                kept.append(
-                    found[["effect", "strand_gap"]]
-                    .to_numpy(dtype=np.float64)
-                    .reshape(-1, len(cells), 2)
-                )
-                n += len(chunk)
-                bar.add(len(chunk))
-        if not n:
-            raise InputError(f"{source}: must have at least one variant, got none")
-        everything = {
-            cell: np.concatenate(kept)[:, cells.index(cell)] for cell in oracle.panel.cells
-        }
-        drawn = {oracle.marked(cell): values[:, 0] for cell, values in everything.items()}
-        group_plots.boxes(
-            folder / "effects.png",
-            drawn,
-            limit=math.inf,
-            label="change of activity by the variant",
-        )
-        figures = {cell: _spread(values, oracle, cell) for cell, values in everything.items()}
-        return _finish(folder, oracle, {"task": "variants", "variants": n, "cells": figures})
-
-
-def _variants(source: Path, most: int) -> Iterator[_Variant]:
-    """Read and check all rows."""
-    columns = ("id", "sequence", "position", "ref", "alt")
-    for record in tables.records(source, columns):
+    for record in tables.records(source, ("id", "sequence", "position", "ref", "alt")):
         try:
             if isinstance(record.row, InputError):
                 raise record.row
-            sequence = _bases(record.row, "sequence")
-            position = _position(row_readers.value_of(record.row, "position"))
-            ref, alt = _bases(record.row, "ref"), _bases(record.row, "alt")
-            changed = mutations.with_variant(sequence, position, ref, alt)
-            if not sequence or not changed or max(len(sequence), len(changed)) > most:
-                got = f"{len(sequence)} and {len(changed)}"
-                raise InputError(
-                    f"sequence: must have 1 to {most} bases before and after the change, got {got}"
-                )
+            yield _parse_variant(record.row, record.number, most)
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
-        yield _Variant(
-            row_readers.id_of(record.row, record.number), position, ref, alt, sequence, changed
+
+
+def _parse_variant(row: Mapping[str, Any], number: int, most: int) -> Variant:
+    sequence = _parse_bases(row, "sequence")
+    position = _parse_position(row_readers.value_of(row, "position"))
+    ref = _parse_bases(row, "ref")
+    alt = _parse_bases(row, "alt")
+    changed = mutations.with_variant(sequence, position, ref, alt)
+    if not sequence or not changed or max(len(sequence), len(changed)) > most:
+        raise InputError(
+            f"sequence: must have 1 to {most} bases before and after the change, got "
+            f"{len(sequence)} and {len(changed)}"
         )
+    return Variant(row_readers.id_of(row, number), position, ref, alt, sequence, changed)
 
 
-def _bases(row: Mapping[str, Any], key: str) -> str:
+def _parse_bases(row: Mapping[str, Any], key: str) -> str:
     value = row_readers.value_of(row, key)
     if value is None and key != "sequence":
         return ""
@@ -143,7 +221,7 @@ def _bases(row: Mapping[str, Any], key: str) -> str:
     return text
 
 
-def _position(value: Any) -> int:
+def _parse_position(value: Any) -> int:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -151,47 +229,14 @@ def _position(value: Any) -> int:
     return value
 
 
-def _effects(chunk: Sequence[_Variant], oracle: Oracle, where: str) -> pd.DataFrame:
-    """Predict four sequences for each variant.
-
-    Without and with it, as they are and from the other strand.
-    """
-    one_strand = [row.sequence for row in chunk] + [row.changed for row in chunk]
-    read = oracle.read([*one_strand, *map(reverse_complement_text, one_strand)], where=where)
-    strands = np.asarray(read.activities, dtype=np.float64).reshape(
-        2, 2, len(chunk), -1
-    )  # strand, allele
-    cells = oracle.panel.cell_types
-    found = mutations.variant_effects(
-        [row.id for row in chunk],
-        strands[:, 0],
-        strands[:, 1],
-        cells,
-        activity_sd=oracle.panel.activity_sd,
-    )
-    frame = pd.DataFrame(found).rename(columns={"ref": "activity_ref", "alt": "activity_alt"})
-    numbers = [name for name in frame if name not in ("id", "cell")]
-    frame = frame.astype(
-        dict.fromkeys(numbers, "float64")
-    )  # a column without values is none otherwise
-    for place, name in enumerate(("position", "ref", "alt"), 1):
-        frame.insert(place, name, np.repeat([getattr(row, name) for row in chunk], len(cells)))
-    return frame
-
-
-def _spread(values: Any, oracle: Oracle, cell: str) -> dict[str, Any]:
-    effect, gap = np.abs(values[:, 0]), np.abs(values[:, 1])
-    sizes = {"mean_abs_effect": float(effect.mean()), "max_abs_effect": float(effect.max())}
-    return {
-        **sizes,
-        "mean_abs_strand_gap": float(gap.mean()),
-        "oracle_pearson": oracle.panel.pearson.get(cell),
+def _write_summary(folder: Path, oracle: LoadedOracle, results: Mapping[str, Any]) -> Summary:
+    """Write ``summary.json`` and return it without what tells of the oracle's version."""
+    summary = {
+        **results,
+        "model": oracle.loaded.reference,
+        "registered_name": oracle.meta["registered_name"],
+        "weak_cells": oracle.weak_cells,
     }
-
-
-def _finish(folder: Path, oracle: Oracle, found: Mapping[str, Any]) -> dict[str, Any]:
-    known = {"model": oracle.loaded.reference, "registered_name": oracle.meta["registered_name"]}
-    summary = {**found, **known, "weak_cells": oracle.weak_cells}
     files.write_json(folder / "summary.json", {**summary, "meta": oracle.meta})
     return summary
 
@@ -199,149 +244,239 @@ def _finish(folder: Path, oracle: Oracle, found: Mapping[str, Any]) -> dict[str,
 # ---- explanations
 
 
-class _Asked(NamedTuple):
+class ExplainedSequence(NamedTuple):
+    """A sequence, the cell that is asked about, and where it stands in the input."""
+
     where: str
     id: str
     sequence: str
     cell: str
 
 
-def mutagenesis(
-    source: Path, *, model: str, out: Path, overwrite: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Predict what each single mutant of the user's sequences does to the activity in one cell type.
+@dataclass
+class ExplanationCounts:
+    """What is counted in one chunk of sequences.
 
-    ``source`` is FASTA, or JSONL, CSV, TSV or Parquet with ``sequence``, and maybe ``id`` (else
-    the row's number) and ``cell`` (else the first of the oracle). Writes to ``out``:
-    ``mutagenesis.parquet`` (``id cell position ref alt effect``: three rows per known base),
-    ``importance.png`` (of the first four sequences: minus the mean effect of the three mutants of
-    a base) and ``summary.json``.
-
-    Raises
-    ------
-    InputError, MissingError
-        If there is no such file, it has no rows, or a row is not legal; the message names file and
-        row.
-    ModelError, OutputError
-        As `variants`.
+    Parameters
+    ----------
+    sequences, rows
+        Number of sequences, and of rows of the table.
+    cells
+        Sequences by the cell that was asked about.
+    strongest
+        The row with the largest number, of either sign; None if there is no row.
+    drawings
+        Title, letters and importances of sequences that are drawn.
     """
-    return _explain(
-        source, "mutagenesis", ("position", "ref", "alt", "effect"), (model, out, overwrite)
-    )
+
+    sequences: int
+    rows: int
+    cells: dict[str, int]
+    strongest: dict[str, Any] | None
+    drawings: list[dict[str, Any]]
 
 
-def attribution(
-    source: Path, *, model: str, out: Path, overwrite: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Tell what each base of the user's sequences contributes to the activity in one cell type.
+@dataclass(frozen=True)
+class _Explain(Job):
+    """Explain the activity of sequences in one cell type.
 
-    Input, ``importance.png`` and ``summary.json`` as `mutagenesis`; ``attribution.parquet`` has
-    ``id cell position base score``. Scores are contributions against shuffled sequences (the
-    family's `explain.attribution`).
-
-    Raises
-    ------
-    InputError, MissingError
-        As `mutagenesis`; if the oracle is no DeepSTARR network; if tangermeme is not installed.
-    ModelError, OutputError
-        As `variants`.
+    The source is FASTA, or JSONL, CSV, TSV or Parquet with ``sequence``, and maybe ``id`` (else
+    the row's number) and ``cell`` (else the first of the oracle).
     """
-    return _explain(source, "attribution", ("position", "base", "score"), (model, out, overwrite))
 
+    family = "enhancer"
+    unit = "sequences"
+    task: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    label: ClassVar[str]
 
-def _explain(
-    source: Path, word: str, columns: Sequence[str], asked: tuple[str, Path, bool]
-) -> dict[str, Any]:
-    """Ask the model for ``word``, sequence by sequence."""
-    reference, out, overwrite = asked
-    name = f"{word}.parquet"
-    check_out(out, [source], mark=name, overwrite=overwrite)
-    oracle = open_oracle(reference)
-    shown, totals, strongest = list[sequence_plots.Importance](), Counter[str](), dict[str, Any]()
-    with files.folder_written_whole(out, replace=overwrite) as folder:
-        with ParquetTable(folder / name) as table, Progress("sequences") as bar:
-            for row in _asked(source, oracle.panel):
-                found = _explanation(row, word, columns, oracle)
-                table.write(found)
-                totals.update(sequences=1, rows=len(found), **{f"cell {row.cell}": 1})
-                strongest = _stronger(strongest, found, columns[-1])
-                if len(shown) < _SHOWN:
-                    title = f"{row.id}, {oracle.marked(row.cell)}"
-                    shown.append(
-                        sequence_plots.Importance(
-                            title, row.sequence, _importance(row.sequence, found)
-                        )
-                    )
-                bar.add(1)
-        if not totals["sequences"]:
-            raise InputError(f"{source}: must have at least one sequence, got none")
-        label = "mean loss by mutation" if word == "mutagenesis" else "contribution to activity"
-        sequence_plots.importance(folder / "importance.png", shown, label=label)
-        cells = {
-            key.removeprefix("cell "): n for key, n in totals.items() if key.startswith("cell ")
+    @property
+    def chunk_rows(self) -> int:
+        return EXPLAINED
+
+    def check(self, model: Portable) -> None:
+        oracle_of(model)
+
+    def read_chunks(
+        self, model: Portable, source: Path, left_out: Counter[str]
+    ) -> Iterator[pd.DataFrame]:
+        sequences = read_sequences(source, oracle_of(model).panel)
+        while chunk := list(islice(sequences, EXPLAINED)):
+            yield pd.DataFrame(chunk, columns=ExplainedSequence._fields)
+
+    def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
+        """Ask the model sequence by sequence, so that a fault names its row.
+
+        Returns
+        -------
+        A row for each number, with the columns ``sequence_number`` (in the chunk), ``id``,
+        ``cell`` and those of the task.
+        """
+        explanations = []
+        for number, row in enumerate(chunk.rows.itertuples(index=False)):
+            frame = pd.DataFrame(
+                {"sequence": [row.sequence], "also": [self.task], "cell": [row.cell]}
+            )
+            try:
+                answer = model.predict(frame)
+            except InputError as error:
+                raise InputError(f"{row.where}: {error}") from None
+            explanation = pd.DataFrame(list(answer[self.task].iloc[0]), columns=list(self.columns))
+            explanation.insert(0, "cell", row.cell)
+            explanation.insert(0, "id", row.id)
+            explanation.insert(0, "sequence_number", number)
+            explanations.append(explanation)
+        kinds = {
+            name: str if name in ("ref", "alt", "base") else "float64" for name in self.columns
         }
-        counts = {"sequences": totals["sequences"], "rows": totals["rows"], "cells": cells}
-        return _finish(folder, oracle, {"task": word, **counts, "strongest": strongest or None})
+        kinds |= {"position": "int64", "id": str, "cell": str}
+        return pd.concat(explanations, ignore_index=True).astype(kinds)
+
+    def write_part(
+        self, model: Portable, folder: Path, chunk: Chunk, answer: pd.DataFrame
+    ) -> ExplanationCounts:
+        table = answer.drop(columns="sequence_number")
+        write_table(folder / self.marker, pa.Table.from_pandas(table, preserve_index=False))
+        oracle = oracle_of(model)
+        drawings = []
+        for number in range(min(len(chunk.rows), _SHOWN - chunk.first)):
+            row = chunk.rows.iloc[number]
+            of_sequence = answer[answer["sequence_number"] == number]
+            importance = self.importance(row["sequence"], of_sequence)
+            drawings.append(
+                {
+                    "title": f"{row['id']}, {oracle.marked(row['cell'])}",
+                    "letters": row["sequence"],
+                    "values": importance.tolist(),
+                }
+            )
+        return ExplanationCounts(
+            sequences=len(chunk.rows),
+            rows=len(table),
+            cells=dict(Counter(chunk.rows["cell"])),
+            strongest=_strongest_row(table, self.columns[-1]),
+            drawings=drawings,
+        )
+
+    def importance(self, sequence: str, explanation: pd.DataFrame) -> Any:
+        """Return a number for each letter; NaN where there is none."""
+        values = np.full(len(sequence), np.nan)
+        by_position = self.position_scores(explanation)
+        values[by_position.index.to_numpy()] = by_position.to_numpy()
+        return values
+
+    def position_scores(self, explanation: pd.DataFrame) -> pd.Series:
+        """Return the importance of each position that has one."""
+        raise NotImplementedError
+
+    def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
+        join_tables(parts.folders, out / self.marker)
+        n_sequences = 0
+        n_rows = 0
+        cells: Counter[str] = Counter()
+        strongest: dict[str, Any] | None = None
+        drawings = []
+        for counts in parts.read_counts(ExplanationCounts):
+            n_sequences += counts.sequences
+            n_rows += counts.rows
+            cells.update(counts.cells)
+            strongest = _stronger(strongest, counts.strongest, self.columns[-1])
+            for drawing in counts.drawings:
+                values = np.array(drawing["values"], dtype=np.float64)  # None is NaN
+                drawings.append(
+                    sequence_plots.Importance(drawing["title"], drawing["letters"], values)
+                )
+        sequence_plots.importance(out / "importance.png", drawings, label=self.label)
+        results = {
+            "task": self.task,
+            "sequences": n_sequences,
+            "rows": n_rows,
+            "cells": dict(cells),
+            "strongest": strongest,
+        }
+        return _write_summary(out, oracle_of(model), results)
 
 
-def _asked(source: Path, panel: Any) -> Iterator[_Asked]:
-    """Read sequences, and the cells that are asked about."""
+@dataclass(frozen=True)
+class Mutagenesis(_Explain):
+    """Predict what each single mutant of sequences does to the activity in one cell type.
+
+    Source as `_Explain`. Writes ``mutagenesis.parquet`` (``id cell position ref alt effect``:
+    three rows per known base), ``importance.png`` (of the first four sequences: minus the mean
+    effect of the three mutants of a base) and ``summary.json``.
+    """
+
+    marker = "mutagenesis.parquet"
+    task = "mutagenesis"
+    columns = ("position", "ref", "alt", "effect")
+    label = "mean loss by mutation"
+
+    def position_scores(self, explanation: pd.DataFrame) -> pd.Series:
+        return -explanation.groupby("position")["effect"].mean()
+
+
+@dataclass(frozen=True)
+class Attribution(_Explain):
+    """Tell what each base of sequences contributes to the activity in one cell type.
+
+    Source as `_Explain`. Writes ``attribution.parquet`` (``id cell position base score``),
+    ``importance.png`` and ``summary.json``. Scores are contributions against shuffled sequences
+    (`explain.attribution`), which need a DeepSTARR network and the package tangermeme.
+    """
+
+    marker = "attribution.parquet"
+    task = "attribution"
+    columns = ("position", "base", "score")
+    label = "contribution to activity"
+
+    def position_scores(self, explanation: pd.DataFrame) -> pd.Series:
+        return explanation.set_index("position")["score"]
+
+
+def read_sequences(source: Path, panel: Any) -> Iterator[ExplainedSequence]:
+    """Read sequences, and the cells that are asked about.
+
+    Raises
+    ------
+    InputError, MissingError
+        If there is no such file, or a row is not legal; the message names file and row.
+    """
     if Path(source.name.lower().removesuffix(".gz")).suffix in _FASTA:
         for frame in data.frames(source, Path()):
             for name, sequence in zip(frame["id"], frame["sequence"], strict=True):
-                yield _Asked(f"{source}, {name}", name, sequence, panel.cells[0])
+                yield ExplainedSequence(f"{source}, {name}", name, sequence, panel.cells[0])
         return
     for record in tables.records(source, ("id", "sequence", "cell")):
         try:
             if isinstance(record.row, InputError):
                 raise record.row
-            sequence, cell = (
-                row_readers.value_of(record.row, "sequence"),
-                record.row.get("cell") or panel.cells[0],
-            )
+            sequence = row_readers.value_of(record.row, "sequence")
+            cell = record.row.get("cell") or panel.cells[0]
             if cell not in panel.cell_types:
                 raise InputError(
                     f"cell: must be one of {', '.join(panel.cell_types)}, got {cell!r}"
                 )
         except InputError as error:
             raise InputError(f"{record.where}: {error}") from None
-        yield _Asked(record.where, row_readers.id_of(record.row, record.number), sequence, cell)
+        name = row_readers.id_of(record.row, record.number)
+        yield ExplainedSequence(record.where, name, sequence, cell)
 
 
-def _explanation(row: _Asked, word: str, columns: Sequence[str], oracle: Oracle) -> pd.DataFrame:
-    """Ask about one sequence."""
-    frame = pd.DataFrame({"sequence": [row.sequence], "also": [word], "cell": [row.cell]})
-    try:
-        answer = oracle.loaded.predict(frame)
-    except InputError as error:
-        raise InputError(f"{row.where}: {error}") from None
-    found = pd.DataFrame(list(answer[word].iloc[0]), columns=list(columns))
-    kinds = {name: str if name in ("ref", "alt", "base") else "float64" for name in columns} | {
-        "position": "int64"
-    }
-    found = found.astype(kinds)
-    found.insert(0, "cell", row.cell)
-    found.insert(0, "id", row.id)
-    return found
+def _strongest_row(table: pd.DataFrame, column: str) -> dict[str, Any] | None:
+    """Find the row with the largest number, of either sign; None if there is no row."""
+    if table.empty:
+        return None
+    row: dict[str, Any] = table.iloc[int(table[column].abs().argmax())].to_dict()
+    return row
 
 
-def _stronger(best: dict[str, Any], found: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Return the row with the largest number, of either sign, among those so far."""
-    if found.empty:
-        return best
-    one: dict[str, Any] = found.iloc[int(found[column].abs().argmax())].to_dict()
-    return one if not best or abs(one[column]) > abs(best[column]) else best
-
-
-def _importance(sequence: str, found: pd.DataFrame) -> Any:
-    """Return a number for each letter; NaN where there is none."""
-    values = np.full(len(sequence), np.nan)
-    if "score" in found:
-        each = found.set_index("position")["score"]
-    else:
-        each = -found.groupby("position")["effect"].mean()
-    values[each.index.to_numpy()] = each.to_numpy()
-    return values
+def _stronger(
+    first: dict[str, Any] | None, second: dict[str, Any] | None, column: str
+) -> dict[str, Any] | None:
+    """Return the row with the larger number; the first if they are equal."""
+    if first is None or second is None:
+        return first or second
+    return second if abs(second[column]) > abs(first[column]) else first
 
 
 # ---- export
@@ -350,7 +485,7 @@ def _importance(sequence: str, found: pd.DataFrame) -> Any:
 def export(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
     """Write an oracle's network for programs without this package (the family's `explain.export`).
 
-    ``source`` has sequences, as for `mutagenesis`; the network is compared with the oracle on the
+    ``source`` has sequences, as for `Mutagenesis`; the network is compared with the oracle on the
     first 256 of them. Writes to ``out``: ``oracle.pt2`` (torch.export), ``oracle.onnx`` where the
     packages for it are installed, ``export.json`` (shapes, names, cell types, largest difference)
     and ``summary.json``.
@@ -358,9 +493,12 @@ def export(source: Path, *, model: str, out: Path, overwrite: bool = False) -> d
     Raises
     ------
     InputError, MissingError
-        As `mutagenesis`; if the oracle is no DeepSTARR network.
-    ModelError, OutputError
-        As `variants`; if an activity differs by more than 1e-4.
+        As `read_sequences`; if the oracle is no DeepSTARR network.
+    ModelError
+        If the model is damaged or of another family; if an activity differs by more than 1e-4.
+    OutputError
+        If ``out`` is not empty (unless ``overwrite`` and it holds an earlier export), or cannot be
+        written.
     """
     from seqfoundry.families.enhancer import serve  # PyTorch, which no other task needs
     from seqfoundry.families.enhancer.effects import explain
@@ -368,15 +506,15 @@ def export(source: Path, *, model: str, out: Path, overwrite: bool = False) -> d
     check_out(out, [source], mark="export.json", overwrite=overwrite)
     with models.fetch(model) as fetched:  # once, so that a moving alias cannot mix two
         oracle = open_fetched(model, fetched)
-        sequences = [row.sequence for row in islice(_asked(source, oracle.panel), _TRIED)]
+        sequences = [row.sequence for row in islice(read_sequences(source, oracle.panel), _TRIED)]
         if not sequences:
             raise InputError(f"{source}: must have at least one sequence, got none")
-        with models.model_folder(str(fetched)) as found:
-            network = serve.load(found)
+        with models.model_folder(str(fetched)) as own_folder:
+            network = serve.load(own_folder)
     try:
         codes = data.encode(sequences, network.config)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    with files.folder_written_whole(out, replace=overwrite) as folder:
-        made = explain.export(network, folder, codes)
-        return _finish(folder, oracle, {"task": "export", **made})
+    with files.atomic_folder(out, replace=overwrite) as folder:
+        exported = explain.export(network, folder, codes)
+        return _write_summary(folder, oracle, {"task": "export", **exported})

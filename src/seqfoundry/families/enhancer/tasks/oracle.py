@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pandas as pd
 import seqfoundry
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.engine.local import Progress
-from seqfoundry.families.enhancer.scores.predictions import Outputs, Panel
+from seqfoundry.families.enhancer.scores.predictions import OracleOutputs, OracleStatistics
 from seqfoundry.registry import models
+from seqfoundry.registry.portable_model import Portable
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +30,13 @@ _PACKAGES = ("numpy", "torch")  # whose versions may change a digit
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """A loaded oracle.
+class LoadedOracle:
+    """An oracle.
 
-    ``panel`` is the family's `predictions.Panel`, ``meta`` tells in results which oracle it was.
+    ``panel`` is the family's `predictions.OracleStatistics`, ``meta`` tells in results which oracle it was.
     """
 
-    loaded: models.Loaded
+    loaded: models.Loaded | Portable
     panel: Any
     meta: dict[str, Any]
 
@@ -77,14 +79,21 @@ class Oracle:
         return made.assign(locus=list(ids or ())) if needs_locus else made
 
     def read(
-        self, sequences: Sequence[str], *, where: str, embed: bool = False, ids: Sequence[str] | None = None
-    ) -> Any:  # fmt: skip
-        """Predict sequences in batches, equal ones once.
-
-        The family's `predictions.Outputs`, in the order given.
+        self,
+        sequences: Sequence[str],
+        *,
+        where: str,
+        embed: bool = False,
+        ids: Sequence[str] | None = None,
+    ) -> Any:
+        """Predict sequences in batches, equal ones once, and show progress.
 
         ``ids`` of the sequences say where they are from, if the model reads the genome. Sequences
         that are too long are cut by the model, and a warning is logged.
+
+        Returns
+        -------
+        Activities and, with ``embed``, embeddings in the order given.
 
         Raises
         ------
@@ -92,31 +101,45 @@ class Oracle:
             If the model refuses a sequence; the message begins with ``where``.
         """
         self.warn_of_cut(where, self.n_cut(sequences), len(sequences))
-        whole = self.frame(sequences, ids)
-        chosen = whole.groupby(list(whole.columns), sort=False).ngroup().to_numpy()
-        distinct, columns = whole.drop_duplicates(ignore_index=True), list(self.panel.cell_types)
-        activities, embeddings = [np.empty((0, len(columns)))], []
         with Progress("sequences") as bar:
-            for first in range(0, len(distinct), BATCH):
-                frame = distinct.iloc[first : first + BATCH].reset_index(drop=True)
-                try:
-                    answer = self.loaded.predict(
-                        frame.assign(also="embedding") if embed else frame
-                    )
-                except InputError as error:
-                    raise InputError(f"{where}: {error}") from None
-                activities.append(answer[columns].to_numpy(dtype=np.float64))
-                if embed:
-                    embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
-                bar.add(len(frame))
-        made = (
-            np.concatenate(activities)[chosen],
-            np.concatenate(embeddings)[chosen] if embeddings else None,
+            return self.predict(sequences, where=where, embed=embed, ids=ids, bar=bar)
+
+    def predict(
+        self,
+        sequences: Sequence[str],
+        *,
+        where: str,
+        embed: bool = False,
+        ids: Sequence[str] | None = None,
+        bar: Progress | None = None,
+    ) -> Any:
+        """Predict sequences in batches, equal ones once; parameters and errors as of `read`."""
+        frame = self.frame(sequences, ids)
+        kind = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy()
+        distinct = frame.drop_duplicates(ignore_index=True)
+        columns = list(self.panel.cell_types)
+        activities = [np.empty((0, len(columns)))]
+        embeddings: list[Any] = []
+        for first in range(0, len(distinct), BATCH):
+            batch = distinct.iloc[first : first + BATCH].reset_index(drop=True)
+            if embed:
+                batch = batch.assign(also="embedding")
+            try:
+                answer = self.loaded.predict(batch)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            activities.append(answer[columns].to_numpy(dtype=np.float64))
+            if embed:
+                embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
+            if bar is not None:
+                bar.add(len(batch))
+        return OracleOutputs(
+            np.concatenate(activities)[kind],
+            np.concatenate(embeddings)[kind] if embeddings else None,
         )
-        return Outputs(*made)
 
 
-def open_oracle(reference: str) -> Oracle:
+def open_oracle(reference: str) -> LoadedOracle:
     """Load an oracle by folder, ``models:/`` URI or run id, once, so that a moving alias cannot mix two.
 
     Raises
@@ -130,35 +153,53 @@ def open_oracle(reference: str) -> Oracle:
         return open_fetched(reference, fetched)
 
 
-def open_fetched(reference: str, fetched: Path) -> Oracle:
+def open_fetched(reference: str, fetched: Path) -> LoadedOracle:
     """Load an oracle as `open_oracle` does, from what was fetched under ``reference``."""
     loaded = replace(models.load(FAMILY, str(fetched)), reference=reference)
     with models.model_folder(str(fetched)) as folder:
-        digest = _sha256(folder / "oracle.pt")
-    served = loaded.served
+        return _describe(loaded, folder)
+
+
+@lru_cache(maxsize=1)
+def oracle_of(model: Portable) -> LoadedOracle:
+    """Describe the oracle of a job, in each process once; nothing is loaded.
+
+    Raises
+    ------
+    ModelError
+        If it is damaged, or does not tell what is known of its predictions.
+    """
+    return _describe(model, model.model_folder)
+
+
+def _describe(model: models.Loaded | Portable, folder: Path) -> LoadedOracle:
+    """Tell what is known of an oracle, whose own files are in ``folder``."""
+    digest = _sha256(folder / "oracle.pt")
+    served = model.served
     try:
-        known = {**served["panel"], "cell_types": tuple(served["panel"]["cell_types"])}
-        panel = Panel(**known)
-        kind, seq_len = served["oracle"], served["seq_len"]
+        statistics = {
+            **served["panel"],
+            "cell_types": tuple(served["panel"]["cell_types"]),
+        }
+        panel = OracleStatistics(**statistics)
+        kind = served["oracle"]
+        seq_len = served["seq_len"]
     except (LookupError, TypeError, InputError) as error:
         raise ModelError(
-            f"{reference}: served.json must have panel, oracle and seq_len, got: {error}"
+            f"{model.reference}: served.json must have panel, oracle and seq_len, got: {error}"
         ) from None
-    return Oracle(
-        loaded,
-        panel,
-        {
-            "oracle": reference,
-            "registered_name": served["registered_name"],
-            "oracle_sha256": digest,
-            "oracle_type": kind,
-            "seq_len": seq_len,
-            "versions": {
-                "seqfoundry": seqfoundry.__version__,
-                **{name: version(name) for name in _PACKAGES},
-            },
+    meta = {
+        "oracle": model.reference,
+        "registered_name": served["registered_name"],
+        "oracle_sha256": digest,
+        "oracle_type": kind,
+        "seq_len": seq_len,
+        "versions": {
+            "seqfoundry": seqfoundry.__version__,
+            **{name: version(name) for name in _PACKAGES},
         },
-    )
+    }
+    return LoadedOracle(model, panel, meta)
 
 
 def _sha256(path: Path) -> str:

@@ -397,7 +397,7 @@ def _marginal_reads(
 
 
 @compiled
-def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
+def _gradient_reads(
     first: int,
     last: int,
     logits: Array,

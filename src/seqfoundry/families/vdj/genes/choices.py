@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from seqfoundry.core.dna import encode, reverse_complement_text
 from seqfoundry.core.errors import OutputError
-from seqfoundry.core.files.atomic import written_whole
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.core.files.atomic import atomic_write
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 
 P_NUCLEOTIDES = 2
 LEFT_SIDES = ("v", "d3")
@@ -35,12 +35,12 @@ MARGIN = 80  # empty columns beyond the longest gene: no index of a trim, motif 
 NONE_LEFT, NONE_RIGHT = 4, 5  # codes of no nucleotide, unequal so that nothing matches there
 
 
-def oriented(gene: Gene, side: str) -> str:
+def oriented(gene: GermlineGene, side: str) -> str:
     """Sequence of the strand that is trimmed at its 3' end, written 5' to 3'."""
     return gene.sequence if side in LEFT_SIDES else reverse_complement_text(gene.sequence)
 
 
-def end_codes(genes: Sequence[Gene], side: str) -> NDArray[np.int8]:
+def end_codes(genes: Sequence[GermlineGene], side: str) -> NDArray[np.int8]:
     """Codes of the oriented genes with P-nucleotides, backwards.
 
     Column q is nucleotide ``len(gene) + 1 - q``.
@@ -111,8 +111,8 @@ class Choices:
     """
 
     sides: tuple[str, ...]
-    left: tuple[Gene, ...]
-    right: tuple[Gene, ...]
+    left: tuple[GermlineGene, ...]
+    right: tuple[GermlineGene, ...]
     trims: Integers
     allowed_left: NDArray[np.bool_]
     allowed_right: NDArray[np.bool_]
@@ -174,7 +174,7 @@ def build(
     return replace(made, feasible=masks[0], nonproductive=masks[1], stopped=masks[2])
 
 
-def _lengths(genes: Sequence[Gene]) -> Integers:
+def _lengths(genes: Sequence[GermlineGene]) -> Integers:
     return np.array([len(gene.sequence) for gene in genes], dtype=np.int64)
 
 
@@ -199,7 +199,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> tuple[Masks, Masks, Masks] | No
 def _write(path: Path, masks: tuple[Masks, ...]) -> None:
     """Keep the masks; a folder that cannot be written costs time, not the work."""
     try:
-        with written_whole(path) as temporary, temporary.open("wb") as stream:
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **dict(zip(_MASKS, masks, strict=True)))
     except OutputError as error:
         logger.warning("%s", error)
@@ -378,7 +378,7 @@ def _frames(
     return found
 
 
-def _anchors(genes: Sequence[Gene]) -> Integers:
+def _anchors(genes: Sequence[GermlineGene]) -> Integers:
     """List the starts of the anchor codons; where unknown, one that every cut loses."""
     lost = [len(gene.sequence) if gene.segment == "V" else -P_NUCLEOTIDES - 1 for gene in genes]
     return np.array(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 
 Floats = NDArray[np.float64]
 _NAMES = (  # of coefficients of several parts
@@ -272,7 +272,7 @@ def split_names(frame: pd.DataFrame) -> pd.DataFrame:
 def write_fit(path: Path, fit: Fit, scale: Floats) -> dict[str, Any]:
     """Write the arrays of a fit, its covariance and the divisors of its variables, and return all else of it."""
     arrays: dict[str, Any] = {"theta": fit.theta, "hessian": fit.hessian}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(
             temporary, **arrays, scale=scale, covariance=covariance(fit.hessian, fit.total)[0]
         )

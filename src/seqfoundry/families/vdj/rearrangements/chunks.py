@@ -34,7 +34,7 @@ class Rejected:
         self.examples.setdefault(reason, example)
 
 
-def commonest(rejected: Rejected) -> str:
+def most_common_reasons(rejected: Rejected) -> str:
     """Write the five commonest reasons, such as ``12 x negative count; 3 x no J gene``."""
     ordered = sorted(rejected.counts.items(), key=lambda item: (-item[1], item[0]))
     more = [f"{len(ordered) - 5} more reasons"] if len(ordered) > 5 else []
@@ -42,7 +42,7 @@ def commonest(rejected: Rejected) -> str:
 
 
 @dataclass(slots=True)
-class Chunk:
+class RawRows:
     """Rows of one form on their way to the normal one; ``keep`` says which are still good."""
 
     raw: pd.DataFrame
@@ -62,7 +62,7 @@ class Chunk:
     @classmethod
     def of(
         cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int
-    ) -> "Chunk":
+    ) -> "RawRows":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
         raw = raw.reset_index(drop=True)
         known = next(

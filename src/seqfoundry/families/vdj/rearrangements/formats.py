@@ -18,8 +18,8 @@ from seqfoundry.families.vdj.genes.choices import LEFT_SIDES
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 from seqfoundry.families.vdj.rearrangements.chunks import (
     SIDES,
-    Chunk,
     Numbers,
+    RawRows,
     junctions,
     ligation_column,
     sides_of,
@@ -67,7 +67,7 @@ def form_of(path: Path, header: list[str], germline: Germline, form: str | None)
     return form
 
 
-def _truth(chunk: Chunk, column: str, true: set[str], false: set[str]) -> Numbers:
+def _truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
     """Read the words of a column as 1 and 0; NaN where neither."""
     codes, words = chunk.factors(column)
     return np.array(
@@ -92,7 +92,7 @@ def _cut_out(texts: pd.Series, start: Numbers, size: Numbers) -> pd.Series:
     )
 
 
-def _read_airr(chunk: Chunk) -> None:
+def _read_airr(chunk: RawRows) -> None:
     """AIRR counts from 1, ends included, in the ungapped gene.
 
     Where positions are missing, the CIGARs give them.
@@ -134,7 +134,7 @@ def _read_airr(chunk: Chunk) -> None:
     chunk.made["productive"] = _airr_productivity(chunk)
 
 
-def _airr_productivity(chunk: Chunk) -> Numbers:
+def _airr_productivity(chunk: RawRows) -> Numbers:
     """Say what ``productive`` says.
 
     Else frame and stop codons as given, else those of the junction.
@@ -150,7 +150,7 @@ def _airr_productivity(chunk: Chunk) -> Numbers:
     return np.where(np.isnan(given), found, given)
 
 
-def _positions(chunk: Chunk, segment: str) -> list[Numbers]:
+def _positions(chunk: RawRows, segment: str) -> list[Numbers]:
     """Find where gene and read are aligned (start, end in the gene.
 
     In the read), from columns or else CIGARs.
@@ -182,7 +182,7 @@ def _positions(chunk: Chunk, segment: str) -> list[Numbers]:
     return found
 
 
-def _read_immunoseq(chunk: Chunk) -> None:
+def _read_immunoseq(chunk: RawRows) -> None:
     """Insert sizes n1 and n2 are V-D and D-J; ``no data`` is 0; a count of -1 is none."""
     chunk.raw = chunk.raw.astype("str").replace("no data", "0")
     found, kinds = junctions(chunk.germline), chunk.text("rearrangement_type")
@@ -207,7 +207,7 @@ def _read_immunoseq(chunk: Chunk) -> None:
     chunk.made["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
 
 
-def _drop_long(chunk: Chunk, adaptive: Any) -> None:
+def _drop_long(chunk: RawRows, adaptive: Any) -> None:
     wrong = (
         adaptive
         & (chunk.germline.locus == "TRA")
@@ -216,7 +216,7 @@ def _drop_long(chunk: Chunk, adaptive: Any) -> None:
     chunk.drop(wrong, f"vj_insert above {MOST_INSERTED} (immunoSEQ)")
 
 
-def _read_igor(chunk: Chunk) -> None:
+def _read_igor(chunk: RawRows) -> None:
     """Trims as they are, or with P-nucleotides in columns of their own.
 
     Reads without a count column count 1.
@@ -256,7 +256,7 @@ def _read_igor(chunk: Chunk) -> None:
     chunk.made["productive"] = _truth(chunk, "productive", true, false)
 
 
-def _read_parsimony(chunk: Chunk) -> None:
+def _read_parsimony(chunk: RawRows) -> None:
     """Find the insert in the CDR3, behind what is left of the V gene from its anchor on."""
     _read_igor(chunk)
     ends = [
@@ -269,7 +269,7 @@ def _read_parsimony(chunk: Chunk) -> None:
 
 # of each form: columns that it is known by; more that every table must have, with vj and with D
 # genes; its reader
-FORMS: dict[str, tuple[str, str, str, str, Callable[[Chunk], None]]] = {
+FORMS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
     "airr": ("v_call j_call", "v_germline_end|v_cigar j_germline_start|j_cigar", "",
              "d_call d_germline_start|d_cigar d_germline_end|d_cigar", _read_airr),
     "immunoseq": ("v_resolved j_resolved v_deletions j_deletions", "n1_insertions frame_type " "templates|frequency", "",

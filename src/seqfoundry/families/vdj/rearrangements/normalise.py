@@ -6,7 +6,7 @@ import pandas as pd
 from seqfoundry.families.vdj.genes.choices import LEFT_SIDES, end_codes
 from seqfoundry.families.vdj.rearrangements.chunks import (
     SIDES,
-    Chunk,
+    RawRows,
     junctions,
     ligation_column,
     normal_columns,
@@ -25,7 +25,7 @@ _CLASHES = {
 }
 
 
-def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
+def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
     """Bring rows of a form into ``id``, the normal form and ``count``, without those that cannot be.
 
     A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
@@ -70,7 +70,7 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
     return frame.astype(types).reset_index(drop=True)
 
 
-def _recover_palindromes(chunk: Chunk, junction: str) -> None:
+def _recover_palindromes(chunk: RawRows, junction: str) -> None:
     """Give inserted nucleotides that continue the hairpin of an untrimmed gene back to it, as negative trims.
 
     Only where the insert is known and neither end is negative already; where both ends claim a

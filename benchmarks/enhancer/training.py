@@ -2,7 +2,7 @@
 
 Ours against the mission's loop, on the same random rows.
 
-    python benchmarks/enhancer_training.py [rounds] [threads]
+    python benchmarks/enhancer/training.py [rounds] [threads]
 
 The mission's loop, written anew, parses each row and writes its one-hot columns base by base,
 whenever it is read, and trains plain layers in float32 with AdamW as it comes. Ours keeps codes in
@@ -31,9 +31,9 @@ from seqfoundry.core.settings.config import build as build_config
 from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import encode
-from seqfoundry.families.enhancer.model import Training, build, predict
+from seqfoundry.families.enhancer.model import NetworkTraining, build, predict
 
-PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
+PARAMS = Path(__file__).parents[2] / "params" / "enhancer"
 STEPS, BASES = 4, 500  # steps of a round
 VARIANTS = [
     (engine, precision)
@@ -84,7 +84,10 @@ def mission(lines: list[str], config: Config) -> tuple[Callable[[], None], Calla
 def ours(
     sequences: list[str], activities: Any, config: Config
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    training, codes = Training.start(config, activities, device="cpu"), encode(sequences, config)
+    training, codes = (
+        NetworkTraining.start(config, activities, device="cpu"),
+        encode(sequences, config),
+    )
 
     def train() -> None:
         training.model.train()

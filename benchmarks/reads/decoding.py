@@ -2,7 +2,7 @@
 
 Under the protocol's grammar against the plain best path, same reads.
 
-    python benchmarks/decoding.py build/reads/train data/reads
+    python benchmarks/reads/decoding.py build/reads/train data/reads
 
 Prints two JSON lines: seconds per batch of test reads (ratio = plain / grammar: above 1 the
 grammar is faster), and what either way finds: valid reads recognised, others taken for valid,
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from seqfoundry.families.reads import metrics, serve
-from seqfoundry.families.reads.data import padded_codes, plan, read_reads
+from seqfoundry.families.reads.data import length_buckets, padded_codes, read_reads
 from seqfoundry.families.reads.labelling.crf import viterbi
 from seqfoundry.families.reads.labelling.structure import parse
 
@@ -31,7 +31,9 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/reads/train")
     model = serve.load(folder / "model" if (folder / "model").is_dir() else folder)
     truth = read_reads(Path(sys.argv[2] if len(sys.argv) > 2 else "data/reads"), "test")
-    reads = plan(np.diff(truth.offsets), np.arange(len(truth)), tokens=TOKENS, generator=None)[1]
+    reads = length_buckets(
+        np.diff(truth.offsets), np.arange(len(truth)), tokens=TOKENS, generator=None
+    )[1]
     codes, lengths = padded_codes(truth.bases, truth.offsets, reads)
     logits, crf = np.asarray(model.logits(codes)), model.network.crf()
     ways = {

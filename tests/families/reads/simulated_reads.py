@@ -1,23 +1,5 @@
-"""Rate of `annotate`.
+"""Simulated reads, and what a model without faults would answer to them."""
 
-FASTQ in, Parquet and demultiplexed FASTQ out, one JSON line with a model and one without.
-
-Reads of one molecule, about 450 bases, half of them reverse, with barcodes of a list of 200 cells.
-What is written is always the true answer, a molecule for every read, so the work does not depend
-on how good the model is: `annotate/without_model` has it ready, which is the share of Python,
-compression and files, and `annotate/whole` lets the model answer too. The baseline of `whole` is
-`without_model`, and `ratio` tells how many times longer the whole takes; the first line has
-neither. `annotate/labels` is the model's part, scores and their decoding; its baseline parses
-every read, as where no path of the label chain were legal. Plots are a fixed share of less than
-two seconds. Argument: a model folder (default build/reads/train)."""
-
-import json
-import os
-import platform
-import statistics
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +8,22 @@ import pandas as pd
 
 from seqfoundry.core.dna import decode
 from seqfoundry.core.settings.config import build_plain, read_yaml
-from seqfoundry.families.reads import serve
-from seqfoundry.families.reads.annotate import annotate
 from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.data import Reads, collapse
-from seqfoundry.families.reads.labelling.structure import Grammar, architectures
+from seqfoundry.families.reads.labelling.structure import ReadGrammar, architectures
 from seqfoundry.families.reads.protocol.molecules import Sources
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
-from seqfoundry.families.reads.simulate import Truth, draw_example
+from seqfoundry.families.reads.simulate import ReadTruth, draw_example
 from seqfoundry.registry import models
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
+
+
 PARAMS = ROOT / "params" / "reads"
+
+
+N_CELLS = 200
 PROTOCOL = read_protocol(PARAMS / "seq_orders.yaml", "10x3p_sc_ont_016")
-N_READS, N_CELLS, REPEATS, SEED = 16_384, 200, 3, 1
-MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def settings(**changes: Any) -> SimulateConfig:
@@ -56,7 +39,7 @@ def simulated(
     seed: int,
     protocol: Protocol = PROTOCOL,
     **changes: Any,
-) -> tuple[Reads, list[Truth], list[str]]:
+) -> tuple[Reads, list[ReadTruth], list[str]]:
     """Reads of the named assessment structures, what they are, and the list of cells (one barcode)."""
     generator = np.random.default_rng(seed)
     cells = np.unique(generator.integers(0, 4, (N_CELLS, 16), dtype=np.uint8), axis=0)
@@ -71,7 +54,7 @@ def simulated(
 def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     """Answer as a model would that is always right and sure."""
     runs = collapse(reads.labels, reads.offsets)
-    found = architectures(runs, reads.bases, reads.offsets, Grammar(protocol, 1.0, 0))
+    found = architectures(runs, reads.bases, reads.offsets, ReadGrammar(protocol, 1.0, 0))
     segments, fragments = [], []
     for read, one in enumerate(found):
         own = runs.of(read)
@@ -147,73 +130,3 @@ def write_fastq(reads: Reads, path: Path, *, seed: int) -> list[tuple[str, str, 
     forms = "@{}\n{}\n+\n{}\n" if path.name.endswith("q") else ">{}\n{}\n"
     path.write_text("".join(forms.format(*record) for record in records))
     return records
-
-
-def timed(source: Path, cells: Path, model: str, folder: Path) -> float:
-    start = time.perf_counter()
-    annotate("reads", source, model=model, out=folder / "out", whitelist=cells, overwrite=True)
-    return time.perf_counter() - start
-
-
-def line(name: str, seconds: list[float], baseline: float | None) -> str:
-    median = statistics.median(seconds)
-    result = {
-        "name": name,
-        "n": N_READS,
-        "unit": "seconds per read",
-        "median": median / N_READS,
-        "min": min(seconds) / N_READS,
-        "repeats": len(seconds),
-        "baseline": None if baseline is None else baseline / N_READS,
-        "ratio": None if baseline is None else median / baseline,
-        "machine": MACHINE,
-    }
-    return json.dumps(result)
-
-
-def timed_labels(model: serve.ReadModel, reads: Reads, *, parse_all: bool) -> float:
-    genuine = serve._is_legal
-    if parse_all:
-        serve._is_legal = lambda _graph, _labels, widths: np.zeros(len(widths), dtype=np.bool_)
-    try:
-        start = time.perf_counter()
-        serve.read_runs(model, reads.bases, reads.offsets)
-        return time.perf_counter() - start
-    finally:
-        serve._is_legal = genuine
-
-
-def main(model: str) -> None:
-    reads, _, listed = simulated(N_READS // 2, ("single_fwd", "single_rev"), seed=SEED)
-    loaded = models.load("reads", model)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        source, cells = folder / "reads.fastq", folder / "cells.txt"
-        write_fastq(reads, source, seed=SEED)
-        cells.write_text("\n".join(listed) + "\n")
-        answers = truth_answer(reads)
-        ours: dict[str, list[float]] = {"without_model": [], "whole": []}
-        genuine = models.load
-        for repeat in range(REPEATS + 1):
-            for name, seconds in ours.items():
-                replay = Replay(answers, loaded if name == "whole" else None)
-                one = models.Loaded(replay, loaded.served, model)
-                # loading is no work
-                models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]
-                took = timed(source, cells, model, folder)
-                if repeat:  # the first one compiles
-                    seconds.append(took)
-        models.load = genuine
-    with models.model_folder(model) as folder:
-        network = serve.load(folder)
-    quick = [timed_labels(network, reads, parse_all=False) for _ in range(REPEATS)]
-    parsed = [timed_labels(network, reads, parse_all=True) for _ in range(REPEATS)]
-    print(line("annotate/labels", quick, statistics.median(parsed)), flush=True)
-    print(line("annotate/without_model", ours["without_model"], None), flush=True)
-    print(
-        line("annotate/whole", ours["whole"], statistics.median(ours["without_model"])), flush=True
-    )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "build" / "reads" / "train"))

@@ -1,6 +1,6 @@
 """Fits of the three vdj models on simulated counts of artificial genes, and the latent one in the reference's layout.
 
-    python benchmarks/fit_vdj.py [--quick]
+    python benchmarks/vdj/fit.py [--quick]
 
 Prints JSON lines; times in seconds. ``process`` lines: a fresh process from its first import to
 the end of the fit, compilation included, from counts and option tables on disk. The others:
@@ -26,19 +26,19 @@ START = time.perf_counter()
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
-from seqfoundry.families.vdj.config import (
+from seqfoundry.families.vdj.config import (  # noqa: E402
     Annotation,
     FitConfig,
     ModelType,
     ParamGroup,
     Specification,
-)  # noqa: E402
+)
 from seqfoundry.families.vdj.genes import choices as ways  # noqa: E402
 from seqfoundry.families.vdj.genes.choices import Choices  # noqa: E402
 
 FULL = ("motif", "5end_base_count", "3end_base_count")
 KINDS = ("trimming", "twostep", "twostep-em")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = FitConfig(
     method="direct",
     optimizer="newton",

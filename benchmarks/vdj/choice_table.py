@@ -2,7 +2,7 @@
 
 Arrays against rows.
 
-    python benchmarks/choice_table.py
+    python benchmarks/vdj/choice_table.py
 
 Prints two JSON lines, seconds for the whole table: `choice table` finds the options (no cache) and
 writes out all columns. Its baseline goes through a few pairs row by row with strings, as scripts
@@ -25,7 +25,7 @@ from seqfoundry.families.vdj.config import Annotation, ModelType, ParamGroup, Sp
 from seqfoundry.families.vdj.features import PROPORTIONS, choice_table, design
 from seqfoundry.families.vdj.genes.artificial import artificial
 from seqfoundry.families.vdj.genes.choices import Choices, build
-from seqfoundry.families.vdj.genes.germline import Gene
+from seqfoundry.families.vdj.genes.germline import GermlineGene
 
 N_V, N_J, N_NAIVE, REPEATS = 46, 54, 4, 5
 LEFT, RIGHT = 1, 2
@@ -97,7 +97,7 @@ def joint_row(left: str, right: str, t: int, u: int) -> dict[str, Any]:
     return row
 
 
-def frame(v: Gene, j: Gene, sequence: str) -> tuple[str, bool]:
+def frame(v: GermlineGene, j: GermlineGene, sequence: str) -> tuple[str, bool]:
     """Whether a joined sequence is in frame, and then has a stop codon."""
     first, last = v.anchor or 0, len(sequence) - len(j.sequence) + (j.anchor or 0)
     whole = sequence.startswith(v.sequence[: first + 3]) and sequence.endswith(
@@ -108,7 +108,7 @@ def frame(v: Gene, j: Gene, sequence: str) -> tuple[str, bool]:
     return "In", any(sequence[i : i + 3] in STOPS for i in range(first, last + 3, 3))
 
 
-def naive(v: Gene, j: Gene) -> Iterator[dict[str, Any]]:
+def naive(v: GermlineGene, j: GermlineGene) -> Iterator[dict[str, Any]]:
     """Rows of one pair."""
     left = v.sequence + reverse_complement_text(v.sequence)[:2]
     right = reverse_complement_text(j.sequence[:2]) + j.sequence

@@ -34,11 +34,11 @@ from seqfoundry.families.copynumber.calling.plasmids import (
 )
 from seqfoundry.families.copynumber.calling.segments import call
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene, read_panel
+from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval, read_gene_list
 
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 5_000, 50, 5, 1
 BINS = Bins.tiling("NC_016845.1", 5_333_942, 1000)
-PARAMS = Path(__file__).parents[1] / "params" / "copynumber" / "full.yaml"
+PARAMS = Path(__file__).parents[2] / "params" / "copynumber" / "full.yaml"
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -61,7 +61,7 @@ def loop_genes(
     ratio: NDArray[Any],
     tables: Callable[[str], Any],
     samples: list[str],
-    genes: list[Gene],
+    genes: list[GeneInterval],
     settings: Config,
 ) -> Any:
     rows = []
@@ -134,7 +134,7 @@ def main() -> None:
     counts, expected = draw(SAMPLES, generator)
     segments = call(counts, expected, BINS, settings)
     genes, rules = (
-        list(read_panel(Path(settings.chrom_gene_coords_path))[0]),
+        list(read_gene_list(Path(settings.chrom_gene_coords_path))[0]),
         PlasmidRules.of(settings),
     )
     samples = [f"SIM{i:06d}" for i in range(SAMPLES)]

@@ -27,7 +27,7 @@ from seqfoundry.families.enhancer.first_block import (
     moments,
     one_hot,
 )
-from seqfoundry.families.enhancer.model import DeepStarr, Training, build, predict
+from seqfoundry.families.enhancer.model import DeepStarr, NetworkTraining, build, predict
 
 FULL = Path(__file__).parents[3] / "params" / "enhancer" / "full.yaml"
 FAST = ("fold", "compiled")
@@ -283,7 +283,7 @@ def batch_of(seed: int) -> tuple[Any, Any]:
 
 
 def losses(config: Config, steps: int) -> list[float]:
-    training = Training.start(config, batch_of(0)[1], device="cpu")
+    training = NetworkTraining.start(config, batch_of(0)[1], device="cpu")
     training.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -301,9 +301,11 @@ def test_losses_of_the_first_steps_are_equal() -> None:
 
 
 def test_every_step_from_equal_weights_has_the_same_loss() -> None:
-    plainly = Training.start(config_of(engine="eager", dropout=0.0), batch_of(0)[1], device="cpu")
+    plainly = NetworkTraining.start(
+        config_of(engine="eager", dropout=0.0), batch_of(0)[1], device="cpu"
+    )
     others = [
-        Training.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1], device="cpu")
+        NetworkTraining.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1], device="cpu")
         for engine in FAST
     ]
     for training in (plainly, *others):
@@ -319,7 +321,7 @@ def test_every_step_from_equal_weights_has_the_same_loss() -> None:
 def test_a_process_that_has_predicted_can_train() -> None:
     stem._words.cache_clear()
     predict(build(config_of(engine="compiled")), letters(30, 4, 512).numpy())
-    training = Training.start(config_of(engine="compiled"), batch_of(0)[1], device="cpu")
+    training = NetworkTraining.start(config_of(engine="compiled"), batch_of(0)[1], device="cpu")
 
     assert np.isfinite(training.step(*batch_of(0))[0])
 

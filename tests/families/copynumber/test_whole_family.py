@@ -48,7 +48,7 @@ def settings(overrides: str = "", path: Path = PARAMS / "smoke.yaml") -> Config:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated cohort."""
     folder = tmp_path_factory.mktemp("cn") / "data"
-    with files.folder_written_whole(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         find_family("copynumber").module("simulate").simulate(settings(), temporary)
     return folder
 

@@ -37,7 +37,7 @@ from seqfoundry.families.copynumber.depth.bins import Bins
 SAMPLES, SLOW_SAMPLES, REPEATS, SEED = 512, 16, 7, 1
 STORES = (5_000, 20_000)
 BINS = Bins.tiling("chromosome", 5_333_942, 1000)
-PARAMS = Path(__file__).parents[1] / "params" / "copynumber" / "full.yaml"
+PARAMS = Path(__file__).parents[2] / "params" / "copynumber" / "full.yaml"
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 TASK = 16  # samples
 

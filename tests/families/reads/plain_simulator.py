@@ -1,27 +1,20 @@
-"""Time of drawing labelled reads, against a plain loop over bases that does the same.
+"""The simulator as a plain loop over bases, to compare with."""
 
-``plain_reads`` is an independent implementation, one base at a time with the standard library; the
-tests compare the two. Run: ``PYTHONPATH=src python benchmarks/simulate_reads.py``"""
-
-import json
-import platform
 import random
-import statistics
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from seqfoundry.families.reads.config import SimulateConfig
-from seqfoundry.families.reads.protocol.seq_orders import Protocol, Structure, read_protocol
-from seqfoundry.families.reads.simulate import draw
+from seqfoundry.families.reads.protocol.seq_orders import Protocol, Structure
 
-REPEATS = 5
-MOLECULES, MOLECULES_PLAIN = 20_000, 400
-PROTOCOLS = Path(__file__).parents[1] / "params" / "reads" / "seq_orders.yaml"
+PROTOCOLS = Path(__file__).parents[3] / "params" / "reads" / "seq_orders.yaml"
+
+
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
+
+
 TURN = {"fwd": (False, False), "rev": (True, True), "reverse": (True, False)}
+
+
 SETTINGS = SimulateConfig(
     train_reads=1,
     valid_reads=1,
@@ -49,6 +42,7 @@ SETTINGS = SimulateConfig(
     rc=True,
     transcriptome="",
 )
+
 
 Labelled = list[tuple[str, str]]  # (base, label) of every base
 
@@ -133,42 +127,3 @@ def plain_reads(
             mates.append([(COMPLEMENT[base], label) for base, label in reversed(molecule)])
         reads += [plain_errors(mate, tails, config, rng) for mate in mates]
     return reads
-
-
-def measure(name: str, config: SimulateConfig) -> dict[str, object]:
-    protocol = read_protocol(PROTOCOLS, "10x3p_sc_ont_016")
-    ours, plain, n_bases = [], [], 0
-    for repeat in range(REPEATS):
-        generator = np.random.Generator(np.random.PCG64(repeat))
-        start = time.perf_counter()
-        reads = draw(protocol, protocol.training_structures, MOLECULES, config, generator)
-        ours.append((time.perf_counter() - start) / reads.bases.size)
-        n_bases += reads.bases.size
-        start = time.perf_counter()
-        slow = plain_reads(protocol, MOLECULES_PLAIN, config, random.Random(repeat))
-        plain.append((time.perf_counter() - start) / sum(map(len, slow)))
-    median, baseline = statistics.median(ours), statistics.median(plain)
-    return {
-        "name": f"simulate_reads/{name}",
-        "n": n_bases // REPEATS,
-        "unit": "seconds per base",
-        "median": median,
-        "min": min(ours),
-        "repeats": REPEATS,
-        "baseline": baseline,
-        "ratio": baseline / median,
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy "
-        f"{np.__version__}, one core",
-    }
-
-
-def main() -> None:
-    print(json.dumps(measure("errors_everywhere", SETTINGS)), flush=True)
-    print(
-        json.dumps(measure("errors_outside_cdna", replace(SETTINGS, cdna_errors=False))),
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    main()

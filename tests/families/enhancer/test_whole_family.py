@@ -25,7 +25,11 @@ from seqfoundry.families.enhancer import evaluate as evaluation
 from seqfoundry.families.enhancer import serve, train
 from seqfoundry.families.enhancer.config import CELL_TYPES, Config
 from seqfoundry.families.enhancer.scores.agreement import mean_intervals, measure
-from seqfoundry.families.enhancer.scores.assessment import Assessment, interval, read_ceilings
+from seqfoundry.families.enhancer.scores.assessment import (
+    OracleAssessment,
+    interval,
+    read_ceilings,
+)
 from seqfoundry.families.enhancer.serve import load_oracle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -428,7 +432,7 @@ def test_evaluation_reports_against_the_ceiling(run: Path, data: Path, tmp_path:
 def test_figures_of_a_perfect_and_an_upside_down_oracle() -> None:
     measured = np.random.default_rng(1).normal(size=(200, 2)).astype(np.float32)
     predicted = np.stack([measured[:, 0], -measured[:, 1]], axis=1)
-    found = Assessment(("Ex", "In"), predicted, measured, [0.8, 0.5]).metrics("test")
+    found = OracleAssessment(("Ex", "In"), predicted, measured, [0.8, 0.5]).metrics("test")
     assert found["test.pearson.Ex"] == pytest.approx(1)
     assert found["test.pearson.In"] == pytest.approx(-1)
     assert found["test.pearson_mean_raw"] == pytest.approx(0, abs=1e-6)

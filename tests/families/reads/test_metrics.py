@@ -12,7 +12,7 @@ from sklearn.metrics import classification_report
 from seqfoundry.core.settings.config import read_yaml
 from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.data import Reads, collapse
-from seqfoundry.families.reads.labelling.structure import Grammar, architectures
+from seqfoundry.families.reads.labelling.structure import ReadGrammar, architectures
 from seqfoundry.families.reads.metrics import (
     DEFINITIONS,
     Quality,
@@ -28,7 +28,7 @@ from seqfoundry.families.reads.simulate import draw
 SHIPPED = Path(__file__).parents[3] / "params" / "reads" / "seq_orders.yaml"
 FULL = SHIPPED.with_name("full.yaml")
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
-GRAMMAR = Grammar(P3, 100.0, 0)  # adapters may be anything
+GRAMMAR = ReadGrammar(P3, 100.0, 0)  # adapters may be anything
 STRUCTURES = ["single", "concatenate", "hairpin"]
 SINGLE = [
     ("cDNA", 5),
@@ -339,7 +339,7 @@ def test_damaged_reads_are_ends_of_valid_reads(
         }
     )
     reads = draw(P3, P3.assessment_structures, 6, limits, np.random.default_rng(seed))
-    grammar, label = Grammar(P3, 0.34, 3), P3.labels.index(segment)
+    grammar, label = ReadGrammar(P3, 0.34, 3), P3.labels.index(segment)
     runs = collapse(reads.labels, reads.offsets)
     found = architectures(runs, reads.bases, reads.offsets, grammar)
     chosen = [read for read, one in enumerate(found) if one.is_valid]

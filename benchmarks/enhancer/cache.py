@@ -2,7 +2,7 @@
 
 Features looked up against features computed anew, on the same rows.
 
-    python benchmarks/enhancer_cache.py [rounds] [threads] [backbone ...]
+    python benchmarks/enhancer/cache.py [rounds] [threads] [backbone ...]
 
 Backbones: ``tiny-enformer`` and ``tiny-sei`` (the demonstration's, on 512 rows) and ``enformer``
 (published size with random weights, on 8 rows; one gigabyte of memory). An epoch is one pass of

@@ -2,7 +2,7 @@
 
 An epoch of ours against the reference's loop, on the same simulated samples.
 
-    python benchmarks/copynumber_training.py [data/copynumber/train/chromosome]
+    python benchmarks/copynumber/training.py [data/copynumber/train/chromosome]
 
 The reference's loop, written anew, reads counts row by row, normalises each sample again in every
 epoch, and trains its residual network on squared errors of all bins. Ours reads prepared batches,
@@ -31,10 +31,10 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.copynumber import losses
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.store import open_store
-from seqfoundry.families.copynumber.losses import Training
+from seqfoundry.families.copynumber.losses import NetworkTraining
 from seqfoundry.families.copynumber.model import ARCHITECTURES, build
 
-PARAMS = Path(__file__).parents[1] / "params" / "copynumber"
+PARAMS = Path(__file__).parents[2] / "params" / "copynumber"
 SAMPLES, REPEATS = 256, 2
 
 
@@ -78,7 +78,7 @@ def reference_epoch(counts: Any, config: Config) -> Callable[[], None]:
 class Ours:
     def __init__(self, counts: Any, config: Config, folder: Path) -> None:
         self.training, self.rows, self.number = (
-            Training.start(config, counts.shape[1]),
+            NetworkTraining.start(config, counts.shape[1]),
             np.arange(len(counts)),
             0,
         )

@@ -2,7 +2,7 @@
 
 Affected windows only, against whole passes of all mutants.
 
-    python benchmarks/enhancer_mutagenesis.py [rounds] [threads]
+    python benchmarks/enhancer/mutagenesis.py [rounds] [threads]
 
 The network of the mission, 500 bases in 512. ``naive`` reads all 1,500 mutants whole by the plain
 layers, ``whole`` by our fastest prediction, ``windows`` recomputes what a base reaches. Every
@@ -31,7 +31,7 @@ from seqfoundry.families.enhancer.data import Codes
 from seqfoundry.families.enhancer.effects import explain, mutations
 from seqfoundry.families.enhancer.model import DeepStarr, build, predict
 
-PARAMS = Path(__file__).parents[1] / "params" / "enhancer"
+PARAMS = Path(__file__).parents[2] / "params" / "enhancer"
 BASES = 500
 
 

@@ -139,7 +139,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import test_steps as tests
+import test_training_step as tests
 from seqfoundry.families.reads import model as networks, training_step as steps
 
 mirrored = steps.choose_devices("cpu", deterministic=False, mixed_precision=False)
