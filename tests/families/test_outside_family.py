@@ -1,4 +1,5 @@
-"""A fifth family, installed from a distribution of its own, goes the whole way without an edit here.
+"""A fifth family, installed from a distribution of its own, goes the whole way without an edit
+here.
 
 ``tests/outside_family`` is that distribution: its own parameters, a real (small) model, gates and
 a job.

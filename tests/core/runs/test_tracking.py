@@ -18,7 +18,8 @@ SRC = Path(__file__).resolve().parents[3] / "src"
 
 
 def spawn(code, *words, cwd, uri=None, **variables):
-    """Start a process of our code, with a store of its own or (no ``uri``) the one in its project."""
+    """Start a process of our code, with a store of its own or (no ``uri``) the one in its
+    project."""
     known = {
         key: value
         for key, value in os.environ.items()

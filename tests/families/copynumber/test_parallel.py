@@ -94,11 +94,14 @@ def in_processes(words: Sequence[str], size: int, **more: str) -> list[tuple[int
         }
     running = [
         subprocess.Popen(
-            words, env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            words,
+            env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     said = [process.communicate(timeout=120)[1] for process in running]
     return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
 
@@ -182,9 +185,14 @@ def test_shares_are_all_rows_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-              {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}],
-)  # fmt: skip
+    "words",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    ],
+)
 def test_half_an_environment_is_refused(
     words: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

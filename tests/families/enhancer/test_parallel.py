@@ -1,4 +1,5 @@
-"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers included."""
+"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers
+included."""
 
 import json
 import os
@@ -74,11 +75,14 @@ def in_processes(words: Sequence[str], size: int) -> None:
         }
     running = [
         subprocess.Popen(
-            words, env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            words,
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for process in running:
         text = process.communicate(timeout=120)[1]
         assert process.returncode == 0, text

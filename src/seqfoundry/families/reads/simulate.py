@@ -92,7 +92,7 @@ def draw_example(
     generator: np.random.Generator,
     sources: Sources,
 ) -> tuple[Reads, list[ReadTruth]]:
-    """Draw labelled reads as ``draw`` does, from the given sources, and tell what each molecule is.
+    """Draw labelled reads as ``draw`` does, from the given sources, and what each molecule is.
 
     Returns
     -------
