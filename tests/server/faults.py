@@ -110,7 +110,8 @@ def files(path=None):
     listed = opened.list_artifacts(run_id, path)
     return [name for one in listed for name in (files(one.path) if one.is_dir else [one.path])]
 steps = sorted({one.step for one in opened.get_metric_history(run_id, "train.loss")})
-print(json.dumps({"status": run.info.status, "metrics": run.data.metrics, "steps": steps, "files": files()}))
+answer = {"status": run.info.status, "metrics": run.data.metrics, "steps": steps, "files": files()}
+print(json.dumps(answer))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, run_id],

@@ -41,14 +41,17 @@ from seqfoundry.training.torch import Group
 torch.set_num_threads(1)
 folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
 for engine in ENGINES:
-    config = tests.config_of(**tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True)
+    config = tests.config_of(
+        **tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True
+    )
     rows = tests.rows_of(53, config)
     rows.activities[::3, 2:] = np.nan  # so that shares differ in what was measured
     training = Training.start(config, rows.activities, group=group)
     mine = group.share(15)
     counts = [int(np.isfinite(rows.activities[:15][part]).sum()) for part in (mine, slice(0, 15))]
     training.model.train()
-    codes, activities = (torch.tensor(values[:15][mine]) for values in (rows.codes, rows.activities))
+    codes = torch.tensor(rows.codes[:15][mine])
+    activities = torch.tensor(rows.activities[:15][mine])
     loss, n = squared_error(training.model(codes), activities)
     assert n == counts[0]
     (loss * (n / counts[1])).backward()
@@ -57,7 +60,8 @@ for engine in ENGINES:
     losses = [epoch(training, rows, np.arange(53), number) for number in range(2)]
     made = predict(training.model, rows.codes).activities
     state = {key: value.numpy() for key, value in training.model.state_dict().items()}
-    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses, counts=counts,
+    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses,
+             counts=counts,
              **{f"state {key}": value for key, value in state.items()},
              **{f"gradient {key}": value for key, value in gradients.items()})
 group.leave()

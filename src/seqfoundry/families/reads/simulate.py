@@ -96,8 +96,8 @@ def draw_example(
 
     Returns
     -------
-    Reads, and one ``ReadTruth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i +
-    1``.
+    Reads, and one ``ReadTruth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and
+    ``2 i + 1``.
     """
     layout = MoleculeLayout.build(protocol, structures)
     parts, truths = [], []

@@ -2,8 +2,8 @@
 
 A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with
 ``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.ActivityRows`), and
-``rows.parquet`` (``id`` and ``group`` of each row). It can be used only with the settings that decide how rows are
-encoded.
+``rows.parquet`` (``id`` and ``group`` of each row). It can be used only with the settings that
+decide how rows are encoded.
 """
 
 from collections.abc import Mapping, Sequence

@@ -33,8 +33,8 @@ _PACKAGES = ("numpy", "torch")  # whose versions may change a digit
 class LoadedOracle:
     """An oracle.
 
-    ``panel`` is the family's `predictions.OracleStatistics`; ``meta`` tells in results which oracle
-    it was.
+    ``panel`` is the family's `predictions.OracleStatistics`; ``meta`` tells in results which
+    oracle it was.
     """
 
     loaded: models.Loaded | Portable

@@ -2,8 +2,8 @@
 
 A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of
 these parts is an *element*; a ``MoleculeLayout`` lists the elements of every structure once, and
-drawing is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared, so the
-same stream gives the same molecules on every machine.
+drawing is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared,
+so the same stream gives the same molecules on every machine.
 """
 
 from collections.abc import Mapping
