@@ -230,7 +230,7 @@ def test_anothers_broken_off_run_is_theirs_to_end(
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()
     tags = {**provenance.process_tags(), "pid": "1", "pid.started": "0"}
-    stale = opened.create_run(tracking._experiment_id(opened), tags=tags).info.run_id
+    stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
     assert tracking.close_stale_runs(tracking.client()) == []
     servers.log_in(monkeypatch, "closed", "trainer")

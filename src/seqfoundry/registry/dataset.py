@@ -158,9 +158,7 @@ def check() -> dict[str, str]:
 
 
 def ensure(family: str, folder: Path | None) -> Path:
-    """Return the folder of a family's data, by default the project's own.
-
-    That is built if it is absent.
+    """Return the folder of a family's data: ``folder``, or the project's own, built if absent.
 
     Raises
     ------

@@ -572,9 +572,9 @@ def test_empty_and_missing_inputs(case: Case) -> None:
     case.source.write_text("")
     with pytest.raises(InputError, match="must hold at least one read, got an empty file"):
         case.annotate()
-    with pytest.raises(MissingError, match="reads must be a file or a folder of files"):
+    with pytest.raises(MissingError, match="must be a file or a folder, got nothing of that name"):
         case.annotate(source=case.source.with_name("none.fastq"))
-    with pytest.raises(MissingError, match="a list of barcodes must be a file"):
+    with pytest.raises(MissingError, match="must be a file or a folder, got nothing of that name"):
         case.annotate(whitelist=case.source.with_name("none.txt"))
     assert left_over(case.out.parent) == []
 
@@ -594,13 +594,8 @@ def test_lists_that_do_not_fit(case: Case, content: str, message: str) -> None:
     assert left_over(case.out.parent) == []
 
 
-def test_a_list_for_reads_without_barcodes_is_refused(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bulk = BENCH.served() | {"barcodes": [], "barcode_lengths": {}}
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(case.fake, bulk, model)
-    )
+def test_a_list_for_reads_without_barcodes_is_refused(case: Case) -> None:
+    case.write_model(case.model, barcodes=[], barcode_lengths={})
     with pytest.raises(InputError, match="whose reads have no barcode"):
         case.annotate()
     case.annotate(whitelist=None)
