@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.families.enhancer.tasks import activity, designs
@@ -28,7 +29,8 @@ ACTIVITIES = [[19, -1, -1], [-1, 29, -1], [-1, -1, -1], [-1, -1, 9]]
 
 
 def score(source: Path, model: str, out: Path, **more: Any) -> dict[str, Any]:
-    return activity.score(source, model=model, out=out, **more)
+    request = engine.Request(source, model, out, **more)
+    return engine.run(activity.ScoreActivity(), request)
 
 
 def table(out: Path) -> pd.DataFrame:
@@ -129,6 +131,7 @@ import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
+from seqfoundry import engine
 from seqfoundry.families.enhancer.tasks import activity
 from seqfoundry.core.family import find_family
 from seqfoundry.registry import models as store
@@ -142,7 +145,8 @@ def predict(frame):
 oracle.predict = predict
 store.load = lambda family, path: store.Loaded(oracle, store.read_served(pathlib.Path(path)), path)
 source, model, out = sys.argv[2:]
-activity.score(pathlib.Path(source), model=model, out=pathlib.Path(out))
+request = engine.Request(pathlib.Path(source), model, pathlib.Path(out))
+engine.run(activity.ScoreActivity(), request)
 """
 
 

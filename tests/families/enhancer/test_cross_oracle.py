@@ -10,8 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, OutputError
-from seqfoundry.families.enhancer.score import score
+from seqfoundry.families.enhancer import score as scores
+
+
+def score(
+    source: Path, *, model: str, out: Path, task: str, against: Any = (), **more: bool
+) -> dict[str, Any]:
+    return scores.score(engine.Request(source, model, out, **more), task, against)
+
 
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}

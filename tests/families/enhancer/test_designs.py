@@ -17,10 +17,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from seqfoundry import engine
 from seqfoundry.cli import main
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
-from seqfoundry.families.enhancer.score import score
+from seqfoundry.families.enhancer import score as scores
 from seqfoundry.families.enhancer.tasks import designs, oracle
+
+
+def score(
+    source: Path, *, model: str, out: Path, task: str, against: Any = (), **more: bool
+) -> dict[str, Any]:
+    return scores.score(engine.Request(source, model, out, **more), task, against)
+
 
 SCHEMAS = Path(__file__).with_name("schemas")
 CELLS = ("Ex", "In", "Mic")
