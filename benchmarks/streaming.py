@@ -144,7 +144,8 @@ def write_sequences(folder: Path, n: int) -> None:
 
 
 def write_rearrangements(folder: Path, n: int) -> None:
-    """Write a row for each simulated rearrangement that the model describes, shuffled, under names of their own."""
+    """Write a row for each simulated rearrangement that the model describes, shuffled, under
+    names of their own."""
     import numpy as np
     import pandas as pd
 

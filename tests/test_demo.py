@@ -228,12 +228,29 @@ def test_answers_come_from_a_version_and_not_from_an_alias(steps: Steps) -> None
     demo.run_all("demo")
 
     assert [words for words in steps.commands if words[0] in ("annotate", "score")] == [
-        ["annotate", "reads", "data/reads/example/reads.fastq", "--model", "models:/reads-model/1",
-         "--out", "build/reads/annotate",
-         "--whitelist", "data/reads/example/whitelist.tsv", "--overwrite"],
-        ["score", "vdj", "data/vdj/example/rearrangements.tsv", "--model", "models:/vdj-model/1",
-         "--out", "build/vdj/score", "--overwrite"],
-    ]  # fmt: skip
+        [
+            "annotate",
+            "reads",
+            "data/reads/example/reads.fastq",
+            "--model",
+            "models:/reads-model/1",
+            "--out",
+            "build/reads/annotate",
+            "--whitelist",
+            "data/reads/example/whitelist.tsv",
+            "--overwrite",
+        ],
+        [
+            "score",
+            "vdj",
+            "data/vdj/example/rearrangements.tsv",
+            "--model",
+            "models:/vdj-model/1",
+            "--out",
+            "build/vdj/score",
+            "--overwrite",
+        ],
+    ]
 
 
 def test_the_second_time_nothing_is_published(done: Steps) -> None:

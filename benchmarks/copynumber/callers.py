@@ -43,7 +43,8 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def draw(n: int, generator: np.random.Generator) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Counts around a gradient with ten absent islands and three events, one of them at blaSHV in some."""
+    """Counts around a gradient with ten absent islands and three events, one of them at blaSHV
+    in some."""
     place = np.arange(len(BINS)) / len(BINS)
     expected = 300 * 2 ** (
         generator.uniform(0, 0.4, (n, 1)) * np.cos(2 * np.pi * (place - generator.random((n, 1))))

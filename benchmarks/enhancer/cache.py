@@ -80,11 +80,17 @@ def measure(name: str, rounds: int, config: Config) -> dict[str, Any]:
     cached, anew = seconds["cached"], seconds["uncached"]
     pairs = list(zip(cached, anew, strict=True))
     return {
-        "name": "enhancer_cache", "backbone": name, "rows": n, "width": features.width, "repeats": rounds,
-        "features_seconds": once, "cached_epoch_seconds": statistics.median(cached),
-        "uncached_epoch_seconds": statistics.median(anew), "ratio": statistics.median(b / a for a, b in pairs),
+        "name": "enhancer_cache",
+        "backbone": name,
+        "rows": n,
+        "width": features.width,
+        "repeats": rounds,
+        "features_seconds": once,
+        "cached_epoch_seconds": statistics.median(cached),
+        "uncached_epoch_seconds": statistics.median(anew),
+        "ratio": statistics.median(b / a for a, b in pairs),
         "ratio_30": statistics.median(EPOCHS * b / (once + EPOCHS * a) for a, b in pairs),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Fits of the three vdj models on simulated counts of artificial genes, and the latent one in the reference's layout.
+"""Fits of the three vdj models on simulated counts of artificial genes, and the latent one in the
+reference's layout.
 
     python benchmarks/vdj/fit.py [--quick]
 

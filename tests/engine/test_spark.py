@@ -142,7 +142,8 @@ def assert_same_scores(folder: Path, wanted: Path) -> None:
     pd.testing.assert_frame_equal(found, known, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------- without a cluster
+# -------------------------------------------------------------------------------------------------
+# without a cluster
 
 
 @pytest.mark.usefixtures("alone")
@@ -344,7 +345,8 @@ def test_results_of_the_local_engine_are_not_overwritten(
         spark.run("vdj", table, model=str(model), out=local[0], overwrite=True)
 
 
-# ---------------------------------------------------------------------------------------------------- with a cluster
+# -------------------------------------------------------------------------------------------------
+# --- with a cluster
 
 
 @needs_spark

@@ -83,7 +83,8 @@ spark.run(family, Path(source), model=model, out=Path(out), master="local[2]")
 
 @pytest.fixture(autouse=True)
 def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Small partitions, and chunks of the local engine that are as large, since a network's last digits tell them."""
+    """Small partitions, and chunks of the local engine that are as large, since a network's
+    last digits tell them."""
     for family, rows in ROWS.items():
         made = dataclasses.replace(partition_work.FAMILIES[family], rows=rows)
         monkeypatch.setitem(partition_work.FAMILIES, family, made)
@@ -168,7 +169,8 @@ def test_a_driver_that_is_killed_leaves_what_is_done_and_no_process(
 
 
 def mortal(folder: Path) -> Callable[..., Any]:
-    """Make `spark._worker` such that the process that has the third partition first kills itself."""
+    """Make `spark._worker` such that the process that has the third partition first kills
+    itself."""
     plain, marker = spark._worker, str(folder / "killed")
 
     def made(job: Any, todo: Any) -> Any:

@@ -1,4 +1,5 @@
-"""A fifth family, installed from a distribution of its own, goes the whole way without an edit here.
+"""A fifth family, installed from a distribution of its own, goes the whole way without an edit
+here.
 
 ``tests/outside_family`` is that distribution: its own parameters, a real (small) model, gates and
 a job.
@@ -144,10 +145,11 @@ def test_plain_mlflow_answers_without_either_package(
 ) -> None:
     answers = annotate(seqfoundry, folder, champion, "again").splitlines()[1:]
     seqfoundry("export", f"models:/{MODEL}/1", str(tmp_path / "exported"))
+    source = folder / "data" / "example" / "sequences.tsv"
     code = (
         "import sys, mlflow, pandas\n"
         f"model = mlflow.pyfunc.load_model({str(tmp_path / 'exported')!r})\n"
-        f"rows = pandas.read_csv({str(folder / 'data' / 'example' / 'sequences.tsv')!r}, sep='\\t')\n"
+        f"rows = pandas.read_csv({str(source)!r}, sep='\\t')\n"
         "print(*model.predict(rows[['sequence']])['coding_probability'], sep='\\n')\n"
         "assert 'seqfoundry' not in sys.modules and 'coding_family' not in sys.modules\n"
     )

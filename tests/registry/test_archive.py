@@ -70,8 +70,12 @@ def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -
 
     done = subprocess.run(
         [sys.executable, "-c", ASK_BY_MLFLOW_ALONE, str(model)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert same(json.loads(done.stdout), recorded)
@@ -83,9 +87,12 @@ def test_the_installed_source_gives_the_recorded_answer(archive: Path, tmp_path:
 
     done = subprocess.run(
         [sys.executable, "-c", ASK_INSTALLED, archive.stem.partition("-")[0], str(model)],
-        cwd=tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SOURCE)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert same(json.loads(done.stdout), recorded)

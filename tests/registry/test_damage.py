@@ -133,13 +133,21 @@ def change(folder: Path, **values: Any) -> None:
     [
         ("family", ["reads"], "must describe a model of a known family"),
         ("family", "x" * 10**6, "family must be one of"),
-        *[("registered_name", value, "must be 1 to 100 letters, digits, _ . or -, got")
-          for value in (5, None, "", "a\nb", "a b", "a/b", "a\n", "x" * 101)],
+        *[
+            ("registered_name", value, "must be 1 to 100 letters, digits, _ . or -, got")
+            for value in (5, None, "", "a\nb", "a b", "a/b", "a\n", "x" * 101)
+        ],
         *[("about", value, "must be a text, got") for value in (5, None, ["a"])],
-        *[("limits", value, "must be a list of texts, got") for value in (5, "text", [5], [["x" * 10**6]], {"a": 1})],
-        *[("input_columns", value, "must be a list of one text or more, got") for value in (5, [], "text", [None])],
+        *[
+            ("limits", value, "must be a list of texts, got")
+            for value in (5, "text", [5], [["x" * 10**6]], {"a": 1})
+        ],
+        *[
+            ("input_columns", value, "must be a list of one text or more, got")
+            for value in (5, [], "text", [None])
+        ],
     ],
-)  # fmt: skip
+)
 def test_what_a_model_says_of_itself_is_checked(
     model_copy: Path, key: str, value: Any, message: str
 ) -> None:

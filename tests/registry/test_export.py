@@ -36,7 +36,8 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 import mlflow, pandas
 answer = mlflow.pyfunc.load_model(model).predict(pandas.DataFrame({"sequence": json.loads(reads)}))
 (package,) = os.listdir(os.path.join(model, "code"))
-assert sys.modules[package].__file__.startswith(os.environ["XDG_CACHE_HOME"]), sys.modules[package].__file__
+origin = sys.modules[package].__file__
+assert origin.startswith(os.environ["XDG_CACHE_HOME"]), origin
 print(answer.to_json(orient="split", double_precision=15))
 """
 

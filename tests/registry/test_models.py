@@ -223,16 +223,46 @@ def _overwrite(path: Path) -> None:
         (lambda folder: (folder / "weights.h5").unlink(), r"weights\.h5"),
         (lambda folder: (folder / "model.json").unlink(), r"model\.json"),
         (lambda folder: _truncate(folder / "model.json"), "whole model"),
-        (lambda folder: _overwrite(folder / "served.json"), r"served\.json: must describe a model " r"of a known family"),
-        (lambda folder: (folder / "served.json").write_text("[]"), r"served\.json: must describe " r"a model"),
-        (lambda folder: _change(folder / "served.json", limits=None), r"must have .*, got none of " r"limits"),
-        (lambda folder: _change(folder / "served.json", format_version=99), "format_version must " "be 1, got 99"),
-        (lambda folder: _change(folder / "served.json", family="nope"), "must be one of .*, got " "'nope'"),
-        (lambda folder: _change(folder / "model.json", network={"architecture": "x"}), r"model\.json"),
+        (
+            lambda folder: _overwrite(folder / "served.json"),
+            r"served\.json: must describe a model " r"of a known family",
+        ),
+        (
+            lambda folder: (folder / "served.json").write_text("[]"),
+            r"served\.json: must describe " r"a model",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", limits=None),
+            r"must have .*, got none of " r"limits",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", format_version=99),
+            "format_version must be 1, got 99",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", family="nope"),
+            "must be one of .*, got 'nope'",
+        ),
+        (
+            lambda folder: _change(folder / "model.json", network={"architecture": "x"}),
+            r"model\.json",
+        ),
     ],
-    ids=["zeros", "half", "empty", "no-weights", "no-shape", "half-shape", "served-zeros", "served-list", "no-limits",
-         "format", "family", "network"],
-)  # fmt: skip
+    ids=[
+        "zeros",
+        "half",
+        "empty",
+        "no-weights",
+        "no-shape",
+        "half-shape",
+        "served-zeros",
+        "served-list",
+        "no-limits",
+        "format",
+        "family",
+        "network",
+    ],
+)
 def test_damaged_models_are_refused_by_name(model_copy: Path, damage: Any, message: str) -> None:
     damage(model_copy)
     with pytest.raises(SeqfoundryError, match=message) as caught:

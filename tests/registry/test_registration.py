@@ -1,4 +1,5 @@
-"""Registering beside others, with a store that fails, and figures of an evaluation that measures less."""
+"""Registering beside others, with a store that fails, and figures of an evaluation that
+measures less."""
 
 import math
 from collections.abc import Callable

@@ -95,8 +95,10 @@ def write_version(folder: Path, family: str, version: str) -> tuple[list[str], d
     done = subprocess.run(
         [sys.executable, "-c", WRITE_COPY, family, str(copies)],
         env=os.environ | {"PYTHONPATH": str(altered)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     folders, config = json.loads(done.stdout)
     return folders, config
@@ -222,8 +224,12 @@ def ask(environment: dict[str, str], tmp_path: Path) -> Callable[..., list[dict[
     def ask_models(*words: str, **variables: str) -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, "-c", ASK, *words],
-            cwd=tmp_path, env=environment | variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -23,7 +23,8 @@ OWN_FILES = {"input"}  # parameters that name the user's files: MLflow makes the
 
 
 def _filled(entry: dict[str, Any]) -> list[str]:
-    """Split an entry point's command as the shell does, its defaults in place, as MLflow quotes them."""
+    """Split an entry point's command as the shell does, its defaults in place, as MLflow quotes
+    them."""
     values = {
         name: value.get("default", "x") if isinstance(value, dict) else "x"
         for name, value in (entry.get("parameters") or {}).items()

@@ -43,7 +43,8 @@ time.sleep(60)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose environment has stubs of python, scontrol and squeue, which says what is in ``state.txt``."""
+    """A project whose environment has stubs of python, scontrol and squeue, which says what is
+    in ``state.txt``."""
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "activate").write_text(f'export PATH="{folder}:$PATH"\n')

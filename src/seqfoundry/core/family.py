@@ -92,7 +92,9 @@ class Family:
     parameters: str = ""
 
     def module(self, name: str) -> ModuleType:
-        """Import a module of the family, such as ``serve`` or ``scores.designs``, and with it the family's framework.
+        """Import a module of the family, such as ``serve`` or ``scores.designs``.
+
+        This imports the family's framework too.
 
         Raises
         ------
@@ -143,7 +145,7 @@ class Family:
         return Path(str(importlib.import_module(self.package).__file__)).resolve().parent
 
     def check_processes(self) -> None:
-        """Refuse to train in several processes that would each train the same model into the same folder.
+        """Refuse several processes that would each train the same model into the same folder.
 
         Raises
         ------

@@ -158,7 +158,9 @@ def check() -> dict[str, str]:
 
 
 def ensure(family: str, folder: Path | None) -> Path:
-    """Return the folder of a family's data, the project's own by default, which is built if it is absent.
+    """Return the folder of a family's data, by default the project's own.
+
+    That is built if it is absent.
 
     Raises
     ------

@@ -16,7 +16,9 @@ _MLMODEL = "MLmodel"
 
 
 def models() -> list[dict[str, str]]:
-    """List every version of every registered model with its aliases, run and headline metric, newest first.
+    """List every version of every registered model with aliases, run and headline metric.
+
+    The newest come first.
 
     A model that others registered, without a run of ours, is listed without a headline.
     """

@@ -31,7 +31,7 @@ _PINNED = re.compile(
 
 @contextlib.contextmanager
 def damaged(where: str) -> Iterator[None]:
-    """Turn what damaged files make their readers raise into a ``ModelError`` that begins with ``where``."""
+    """Turn what damaged files make readers raise into a ``ModelError`` that says ``where``."""
     try:
         yield
     except SeqfoundryError:
@@ -111,7 +111,9 @@ def check_sums(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a model folder with links, which could bring in files from anywhere, or with what is no file.
+    """Refuse a model folder with links or with what is no file.
+
+    Links could bring in files from anywhere.
 
     Raises
     ------

@@ -54,7 +54,9 @@ def connect() -> Any:
 
 @contextlib.contextmanager
 def model_folder(reference: str) -> Iterator[Path]:
-    """Give the family's ``model/`` folder behind a folder, ``models:/`` URI or run id, for as long as the block lasts.
+    """Give the family's ``model/`` folder behind a folder, URI or run id, for the block.
+
+    The URI begins with ``models:/``.
 
     Raises
     ------
@@ -69,7 +71,10 @@ def model_folder(reference: str) -> Iterator[Path]:
 
 
 def _inside(folder: Path, reference: str) -> Path:
-    """Find the family's ``model/`` folder in one of a registered model, an exported one, a run, or itself."""
+    """Find the family's ``model/`` folder in a registered or exported model, or in a run.
+
+    It may be the folder itself.
+    """
     for inside in (folder, folder / "artifacts" / "model", folder / "model"):
         if files.is_there(inside / "served.json") and (inside / "served.json").is_file():
             model_safety.refuse_special(inside)
@@ -198,7 +203,9 @@ def read_served(folder: Path) -> dict[str, Any]:
 
 
 def register(family: str, run_id: str) -> str:
-    """Package a finished run's model, make it a new version with the alias ``candidate``, and return its URI.
+    """Package a finished run's model, make it a version, and return its URI.
+
+    The version has the alias ``candidate``.
 
     The example is predicted before and, through the packaged model, after; the two answers must be
     equal.
@@ -301,7 +308,9 @@ def run_id_of(text: str) -> str:
 def _package(
     found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]
 ) -> str:
-    """Log the model beside its run, load it back, compare its answer to the example, and only then create a version.
+    """Log the model beside its run, compare its answer, and only then create a version.
+
+    The logged model is loaded back for that.
 
     The run itself is not opened again: its status and end stay what they were, whatever happens
     here.
@@ -456,7 +465,9 @@ def load(family: str, reference: str) -> Loaded:
 
 
 def export(reference: str, folder: Path) -> None:
-    """Write a registered model as a folder that needs only MLflow and its listed requirements, with SHA256SUMS.
+    """Write a registered model as a folder that needs only MLflow and its requirements.
+
+    The folder has SHA256SUMS.
 
     Raises
     ------
@@ -509,7 +520,10 @@ def turn(opened: Any, name: str, number: str) -> Iterator[None]:
 
 
 def _wait(opened: Any, name: str, number: str) -> None:
-    """Raise our flag, give way to versions before ours, and wait for those after it, which give way to us."""
+    """Raise our flag, give way to versions before ours, and wait for those after it.
+
+    Those give way to us.
+    """
     opened.set_registered_model_tag(name, _FLAG + number, "1")
     while before := [other for other in _others(opened, name, number) if int(other) < int(number)]:
         _lower(opened, name, number)

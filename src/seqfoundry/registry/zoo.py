@@ -1,7 +1,7 @@
 """The zoo: small trained models that lie in the project and are used as they are.
 
-``zoo/<name>/`` is a model folder, ``zoo/zoo.json`` the record of all of them, ``zoo/recipes.yaml`` how they are made.
-Entries change at a release only.
+``zoo/<name>/`` is a model folder, ``zoo/zoo.json`` the record of all of them, and
+``zoo/recipes.yaml`` how they are made. Entries change at a release only.
 """
 
 import difflib
@@ -131,7 +131,8 @@ def find_entry(name: str) -> Entry:
     model = folder() / name
     if not model.is_dir() or files.digest(model) != entry.model_digest:
         raise ModelError(
-            f"{model}: must be the folder that {_RECORDS} records, got another or none; restore it with git"
+            f"{model}: must be the folder that {_RECORDS} records, got another or none; "
+            "restore it with git"
         )
     return entry
 
@@ -142,7 +143,9 @@ def find_folder(reference: str) -> Path:
 
 
 def create_run(entry: Entry) -> str:
-    """Record a model of the zoo as a finished run, so that it can be registered, and return the run's id.
+    """Record a model of the zoo as a finished run, and return the run's id.
+
+    So it can be registered.
 
     Raises
     ------
@@ -296,7 +299,10 @@ def _without_name(entry: Entry) -> dict[str, Any]:
 
 
 def _registry_settings(config: Any) -> dict[str, str]:
-    """Take the settings that `promote` looks at: headline and gates, as a training run logs them."""
+    """Take the headline and gates, as a training run logs them.
+
+    `promote` looks at these.
+    """
     flat = config_module.flatten(config_module.to_dict(config))
     return {
         key: str(value)

@@ -1,4 +1,5 @@
-"""Output folders that are links, mount points or cannot move, names that cannot be, and a pin made to harm."""
+"""Output folders that are links, mount points or cannot move, names that cannot be, and a pin
+made to harm."""
 
 import errno
 from pathlib import Path
@@ -30,8 +31,15 @@ def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
 
         assert (tmp_path / name).readlink() == Path("disk") / behind
         assert (tmp_path / "disk" / behind / "file").read_text(encoding="utf-8") == "done"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "disk", "file", "file", "link", "new",
-                                                                 "there"]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "dangling",
+        "disk",
+        "file",
+        "file",
+        "link",
+        "new",
+        "there",
+    ]
 
 
 def test_a_folder_that_cannot_move_away_leaves_nothing_beside_it(tmp_path, monkeypatch):

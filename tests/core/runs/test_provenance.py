@@ -12,7 +12,8 @@ from seqfoundry.core.runs import provenance
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that looks like the project, as working directory, with nothing remembered of another."""
+    """A folder that looks like the project, as working directory, with nothing remembered of
+    another."""
     (tmp_path / "params").mkdir()
     (tmp_path / "MLproject").write_text("name: x\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

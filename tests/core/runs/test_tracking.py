@@ -18,7 +18,8 @@ SRC = Path(__file__).resolve().parents[3] / "src"
 
 
 def spawn(code, *words, cwd, uri=None, **variables):
-    """Start a process of our code, with a store of its own or (no ``uri``) the one in its project."""
+    """Start a process of our code, with a store of its own or (no ``uri``) the one in its
+    project."""
     known = {
         key: value
         for key, value in os.environ.items()
@@ -39,7 +40,8 @@ TRAIN = """
     from seqfoundry.core.errors import InterruptedRunError
     from seqfoundry.core.runs.loop import TrainOptions
     data, track = Path(sys.argv[1]), "untracked" not in sys.argv
-    with tracking.run("reads", {"seed": 1}, data=data, out=None, options=TrainOptions(track=track)) as run:
+    options = TrainOptions(track=track)
+    with tracking.run("reads", {"seed": 1}, data=data, out=None, options=options) as run:
         run.metrics({"loss": 1.0}, step=1)
         print(run.id, flush=True)
         while "wait" in sys.argv and not run.stop_requested:

@@ -367,7 +367,8 @@ def test_a_model_of_fewer_bins(tmp_path: Path, config: Config) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, config: Config) -> Path:
-    """Cohort of four samples with metadata and a ground truth that has others too, in another order."""
+    """Cohort of four samples with metadata and a ground truth that has others too, in another
+    order."""
     for i in range(4):
         table(tmp_path / "in", f"S{i}", i)
     out = tmp_path / "data" / "test"

@@ -1,4 +1,5 @@
-"""Calls of genes with planted copies, intervals that cover the truth, plasmids with and without their backbone."""
+"""Calls of genes with planted copies, intervals that cover the truth, plasmids with and without
+their backbone."""
 
 import dataclasses
 import math

@@ -204,8 +204,12 @@ def test_real_genomes_have_the_copies_that_were_put_in() -> None:
     found = call_genes(block.counts, expected, layout.bins, segments, panel, SETTINGS)
     copies = dict(zip(block.samples, found.cn[:, 0].tolist(), strict=True))
     assert copies == {
-        "Klebs_HS11286_amp2": 2, "Klebs_HS11286_base": 1, "MGH78578_base": 3, "MGH78578_del": 3, "NTUH-K2044_mix": 2,
-    }  # fmt: skip
+        "Klebs_HS11286_amp2": 2,
+        "Klebs_HS11286_base": 1,
+        "MGH78578_base": 3,
+        "MGH78578_del": 3,
+        "NTUH-K2044_mix": 2,
+    }
     chromosome = chromosome_depth(block.counts, SETTINGS.present_ratio)
     names = replicon_names(block.plasmid_bins)
     depth = summarise_plasmids(

@@ -1,4 +1,5 @@
-"""Segments of a small cohort with planted events, of samples made to trip it, and of five real genomes."""
+"""Segments of a small cohort with planted events, of samples made to trip it, and of five real
+genomes."""
 
 import dataclasses
 import gzip
@@ -38,7 +39,8 @@ class Cohort(NamedTuple):
 def planted(
     n: int, *, seed: int = 1, depth: tuple[float, float] = (200, 500), dispersion: float = 0.008
 ) -> Cohort:
-    """Negative-binomial counts around a gradient, with five events per sample, one in three a deletion."""
+    """Negative-binomial counts around a gradient, with five events per sample, one in three a
+    deletion."""
     generator = np.random.default_rng(seed)
     place = np.arange(ALL) / ALL * 2 * np.pi
     peak = 2 ** (
@@ -62,7 +64,8 @@ def planted(
 
 
 def quality(found: Segments, cohort: Cohort) -> tuple[float, float, float]:
-    """F1 of events of 10 bins and more, false segments per sample, share of breakpoints within a bin."""
+    """F1 of events of 10 bins and more, false segments per sample, share of breakpoints within
+    a bin."""
     long, hits, apart = [event for event in cohort.events if event[2] - event[1] >= 10], 0, []
     for sample, first, last, cn in long:
         own = slice(found.offsets[sample], found.offsets[sample + 1])

@@ -34,10 +34,22 @@ ROOT = Path(__file__).resolve().parents[3]
 PARAMS = ROOT / "params" / "copynumber"
 UNTRACKED = TrainOptions(device="cpu", track=False)
 ARTEFACTS = {
-    "checkpoint.pth", "training_log.tsv", "reconstructions.npy", "latents.npy", "segments.parquet", "gene_calls.tsv",
-    "plasmid_gene_calls.tsv", "evaluation.txt", "metrics.json", "history.tsv", "params.yaml", "checkpoints", "plots",
-    "model", "run.json",
-}  # fmt: skip
+    "checkpoint.pth",
+    "training_log.tsv",
+    "reconstructions.npy",
+    "latents.npy",
+    "segments.parquet",
+    "gene_calls.tsv",
+    "plasmid_gene_calls.tsv",
+    "evaluation.txt",
+    "metrics.json",
+    "history.tsv",
+    "params.yaml",
+    "checkpoints",
+    "plots",
+    "model",
+    "run.json",
+}
 
 
 def settings(overrides: str = "", path: Path = PARAMS / "smoke.yaml") -> Config:
@@ -255,8 +267,11 @@ def test_evaluation(run: Path, data: Path, tmp_path: Path) -> None:
         metrics, nan_ok=True
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "metrics.json", "evaluation.txt", "report.html", "plots",
-    }  # fmt: skip
+        "metrics.json",
+        "evaluation.txt",
+        "report.html",
+        "plots",
+    }
     text = (tmp_path / "out" / "evaluation.txt").read_text()
     for name in ("median", "bin_median", "bin_median_ori", "pca", "untrained", "vae"):
         assert f"\n{name} " in text

@@ -188,9 +188,17 @@ def test_edits_that_are_judged_by_a_motif_alone(
     make_oracle: Callable[..., Any], tmp_path: Path
 ) -> None:
     rows = [
-        {"ref_sequence": "C" * 8, "pred_sequence": "CGTT"[i % 2 :] * 2, "metadata": {
-            "edit_type": "motif_insert", "target_motif": "CGT", "system": "ab"[i // 4]}} for i in range(8)
-    ]  # fmt: skip
+        {
+            "ref_sequence": "C" * 8,
+            "pred_sequence": "CGTT"[i % 2 :] * 2,
+            "metadata": {
+                "edit_type": "motif_insert",
+                "target_motif": "CGT",
+                "system": "ab"[i // 4],
+            },
+        }
+        for i in range(8)
+    ]
     source = tmp_path / "p.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
     _, content = compare(source, [make_oracle("a")[0], make_oracle("b")[0]], tmp_path / "out")

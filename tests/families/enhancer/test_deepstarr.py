@@ -1,4 +1,5 @@
-"""The network's shape as the mission has it, its figures against SciPy, and training that can be cut and goes on."""
+"""The network's shape as the mission has it, its figures against SciPy, and training that can
+be cut and goes on."""
 
 import dataclasses
 from pathlib import Path

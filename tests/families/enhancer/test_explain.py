@@ -1,4 +1,5 @@
-"""Mutants by windows against whole passes, contributions against what they must sum to, planted motifs, and export."""
+"""Mutants by windows against whole passes, contributions against what they must sum to, planted
+motifs, and export."""
 
 import dataclasses
 import importlib.util
@@ -66,7 +67,8 @@ def codes_of(n: int, length: int, seed: int = 1) -> Any:
 
 
 def lively(config: Config, seed: int = 1) -> DeepStarr:
-    """A network whose norms have seen sequences, and whose activities differ between them by about 8."""
+    """A network whose norms have seen sequences, and whose activities differ between them by
+    about 8."""
     network = build(config, seed=seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -274,7 +276,8 @@ def best_window(motif: Motif) -> tuple[int, Any]:
 
 
 def hand_built(motifs: list[Motif], config: Config) -> DeepStarr:
-    """A network that adds up how far the best windows of motifs, on both strands, exceed two thirds of their best."""
+    """A network that adds up how far the best windows of motifs, on both strands, exceed two
+    thirds of their best."""
     network = DeepStarr(config).eval()
     filters = np.concatenate(
         [[window, window[::-1, ::-1]] for _, window in map(best_window, motifs)]

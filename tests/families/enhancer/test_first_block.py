@@ -57,7 +57,8 @@ def config_of(**changes: Any) -> Config:
 
 
 def letters(seed: int, n: int, length: int) -> Tensor:
-    """Codes with padding, letters that are not known, a row of nothing but these, and one letter all along."""
+    """Codes with padding, letters that are not known, a row of nothing but these, and one
+    letter all along."""
     codes = np.random.default_rng(seed).integers(0, 4, (n, length)).astype(np.uint8)
     codes[:, -length // 40 :] = 4
     codes[0, 3:9] = codes[0, -length // 2] = 4
@@ -291,7 +292,8 @@ def losses(config: Config, steps: int) -> list[float]:
 
 
 def test_losses_of_the_first_steps_are_equal() -> None:
-    """AdamW makes full steps of gradients that are only rounding, so that plain float32 and float64 part, too."""
+    """AdamW makes full steps of gradients that are only rounding, so that plain float32 and
+    float64 part, too."""
     wanted = losses(config_of(engine="eager"), 5)
     for engine in FAST:
         assert losses(config_of(engine=engine), 5) == pytest.approx(wanted, rel=1e-3)

@@ -1,4 +1,5 @@
-"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers included."""
+"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers
+included."""
 
 import json
 import os
@@ -40,14 +41,17 @@ from seqfoundry.training.torch import Group
 torch.set_num_threads(1)
 folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
 for engine in ENGINES:
-    config = tests.config_of(**tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True)
+    config = tests.config_of(
+        **tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True
+    )
     rows = tests.rows_of(53, config)
     rows.activities[::3, 2:] = np.nan  # so that shares differ in what was measured
     training = Training.start(config, rows.activities, group=group)
     mine = group.share(15)
     counts = [int(np.isfinite(rows.activities[:15][part]).sum()) for part in (mine, slice(0, 15))]
     training.model.train()
-    codes, activities = (torch.tensor(values[:15][mine]) for values in (rows.codes, rows.activities))
+    codes = torch.tensor(rows.codes[:15][mine])
+    activities = torch.tensor(rows.activities[:15][mine])
     loss, n = squared_error(training.model(codes), activities)
     assert n == counts[0]
     (loss * (n / counts[1])).backward()
@@ -56,7 +60,8 @@ for engine in ENGINES:
     losses = [epoch(training, rows, np.arange(53), number) for number in range(2)]
     made = predict(training.model, rows.codes).activities
     state = {key: value.numpy() for key, value in training.model.state_dict().items()}
-    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses, counts=counts,
+    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses,
+             counts=counts,
              **{f"state {key}": value for key, value in state.items()},
              **{f"gradient {key}": value for key, value in gradients.items()})
 group.leave()
@@ -74,11 +79,14 @@ def in_processes(words: Sequence[str], size: int) -> None:
         }
     running = [
         subprocess.Popen(
-            words, env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            words,
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for process in running:
         text = process.communicate(timeout=120)[1]
         assert process.returncode == 0, text

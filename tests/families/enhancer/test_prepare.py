@@ -190,8 +190,12 @@ def test_the_manifest_describes_the_rows(tmp_path):
     }.items():
         assert column[name] == pytest.approx(function(values), rel=1e-6)
     assert made["encoding"] == {
-        "cell_types": list(CELL_TYPES), "seq_len": 100, "truncate": "right", "pad": "right", "ambiguous": "zero",
-    }  # fmt: skip
+        "cell_types": list(CELL_TYPES),
+        "seq_len": 100,
+        "truncate": "right",
+        "pad": "right",
+        "ambiguous": "zero",
+    }
     assert set(made["md5"]) == {
         f"train/{n}" for n in ("codes.npy", "activities.npy", "lengths.npy", "rows.parquet")
     }
@@ -255,9 +259,16 @@ def test_a_share_is_held_out_and_equal_sequences_stay_together(tmp_path):
     path, config = jsonl(tmp_path / "a.jsonl", rows), settings("prepare.test_share=0.2")
     summary = prepare(config, [path], None, tmp_path / "out")
     assert summary == {
-        "rows": 90, "skipped": 0, "cut": 19, "duplicates": 30, "groups": 0, "left_out": 0, "train": 72, "test": 18,
+        "rows": 90,
+        "skipped": 0,
+        "cut": 19,
+        "duplicates": 30,
+        "groups": 0,
+        "left_out": 0,
+        "train": 72,
+        "test": 18,
         "out": str(tmp_path / "out"),
-    }  # fmt: skip
+    }
     parts = [read_rows(find_rows(tmp_path / "out", name), config) for name in ("train", "test")]
     whole, sequences = (
         read_rows(path, config),

@@ -36,14 +36,35 @@ ROOT = Path(__file__).resolve().parents[3]
 PARAMS = ROOT / "params" / "enhancer"
 UNTRACKED = TrainOptions(device="cpu", track=False)
 LOG_KEYS = {
-    "epoch", "train_mse", "val_mse", "val_pearson_mean", "val_spearman_mean", "val_pearson_per_cell",
-    "val_spearman_per_cell", "patience", "improved", "lr", "time_s", "member",
-}  # fmt: skip
+    "epoch",
+    "train_mse",
+    "val_mse",
+    "val_pearson_mean",
+    "val_spearman_mean",
+    "val_pearson_per_cell",
+    "val_spearman_per_cell",
+    "patience",
+    "improved",
+    "lr",
+    "time_s",
+    "member",
+}
 MISSION_METRICS = {
-    "best_val_pearson_mean", "val_mse", "val_pearson_mean", "val_spearman_mean", "val_pearson_per_cell",
-    "val_spearman_per_cell", "config", "best_epoch", "epochs_run", "n_train", "n_val", "n_params", "wall_s",
+    "best_val_pearson_mean",
+    "val_mse",
+    "val_pearson_mean",
+    "val_spearman_mean",
+    "val_pearson_per_cell",
+    "val_spearman_per_cell",
+    "config",
+    "best_epoch",
+    "epochs_run",
+    "n_train",
+    "n_val",
+    "n_params",
+    "wall_s",
     "samples_per_s",
-}  # fmt: skip
+}
 SEQUENCE = "ACGTTGCATTCAGGATC" * 29
 
 
@@ -77,9 +98,18 @@ def oracle(run: Path) -> serve.Oracle:
 
 def test_files_of_a_run(run: Path) -> None:
     wanted = {
-        "oracle.pt", "metrics.json", "log.jsonl", "split.json", "history.tsv", "evaluation.txt", "params.yaml",
-        "run.json", "checkpoints", "plots", "model",
-    }  # fmt: skip
+        "oracle.pt",
+        "metrics.json",
+        "log.jsonl",
+        "split.json",
+        "history.tsv",
+        "evaluation.txt",
+        "params.yaml",
+        "run.json",
+        "checkpoints",
+        "plots",
+        "model",
+    }
     assert {path.name for path in run.iterdir()} == wanted
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) >= MISSION_METRICS
@@ -223,16 +253,34 @@ def _plant(path: Path) -> None:
     ("damage", "message"),
     [
         (_changed(lambda content: content["state"].pop("head.bias")), "head.bias missing"),
-        (_changed(lambda content: content.pop("config")), "must hold state and config, got state, " "cell_types"),
-        (_changed(lambda content: content["config"].pop("settings")), "must be an oracle .*, got: " "no settings"),
-        (_changed(lambda content: content["config"].update(oracle="alphagenome")), "must be those " "of its settings"),
-        (_changed(lambda content: _settings_of(content).update(seq_len=400)), r"dense.0.weight " r"must be \(256, 480\)"),
-        (_changed(lambda content: _settings_of(content).update(cell_types=["Ex"])), "predicted_mean: must be 1 num"),
+        (
+            _changed(lambda content: content.pop("config")),
+            "must hold state and config, got state, cell_types",
+        ),
+        (
+            _changed(lambda content: content["config"].pop("settings")),
+            "must be an oracle .*, got: no settings",
+        ),
+        (
+            _changed(lambda content: content["config"].update(oracle="alphagenome")),
+            "must be those of its settings",
+        ),
+        (
+            _changed(lambda content: _settings_of(content).update(seq_len=400)),
+            r"dense.0.weight " r"must be \(256, 480\)",
+        ),
+        (
+            _changed(lambda content: _settings_of(content).update(cell_types=["Ex"])),
+            "predicted_mean: must be 1 num",
+        ),
         (_plant, "must be a whole file of weights without code"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "must be a whole file of " "weights without code"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:5000]),
+            "must be a whole file of weights without code",
+        ),
         (lambda path: path.unlink(), "must be a file of weights, got nothing"),
     ],
-)  # fmt: skip
+)
 def test_oracle_files_that_are_refused(
     run: Path,
     tmp_path: Path,
@@ -418,8 +466,11 @@ def test_rows_that_cannot_be_learnt_from_are_refused(data: Path, tmp_path: Path)
 def test_evaluation_reports_against_the_ceiling(run: Path, data: Path, tmp_path: Path) -> None:
     found = evaluation.evaluate(run / "model", data, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "metrics.json", "evaluation.txt", "report.html", "plots"
-    }  # fmt: skip
+        "metrics.json",
+        "evaluation.txt",
+        "report.html",
+        "plots",
+    }
     assert found["test.n"] == 200
     ceiling = json.loads((data / "ceiling.json").read_text())["test"]
     assert found["test.ceiling_mean_raw"] == pytest.approx(ceiling["pearson_mean_raw"], abs=1e-5)

@@ -40,7 +40,8 @@ def simulated(
     protocol: Protocol = PROTOCOL,
     **changes: Any,
 ) -> tuple[Reads, list[ReadTruth], list[str]]:
-    """Reads of the named assessment structures, what they are, and the list of cells (one barcode)."""
+    """Reads of the named assessment structures, what they are, and the list of cells (one
+    barcode)."""
     generator = np.random.default_rng(seed)
     cells = np.unique(generator.integers(0, 4, (N_CELLS, 16), dtype=np.uint8), axis=0)
     chosen = tuple(one for one in protocol.assessment_structures if one.name in structures)

@@ -1,4 +1,5 @@
-"""Figures of small sets that can be counted by hand, and per-base figures as scikit-learn has them."""
+"""Figures of small sets that can be counted by hand, and per-base figures as scikit-learn has
+them."""
 
 import math
 from pathlib import Path

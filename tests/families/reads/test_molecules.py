@@ -57,7 +57,8 @@ def turned(text: str, is_reversed: bool, is_complemented: bool) -> str:
 
 
 def expected_parts(protocol: Protocol, structure: Structure) -> list[tuple[str, str]]:
-    """Label and regular pattern ('' for free bases, one letter for a tail) of every part, ends included."""
+    """Label and regular pattern ('' for free bases, one letter for a tail) of every part, ends
+    included."""
     patterns = {segment.name: segment for segment in protocol.segments}
     parts = [("cDNA", "")]
     for copy, orientation in enumerate(structure.rc_pattern):

@@ -47,7 +47,8 @@ def spans(runs: tuple[int, ...], grammar: ReadGrammar) -> list[tuple[int, int, s
     return [(one.first, one.last, one.orientation) for one in grammar.recognise(runs).fragments]
 
 
-# ------------------------------------------------------------------------------------------------------------- runs
+# -------------------------------------------------------------------------------------------------
+# ------------ runs
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=8))
@@ -78,7 +79,8 @@ def test_empty_reads_have_no_runs(lengths: list[int]) -> None:
     assert runs.ends.tolist() == [length for length in lengths if length]
 
 
-# ------------------------------------------------------------------------------------------------ hand-worked reads
+# ------------------------------------------------------------------------------------------------
+# hand-worked reads
 
 
 @pytest.mark.parametrize(
@@ -104,19 +106,39 @@ def test_valid_reads(read: str, orientation: str, first: int, last: int) -> None
         (f"{FULL} {FULL}", f"{TWO} (+:2, -:0)", [(0, 5, "+"), (6, 11, "+")]),
         (f"{FULL} cDNA {BACK}", f"{TWO} (+:1, -:1)", [(0, 5, "+"), (7, 12, "-")]),
         # adapters of neighbours grown together are one run, which both molecules own
-        ("5p CBC UMI polyT cDNA 3p cDNA polyT UMI CBC 5p", f"{TWO} (+:1, -:1)", [(0, 5, "+"), (5, 10, "-")]),
-        ("3p cDNA polyT UMI CBC 5p CBC UMI cDNA 3p", f"{TWO} (+:1, -:1)", [(0, 5, "-"), (5, 9, "+")]),
+        (
+            "5p CBC UMI polyT cDNA 3p cDNA polyT UMI CBC 5p",
+            f"{TWO} (+:1, -:1)",
+            [(0, 5, "+"), (5, 10, "-")],
+        ),
+        (
+            "3p cDNA polyT UMI CBC 5p CBC UMI cDNA 3p",
+            f"{TWO} (+:1, -:1)",
+            [(0, 5, "-"), (5, 9, "+")],
+        ),
         (f"{BACK} {BACK}", f"{TWO} (+:0, -:2)", [(0, 5, "-"), (6, 11, "-")]),
         (f"{FULL} CBC", "one molecule (+) - extra segments: [CBC]", [(0, 5, "+")]),
         (f"polyT cDNA 3p {BACK}", "one molecule (-) - extra segments: [polyT_3p]", [(3, 8, "-")]),
-        (f"{FULL} UMI {FULL}", f"{TWO} (+:2, -:0) - extra segments: [UMI]", [(0, 5, "+"), (7, 12, "+")]),
+        (
+            f"{FULL} UMI {FULL}",
+            f"{TWO} (+:2, -:0) - extra segments: [UMI]",
+            [(0, 5, "+"), (7, 12, "+")],
+        ),
         ("cDNA", "Unexpected pattern: [cDNA]", []),
         ("5p CBC UMI polyT cDNA", "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA]", []),
-        ("5p CBC UMI polyT UMI polyT cDNA 3p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]", []),
-        ("5p CBC UMI polyT cDNA polyT UMI CBC 5p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]", []),
+        (
+            "5p CBC UMI polyT UMI polyT cDNA 3p",
+            "Unexpected pattern: [5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]",
+            [],
+        ),
+        (
+            "5p CBC UMI polyT cDNA polyT UMI CBC 5p",
+            "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]",
+            [],
+        ),
         ("", "empty read", []),
     ],
-)  # fmt: skip
+)
 def test_other_reads(read: str, reason: str, fragments: list[tuple[int, int, str]]) -> None:
     found = GRAMMAR.recognise(numbers(read))
     assert (found.is_valid, found.reason, found.orientation) == (False, reason, "")
@@ -141,7 +163,8 @@ def test_architectures_judge_reads_of_a_batch_in_order() -> None:
     assert architectures(collapse(NOTHING, np.array([0])), NOTHING, np.array([0]), GRAMMAR) == []
 
 
-# ------------------------------------------------------------------------------------------------- other protocols
+# -------------------------------------------------------------------------------------------------
+# other protocols
 
 
 def test_structures_that_end_in_cdna_own_it() -> None:
@@ -185,7 +208,8 @@ def test_a_structure_of_cdna_alone_is_refused() -> None:
         ReadGrammar(with_structures("cDNA"), ANY, 0)
 
 
-# ------------------------------------------------------------------------------------------------------ properties
+# -------------------------------------------------------------------------------------------------
+# ----- properties
 
 
 @given(st.sampled_from([P3, P5]), st.data())
@@ -219,7 +243,8 @@ def test_reversing_commutes_with_recognition(pieces: list[str]) -> None:
 def brute_force(
     runs: list[int], structures: list[list[int]], cdna: int
 ) -> list[tuple[int, int, str]]:
-    """List every match, then take the longest, leftmost, first named one again and again, dropping what collides."""
+    """List every match, then take the longest, leftmost, first named one again and again,
+    dropping what collides."""
     turned = []
     for structure in structures:
         inner = [code for code, _ in itertools.groupby(structure)]
@@ -241,9 +266,12 @@ def brute_force(
         kept = []
         for one in left:
             common = set(range(one[0], one[1] + 1)) & set(range(best[0], best[1] + 1))
-            is_end = len(common) == 1 and (
-                one[0] == best[1] or one[1] == best[0]
-            ) and one[0] < one[1] and best[0] < best[1]  # fmt: skip
+            is_end = (
+                len(common) == 1
+                and (one[0] == best[1] or one[1] == best[0])
+                and one[0] < one[1]
+                and best[0] < best[1]
+            )
             if not common or is_end:
                 kept.append(one)
         left = kept

@@ -161,7 +161,8 @@ _ROWS = {"valid": "valid.loss", "rates": "learning_rate"}
 def fitted(
     config: Config, data: Path, checkpoint: Path, stops: list[int]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network every time."""
+    """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network
+    every time."""
     training_step.choose_devices("cpu", deterministic=True, mixed_precision=False)
     shape, protocol = (
         read_grid(config)[0].network,
@@ -209,8 +210,22 @@ def test_plateau_survives_a_resume(
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
     params = str(PARAMS / "smoke.yaml")
-    return [sys.executable, "-m", "seqfoundry", "train", "reads", "--params", params, "--data", str(data), "--out",
-            str(out), "--device", "cpu", *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "seqfoundry",
+        "train",
+        "reads",
+        "--params",
+        params,
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Variables of the trimming and ligation models, held against the specification's worked example and plain strings."""
+"""Variables of the trimming and ligation models, held against the specification's worked
+example and plain strings."""
 
 import logging
 from itertools import product

@@ -37,7 +37,8 @@ def combo_row(name: str, region: str, sequence: str = "", organism: str = "human
         "J": (J[1:], "+2", ".SNTFGKG", "1-5"),  # the Phe in column 5, one dot before it
         "D": ("GGGACAGGGGGC", "1", "GTGG", ""),
     }[region]
-    return f"{name}\t{organism}\tA\t{region}\t{(sequence or own).lower()}\t{frame}\t{aligned}\t{columns}\t\n"
+    bases = (sequence or own).lower()
+    return f"{name}\t{organism}\tA\t{region}\t{bases}\t{frame}\t{aligned}\t{columns}\t\n"
 
 
 def combo(path: Path, *rows: str, numbered: bool = False) -> Path:

@@ -1,4 +1,5 @@
-"""The likelihood against plain loops over toy genes, and its derivatives against JAX's and finite differences."""
+"""The likelihood against plain loops over toy genes, and its derivatives against JAX's and
+finite differences."""
 
 import itertools
 import math
@@ -73,7 +74,8 @@ def make_specification(
 
 
 def options(choices, specification):
-    """All (pair, t, u, m, in the domain, joined sequence), from strings alone but for the frame."""
+    """All (pair, t, u, m, in the domain, joined sequence), from strings alone but for the
+    frame."""
     found = []
     for g, (i, j) in enumerate(PAIRS):
         v, other = GERMLINE.of("v")[i].sequence, GERMLINE.of("j")[j].sequence
@@ -133,7 +135,8 @@ def plain_logits(theta, choices, variables, specification, rows):
 
 
 def observe(choices, rows, generator, latent):
-    """Counts of some of the possible sequences (or configurations), and all configurations of each."""
+    """Counts of some of the possible sequences (or configurations), and all configurations of
+    each."""
     inside = [row for row in rows if row[4]]
     drawn = [
         inside[i]

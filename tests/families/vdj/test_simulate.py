@@ -404,9 +404,14 @@ def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
         contents(path) for path in (folder, tmp_path / "again", tmp_path / "other")
     )
     assert sorted(first) == [
-        "example/rearrangements.tsv", "germline.json", "germline.tsv", "manifest.json", "test.tsv", "train.tsv",
+        "example/rearrangements.tsv",
+        "germline.json",
+        "germline.tsv",
+        "manifest.json",
+        "test.tsv",
+        "train.tsv",
         "truth.json",
-    ]  # fmt: skip
+    ]
     assert first == again
     assert all(first[name] != other[name] for name in first if name != "germline.json")
 
@@ -414,14 +419,23 @@ def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
 def test_tables_count_every_read_once(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {key: manifest[key] for key in ("family", "locus", "annotation")} == {
-        "family": "vdj", "locus": "TRA", "annotation": "igor_mh_sim_alpha"
-    }  # fmt: skip
+        "family": "vdj",
+        "locus": "TRA",
+        "annotation": "igor_mh_sim_alpha",
+    }
     known = {gene.name for gene in read_germline(folder).genes}
     for split, total in (("train", 4000), ("test", 1000)):
         rows = rows_of(folder / f"{split}.tsv")
         assert list(rows[0]) == [
-            "v_gene", "j_gene", "v_trim", "j_trim", "vj_insert", "ligation_mh", "productive", "count"
-        ]  # fmt: skip
+            "v_gene",
+            "j_gene",
+            "v_trim",
+            "j_trim",
+            "vj_insert",
+            "ligation_mh",
+            "productive",
+            "count",
+        ]
         keys = [
             tuple(row[name] if name[1:] == "_gene" else int(row[name]) for name in list(row)[:6])
             for row in rows
@@ -444,7 +458,8 @@ def test_truth_is_told(folder: Path) -> None:
 
 
 def test_example_says_how_each_sequence_was_made(folder: Path) -> None:
-    """Trims, P- and N-nucleotides and microhomology come back from the coordinates, and the sequence has them."""
+    """Trims, P- and N-nucleotides and microhomology come back from the coordinates, and the
+    sequence has them."""
     genes = {gene.name: gene for gene in read_germline(folder).genes}
     names = ("v_trim", "j_trim", "vj_insert", "ligation_mh")
     left = Counter(
@@ -577,7 +592,8 @@ def test_bad_truth_is_refused(tmp_path: Path, old: str, new: str, message: str) 
 
 
 def test_other_models_may_be_the_truth(tmp_path: Path) -> None:
-    """Any variables, such as interior microhomology and the number of options, without motif and ligation."""
+    """Any variables, such as interior microhomology and the number of options, without motif
+    and ligation."""
     path = tmp_path / "truth.yaml"
     head = "lower: -1\nupper: 3\nleft_motif: 0\nright_motif: 0\n"
     path.write_text(

@@ -198,7 +198,9 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, which takes its place if the block ends well, else is removed.
+    """Give a temporary name beside ``path``.
+
+    It takes the place of ``path`` if the block ends well, else it is removed.
 
     Raises
     ------
@@ -242,7 +244,9 @@ def atomic_bytes(path: Path) -> Iterator[io.BytesIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``, which takes its place if the block ends well, else is removed.
+    """Give a temporary folder beside ``path``.
+
+    It takes the place of ``path`` if the block ends well, else it is removed.
 
     Where ``path`` is a link, the folder behind it is meant.
 
@@ -296,7 +300,10 @@ def replace_folder(source: Path, path: Path) -> None:
 
 
 def _put(made: Path, place: Path) -> None:
-    """Put a folder in the place of another, which is put back if that fails, or where there is none."""
+    """Put a folder in the place of another, or where there is none.
+
+    If that fails, the other one is put back.
+    """
     old = made.with_name(f"{made.name}.old")
     if place.is_dir():
         place.replace(old)
@@ -385,7 +392,10 @@ def run_in(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
-    """Turn a refusal of the operating system (permission, full disk) into a message that names ``path``."""
+    """Turn a refusal of the operating system into a message that names ``path``.
+
+    Such as a lack of permission or a full disk.
+    """
     try:
         yield
     except OutputError:

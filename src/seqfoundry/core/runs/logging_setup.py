@@ -31,7 +31,10 @@ def set_up() -> None:
 
 
 def message(error: Exception) -> str:
-    """Write an error in one line, one of settings in one for each fault, without signs that steer the terminal."""
+    """Write an error in one line, and an error of settings in one line for each fault.
+
+    Signs that steer the terminal are removed.
+    """
     lines = str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]
     return "\n".join(_CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line) for line in lines)
 

@@ -44,7 +44,10 @@ def project_root() -> Path:
 
 
 def within_project(path: Path) -> str:
-    """Write a path relative to the project where it lies inside, so that records do not depend on the machine."""
+    """Write a path relative to the project where it lies inside.
+
+    So records do not depend on the machine.
+    """
     try:
         return path.resolve().relative_to(project_root().resolve()).as_posix()
     except (ValueError, MissingError):
@@ -120,7 +123,7 @@ def process_tags() -> dict[str, str]:
 
 
 def _pid_namespace() -> str:
-    """Tell the process numbers of one container from those of another that has the same host name."""
+    """Tell the process numbers of one container from those of another of the same host name."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -142,7 +145,9 @@ def is_alive(tags: Mapping[str, str]) -> bool | None:
 
 
 def process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, empty when there is no such process or it is dead already.
+    """Return the start time of a process in clock ticks since boot.
+
+    It is empty when there is no such process or it is dead already.
 
     Together with the number it tells a process from a later one that got the same number.
     """
@@ -166,7 +171,10 @@ def version_tags() -> dict[str, str]:
 
 
 def pinned(*names: str) -> list[str]:
-    """Write pip requirements for installed packages at their exact versions, without local parts such as ``+cpu``."""
+    """Write pip requirements for installed packages at their exact versions.
+
+    Local parts such as ``+cpu`` are left out.
+    """
     found = {name: installed(name) for name in names}
     if missing := [name for name, version in found.items() if version is None]:
         raise importlib.metadata.PackageNotFoundError(missing[0])

@@ -72,7 +72,7 @@ def store_uri() -> str:
 
 
 def shown_uri() -> str:
-    """Write the URI of the tracking store for messages and logs, without user, password and options."""
+    """Write the URI of the tracking store without user, password and options."""
     return store_errors.shown(store_uri())
 
 
@@ -107,7 +107,10 @@ def client() -> Any:
 
 @contextlib.contextmanager
 def as_tracking_error() -> Iterator[None]:
-    """Turn what MLflow, its database and its artifact store raise into a ``TrackingError`` that names the store."""
+    """Turn errors of MLflow, its database and its artifact store into a ``TrackingError``.
+
+    The message names the store.
+    """
     try:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
@@ -518,7 +521,7 @@ def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
 
 
 def close_stale_runs(opened: Any) -> list[str]:
-    """End runs that say RUNNING although their process on this machine is gone (killed, out of memory)."""
+    """End runs that say RUNNING although their process on this machine is gone."""
     here = f"tags.host = '{provenance.process_tags()['host']}'"
     with as_tracking_error():
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]

@@ -51,7 +51,10 @@ class SimulateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareConfig:
-    """``test_share`` of a user's own samples, as whole sequence types, is set aside as test samples."""
+    """Set whole sequence types of a user's own samples aside as test samples.
+
+    They are about ``test_share`` of the samples.
+    """
 
     test_share: Annotated[float, Field(ge=0, lt=1)]
 

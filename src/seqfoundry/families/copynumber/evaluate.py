@@ -1,4 +1,6 @@
-"""Measure a model on samples it was not trained on, beside every other way to expect depth, with the same chain.
+"""Measure a model on samples it was not trained on, beside every other expected depth.
+
+All go through the same chain.
 
 Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is
 seen to do so.
@@ -37,8 +39,14 @@ Expected = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 _LOG = logging.getLogger(__name__)
 
-_PATHS = ("store_path", "plasmid_store_path", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
-          "eval_holdout_ids_path")  # fmt: skip
+_PATHS = (
+    "store_path",
+    "plasmid_store_path",
+    "kpsc_gt_path",
+    "kpsc_kleborate_gt_path",
+    "kpsc_meta_path",
+    "eval_holdout_ids_path",
+)
 _SPIKED = 60  # samples that get spikes
 _SPIKES = ((2.0, 10), (2.0, 30), (3.0, 30), (2.0, 60), (0.5, 30))  # copies, bins
 _VIEWS = 6
@@ -57,7 +65,7 @@ _SIDE = (
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on the cohort ``data/test`` (or ``data``) and write the report to ``out``.
+    """Measure a model folder on the cohort ``data/test`` (or ``data``) and write the report.
 
     Samples that the model was trained on, whatever their names, are left out. ``untrained`` is the
     model's network with weights drawn at random: what differs from it is what training gives.
@@ -166,7 +174,10 @@ def _assess(
 
 
 def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> float | None:
-    """Mean share (%) of a spike's log2 height that moves into the expected depth, over samples and spikes."""
+    """Mean share (%) of a spike's log2 height that moves into the expected depth.
+
+    The mean is over samples and spikes.
+    """
     rows = np.unique(np.linspace(0, len(found) - 1, min(_SPIKED, len(found))).astype(int))
     counts = np.asarray(found.chromosome.counts[rows]).astype(np.int64)
     rows_kept = np.median(counts, axis=1) >= loaded.config.hmm_min_expected

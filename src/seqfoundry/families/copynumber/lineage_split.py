@@ -1,4 +1,7 @@
-"""What is known of the samples of a cohort, and cohorts divided so that no lineage is in two parts."""
+"""What is known of a cohort's samples, and cohorts divided by lineage.
+
+No lineage is in two parts.
+"""
 
 import logging
 import re

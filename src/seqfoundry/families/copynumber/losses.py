@@ -78,7 +78,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
-    """Linear centred kernel alignment of n samples' features ``(n, p)`` and ``(n, q)``, from 0 to 1.
+    """Return linear centred kernel alignment of features ``(n, p)`` and ``(n, q)``, 0 to 1.
 
     With centred columns and Gram matrices K = a a', L = b b' it is <K, L> / (|K| |L|), the cosine
     between them. It does not change when features are rotated, shifted, or scaled as a whole. Of
@@ -114,7 +114,9 @@ def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
 
 
 def sin2(ratio: Tensor) -> Tensor:
-    """Mean over all bins of sin^2(pi log2(ratio + 1)), the reference's auxiliary loss, which is at fault.
+    """Return the mean over all bins of sin^2(pi log2(ratio + 1)).
+
+    This is the reference's auxiliary loss, which is at fault.
 
     It says nothing of the latent. Its zeros are ratios of 0, 1, 3 and 7, so that 2 copies cost .93
     per bin, and it pulls reconstructions to presence or absence: gradient and GC, which they
@@ -360,7 +362,9 @@ def epoch(
 def validate(
     training: NetworkTraining, cohort: TrainingArrays, rows: Integers
 ) -> dict[str, float]:
-    """Return the figures of `epoch` for samples not trained on, at the final weights and without spikes.
+    """Return the figures of `epoch` for samples not trained on, without spikes.
+
+    The weights are the final ones.
 
     One draw of the latents, the same each time. Alignment is that of all samples together.
     """

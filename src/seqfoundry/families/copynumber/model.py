@@ -1,4 +1,4 @@
-"""Variational autoencoders of depth along the chromosome, and the depth they expect of a sample (PyTorch).
+"""Variational autoencoders of depth along the chromosome, and the depth they expect.
 
 A network sees log2(count / median) of every bin, the median being that of the bins that the sample
 has (1 at least), and returns what it should be. Its few latent numbers have family for what
@@ -56,11 +56,11 @@ class DepthNetwork(nn.Module):
         self.n_bins, self.latent_dim = n_bins, latent_dim
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of the latents, each ``(n, latent_dim)``, of input ``(n, n_bins)``."""
+        """Return mean and log variance of the latents, ``(n, latent_dim)``, of ``(n, n_bins)``."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return what is expected of the input, ``(n, n_bins)``, given latents ``(n, latent_dim)``."""
+        """Return the expected input ``(n, n_bins)``, given latents ``(n, latent_dim)``."""
         raise NotImplementedError
 
 

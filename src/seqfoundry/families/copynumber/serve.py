@@ -58,8 +58,15 @@ FORMAT_VERSION = 1
 REGISTERED = "copynumber-kpsc"
 SEEN = "seen.npy"  # fingerprints of the samples trained on, see `cohort.Cohort`
 REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "torch")
-_PATHS = ("store_path", "plasmid_store_path", "out_dir", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
-          "eval_holdout_ids_path")  # fmt: skip
+_PATHS = (
+    "store_path",
+    "plasmid_store_path",
+    "out_dir",
+    "kpsc_gt_path",
+    "kpsc_kleborate_gt_path",
+    "kpsc_meta_path",
+    "eval_holdout_ids_path",
+)
 _NAMED = (
     "architecture",
     "hmm",
@@ -81,8 +88,16 @@ _SEGMENT = {
     "ratio": 1.0,
 }
 _CALL = {"gene": "blaSHV", "cn": 1.0, "crr": 1.0, "low": 0.9, "high": 1.1, "label": "normal"}
-_PLASMID = {"name": "blaKPC", "kind": "family", "cn": 1.0, "pcn": 1.0, "low": 0.9, "high": 1.1, "breadth": 1.0,
-            "label": "normal"}  # fmt: skip
+_PLASMID = {
+    "name": "blaKPC",
+    "kind": "family",
+    "cn": 1.0,
+    "pcn": 1.0,
+    "low": 0.9,
+    "high": 1.1,
+    "breadth": 1.0,
+    "label": "normal",
+}
 
 ANSWER = pd.DataFrame(
     {
@@ -121,7 +136,7 @@ class CopyNumberModel:
         return cls(config, layout, PlasmidRules.of(config), genes, network, fitted)
 
     def expected(self, counts: NDArray[Any], name: str = "") -> NDArray[np.float32]:
-        """Return the reads expected at one copy, ``(n, B)``, by the model's own way or that of a name."""
+        """Return the reads expected at one copy, ``(n, B)``, by the model's way or a named one."""
         name = name or self.config.baseline
         if name != "vae":
             return self.baselines[name].expected(counts)
@@ -305,7 +320,10 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
 def _refuse_inflated(
     config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str
 ) -> None:
-    """Refuse, before it is built, a network of other bins or more latents than its file has weights for."""
+    """Refuse a network of other bins or more latents than its file has weights for.
+
+    This is checked before the network is built.
+    """
     widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
     if n_bins[0] != n_bins[1] or config.latent_dim > widest:
         wanted = f"{n_bins[1]} bins and at most {widest} latents"
@@ -316,7 +334,9 @@ def _refuse_inflated(
 
 
 def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a model that names code other than ours, unless the environment says that its package is trusted.
+    """Refuse a model that names code other than ours.
+
+    Unless the environment says that its package is trusted.
 
     Training runs what the user's own settings name; a model may be anybody's.
     """

@@ -72,10 +72,19 @@ GENES = (
 # lengths of the mission's contigs; of others the bases behind their last gene are unknown, _TAIL
 # stands for them
 _LENGTHS = {
-    "NC_016846.1": 111_195, "MK552109.1": 180_286, "MZ606384.2": 140_133, "NZ_CP031850.1": 239_020,
-    "NZ_KX236178.1": 121_348, "NC_016980.1": 267_242, "CP006662.2": 85_161, "JN626286.1": 61_881,
-    "CP034201.2": 372_826, "CP113224.1": 53_691, "CP030319.1": 169_824, "CP138680.1": 221_802,
-}  # fmt: skip
+    "NC_016846.1": 111_195,
+    "MK552109.1": 180_286,
+    "MZ606384.2": 140_133,
+    "NZ_CP031850.1": 239_020,
+    "NZ_KX236178.1": 121_348,
+    "NC_016980.1": 267_242,
+    "CP006662.2": 85_161,
+    "JN626286.1": 61_881,
+    "CP034201.2": 372_826,
+    "CP113224.1": 53_691,
+    "CP030319.1": 169_824,
+    "CP138680.1": 221_802,
+}
 _TAIL = 5000
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 _STREAMS = {"reference": 0, "lineages": 1, "train": 2, "test": 3}
@@ -120,7 +129,9 @@ class CohortTables:
 
 
 def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
-    """Write a training and a test cohort whose lineages and biases differ, example tables, and a manifest.
+    """Write a training and a test cohort, example tables, and a manifest.
+
+    Lineages and biases of the two differ.
 
     Each cohort is a folder with a store of the chromosome and one of plasmids, ``metadata.tsv``,
     ``ground_truth.tsv`` (blaSHV: copies; others: 1 if any gene of the family is there) and the

@@ -233,9 +233,12 @@ def _baseline(name: str, task: CopynumberTask) -> baselines.Baseline:
             chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), 2048)).astype(int))]
         ]
     return baselines.fit(
-        name, counts, present_ratio=config.present_ratio, recurrent_log2=config.recurrent_log2,
+        name,
+        counts,
+        present_ratio=config.present_ratio,
+        recurrent_log2=config.recurrent_log2,
         n_harmonics=config.harmonics or 3,
-    )  # fmt: skip
+    )
 
 
 def _fit(
@@ -399,7 +402,10 @@ def _finish(
 
 
 def _write_seen(path: Path, task: CopynumberTask) -> None:
-    """Write fingerprints of the samples that weights, epoch or baselines were chosen by, for `evaluate`."""
+    """Write fingerprints of the samples that weights, epoch or baselines were chosen by.
+
+    `evaluate` reads them.
+    """
     chosen = np.sort(task.cohort.fingerprints()[np.concatenate([task.train, task.valid])])
     with files.atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, chosen[chosen > 0], allow_pickle=False)

@@ -1,4 +1,7 @@
-"""What training reads of a cohort, made once since making it takes as long as an epoch, and batches of it (PyTorch)."""
+"""What training reads of a cohort, made once, and batches of it (PyTorch).
+
+Making it takes as long as an epoch.
+"""
 
 from contextlib import ExitStack
 from dataclasses import dataclass

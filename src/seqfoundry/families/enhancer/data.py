@@ -170,7 +170,7 @@ def reverse_complement(codes: Codes, lengths: Indices, pad: str = "right") -> Co
 
 
 def find_rows(folder: Path, split: str) -> Path:
-    """Find ``<split>.jsonl`` or ``<split>.jsonl.gz`` in a data folder, or the part of a prepared panel.
+    """Find ``<split>.jsonl`` (or ``.gz``) in a data folder, or the part of a prepared panel.
 
     Raises
     ------
@@ -194,7 +194,9 @@ def find_rows(folder: Path, split: str) -> Path:
 
 
 def read_training(path: Path, config: Config) -> ActivityRows:
-    """Read the rows to learn from, at most ``train.max_rows``, and behind them those of ``train.valid_file``, if any.
+    """Read the rows to learn from, and behind them those of ``train.valid_file``, if any.
+
+    At most ``train.max_rows`` are learnt from.
 
     Raises
     ------
@@ -230,7 +232,9 @@ class Tally:
 
 
 def read_rows(path: Path, config: Config, limit: int = 0) -> ActivityRows:
-    """Read JSON lines, CSV, TSV (gzip or not) or Parquet, or map a part of a prepared panel, which is a folder.
+    """Read JSON lines, CSV, TSV or Parquet, or map a part of a prepared panel.
+
+    Text may be gzipped; a panel is a folder.
 
     Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an
     object by cell type, in which cells may be absent; or a column for each cell type. ``null``,
@@ -332,7 +336,10 @@ def _sequence(row: Mapping[str, Any], config: Config) -> str:
 
 
 def sequence_keys(codes: Codes, lengths: Indices, pad: str) -> NDArray[np.uint64]:
-    """Give each row ``(n, L)`` a number that rows of the same codes on either strand share (64 bits of SHA-256)."""
+    """Give each row ``(n, L)`` a number that its reverse complement shares.
+
+    The number is 64 bits of SHA-256.
+    """
     made = np.empty(len(codes), dtype=np.uint64)
     for start in range(0, len(codes), CHUNK):
         part = slice(start, start + CHUNK)
@@ -421,7 +428,9 @@ def prepare(
 
 
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
-    """Read ``id`` and ``sequence`` of a file as frames that any model takes (``model_folder`` is not looked at).
+    """Read ``id`` and ``sequence`` of a file as frames that any model takes.
+
+    ``model_folder`` is not looked at.
 
     JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`. Of rows
     with one name all are kept, and one line warns of them.

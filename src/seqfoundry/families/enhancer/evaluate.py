@@ -19,7 +19,7 @@ _STRANDS = 1000  # rows of which both strands are read
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on ``test.jsonl`` of ``data`` and write the report to ``out``.
+    """Measure a model folder on ``test.jsonl`` of ``data`` and write the report.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an
     earlier evaluation is replaced. Returns the metrics, named ``test.*``; ``test.strands`` is the

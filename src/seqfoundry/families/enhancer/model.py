@@ -77,7 +77,7 @@ class OracleNetwork(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activities ``(n, n_out)`` of codes ``(n, length)``, or of one-hot columns ``(n, 4, length)``."""
+        """Return activities ``(n, n_out)`` of codes ``(n, L)`` or one-hot ``(n, 4, L)``."""
         return self.predict_and_embed(x)[0]
 
     def embed(self, x: Tensor) -> Tensor:
@@ -125,7 +125,10 @@ class DeepStarr(OracleNetwork):
         self.head = nn.Linear(second, self.n_out)
 
     def predict_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return activities and embeddings (what the second dense layer gives after ReLU and dropout)."""
+        """Return activities and embeddings.
+
+        Embeddings are what the second dense layer gives after ReLU and dropout.
+        """
         embedding = self.dense(self._features(x).flatten(1))
         return self.head(embedding), embedding
 
@@ -342,7 +345,7 @@ def load_training(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkTraining:
-    """A network, its optimizer (AdamW), settings, the seed of all that is random, and who shares the batches."""
+    """A network, its optimizer (AdamW), settings, seed, and who shares the batches."""
 
     model: DeepStarr
     optimizer: torch.optim.AdamW
@@ -420,7 +423,9 @@ class NetworkTraining:
 def augmented(
     codes: Codes, lengths: Indices, config: Config, stream: np.random.Generator
 ) -> Codes:
-    """Turn half of the rows to the other strand, and move rows by up to ``shift`` bases either way, if so set.
+    """Turn half of the rows to the other strand, and shift rows either way, if so set.
+
+    Shifts have up to ``shift`` bases.
 
     What is moved beyond an end is lost, and nothing comes in.
     """

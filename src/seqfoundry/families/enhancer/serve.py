@@ -285,8 +285,11 @@ def _plain_panel(panel: OracleStatistics) -> dict[str, Any]:
 
 def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
     config, weak = oracle.config, [cell for cell in oracle.panel.cells if oracle.panel.weak(cell)]
-    kinds = {"deepstarr_7cell": "a DeepSTARR network", "enformer": "a linear head on a frozen " "Enformer trunk",
-             "sei": "a linear head on a frozen Sei trunk"}  # fmt: skip
+    kinds = {
+        "deepstarr_7cell": "a DeepSTARR network",
+        "enformer": "a linear head on a frozen Enformer trunk",
+        "sei": "a linear head on a frozen Sei trunk",
+    }
     many = f" ({config.train.ensemble} networks, averaged)" if config.train.ensemble > 1 else ""
     limits = [
         f"Sequences are read as {config.seq_len} bases: longer ones are cut, shorter ones padded.",

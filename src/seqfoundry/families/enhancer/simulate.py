@@ -126,7 +126,10 @@ def _citation(file: Path) -> Any:
 
 
 def calibrate(z: Integers, config: Config) -> Calibration:
-    """Choose offset and gain such that signals have the wanted mean and, with noise added, the wanted spread."""
+    """Choose offset and gain such that signals have the wanted mean and spread.
+
+    The spread is that with noise added.
+    """
     n = len(z)
     total, squares = (
         z.sum(axis=0).tolist(),
@@ -229,7 +232,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def _rows(
     split: str, drawn: Drawn, signals: Floats, activities: Floats, panel: MotifSet
-) -> Iterable[dict[str, Any]]:  # fmt: skip
+) -> Iterable[dict[str, Any]]:
     order = np.lexsort((drawn.start, drawn.row))
     ends = np.searchsorted(drawn.row[order], np.arange(len(drawn) + 1)).tolist()
     sites = list(

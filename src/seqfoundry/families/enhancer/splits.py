@@ -73,7 +73,7 @@ def split(rows: ActivityRows, config: Config) -> tuple[Indices, Indices]:
 def check_columns(
     rows: ActivityRows, train: Indices, valid: Indices, cell_types: Sequence[str]
 ) -> None:
-    """Warn of columns that cannot be learnt or correlated, since they are constant or not measured.
+    """Warn of columns that cannot be learnt: constant ones, or not measured.
 
     Raises
     ------

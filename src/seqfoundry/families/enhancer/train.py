@@ -207,7 +207,10 @@ def _best_name(member: int) -> str:
 def _fit(
     run: tracking.Run, task: OracleTask, learner: Learner, member: int, progress: OracleProgress
 ) -> OracleProgress:
-    """Train one network until its epochs are done or its correlation has not risen for ``patience`` of them."""
+    """Train one network until its epochs are done or its correlation stalls.
+
+    It stalls when it has not risen for ``patience`` epochs.
+    """
     recipe, group = task.config.train, task.group
     settings = task.identity
     progress = _begin(run, task, learner, member, progress)

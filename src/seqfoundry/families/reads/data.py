@@ -1,4 +1,6 @@
-"""Labelled reads and their segments as flat arrays, in memory, on disk, and in batches of about equal length.
+"""Labelled reads and their segments as flat arrays, in memory, on disk, and in batches.
+
+A batch has reads of about equal length.
 
 A split is kept in shards ``<split>-000.bases.npy``, ``.labels.npy``, ``.offsets.npy``,
 ``.structures.npy`` and ``.reverse.npy``: plain NumPy files, nothing pickled, nothing compressed,
@@ -291,7 +293,10 @@ def padded_labels(labels: Codes, offsets: Offsets, reads: Indices) -> NDArray[np
 
 
 def _places(offsets: Offsets, reads: Indices) -> tuple[Indices, NDArray[np.bool_], Indices]:
-    """Where each cell of a padded batch stands in the flat arrays, which cells are real, and the lengths."""
+    """Where each cell of a padded batch stands in the flat arrays.
+
+    Also which cells are real, and the lengths.
+    """
     lengths = offsets[reads + 1] - offsets[reads]
     width = -(-int(lengths.max(initial=1)) // _MULTIPLE) * _MULTIPLE
     columns = np.arange(width)

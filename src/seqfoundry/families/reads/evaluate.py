@@ -72,7 +72,7 @@ class Agreement(NamedTuple):
 
 
 class CalledReads(NamedTuple):
-    """Reads with their truth, their segments and confidence as served, and how the other strand agrees."""
+    """Reads with their truth, their segments as served, and how the other strand agrees."""
 
     truth: Reads
     runs: LabelRuns
@@ -81,7 +81,7 @@ class CalledReads(NamedTuple):
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on the test reads of ``data`` and write the report to ``out``.
+    """Measure a model folder on the test reads of ``data`` and write the report.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/``, ``read_views.pdf``
     and the tables in ``assessment_metrics/``, all or nothing; an earlier evaluation in ``out`` is
@@ -135,7 +135,10 @@ def _manifest(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _predict(model: serve.ReadModel, reads: Reads) -> tuple[LabelRuns, Confidence]:
-    """Segments as they are served, and the confidence of every base's segment, flat like the reads."""
+    """Segments as they are served, and the confidence of every base's segment.
+
+    Flat like the reads.
+    """
     number = {name: index for index, name in enumerate(model.protocol.labels)}
     rows: list[list[dict[str, Any]]] = []
     for first in range(0, len(reads), _CHUNK):
@@ -211,7 +214,7 @@ def same_turned(one: Architecture, other: Architecture) -> bool:
 def edit_distances(
     truth: Reads, called_runs: LabelRuns, grammar: ReadGrammar
 ) -> dict[str, EditDistances]:
-    """Compare the bases of called segments with those of true ones, by segment, over all truly valid reads.
+    """Compare called segments with true ones base by base, over all truly valid reads.
 
     In each read the stretches of a segment, true and called, are cut out and paired in their
     order; one without a partner is paired with nothing. The reference pairs in the same way, but

@@ -80,7 +80,7 @@ class Ends(NamedTuple):
     n_reads: int  # truly valid reads with the segment; a read without an error above is a miss
 
     def within(self, slack: int, end: int | None = None) -> Proportion:
-        """Share of reads with the start (0), the end (1) or both ends (None) at most ``slack`` bases off."""
+        """Share of reads with the start (0), the end (1) or both (None) at most ``slack`` off."""
         off = (
             np.abs(self.errors).max(axis=1, initial=0)
             if end is None

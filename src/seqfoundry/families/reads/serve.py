@@ -164,7 +164,9 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
 
 
 def import_reference_model(folder: Path, out: Path) -> None:
-    """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
+    """Write a model folder from the mission's files of our own training.
+
+    These are ``{model}.h5`` and ``{model}_params.yaml``.
 
     They hold neither labels nor decoding: those come from the model's entry in the project's
     ``seq_orders.yaml`` and from its ``full.yaml``. The label binarizer, a pickle, is not read.
@@ -372,7 +374,9 @@ def _decode(
     firsts: NDArray[np.int64],
     found: _Labelled,
 ) -> None:
-    """Label the reads of one batch (logits and lengths), which begin at ``firsts`` in the flat arrays of ``found``.
+    """Label the reads of one batch, which begin at ``firsts`` in the flat arrays of ``found``.
+
+    The batch has logits and lengths.
 
     The best path of the label chain is an upper bound of every parse. Where it can be taken under
     the grammar at no cost, which is the rule, it is the best parse, and only the other reads are
@@ -406,7 +410,10 @@ def _decode(
 def _is_legal(
     graph: Graph, labels: NDArray[np.uint8], widths: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Tell for each read whether its labels, flat, are a parse without cost whose segments have legal lengths."""
+    """Tell for each read whether its labels are a parse without cost, of legal lengths.
+
+    Labels are flat.
+    """
     runs = collapse(labels, np.concatenate([[0], np.cumsum(widths)]))
     names, sizes, bounds = (
         runs.labels.tolist(),
@@ -436,7 +443,7 @@ _Limits = tuple[tuple[int, int], ...]  # shortest and longest length of every se
 def _limits_of(
     values: tuple[tuple[float, ...], ...],
 ) -> Callable[[tuple[int, ...]], tuple[_Limits, ...]]:
-    """Return a function from the labels of a read's runs to the limits of all parses of them that cost nothing.
+    """Return a function from labels of a read's runs to the limits of all free parses.
 
     ``values`` are those of a ``Graph``, as tuples since they are remembered. A run is one node.
     """

@@ -92,12 +92,12 @@ def draw_example(
     generator: np.random.Generator,
     sources: Sources,
 ) -> tuple[Reads, list[ReadTruth]]:
-    """Draw labelled reads as ``draw`` does, from the given sources, and tell what each molecule is.
+    """Draw labelled reads as ``draw`` does, from the given sources, and what each molecule is.
 
     Returns
     -------
-    Reads, and one ``ReadTruth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i +
-    1``.
+    Reads, and one ``ReadTruth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and
+    ``2 i + 1``.
     """
     layout = MoleculeLayout.build(protocol, structures)
     parts, truths = [], []

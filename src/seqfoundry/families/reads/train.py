@@ -474,7 +474,10 @@ def _restore(task: ReadsTask, checkpoints: Path) -> ReadsProgress:
 
 
 def _finish(out: Path, task: ReadsTask, progress: ReadsProgress) -> dict[str, float]:
-    """Take the best weights, measure them on validation and fresh reads, and write everything a run leaves."""
+    """Take the best weights, measure them, and write everything a run leaves.
+
+    They are measured on validation and fresh reads.
+    """
     training_step.load_checkpoint(
         task.model.network, task.optimizer, out / "checkpoints" / "best.npz"
     )
@@ -511,7 +514,7 @@ def _write_results(
     views: Sequence[Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write what a person reads, the plots, and the files under the names that the mission gives them."""
+    """Write what a person reads, the plots, and the files named by the mission."""
     from seqfoundry.core.reporting import plots
 
     titles = {

@@ -177,7 +177,10 @@ def make_train_step(
 
 
 def make_valid_step(model: Annotator) -> Callable[[Array, Array], Loss]:
-    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout, which changes nothing in the network."""
+    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout.
+
+    It changes nothing in the network.
+    """
 
     def step(codes: Any, labels: Any) -> Loss:
         return loss(model, codes, labels, training=False)

@@ -128,7 +128,10 @@ def read_truth(path: Path) -> RepertoireTruth:
 def trim_weights(
     choices: Choices, truth: RepertoireTruth, coefficients: Mapping[str, float]
 ) -> Integers:
-    """Whole-number weights of the trims of every pair, shape ``(nL nR, T T)``, in proportion to exp(x beta)."""
+    """Whole-number weights of the trims of every pair, in proportion to exp(x beta).
+
+    The shape is ``(nL nR, T T)``.
+    """
     specification = truth.specification(coefficients)
     names = coefficient_names(specification)
     made = design(choices, np.zeros((0, 2), np.int64), specification, np.ones(len(names)), names)
@@ -165,7 +168,7 @@ def _weights(logits: NDArray[np.float64]) -> Integers:
 
 
 def _draw(weights: Integers, rows: Integers, generator: np.random.Generator) -> Integers:
-    """Draw a column of ``weights`` for each of ``rows``, in proportion to the weights of the row."""
+    """Draw a column of ``weights`` for each of ``rows``, in proportion to the row's weights."""
     totals = weights.sum(axis=1)
     picks = (np.cumsum(totals) - totals)[rows] + generator.integers(totals[rows])
     drawn: Integers = (
@@ -269,7 +272,7 @@ def _insertions(
 def is_productive(
     choices: Choices, cuts: tuple[Integers, ...], insert: Integers, bases: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Whether rearrangements have both anchor codons in one frame, and no stop codon from the one to the other.
+    """Whether both anchor codons are in one frame, without a stop codon between.
 
     ``cuts`` are indices of the genes and nucleotides trimmed, ``insert`` numbers of inserted
     ``bases``.
@@ -305,7 +308,9 @@ def is_productive(
 
 
 def simulate(config: configs.Config, out: Path) -> dict[str, int | float | str]:
-    """Write two repertoires as ``prepare`` would, the truth, and an example as a user would bring it.
+    """Write two repertoires as ``prepare`` would, the truth, and an example.
+
+    The example is as a user would bring it.
 
     ``germline.tsv`` and ``germline.json``, ``train.tsv`` and ``test.tsv`` (equal rearrangements
     counted), ``truth.json``, ``example/rearrangements.tsv`` (reads of ``test`` in AIRR's form) and
@@ -462,17 +467,39 @@ def airr_row(
     in_frame = bool(junction) and len(junction) % 3 == 0
     protein = _translate(junction if in_frame else sequence[start:])
     return {
-        "sequence_id": name, "sequence": sequence, "rev_comp": "F", "productive": "FT"[int(reads.productive[i])],
-        "vj_in_frame": "FT"[in_frame], "stop_codon": "FT"["*" in protein], "locus": locus,
-        "v_call": v.name, "d_call": "", "j_call": j.name, "sequence_alignment": "", "germline_alignment": "",
-        "junction": junction, "junction_length": len(junction), "junction_aa": protein if in_frame else "",
-        "v_cigar": f"{v_end}={len(sequence) - v_end}S" + f"{t}N" * (t > 0), "d_cigar": "",
+        "sequence_id": name,
+        "sequence": sequence,
+        "rev_comp": "F",
+        "productive": "FT"[int(reads.productive[i])],
+        "vj_in_frame": "FT"[in_frame],
+        "stop_codon": "FT"["*" in protein],
+        "locus": locus,
+        "v_call": v.name,
+        "d_call": "",
+        "j_call": j.name,
+        "sequence_alignment": "",
+        "germline_alignment": "",
+        "junction": junction,
+        "junction_length": len(junction),
+        "junction_aa": protein if in_frame else "",
+        "v_cigar": f"{v_end}={len(sequence) - v_end}S" + f"{t}N" * (t > 0),
+        "d_cigar": "",
         "j_cigar": f"{j_start}S" + f"{u}N" * (u > 0) + f"{len(sequence) - j_start}=",
-        "v_sequence_start": 1, "v_sequence_end": v_end, "v_germline_start": 1, "v_germline_end": v_end,
-        "j_sequence_start": j_start + 1, "j_sequence_end": len(sequence), "j_germline_start": max(u, 0) + 1,
-        "j_germline_end": len(j.sequence), "p3v_length": max(-t, 0), "p5j_length": max(-u, 0),
-        "n1_length": len(inserted), "np1": between, "np1_length": len(between), "duplicate_count": 1,
-    }  # fmt: skip
+        "v_sequence_start": 1,
+        "v_sequence_end": v_end,
+        "v_germline_start": 1,
+        "v_germline_end": v_end,
+        "j_sequence_start": j_start + 1,
+        "j_sequence_end": len(sequence),
+        "j_germline_start": max(u, 0) + 1,
+        "j_germline_end": len(j.sequence),
+        "p3v_length": max(-t, 0),
+        "p5j_length": max(-u, 0),
+        "n1_length": len(inserted),
+        "np1": between,
+        "np1_length": len(between),
+        "duplicate_count": 1,
+    }
 
 
 def _translate(sequence: str) -> str:

@@ -1,4 +1,5 @@
-"""Does a sequence code for a protein? Logistic regression on the shares of its codons in frame 1."""
+"""Does a sequence code for a protein? Logistic regression on the shares of its codons in frame
+1."""
 
 from pathlib import Path
 

@@ -33,7 +33,8 @@ def read_table(path: Path, rows: int = 1000) -> Iterator[pd.DataFrame]:
 
 
 def codon_shares(sequences: Sequence[str]) -> NDArray[np.float64]:
-    """Return the share of each of 64 codons in frame 1, ``(n, 64)``; 0 for a sequence without any."""
+    """Return the share of each of 64 codons in frame 1, ``(n, 64)``; 0 for a sequence without
+    any."""
     shares = np.zeros((len(sequences), 64))
     for row, sequence in enumerate(sequences):
         for start in range(0, len(sequence) - 2, 3):

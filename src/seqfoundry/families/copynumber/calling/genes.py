@@ -97,7 +97,10 @@ class Calls:
 
     @property
     def labels(self) -> NDArray[Any]:
-        """Text ``absent``, ``reduced`` (half a copy), ``normal``, ``raised`` (1.5), ``amplified``, or why not."""
+        """Write what the copies mean, or why they are not known.
+
+        ``absent``, ``reduced`` (0.5), ``normal``, ``raised`` (1.5) or ``amplified``.
+        """
         words = np.array(["absent", "reduced", "normal", "raised", "amplified"], dtype=object)
         made = words[np.searchsorted([0.25, 0.75, 1.25, 1.75], self.cn)]
         why = np.array([f"uncallable: {reason}" for reason in REASONS], dtype=object)
@@ -122,7 +125,7 @@ class Calls:
         return made | {f"call_{word}{self.names[i]}": labels[:, i] for i in order}
 
     def frame(self, samples: Sequence[str], prefix: str = "crr") -> Any:
-        """Return the wide table of the mission's ``gene_calls.tsv`` as a data frame, with columns of ours behind."""
+        """Return the wide table of the mission's ``gene_calls.tsv``, with our columns behind."""
         return pd.DataFrame({"sample_id": np.array(samples, dtype=object)} | self.columns(prefix))
 
 
@@ -324,7 +327,10 @@ def _measure(block: _Block, place: _Place, least: float) -> tuple[Mask, Array, A
 
 
 def _flank(block: _Block, place: _Place) -> tuple[Array, NDArray[np.int64]]:
-    """Median ratio of the bins around a gene, NaN where there are none, and their number, of each sample."""
+    """Median ratio of the bins around a gene, and their number, of each sample.
+
+    The median is NaN where there are none.
+    """
     level, n_flank = masked_median(block.ratio[:, place.flank], block.single[:, place.flank])
     few = np.flatnonzero(n_flank < _LEAST_FLANK)
     outside = np.ix_(few, place.outside)

@@ -176,7 +176,9 @@ def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
 
 
 def decode_by_hmmlearn(ratio: Array, hmm: Hmm, iterations: int = EM_ITERATIONS) -> Decoded:
-    """Do what ``decode`` does through hmmlearn, sample by sample, fitting start vectors unless told otherwise.
+    """Do what ``decode`` does through hmmlearn, sample by sample.
+
+    Start vectors are fitted unless told otherwise.
 
     Bins without evidence stay in the chain with the likelihood 1 in all states. Parameters, result
     and errors as for ``decode``.
@@ -330,7 +332,7 @@ def _exponential(values: Array, family: Array, out: Array) -> None:
 
 @compiled
 def _likelihoods(log_density: Array, relative: Array, family: Array, density: Array) -> float:
-    """Fill density with likelihoods relative to the best state of each bin, and relative with their logs.
+    """Fill density with likelihoods relative to the best state of a bin, relative with logs.
 
     Returns the sum of the logs of the best; overwrites family.
     """

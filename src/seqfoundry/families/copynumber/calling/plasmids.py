@@ -72,7 +72,7 @@ class PlasmidCalls(NamedTuple):
     replicons: Replicons
 
     def frame(self, samples: Sequence[str]) -> Any:
-        """Return the wide table of the mission's ``plasmid_gene_calls.tsv`` as a data frame, with columns of ours.
+        """Return the wide table of the mission's ``plasmid_gene_calls.tsv``, with columns of ours.
 
         Those of families are named ``family_<name>``; replicons have no copy number of their own,
         but a PCN, its bounds, ``breadth_<replicon>`` and a label.

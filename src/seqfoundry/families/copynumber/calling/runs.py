@@ -148,7 +148,10 @@ def _middle(runs: StateRuns, i: int, ratio: Array) -> float:
 
 @compiled
 def recall(runs: StateRuns, n: int, ratio: Array, means: Array, merge: float) -> int:
-    """Join amplified neighbours, then give every run but those of CN 1 the state nearest to its median."""
+    """Join amplified neighbours, then give every run the state nearest to its median.
+
+    Runs of one copy stay as they are.
+    """
     middles = np.array(
         [_middle(runs, i, ratio) if runs.state[i] != CN1 else 1.0 for i in range(n)]
     )

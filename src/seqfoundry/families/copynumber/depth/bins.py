@@ -1,4 +1,4 @@
-"""Bins of a reference, genes on it, and what counts in bins of plasmids say of genes and replicons."""
+"""Bins of a reference, genes on it, and what plasmid bins say of genes and replicons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -143,7 +143,7 @@ class BinLayout:
 def summarise_plasmids(
     counts: Counts, bins: Bins, panel: Sequence[GeneInterval], medians: NDArray[Any]
 ) -> tuple[Values, Values, Values]:
-    """Reduce counts in bins of plasmids, ``(n, n_bins)``, to the genes, replicons and breadth of a plasmid store.
+    """Reduce counts of plasmid bins, ``(n, n_bins)``, to genes, replicons and breadth.
 
     ``medians`` are those of the chromosome's bins, shape ``(n,)``; with 0 nothing is covered.
     Replicons come in the order of ``replicon_names(bins)``.

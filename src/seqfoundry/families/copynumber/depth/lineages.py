@@ -76,9 +76,19 @@ _KNOWN = (
 # percent of samples that carry a gene, so that families come to the mission's class balance; else
 # _OTHER
 _CARRIERS = {
-    "blaKPC-2": 14, "blaCTX-M-15": 32, "blaCTX-M-14": 10, "blaCTX-M-65": 4, "blaCTX-M-27": 3, "blaNDM-1": 10,
-    "blaNDM-5": 4, "qnrB1": 24, "aac6-Ib-cr": 28, "blaOXA-48": 6, "blaOXA-181": 2, "blaOXA-232": 4,
-}  # fmt: skip
+    "blaKPC-2": 14,
+    "blaCTX-M-15": 32,
+    "blaCTX-M-14": 10,
+    "blaCTX-M-65": 4,
+    "blaCTX-M-27": 3,
+    "blaNDM-1": 10,
+    "blaNDM-5": 4,
+    "qnrB1": 24,
+    "aac6-Ib-cr": 28,
+    "blaOXA-48": 6,
+    "blaOXA-181": 2,
+    "blaOXA-232": 4,
+}
 _OTHER = 30
 _IN_LINEAGE, _BY_CHANCE = (
     85,
@@ -90,7 +100,10 @@ _PIECE = 10  # bins; a related plasmid shares pieces of the reference's
 
 
 class Span(NamedTuple):
-    """Bases [start, end), counted from 0, with copy number ``cn`` and depth ``ratio`` times that of one copy."""
+    """Bases [start, end), counted from 0, with copy number ``cn``.
+
+    Depth is ``ratio`` times that of one copy.
+    """
 
     start: int
     end: int
@@ -229,7 +242,7 @@ def draw_lineage(
     panel: Sequence[GeneInterval],
     stream: Stream,
 ) -> Lineage:
-    """Draw what a lineage lacks, most of it from ``shared`` and which genes of ``panel`` it has."""
+    """Draw what a lineage lacks, mostly of ``shared``, and which genes of ``panel`` it has."""
     draw, species = int(stream.integers(0, 1000)), _SPECIES[0][0]
     for name, weight in reversed(_SPECIES):
         if draw < weight:
@@ -294,7 +307,7 @@ def _outside(event: Span, absent: Sequence[Span]) -> Iterator[Span]:
 
 
 def paint(ratio: Array, spans: Iterable[Span]) -> None:
-    """Set depth in the bins of ``ratio``, shape ``(n_bins,)``, weighted by the bases that each shares with a span."""
+    """Set depth in the bins of ``ratio`` ``(n_bins,)``, weighted by bases shared with a span."""
     for span in spans:
         first, last = span.start // BIN, (span.end - 1) // BIN
         starts = np.arange(first, last + 1) * BIN
@@ -328,7 +341,9 @@ class PlasmidContent(NamedTuple):
 def draw_plasmids(
     bins: Bins, panel: Sequence[GeneInterval], carries: NDArray[np.bool_], stream: Stream
 ) -> PlasmidContent:
-    """Draw the plasmids of samples whose lineages carry the genes ``carries``, shape ``(n_samples, n_genes)``.
+    """Draw plasmids of samples whose lineages carry the genes ``carries``.
+
+    ``carries`` has the shape ``(n_samples, n_genes)``.
 
     Genes come as lineage and chance give them, 7 of 10 on the reference's replicon, others with
     copies of their own elsewhere; some samples have a replicon without them. Two of five replicons

@@ -80,7 +80,9 @@ class DepthStore:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlasmidStore:
-    """Depth of plasmid genes and replicons, in reads per ``bin_size`` bases, of the samples of a chromosome store.
+    """Depth of plasmid genes and replicons, for the samples of a chromosome store.
+
+    It is in reads per ``bin_size`` bases.
 
     Attributes
     ----------
@@ -180,7 +182,10 @@ def seal_plasmid_store(
     reference: Reference,
     bin_size: int,
 ) -> None:
-    """Write tables and manifest beside ``genes.npy``, ``replicons.npy`` and ``breadth.npy`` that are there."""
+    """Write tables and manifest beside the arrays that are there.
+
+    These are ``genes.npy``, ``replicons.npy`` and ``breadth.npy``.
+    """
     genes = [
         {"gene": gene.name, "contig": gene.chrom, "start": gene.start, "end": gene.end}
         for gene in panel
@@ -367,7 +372,9 @@ def preview(names: Iterable[str]) -> str:
 
 
 def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
-    """Return a plasmid store with the samples of a chromosome store, in their order, NaN for those that it lacks.
+    """Return a plasmid store with the samples of a chromosome store, in their order.
+
+    Values are NaN for samples that it lacks.
 
     Raises
     ------

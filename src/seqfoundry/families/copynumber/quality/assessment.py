@@ -135,7 +135,7 @@ def evaluation_named(name: str) -> Callable[[Path, Config], Any] | None:
 def assess_cohort(
     called: CopynumberCalls, cohort: Cohort, bins: Bins, config: Config
 ) -> CopynumberAssessment:
-    """Compare calls with ground truth, and segments with simulated truth, where a cohort has them."""
+    """Compare calls with ground truth, and segments with simulated truth, where there is one."""
     rows = np.flatnonzero(cohort.held_out) if cohort.held_out.any() else np.arange(len(cohort))
     found: list[Comparison] = []
     if cohort.ground_truth is not None:

@@ -99,7 +99,9 @@ class FeatureCache:
 def collect(
     keys: Sequence[bytes], compute: Callable[[Indices], Values], store: FeatureCache
 ) -> Features:
-    """Look up the features of rows by their ``keys`` (20 bytes each), and compute and keep those that are not there.
+    """Look up the features of rows by their ``keys`` (20 bytes each).
+
+    Features that are not there are computed and kept.
 
     ``compute`` gets numbers of rows and returns their features ``(len(rows), width)``. What it
     returns is rounded to the type of the store, so that a first run and a later one have the same

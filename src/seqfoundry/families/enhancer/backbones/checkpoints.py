@@ -239,7 +239,9 @@ def save_trunk(trunk: Enformer | Sei, folder: Path) -> None:
 
 
 def write_tiny(kind: Kind, folder: Path, *, seed: int, layout: str = "published") -> Path:
-    """Write a checkpoint with few, random weights in a published layout, for tests and demonstrations.
+    """Write a checkpoint with few, random weights in a published layout.
+
+    It is for tests and demonstrations.
 
     The weights were never trained, but what they make of a sequence depends on it enough to fit a
     head.

@@ -57,7 +57,7 @@ class Locus(NamedTuple):
 
 
 def locus_of(text: str) -> Locus:
-    """Read ``chr1:917699-918199``, ``chr1_917699_918199``, or an id with such a part between colons.
+    """Read ``chr1:917699-918199``, ``chr1_917699_918199``, or an id with such a part.
 
     Raises
     ------
@@ -364,7 +364,9 @@ def load_trunk(config: Config, path: Path) -> Enformer | Sei:
 def features_of(
     backbone: Backbone, codes: Codes, config: Config, ids: Sequence[str] = ()
 ) -> Features:
-    """Compute the features of rows once, or look them up in ``backbone.cache`` of the settings (empty: in memory).
+    """Compute the features of rows once, or look them up in ``backbone.cache``.
+
+    An empty setting keeps them in memory.
 
     ``ids`` of rows name their loci where the flanks are genomic.
 

@@ -1,9 +1,9 @@
 """Prepared panels: rows that were encoded once, as arrays that are mapped, not read.
 
 A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with
-``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.ActivityRows`), and ``rows.parquet``
-(``id`` and ``group`` of each row). It can be used only with the settings that decide how rows are
-encoded.
+``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.ActivityRows`), and
+``rows.parquet`` (``id`` and ``group`` of each row). It can be used only with the settings that
+decide how rows are encoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -210,16 +210,23 @@ def seal(folder: Path, config: Config, facts: Mapping[str, Any]) -> dict[str, An
     parts = {name: describe(folder / name, config) for name in PARTS if (folder / name).is_dir()}
     encoding = encoding_of(config)
     manifest = {
-        "family": "enhancer", "format_version": FORMAT_VERSION, "encoding": encoding, "digest": digest(encoding),
-        "group_key": config.train.group_key, **facts, "parts": parts,
-        "md5": {f"{part}/{name}": files.md5(folder / part / name) for part in parts for name in _FILES},
-    }  # fmt: skip
+        "family": "enhancer",
+        "format_version": FORMAT_VERSION,
+        "encoding": encoding,
+        "digest": digest(encoding),
+        "group_key": config.train.group_key,
+        **facts,
+        "parts": parts,
+        "md5": {
+            f"{part}/{name}": files.md5(folder / part / name) for part in parts for name in _FILES
+        },
+    }
     files.write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 def describe(part: Path, config: Config) -> dict[str, Any]:
-    """Count rows, rows shorter than the window, letters that name no single base, and measure each column."""
+    """Count rows, short rows and letters that name no single base, and measure each column."""
     codes, activities, lengths = (open_array(part / f"{name}.npy") for name in _ARRAYS)
     unknown = sum(
         int((rows_of(codes, i, i + _BLOCK) > 3).sum()) for i in range(0, len(codes), _BLOCK)
@@ -247,7 +254,7 @@ def is_part(folder: Path) -> bool:
 
 
 def open_part(part: Path, config: Config) -> tuple[RowBlock, int]:
-    """Map the rows of a part of a panel, and tell how many rows were left out when it was prepared.
+    """Map the rows of a part of a panel, and tell how many were left out by `prepare`.
 
     Groups are those of ``train.group_key`` where rows are split by groups, else empty.
 

@@ -84,7 +84,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def mutagenesis(network: OracleNetwork, codes: Codes, column: int) -> Floats:
-    """Return the change of one activity that each single mutant of codes ``(L,)`` makes, ``(L, 4)``.
+    """Return the change of one activity by each single mutant of codes ``(L,)``: ``(L, 4)``.
 
     0 at the base that stands there, NaN where none does. Of a DeepSTARR network, or an ensemble of
     them, only the windows that a base reaches are computed anew; any other network reads all
@@ -160,7 +160,7 @@ def _by_windows(network: DeepStarr, codes: Codes, made: Mutants) -> tuple[Floats
 
 def _changed(
     steps: list[tuple[Window, Any, Folded]], positions: Any, letters: Any, pool: int
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     """Pass the windows that mutants reach through all blocks.
 
     Returns outputs (m, channels, k) and where they begin.
@@ -280,7 +280,7 @@ def _contributions(model: _Known, codes: Codes, column: int, seed: int) -> Float
 
 
 class _Plain(nn.Module):
-    """A network by its plain layers, from one-hot columns ``(n, 4, L)`` to activities and embeddings."""
+    """A network by its plain layers, from ``(n, 4, L)`` to activities and embeddings."""
 
     def __init__(self, network: OracleNetwork) -> None:
         super().__init__()
@@ -291,7 +291,9 @@ class _Plain(nn.Module):
 
 
 def export(oracle: Explained, folder: Path, codes: Codes | None = None) -> dict[str, Any]:
-    """Write the network for programs without this package, and compare it with the oracle's own predictions.
+    """Write the network for programs without this package.
+
+    It is compared with the oracle's own predictions.
 
     ``oracle.pt2`` is torch.export's; ``oracle.onnx`` is written where onnx, onnxscript and
     onnxruntime are installed, read back, and run by the latter. Both take one-hot columns ``(n, 4,

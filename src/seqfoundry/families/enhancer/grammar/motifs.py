@@ -78,7 +78,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Motifs that add ``bonus`` to the latent activity of a cell where both are occupied in the right place."""
+    """Motifs that add ``bonus`` to a cell's latent activity where both are in place."""
 
     cell: Cell
     first: str
@@ -128,7 +128,10 @@ class Motif(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MotifSet:
-    """The motifs of a recipe, with weights ``(motifs, cells)``, and the calibration once it is known."""
+    """The motifs of a recipe, with weights ``(motifs, cells)`` and their calibration.
+
+    The calibration is there once it is known.
+    """
 
     recipe: Recipe
     grammar: MotifGrammar
@@ -282,7 +285,7 @@ def consensus(motif: Motif) -> str:
 
 
 def scan(codes: Codes, motifs: Sequence[Motif], temperature: float) -> Hits:
-    """Find all sites of codes ``(n, L)`` on either strand whose score is not far below the threshold.
+    """Find sites of codes ``(n, L)`` on either strand with scores near the threshold or above.
 
     Windows with code 4 are none. No sites, or no codes, give empty arrays.
     """
@@ -408,7 +411,7 @@ def _latent(codes: Codes, panel: MotifSet) -> Integers:
 def _standing_right(
     hits: Hits, pair: tuple[int, int], occupied: Any, n: int, grammar: MotifGrammar
 ) -> NDArray[np.bool_]:
-    """Tell the rows where occupied sites of both motifs stand on one strand at the right distance."""
+    """Find rows where sites of both motifs stand on one strand at the right distance."""
     made = np.zeros(n, dtype=np.bool_)
     span = int(hits.start.max(initial=0)) + 2 * grammar.pair_max + 1
     for strand in (False, True):

@@ -220,7 +220,10 @@ def _extra(group: Mapping[str, Any]) -> dict[str, Any]:
 def _groups(
     groups: Mapping[str, tuple[_Side, _Side]], panel: OracleStatistics, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Measure sets of designs against their gold sets, distances at the common number of all sets too."""
+    """Measure sets of designs against their gold sets.
+
+    Distances are also given at the common number of all sets.
+    """
     sizes = [min(len(a.rows), len(set(b.sequences))) for a, b in groups.values()]
     common = min([n for n in sizes if n >= _LEAST] or [max(sizes, default=0)])
     made = {}
@@ -269,7 +272,10 @@ def _best(made: _Side) -> dict[str, float]:
 
 
 def _shift(made: _Side, real: _Side) -> dict[str, Any]:
-    """Compare letters and activities of designs with those of gold sequences, in pairs where a row has both."""
+    """Compare letters and activities of designs with those of gold sequences.
+
+    Rows that have both are compared in pairs.
+    """
     on = target_scores(made.activities, made.targets)["on_target_score"]
     best = [made.sequences[i] for i in np.argsort(-on, kind="stable")[:_BEST]]
     _, a, b = np.intersect1d(made.rows, real.rows, assume_unique=True, return_indices=True)
@@ -293,7 +299,10 @@ def _shift(made: _Side, real: _Side) -> dict[str, Any]:
 
 
 class _Case(NamedTuple):
-    """An edit, its raw activities before and after, whether the motif was and is there, and changes that are none."""
+    """An edit, its raw activities before and after, and whether the motif is there.
+
+    Changes that change nothing are marked.
+    """
 
     row: Prediction
     before: Floats

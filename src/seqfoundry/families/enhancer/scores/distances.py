@@ -1,4 +1,6 @@
-"""How far two sets of sequences lie apart, by features of an oracle or by letters, and how varied one set is.
+"""How far two sets of sequences lie apart, and how varied one set is.
+
+By features of an oracle or by letters.
 
 Undefined is NaN, never 0: a figure of nothing must not look like a perfect one.
 """
@@ -78,7 +80,7 @@ class GaussianSummary(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of a distance over ``draws`` draws of ``n`` sequences per side."""
+    """Mean and standard deviation of a distance over ``draws`` draws of ``n`` sequences."""
 
     mean: float
     sd: float
@@ -107,11 +109,13 @@ def summarise(features: ArrayLike) -> GaussianSummary:
 
 
 def frechet_distance(a: GaussianSummary, b: GaussianSummary) -> float:
-    """Fréchet distance of two Gaussian summaries, never below 0; NaN where one has fewer than two rows.
+    """Fréchet distance of two Gaussian summaries; NaN where one has fewer than two rows.
 
-    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With roots C = R'R the last trace is the sum of the singular
-    values of R1 R2': real, symmetric in the two, exact where covariances are singular, and no digits are lost to the
-    square root of a product.
+    It is never below 0.
+
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With roots C = R'R the last trace is the sum
+    of the singular values of R1 R2': real, symmetric in the two, exact where covariances are
+    singular, and no digits are lost to the square root of a product.
 
     Raises
     ------
@@ -214,7 +218,9 @@ def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator
 
 
 def _sample(source: GaussianSummary, n: int, generator: np.random.Generator) -> GaussianSummary:
-    """Draw the cloud of ``n`` normal rows without the rows, from the laws of their mean and scatter (Wishart).
+    """Draw the summary of ``n`` normal rows without the rows.
+
+    Mean and scatter are drawn from their laws (Wishart).
 
     A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal
     rows where these are fewer.
@@ -403,7 +409,10 @@ def kullback_leibler(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def gc_shift(a: Floats, b: Floats) -> tuple[float, float]:
-    """Return the Jensen-Shannon distance over 50 bins of GC content (1e-8 added to each) and Wasserstein-1."""
+    """Return the Jensen-Shannon distance of GC content and Wasserstein-1.
+
+    It has 50 bins, to each of which 1e-8 is added.
+    """
     if not len(a) or not len(b):
         return math.nan, math.nan
     bins = [

@@ -1,4 +1,7 @@
-"""Rows of ``predictions.jsonl``, designed (T1) and edited (T3) enhancers, and what an oracle says of sequences."""
+"""Rows of ``predictions.jsonl`` and what an oracle says of their sequences.
+
+Rows are designed (T1) or edited (T3) enhancers.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,7 +87,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The legal rows of a file, how many were left out, and what was wrong with the first of these."""
+    """The legal rows of a file, how many were left out, and why the first of these was."""
 
     rows: list[Prediction]
     n_bad: int = 0

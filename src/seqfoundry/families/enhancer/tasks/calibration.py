@@ -40,10 +40,10 @@ class _Measured(NamedTuple):
     ids: list[str]
 
 
-def calibrate(
-    source: Path, *, model: str, out: Path, overwrite: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Fit a calibration curve per cell type on half of the user's rows, and return errors on the other half.
+def calibrate(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Fit a calibration curve per cell type on half of the user's rows.
+
+    Errors are measured on the other half.
 
     ``source`` has rows as training has: ``sequence`` and ``cell_activities``. They should be
     unseen by the oracle. Equal sequences, and reverse complements, go to one half. Writes to
@@ -152,7 +152,10 @@ def _means(activities: Floats) -> Floats:
 
 
 def _errors(measured: Floats, before: Floats, after: Floats, constant: float) -> dict[str, Any]:
-    """Mean squared and absolute errors of predictions as they are, by the curve, and of the mean alone; or None."""
+    """Return mean squared and absolute errors of predictions, or None.
+
+    As they are, by the curve, and of the mean alone.
+    """
     there = np.isfinite(measured)
     made: dict[str, Any] = {"n": int(there.sum())}
     for name, values in (

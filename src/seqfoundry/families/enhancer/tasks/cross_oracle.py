@@ -232,9 +232,14 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
     columns = ["oracle", "model", "type", "rows", "SHA-256"]
     keys = ("oracle", "oracle_type")
     known = [(name, meta["of"][name]) for name in oracles]
-    report.table("Oracles", columns, [
-        [name, *(one[key] for key in keys), meta["n_rows"][name], one["oracle_sha256"]] for name, one in known
-    ])  # fmt: skip
+    report.table(
+        "Oracles",
+        columns,
+        [
+            [name, *(one[key] for key in keys), meta["n_rows"][name], one["oracle_sha256"]]
+            for name, one in known
+        ],
+    )
     report.section("Sequence by sequence")
     report.paragraph(
         "Correlation within target cells, and pooled over them by Fisher's z, with 95 % intervals."
@@ -248,16 +253,31 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
     report.table(
         "Scores of systems", ["system", "metric", *oracles], [*_system_rows(result, oracles)]
     )
-    report.table("Concordance of all oracles", ["metric", "Kendall's W", "systems", "best by"], [
-        [metric, one["w"], one["n_systems"], _winners(one["best"])]
-        for metric, one in result["rankings"].items()
-    ])  # fmt: skip
+    report.table(
+        "Concordance of all oracles",
+        ["metric", "Kendall's W", "systems", "best by"],
+        [
+            [metric, one["w"], one["n_systems"], _winners(one["best"])]
+            for metric, one in result["rankings"].items()
+        ],
+    )
     report.section("Leaving one oracle out")
     report.paragraph(_GAPS)
-    report.table("Transfer and gaps", ["oracle", "metric", "own gain", "gain by the others", "transfer", "gaps"], [
-        [one["oracle"], one["metric"], one["own_gain"], one["others_gain"], one["transfer"], _gaps(one["systems"])]
-        for one in result["leave_one_out"]
-    ])  # fmt: skip
+    report.table(
+        "Transfer and gaps",
+        ["oracle", "metric", "own gain", "gain by the others", "transfer", "gaps"],
+        [
+            [
+                one["oracle"],
+                one["metric"],
+                one["own_gain"],
+                one["others_gain"],
+                one["transfer"],
+                _gaps(one["systems"]),
+            ]
+            for one in result["leave_one_out"]
+        ],
+    )
     report.write(folder / "report.html")
 
 

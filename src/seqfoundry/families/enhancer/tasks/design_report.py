@@ -101,10 +101,18 @@ def designs(
 ) -> None:
     """Write ``report.html`` and ``plots/`` of scored designs."""
     extra, drawn = result["extra"], folder / "plots"
-    cells = {oracle.marked(cell): {**one, **extra["per_cell_type"][cell]}
-             for cell, one in result["per_cell_type"].items()}  # fmt: skip
-    whole = {"all": {**result["metrics"], **extra["whole"], "n_gen": result["metrics"]["n"],
-                     "n_gold": result["metrics"]["n_gold_with_seq"]}}  # fmt: skip
+    cells = {
+        oracle.marked(cell): {**one, **extra["per_cell_type"][cell]}
+        for cell, one in result["per_cell_type"].items()
+    }
+    whole = {
+        "all": {
+            **result["metrics"],
+            **extra["whole"],
+            "n_gen": result["metrics"]["n"],
+            "n_gold": result["metrics"]["n_gold_with_seq"],
+        }
+    }
     systems = extra["by_system"]
     _specificities(drawn / "specificity.png", rows, oracle)
     _distances(drawn / "frechet_distance.png", {**whole, **systems, **cells})
@@ -113,8 +121,17 @@ def designs(
     report.section("Activity in the target")
     report.paragraph(_ORDER)
     for what, groups in (("system", {**whole, **systems}), ("target cell", cells)):
-        columns = [what, "designs", "gold", "on target", "off target", "specificity", "specificity (z)",
-                   "target is highest", "KS to gold"]  # fmt: skip
+        columns = [
+            what,
+            "designs",
+            "gold",
+            "on target",
+            "off target",
+            "specificity",
+            "specificity (z)",
+            "target is highest",
+            "KS to gold",
+        ]
         lines = [_activity_row(name, one) for name, one in groups.items()]
         if what != "system":
             columns.append("oracle Pearson")
@@ -265,8 +282,16 @@ def edits(
         "edit_distance",
         "activity_delta_src",
     )
-    columns = ["n", "success", "clear success", "success within budget", "changed nothing", "bases changed",
-               "change in the source", "relative shift"]  # fmt: skip
+    columns = [
+        "n",
+        "success",
+        "clear success",
+        "success within budget",
+        "changed nothing",
+        "bases changed",
+        "change in the source",
+        "relative shift",
+    ]
     for what, groups in (("edit type", kinds), ("system", extra["by_system"])):
         lines: list[list[Cell]] = []
         for name, one in {"all": extra, **groups}.items():
@@ -286,8 +311,11 @@ def edits(
     )
     report.figure(caption, drawn / "changes.png")
     report.section("By source cell")
-    report.table("By source cell", ["source cell", "n", "success", "change in the source", "oracle Pearson"],
-                 [*_by_source(table, oracle)])  # fmt: skip
+    report.table(
+        "By source cell",
+        ["source cell", "n", "success", "change in the source", "oracle Pearson"],
+        [*_by_source(table, oracle)],
+    )
     report.write(folder / "report.html")
 
 

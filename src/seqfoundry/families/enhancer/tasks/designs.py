@@ -23,14 +23,29 @@ SEED = 1234  # of resampling, as of everything in the mission
 DESIGNS, EDITS = "genqual.json", "genqual_t3_oracle.json"
 _SIDES = ("predicted", "other")
 _TEXTS = ("id", "edit_type", "system", "source_cell_type", "target_cell_type")
-_FLAGS = ("within_budget", "length_preserved", "no_op", "target_motif_present", "target_motif_gained",
-          "objective_success", "objective_success_clear", "objective_and_budget")  # fmt: skip
-_SHOWN = ("n_predictions", "n_gold_with_seq", "fid", "on_target_score", "specificity", "argmax_accuracy",
-          "diversity_edit")  # fmt: skip
+_FLAGS = (
+    "within_budget",
+    "length_preserved",
+    "no_op",
+    "target_motif_present",
+    "target_motif_gained",
+    "objective_success",
+    "objective_success_clear",
+    "objective_and_budget",
+)
+_SHOWN = (
+    "n_predictions",
+    "n_gold_with_seq",
+    "fid",
+    "on_target_score",
+    "specificity",
+    "argmax_accuracy",
+    "diversity_edit",
+)
 
 
 class Judged(NamedTuple):
-    """Predictions, what the oracle says of both sides, the content of the result file, and a table of rows."""
+    """Predictions, what the oracle says of both sides, the result file, and a table of rows."""
 
     predictions: Any
     predicted: Any
@@ -215,7 +230,10 @@ def judge_edits(oracle: LoadedOracle, source: Path, rows: list[tuple[int, str]])
 
 
 def edit_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Make an Arrow table of judged edits, whose columns have a type even where nothing is known."""
+    """Make an Arrow table of judged edits.
+
+    Columns have a type even where nothing is known.
+    """
     of_name = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_FLAGS, pa.bool_())
     schema = pa.schema([(name, of_name.get(name, pa.float64())) for name in rows[0]])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)

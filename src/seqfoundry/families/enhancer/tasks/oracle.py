@@ -33,7 +33,8 @@ _PACKAGES = ("numpy", "torch")  # whose versions may change a digit
 class LoadedOracle:
     """An oracle.
 
-    ``panel`` is the family's `predictions.OracleStatistics`, ``meta`` tells in results which oracle it was.
+    ``panel`` is the family's `predictions.OracleStatistics`; ``meta`` tells in results which
+    oracle it was.
     """
 
     loaded: models.Loaded | Portable
@@ -140,7 +141,9 @@ class LoadedOracle:
 
 
 def open_oracle(reference: str) -> LoadedOracle:
-    """Load an oracle by folder, ``models:/`` URI or run id, once, so that a moving alias cannot mix two.
+    """Load an oracle by folder, ``models:/`` URI or run id.
+
+    It is fetched once, so that a moving alias cannot mix two.
 
     Raises
     ------

@@ -58,7 +58,10 @@ class Index(NamedTuple):
 
 
 def build_index(codes: Codes, max_distance: int) -> Index:
-    """Index barcodes (codes without N, shape ``(n, length)``) for a largest distance of at most ``length - 2``."""
+    """Index barcodes for a largest distance of at most ``length - 2``.
+
+    Barcodes are codes without N, shape ``(n, length)``.
+    """
     n, length = codes.shape
     n_parts = max_distance + 2
     bounds = np.linspace(0, length, n_parts + 1).astype(np.int64)
@@ -189,7 +192,10 @@ def _infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> in
 def _place(
     masks: NDArray[np.uint64], length: int, window: Codes, distance: int
 ) -> tuple[int, int]:
-    """Infix at the given distance whose length is nearest the barcode's, of equals the first to end."""
+    """Infix at the given distance whose length is nearest the barcode's.
+
+    Of equals the first to end.
+    """
     last, one, nothing = np.uint64(length - 1), np.uint64(1), np.uint64(0)
     mirrored = np.zeros(4, dtype=np.uint64)
     for code in range(4):

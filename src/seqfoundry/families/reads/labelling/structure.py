@@ -131,7 +131,10 @@ class ReadGrammar:
         self.recognise = lru_cache(maxsize=10_000)(self._recognise)
 
     def _incomplete_patterns(self, needed: set[str]) -> list[_Pattern]:
-        """List what is left of a structure that has lost one end or both, but still has all ``needed`` segments."""
+        """List what is left of a structure without one end or both.
+
+        All ``needed`` segments are there.
+        """
         parts: dict[tuple[int, ...], _Pattern] = {}
         for pattern in self._patterns:
             codes = (

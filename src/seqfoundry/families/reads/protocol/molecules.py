@@ -1,9 +1,9 @@
 """Error-free molecules drawn from the structures of a protocol, as flat arrays.
 
 A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of
-these parts is an *element*; a ``MoleculeLayout`` lists the elements of every structure once, and drawing
-is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared, so the
-same stream gives the same molecules on every machine.
+these parts is an *element*; a ``MoleculeLayout`` lists the elements of every structure once, and
+drawing is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared,
+so the same stream gives the same molecules on every machine.
 """
 
 from collections.abc import Mapping
@@ -453,7 +453,7 @@ def truncate(
 def _break(
     low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator
 ) -> tuple[Offsets, ...]:
-    """Break some molecules off at a uniform place that leaves at least ``_LEAST_WHOLE`` of them."""
+    """Break some molecules off at a uniform place, of which ``_LEAST_WHOLE`` stays."""
     broken = generator.random(low.size) < config.broken_share
     at_5p = generator.integers(0, 2, size=low.size).astype(np.bool_)
     lost = generator.integers(0, (high - low) * (100 - _LEAST_WHOLE) // 100 + 1)

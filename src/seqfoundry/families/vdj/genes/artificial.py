@@ -101,7 +101,10 @@ def _artificial_gene(segment: Segment, name: str, generator: np.random.Generator
 
 
 def _spell(columns: Sequence[str], phase: int, generator: np.random.Generator) -> str:
-    """Draw a base by each column of weights, without stop codons in the frame that starts at ``phase``."""
+    """Draw a base by each column of weights, without stop codons.
+
+    The frame starts at ``phase``.
+    """
     text = ""
     while len(text) < len(columns):
         after = (

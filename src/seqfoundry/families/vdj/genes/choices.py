@@ -230,7 +230,10 @@ def _masks(choices: Choices) -> tuple[Masks, Masks, Masks]:
 
 
 def _microhomologies(choices: Choices) -> Masks:
-    """Bits of the ligations m > 0 whose m last nucleotides of the left are the m first of the right."""
+    """Bits of the ligations m > 0 whose ends match.
+
+    The m last nucleotides of the left are the m first of the right.
+    """
     removed = choices.trims + P_NUCLEOTIDES - 1
     left, right = (
         np.zeros((len(ends), removed.size), np.int32)
@@ -258,7 +261,10 @@ def _set_bits(masks: Masks) -> tuple[Integers, Integers]:
 
 
 def _slide(choices: Choices, cuts: tuple[Integers, ...], limits: Integers, step: int) -> Integers:
-    """How often, at most ``limits`` times, t can change by ``step`` and k by ``-step`` without another sequence."""
+    """How often t can change by ``step`` and k by ``-step`` without another sequence.
+
+    At most ``limits`` times.
+    """
     left, right, t, k = cuts
     back = int(step < 0)
     steps = np.zeros(t.size, np.int64)
@@ -341,7 +347,9 @@ def _spread(first: Integers, counts: Integers) -> tuple[Integers, Integers]:
 def frames(
     choices: Choices, left: ArrayLike, right: ArrayLike, t: ArrayLike, k: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tell whether the sequences of cuts ``(t, k)`` are in frame, and whether those have a stop codon; flat.
+    """Tell whether sequences of cuts ``(t, k)`` are in frame, and have a stop codon.
+
+    Both are flat.
 
     Only V-J sequences are ever in frame; see ``Choices.nonproductive``.
     """
@@ -453,7 +461,9 @@ _CLASSES = _classes()
 
 
 def table(choices: Choices, pairs: Integers, *, ligation: bool = True) -> dict[str, NDArray[Any]]:
-    """Write out all options of pairs of genes, one row each, ordered by pair, trims and microhomology.
+    """Write out all options of pairs of genes, one row each.
+
+    They are ordered by pair, trims and microhomology.
 
     Parameters
     ----------

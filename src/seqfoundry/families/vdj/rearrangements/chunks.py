@@ -163,7 +163,10 @@ def leave_out(
 def of_group(
     frame: pd.DataFrame, specification: Specification, rejected: Rejected
 ) -> pd.DataFrame:
-    """Leave out rows of another productivity (where ligation is modelled, the sequence tells it) or insertions."""
+    """Leave out rows of another productivity or with insertions.
+
+    Where ligation is modelled, the sequence tells productivity.
+    """
     group = specification.group
     if not group.ligation:
         frame = of_productivity(frame, frame["productive"], group.productivity, rejected)
@@ -182,7 +185,7 @@ def of_group(
 def of_productivity(
     frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected
 ) -> pd.DataFrame:
-    """Leave out rows that are not of the productivity ``wanted``, or of which it is not known (missing)."""
+    """Leave out rows that are not of the productivity ``wanted``, or not known to be."""
     if wanted == "both":
         return frame
     frame = frame.assign(productive=pd.array(productive, dtype="boolean"))

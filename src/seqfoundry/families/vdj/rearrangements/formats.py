@@ -44,7 +44,10 @@ _STOP = r"^(?:[ACGTN]{3})*?(?:TAA|TAG|TGA)"
 
 
 def form_of(path: Path, header: list[str], germline: Germline, form: str | None) -> str:
-    """Tell which form a table has, unless it is given, and refuse one that lacks columns (any of ``a|b`` does)."""
+    """Tell which format a table has, unless given, and refuse one that lacks columns.
+
+    Of ``a|b`` any column does.
+    """
     if form is not None and form not in FORMS:
         raise InputError(f"{path}: the format must be one of {', '.join(FORMS)}, got {form}")
     refuse_wide(path, len(header))
@@ -270,11 +273,32 @@ def _read_parsimony(chunk: RawRows) -> None:
 # of each form: columns that it is known by; more that every table must have, with vj and with D
 # genes; its reader
 FORMS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
-    "airr": ("v_call j_call", "v_germline_end|v_cigar j_germline_start|j_cigar", "",
-             "d_call d_germline_start|d_cigar d_germline_end|d_cigar", _read_airr),
-    "immunoseq": ("v_resolved j_resolved v_deletions j_deletions", "n1_insertions frame_type " "templates|frequency", "",
-                  "d_resolved d5_deletions d3_deletions n2_insertions", _read_immunoseq),
-    "parsimony": ("v_gene j_gene v_trim j_trim vj_insert cdr3_nucseq", "", "", "locus_without_D", _read_parsimony),
-    "igor": ("v_gene j_gene v_trim j_trim", "", "vj_insert",
-             "d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert", _read_igor),
-}  # fmt: skip
+    "airr": (
+        "v_call j_call",
+        "v_germline_end|v_cigar j_germline_start|j_cigar",
+        "",
+        "d_call d_germline_start|d_cigar d_germline_end|d_cigar",
+        _read_airr,
+    ),
+    "immunoseq": (
+        "v_resolved j_resolved v_deletions j_deletions",
+        "n1_insertions frame_type templates|frequency",
+        "",
+        "d_resolved d5_deletions d3_deletions n2_insertions",
+        _read_immunoseq,
+    ),
+    "parsimony": (
+        "v_gene j_gene v_trim j_trim vj_insert cdr3_nucseq",
+        "",
+        "",
+        "locus_without_D",
+        _read_parsimony,
+    ),
+    "igor": (
+        "v_gene j_gene v_trim j_trim",
+        "",
+        "vj_insert",
+        "d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert",
+        _read_igor,
+    ),
+}

@@ -26,7 +26,9 @@ _CLASHES = {
 
 
 def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
-    """Bring rows of a form into ``id``, the normal form and ``count``, without those that cannot be.
+    """Bring rows of a format into ``id``, the normal form and ``count``.
+
+    Rows that cannot be brought are left out.
 
     A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
     ``productive`` may be missing.
@@ -71,7 +73,9 @@ def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
 
 
 def _recover_palindromes(chunk: RawRows, junction: str) -> None:
-    """Give inserted nucleotides that continue the hairpin of an untrimmed gene back to it, as negative trims.
+    """Give inserted nucleotides that continue an untrimmed gene's hairpin back to it.
+
+    They become negative trims.
 
     Only where the insert is known and neither end is negative already; where both ends claim a
     nucleotide, one yields.

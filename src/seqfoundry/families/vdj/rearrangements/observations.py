@@ -101,7 +101,8 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
         _LOG.info("observations: left out: %s", most_common_reasons(rejected))
     if not len(observed.pairs):
         raise InputError(
-            f"observations: must leave rearrangements to model, got none: {most_common_reasons(rejected)}"
+            "observations: must leave rearrangements to model, "
+            f"got none: {most_common_reasons(rejected)}"
         )
     return observed
 
