@@ -255,10 +255,11 @@ def test_links_do_not_travel_to_other_processes(tmp_path: Path) -> None:
     source = tmp_path / "model"
     source.mkdir()
     (source / "secret.txt").symlink_to("/etc/hostname")
+    model = portable_model.Portable("vdj", str(source), "model", digest="")
     with pytest.raises(
         ModelError, match=r"secret\.txt: must be a file or folder of the model itself, got a link"
     ):
-        portable_model.publish("vdj", "model", source, tmp_path / "shared")
+        portable_model.publish(model, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
 
 

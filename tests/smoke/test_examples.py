@@ -135,7 +135,7 @@ def test_what_a_model_requires_is_enough_to_load_its_family(
     family: str, environment: Callable[..., Path]
 ) -> None:
     python = environment("mlflow", *find_family(family).module("serve").REQUIREMENTS)
-    code = f"import seqfoundry.{family}.serve, seqfoundry.registry.scoring_server"
+    code = f"import seqfoundry.families.{family}.serve, seqfoundry.registry.scoring_server"
     bare = {
         "PYTHONPATH": str(ROOT / "src"),
         "PATH": os.environ["PATH"],
