@@ -89,7 +89,7 @@ def many(path: Path, n: int = 40) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_family("enhancer").module("data"), "_CHUNK", 4)
+    monkeypatch.setattr(find_family("enhancer").module("data"), "CHUNK", 4)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -135,7 +135,7 @@ from seqfoundry import engine
 from seqfoundry.families.enhancer.tasks import activity
 from seqfoundry.core.family import find_family
 from seqfoundry.registry import models as store
-find_family("enhancer").module("data")._CHUNK = 4
+find_family("enhancer").module("data").CHUNK = 4
 oracle = fakes.WordOracle()
 answer = oracle.predict
 def predict(frame):
@@ -229,7 +229,9 @@ def test_a_sequence_that_the_model_refuses_is_named_by_file(
 
 def test_a_file_that_is_not_there(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
     model, _ = make_oracle()
-    with pytest.raises(MissingError, match=r"none\.fa: must be a file, got nothing of that name"):
+    with pytest.raises(
+        MissingError, match=r"none\.fa: must be a file or a folder, got nothing of that name"
+    ):
         score(tmp_path / "none.fa", model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 

@@ -420,14 +420,16 @@ def test_tasks_that_are_not_there(
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
     with pytest.raises(
         InputError,
-        match=r"score enhancer: --task must be one of activity, t1, t3, cross-.*got 't9'",
+        match=r"score enhancer: --task must be one of activity, variants.*got 't9'",
     ):
         score(source, model=model, out=out, task="t9")
     with pytest.raises(
         InputError, match="score enhancer --task t1: --against must be left out, got b c"
     ):
         score(source, model=model, out=out, task="t1", against=("b", "c"))
-    with pytest.raises(InputError, match="score enhancer --task t3: --resume must be left out"):
+    with pytest.raises(
+        InputError, match="--resume: must be asked for --task activity, .*, got --task t3"
+    ):
         score(source, model=model, out=out, task="t3", resume=True)
     with pytest.raises(
         MissingError, match=r"none\.jsonl: must be a file, got nothing of that name"
@@ -466,7 +468,7 @@ def test_folders_that_are_not_ours_stay(
 ) -> None:
     model, _ = make_oracle()
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
-    options = {"model": model, "against": (), "out": out}
+    options = {"model": model, "out": out}
     designs.score_designs(source, **options)
     with pytest.raises(OutputError, match="must be a new or empty folder"):
         designs.score_designs(source, **options)

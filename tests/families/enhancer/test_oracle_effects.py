@@ -62,7 +62,9 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     small = dataclasses.replace(config.network, channels=(16, 8, 8, 8), dense=(16, 12))
     config = dataclasses.replace(config, network=small, seq_len=100)
     panel = (
-        find_family("enhancer").module("scores.predictions").Panel(cell_types=config.cell_types)
+        find_family("enhancer")
+        .module("scores.predictions")
+        .OracleStatistics(cell_types=config.cell_types)
     )
     network = build(config)
     with torch.no_grad():
@@ -149,7 +151,7 @@ def test_variants_of_any_table_and_in_chunks(
     make_oracle: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, oracle = make_oracle()
-    monkeypatch.setattr("seqfoundry.families.enhancer.tasks.effects._CHUNK", 2)
+    monkeypatch.setattr("seqfoundry.families.enhancer.tasks.effects.CHUNK", 2)
     texts = sequences_of(5)
     rows = [
         variant(text, i, text[i], "A" if text[i] != "A" else "C", id=f"v{i}")

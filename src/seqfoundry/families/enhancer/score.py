@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seqfoundry import engine
+from seqfoundry.core.command_line import did_you_mean
 from seqfoundry.core.errors import InputError
 from seqfoundry.engine.job import Job
 from seqfoundry.families.enhancer.tasks import (
@@ -46,6 +47,12 @@ def score(
         If ``request.out`` is not empty (unless ``overwrite`` and it holds earlier scores), or
         cannot be written.
     """
+    known = [*JOBS, *WHOLE_TASKS, "cross-oracle"]
+    if task not in known:
+        hint = did_you_mean(task, known)
+        raise InputError(
+            f"score enhancer: --task must be one of {', '.join(known)}, got {task!r}{hint}"
+        )
     if against and task != "cross-oracle":
         raise InputError(
             f"score enhancer --task {task}: --against must be left out, got {' '.join(against)}"
