@@ -428,7 +428,7 @@ def test_tasks_that_are_not_there(
     ):
         score(source, model=model, out=out, task="t1", against=("b", "c"))
     with pytest.raises(
-        InputError, match="--resume: must be asked for --task activity, .*, got --task t3"
+        InputError, match=r"--resume: must be asked for --task activity, .*, got --task t3"
     ):
         score(source, model=model, out=out, task="t3", resume=True)
     with pytest.raises(
