@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.data import NOTHING
 from seqfoundry.training.torch import Group, SharedNorm
@@ -55,29 +56,11 @@ def of_all(found: Moments, group: Group) -> Moments:
     return Moments(total[-2] / n, total[:-2] / n, n)
 
 
-try:
-    import numba
-except ImportError:  # the plain ways remain
-    numba = None
-
 Array = NDArray[Any]
 _LETTERS = NOTHING + 1
 _POOL, _KERNELS = 3, (3, 5, 7)  # of the compiled way
 _CHANNELS = 32  # of a task of the backward pass, at least
 _ROWS, _WINDOWS = 16, 4096  # of a step of the folded way, for the same reason
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock, if numba is there.
-
-    Cache on disk where some folder can be written.
-    """
-    if numba is None:
-        return function
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 class Folded(NamedTuple):
@@ -105,7 +88,7 @@ class Way(NamedTuple):
         """
         if self.engine not in ("auto", "compiled"):
             return self.engine
-        able = numba is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+        able = weight.device.type == "cpu" and weight.dtype == torch.float32
         fits = self.pool == _POOL and weight.shape[2] in _KERNELS and self.ambiguous == "zero"
         return "compiled" if able and fits else "fold"
 

@@ -22,12 +22,12 @@ algorithms for large-state-space HMMs, NIPS 16.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 
 Array: TypeAlias = NDArray[np.float64]
@@ -41,16 +41,6 @@ _SERIES = tuple(
     1 / math.factorial(j) for j in range(12, -1, -1)
 )  # of exp, the highest power first
 _GAP = -1e300  # what hmmlearn, which refuses NaN, is told instead
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def compiled(function: _F) -> _F:
-    """Compile without the interpreter lock; cache on disk where some folder can be written."""
-    try:
-        return cast("_F", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return cast("_F", numba.njit(nogil=True)(function))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.core.files.arrays import rows_of
 from seqfoundry.families.copynumber.calling.genes import (
@@ -37,7 +38,7 @@ from seqfoundry.families.copynumber.calling.genes import (
     call_genes,
     interval,
 )
-from seqfoundry.families.copynumber.calling.hmm import Array, compiled
+from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.calling.runs import median
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.bins import GeneInterval, read_families, read_gene_list

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.families.copynumber.calling.hmm import Array, compiled
+from seqfoundry.core.compiled import compiled
+from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.config import COPY_NUMBERS
 
 CN1 = COPY_NUMBERS.index(1.0)

@@ -31,13 +31,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.families.copynumber.calling.hmm import (
     DECODERS,
     Array,
     Decoder,
     Hmm,
-    compiled,
     viterbi,
 )
 from seqfoundry.families.copynumber.calling.runs import (

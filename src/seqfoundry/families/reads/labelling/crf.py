@@ -28,6 +28,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 
 Array = NDArray[Any]
@@ -76,14 +77,6 @@ class _Expected(NamedTuple):
     log_partition: Array  # (n,)
     posterior: Array  # (n, length, K)
     transitions: Array  # (n, K, K)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock; cache on disk where some folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> NDArray[np.float64]:
@@ -306,7 +299,7 @@ def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float
                 alpha[t, j] = logits[t, j] + _log_sum_exp(alpha[t - 1], scores.transitions[:, j])
             else:
                 alpha[t, j] = logits[t, j] + peak + np.log(totals[j])
-    return _log_sum_exp(alpha[length - 1], scores.end)  # type: ignore[no-any-return]
+    return _log_sum_exp(alpha[length - 1], scores.end)
 
 
 @compiled

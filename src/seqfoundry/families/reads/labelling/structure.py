@@ -29,11 +29,12 @@ import edlib
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.dna import Codes, Offsets, decode, reverse_complement_text
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.families.reads.config import DecodeConfig
 from seqfoundry.families.reads.data import LabelRuns
-from seqfoundry.families.reads.labelling.crf import Crf, compiled, over_reads
+from seqfoundry.families.reads.labelling.crf import Crf, over_reads
 from seqfoundry.families.reads.protocol.seq_orders import CDNA, Protocol, Segment
 
 Array = NDArray[Any]
