@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seqfoundry import engine
 from seqfoundry.families.reads import serve
-from seqfoundry.families.reads.annotate import annotate
+from seqfoundry.families.reads.annotate import AnnotateReads
 from seqfoundry.families.reads.data import Reads
 from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.registry import models
@@ -40,7 +41,8 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.pytho
 
 def timed(source: Path, cells: Path, model: str, folder: Path) -> float:
     start = time.perf_counter()
-    annotate("reads", source, model=model, out=folder / "out", whitelist=cells, overwrite=True)
+    request = engine.Request(source, model, folder / "out", overwrite=True)
+    engine.run(AnnotateReads(cells), request)
     return time.perf_counter() - start
 
 
