@@ -358,7 +358,7 @@ FULL_DISK = """
             with data.atomic_bytes(path) as file:
                 file.write(bytes(100_000))
         else:
-            with data.folder_written_whole(path, replace=True) as temporary:
+            with data.atomic_folder(path, replace=True) as temporary:
                 data.write_text(temporary / "small", "x")
                 (temporary / "large").write_bytes(bytes(100_000))
     except OutputError as error:

@@ -50,7 +50,7 @@ for name, alignment, size, n in CASES:
                           warmup_epochs=0,
                           alignment_warmup_epochs=0, lr=1e-4 if "residual" in name else 1e-3)
     counts = vae.cohort(n)
-    training = losses.Training.start(config, vae.BINS, group)
+    training = losses.NetworkTraining.start(config, vae.BINS, group)
     place = folder / f"{group.size}-{group.rank}-{name}-{alignment}-{size}"
     place.mkdir()
     cohort = losses.prepare(counts, training.model, config, place)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from seqfoundry import engine
 from seqfoundry.core.errors import (
     ConfigError,
     InputError,
@@ -26,8 +27,9 @@ from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.loop import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
-from seqfoundry.families.copynumber import annotate, serve, train
 from seqfoundry.families.copynumber import evaluate as evaluation
+from seqfoundry.families.copynumber import serve, train
+from seqfoundry.families.copynumber.annotate import CallCopyNumbers
 from seqfoundry.families.copynumber.config import Config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -325,6 +327,10 @@ def test_bad_cohorts(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def annotate(source: Path, model: Path, out: Path) -> dict[str, Any]:
+    return engine.run(CallCopyNumbers(), engine.Request(source, str(model), out))
+
+
 def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,9 +339,7 @@ def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
     silent = whole.iloc[:1].assign(sample_id="silent")
     silent["counts"] = [np.zeros(len(whole["counts"][0]), dtype=int)]
     monkeypatch.setattr(family, "frames", lambda *_: iter([silent, whole]))
-    summary = annotate.annotate(
-        "copynumber", data / "example", model=str(run), out=tmp_path / "out"
-    )
+    summary = annotate(data / "example", run, tmp_path / "out")
     assert (summary["samples"], summary["callable"]) == (3, 2)
     segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
     assert list(segments.columns[:6]) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence"]
@@ -347,9 +351,7 @@ def test_annotate_keeps_the_columns_where_the_first_samples_have_no_segments(
 
 
 def test_annotate_writes_calls_of_every_sample(run: Path, data: Path, tmp_path: Path) -> None:
-    summary = annotate.annotate(
-        "copynumber", data / "example", model=str(run), out=tmp_path / "out"
-    )
+    summary = annotate(data / "example", run, tmp_path / "out")
     assert summary["samples"] == summary["callable"] == 2
     segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
     assert list(segments.columns[:6]) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence"]
@@ -357,8 +359,8 @@ def test_annotate_writes_calls_of_every_sample(run: Path, data: Path, tmp_path: 
     plasmids = pd.read_csv(tmp_path / "out" / "plasmid_calls.tsv", sep="\t")
     assert {"gene", "family", "replicon"} == set(plasmids["kind"])
     with pytest.raises(OutputError, match="must be a new or empty folder"):
-        annotate.annotate("copynumber", data / "example", model=str(run), out=tmp_path / "out")
+        annotate(data / "example", run, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises((InputError, MissingError)):
-        annotate.annotate("copynumber", tmp_path / "empty", model=str(run), out=tmp_path / "other")
+        annotate(tmp_path / "empty", run, tmp_path / "other")
     assert not (tmp_path / "other").exists()

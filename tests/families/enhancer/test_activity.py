@@ -115,7 +115,7 @@ def test_interrupted_work_goes_on_where_it_was(
     monkeypatch.setattr(oracle, "predict", answer)
     other, _ = make_oracle("other")
     with pytest.raises(
-        OutputError, match=r"oracle must be that of the interrupted run to resume it"
+        OutputError, match=r"model must be that of the interrupted run to resume it"
     ):
         score(source, other, out, resume=True)
     oracle.seen.clear()

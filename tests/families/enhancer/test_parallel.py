@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_deepstarr as tests
-from seqfoundry.families.enhancer.model import Training, epoch, predict, squared_error
+from seqfoundry.families.enhancer.model import NetworkTraining, epoch, predict, squared_error
 from seqfoundry.training.torch import Group
 
 torch.set_num_threads(1)
@@ -46,7 +46,7 @@ for engine in ENGINES:
     )
     rows = tests.rows_of(53, config)
     rows.activities[::3, 2:] = np.nan  # so that shares differ in what was measured
-    training = Training.start(config, rows.activities, group=group)
+    training = NetworkTraining.start(config, rows.activities, group=group)
     mine = group.share(15)
     counts = [int(np.isfinite(rows.activities[:15][part]).sum()) for part in (mine, slice(0, 15))]
     training.model.train()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from seqfoundry import engine
-from seqfoundry.core.errors import InputError, ModelError, OutputError
+from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.loop import TrainOptions
@@ -116,7 +116,6 @@ def test_chunks_make_no_difference(
             yield from (frame.iloc[first : first + 7] for first in range(0, len(frame), 7))
 
     monkeypatch.setattr(find_family("vdj").module("data"), "frames", small)
-    monkeypatch.setattr(score, "_POOLED", 2)
     summary = score(repertoire / "test.tsv", model=str(model), out=tmp_path / "out")
     assert summary == {**scored[1], "log_loss": pytest.approx(scored[1]["log_loss"], rel=1e-12)}
     for name in ("scores.parquet", "configurations.parquet"):
@@ -132,7 +131,7 @@ def test_chunks_make_no_difference(
 
 def test_what_is_refused_leaves_nothing(repertoire: Path, model: Path, tmp_path: Path) -> None:
     source, out = repertoire / "test.tsv", tmp_path / "out"
-    with pytest.raises(InputError, match=r"nope\.tsv: must be a readable file"):
+    with pytest.raises(MissingError, match=r"nope\.tsv: must be a file or a folder"):
         score(tmp_path / "nope.tsv", model=str(model), out=out)
     with pytest.raises(ModelError, match=r"must be a model folder with served\.json"):
         score(source, model=str(tmp_path), out=out)
