@@ -26,16 +26,12 @@ from seqfoundry import engine
 from seqfoundry.families.reads import serve
 from seqfoundry.families.reads.annotate import AnnotateReads
 from seqfoundry.families.reads.data import Reads
-from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.registry import models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
 from simulated_reads import Replay, simulated, truth_answer, write_fastq
 
-ROOT = Path(__file__).parents[2]
-PARAMS = ROOT / "params" / "reads"
-PROTOCOL = read_protocol(PARAMS / "seq_orders.yaml", "10x3p_sc_ont_016")
-N_READS, N_CELLS, REPEATS, SEED = 16_384, 200, 3, 1
+N_READS, REPEATS, SEED = 16_384, 3, 1
 MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
@@ -107,4 +103,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "build" / "reads" / "train"))
+    main(sys.argv[1] if len(sys.argv) > 1 else str(Path("build") / "reads" / "train"))

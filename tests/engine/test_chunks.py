@@ -55,9 +55,7 @@ def test_chunks_have_rows_of_one_file_whatever_the_row_groups(
     assert read_words(job, model, source, finished={0, 2, 3}) == [["a3", "a4", "a5"], ["c3"]]
 
 
-def test_a_chunk_says_where_it_stands(
-    tmp_path: Path, measure_words: Any, model: Portable
-) -> None:
+def test_a_chunk_says_where_it_stands(tmp_path: Path, measure_words: Any, model: Portable) -> None:
     source = write_tables(tmp_path / "in", 4, 2)
     read = list(chunks.read_chunks(measure_words(), model, source, Counter(), ()))
     assert [(chunk.number, chunk.first) for chunk in read] == [(0, 0), (1, 3), (2, 4)]

@@ -7,14 +7,8 @@ from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, Structure
 
 PROTOCOLS = Path(__file__).parents[3] / "params" / "reads" / "seq_orders.yaml"
-
-
 COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
-
-
 TURN = {"fwd": (False, False), "rev": (True, True), "reverse": (True, False)}
-
-
 SETTINGS = SimulateConfig(
     train_reads=1,
     valid_reads=1,
@@ -42,8 +36,6 @@ SETTINGS = SimulateConfig(
     rc=True,
     transcriptome="",
 )
-
-
 Labelled = list[tuple[str, str]]  # (base, label) of every base
 
 

@@ -17,11 +17,7 @@ from seqfoundry.families.reads.simulate import ReadTruth, draw_example
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).parents[3]
-
-
 PARAMS = ROOT / "params" / "reads"
-
-
 N_CELLS = 200
 PROTOCOL = read_protocol(PARAMS / "seq_orders.yaml", "10x3p_sc_ont_016")
 
