@@ -39,7 +39,7 @@ mlproject: setup  ## Write MLproject from the commands
 	PYTHONPATH=src python -m seqfoundry.mlproject > MLproject
 
 bench: setup  ## Timings, one JSON line each
-	for script in benchmarks/*.py; do python $$script; done
+	for script in benchmarks/*.py benchmarks/*/*.py; do python $$script; done
 
 ui: setup  ## The tracking store in a browser, on this machine only
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1

@@ -36,7 +36,7 @@ from seqfoundry.families.copynumber import config as depth_config
 from seqfoundry.families.copynumber import losses
 from seqfoundry.families.enhancer import config as enhancer_config
 from seqfoundry.families.enhancer import model as oracle
-from seqfoundry.families.enhancer.data import Rows
+from seqfoundry.families.enhancer.data import ActivityRows
 from seqfoundry.training.torch import Group, tensor_cores
 from seqfoundry.training.torch import Group as OracleGroup
 
@@ -106,7 +106,7 @@ def depth(
         mixed_precision=precision == "bfloat16",
         latent_dim=10,
     )
-    training = losses.Training.start(config, n_bins, Group(device=str(device)))
+    training = losses.NetworkTraining.start(config, n_bins, Group(device=str(device)))
     n = min(8 * batch, 4096)
     counts = np.random.default_rng(1).poisson(200, (n, n_bins)).astype(np.uint32)
     cohort = losses.prepare(counts, training.model, config, folder)
@@ -129,8 +129,10 @@ def enhancer(
     activities = stream.normal(size=(n, len(config.cell_types))).astype(np.float32)
     codes = stream.integers(0, 4, (n, config.seq_len)).astype(np.uint8)
     texts, lengths = [str(i) for i in range(n)], np.full(n, config.seq_len)
-    rows = Rows(codes, activities, lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_))
-    training = oracle.Training.start(config, activities, group=OracleGroup(device=str(device)))
+    rows = ActivityRows(codes, activities, lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_))
+    training = oracle.NetworkTraining.start(
+        config, activities, group=OracleGroup(device=str(device))
+    )
 
     def run(steps: int) -> None:
         oracle.epoch(training, rows, np.resize(np.arange(n), steps * batch), 0)

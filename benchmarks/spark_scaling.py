@@ -12,6 +12,7 @@ of the last run, of Spark those of the partitions: they tell more than the clock
 the machine. Arguments: numbers of rows (default 1000 10000 100000), ``--repeats N``."""
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -25,10 +26,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from seqfoundry import engine
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.loop import TrainOptions
-from seqfoundry.engine import score, spark
+from seqfoundry.engine.spark_session import session
+from seqfoundry.families.vdj.score import ScoreRearrangements
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
@@ -41,7 +44,7 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores"
 def prepared(folder: Path) -> tuple[Path, Path]:
     """Simulate a repertoire and fit a model to it."""
     config = find_family("vdj").settings(ROOT / "params" / "vdj" / "smoke.yaml", SETTINGS)
-    with files.folder_written_whole(folder / "data") as made:
+    with files.atomic_folder(folder / "data") as made:
         find_family("vdj").module("simulate").simulate(config, made)
     find_family("vdj").module("train").train(
         config, folder / "data", folder / "run", TrainOptions(track=False)
@@ -90,12 +93,10 @@ def main(sizes: list[int], repeats: int) -> None:
         for n in sizes:
             drawn(raw, n).to_csv(folder / f"{n}.tsv", sep="\t", index=False)
             drawn(rows, n).to_parquet(folder / f"{n}.parquet", index=False)
-            words: dict[str, Any] = {
-                "model": str(model),
-                "out": folder / "local",
-                "overwrite": True,
-            }
-            local = lambda n=n, w=words: score.score("vdj", folder / f"{n}.tsv", **w)  # noqa: E731
+            request = engine.Request(
+                folder / f"{n}.tsv", str(model), folder / "local", overwrite=True
+            )
+            local = functools.partial(engine.run, ScoreRearrangements(), request)
             own = [timed(local) for _ in range(repeats - 1)]
             used = time.process_time()
             own.append(timed(local))
@@ -103,11 +104,13 @@ def main(sizes: list[int], repeats: int) -> None:
             line("local", n, own, cpu=used, driver_mib=resident(resource.RUSAGE_SELF))
         for cores in (1, 2):
             start = time.perf_counter()
-            with spark.session(f"local[{cores}]"):
+            with session(f"local[{cores}]"):
                 line("spark/session", 0, [time.perf_counter() - start], cores=cores)
                 for n in sizes:
-                    words = {"model": str(model), "out": out, "overwrite": True}
-                    run = lambda n=n, w=words: spark.run("vdj", folder / f"{n}.parquet", **w)  # noqa: E731
+                    request = engine.Request(
+                        folder / f"{n}.parquet", str(model), out, overwrite=True, engine="spark"
+                    )
+                    run = functools.partial(engine.run, ScoreRearrangements(), request)
                     first, own = timed(run), [timed(run) for _ in range(repeats)]
                     record = pd.read_csv(out / "partitions.tsv", sep="\t")
                     told = {"cores": cores, "first": first, "partitions": len(record)}

@@ -82,7 +82,7 @@ def make(family: str, folder: Path, sizes: list[int], settings: str, changes: st
     config = find_family(family).settings(
         ROOT / "params" / family / settings, f"{SETTINGS[family]} {changes}"
     )
-    with files.folder_written_whole(folder / "data") as made:
+    with files.atomic_folder(folder / "data") as made:
         find_family(family).module("simulate").simulate(config, made)
     if not (folder / "model").exists():
         find_family(family).module("train").train(
@@ -144,7 +144,8 @@ def write_sequences(folder: Path, n: int) -> None:
 
 
 def write_rearrangements(folder: Path, n: int) -> None:
-    """Write a row for each simulated rearrangement that the model describes, shuffled, under names of their own."""
+    """Write a row for each simulated rearrangement that the model describes, shuffled, under
+    names of their own."""
     import numpy as np
     import pandas as pd
 

@@ -26,7 +26,7 @@ def number(table, column):
 
 
 def trims(table):
-    """Germline nucleotides that the alignments leave out where V and J meet, less P-nucleotides."""
+    """Germline nucleotides left out where V and J meet, less P-nucleotides."""
     cigars = table.get("v_cigar", pd.Series("", table.index))
     ending = pd.to_numeric(cigars.str.extract(r"(\d+)N$")[0]).fillna(0).where(cigars != "")
     made = pd.DataFrame({"v_trim": ending - number(table, "p3v_length").fillna(0)})

@@ -43,11 +43,11 @@ from pathlib import Path
 
 from seqfoundry.core.errors import SeqfoundryError
 from seqfoundry.families.reads.config import read_grid
-from seqfoundry.core.family import settings
+from seqfoundry.core.family import find_family
 
 config, task, point = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 try:
-    found = settings("reads", Path(config))
+    found = find_family("reads").settings(Path(config))
     points = read_grid(found)
 except SeqfoundryError as error:
     sys.exit(f"grid_array.sh: {error}")

@@ -40,6 +40,12 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.delenv(name, raising=False)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        # where loaded models put their code; Matplotlib's list of fonts stays where it is
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        patch.setenv(
+            "MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(user_cache / "matplotlib")
+        )
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield uri
 
 
@@ -55,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
         if family not in made:
             folder = tmp_path_factory.mktemp(family)
             config = find_family(family).settings(ROOT / "params" / family / "smoke.yaml", "")
-            with files.folder_written_whole(folder / "data") as temporary:
+            with files.atomic_folder(folder / "data") as temporary:
                 find_family(family).module("simulate").simulate(config, temporary)
             options = TrainOptions(track=False)
             find_family(family).module("train").train(

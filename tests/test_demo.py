@@ -1,18 +1,14 @@
-"""``main`` with steps that take no time.
+"""The demo with stages and commands that take no time.
 
-Which are done, which are left out, and what is told at the end.
-
-Store, runs, versions and files are real; what a step computes is not.
+What is published, what is left out, and what the table says. Store, runs, versions and files are
+real; what a stage computes is not. DVC itself is in ``tests/smoke/test_dvc.py``.
 """
 
 import contextlib
-import dataclasses
 import itertools
-import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,658 +17,513 @@ from typing import Any
 import pytest
 
 from seqfoundry import demo
-from seqfoundry.cli import parser
 from seqfoundry.core.errors import (
     InterruptedRunError,
     MissingError,
     SeqfoundryError,
     TrackingError,
 )
-from seqfoundry.core.family import all_families, find_family
+from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance, tracking
 from seqfoundry.core.runs.loop import TrainOptions
 from seqfoundry.core.settings.config import to_dict
-from seqfoundry.registry import dataset, models
+from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("reads", "vdj")
-STEPS = {
-    "reads": ["data", "train", "evaluate", "register", "promote", "annotate"],
-    "vdj": ["data", "train", "evaluate", "register", "promote", "score"],
+PUBLISHED = {
+    "reads": ["register", "promote", "annotate"],
+    "vdj": ["register", "promote", "score"],
 }
-EVERYTHING = [(family, verb) for family in FAMILIES for verb in STEPS[family]]
 
 
 @dataclass
 class Steps:
-    """Does what the commands do, in no time.
+    """Does in no time what DVC and our commands do.
 
-    ``faults`` maps (family, verb) to the status that it ends with.
+    ``stale`` are the families that DVC trains and evaluates next; ``faults`` maps (family, verb)
+    to the status that it ends with.
     """
 
     root: Path
-    did: list[tuple[str, str]] = field(default_factory=list)
-    words: list[list[str]] = field(default_factory=list)
+    stale: set[str] = field(default_factory=lambda: set(FAMILIES))
+    repro: list[list[str]] = field(default_factory=list)
+    commands: list[list[str]] = field(default_factory=list)
     faults: dict[tuple[str, str], int] = field(default_factory=dict)
     value: float = 0.75
 
-    def __call__(self, root: Path, words: list[str]) -> int:
-        assert root == self.root
-        parser().parse_args(words)
-        verb = words[0]
-        family = next(
-            family
-            for family in FAMILIES
-            if any(re.match(rf"{family}\b", word) for word in words[1:])
-        )
-        self.did.append((family, verb))
-        self.words.append(words)
+    @property
+    def published(self) -> list[tuple[str, str]]:
+        """Family and verb of the commands so far."""
+        families = [
+            next(name for name in FAMILIES if re.match(rf"{name}\b", words[1]))
+            for words in self.commands
+        ]
+        return [(family, words[0]) for family, words in zip(families, self.commands, strict=True)]
+
+    def reproduce(self, pipeline: demo.Pipeline, *words: str) -> int:
+        self.repro.append(list(words))
+        for word in words:
+            if word.startswith("train@"):
+                self.stale.add(word.removeprefix("train@"))
+        if "--force" in words and "--single-item" not in words:
+            self.stale = set(FAMILIES)
+        for family in sorted(self.stale):
+            if self.faults.get((family, "train")):
+                continue
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SEQFOUNDRY_PARENT_RUN_ID", pipeline.parent_id)
+                self.train(family)
+            if not self.faults.get((family, "evaluate")):
+                self.evaluate(family)
+                self.stale.discard(family)
+        return 255 if self.stale else 0
+
+    def changed_stages(self, pipeline: demo.Pipeline) -> list[str]:
+        changed = []
+        for family in sorted(self.stale):
+            stages = (
+                ["evaluate"] if self.faults.get((family, "evaluate")) else ["train", "evaluate"]
+            )
+            changed += [f"{stage}@{family}" for stage in stages]
+        return changed
+
+    def run(self, results: demo.Results, *words: str) -> int:
+        self.commands.append(list(words))
+        family, verb = self.published[-1]
         if status := self.faults.get((family, verb), 0):
             return status
-        given = dict(itertools.pairwise(words))
-        getattr(self, f"do_{verb}", self.answer)(family, given)
+        options = dict(itertools.pairwise(words))
+        getattr(self, verb, self.answer)(family, options)
         return 0
 
     def name(self, family: str) -> str:
         return f"{family}-model"
 
-    def do_data(self, family: str, given: dict[str, str]) -> None:
-        _write_data(self.root, family)
-        files.write_manifest(dataset.manifest_path(family), self.root / "data" / family)
-
-    def do_train(self, family: str, given: dict[str, str]) -> None:
-        config = find_family(family).settings(self.root / given["--params"])
-        options = TrainOptions(overwrite=True, as_read=provenance.settings_digest(config))
-        data, out = (
-            self.root / (getattr(config, "store_path", "") or given["--data"]),
-            self.root / given["--out"],
-        )
-        # a family resolves its settings further
-        with tracking.run(
-            family, {**to_dict(config), "derived": 1}, data=data, out=out, options=options
-        ) as run:
+    def train(self, family: str) -> None:
+        config = find_family(family).settings(self.root / "params" / family / "demo.yaml")
+        out = self.root / "build" / family / "train"
+        data = self.root / "data" / family
+        options = TrainOptions(overwrite=True)
+        with tracking.run(family, to_dict(config), data=data, out=out, options=options):
             served = {"about": "a", "limits": [], "input_columns": ["sequence"]}
-            files.write_json(
-                out / "model" / "served.json",
-                {**served, "family": family, "registered_name": self.name(family)},
-            )
-            run.metrics({"train.loss": 0.5}, step=1)
+            served |= {"family": family, "registered_name": self.name(family)}
+            files.write_json(out / "model" / "served.json", served)
 
-    def do_evaluate(self, family: str, given: dict[str, str]) -> None:
-        config = find_family(family).settings(self.root / "params" / family / "smoke.yaml")
+    def evaluate(self, family: str) -> None:
+        headline = (
+            find_family(family).settings(self.root / "params" / family / "demo.yaml").headline
+        )
         metrics = {
-            config.headline: self.value,
-            f"{config.headline}.low": self.value - 0.25,
+            headline: self.value,
+            f"{headline}.low": self.value - 0.25,
+            f"{headline}.high": self.value + 0.125,
             "test.undefined": None,
         }
-        metrics[f"{config.headline}.high"] = self.value + 0.125
-        out = self.root / given["--out"]
+        out = self.root / "build" / family / "evaluate"
         files.write_json(out / "metrics.json", metrics)
-        files.write_text(out / "report.html", "<html>")
-        tags = {"test.data.md5": files.digest(self.root / given["--data"])}
+        tags = {"test.data.md5": files.digest(self.root / "data" / family)}
         assert tracking.record(self.run_id(family), metrics=metrics, tags=tags, evaluation=out)
 
-    def do_register(self, family: str, given: dict[str, str]) -> None:
-        opened, name = models.connect(), self.name(family)
+    def register(self, family: str, options: dict[str, str]) -> None:
+        opened = models.connect()
+        name = self.name(family)
         if not opened.search_registered_models(f"name = '{name}'"):
             opened.create_registered_model(name)
-        run_id = self.run_id(family)
-        tags = {"gates": "passed"}
-        made = opened.create_model_version(name, f"runs:/{run_id}/model", run_id=run_id, tags=tags)
-        opened.set_registered_model_alias(name, "candidate", made.version)
+        run_id = options["--run"]
+        assert run_id == self.run_id(family)
+        version = opened.create_model_version(
+            name, f"runs:/{run_id}/model", run_id=run_id, tags={"gates": "passed"}
+        )
+        opened.set_registered_model_alias(name, "candidate", version.version)
 
-    def do_promote(self, family: str, given: dict[str, str]) -> None:
-        opened, name = models.connect(), given["promote"]
-        assert name == self.name(family)
-        opened.set_registered_model_alias(name, "champion", given["--version"])
+    def promote(self, family: str, options: dict[str, str]) -> None:
+        opened = models.connect()
+        opened.set_registered_model_alias(options["promote"], "champion", options["--version"])
 
-    def answer(self, family: str, given: dict[str, str]) -> None:
-        files.write_json(self.root / given["--out"] / "summary.json", {"model": given["--model"]})
+    def answer(self, family: str, options: dict[str, str]) -> None:
+        files.write_json(
+            self.root / options["--out"] / "summary.json", {"model": options["--model"]}
+        )
 
     def run_id(self, family: str) -> str:
         return str(files.run_in(self.root / "build" / family / "train")["run_id"])
 
 
-def _write_data(root: Path, family: str) -> None:
-    files.write_text(root / "data" / family / "train.tsv", f"data of {family}\n")
-    files.write_text(root / "data" / family / "example" / "first.tsv", f"example of {family}\n")
-
-
-def _project(root: Path) -> None:
+def _write_project(root: Path) -> None:
     """Write a project of two families with real settings, in which nothing is done yet."""
     for family in FAMILIES:
         shutil.copytree(ROOT / "params" / family, root / "params" / family)
-        _write_data(root, family)
+        files.write_text(root / "data" / family / "train.tsv", f"data of {family}\n")
     (root / "MLproject").write_text("name: x\n")
-    (root / "data.dvc").write_text("outs:\n- md5: 0.dir\n  path: data\n")
-    files.write_pin_families(
-        root, {family: files.digest(root / "data" / family) for family in FAMILIES}
-    )
-    shutil.rmtree(root / "data")
+    (root / "dvc.yaml").write_text("vars:\n  - profile: demo\n  - families: [reads, vdj]\n")
 
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[Steps]:
-    """Make a folder with project/ and its own store the working place of ``main``."""
+    """Make a folder with project/ and its own store the working place of the demo."""
     root = folder / "project"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.setenv("SEQFOUNDRY_PARENT_RUN_ID", "")  # so that it is put back
-        patch.setattr(family, "FAMILIES", {family: all_families()[family] for family in FAMILIES})
         patch.setattr(provenance, "source_digest", str)  # ours may be edited meanwhile
-        made = Steps(root)
-        patch.setattr(demo, "_run_step", made)
-        yield made
+        steps = Steps(root)
+        patch.setattr(demo.Pipeline, "_repro", lambda *words: steps.reproduce(*words))
+        patch.setattr(demo.Pipeline, "_changed_stages", lambda self: steps.changed_stages(self))
+        patch.setattr(demo.Results, "run", lambda *words: steps.run(*words))
+        yield steps
 
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Project and store in which nothing is done (before/), and in which everything is done once (after/)."""
+    """Project and store in which nothing (before/), and everything (after/), is done."""
     folder = tmp_path_factory.mktemp("templates")
-    _project(folder / "before" / "project")
+    _write_project(folder / "before" / "project")
     with _inside(folder / "before"):
         tracking.client()
     shutil.copytree(folder / "before", folder / "after")
-    with _inside(folder / "after") as made:
-        demo.run_all("smoke")
-        assert made.did == EVERYTHING
+    with _inside(folder / "after"):
+        demo.run_all("demo")
     return folder
 
 
 @pytest.fixture
 def steps(templates: Path, tmp_path: Path) -> Iterator[Steps]:
     """A project in which nothing is done yet."""
-    with _inside(shutil.copytree(templates / "before", tmp_path / "own")) as made:
-        yield made
+    with _inside(shutil.copytree(templates / "before", tmp_path / "own")) as steps:
+        yield steps
 
 
 @pytest.fixture
 def done(templates: Path, tmp_path: Path) -> Iterator[Steps]:
     """A project in which everything is done once."""
-    with _inside(shutil.copytree(templates / "after", tmp_path / "own")) as made:
-        yield made
+    with _inside(shutil.copytree(templates / "after", tmp_path / "own")) as steps:
+        steps.stale.clear()
+        yield steps
 
 
-def runs() -> set[str]:
+def _runs() -> set[str]:
     opened = tracking.client()
-    return {
-        run.info.run_id
-        for run in opened.search_runs([tracking._experiment_id(opened)], max_results=5000)
-    }
+    experiments = [tracking.experiment_id(opened)]
+    return {run.info.run_id for run in opened.search_runs(experiments, max_results=5000)}
 
 
-def test_everything_is_done_in_order_and_told(
-    steps: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    table = demo.run_all("smoke").splitlines()
+def test_everything_is_done_in_order_and_shown(steps: Steps) -> None:
+    table = demo.run_all("demo").splitlines()
 
-    assert steps.did == EVERYTHING
+    assert steps.repro == [["--keep-going"]]
+    assert steps.published == [(name, verb) for name in FAMILIES for verb in PUBLISHED[name]]
     assert table[0].split() == ["family", "model", "version", "metrics", "seconds", "results"]
-    reads, vdj = (re.split(r"  +", line) for line in table[2:])
-    assert reads[:4] == ["reads", steps.name("reads"), "1", "test.macro_f1 0.75 (0.5 to 0.875)"]
+    rows = [re.split(r"  +", line.strip()) for line in table[2:]]
+    reads = next(row for row in rows if row[0] == "reads")
+    vdj = next(row for row in rows if row[0] == "vdj")
+    assert reads[:4] == ["reads", "reads-model", "1", "test.valid_recall 0.75 (0.5 to 0.875)"]
     assert reads[5] == "build/reads/{train,evaluate,annotate}"
-    assert vdj[:4] == ["vdj", steps.name("vdj"), "1", "test.below_null 0.75 (0.5 to 0.875)"]
+    assert vdj[:4] == ["vdj", "vdj-model", "1", "test.below_null 0.75 (0.5 to 0.875)"]
     assert vdj[5] == "build/vdj/{train,evaluate,score}"
-    told = "\n".join(caplog.messages)
-    for number, verb in enumerate(STEPS["reads"], start=1):
-        assert re.search(rf"^reads: step {number} of 6, {verb}$", told, re.MULTILINE)
-        assert re.search(
-            rf"^reads: step {number} of 6, {verb}: done in \d+\.\d s$", told, re.MULTILINE
-        )
-    assert "already done" not in told
 
 
 def test_answers_come_from_a_version_and_not_from_an_alias(steps: Steps) -> None:
-    demo.run_all("smoke")
+    demo.run_all("demo")
 
-    assert [words for words in steps.words if words[0] in ("annotate", "score")] == [
-        ["annotate", "reads", "data/reads/example/reads.fastq", "--model", f"models:/{steps.name('reads')}/1",
-         "--out", "build/reads/annotate", "--whitelist", "data/reads/example/whitelist.tsv", "--overwrite"],
-        ["score", "vdj", "data/vdj/example/rearrangements.tsv", "--model", f"models:/{steps.name('vdj')}/1",
-         "--out", "build/vdj/score", "--overwrite"],
-    ]  # fmt: skip
-
-
-def test_the_second_time_nothing_is_done_and_nothing_changes(
-    done: Steps, caplog: pytest.LogCaptureFixture
-) -> None:
-    def state() -> Any:
-        written = {
-            path: path.stat().st_mtime_ns for path in done.root.rglob("*") if path.is_file()
-        }
-        opened = models.connect()
-        versions = [
-            opened.search_model_versions(f"name = '{done.name(family)}'") for family in FAMILIES
-        ]
-        return (
-            written,
-            runs(),
-            [[(one.version, one.aliases) for one in found] for found in versions],
-        )
-
-    caplog.set_level(logging.INFO)
-    before = state()
-    table = demo.run_all("smoke")
-
-    assert done.did == []
-    assert state() == before
-    wanted = [
-        f"{r}: step {n} of 6, {v}: already done"
-        for r in FAMILIES
-        for n, v in enumerate(STEPS[r], start=1)
+    assert [words for words in steps.commands if words[0] in ("annotate", "score")] == [
+        [
+            "annotate",
+            "reads",
+            "data/reads/example/reads.fastq",
+            "--model",
+            "models:/reads-model/1",
+            "--out",
+            "build/reads/annotate",
+            "--whitelist",
+            "data/reads/example/whitelist.tsv",
+            "--overwrite",
+        ],
+        [
+            "score",
+            "vdj",
+            "data/vdj/example/rearrangements.tsv",
+            "--model",
+            "models:/vdj-model/1",
+            "--out",
+            "build/vdj/score",
+            "--overwrite",
+        ],
     ]
-    assert [line for line in caplog.messages if "step" in line] == wanted
-    assert re.search(rf"^vdj +{done.name('vdj')} +1 +test\.below_null 0\.75", table, re.MULTILINE)
 
 
-def test_a_changed_setting_does_its_family_again(done: Steps) -> None:
-    path = done.root / "params" / "vdj" / "smoke.yaml"
-    path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
-    assert "bootstrap: 3" in path.read_text()
+def test_the_second_time_nothing_is_published(done: Steps) -> None:
+    table = demo.run_all("demo")
 
-    table = demo.run_all("smoke")
+    assert done.published == []
+    assert re.search(r"^vdj +vdj-model +1 +test\.below_null 0\.75", table, re.MULTILINE)
 
-    assert done.did == [("vdj", verb) for verb in STEPS["vdj"][1:]]
-    versions = [re.split(r"  +", line)[2] for line in table.splitlines()[2:]]
-    assert versions == ["1", "2"]
-    done.did.clear()
-    demo.run_all("smoke")
-    assert done.did == []
+
+def test_a_family_that_dvc_trains_again_becomes_a_new_version(done: Steps) -> None:
+    done.stale.add("vdj")
+
+    table = demo.run_all("demo")
+
+    assert done.published == [("vdj", verb) for verb in PUBLISHED["vdj"]]
+    versions = {row[0]: row[2] for row in (re.split(r"  +", line) for line in table.splitlines())}
+    assert (versions["reads"], versions["vdj"]) == ("1", "2")
 
 
 def test_again_does_everything_anew(done: Steps) -> None:
-    demo.run_all("smoke", again=True)
+    demo.run_all("demo", again=True)
 
-    assert done.did == EVERYTHING
-
-
-def _no_folder(name: str) -> Callable[[Steps], None]:
-    return lambda steps: shutil.rmtree(steps.root / name)
+    assert done.repro == [["--keep-going", "--force"]]
+    assert done.published == [(name, verb) for name in FAMILIES for verb in PUBLISHED[name]]
 
 
-def _no_file(name: str) -> Callable[[Steps], None]:
-    return lambda steps: (steps.root / name).unlink()
-
-
-def _tag(key: str, value: str) -> Callable[[Steps], None]:
-    return lambda steps: tracking.client().set_tag(steps.run_id("vdj"), key, value)
-
-
-def _file(name: str, text: str) -> Callable[[Steps], None]:
-    return lambda steps: files.write_text(steps.root / name, text)
-
-
-def _of_an_earlier_store(steps: Steps) -> None:
-    path = steps.root / "build" / "vdj" / "score.json"
-    files.write_json(path, {**files.read_json(path), "run_id": "0" * 32})
-
-
-def _unfinished(steps: Steps) -> None:
-    tracking.client().set_terminated(steps.run_id("vdj"), status="KILLED")
-
-
-def _unknown(steps: Steps) -> None:
-    path = steps.root / "build" / "vdj" / "train" / "run.json"
-    path.write_text(path.read_text().replace(steps.run_id("vdj"), "0" * 32))
-
-
-def _without_key(steps: Steps) -> None:
-    path = steps.root / "build" / "vdj" / "train" / "run.json"
-    record = files.read_json(path)
-    assert record.pop("step.key")
-    files.write_json(path, record)
-
-
-def _no_champion(steps: Steps) -> None:
-    models.connect().delete_registered_model_alias(steps.name("vdj"), "champion")
-
-
-def _no_version(steps: Steps) -> None:
-    models.connect().delete_registered_model(steps.name("vdj"))
-
-
-NEW_RUN = STEPS["vdj"][1:]
-
-
-@pytest.mark.parametrize(
-    ("change", "wanted"),
-    [
-        (_no_folder("data/vdj"), ["data"]),
-        (_file("data/vdj/train.tsv", "edited by hand"), ["data"]),
-        (_no_file("build/manifest/vdj.json"), ["data"]),
-        (_no_folder("build/vdj/train"), NEW_RUN),
-        (_no_folder("build/vdj/train/model"), NEW_RUN),
-        (_without_key, NEW_RUN),
-        (_file("build/vdj/train/model/served.json", "damaged"), NEW_RUN),
-        (_unknown, NEW_RUN),
-        (_unfinished, NEW_RUN),
-        (_tag("step.key", "another"), NEW_RUN),
-        (_no_folder("build/vdj/evaluate"), ["evaluate"]),
-        (_file("build/vdj/evaluate/metrics.json", '{"test.below_null": 0.25}'), ["evaluate"]),
-        (_file("build/vdj/evaluate/metrics.json", "{}"), ["evaluate"]),
-        (_tag("test.data.md5", "another"), ["evaluate"]),
-        (_no_version, ["register", "promote"]),  # the same model: its answers hold
-        (_no_champion, ["promote"]),
-        (_no_folder("build/vdj/score"), ["score"]),
-        (_file("build/vdj/score/summary.json", '{"model": "models:/other/1"}'), ["score"]),
-        (_of_an_earlier_store, ["score"]),
-        (_no_file("build/vdj/score.json"), ["score"]),
-        (
-            _file("build/vdj/score/summary.json", '{"model": "models:/vdj-model/1", "rows": 7}'),
-            ["score"],
-        ),
-    ],
-)
-def test_what_is_gone_or_changed_is_done_again(
-    done: Steps, change: Callable[[Steps], None], wanted: list[str]
+@pytest.mark.parametrize("content", [None, '{"model": "models:/vdj-model/7"}'])
+def test_answers_that_are_gone_or_of_another_version_are_given_again(
+    done: Steps, content: str | None
 ) -> None:
-    change(done)
-    demo.run_all("smoke")
+    summary = done.root / "build" / "vdj" / "score" / "summary.json"
+    if content is None:
+        summary.unlink()
+    else:
+        summary.write_text(content)
 
-    assert [verb for family, verb in done.did if family == "vdj"] == wanted
-    assert [verb for family, verb in done.did if family == "reads"] == []
-    done.did.clear()
-    demo.run_all("smoke")
-    assert done.did == []
+    demo.run_all("demo")
 
-
-def test_changed_source_of_apply_answers_again(
-    done: Steps, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        provenance, "source_digest", lambda part: "changed" if part == "apply" else part
-    )
-
-    demo.run_all("smoke")
-
-    assert done.did == [("reads", "annotate"), ("vdj", "score")]
+    assert done.published == [("vdj", "score")]
 
 
-def test_another_example_is_answered_again_although_the_champion_stays(done: Steps) -> None:
-    data = done.root / "data" / "vdj"
-    files.write_text(data / "example" / "first.tsv", "another\n")
-    files.write_manifest(dataset.manifest_path("vdj"), data)
-    files.write_pin_families(
-        done.root, {family: files.digest(done.root / "data" / family) for family in FAMILIES}
-    )
-    done.faults["vdj", "promote"] = 3
+def test_a_run_that_the_store_lacks_is_trained_again(done: Steps) -> None:
+    path = done.root / "build" / "vdj" / "train" / "run.json"
+    path.write_text(path.read_text().replace(done.run_id("vdj"), "0" * 32))
 
-    demo.run_all("smoke")
+    demo.run_all("demo")
 
-    assert done.did == [("vdj", verb) for verb in STEPS["vdj"][1:]]
-
-
-def test_settings_that_name_their_data_are_done_while_those_stay(
-    done: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files.write_text(tmp_path / "store" / "part", "1")
-    genuine = family.settings
-
-    def settings(family: str, path: Path, overrides: str = "") -> Any:
-        config = genuine(family, path, overrides)
-        if family != "vdj":
-            return config
-        named = dataclasses.make_dataclass(
-            "Named", [("store_path", str, "")], bases=(type(config),), frozen=True
-        )
-        values = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
-        return named(**values, store_path=str(tmp_path / "store"))
-
-    monkeypatch.setattr(family, "settings", settings)
-    demo.run_all("smoke")
-    first = [verb for _, verb in done.did]
-    demo.run_all("smoke")
-    second = [verb for _, verb in done.did][len(first) :]
-    files.write_text(tmp_path / "store" / "part", "2")
-    demo.run_all("smoke")
-
-    assert (first, second) == (NEW_RUN, [])
-    assert [verb for _, verb in done.did] == 2 * NEW_RUN
+    assert done.repro == [
+        ["--keep-going"],
+        ["--force", "--single-item", "train@vdj"],
+        ["evaluate@vdj"],
+    ]
+    assert done.published == [("vdj", verb) for verb in PUBLISHED["vdj"]]
 
 
 def test_of_two_at_once_the_second_waits(done: Steps) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with files.lock(done.root / "build" / "main.lock"):
-            waiting = pool.submit(demo.run_all, "smoke", again=True)
+        with files.lock(done.root / "build" / "demo.lock"):
+            waiting = pool.submit(demo.run_all, "demo")
             with pytest.raises(TimeoutError):
                 waiting.result(0.5)
-            assert done.did == []
+            assert done.repro == []
         waiting.result(60)
-    assert done.did == EVERYTHING
-
-
-def test_changed_source_trains_again(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        provenance, "source_digest", lambda family: "changed" if family == "reads" else family
-    )
-
-    demo.run_all("smoke")
-
-    assert done.did == [("reads", verb) for verb in STEPS["reads"][1:]]
+    assert done.repro == [["--keep-going"]]
 
 
 def test_a_family_that_fails_leaves_the_others_to_finish(
     steps: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     steps.faults["reads", "evaluate"] = 2
 
-    with pytest.raises(
-        SeqfoundryError,
-        match=r"^main: every family must finish, got a fault in reads \(its message",
-    ):
-        demo.run_all("smoke")
+    with pytest.raises(SeqfoundryError, match="every family must finish, got a fault in reads"):
+        demo.run_all("demo")
 
-    assert steps.did == [("reads", verb) for verb in STEPS["reads"][:3]] + [
-        ("vdj", verb) for verb in STEPS["vdj"]
-    ]
-    told = "\n".join(caplog.messages)
-    assert re.search(
-        r"^reads: step 3 of 6, evaluate: ended with status 2 after \d+\.\d s$", told, re.MULTILINE
-    )
-    assert re.search(
-        rf"^reads +{steps.name('reads')} +evaluate failed +\d+ +build/reads/\{{train\}}$",
-        told,
-        re.MULTILINE,
-    )
-    assert re.search(rf"^vdj +{steps.name('vdj')} +1 +test\.below_null 0\.75", told, re.MULTILINE)
-
-    steps.faults.clear()
-    steps.did.clear()
-    demo.run_all("smoke")
-    assert steps.did == [("reads", verb) for verb in STEPS["reads"][2:]]
+    assert steps.published == [("vdj", verb) for verb in PUBLISHED["vdj"]]
+    row = r"^reads +reads-model +evaluate failed +\d+ +build/reads/\{train\}$"
+    assert re.search(row, caplog.text, re.MULTILINE)
+    assert re.search(r"^vdj +vdj-model +1 +test\.below_null 0\.75", caplog.text, re.MULTILINE)
 
 
-def test_a_fault_in_the_pipeline_itself_fails_the_family_alone(
-    steps: Steps, caplog: pytest.LogCaptureFixture
+def test_dvc_that_cannot_work_is_no_fault_of_a_family(
+    done: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaged(family: str, given: dict[str, str]) -> None:
-        files.write_text(
-            steps.root / "build" / family / "train" / "model" / "served.json", "damaged"
-        )
+    monkeypatch.setattr(demo.Pipeline, "_repro", lambda *words: 255)
 
-    done_by = steps.do_register
-    steps.do_register = lambda family, given: (
-        damaged(family, given) if family == "reads" else done_by(family, given)
-    )  # type: ignore[method-assign]
+    with pytest.raises(SeqfoundryError, match="dvc repro: must end with status 0, got 255"):
+        demo.run_all("demo")
 
+    assert done.published == []
+
+
+def test_a_damaged_model_fails_its_family_alone(
+    steps: Steps, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = steps.register
+
+    def register_and_damage(family: str, options: dict[str, str]) -> None:
+        register(family, options)
+        if family == "reads":
+            model = steps.root / "build" / "reads" / "train" / "model"
+            files.write_text(model / "served.json", "damaged")
+
+    monkeypatch.setattr(steps, "register", register_and_damage)
     with pytest.raises(SeqfoundryError, match="got a fault in reads"):
-        demo.run_all("smoke")
+        demo.run_all("demo")
 
-    assert [verb for family, verb in steps.did if family == "vdj"] == STEPS["vdj"]
-    assert "reads: step 5 of 6, promote: " in caplog.text
+    assert [verb for family, verb in steps.published if family == "vdj"] == PUBLISHED["vdj"]
+    assert "reads: promote: " in caplog.text
     assert "served.json: must describe a model of a known family, got:" in caplog.text
 
 
 def test_a_version_that_is_not_promoted_leaves_the_champion(
     done: Steps, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = done.root / "params" / "vdj" / "smoke.yaml"
-    path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
+    done.stale.add("vdj")
     done.faults["vdj", "promote"] = 3
 
-    table = demo.run_all("smoke")
+    table = demo.run_all("demo")
 
-    assert done.did == [("vdj", verb) for verb in ("train", "evaluate", "register", "promote")]
-    assert (
-        "vdj: step 5 of 6, promote: the new version was not promoted, the champion stays"
-        in caplog.text
-    )
-    reads, vdj, more = (re.split(r"  +", line.strip()) for line in table.splitlines()[2:])
-    assert (reads[2], vdj[2:4]) == ("1", ["1", "version 2 was not promoted, the champion stays"])
-    assert more == ["test.below_null 0.75 (0.5 to 0.875)"]
+    assert "vdj: the new version was not promoted, the champion stays" in caplog.text
+    rows = [re.split(r"  +", line.strip()) for line in table.splitlines()]
+    (vdj,) = (row for row in rows if row[0] == "vdj")
+    assert vdj[2:4] == ["1", "version 2 was not promoted, the champion stays"]
+    assert ["test.below_null 0.75 (0.5 to 0.875)"] in rows
 
 
 @pytest.mark.parametrize("status", [1, 2, -9])
 def test_a_promotion_that_breaks_off_is_no_verdict(
     done: Steps, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = done.root / "params" / "vdj" / "smoke.yaml"
-    path.write_text(path.read_text().replace("bootstrap: 2", "bootstrap: 3"))
+    caplog.set_level("INFO")
+    done.stale.add("vdj")
     done.faults["vdj", "promote"] = status
 
     with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
-        demo.run_all("smoke")
+        demo.run_all("demo")
 
-    assert f"vdj: step 5 of 6, promote: ended with status {status} after" in caplog.text
-    assert "the champion stays" not in caplog.text
-
-
-def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Steps) -> None:
-    _no_champion(done)
-    opened, name = models.connect(), done.name("vdj")
-    other = opened.create_model_version(
-        name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"}
-    )
-    opened.set_registered_model_alias(name, "candidate", other.version)
-
-    demo.run_all("smoke")
-
-    assert [words for words in done.words if words[0] == "promote"] == [
-        ["promote", name, "--version", "1"]
-    ]
-
-
-def test_a_registration_that_broke_off_is_done_again(done: Steps) -> None:
-    _no_champion(done)
-    models.connect().delete_model_version_tag(
-        done.name("vdj"), "1", "gates"
-    )  # register writes it after the alias
-
-    demo.run_all("smoke")
-
-    assert [verb for _, verb in done.did] == ["register", "promote", "score"]
-    assert models.connect().get_model_version_by_alias(done.name("vdj"), "champion").version == 2
-
-
-def test_a_store_that_fails_is_no_reason_to_train(
-    done: Steps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    genuine, lost = tracking.get_run, done.run_id("vdj")
-
-    def get_run(run_id: str, *more: Any) -> Any:
-        if run_id == lost:
-            raise TrackingError("tracking store x: must do what was asked, got: out of order")
-        return genuine(run_id, *more)
-
-    monkeypatch.setattr(tracking, "get_run", get_run)
-    with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
-        demo.run_all("smoke")
-
-    assert done.did == []
-    assert (
-        "vdj: step 2 of 6, train: tracking store x: must do what was asked, got: out of order"
-        in caplog.text
-    )
+    assert f"promote failed with status {status}" in caplog.text
 
 
 def test_a_first_version_that_is_not_promoted_is_a_fault(steps: Steps) -> None:
     steps.faults["vdj", "promote"] = 3
 
     with pytest.raises(SeqfoundryError, match="got a fault in vdj"):
-        demo.run_all("smoke")
+        demo.run_all("demo")
 
-    assert ("vdj", "score") not in steps.did
+    assert ("vdj", "score") not in steps.published
 
 
-def test_steps_are_children_of_one_run(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Steps) -> None:
+    opened = models.connect()
+    name = done.name("vdj")
+    opened.delete_registered_model_alias(name, "champion")
+    other = opened.create_model_version(
+        name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"}
+    )
+    opened.set_registered_model_alias(name, "candidate", other.version)
+
+    demo.run_all("demo")
+
+    assert done.commands[0] == ["promote", name, "--version", "1"]
+
+
+def test_a_registration_that_broke_off_is_done_again(done: Steps) -> None:
+    opened = models.connect()
+    name = done.name("vdj")
+    opened.delete_registered_model_alias(name, "champion")
+    opened.delete_model_version_tag(name, "1", "gates")  # register writes it after the alias
+
+    demo.run_all("demo")
+
+    assert done.published == [("vdj", verb) for verb in PUBLISHED["vdj"]]
+    assert str(opened.get_model_version_by_alias(name, "champion").version) == "2"
+
+
+def test_a_store_that_fails_is_no_reason_to_train(
+    done: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise TrackingError("tracking store x: must do what was asked, got: out of order")
+
+    monkeypatch.setattr(tracking, "get_run", fail)
+    with pytest.raises(TrackingError, match="out of order"):
+        demo.run_all("demo")
+
+    assert done.repro == [["--keep-going"]]
+    assert done.published == []
+
+
+def test_training_runs_are_children_of_one_run(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    before = runs()
-    demo.run_all("smoke")
+    before = _runs()
+    demo.run_all("demo")
 
     opened = tracking.client()
     trained = {steps.run_id(family) for family in FAMILIES}
-    (parent,) = runs() - before - trained
-    found = opened.get_run(parent)
-    assert (found.info.run_name, found.info.status) == ("main-smoke", "FINISHED")
-    assert {opened.get_run(run).data.tags["mlflow.parentRunId"] for run in trained} == {parent}
+    (parent_id,) = _runs() - before - trained
+    parent = opened.get_run(parent_id)
+    assert (parent.info.run_name, parent.info.status) == ("demo-demo", "FINISHED")
+    assert {opened.get_run(run).data.tags["mlflow.parentRunId"] for run in trained} == {parent_id}
+    assert parent.data.tags["run.vdj"] == steps.run_id("vdj")
+    assert "trained here" in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_skipped_stage_is_linked_to_the_run_that_made_it(done: Steps) -> None:
+    before = _runs()
+    demo.run_all("demo")
+
+    (parent_id,) = _runs() - before
+    tags = tracking.client().get_run(parent_id).data.tags
+    assert tags["run.vdj"] == done.run_id("vdj")
+    assert f"runs/{done.run_id('vdj')}), trained earlier" in tags["mlflow.note.content"]
 
 
 def test_the_run_of_mlflow_run_is_the_parent(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = tracking.client()
-    made = opened.create_run(tracking._experiment_id(opened), run_name="by mlflow run").info.run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", made)
-    before = runs()
+    run_id = opened.create_run(tracking.experiment_id(opened), run_name="other").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    before = _runs()
 
-    demo.run_all("smoke")
+    demo.run_all("demo")
 
-    assert runs() == before
-    assert "MLFLOW_RUN_ID" not in os.environ
-    found = opened.get_run(made)
-    assert (found.info.run_name, found.info.status) == ("main-smoke", "FINISHED")
+    assert _runs() == before
+    parent = opened.get_run(run_id)
+    assert (parent.info.run_name, parent.info.status) == ("demo-demo", "FINISHED")
 
 
 def test_a_failed_pipeline_is_a_failed_run(steps: Steps) -> None:
-    steps.faults["reads", "data"] = steps.faults["vdj", "data"] = 1
-    before = runs()
+    steps.faults["reads", "train"] = 1
+    steps.faults["vdj", "train"] = 1
+    before = _runs()
 
     with pytest.raises(SeqfoundryError, match="got a fault in reads, vdj"):
-        demo.run_all("smoke")
+        demo.run_all("demo")
 
-    (parent,) = runs() - before
-    assert tracking.client().get_run(parent).info.status == "FAILED"
+    (parent_id,) = _runs() - before
+    assert tracking.client().get_run(parent_id).info.status == "FAILED"
 
 
 def test_a_request_to_stop_ends_everything(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(root: Path, words: list[str]) -> int:
-        if words[0] == "evaluate":
-            raise InterruptedRunError("main: stopped on request")
-        return steps(root, words)
+    def stop(results: demo.Results, *words: str) -> int:
+        raise InterruptedRunError("demo: stopped on request")
 
-    monkeypatch.setattr(demo, "_run_step", stop)
+    before = _runs()
+    monkeypatch.setattr(demo.Results, "run", stop)
     with pytest.raises(InterruptedRunError, match="stopped on request"):
-        demo.run_all("smoke")
+        demo.run_all("demo")
 
-    assert steps.did == [("reads", "data"), ("reads", "train")]
+    assert steps.published == []
+    statuses = {tracking.get_run(run_id).info.status for run_id in _runs() - before}
+    assert statuses == {"FINISHED", "FAILED"}  # the trained ones, and their parent
 
 
-def test_settings_that_a_family_lacks_are_told_before_anything_is_done(steps: Steps) -> None:
-    before = runs()
+def test_settings_that_a_family_lacks_are_refused_before_anything_is_done(steps: Steps) -> None:
+    before = _runs()
     with pytest.raises(
         MissingError,
         match=r"--profile published: must name settings of the family reads, got none",
     ):
         demo.run_all("published")
 
-    assert steps.did == []
-    assert runs() == before
+    assert steps.repro == []
+    assert _runs() == before
 
 
-def test_every_step_of_every_family_is_a_command(tmp_path: Path) -> None:
-    assert set(demo._EXAMPLES) == set(all_families())
-    for family, verbs in all_families().items():
-        made = demo._steps(demo._Place(tmp_path, family, "demo"))
-        assert [step.name for step in made][:5] == [
-            "data",
-            "train",
-            "evaluate",
-            "register",
-            "promote",
-        ]
-        assert len({step.name for step in made}) == len(made) > 5
-        for step in made:
-            args = parser().parse_args(list(step.words))
-            assert args.verb in (*verbs, "data", "register", "promote")
+def test_the_time_of_stages_is_added_up_by_family(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = demo.Pipeline(Path(), FAMILIES, "parent")
+    pipeline._follow(
+        ["Running stage 'train@vdj':\n", "> train\n", "Running stage 'build@reads':\n"]
+    )
+
+    assert set(pipeline.seconds) == {"", "vdj", "reads"}
+    assert capsys.readouterr().err.startswith("Running stage 'train@vdj':\n> train\n")

@@ -1,20 +1,22 @@
-"""Every step of every family in order.
+"""The pipeline of all families, then register, promote and the first answers of each.
 
-Data, training, evaluation, registration, promotion, first annotations.
-
-Each step is a command of its own, so that a process holds one framework; training runs are
-children of one parent run. A step that is done already, with these settings, data and source, is
-not done again. A family that fails leaves the others to finish, and the exit status tells.
+DVC reproduces data, training and evaluation, and decides what is done already; the training runs
+are children of one parent run. Every further step is a command of its own, so that a process holds
+one framework. A family that fails leaves the others to finish, and the exit status tells.
 """
 
+import contextlib
+import json
 import logging
-import math
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,385 +25,434 @@ from seqfoundry.core.errors import (
     InterruptedRunError,
     MissingError,
     SeqfoundryError,
-    TrackingError,
 )
-from seqfoundry.core.family import all_families, find_family
+from seqfoundry.core.family import Example, find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.reporting.html import text_table
 from seqfoundry.core.runs import provenance, tracking
 from seqfoundry.core.runs.loop import stopping_on_signals
+from seqfoundry.core.settings import yaml as yaml12
 from seqfoundry.registry import card, dataset, listing, models
 
 log = logging.getLogger(__name__)
 
+PROFILE = "demo"  # the profile of dvc.yaml in the project itself
 _COLUMNS = ("family", "model", "version", "metrics", "seconds", "results")
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One command of the pipeline.
-
-    Its words in braces are what is known only when it is done (``_do``).
-    """
-
-    name: str
-    words: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """One family on its way: where its files lie, and what is known of its run so far."""
-
-    root: Path
-    family: str
-    profile: str
-
-    @property
-    def build(self) -> Path:
-        return self.root / "build" / self.family
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data" / self.family
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run whose results lie in the family's folder; empty where there is none."""
-        return str(files.run_in(self.build / "train").get("run_id", ""))
-
-    @property
-    def name(self) -> str:
-        """Name of the family's model in the registry, once it is trained; else empty."""
-        folder = self.build / "train" / "model"
-        return str(models.read_served(folder)["registered_name"]) if folder.is_dir() else ""
-
-    @property
-    def version(self) -> str:
-        """Version that the run has become; empty where it has not."""
-        return listing.version_of(self.run_id) if self.run_id else ""
-
-    @property
-    def model(self) -> str:
-        """URI of the champion, as a version: the alias may be moved later.
-
-        Empty where there is none.
-        """
-        found = listing.champion(self.name) if self.name else None
-        return f"models:/{self.name}/{found.version}" if found is not None else ""
-
-
-@dataclass
-class _Parent:
-    """The run whose children the steps are.
-
-    Made when the first step is, so that nothing to do leaves no trace.
-    """
-
-    name: str
-    client: Any
-    run_id: str = ""
-
-    def open(self) -> None:
-        if not self.run_id:
-            self.run_id = tracking.open_parent(self.client, self.name)
-            os.environ["SEQFOUNDRY_PARENT_RUN_ID"] = self.run_id
-            os.environ.pop(
-                "MLFLOW_RUN_ID", None
-            )  # of `mlflow run`: the steps must not write into it
-
-    def close(self, *, failed: bool) -> None:
-        if self.run_id:
-            tracking.close_parent(self.client, self.run_id, failed=failed)
+_STAGES = ("build", "train", "evaluate")
+_RUNNING = re.compile(r"Running stage '(?P<stage>\w+)@(?P<family>\w+)'")
 
 
 def run_all(profile: str, *, again: bool = False) -> str:
-    """Go the whole way for every family with ``params/<family>/<profile>.yaml`` and return the table of results.
+    """Reproduce the pipeline, register and promote its models, and return the table of results.
 
-    ``again`` does everything anew, whatever is done already. Of two at once in one checkout the
-    second waits.
+    Parameters
+    ----------
+    profile
+        Settings ``params/<family>/<profile>.yaml``. Other profiles than ``demo`` work in a project
+        of their own, ``build/<profile>``.
+    again
+        Do everything anew, whatever is done already.
 
     Raises
     ------
     MissingError
         Before anything is done, if a family has no such settings.
+    InterruptedRunError
+        If the process was asked to stop.
     SeqfoundryError
         After everything else is done, if a family failed.
     """
     root = provenance.project_root()
-    for family in all_families():
-        path = root / "params" / family / f"{profile}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-            raise MissingError(
-                f"--profile {profile}: must name settings of the family {family}, got none; "
-                f"files: {known}"
-            )
-    with files.lock(root / "build" / "main.lock"):
-        return _run_families(root, profile, again=again)
-
-
-def _run_families(root: Path, profile: str, *, again: bool) -> str:
-    parent = _Parent(f"main-{profile}", tracking.client())
-    if os.environ.get("MLFLOW_RUN_ID"):  # there is one already
-        parent.open()
-    rows: list[tuple[str, ...]] = []
-    failed = list(all_families())
-    try:
-        for family in all_families():
-            place, start = _Place(root, family, profile), time.monotonic()
-            fault = _run_family(place, parent, again=again)
-            rows += _rows(place, fault, time.monotonic() - start)
-            if not fault:
-                failed.remove(family)
-    finally:
-        parent.close(failed=bool(failed))
+    families = _read_families(root)
+    _check_profile(root, families, profile)
+    with files.lock(root / "build" / "demo.lock"):
+        _work_without_git(root)
+        project = root if profile == PROFILE else _nested_project(root, profile)
+        opened = tracking.client()
+        parent_id = tracking.open_parent(opened, f"demo-{profile}")
+        os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: no step must write into it
+        has_failed = True
+        try:
+            pipeline = Pipeline(project, families, parent_id)
+            faults = pipeline.reproduce(again=again)
+            tracking.describe_parent(opened, parent_id, _trained_runs(project, faults))
+            rows: list[Sequence[str]] = []
+            for family in families:
+                results = Results(root, project, family)
+                start = time.monotonic()
+                if not faults[family]:
+                    faults[family] = _publish(results, again=again)
+                seconds = pipeline.seconds[family] + time.monotonic() - start
+                rows += _table_rows(results, faults[family], seconds)
+            failed = [family for family, fault in faults.items() if fault]
+            has_failed = bool(failed)
+        finally:
+            tracking.close_parent(opened, parent_id, failed=has_failed)
     table = text_table(_COLUMNS, rows)
     if failed:
         log.info("%s", table)
         raise SeqfoundryError(
-            f"main: every family must finish, got a fault in {', '.join(failed)} (its message is "
+            f"demo: every family must finish, got a fault in {', '.join(failed)} (its message is "
             "above)"
         )
     return table
 
 
-def _run_family(place: _Place, parent: _Parent, *, again: bool) -> str:
-    """Do one family's steps that are not done, until one fails; return what failed, or nothing."""
-    steps = _steps(place)
-    for number, step in enumerate(steps, start=1):
-        where = f"{place.family}: step {number} of {len(steps)}, {step.name}"
-        start = time.monotonic()
-        try:
-            if not again and _is_done(place, step):
-                log.info("%s: already done", where)
-                continue
-            log.info("%s", where)
-            status = _do(place, parent, step)
-            is_refused = (
-                step.name == "promote" and status == GateError.status and bool(place.model)
+def _read_families(root: Path) -> list[str]:
+    """Read which families ``dvc.yaml`` lists."""
+    pipeline = yaml12.load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    (families,) = (part["families"] for part in pipeline["vars"] if "families" in part)
+    return [find_family(name).name for name in families]
+
+
+def _check_profile(root: Path, families: Sequence[str], profile: str) -> None:
+    for family in families:
+        path = root / "params" / family / f"{profile}.yaml"
+        if not path.is_file():
+            profiles = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            raise MissingError(
+                f"--profile {profile}: must name settings of the family {family}, got none; "
+                f"files: {profiles}"
             )
-        except InterruptedRunError:
-            raise
-        except (
-            SeqfoundryError
-        ) as error:  # the store, or a damaged model: other families may have more luck
-            log.error("%s: %s", where, error)
-            return f"{step.name} failed"
-        seconds = time.monotonic() - start
-        if status == 0:
-            log.info("%s: done in %.1f s", where, seconds)
-        elif is_refused:
-            log.warning("%s: the new version was not promoted, the champion stays", where)
-        else:
-            log.error("%s: ended with status %d after %.1f s", where, status, seconds)
-            return f"{step.name} failed"
+
+
+def _work_without_git(root: Path) -> None:
+    """Let DVC work in a source archive, which is no git repository."""
+    if any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    path = root / ".dvc" / "config.local"
+    settings = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if "no_scm" not in settings:
+        files.write_text(path, f"{settings}[core]\n    no_scm = true\n")
+
+
+def _nested_project(root: Path, profile: str) -> Path:
+    """Make the DVC project ``build/<profile>``, which shares source, settings and data.
+
+    ``dvc.yaml`` has one profile, and ``dvc repro`` cannot set another.
+    """
+    folder = root / "build" / profile
+    pipeline = (root / "dvc.yaml").read_text(encoding="utf-8")
+    pipeline = pipeline.replace(f"profile: {PROFILE}\n", f"profile: {profile}\n")
+    files.write_text(folder / "dvc.yaml", pipeline)
+    files.write_text(
+        folder / ".dvc" / "config", "[core]\n    analytics = false\n    no_scm = true\n"
+    )
+    files.copy_whole(root / ".dvcignore", folder / ".dvcignore")
+    (root / "data").mkdir(exist_ok=True)
+    for name in ("src", "params", "data"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(os.path.join("..", "..", name))
+    dataset.link_data(folder)
+    return folder
+
+
+@dataclass
+class Pipeline:
+    """The stages of ``dvc.yaml``.
+
+    Parameters
+    ----------
+    project
+        Folder with ``dvc.yaml``.
+    families
+        Those that ``dvc.yaml`` lists.
+    parent_id
+        Run whose children the training runs become.
+    seconds
+        Time that the stages took, by family.
+    """
+
+    project: Path
+    families: Sequence[str]
+    parent_id: str
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def reproduce(self, *, again: bool) -> dict[str, str]:
+        """Run the stages that are not done, and return the fault of each family, or nothing."""
+        options = ["--force"] if again else []
+        status = self._repro("--keep-going", *options)
+        faults = self._faults() if status else dict.fromkeys(self.families, "")
+        if status and not any(faults.values()):
+            raise SeqfoundryError(
+                f"dvc repro: must end with status 0, got {status}; its message is above"
+            )
+        for family in self.families:
+            if not faults[family] and not self._is_in_store(family):
+                log.warning("%s: its run is not in this store, so it is trained again", family)
+                self._repro("--force", "--single-item", f"train@{family}")
+                if self._repro(f"evaluate@{family}"):
+                    faults |= {family: self._faults()[family]}
+        return faults
+
+    def _is_in_store(self, family: str) -> bool:
+        """Whether the store has the run of a family: DVC may have restored that of another."""
+        run_id = _run_id(self.project, family)
+        try:
+            tracking.get_run(run_id)
+        except MissingError:
+            return False
+        return True
+
+    def _repro(self, *words: str) -> int:
+        """Run ``dvc repro`` in a process group of its own, and return its status.
+
+        A request to stop goes to the whole group: DVC would not pass it on to a trainer.
+
+        Raises
+        ------
+        InterruptedRunError
+            If this process was asked to stop.
+        """
+        requests = []
+        with subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", *words],
+            cwd=self.project,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            process_group=0,
+        ) as process:
+
+            def stop() -> None:
+                requests.append(True)
+                _signal_group(process.pid, signal.SIGTERM)
+
+            try:
+                with stopping_on_signals(stop):
+                    self._follow(process.stdout or [])  # ends when the whole group has ended
+                    status = process.wait()
+            except BaseException:
+                _signal_group(process.pid, signal.SIGKILL)
+                raise
+        if requests:
+            raise InterruptedRunError("demo: stopped on request; the same command goes on")
+        return status
+
+    def _environment(self) -> dict[str, str]:
+        python = Path(sys.executable).parent
+        return {
+            **os.environ,
+            "PATH": f"{python}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONUNBUFFERED": "1",
+            "MLFLOW_TRACKING_URI": tracking.store_uri(),
+            "SEQFOUNDRY_PARENT_RUN_ID": self.parent_id,
+        }
+
+    def _follow(self, lines: Any) -> None:
+        """Pass DVC's lines on, and add up the time of each family's stages."""
+        family = ""
+        start = time.monotonic()
+        for line in lines:
+            sys.stderr.write(line)
+            if match := _RUNNING.match(line):
+                self.seconds[family] += time.monotonic() - start
+                family = match["family"]
+                start = time.monotonic()
+        self.seconds[family] += time.monotonic() - start
+
+    def _faults(self) -> dict[str, str]:
+        """Ask DVC which stages are not up to date, and name the first of each family."""
+        changed = self._changed_stages()
+        faults = {}
+        for family in self.families:
+            stages = [stage for stage in _STAGES if f"{stage}@{family}" in changed]
+            faults[family] = f"{stages[0]} failed" if stages else ""
+        return faults
+
+    def _changed_stages(self) -> Collection[str]:
+        answer = subprocess.run(
+            [sys.executable, "-m", "dvc", "status", "--json"],
+            cwd=self.project,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        return list(json.loads(answer.stdout)) if answer.returncode == 0 else []
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _run_id(project: Path, family: str) -> str:
+    """Id of the run whose results lie in a family's folder; empty where there is none."""
+    return str(files.run_in(project / "build" / family / "train").get("run_id", ""))
+
+
+def _trained_runs(project: Path, faults: dict[str, str]) -> dict[str, str]:
+    """Run id of each family that was trained and evaluated, now or earlier."""
+    return {family: _run_id(project, family) for family, fault in faults.items() if not fault}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the pipeline left of a family, and its place in the registry."""
+
+    root: Path
+    project: Path
+    family: str
+
+    @property
+    def build(self) -> Path:
+        """Folder of the family's results."""
+        return self.project / "build" / self.family
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run whose results lie there; empty where there is none."""
+        return _run_id(self.project, self.family)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the family's model in the registry, once it is trained; else empty."""
+        folder = self.build / "train" / "model"
+        return str(models.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+
+    @property
+    def champion(self) -> Any:
+        """Version that is the champion, or None."""
+        return listing.champion(self.model_name) if self.model_name else None
+
+    def run(self, *words: str) -> int:
+        """Run one command of ours in the project, and return its status.
+
+        Raises
+        ------
+        InterruptedRunError
+            If this process was asked to stop.
+        """
+        requests = []
+        command = [sys.executable, "-m", "seqfoundry", *words]
+        with subprocess.Popen(command, cwd=self.root, stdout=sys.stderr) as process:
+
+            def stop() -> None:
+                requests.append(True)
+                process.terminate()
+
+            with stopping_on_signals(stop):
+                status = process.wait()
+        if requests:
+            raise InterruptedRunError("demo: stopped on request; the same command goes on")
+        return status
+
+
+def _publish(results: Results, *, again: bool) -> str:
+    """Register and promote a family's run, let the champion answer; return the fault, or nothing.
+
+    Steps that are done are left out: the run is a version, the version is the champion, and the
+    answers are this champion's.
+    """
+    family = results.family
+    step = "register"
+    try:
+        if not listing.version_of(results.run_id) and (
+            status := results.run("register", family, "--run", results.run_id)
+        ):
+            return f"register failed with status {status}"
+        step = "promote"
+        if fault := _promote(results):
+            return fault
+        for example in find_family(family).examples:
+            step = example.out
+            if not again and _is_answered(results, example):
+                continue
+            if status := _answer(results, example):
+                return f"{example.out} failed with status {status}"
+    except InterruptedRunError:
+        raise
+    except SeqfoundryError as error:  # of the store, or a model: other families may succeed
+        log.error("%s: %s: %s", family, step, error)
+        return f"{step} failed"
     return ""
 
 
-def _do(place: _Place, parent: _Parent, step: _Step) -> int:
-    parent.open()
-    answers = _answers_from(place) if step.name in _example_names(place.family) else None
-    filled = {
-        "{name}": lambda: place.name,
-        "{version}": lambda: place.version,
-        "{model}": lambda: place.model,
-    }
-    status = _run_step(
-        place.root, [filled[word]() if word in filled else word for word in step.words]
+def _promote(results: Results) -> str:
+    """Promote the version of a family's run; return the fault, or nothing."""
+    if results.champion is not None and results.champion.run_id == results.run_id:
+        return ""
+    version = listing.version_of(results.run_id)
+    status = results.run("promote", results.model_name, "--version", version)
+    if status == GateError.status and results.champion is not None:
+        log.warning("%s: the new version was not promoted, the champion stays", results.family)
+        return ""
+    return f"promote failed with status {status}" if status else ""
+
+
+def _answer(results: Results, example: Example) -> int:
+    """Let the champion answer an example, and return the status of the command."""
+    data = Path("data") / results.family / "example"
+    version = results.champion.version  # not the alias, which may be moved later
+    return results.run(
+        example.verb,
+        results.family,
+        str(data / example.source),
+        "--model",
+        f"models:/{results.model_name}/{version}",
+        "--out",
+        str((results.build / example.out).relative_to(results.root)),
+        *(word.format(example=data) for word in example.options),
+        "--overwrite",
     )
-    if status == 0 and answers is not None:
-        summary = files.md5(place.build / step.name / "summary.json")
-        files.write_json(place.build / f"{step.name}.json", {**answers, "summary": summary})
-    return status
 
 
-def _example_names(family: str) -> list[str]:
-    return [one.out for one in find_family(family).examples]
-
-
-def _answers_from(place: _Place) -> dict[str, str]:
-    """Tell what answers are made from.
-
-    Champion, its run (a new store numbers anew), example and source.
-    """
-    found = listing.champion(place.name)
-    run_id = str(found.run_id) if found is not None else ""
-    example, source = files.digest(place.data / "example"), provenance.source_digest(place.family)
-    return {"model": place.model, "run_id": run_id, "example": example, "source": source}
-
-
-def _run_step(root: Path, words: list[str]) -> int:
-    """Run one command and return its status.
-
-    A request to stop is passed on to it, and ends the pipeline after it.
-
-    Raises
-    ------
-    InterruptedRunError
-        If this process was asked to stop.
-    """
-    asked = []
-    with subprocess.Popen(
-        [sys.executable, "-m", "seqfoundry", *words], cwd=root, stdout=sys.stderr
-    ) as child:
-
-        def ask() -> None:
-            asked.append(True)
-            child.terminate()
-
-        with stopping_on_signals(ask):
-            status = child.wait()
-    if asked:
-        raise InterruptedRunError(
-            "main: stopped on request; what the steps say above tells how to go on"
-        )
-    return status
-
-
-def _steps(place: _Place) -> list[_Step]:
-    """List a family's steps."""
-    family, build, data = place.family, f"build/{place.family}", f"data/{place.family}"
-    run, settings = f"{build}/train", f"params/{family}/{place.profile}.yaml"
-    return [
-        _Step("data", ("data", "build", family)),
-        _Step("train", ("train", family, "--params", settings, "--data", data, "--out", run, "--overwrite")),
-        _Step("evaluate", ("evaluate", family, "--model", run, "--data", data, "--out", f"{build}/evaluate")),
-        _Step("register", ("register", family, "--run", run)),
-        _Step("promote", ("promote", "{name}", "--version", "{version}")),
-        *(
-            _Step(
-                one.out,
-                (one.verb, family, f"{data}/example/{one.source}", "--model", "{model}", "--out", f"{build}/{one.out}",
-                 *(word.format(example=f"{data}/example") for word in one.options), "--overwrite"),
-            )
-            for one in find_family(family).examples
-        ),
-    ]  # fmt: skip
-
-
-def _is_done(place: _Place, step: _Step) -> bool:
-    """Tell whether a step has left its results.
-
-    What cannot be read is not done, and the step itself says why.
-
-    Raises
-    ------
-    TrackingError
-        If the store fails: what it holds may be done all the same.
-    """
-    known = {
-        "data": _has_data,
-        "train": _is_trained,
-        "evaluate": _is_evaluated,
-        "register": lambda place: bool(place.version),
-        "promote": _is_promoted,
-    }
-    try:
-        return known[step.name](place) if step.name in known else _has_answers(place, step.name)
-    except TrackingError:
-        raise
-    except SeqfoundryError as error:
-        log.debug("%s, %s: %s", place.family, step.name, error)
+def _is_answered(results: Results, example: Example) -> bool:
+    """Whether the champion answered an example since it was trained."""
+    summary = results.build / example.out / "summary.json"
+    uri = f"models:/{results.model_name}/{results.champion.version}"
+    if not summary.is_file() or files.read_json(summary).get("model") != uri:
         return False
+    trained = results.build / "train" / "run.json"
+    return summary.stat().st_mtime > trained.stat().st_mtime
 
 
-def _has_data(place: _Place) -> bool:
-    pinned = files.read_pin(place.root)["families"].get(place.family)
-    written = files.read_json(dataset.manifest_path(place.family)).get("digest")
-    return bool(pinned == written == files.digest(place.data))
-
-
-def _is_trained(place: _Place) -> bool:
-    """Tell whether the family's folder holds a run of these settings, data and source that the store knows as finished.
-
-    A run ends as finished only when its files are complete.
-    """
-    found = files.run_in(place.build / "train").get("step.key")
-    if not found or not place.name:
-        return False
-    config = find_family(place.family).settings(
-        place.root / "params" / place.family / f"{place.profile}.yaml"
-    )
-    source = Path(getattr(config, "store_path", "") or place.data)  # as the family does
-    run = tracking.get_run(place.run_id)
-    wanted = provenance.step_key(
-        place.family, provenance.settings_digest(config), files.digest(source)
-    )
-    return bool(found == wanted == run.data.tags.get("step.key") and run.info.status == "FINISHED")
-
-
-def _is_evaluated(place: _Place) -> bool:
-    """Tell whether the family's evaluation is the one of its run on these data.
-
-    The store has the same figures.
-    """
-    out, run = place.build / "evaluate", tracking.get_run(place.run_id)
-    if (
-        run.data.tags.get("test.data.md5") != files.digest(place.data)
-        or not (out / "report.html").is_file()
-    ):
-        return False
-    numbers = {
-        key: value
-        for key, value in files.read_json(out / "metrics.json").items()
-        if _is_number(value)
-    }
-    return bool(numbers) and all(
-        run.data.metrics.get(key) == value for key, value in numbers.items()
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_promoted(place: _Place) -> bool:
-    found = listing.champion(place.name)
-    return found is not None and found.run_id == place.run_id
-
-
-def _has_answers(place: _Place, out: str) -> bool:
-    """Tell whether answers are the champion's to the example as it is now, and not overwritten by others since."""
-    made = files.read_json(place.build / f"{out}.json")
-    now = {**_answers_from(place), "summary": files.md5(place.build / out / "summary.json")}
-    return bool(place.model) and made == now
-
-
-def _rows(place: _Place, fault: str, seconds: float) -> list[tuple[str, ...]]:
+def _table_rows(results: Results, fault: str, seconds: float) -> Iterator[Sequence[str]]:
     """Lines of the table for a family: a metric of its champion each.
 
     What failed, or was refused, comes first.
     """
-    name, version, metrics = "", "", []
+    name = ""
+    version = ""
+    metrics: list[str] = []
     try:
-        name = place.name
-        if name and (found := listing.champion(name)) is not None:
-            version, metrics = str(found.version), list(_metrics(found.run_id))
-            if found.run_id != place.run_id:
-                metrics.insert(0, f"version {place.version} was not promoted, the champion stays")
+        name = results.model_name
+        champion = results.champion
+        if champion is not None:
+            version = str(champion.version)
+            metrics = list(_metrics(champion.run_id))
+            if champion.run_id != results.run_id:
+                new = listing.version_of(results.run_id)
+                metrics.insert(0, f"version {new} was not promoted, the champion stays")
     except SeqfoundryError as error:
-        log.debug("%s: %s", place.family, error)
+        log.debug("%s: %s", results.family, error)
     first, *more = [fault] if fault else metrics or [""]
-    return [
-        (place.family, name, version, first, f"{seconds:7.0f}", _results(place)),
-        *(("", "", "", metric, "", "") for metric in more),
-    ]
+    yield results.family, name, version, first, f"{seconds:7.0f}", _result_folders(results)
+    for metric in more:
+        yield "", "", "", metric, "", ""
 
 
 def _metrics(run_id: str) -> Iterator[str]:
-    """Write the headline metric of a run with its 95 % interval, then the others that have gates."""
+    """Write the headline metric of a run with its 95 % interval, then the others with gates."""
     run = tracking.get_run(run_id)
-    headline, values = run.data.params.get("cfg.headline", ""), run.data.metrics
+    headline = run.data.params.get("cfg.headline", "")
     for key in dict.fromkeys((headline, *sorted(card.gates(run)))):
-        if card.measured(run, key) is None:
+        value = card.measured(run, key)
+        if value is None:
             continue
-        low, high = card.measured(run, f"{key}.low"), card.measured(run, f"{key}.high")
-        interval = f" ({low:.4g} to {high:.4g})" if None not in (low, high) else ""
-        yield f"{key} {values[key]:.4g}{interval}"
+        low = card.measured(run, f"{key}.low")
+        high = card.measured(run, f"{key}.high")
+        has_interval = low is not None and high is not None
+        interval = f" ({low:.4g} to {high:.4g})" if has_interval else ""
+        yield f"{key} {value:.4g}{interval}"
 
 
-def _results(place: _Place) -> str:
+def _result_folders(results: Results) -> str:
     """Where a family's results lie, relative to the project."""
-    parts = ("train", "evaluate", *(one.out for one in find_family(place.family).examples))
-    there = ",".join(part for part in parts if (place.build / part).is_dir())
-    return f"build/{place.family}/{{{there}}}" if there else ""
+    examples = [example.out for example in find_family(results.family).examples]
+    names = [name for name in ("train", "evaluate", *examples) if (results.build / name).is_dir()]
+    build = results.build.relative_to(results.root)
+    return f"{build}/{{{','.join(names)}}}" if names else ""

@@ -1,4 +1,4 @@
-"""A job and a model that need no training, and the sizes of chunks that make several of small data."""
+"""A job and a model that need no training, and commands of all families in small chunks."""
 
 import json
 from collections import Counter
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from works import CHUNK_SIZES, Work
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic
@@ -136,17 +137,6 @@ def ruler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return ruler
 
 
-#: Where each kind of work says how many rows a chunk has.
-CHUNK_SIZES = {
-    "seqfoundry.families.reads.annotate:CHUNK": 5,
-    "seqfoundry.families.copynumber.data:CHUNK": 3,
-    "seqfoundry.families.vdj.data:CHUNK": 70,
-    "seqfoundry.families.enhancer.data:CHUNK": 40,
-    "seqfoundry.families.enhancer.tasks.effects:CHUNK": 6,
-    "seqfoundry.families.enhancer.tasks.effects:EXPLAINED": 2,
-}
-
-
 @pytest.fixture(scope="session")
 def small_chunks() -> Iterator[None]:
     """Chunks so small that there are several of every input."""
@@ -155,24 +145,6 @@ def small_chunks() -> Iterator[None]:
             module, _, attribute = name.partition(":")
             patch.setattr(import_module(module), attribute, rows)
         yield
-
-
-@dataclass(frozen=True)
-class Work:
-    """A command of a family on data of a few chunks."""
-
-    name: str
-    words: tuple[str, str]
-    source: Path
-    model: str
-    options: tuple[str, ...] = ()
-
-    def command(self, out: Path, *more: str) -> list[str]:
-        given = [str(self.source), "--model", self.model, "--out", str(out)]
-        return [*self.words, *given, *self.options, *more]
-
-
-WORKS = ("reads", "copynumber", "vdj", "activity", "variants", "mutagenesis", "attribution")
 
 
 def write_sequences(data: Path, folder: Path, *, n: int, variants: bool) -> Path:

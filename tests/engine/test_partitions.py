@@ -1,239 +1,103 @@
-"""What partitions hold is what the local engine writes, for reads and sequences.
+"""The parts that processes of a cluster make are those of the local engine, here without Spark."""
 
-Done in turn, without a cluster.
-"""
-
-import dataclasses
-import gzip
-import importlib.util
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+from test_resume import contents
+from works import Work
 
+from seqfoundry import cli, engine
 from seqfoundry.core.errors import InputError, OutputError
-from seqfoundry.core.files import atomic as files
-from seqfoundry.engine import job as partition_work
-from seqfoundry.engine import partitions, spark
-from seqfoundry.families.enhancer.tasks import activity
-from seqfoundry.families.reads import annotate
-from seqfoundry.registry import models, portable_model
+from seqfoundry.engine import spark
+from seqfoundry.engine.chunks import RowRange
 
-ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("reads", "copynumber", "vdj", "activity")
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Spark, and partitions so small that there are several."""
+def without_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process make the groups of chunks one after the other, the last first."""
 
-    def in_turn(job: Any, todo: Any, master: str) -> None:
-        for number, partition in todo:
-            partitions.do(job, number, partition)
+    def run(task: spark.Task, ranges: Sequence[RowRange], master: str) -> None:
+        for chunk in reversed(ranges):
+            spark.make_group(task, [chunk])
 
-    monkeypatch.setattr(spark, "_spread", in_turn)
-    monkeypatch.setattr(spark, "ready", lambda master: None)
-    for family in ("enhancer", "reads"):
-        monkeypatch.setitem(
-            partition_work.FAMILIES,
-            family,
-            dataclasses.replace(partition_work.FAMILIES[family], rows=7, batch=3),
-        )
+    monkeypatch.setattr(spark, "_run_on_cluster", run)
+    monkeypatch.setattr(spark, "check_master", lambda master: None)
 
 
-class Fake:
-    """A model of reads that is always right; stands for a `Portable`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.bench = benchmark()
-        reads, _, listed = self.bench.simulated(
-            24, ("single_fwd", "single_rev", "concat_fwd_rev"), seed=7
-        )
-        self.source, self.whitelist = folder / "reads.fastq", folder / "cells.txt"
-        records = self.bench.write_fastq(reads, self.source, seed=1)
-        self.whitelist.write_text("\n".join(listed) + "\n")
-        answers = self.bench.truth_answer(reads).to_dict("records")
-        self.known = dict(zip([record[1] for record in records], answers, strict=True))
-
-    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        other = next(
-            iter(self.known.values())
-        )  # to the read by which the local engine tells models apart
-        return pd.DataFrame(
-            [self.known.get(one, other) for one in frame["sequence"]], index=frame.index
-        )
-
-
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-def assert_same_reads(folder: Path, wanted: Path) -> dict[str, pd.DataFrame]:
-    tables = {}
-    for kind in ("valid", "incomplete", "invalid"):
-        found, known = (
-            pd.read_parquet(one / f"annotations_{kind}.parquet") for one in (folder, wanted)
-        )
-        pd.testing.assert_frame_equal(found, known, rtol=1e-5)
-        tables[kind] = found
-    fates = pd.concat(
-        pd.read_csv(path, sep="\t") for path in sorted((folder / "read_fates").iterdir())
-    )
-    known = pd.read_csv(wanted / "read_fates.tsv", sep="\t")
-    pd.testing.assert_frame_equal(fates.reset_index(drop=True), known)
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(
-        (wanted / "summary.json").read_text()
-    )
-    return tables
-
-
-@pytest.mark.usefixtures("alone")
-def test_reads_are_annotated_and_demultiplexed_as_by_the_local_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("small_chunks", "without_spark")
+@pytest.mark.parametrize("name", NAMES)
+def test_both_engines_write_the_same_files(
+    name: str, make_work: Callable[[str], Work], tmp_path: Path
 ) -> None:
-    fake = Fake(tmp_path)
-    served = fake.bench.served() | {"about": "", "limits": [], "input_columns": ["sequence"]}
-    loaded = models.Loaded(fake, served, "a model")
-    (tmp_path / "model").mkdir()
-    files.write_json(tmp_path / "model" / "served.json", served)
-    monkeypatch.setattr(
-        models, "load", lambda family, model: dataclasses.replace(loaded, reference=str(model))
-    )
-    words: dict[str, Any] = {"model": str(tmp_path / "model"), "whitelist": fake.whitelist}
-    annotate.annotate("reads", fake.source, out=tmp_path / "local", **words)
-    summary = spark.run("reads", fake.source, out=tmp_path / "out", **words)
-    tables = assert_same_reads(tmp_path / "out", tmp_path / "local")
-    assert len(tables["valid"]) > summary["fates"]["assigned"] > 10
-    assert len(tables["invalid"]) > 5
-    for name in ("matchType_readCount.tsv", "cellId_readCount.tsv"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
-    members = sorted((tmp_path / "out" / "demuxed").iterdir())
-    assert len(members) > 5
-    whole = b"".join(gzip.decompress(path.read_bytes()) for path in members)
-    assert whole == gzip.decompress((tmp_path / "local" / "demuxed.fastq.gz").read_bytes())
+    work = make_work(name)
+    assert cli.main(work.command(tmp_path / "local")) == 0
+    assert cli.main(work.command(tmp_path / "spark", "--engine", "spark")) == 0
+
+    on_spark = contents(tmp_path / "spark")
+    record = pd.read_csv(tmp_path / "spark" / "partitions.tsv", sep="\t")
+    del on_spark["partitions.tsv"]
+    assert on_spark == contents(tmp_path / "local")
+    assert len(record) > 1
+    assert record["rows"].sum() > 0
 
 
-def test_long_reads_go_in_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition_work, "_BASES", 10)
-    frame = pd.DataFrame({"id": list("abcde"), "sequence": ["A" * 6, "c" * 4, "G" * 11, "T", "T"]})
-    groups = list(partition_work._grouped(iter([(40, frame.iloc[:3]), (43, frame.iloc[3:])])))
-    assert [(first, [one.name for one in group]) for first, group in groups] == [
-        (40, ["a", "b"]),
-        (42, ["c"]),
-        (43, ["d", "e"]),
-    ]
-    assert groups[0][1][1].sequence == "CCCC"
+@pytest.mark.usefixtures("without_spark")
+def test_a_family_needs_no_line_for_spark(ruler: Any, measure_words: Any, tmp_path: Path) -> None:
+    source = tmp_path / "words.txt"
+    source.write_text("one\ntwo\n\nthree\nfour\n")
+    request = engine.Request(source, ruler.model, tmp_path / "out", engine="spark")
+
+    summary = engine.run(measure_words(rows=2), request)
+
+    assert (summary["words"], summary["letters"]) == (4, 15)
+    assert summary["left_out"] == {"blank": 1}
+    assert (tmp_path / "out" / "words.txt").read_text() == "one\ntwo\nthree\nfour\n"
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (("a b", "ACGT", None), "must be a name without blanks, got 'a b'"),
-        (("a", None, None), "a: sequence must be text, got None"),
-        (("a", "ACGT", "!!!"), "a: must have 4 qualities, one for each base, got 3"),
-    ],
-)
-def test_reads_that_no_fastq_could_hold(row: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        partition_work._read(0, *row)
-
-
-def anywhere(make_oracle: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make an oracle that is found under the name of its copy too."""
-    model, oracle = make_oracle()
-    monkeypatch.setattr(
-        models,
-        "load",
-        lambda family, reference: models.Loaded(
-            oracle, models.read_served(Path(reference)), reference
-        ),
-    )
-    return str(model)
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("form", ["fa", "parquet"])
-def test_activities_are_those_of_the_local_engine(
-    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+@pytest.mark.usefixtures("without_spark")
+@pytest.mark.parametrize("how", ["local", "spark"])
+def test_parquet_is_read_by_both_engines(
+    how: str, ruler: Any, measure_words: Any, tmp_path: Path
 ) -> None:
-    model = anywhere(make_oracle, monkeypatch)
-    rows = pd.DataFrame(
-        {
-            "id": [f"s{i}" for i in range(20)],
-            "sequence": ["ACGT" * (i % 5) + "A" for i in range(20)],
-        }
-    )
-    source = tmp_path / f"s.{form}"
-    source.write_text("".join(f">{name}\n{text}\n" for name, text in rows.to_numpy()))
-    if form == "parquet":
-        rows.to_parquet(source)
-    wanted = activity.score(source, model=model, out=tmp_path / "local")
-    assert spark.run("enhancer", source, model=model, out=tmp_path / "out") == wanted
-    found, known = (
-        pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")
-    )
-    assert found["Ex"].nunique() == 5
-    pd.testing.assert_frame_equal(found, known)
-    record = pd.read_csv(tmp_path / "out" / "partitions.tsv", sep="\t")
-    assert record["rows"].tolist() == [7, 7, 6]
-    one, other = (
-        json.loads((tmp_path / one / "summary.json").read_text()) for one in ("out", "local")
-    )
-    assert one == other
+    source = tmp_path / "words.parquet"
+    pd.DataFrame({"id": ["a", None, "c"], "word": ["x", "yy", "zzz"]}).to_parquet(source)
+    request = engine.Request(source, ruler.model, tmp_path / "out", engine=how)
+
+    engine.run(measure_words(rows=2), request)
+
+    table = pd.read_parquet(tmp_path / "out" / "lengths.parquet")
+    assert table["id"].tolist() == ["a", "2", "c"]
+    assert table["length"].tolist() == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("alone")
-def test_rows_without_a_name_get_their_number_whatever_the_type(
-    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("without_spark")
+@pytest.mark.parametrize("how", ["local", "spark"])
+def test_a_fault_of_a_row_is_told_and_leaves_nothing(
+    how: str, ruler: Any, measure_words: Any, tmp_path: Path
 ) -> None:
-    model = anywhere(make_oracle, monkeypatch)
-    rows = pd.DataFrame({"id": pd.array([7, None] * 5, dtype="Int64"), "sequence": ["ACGT"] * 10})
-    rows.to_parquet(tmp_path / "s.parquet")
-    activity.score(tmp_path / "s.parquet", model=model, out=tmp_path / "local")
-    spark.run("enhancer", tmp_path / "s.parquet", model=model, out=tmp_path / "out")
-    found, known = (
-        pd.read_parquet(tmp_path / one / "activity.parquet") for one in ("out", "local")
-    )
-    assert found["id"].tolist() == ["7", "2", "7", "4", "7", "6", "7", "8", "7", "10"]
-    pd.testing.assert_frame_equal(found, known)
+    source = tmp_path / "words.txt"
+    source.write_text("one\ntwo\nbad\nfour\n")
+    request = engine.Request(source, ruler.model, tmp_path / "out", engine=how)
+
+    with pytest.raises(InputError, match=r"words\.txt, of the rows from 3: .*got 'bad'"):
+        engine.run(measure_words(rows=2), request)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.txt"]
 
 
-@pytest.mark.usefixtures("alone")
-def test_damage_within_a_file_is_told_and_leaves_nothing(
-    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_a_machine_does_not_see_is_no_fault_of_the_input(
+    ruler: Any, measure_words: Any, tmp_path: Path
 ) -> None:
-    model = anywhere(make_oracle, monkeypatch)
-    rows = pd.DataFrame({"sequence": [f"{'ACGT' * i}" for i in range(1, 200)]})
-    path = tmp_path / "s.parquet"
-    rows.to_parquet(path, compression="snappy")
-    content = path.read_bytes()
-    path.write_bytes(content[:60] + b"\xff" * 300 + content[360:])
-    with pytest.raises(InputError, match=r"s\.parquet: must be whole Parquet, got: "):
-        spark.run("enhancer", path, model=model, out=tmp_path / "out")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["models", "s.parquet"]
+    from seqfoundry.registry.portable_model import open_portable
 
-
-def test_what_a_machine_does_not_see_is_no_fault_of_the_input(
-    make_oracle: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, _ = make_oracle()
-    portable = portable_model.Portable("enhancer", model, model, "")
-    part = partitions.Partition(str(tmp_path / "elsewhere.parquet"), 0, 1, 0)
-    with pytest.raises(
-        OutputError,
-        match=r"elsewhere\.parquet: must be seen by every machine, got nothing there on",
-    ):
-        partitions.do(partition_work.Job(portable, str(tmp_path)), 0, part)
-    with pytest.raises(OutputError, match=r"nowhere: must be seen by every machine"):
-        partitions.do(partition_work.Job(portable, str(tmp_path / "nowhere")), 0, part)
-    assert [one.name for one in tmp_path.iterdir()] == ["models"]
+    with open_portable("vdj", ruler.model) as model:
+        task = spark.Task(measure_words(), model, str(tmp_path / "nowhere"), None)
+        missing = str(tmp_path / "elsewhere.parquet")
+        chunk = RowRange(0, 0, missing, 1, missing, 0, 1)
+        with pytest.raises(OutputError, match="must be seen by every machine"):
+            spark.make_group(task, [chunk])

@@ -103,10 +103,15 @@ def test_a_record_tells_inputs_models_and_settings_that_have_changed(
 def test_parts_stay_unless_the_input_is_at_fault(
     tmp_path: Path, fault: type[BaseException], stay: bool
 ) -> None:
-    with pytest.raises(fault), resumable(tmp_path / "out", {}, resume=False) as partial:
-        with partial.part(0) as folder:
-            (folder / "x").write_text("")
-        raise fault("third")
+
+    def work() -> None:
+        with resumable(tmp_path / "out", {}, resume=False) as partial:
+            with partial.part(0) as folder:
+                (folder / "x").write_text("")
+            raise fault("third")
+
+    with pytest.raises(fault):
+        work()
     assert (tmp_path / ".out.partial" / "000000").is_dir() == stay
     with resumable(tmp_path / "out", {}, resume=True) as partial:
         assert partial.finished == ({0} if stay else set())

@@ -90,7 +90,7 @@ def smoke_data(shared: Path) -> Path:
     """Simulated reads with the smoke settings."""
     folder = shared / "data"
     if not folder.is_dir():
-        with files.folder_written_whole(folder) as temporary:
+        with files.atomic_folder(folder) as temporary:
             find_family("reads").module("simulate").simulate(
                 find_family("reads").settings(SMOKE), temporary
             )
@@ -158,7 +158,8 @@ def model_copy(trained: Trained, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add_version(registry_store: Any, trained: Trained) -> Callable[..., str]:
-    """Register the session's model again as if another run had made it, with the figures that a test needs."""
+    """Register the session's model again as if another run had made it, with the figures that a
+    test needs."""
 
     def add(metrics: dict[str, float], *, gates: dict[str, str] | None = None, **tags: str) -> str:
         first = registry_store.get_run(trained.run_id)

@@ -17,11 +17,24 @@ from typing import Any
 import pytest
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "archive").glob("*/*.zip"))
+SOURCE = Path(__file__).parents[2] / "src"
 
 ASK_BY_MLFLOW_ALONE = """
 import mlflow, sys
 model = mlflow.pyfunc.load_model(sys.argv[1])
 answer = model.predict(model.input_example)
+print(answer.to_json(orient="split", double_precision=15))
+"""
+
+# the example is read as plain MLflow reads it; what answers is our own
+ASK_INSTALLED = """
+import mlflow, sys
+from mlflow.models import Model
+from seqfoundry.registry import models
+family, folder = sys.argv[1:]
+example = Model.load(folder).load_input_example(folder)
+answer = models.load(family, folder).predict(example)
+assert "seqmodels" not in sys.modules
 print(answer.to_json(orient="split", double_precision=15))
 """
 
@@ -57,8 +70,29 @@ def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -
 
     done = subprocess.run(
         [sys.executable, "-c", ASK_BY_MLFLOW_ALONE, str(model)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert same(json.loads(done.stdout), recorded)
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_installed_source_gives_the_recorded_answer(archive: Path, tmp_path: Path) -> None:
+    model, recorded = unpack(archive, tmp_path)
+
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_INSTALLED, archive.stem.partition("-")[0], str(model)],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert same(json.loads(done.stdout), recorded)

@@ -100,19 +100,42 @@ def test_a_run_without_a_name_for_its_data() -> None:
 @pytest.mark.parametrize(
     ("metrics", "params", "expected"),
     [
-        ({"test.f1": 0.95, "test.recall": 0.3}, GATES,
-         "passed: test.f1 0.9500, must be at least 0.9; test.recall 0.3000, must be at most 0.4"),
-        ({"test.f1": 0.95, "test.recall": 0.5}, GATES,
-         "missed: test.f1 0.9500, must be at least 0.9; test.recall 0.5000, must be at most 0.4"),
-        ({"test.f1": 0.95}, GATES,
-         "missed: test.f1 0.9500, must be at least 0.9; test.recall not measured, must be at most " "0.4"),
-        ({"test.f1": float("nan"), "test.recall": 0.3}, GATES,
-         "missed: test.f1 not measured, must be at least 0.9; test.recall 0.3000, must be at most " "0.4"),
-        ({}, GATES, "not measured: test.f1 not measured, must be at least 0.9; test.recall not " "measured, "
-         "must be at most 0.4"),
+        (
+            {"test.f1": 0.95, "test.recall": 0.3},
+            GATES,
+            "passed: test.f1 0.9500, must be at least 0.9; "
+            "test.recall 0.3000, must be at most 0.4",
+        ),
+        (
+            {"test.f1": 0.95, "test.recall": 0.5},
+            GATES,
+            "missed: test.f1 0.9500, must be at least 0.9; "
+            "test.recall 0.5000, must be at most 0.4",
+        ),
+        (
+            {"test.f1": 0.95},
+            GATES,
+            "missed: test.f1 0.9500, must be at least 0.9; "
+            "test.recall not measured, must be at most "
+            "0.4",
+        ),
+        (
+            {"test.f1": float("nan"), "test.recall": 0.3},
+            GATES,
+            "missed: test.f1 not measured, must be at least 0.9; "
+            "test.recall 0.3000, must be at most "
+            "0.4",
+        ),
+        (
+            {},
+            GATES,
+            "not measured: test.f1 not measured, must be at least 0.9; test.recall not "
+            "measured, "
+            "must be at most 0.4",
+        ),
         ({"test.f1": 0.95}, {}, "none"),
     ],
-)  # fmt: skip
+)
 def test_gates_in_one_line(
     metrics: dict[str, float], params: dict[str, str], expected: str
 ) -> None:

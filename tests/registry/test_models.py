@@ -20,8 +20,8 @@ from seqfoundry.core.errors import (
     SeqfoundryError,
 )
 from seqfoundry.core.family import all_families, find_family
-from seqfoundry.registry import model_safety
 from seqfoundry.registry import models as store
+from seqfoundry.registry.source_copy import copy_name
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -72,7 +72,9 @@ def test_nothing_in_the_package_is_a_pickle(registry_store: Any) -> None:
         names = [path for path in folder.rglob("*") if path.is_file()]
         assert not [path for path in names if path.suffix in PICKLES]
         assert not [path for path in names if "__pycache__" in path.parts]
-        assert (folder / "code" / "seqfoundry" / "reads" / "serve.py").is_file()
+        (package,) = (folder / "code").iterdir()
+        assert package.name == copy_name("seqfoundry")
+        assert (package / "families" / "reads" / "serve.py").is_file()
         listed = (folder / "requirements.txt").read_text().split()
     assert "mlflow==3.17.2" in listed
     assert set(find_family("reads").module("serve").REQUIREMENTS) < set(listed)
@@ -177,7 +179,7 @@ def test_a_run_folder_names_its_run(registry_store: Any, trained: Any, tmp_path:
         ("deadbeef", "run deadbeef: must exist in sqlite"),
         (
             "no/such/folder",
-            "must be a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or a run id",
+            "must be a model folder, models:/NAME@ALIAS, models:/NAME/VERSION, zoo:NAME or a run",
         ),
         ("", r"\(empty\): must be a model folder"),
     ],
@@ -221,16 +223,46 @@ def _overwrite(path: Path) -> None:
         (lambda folder: (folder / "weights.h5").unlink(), r"weights\.h5"),
         (lambda folder: (folder / "model.json").unlink(), r"model\.json"),
         (lambda folder: _truncate(folder / "model.json"), "whole model"),
-        (lambda folder: _overwrite(folder / "served.json"), r"served\.json: must describe a model " r"of a known family"),
-        (lambda folder: (folder / "served.json").write_text("[]"), r"served\.json: must describe " r"a model"),
-        (lambda folder: _change(folder / "served.json", limits=None), r"must have .*, got none of " r"limits"),
-        (lambda folder: _change(folder / "served.json", format_version=99), "format_version must " "be 1, got 99"),
-        (lambda folder: _change(folder / "served.json", family="nope"), "must be one of .*, got " "'nope'"),
-        (lambda folder: _change(folder / "model.json", network={"architecture": "x"}), r"model\.json"),
+        (
+            lambda folder: _overwrite(folder / "served.json"),
+            r"served\.json: must describe a model " r"of a known family",
+        ),
+        (
+            lambda folder: (folder / "served.json").write_text("[]"),
+            r"served\.json: must describe " r"a model",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", limits=None),
+            r"must have .*, got none of " r"limits",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", format_version=99),
+            "format_version must be 1, got 99",
+        ),
+        (
+            lambda folder: _change(folder / "served.json", family="nope"),
+            "must be one of .*, got 'nope'",
+        ),
+        (
+            lambda folder: _change(folder / "model.json", network={"architecture": "x"}),
+            r"model\.json",
+        ),
     ],
-    ids=["zeros", "half", "empty", "no-weights", "no-shape", "half-shape", "served-zeros", "served-list", "no-limits",
-         "format", "family", "network"],
-)  # fmt: skip
+    ids=[
+        "zeros",
+        "half",
+        "empty",
+        "no-weights",
+        "no-shape",
+        "half-shape",
+        "served-zeros",
+        "served-list",
+        "no-limits",
+        "format",
+        "family",
+        "network",
+    ],
+)
 def test_damaged_models_are_refused_by_name(model_copy: Path, damage: Any, message: str) -> None:
     damage(model_copy)
     with pytest.raises(SeqfoundryError, match=message) as caught:
@@ -271,14 +303,11 @@ def test_damaged_exports_are_refused_by_name(registry_store: Any, tmp_path: Path
     for name, content, message in (
         ("MLmodel", "{", "MLmodel: must have the SHA-256"),
         ("artifacts/model/weights.h5", None, "got no such file"),
-        ("served.py", None, "got no such file"),
+        ("pyfunc_adapter.py", None, "got no such file"),
     ):
         broken = Path(shutil.copytree(whole, tmp_path / name.replace("/", "-")))
         (broken / name).unlink()
         if content is not None:
             (broken / name).write_text(content)
         with pytest.raises(ModelError, match=message):
-            store.load("reads", str(broken))
-        (broken / model_safety.SUMS).unlink()
-        with pytest.raises(ModelError, match="must be"):
             store.load("reads", str(broken))

@@ -1,4 +1,5 @@
-"""Registering beside others, with a store that fails, and figures of an evaluation that measures less."""
+"""Registering beside others, with a store that fails, and figures of an evaluation that
+measures less."""
 
 import math
 from collections.abc import Callable
@@ -43,10 +44,8 @@ def test_the_candidate_is_the_newest_of_two_that_come_at_once(
 def test_the_alias_is_set_in_turn(
     registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, turn = [], models.turns.turn
-    monkeypatch.setattr(
-        models.turns, "turn", lambda *words: seen.append(words[1:]) or turn(*words)
-    )
+    seen, turn = [], models.turn
+    monkeypatch.setattr(models, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
     models.register("reads", trained.run_id)
     assert seen == [(NAME, "2")]
 

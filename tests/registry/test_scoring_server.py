@@ -82,17 +82,46 @@ def test_answers_are_as_before_but_strict_json(ask: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("payload", "kind", "message"),
     [
-        ({"dataframe_records": [{"sequence": "!"}]}, JSON, "sequence 0: letters must be IUPAC " "nucleotides, got '!'"),
+        (
+            {"dataframe_records": [{"sequence": "!"}]},
+            JSON,
+            "sequence 0: letters must be IUPAC nucleotides, got '!'",
+        ),
         ({"dataframe_records": [{"other": "A"}]}, JSON, "request: Model is missing inputs"),
-        ({"dataframe_records": [{"sequence": 5}]}, JSON, "request: must be legal input of the " "model, got TypeError: "),
-        ({"dataframe_records": [{"sequence": "A"}] * 4}, JSON, "request: must have at most 3 " "rows, got 4; send"),
-        ({"dataframe_records": [{"sequence": "A" * 2000}]}, JSON, "request: must have at most " "2000 bytes, got 2041; "),
-        (b"{bad", JSON, "request: Ensure that input is a valid JSON formatted string. Error: " "'JSONDecodeError("),
+        (
+            {"dataframe_records": [{"sequence": 5}]},
+            JSON,
+            "request: must be legal input of the model, got TypeError: ",
+        ),
+        (
+            {"dataframe_records": [{"sequence": "A"}] * 4},
+            JSON,
+            "request: must have at most 3 rows, got 4; send",
+        ),
+        (
+            {"dataframe_records": [{"sequence": "A" * 2000}]},
+            JSON,
+            "request: must have at most 2000 bytes, got 2041; ",
+        ),
+        (
+            b"{bad",
+            JSON,
+            "request: Ensure that input is a valid JSON formatted string. Error: "
+            "'JSONDecodeError(",
+        ),
         (b"[" * 1999, JSON, "request: "),  # nested too deep or never closed
-        ({"x": 1}, JSON, "request: The input must be a JSON dictionary with exactly one of the " "input fields "),
-        ({"dataframe_records": [{"sequence": "A"}]}, None, "request: must have the header " "Content-Type: "),
+        (
+            {"x": 1},
+            JSON,
+            "request: The input must be a JSON dictionary with exactly one of the input fields ",
+        ),
+        (
+            {"dataframe_records": [{"sequence": "A"}]},
+            None,
+            "request: must have the header Content-Type: ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_are_one_line(
     ask: Callable[..., Any], payload: Any, kind: str | None, message: str
 ) -> None:

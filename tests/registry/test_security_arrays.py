@@ -26,7 +26,7 @@ from seqfoundry.families.enhancer.backbones.checkpoints import read_safetensors
 from seqfoundry.families.reads import model as networks
 from seqfoundry.families.vdj import serve as served
 from seqfoundry.families.vdj.config import read_specification
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.inference.uncertainty import Fit, read_fit
 from seqfoundry.registry import models
 
@@ -142,7 +142,7 @@ def test_archives_may_be_20_times_themselves(
 def test_coefficients_are_those_of_the_record_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    germline = Germline("TRA", (Gene("TRAV1*01", "V", "ACGT"),), {})
+    germline = Germline("TRA", (GermlineGene("TRAV1*01", "V", "ACGT"),), {})
     fit = Fit(("a",), np.zeros(1), 4.0, 4.5, 1e-12, 7, "gradient", (), np.eye(1), 1000.0, 0.0)
     config = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml")
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}

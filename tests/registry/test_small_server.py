@@ -14,6 +14,7 @@ import stack
 
 from seqfoundry.cli import main
 from seqfoundry.core.errors import TrackingError
+from seqfoundry.core.family import find_family
 from seqfoundry.core.runs import tracking
 from seqfoundry.core.runs.loop import TrainOptions
 from seqfoundry.registry import listing, models, promotion
@@ -136,7 +137,8 @@ def test_a_login_in_the_uri_is_not_printed(
     monkeypatch.setenv(
         "MLFLOW_TRACKING_URI", uri.replace("//", f"//trainer:{servers.words['trainer']}@")
     )
-    monkeypatch.setattr("seqfoundry.cli._train", lambda args: {"run": _train(args.out)})
+    command = find_family("vdj").module("commands").train
+    monkeypatch.setattr(command, "callback", lambda out, **options: {"run": _train(out)})
     assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
     said, told = capfd.readouterr()
     assert tracking.get_run(json.loads(said)["run"]).info.status == "FINISHED"
@@ -230,7 +232,7 @@ def test_anothers_broken_off_run_is_theirs_to_end(
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()
     tags = {**provenance.process_tags(), "pid": "1", "pid.started": "0"}
-    stale = opened.create_run(tracking._experiment_id(opened), tags=tags).info.run_id
+    stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
     assert tracking.close_stale_runs(tracking.client()) == []
     servers.log_in(monkeypatch, "closed", "trainer")

@@ -61,7 +61,8 @@ class Row:
 
 
 def server_stops(bench: product.Bench, _: int) -> list[str]:
-    """Kill the tracking server once training goes on, and bring it back when training has told what to do."""
+    """Kill the tracking server once training goes on, and bring it back when training has told
+    what to do."""
     made, team = bench.on_server(), bench.team
     assert team is not None
     out = made.fresh("vdj")
@@ -97,7 +98,8 @@ def database_restarts(bench: product.Bench, _: int) -> list[str]:
 
 
 def _in_store(made: product.Product, out: Path) -> list[str]:
-    """Complaints where the run in the store is not finished, or lacks a metric, an iteration or a file."""
+    """Complaints where the run in the store is not finished, or lacks a metric, an iteration or
+    a file."""
     run_id = product.read(out / "run.json")["run_id"]
     code = """
 import json, sys
@@ -108,12 +110,17 @@ def files(path=None):
     listed = opened.list_artifacts(run_id, path)
     return [name for one in listed for name in (files(one.path) if one.is_dir else [one.path])]
 steps = sorted({one.step for one in opened.get_metric_history(run_id, "train.loss")})
-print(json.dumps({"status": run.info.status, "metrics": run.data.metrics, "steps": steps, "files": files()}))
+answer = {"status": run.info.status, "metrics": run.data.metrics, "steps": steps, "files": files()}
+print(json.dumps(answer))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, run_id], env=product.environment(made.tracking), cwd=stack.ROOT,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, run_id],
+        env=product.environment(made.tracking),
+        cwd=stack.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     stored = json.loads(done.stdout.splitlines()[-1])
     found = [] if stored["status"] == "FINISHED" else [f"the run is {stored['status']}"]
     numbers = {
@@ -176,7 +183,8 @@ def _one_line(said: str) -> list[str]:
 
 
 def trainer_killed(bench: product.Bench, _: int, family: str) -> list[str]:
-    """Kill a trainer at a random moment between the making of its folder and its end, and go on."""
+    """Kill a trainer at a random moment between the making of its folder and its end, and go
+    on."""
     undisturbed, found = (
         bench.made.undisturbed(family),
         ["it ended before it was killed, three times"],

@@ -54,9 +54,13 @@ class Child:
         with log.open("wb") as out:
             self._running = subprocess.Popen(
                 [sys.executable, "-m", "seqfoundry", *words],
-                cwd=stack.ROOT, env=dict(variables), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                cwd=stack.ROOT,
+                env=dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     @property
     def said(self) -> str:
@@ -99,7 +103,8 @@ class Child:
         return ["helpers of the killed process lived on"]
 
     def expect(self, *statuses: int) -> list[str]:
-        """Complaints where it ends otherwise than with one of ``statuses``, or with a traceback."""
+        """Complaints where it ends otherwise than with one of ``statuses``, or with a
+        traceback."""
         status = self.wait()
         what = f"seqfoundry {' '.join(self.words[:2])}"
         found = (

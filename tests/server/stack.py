@@ -270,7 +270,8 @@ class Stack:
         ]()
 
     def _start_database(self) -> None:
-        """Make a cluster whose only user needs a password, with a database for MLflow and one for its users."""
+        """Make a cluster whose only user needs a password, with a database for MLflow and one
+        for its users."""
         owner, secret = _database_user(), self.cluster / "password"
         secret.touch(mode=0o600)
         secret.write_text(self.words["database"])
@@ -291,9 +292,15 @@ class Stack:
             str(secret),
         ]
         made = subprocess.run(
-            [str(postgresql("initdb")), *words], cwd=self.cluster, user=user, extra_groups=None if user is None else [],
-            env={**bare(), "LC_ALL": "C.UTF-8"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [str(postgresql("initdb")), *words],
+            cwd=self.cluster,
+            user=user,
+            extra_groups=None if user is None else [],
+            env={**bare(), "LC_ALL": "C.UTF-8"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         secret.unlink()
         if made.returncode != 0:
             raise RuntimeError(f"database: must be made, got:\n{made.stderr[-2000:]}")

@@ -329,8 +329,12 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
     environment = _environment(tmp_path / "mlflow.db") | secret
     done = subprocess.run(
         [sys.executable, "-m", "mlflow", *command, "--env-manager", "local"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     documented = (
         (stack.ROOT / "docs" / "serving.md")
@@ -346,7 +350,8 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
     wanted = ".".join(map(str, sys.version_info[:3]))
     assert [line for line in lines if line.startswith("FROM")] == [f"FROM python:{wanted}-slim"]
     assert [line for line in lines if line.startswith("ENTRYPOINT")] == [
-        """ENTRYPOINT ["python", "-c", "from mlflow.models import container as C; C._serve('local')"]"""
+        """ENTRYPOINT ["python", "-c", "from mlflow.models import container as C;
+        C._serve('local')"]"""
     ]
     assert [line for line in lines if line.startswith("COPY")] == [
         "COPY model_dir/exported /opt/ml/model"

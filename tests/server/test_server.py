@@ -278,9 +278,17 @@ def test_a_reader_changes_nothing(team: Team) -> None:
         "register": ("register", "vdj", "--run", str(folder / "train")),
         "promote": ("promote", name),
         "force": ("promote", name, "--version", "2", "--force"),
-        "train": ("train", "vdj", "--params", "params/vdj/smoke.yaml", "--data", str(folder / "data"), "--out",
-                  str(folder / "refused")),
-    }  # fmt: skip
+        "train": (
+            "train",
+            "vdj",
+            "--params",
+            "params/vdj/smoke.yaml",
+            "--data",
+            str(folder / "data"),
+            "--out",
+            str(folder / "refused"),
+        ),
+    }
     for words in refusals.values():
         message = _one_line(team.cli(*words, user="reader"))
         expected = (

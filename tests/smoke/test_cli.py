@@ -22,8 +22,21 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "reads-10x3p_sc_ont_016"
 SMOKE = str(ROOT / "params" / "reads" / "smoke.yaml")
-VERBS = ["data", "simulate", "prepare", "train", "evaluate", "annotate", "score", "register",
-         "promote", "models", "export", "demo"]  # fmt: skip
+VERBS = [
+    "data",
+    "simulate",
+    "prepare",
+    "train",
+    "evaluate",
+    "annotate",
+    "score",
+    "register",
+    "zoo",
+    "promote",
+    "models",
+    "export",
+    "demo",
+]
 UNKNOWN = f"family: must be one of {', '.join(all_families())}, got 'nope'"
 HEAVY = ["tensorflow", "keras", "torch", "jax", "mlflow", "pandas", "numpy", "pydantic", "yaml"]
 

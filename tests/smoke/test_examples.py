@@ -23,9 +23,10 @@ from seqfoundry.core.family import all_families, find_family
 from seqfoundry.families.vdj import serve as vdj
 from seqfoundry.families.vdj.config import read_specification
 from seqfoundry.families.vdj.features import coefficient_names
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.inference.uncertainty import Fit
 from seqfoundry.registry import models
+from seqfoundry.registry.source_copy import copy_source
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred:UserWarning"
@@ -134,7 +135,7 @@ def test_what_a_model_requires_is_enough_to_load_its_family(
     family: str, environment: Callable[..., Path]
 ) -> None:
     python = environment("mlflow", *find_family(family).module("serve").REQUIREMENTS)
-    code = f"import seqfoundry.{family}.serve, seqfoundry.registry.scoring_server"
+    code = f"import seqfoundry.families.{family}.serve, seqfoundry.registry.scoring_server"
     bare = {
         "PYTHONPATH": str(ROOT / "src"),
         "PATH": os.environ["PATH"],
@@ -180,20 +181,25 @@ def tiny(tmp_path: Path) -> Path:
     theta, scale = np.linspace(-0.5, 0.5, len(names)), np.ones(len(names))
     fit = Fit(names, theta, 4.0, 4.5, 1e-12, 7, "gradient", (), np.diag(scale), 1000.0, 0.0)
     genes = (
-        Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),
-        Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6),
+        GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),
+        GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6),
     )
     about = {"annotation": "a", "param_group": "g", "model_type": "m", "l2": False}
     model = vdj.VdjModel(
         specification, Germline("TRA", genes, {"made": "here"}), fit, scale, {}, about
     )
     vdj.save(model, config, tmp_path / "model")
-    source = ROOT / "src" / "seqfoundry"
+    source = copy_source(find_family("vdj"), tmp_path)
     mlflow.pyfunc.save_model(
-        tmp_path / "tiny", python_model=str(source / "registry" / "served.py"), model_config={"family": "vdj"},
-        artifacts={"model": str(tmp_path / "model")}, code_paths=[str(source)], pip_requirements=vdj.REQUIREMENTS,
-        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS), input_example=vdj.EXAMPLE,
-    )  # fmt: skip
+        tmp_path / "tiny",
+        python_model=str(ROOT / "src" / "seqfoundry" / "registry" / "pyfunc_adapter.py"),
+        model_config=source.model_config,
+        artifacts={"model": str(tmp_path / "model")},
+        code_paths=[str(folder) for folder in source.folders],
+        pip_requirements=vdj.REQUIREMENTS,
+        signature=infer_signature(vdj.EXAMPLE, vdj.ANSWER, vdj.PARAMS),
+        input_example=vdj.EXAMPLE,
+    )
     return tmp_path / "tiny"
 
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def _mlflow_run(
     entry: str, database: Path, **parameters: str | Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run an entry point with the interpreter of the tests first on the path, as an activated environment has it."""
+    """Run an entry point with the interpreter of the tests first on the path, as an activated
+    environment has it."""
     chosen = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
     inherited = {
         key: value

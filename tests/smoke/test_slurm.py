@@ -43,7 +43,8 @@ time.sleep(60)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose environment has stubs of python, scontrol and squeue, which says what is in ``state.txt``."""
+    """A project whose environment has stubs of python, scontrol and squeue, which says what is
+    in ``state.txt``."""
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
     (folder / "activate").write_text(f'export PATH="{folder}:$PATH"\n')
@@ -217,7 +218,6 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
         "stem_kernel": 9,
         "kernel": 5,
         "crf_layer": True,
-        # fmt: skip
         "dilation_rates": [1, 4],
         "learning_rate": [1e-2, 3e-2],
         "warmup": 0.1,

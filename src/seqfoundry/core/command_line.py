@@ -155,7 +155,10 @@ overwrite = flag("--overwrite", help="Replace earlier results in --out.")
 no_track = flag("--no-track", help="Write files only; use no tracking store.")
 resume = flag("--resume", help="Go on with work that was interrupted.")
 resume_run = option(
-    "--resume", "resume_run", metavar="RUN_ID", help="Continue this run from its last checkpoint."
+    "--resume",
+    "resume_run",
+    metavar="RUN_ID|auto",
+    help="Continue this run, or the unfinished run of --out, from its last checkpoint.",
 )
 engine = option(
     "--engine",

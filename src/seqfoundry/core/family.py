@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "seqfoundry.families"
 _PRODUCT = __name__.partition(".")[0]  # another name in the copy that travels with a model
+_DISTRIBUTION = ENTRY_POINTS.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class Family:
     parameters: str = ""
 
     def module(self, name: str) -> ModuleType:
-        """Import a module of the family, such as ``serve`` or ``scores.designs``, and with it the family's framework.
+        """Import a module of the family, such as ``serve`` or ``scores.designs``.
+
+        This imports the family's framework too.
 
         Raises
         ------
@@ -108,7 +111,7 @@ class Family:
                 raise
             raise MissingError(
                 f"family {self.name}: needs the package {error.name}, got none; install "
-                f"{_PRODUCT} whole"
+                f"{_DISTRIBUTION} whole"
             ) from None
 
     def settings(self, path: Path, overrides: str = "") -> Any:
@@ -142,7 +145,7 @@ class Family:
         return Path(str(importlib.import_module(self.package).__file__)).resolve().parent
 
     def check_processes(self) -> None:
-        """Refuse to train in several processes that would each train the same model into the same folder.
+        """Refuse several processes that would each train the same model into the same folder.
 
         Raises
         ------
@@ -172,14 +175,17 @@ def recorded_family(record: Mapping[str, Any]) -> str | None:
 def all_families() -> Mapping[str, Family]:
     """Find all families by name: the built-in ones, then installed ones.
 
-    A plug-in that cannot be loaded, or whose name is taken, is one warning.
+    A plug-in that cannot be loaded, or whose name is taken, is one warning. A copy of this package
+    in a model knows the built-in families only.
     """
     found: dict[str, Family] = {}
     package = importlib.import_module(f"{_PRODUCT}.families")
     for module in pkgutil.iter_modules(package.__path__):
         family = importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
         found[family.name] = family
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+    is_copy = _PRODUCT != _DISTRIBUTION
+    plugins = [] if is_copy else entry_points(group=ENTRY_POINTS)
+    for entry in sorted(plugins, key=lambda entry: entry.name):
         family = _load_plugin(entry)
         if family is None:
             continue

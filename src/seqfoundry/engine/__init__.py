@@ -100,7 +100,7 @@ def run(job: "Job", request: Request) -> dict[str, Any]:
             parts = Parts(request.source, tuple(partial.folders()), left_out)
             if not parts.folders:
                 raise InputError(f"{request.source}: must have at least one row, got none")
-            with atomic.folder_written_whole(request.out, replace=request.overwrite) as folder:
+            with atomic.atomic_folder(request.out, replace=request.overwrite) as folder:
                 summary = job.merge_parts(model, parts, folder)
                 if on_spark:
                     spark.write_partitions(folder, parts)

@@ -251,7 +251,7 @@ def stage_chunks(job: Job, model: Portable, source: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     left_out: Counter[str] = Counter()
     row_counts: list[int] = []
-    with atomic.folder_written_whole(folder) as staged:
+    with atomic.atomic_folder(folder) as staged:
         for rows in job.read_chunks(model, source, left_out):
             path = staged / f"{len(row_counts):06d}.parquet"
             pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), path)

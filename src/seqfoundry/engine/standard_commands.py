@@ -27,10 +27,10 @@ def simulate_command(family: Family) -> Command:
 
 def simulate_data(family: Family, params: Path, overrides: str, out: Path) -> Any:
     """Simulate a family's data into a folder, all or nothing."""
-    from seqfoundry.core.files.atomic import folder_written_whole
+    from seqfoundry.core.files.atomic import atomic_folder
 
     config = family.settings(params, overrides)
-    with folder_written_whole(out) as folder:
+    with atomic_folder(out) as folder:
         return family.module("simulate").simulate(config, folder)
 
 
@@ -71,9 +71,9 @@ def train_command(
     ) -> Any:
         """Train a model as one tracked run.
 
-        A run that was stopped goes on with --resume RUN_ID and the same settings.
+        A run that was stopped goes on with --resume RUN_ID and the same settings. With --resume
+        auto it works in .OUT.partial until it is complete, and the same command goes on.
         """
-        from seqfoundry.core.runs import provenance
         from seqfoundry.core.runs.loop import TrainOptions
         from seqfoundry.registry import dataset
 
@@ -83,9 +83,7 @@ def train_command(
             folder = None
         else:
             folder = dataset.ensure(family.name, data)
-        options = TrainOptions(
-            device, resume_run, not no_track, overwrite, provenance.settings_digest(config)
-        )
+        options = TrainOptions(device, resume_run, not no_track, overwrite)
         return family.module("train").train(config, folder, out, options)
 
     return train

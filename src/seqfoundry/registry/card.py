@@ -35,7 +35,10 @@ def measured(run: Any, name: str) -> float | None:
 
 
 def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: str) -> None:
-    """Write the card of a version and its tag ``gates``, and on the page of the model what it is and how to load it."""
+    """Write the card of a version and its tag ``gates``.
+
+    The model's page tells what it is and how to load it.
+    """
     opened.update_model_version(name, version, description=describe(run, served, name, version))
     opened.set_model_version_tag(name, version, GATES, verdict(run))
     opened.update_registered_model(name, description=introduce(served, name))
@@ -57,7 +60,8 @@ def headline(run: Any) -> str:
     if name not in run.data.metrics:
         return "Not evaluated yet."
     interval = _interval(run.data.metrics, name)
-    return f"{name} {_number(measured(run, name))}{f' (95 % interval {interval})' if interval else ''}."
+    value = f"{name} {_number(measured(run, name))}"
+    return f"{value} (95 % interval {interval})." if interval else f"{value}."
 
 
 def verdict(run: Any) -> str:

@@ -1,121 +1,133 @@
 """``data/``: build it from ``params/``, compare it with its pin ``data.dvc``, renew the pin.
 
 Every family's part is simulated with the settings of ``params/<family>/demo.yaml``. Git holds no
-data: a fresh clone builds them and finds the pinned digest. The manifest
-``build/manifest/<family>.json`` is what trainers depend on.
+data: a fresh clone builds them and finds the pinned digest. DVC watches the parts through the link
+``build/data``, since ``data.dvc`` owns the path ``data``; see ``dvc.yaml``.
 """
 
-import contextlib
 import logging
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from seqfoundry.core.errors import InputError, MissingError, OutputError
-from seqfoundry.core.family import all_families, find_family
+from seqfoundry.core.family import built_in_families, find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance
 
 log = logging.getLogger(__name__)
 
 
-def manifest_path(family: str) -> Path:
-    """Where the manifest of a family's data is written."""
-    return provenance.project_root() / "build" / "manifest" / f"{family}.json"
-
-
-def folder_of(family: str) -> Path:
-    """Where a family's data lie."""
+def data_folder(family: str) -> Path:
+    """Return the folder with a family's data."""
     return provenance.project_root() / "data" / family
 
 
 def build(family: str | None = None, *, update: bool = False) -> dict[str, str]:
-    """Make the data of one family or of all, write their manifests, and return their digests.
+    """Make the data of one family or of all, and return their digests.
 
-    Data that are there and agree with the pin are not made again. Other data are taken as they are
-    where ``dvc add data`` pinned them, made again where they were built here, and else refused.
-    When all of ``data/`` agrees with ``data.dvc`` it is stored in DVC's cache; with ``update`` the
-    data are made anew, whatever is there, and the pin is renewed instead of compared.
+    What is simulated must have the digest that ``data.dvc`` pins. Other data are accepted where
+    ``dvc add data`` pinned them. When all of ``data/`` agrees with ``data.dvc`` it is stored in
+    DVC's cache; with ``update`` the pin is renewed instead of compared.
 
     Raises
     ------
     InputError
-        If what is there was neither built here nor pinned, or what was built is not what
-        ``data.dvc`` pins, and ``update`` is not given; what was there before stays.
+        If what is there, or what is simulated, is not what ``data.dvc`` pins, and ``update`` is
+        not given; what was there before stays.
     """
     root = provenance.project_root()
-    made = {}
-    for name in [find_family(family).name] if family else list(all_families()):
-        with _locked(name):
+    names = list(built_in_families()) if family is None else [find_family(family).name]
+    link_data(root)
+    digests = {}
+    for name in names:
+        with files.lock(root / "build" / f"data-{name}.lock"):
             _build_family(root, name, update=update)
-            made[name] = files.write_manifest(manifest_path(name), folder_of(name))
+            digests[name] = files.digest(data_folder(name))
     if update:
         _renew_pin(root)
     elif files.digest(root / "data") == files.read_pin(root)["md5"]:
         _dvc(root, "commit", "-q", "data.dvc")
-    return made
+    return digests
 
 
-def _locked(family: str) -> contextlib.AbstractContextManager[None]:
-    """Keep other processes from making a family's data at the same time."""
-    return files.lock(provenance.project_root() / "build" / f"data-{family}.lock")
+def link_data(folder: Path) -> None:
+    """Make the link ``build/data -> ../data`` in a folder with ``dvc.yaml``.
+
+    DVC compares paths as text, so ``build/data/<family>`` is no part of ``data.dvc``.
+    """
+    link = folder / "build" / "data"
+    with files.as_output_error(link):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.join("..", "data"))
 
 
 def _build_family(root: Path, family: str, *, update: bool) -> None:
-    """Make the data of one family, unless they are there."""
-    folder = folder_of(family)
+    """Make the data of one family, or compare those that are there with a new simulation."""
+    folder = data_folder(family)
     files.remove_unfinished(folder)
-    if not update and _is_pinned(root, family):
-        log.info("data/%s is there and as pinned", family)
+    has_data = folder.is_dir() and any(folder.iterdir())
+    if update:
+        with files.atomic_folder(folder, replace=True) as temporary:
+            _simulate(family, temporary)
         return
-    wanted = None if update else files.read_pin(root)["families"].get(family)
-    config = find_family(family).settings(root / "params" / family / "demo.yaml")
-    with files.folder_written_whole(folder, replace=True) as temporary:
-        find_family(family).module("simulate").simulate(config, temporary)
-        if not update:
-            _check_pinned(family, files.digest(temporary), wanted)
-    log.info("data/%s built", family)
+    pin = files.read_pin(root)
+    if not has_data:
+        _check_pin_is_simulated(folder, pin)
+        with files.atomic_folder(folder) as temporary:
+            _simulate(family, temporary)
+            _check_simulated(folder, files.digest(temporary), pin)
+        log.info("data/%s built", family)
+    elif files.digest(folder) == pin["families"].get(family):
+        with tempfile.TemporaryDirectory(prefix=f".data-{family}.", dir=root / "build") as aside:
+            _simulate(family, Path(aside))
+            _check_simulated(folder, files.digest(Path(aside)), pin)
+        log.info("data/%s is there, as params/ and data.dvc have it", family)
+    else:
+        _check_added(root, folder, pin)
+        log.info("data/%s is there, and pinned by dvc add", family)
 
 
-def _is_pinned(root: Path, family: str) -> bool:
-    """Tell whether a family's data are there and pinned.
+def _simulate(name: str, folder: Path) -> None:
+    family = find_family(name)
+    config = family.settings(family.parameters_folder / "demo.yaml")
+    family.module("simulate").simulate(config, folder)
 
-    False where there are none, or such as may be replaced.
 
-    Raises
-    ------
-    InputError
-        If they are a user's own, and not pinned.
-    """
-    folder, pin = folder_of(family), files.read_pin(root)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
-    found = files.digest(folder)
-    if found == pin["families"].get(family):
-        return True
-    if files.digest(root / "data") == pin["md5"]:  # by dvc add data, which knows no families
-        there = [name for name in all_families() if folder_of(name).is_dir()]
-        files.write_pin_families(
-            root, pin["families"] | {name: files.digest(folder_of(name)) for name in there}
+def _check_pin_is_simulated(folder: Path, pin: Mapping[str, Any]) -> None:
+    """Refuse to simulate in place of data that ``dvc add data`` pinned."""
+    if pin["simulated"] != pin["md5"]:
+        raise MissingError(
+            f"{folder}: must hold the data that dvc add pinned, got none; fetch them with: dvc "
+            "checkout data.dvc, or dvc pull data.dvc"
         )
-        return True
-    manifest = manifest_path(family)
-    if manifest.is_file() and files.read_json(manifest).get("digest") == found:
-        return False
-    raise InputError(
-        f"{folder}: must be as data.dvc pins it or as it was built here, got other data, which "
-        "are not replaced; "
-        "to pin them: dvc add data; to put simulated ones in their place: seqfoundry data build "
-        f"{family} --update"
-    )
 
 
-def _check_pinned(family: str, found: str, wanted: str | None) -> None:
-    if found != wanted:
+def _check_simulated(folder: Path, digest: str, pin: Mapping[str, Any]) -> None:
+    pinned = pin["families"].get(folder.name, "(none)")
+    if digest != pinned:
         raise InputError(
-            f"{folder_of(family)}: must have the digest that data.dvc pins, {wanted or '(none)'}, "
-            f"got {found} from params/; "
-            f"if the change is meant: seqfoundry data build {family} --update, and commit data.dvc"
+            f"{folder}: must have the digest that data.dvc pins, {pinned}, got {digest} from "
+            f"params/; if the change is meant: seqfoundry data build {folder.name} --update, and "
+            "commit data.dvc"
+        )
+
+
+def _check_added(root: Path, folder: Path, pin: Mapping[str, Any]) -> None:
+    """Refuse data that were not simulated, unless ``dvc add data`` pinned them.
+
+    DVC does not know the digests of families, so all of ``data/`` is compared.
+    """
+    if files.digest(root / "data") != pin["md5"]:
+        raise InputError(
+            f"{folder}: must be as data.dvc pins it, got other data, which are not replaced; to "
+            f"get the pinned data again: rm -r data/{folder.name}, then dvc checkout data.dvc or "
+            "the same command; to pin these: dvc add data"
         )
 
 
@@ -130,14 +142,14 @@ def check() -> dict[str, str]:
     """
     root = provenance.project_root()
     pin = files.read_pin(root)
-    found = {family: files.digest(folder_of(family)) for family in all_families()}
+    found = {family: files.digest(data_folder(family)) for family in built_in_families()}
     found["data"] = files.digest(root / "data")
     if found["data"] == pin["md5"]:
         return found
-    for family in all_families():
+    for family in built_in_families():
         if found[family] != pin["families"].get(family):
             raise InputError(
-                f"{folder_of(family)}: must have the digest {pin['families'].get(family)} "
+                f"{data_folder(family)}: must have the digest {pin['families'].get(family)} "
                 f"(data.dvc), got {found[family]}"
             )
     raise InputError(
@@ -146,21 +158,19 @@ def check() -> dict[str, str]:
 
 
 def ensure(family: str, folder: Path | None) -> Path:
-    """Return the folder of a family's data, the project's own by default, which is built if it is absent.
+    """Return the folder of a family's data: ``folder``, or the project's own, built if absent.
 
     Raises
     ------
     InputError
-        If the project's data are not those of their manifest.
+        If the project's data cannot be built as pinned.
     MissingError
         If a folder that was named is absent or empty.
     """
-    own = folder_of(family)
+    own = data_folder(family)
     if folder is None or folder.resolve() == own.resolve():
         if not own.is_dir() or not any(own.iterdir()):
             build(family)
-        with _locked(family):
-            files.check_manifest(manifest_path(family), own)
         return own
     there = files.is_there(folder) and folder.is_dir()
     if not there or not any(folder.iterdir()):
@@ -173,7 +183,7 @@ def ensure(family: str, folder: Path | None) -> Path:
 
 def _renew_pin(root: Path) -> None:
     """Let DVC hash and store ``data/``, and record each family's digest beside the whole."""
-    digests = {family: files.digest(folder_of(family)) for family in all_families()}
+    digests = {family: files.digest(data_folder(family)) for family in built_in_families()}
     if not _dvc(root, "add", "-q", "data"):
         raise OutputError(
             f"{root / 'data.dvc'}: must be renewed by dvc add data, got what dvc said above"

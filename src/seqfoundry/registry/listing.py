@@ -8,12 +8,17 @@ from typing import Any
 
 from seqfoundry.core.errors import MissingError, ModelError
 from seqfoundry.core.runs import store_errors, tracking
+from seqfoundry.core.settings import yaml
 from seqfoundry.registry import card, model_safety
 from seqfoundry.registry import models as store
 
+_MLMODEL = "MLmodel"
+
 
 def models() -> list[dict[str, str]]:
-    """List every version of every registered model with its aliases, run and headline metric, newest first.
+    """List every version of every registered model with aliases, run and headline metric.
+
+    The newest come first.
 
     A model that others registered, without a run of ours, is listed without a headline.
     """
@@ -113,25 +118,26 @@ def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
     MissingError
         If there is no such model.
     ModelError
-        If it is no packaged model of ours, damaged, or holds other code (see `packages.check`).
+        If it is no packaged model, or its ``MLmodel`` is damaged.
     """
-    with store.fetch(reference) as fetched:
-        from mlflow.models import Model
+    from mlflow.models import ModelSignature
 
-        if not (fetched / "MLmodel").is_file():
+    with store.fetch(reference, _MLMODEL) as fetched:
+        path = fetched if fetched.is_file() else fetched / _MLMODEL
+        if not path.is_file():
             raise ModelError(
-                f"{reference}: must be a registered or exported model (with MLmodel), got another "
-                "folder"
+                f"{reference}: must be a registered or exported model (with {_MLMODEL}), got "
+                "another folder"
             )
-        model_safety.check(fetched, store.read_served(fetched / "artifacts" / "model")["family"])
-        with model_safety.damaged(f"{fetched / 'MLmodel'}: must describe a model"):
-            signature = Model.load(str(fetched)).signature
-            if signature is None or signature.inputs is None or signature.outputs is None:
-                raise ModelError(
-                    f"{reference}: must name its input and output columns, got a model that does "
-                    "not"
-                )
-            return {
-                side: [(str(column.name), repr(column.type)) for column in schema.inputs]
-                for side, schema in (("input", signature.inputs), ("output", signature.outputs))
-            }
+        with model_safety.damaged(f"{path}: must describe a model"):
+            # MLflow reads the file without bounds
+            content = yaml.load(path.read_text(encoding="utf-8"))
+            signature = ModelSignature.from_dict(content["signature"])
+            schemas = {"input": signature.inputs, "output": signature.outputs}
+            if None in schemas.values():
+                raise ValueError("a signature without input or output columns")
+            return {side: _names_and_types(schema) for side, schema in schemas.items()}
+
+
+def _names_and_types(schema: Any) -> list[tuple[str, str]]:
+    return [(str(column.name), repr(column.type)) for column in schema.inputs]

@@ -1,6 +1,7 @@
 """The registry: register, find, load and export models. Aliases, never stages.
 
-Unpickling is off.
+A registered model carries a copy of the source for plain MLflow. Here the installed source
+answers; nothing of a model is executed, and unpickling is off.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import reprlib
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 
-import seqfoundry
 from seqfoundry.core.errors import InputError, MissingError, ModelError, TrackingError
 from seqfoundry.core.family import (
     all_families,
@@ -31,13 +32,14 @@ from seqfoundry.core.family import (
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.registry import card, model_safety, zoo
+from seqfoundry.registry.source_copy import copy_source
 
 CANDIDATE = "candidate"
 _VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "family")
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION, zoo:NAME or a run id"
+_REQUIREMENTS = "requirements.txt"
 _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
-_SOURCE = Path(seqfoundry.__file__).resolve().parent
-_SERVED = Path(__file__).with_name("pyfunc_adapter.py")
+_ADAPTER = Path(__file__).with_name("pyfunc_adapter.py")
 
 
 def connect() -> Any:
@@ -52,14 +54,16 @@ def connect() -> Any:
 
 @contextlib.contextmanager
 def model_folder(reference: str) -> Iterator[Path]:
-    """Give the family's ``model/`` folder behind a folder, ``models:/`` URI or run id, for as long as the block lasts.
+    """Give the family's ``model/`` folder behind a folder, URI or run id, for the block.
+
+    The URI begins with ``models:/``.
 
     Raises
     ------
     MissingError
         If there is no such folder, registered model, alias, version or run.
     ModelError
-        If what is found holds no model of ours.
+        If what is found holds no model of ours, or an exported model was changed.
     """
     # the source that a packaged model carries too would cost hundreds of requests to a server
     with fetch(reference, "artifacts/model" if _IS_VERSION.fullmatch(reference) else "") as folder:
@@ -67,12 +71,38 @@ def model_folder(reference: str) -> Iterator[Path]:
 
 
 def _inside(folder: Path, reference: str) -> Path:
-    """Find the family's ``model/`` folder in one of a registered model, an exported one, a run, or itself."""
+    """Find the family's ``model/`` folder in a registered or exported model, or in a run.
+
+    It may be the folder itself.
+    """
     for inside in (folder, folder / "artifacts" / "model", folder / "model"):
         if files.is_there(inside / "served.json") and (inside / "served.json").is_file():
             model_safety.refuse_special(inside)
+            package = _package_around(inside)
+            if package is not None:
+                model_safety.refuse_links(package)
+                model_safety.check_sums(package)
             return inside
     raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
+
+
+def _package_around(folder: Path) -> Path | None:
+    """Find the packaged model, with ``MLmodel``, to which a family's ``model/`` folder belongs."""
+    package = folder.resolve().parents[1]
+    is_package = folder.parent.name == "artifacts" and files.is_there(package / "MLmodel")
+    return package if is_package else None
+
+
+def warn_of_requirements(reference: str, folder: Path) -> None:
+    """Say which installed packages differ from those that a packaged model was made with.
+
+    ``folder`` is what `model_folder` gave for ``reference``.
+    """
+    if _IS_VERSION.fullmatch(reference):
+        with contextlib.suppress(MissingError), fetch(reference, _REQUIREMENTS) as path:
+            model_safety.warn_of_requirements(path, reference)
+    elif (package := _package_around(folder)) is not None:
+        model_safety.warn_of_requirements(package / _REQUIREMENTS, reference)
 
 
 @contextlib.contextmanager
@@ -89,7 +119,7 @@ def fetch(reference: str, inside: str = "") -> Iterator[Path]:
             return
         model_safety.refuse_special(path)
         with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
-            family.module("serve").adopt(path, Path(temporary))
+            family.module("serve").import_reference_model(path, Path(temporary))
             yield Path(temporary)
         return
     if not reference or ("/" in reference and not reference.startswith("models:/")):
@@ -173,7 +203,9 @@ def read_served(folder: Path) -> dict[str, Any]:
 
 
 def register(family: str, run_id: str) -> str:
-    """Package a finished run's model, make it a new version with the alias ``candidate``, and return its URI.
+    """Package a finished run's model, make it a version, and return its URI.
+
+    The version has the alias ``candidate``.
 
     The example is predicted before and, through the packaged model, after; the two answers must be
     equal.
@@ -276,7 +308,9 @@ def run_id_of(text: str) -> str:
 def _package(
     found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]
 ) -> str:
-    """Log the model beside its run, load it back, compare its answer to the example, and only then create a version.
+    """Log the model beside its run, compare its answer, and only then create a version.
+
+    The logged model is loaded back for that.
 
     The run itself is not opened again: its status and end stay what they were, whatever happens
     here.
@@ -319,21 +353,24 @@ def _log(
     import mlflow
     from mlflow.models import Model, infer_signature
 
-    serve = find_family(served["family"]).module("serve")
-    Model.log(
-        artifact_path=None,
-        name=served["registered_name"],
-        flavor=mlflow.pyfunc,
-        run_id=ids[1],
-        model_id=ids[0],
-        python_model=str(_SERVED),
-        model_config={"family": served["family"]},
-        artifacts={"model": str(folder)},
-        code_paths=[str(_SOURCE)],
-        signature=infer_signature(example, serve.ANSWER, getattr(serve, "PARAMS", None)),
-        input_example=example,
-        pip_requirements=serve.REQUIREMENTS,
-    )
+    family = find_family(served["family"])
+    serve = family.module("serve")
+    with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
+        source = copy_source(family, Path(temporary))
+        Model.log(
+            artifact_path=None,
+            name=served["registered_name"],
+            flavor=mlflow.pyfunc,
+            run_id=ids[1],
+            model_id=ids[0],
+            python_model=str(_ADAPTER),
+            model_config=source.model_config,
+            artifacts={"model": str(folder)},
+            code_paths=[str(copied) for copied in source.folders],
+            signature=infer_signature(example, serve.ANSWER, getattr(serve, "PARAMS", None)),
+            input_example=example,
+            pip_requirements=serve.REQUIREMENTS,
+        )
 
 
 def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
@@ -349,24 +386,26 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
-    """Keep MLflow's advice off the terminal, its copies of our source off the path, and bytecode out of the model.
+    """Keep MLflow's advice off the terminal, and its folders off the path.
 
-    Bytecode that lies beside a source is not read, since it need not be of this source, whatever
-    it says. What ``load`` of a family says of another version of the package is heard all the
-    same.
+    Its adapter leaves no bytecode in the model.
     """
-    import warnings
-
-    path, wrote_nothing, prefix = list(sys.path), sys.dont_write_bytecode, sys.pycache_prefix
+    # MLflow tries to log the model's config as parameters of the run, which has them from an
+    # earlier registration, perhaps of another source
+    advice = logging.getLogger("mlflow.models.model")
+    level = advice.level
+    path = list(sys.path)
+    writes_no_bytecode = sys.dont_write_bytecode
+    advice.setLevel(logging.ERROR)
     sys.dont_write_bytecode = True
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="seqfoundry-") as empty:
-            sys.pycache_prefix = empty
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", message=".*written by seqfoundry")
             yield
     finally:
-        sys.path[:], sys.dont_write_bytecode, sys.pycache_prefix = path, wrote_nothing, prefix
+        advice.setLevel(level)
+        sys.path[:] = path
+        sys.dont_write_bytecode = writes_no_bytecode
 
 
 @dataclass(frozen=True)
@@ -388,8 +427,8 @@ class Loaded:
         return answer
 
 
-class _Local:
-    """A family's own ``model/`` folder, answering like a packaged model."""
+class _Predictor:
+    """The installed family, answering from a ``model/`` folder."""
 
     def __init__(self, family: str, folder: Path) -> None:
         self._serve = find_family(family).module("serve")
@@ -401,51 +440,34 @@ class _Local:
 
 
 def load(family: str, reference: str) -> Loaded:
-    """Load a model of ``family`` by ``models:/`` URI, run id or folder (exported or a run's own ``model/``).
+    """Load a model of ``family`` by ``models:/`` URI, run id or folder.
+
+    The folder is an exported one or a run's own ``model/``. The installed source answers, never
+    the copy of the source in a packaged model.
 
     Raises
     ------
     MissingError
         If it does not exist.
     ModelError
-        If it is damaged or of another family.
+        If it is damaged, of another family, or of a newer format than this version reads.
     """
     find_family(family)
-    with fetch(reference) as fetched:
-        folder = _inside(fetched, reference)
+    with model_folder(reference) as folder:
         served = read_served(folder)
         if served["family"] != family:
             raise ModelError(
                 f"{reference}: must be a model of the family {family}, got one of "
                 f"{served['family']}"
             )
-        if not (fetched / "MLmodel").is_file():
-            return Loaded(_Local(family, folder), served, reference)
-        if (fetched / model_safety.SUMS).is_file():
-            model_safety.check_sums(fetched)
-        if not model_safety.check(fetched, family):
-            return Loaded(_Local(family, folder), served, reference)
-        model_safety.warn_of_requirements(fetched, reference)
-        find_family(family).module(
-            "serve"
-        )  # before bytecode is not read, which frameworks would take long without
-        return Loaded(_load_packaged(fetched), served, reference)
-
-
-def _load_packaged(folder: Path) -> Any:
-    """Load a packaged model through MLflow, without unpickling."""
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    import mlflow
-
-    with model_safety.damaged(f"{folder}: must be a whole packaged model"), _loading():
-        loaded = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
-        # else it is damage to the signature that the first answer runs into
-        loaded.metadata.get_input_schema()
-        return loaded
+        warn_of_requirements(reference, folder)
+        return Loaded(_Predictor(family, folder), served, reference)
 
 
 def export(reference: str, folder: Path) -> None:
-    """Write a registered model as a folder that needs only MLflow and its listed requirements, with SHA256SUMS.
+    """Write a registered model as a folder that needs only MLflow and its requirements.
+
+    The folder has SHA256SUMS.
 
     Raises
     ------
@@ -458,9 +480,10 @@ def export(reference: str, folder: Path) -> None:
 
     if not reference.startswith("models:/"):
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    with files.folder_written_whole(folder) as made, fetch(reference) as fetched:
+    with files.atomic_folder(folder) as made, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
-        shutil.copytree(fetched, made, dirs_exist_ok=True)
+        no_bytecode = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)
         model_safety.write_sums(made)
 
 
@@ -497,7 +520,10 @@ def turn(opened: Any, name: str, number: str) -> Iterator[None]:
 
 
 def _wait(opened: Any, name: str, number: str) -> None:
-    """Raise our flag, give way to versions before ours, and wait for those after it, which give way to us."""
+    """Raise our flag, give way to versions before ours, and wait for those after it.
+
+    Those give way to us.
+    """
     opened.set_registered_model_tag(name, _FLAG + number, "1")
     while before := [other for other in _others(opened, name, number) if int(other) < int(number)]:
         _lower(opened, name, number)

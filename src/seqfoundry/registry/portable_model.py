@@ -95,15 +95,15 @@ def open_portable(family: str, reference: str) -> Iterator[Portable]:
         If it is of another family, or ``served.json`` is damaged.
     """
     find_family(family)
-    with models.fetch(reference) as fetched, models.model_folder(str(fetched)) as inside:
-        recorded = models.read_served(inside)["family"]
+    with models.model_folder(reference) as folder:
+        recorded = models.read_served(folder)["family"]
         if recorded != family:
             raise ModelError(
                 f"{reference}: must be a model of the family {family}, got one of {recorded}"
             )
-        folder = fetched if (fetched / "MLmodel").is_file() else inside
+        models.warn_of_requirements(reference, folder)
         try:
-            yield Portable(family, str(folder.resolve()), reference, files.digest(inside))
+            yield Portable(family, str(folder.resolve()), reference, files.digest(folder))
         finally:
             _loaded.clear()  # memory, above all of a GPU, is free again
 

@@ -26,7 +26,9 @@ _LONGEST_TAG = 5000  # characters that the store keeps
 
 
 def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, Any]:
-    """Measure a model (folder, URI or run) on the test data of ``data`` and write the family's report to ``out``.
+    """Measure a model on the test data of ``data`` and write the family's report.
+
+    A model is a folder, URI or run id.
 
     Its ``test.*`` metrics also go to the training run, where the store knows it. Returns the
     metrics.
@@ -59,7 +61,7 @@ def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, An
 
 
 def _renew_cards(run_id: str) -> None:
-    """Write the figures into the description of a run and the cards of the versions that it has already."""
+    """Write the figures into the description of a run and the cards of its versions."""
     opened = models.connect()
     run = tracking.get_run(run_id, opened)
     with tracking.as_tracking_error():
@@ -247,7 +249,9 @@ def _gate_faults(run: Any) -> list[str]:
 
 
 def _champion_faults(opened: Any, run: Any, champion: Any, *, force: bool) -> list[str]:
-    """Compare the headline metric with the champion's on the same data, measuring the champion there if need be.
+    """Compare the headline metric with the champion's on the same data.
+
+    The champion is measured there if need be.
 
     Raises
     ------

@@ -165,7 +165,10 @@ def _check_body(body: dict[str, Any], most_rows: int) -> None:
 
 
 def _check_table(table: Any, most_rows: int) -> None:
-    """Refuse a list of rows (lists, or objects by column), or an object of columns, that is too long or too wide."""
+    """Refuse a table that is too long or too wide.
+
+    It is a list of rows (lists, or objects by column), or an object of columns.
+    """
     if isinstance(table, dict):
         rows = max(
             (len(column) for column in table.values() if isinstance(column, list | dict)),

@@ -1,7 +1,7 @@
 """The zoo: small trained models that lie in the project and are used as they are.
 
-``zoo/<name>/`` is a model folder, ``zoo/zoo.json`` the record of all of them, ``zoo/recipes.yaml`` how they are made.
-Entries change at a release only.
+``zoo/<name>/`` is a model folder, ``zoo/zoo.json`` the record of all of them, and
+``zoo/recipes.yaml`` how they are made. Entries change at a release only.
 """
 
 import difflib
@@ -131,7 +131,8 @@ def find_entry(name: str) -> Entry:
     model = folder() / name
     if not model.is_dir() or files.digest(model) != entry.model_digest:
         raise ModelError(
-            f"{model}: must be the folder that {_RECORDS} records, got another or none; restore it with git"
+            f"{model}: must be the folder that {_RECORDS} records, got another or none; "
+            "restore it with git"
         )
     return entry
 
@@ -142,7 +143,9 @@ def find_folder(reference: str) -> Path:
 
 
 def create_run(entry: Entry) -> str:
-    """Record a model of the zoo as a finished run, so that it can be registered, and return the run's id.
+    """Record a model of the zoo as a finished run, and return the run's id.
+
+    So it can be registered.
 
     Raises
     ------
@@ -219,6 +222,8 @@ def _build_entry(recipe: _Recipe) -> None:
         _run("simulate", recipe.family, *settings, "--out", str(data))
     if not (train / "model").is_dir():
         run_id = files.run_in(train).get("run_id", "")
+        if not run_id:  # broken off before there was anything to go on from
+            shutil.rmtree(train, ignore_errors=True)
         _run(
             *("train", recipe.family, *settings, "--data", str(data), "--out", str(train)),
             *("--no-track", "--resume", str(run_id)),
@@ -236,10 +241,11 @@ def _build_entry(recipe: _Recipe) -> None:
         )
     )
     model = folder() / recipe.name
-    with files.folder_written_whole(model, replace=True) as temporary:
+    with files.atomic_folder(model, replace=True) as temporary:
         shutil.copytree(train / "model", temporary, dirs_exist_ok=True)
         (temporary / "run.json").unlink(missing_ok=True)  # that run is in nobody else's store
     _record(recipe, model, work)
+    shutil.rmtree(work)  # the next build begins anew
 
 
 def _run(*words: str) -> None:
@@ -293,7 +299,10 @@ def _without_name(entry: Entry) -> dict[str, Any]:
 
 
 def _registry_settings(config: Any) -> dict[str, str]:
-    """Take the settings that `promote` looks at: headline and gates, as a training run logs them."""
+    """Take the headline and gates, as a training run logs them.
+
+    `promote` looks at these.
+    """
     flat = config_module.flatten(config_module.to_dict(config))
     return {
         key: str(value)

@@ -102,7 +102,10 @@ class Group(Place):
         return torch.cat([whole[: mine.start], part, whole[mine.stop :]])
 
     def add_gradients(self, model: nn.Module) -> None:
-        """Give every process the sum of the gradients of all, each of its part of the loss of the whole batch."""
+        """Give every process the sum of the gradients of all.
+
+        Each is of its part of the loss of the whole batch.
+        """
         if self.size > 1:
             own = [parameter for parameter in model.parameters() if parameter.requires_grad]
             parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in own]
@@ -150,7 +153,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm with the moments of the rows of all processes, on any device (PyTorch's own needs GPUs)."""
+    """Batch norm with the moments of the rows of all processes, on any device.
+
+    PyTorch's own needs GPUs.
+    """
 
     group: Group
 

@@ -85,6 +85,7 @@ def test_digest_is_that_of_dvc_add(tmp_path, folder):
     assert atomic.read_pin(tmp_path) == {
         "md5": pinned,
         "families": {"reads": "1.dir", "vdj": "2.dir"},
+        "simulated": pinned,
     }
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "-q"], cwd=tmp_path, env=git, check=False
@@ -153,30 +154,22 @@ def test_no_pin(tmp_path):
 def test_a_pin_without_families(tmp_path):
     (tmp_path / "data.dvc").write_text("outs: [{md5: 1.dir, path: data}]\n", encoding="utf-8")
 
-    assert atomic.read_pin(tmp_path) == {"md5": "1.dir", "families": {}}
+    assert atomic.read_pin(tmp_path) == {
+        "md5": "1.dir",
+        "families": {},
+        "simulated": "1.dir",
+    }
 
 
-def test_manifest(tmp_path, folder):
-    path = tmp_path / "build" / "manifest.json"
-    assert atomic.check_manifest(path, folder) == atomic.digest(folder)  # none was written
-    assert atomic.write_manifest(path, folder) == atomic.digest(folder)
-    assert atomic.check_manifest(path, folder) == atomic.digest(folder)
-    before = atomic.digest(folder)
-    (folder / "z").write_text("edited", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("{", "must be whole JSON, got: "), ("[]", "must hold a JSON object, got list")],
+)
+def test_json_that_is_no_object(tmp_path, text, wanted):
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="utf-8")
 
-    assert message_of(InputError, atomic.check_manifest, path, folder) == (
-        f"{folder}: must be the data of {path}, digest {before}, got {atomic.digest(folder)}; "
-        "make it again with: seqfoundry data build data"
-    )
-    path.write_text('{"digest": ', encoding="utf-8")
-    assert message_of(InputError, atomic.check_manifest, path, folder).startswith(
-        f"{path}: must be whole JSON, got: "
-    )
-    path.write_text("[]", encoding="utf-8")
-    assert (
-        message_of(InputError, atomic.check_manifest, path, folder)
-        == f"{path}: must hold a JSON object, got list"
-    )
+    assert message_of(InputError, atomic.read_json, path).startswith(f"{path}: {wanted}")
 
 
 # locks
@@ -234,9 +227,7 @@ def test_a_lock_that_cannot_be_made(tmp_path):
 
 def write(path, text="new", error=None, **options):
     """Write a file, or a folder with one, the way a test wants it to end."""
-    context = (
-        atomic.folder_written_whole if options.pop("as_folder", False) else atomic.written_whole
-    )
+    context = atomic.atomic_folder if options.pop("as_folder", False) else atomic.atomic_write
     with context(path, **options) as temporary:
         inner = temporary / "file" if temporary.is_dir() else temporary
         inner.write_text(text, encoding="utf-8")
@@ -267,9 +258,9 @@ def test_a_file_takes_the_place_of_the_old_one_only_when_whole(tmp_path):
 
 
 def test_the_temporary_name_has_the_same_suffix_and_the_result_the_usual_mode(tmp_path):
-    with atomic.written_whole(tmp_path / "a.npz") as temporary:
+    with atomic.atomic_write(tmp_path / "a.npz") as temporary:
         assert (temporary.suffix, temporary.parent) == (".npz", tmp_path)
-    with atomic.folder_written_whole(tmp_path / "folder"):
+    with atomic.atomic_folder(tmp_path / "folder"):
         pass
     (tmp_path / "usual").write_text("", encoding="utf-8")
     (tmp_path / "usual_folder").mkdir()
@@ -361,13 +352,13 @@ FULL_DISK = """
         if kind == "text":
             data.write_text(path, "x" * 100_000)
         elif kind == "arrays":
-            with data.written_whole(path) as temporary:
+            with data.atomic_write(path) as temporary:
                 np.savez(temporary, a=np.zeros(100_000))
         elif kind == "memory":
-            with data.bytes_written_whole(path) as file:
+            with data.atomic_bytes(path) as file:
                 file.write(bytes(100_000))
         else:
-            with data.folder_written_whole(path, replace=True) as temporary:
+            with data.atomic_folder(path, replace=True) as temporary:
                 data.write_text(temporary / "small", "x")
                 (temporary / "large").write_bytes(bytes(100_000))
     except OutputError as error:

@@ -1,4 +1,5 @@
-"""Output folders that are links, mount points or cannot move, names that cannot be, and a pin made to harm."""
+"""Output folders that are links, mount points or cannot move, names that cannot be, and a pin
+made to harm."""
 
 import errno
 from pathlib import Path
@@ -18,7 +19,7 @@ def refused(kind, function, *words, **options):
 
 def write(path, text="new", **options):
     """Write a folder with one file."""
-    with atomic.folder_written_whole(path, **options) as made:
+    with atomic.atomic_folder(path, **options) as made:
         (made / "file").write_text(text, encoding="utf-8")
 
 
@@ -30,8 +31,15 @@ def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
 
         assert (tmp_path / name).readlink() == Path("disk") / behind
         assert (tmp_path / "disk" / behind / "file").read_text(encoding="utf-8") == "done"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "disk", "file", "file", "link", "new",
-                                                                 "there"]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "dangling",
+        "disk",
+        "file",
+        "file",
+        "link",
+        "new",
+        "there",
+    ]
 
 
 def test_a_folder_that_cannot_move_away_leaves_nothing_beside_it(tmp_path, monkeypatch):
@@ -53,7 +61,7 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path):
     for mount in (Path("/proc"), tmp_path / "link"):
         with (
             pytest.raises(OutputError) as caught,
-            atomic.folder_written_whole(mount, replace=True),
+            atomic.atomic_folder(mount, replace=True),
         ):
             raise AssertionError("must be refused before the work")
         assert str(caught.value) == (

@@ -158,7 +158,8 @@ EMPTY = {
 
 
 def pdf_text(content):
-    """Letters of all text in a PDF of ours (two bytes a letter, escaped), in the order they are drawn."""
+    """Letters of all text in a PDF of ours (two bytes a letter, escaped), in the order they are
+    drawn."""
     streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
     drawn = b""
     for stream in streams:

@@ -24,7 +24,7 @@ from pathlib import Path
 from seqfoundry.core.files import atomic as data
 from seqfoundry.core.reporting import html as report
 path = Path(sys.argv[1])
-with data.written_whole(path), data.folder_written_whole(path.with_name("model")) as folder:
+with data.atomic_write(path), data.atomic_folder(path.with_name("model")) as folder:
     with report.whole_file(path.with_name("plot.png")) as plot:
         (folder / "half").write_text("")
         plot.write_text("")

@@ -12,7 +12,8 @@ from seqfoundry.core.runs import provenance
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder that looks like the project, as working directory, with nothing remembered of another."""
+    """A folder that looks like the project, as working directory, with nothing remembered of
+    another."""
     (tmp_path / "params").mkdir()
     (tmp_path / "MLproject").write_text("name: x\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -61,23 +62,23 @@ def test_which_process_lives():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     others = {**tags, "pid": str(child.pid), "pid.started": provenance.process_start(child.pid)}
 
-    assert provenance.lives(tags) is True
-    assert provenance.lives(others) is True
+    assert provenance.is_alive(tags) is True
+    assert provenance.is_alive(others) is True
     assert (
-        provenance.lives({**tags, "pid.started": "1"}) is False
+        provenance.is_alive({**tags, "pid.started": "1"}) is False
     )  # another process got the number
-    assert provenance.lives({**tags, "host": "elsewhere"}) is None
+    assert provenance.is_alive({**tags, "host": "elsewhere"}) is None
     assert (
-        provenance.lives({**tags, "pid.namespace": "pid:[1]"}) is None
+        provenance.is_alive({**tags, "pid.namespace": "pid:[1]"}) is None
     )  # another container on this host
-    assert provenance.lives({}) is None
+    assert provenance.is_alive({}) is None
     child.kill()
     os.waitid(
         os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
     )  # dead, and not yet asked for its status: a zombie
-    assert provenance.lives(others) is False
+    assert provenance.is_alive(others) is False
     child.communicate()
-    assert provenance.lives(others) is False
+    assert provenance.is_alive(others) is False
 
 
 def test_pinned_requirements():

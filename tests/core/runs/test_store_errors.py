@@ -17,7 +17,8 @@ class Answer:
 
 
 def error(text, code="", status=0):
-    """An error as MLflow raises it for a call (with its code) or requests for a file (with the answer)."""
+    """An error as MLflow raises it for a call (with its code) or requests for a file (with the
+    answer)."""
     made = ConnectionError(text)
     if code:
         made.error_code = code

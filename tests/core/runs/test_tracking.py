@@ -18,7 +18,8 @@ SRC = Path(__file__).resolve().parents[3] / "src"
 
 
 def spawn(code, *words, cwd, uri=None, **variables):
-    """Start a process of our code, with a store of its own or (no ``uri``) the one in its project."""
+    """Start a process of our code, with a store of its own or (no ``uri``) the one in its
+    project."""
     known = {
         key: value
         for key, value in os.environ.items()
@@ -39,7 +40,8 @@ TRAIN = """
     from seqfoundry.core.errors import InterruptedRunError
     from seqfoundry.core.runs.loop import TrainOptions
     data, track = Path(sys.argv[1]), "untracked" not in sys.argv
-    with tracking.run("reads", {"seed": 1}, data=data, out=None, options=TrainOptions(track=track)) as run:
+    options = TrainOptions(track=track)
+    with tracking.run("reads", {"seed": 1}, data=data, out=None, options=options) as run:
         run.metrics({"loss": 1.0}, step=1)
         print(run.id, flush=True)
         while "wait" in sys.argv and not run.stop_requested:
@@ -62,7 +64,7 @@ def test_four_processes_start_at_once_where_none_ever_ran(checkout, inputs, monk
     store = tracking.client()
     runs = [store.get_run(answer.strip()) for answer, _, _ in ended]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.info.experiment_id for run in runs} == {tracking._experiment_id(store)}
+    assert {run.info.experiment_id for run in runs} == {tracking.experiment_id(store)}
     assert all(run.info.artifact_uri.startswith(str(checkout / "mlruns")) for run in runs)
 
 
@@ -114,7 +116,7 @@ def test_what_a_run_leaves(runs, store, inputs, checkout):
 
 
 def test_the_run_of_mlflow_run_is_used(runs, store, monkeypatch):
-    made = store.create_run(tracking._experiment_id(store), run_name="by mlflow run")
+    made = store.create_run(tracking.experiment_id(store), run_name="by mlflow run")
     store.log_param(made.info.run_id, "seed", "'other'")
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     with runs.start() as run:
@@ -333,14 +335,14 @@ def test_stores_that_cannot_be_opened(runs, monkeypatch, tmp_path):
 
 def test_an_output_folder_that_is_taken_makes_no_run(runs, store, tmp_path):
     first = runs.finished(tmp_path / "out")
-    before = {run.info.run_id for run in store.search_runs([tracking._experiment_id(store)])}
+    before = {run.info.run_id for run in store.search_runs([tracking.experiment_id(store)])}
 
     assert runs.refused(OutputError, tmp_path / "out") == (
         f"{tmp_path / 'out'}: must be empty, got the results of run {first}; choose another "
         "--out, or --overwrite"
     )
     assert {
-        run.info.run_id for run in store.search_runs([tracking._experiment_id(store)])
+        run.info.run_id for run in store.search_runs([tracking.experiment_id(store)])
     } == before
     second = runs.finished(tmp_path / "out", overwrite=True)
     assert atomic.run_in(tmp_path / "out")["run_id"] == second
@@ -349,7 +351,7 @@ def test_an_output_folder_that_is_taken_makes_no_run(runs, store, tmp_path):
 def test_a_folder_that_cannot_be_made_ends_the_run_as_failed(runs, store, checkout):
     (checkout / "build").write_text("", encoding="utf-8")
     runs.refused(OutputError)
-    (newest,) = store.search_runs([tracking._experiment_id(store)], max_results=1)
+    (newest,) = store.search_runs([tracking.experiment_id(store)], max_results=1)
 
     assert newest.info.status == "FAILED"
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from seqfoundry.core.errors import ConfigError, MissingError, TrackingError
+from seqfoundry.core.errors import ConfigError, MissingError, OutputError, TrackingError
 from seqfoundry.core.files import atomic, tables
 from seqfoundry.core.runs import provenance, tracking
 from seqfoundry.core.settings import config
@@ -38,7 +38,7 @@ def alive():
 
 
 def running(store, tags, experiment=None):
-    made = store.create_run(experiment or tracking._experiment_id(store), tags=tags)
+    made = store.create_run(experiment or tracking.experiment_id(store), tags=tags)
     return made.info.run_id
 
 
@@ -275,13 +275,13 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
 
 
 @pytest.mark.parametrize("track", [True, False])
-def test_a_run_that_goes_on_with_another_source_has_no_key(runs, tmp_path, track, monkeypatch):
+def test_a_run_that_goes_on_with_another_source_names_none(runs, tmp_path, track, monkeypatch):
     out = tmp_path / "out"
     first = runs.finished(out, track=track)
     known = atomic.run_in(out)
-    assert known["step.key"]
+    assert known["source.sha256"]
     with runs.start(out, track=track, resume=first):
-        assert atomic.run_in(out)["step.key"] == known["step.key"]
+        assert atomic.run_in(out)["source.sha256"] == known["source.sha256"]
 
     monkeypatch.setattr(
         provenance, "git_state", lambda: {"git.commit": "another", "git.dirty": "false"}
@@ -289,19 +289,100 @@ def test_a_run_that_goes_on_with_another_source_has_no_key(runs, tmp_path, track
     monkeypatch.setattr(provenance, "source_digest", lambda family: "another")
     with runs.start(out, track=track, resume=first):
         changed = atomic.run_in(out)
-    assert changed["step.key"] == ""
+    assert changed["source.sha256"] == ""
     assert [changed[key] for key in ("git.commit", "git.dirty")] == [
         known[key] for key in ("git.commit", "git.dirty")
     ]
     if track:
-        assert tracking.get_run(first).data.tags["step.key"] == ""
+        assert tracking.get_run(first).data.tags["source.sha256"] == ""
 
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "project")
     with runs.start(
         out, track=track, resume=first
     ):  # the source is the first one again, the run is not
-        assert atomic.run_in(out)["step.key"] == ""
+        assert atomic.run_in(out)["source.sha256"] == ""
+
+
+def broken_off(runs, out, **options):
+    """Id of a run that was killed after its first checkpoint, with ``--resume auto``."""
+    run_id = ""
+    try:
+        with runs.start(out, resume="auto", **options) as run:
+            run_id = run.id
+            atomic.write_text(run.out / "checkpoints" / "last.npz", "weights")
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert not out.exists()
+    return run_id
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_an_unfinished_run_is_found_in_the_partial_folder_and_goes_on(runs, tmp_path, track):
+    out = tmp_path / "out"
+    first = broken_off(runs, out, track=track)
+
+    with runs.start(out, resume="auto", track=track) as run:
+        assert (run.id, run.resumed) == (first, True)
+        assert run.out == tmp_path / ".out.partial"
+        assert (run.out / "checkpoints" / "last.npz").read_text(encoding="utf-8") == "weights"
+
+    assert run.out == out
+    assert atomic.run_in(out)["run_id"] == first
+    assert not (tmp_path / ".out.partial").exists()
+    if track:
+        known = tracking.get_run(first)
+        assert (known.info.status, known.data.tags["out"]) == ("FINISHED", str(out))
+
+
+@pytest.mark.parametrize("change", ["settings", "source", "track", "store"])
+def test_a_run_that_cannot_go_on_is_begun_anew(runs, store, tmp_path, change, monkeypatch):
+    out = tmp_path / "out"
+    first = broken_off(runs, out)
+    options = {}
+    if change == "settings":
+        options["settings"] = {**runs.settings, "seed": 2}
+    elif change == "track":
+        options["track"] = False
+    elif change == "source":
+        monkeypatch.setattr(provenance, "source_digest", lambda family: "another")
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+
+    with runs.start(out, resume="auto", **options) as run:
+        assert run.id != first
+        assert not run.resumed
+        assert not (run.out / "checkpoints").exists()
+
+
+def test_earlier_results_stay_until_the_new_ones_are_complete(runs, tmp_path):
+    out = tmp_path / "out"
+    first = runs.finished(out)
+    with (
+        pytest.raises(OutputError, match="out: must be a new or empty folder, got one with"),
+        runs.start(out, resume="auto"),
+    ):
+        pass
+    with runs.start(out, resume="auto", overwrite=True):
+        assert atomic.run_in(out)["run_id"] == first
+    assert atomic.run_in(out)["run_id"] != first
+
+
+def test_two_processes_do_not_train_into_one_folder(runs, tmp_path):
+    with (
+        atomic.lock(tmp_path / ".out.lock"),
+        pytest.raises(OutputError, match=r"\.out\.lock: must be free, got a lock that another"),
+        runs.start(tmp_path / "out", resume="auto"),
+    ):
+        pass
+
+
+def test_an_unfinished_run_is_looked_for_beside_a_folder(runs):
+    with (
+        pytest.raises(ConfigError, match="--resume auto: must come with --out"),
+        runs.start(resume="auto"),
+    ):
+        pass
 
 
 def test_a_store_that_is_down_is_not_a_run_that_is_unknown(runs, store, monkeypatch):

@@ -32,7 +32,8 @@ def stream(seed: int = 0) -> np.random.Generator:
 
 
 class Cohort:
-    """Means and counts of samples with a gradient of free phase, one bias, one GC wave and absent islands."""
+    """Means and counts of samples with a gradient of free phase, one bias, one GC wave and
+    absent islands."""
 
     def __init__(self, n: int, seed: int, bias_seed: int = 99) -> None:
         shared, drawn = stream(bias_seed), stream(seed)

@@ -154,9 +154,14 @@ def test_columns_meet_their_targets() -> None:
         for one in comparisons(truth, targets, calls({"shv": [3.0, 1.0]}), plasmids)
     }
     assert set(found) == {
-        ("shv", "amplification"), ("shv", "presence"), ("kpc", "presence"), ("kpc-2", "presence"),
-        ("sul1", "presence"), ("other", "amplification"), ("other", "presence"),
-    }  # fmt: skip
+        ("shv", "amplification"),
+        ("shv", "presence"),
+        ("kpc", "presence"),
+        ("kpc-2", "presence"),
+        ("sul1", "presence"),
+        ("other", "amplification"),
+        ("other", "presence"),
+    }
     assert found["shv", "amplification"].called.tolist() == [1, 0]
     assert found["shv", "presence"].truth.tolist() == [1, 0]
     assert found["kpc", "presence"].called.tolist() == [1, 0], "of the family"
@@ -174,8 +179,12 @@ def test_groups_are_scored_from_their_least_size_on() -> None:
     metadata = pd.DataFrame({"Species": ["K", "K", "K", "V"], "ST": ["ST1", "ST1", "0", ""]})
     found = assess([compared([1, 0, 1, 0], [1, 0, 0, 0])], metadata, least=2)
     assert [(one.by, one.group, one.n) for one in found] == [
-        ("all", "all", 4), ("species", "K", 3), ("species", "V", 1), ("st", "ST1", 2), ("st", "unknown", 2),
-    ]  # fmt: skip
+        ("all", "all", 4),
+        ("species", "K", 3),
+        ("species", "V", 1),
+        ("st", "ST1", 2),
+        ("st", "unknown", 2),
+    ]
     assert found[0].counts == {"TN": 2, "FP": 0, "FN": 1, "TP": 1}
     missing = assess([compared([1, 0, 1, 0], [1, -1, 0, 0])], metadata, least=2)
     assert [one.group for one in missing if one.by == "st"] == ["unknown"], (

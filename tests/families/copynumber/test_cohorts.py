@@ -14,7 +14,7 @@ from seqfoundry.core.errors import ConfigError, InputError, MissingError, Output
 from seqfoundry.core.files.atomic import digest, read_json
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene
+from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval
 from seqfoundry.families.copynumber.depth.lineages import (
     BIN,
     CHROMOSOME,
@@ -33,7 +33,7 @@ from seqfoundry.families.copynumber.simulate import GENES, simulate
 
 PARAMS = Path(__file__).parents[3] / "params" / "copynumber"
 BINS = Bins.tiling(CHROMOSOME.name, CHROMOSOME.length, BIN)
-SHV = Gene("blaSHV", CHROMOSOME.name, 2549403, 2550263)
+SHV = GeneInterval("blaSHV", CHROMOSOME.name, 2549403, 2550263)
 
 
 SMOKE = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
@@ -199,7 +199,10 @@ def test_no_events_and_no_genes() -> None:
 
 def test_plasmids_have_genes_without_backbone_and_backbones_without_gene() -> None:
     bins = Bins.tiling("P", 30_500, BIN)
-    panel = (Gene("blaKPC-2", "P", 10_201, 11_700), Gene("other", "P", 20_001, 21_000))
+    panel = (
+        GeneInterval("blaKPC-2", "P", 10_201, 11_700),
+        GeneInterval("other", "P", 20_001, 21_000),
+    )
     carries = np.tile([True, False], (4000, 1))
     drawn = draw_plasmids(bins, panel, carries, stream())
     np.testing.assert_allclose((drawn.genes > 0).mean(axis=0), [0.85, 0.12], atol=0.02)

@@ -21,7 +21,7 @@ from seqfoundry.core.settings import config as settings
 from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.data import frames, prepare
-from seqfoundry.families.copynumber.depth.bins import Bins, Layout, write_layout
+from seqfoundry.families.copynumber.depth.bins import BinLayout, Bins, write_layout
 from seqfoundry.families.copynumber.depth.store import open_plasmid_store, open_store
 from seqfoundry.families.copynumber.lineage_split import grouped_split
 
@@ -316,7 +316,7 @@ def test_stores_are_joined(tmp_path: Path, config: Config) -> None:
 def model_folder(tmp_path: Path, config: Config, bins: Bins | None = None) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    write_layout(Layout.of(config, bins), folder)
+    write_layout(BinLayout.of(config, bins), folder)
     return folder
 
 
@@ -367,7 +367,8 @@ def test_a_model_of_fewer_bins(tmp_path: Path, config: Config) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, config: Config) -> Path:
-    """Cohort of four samples with metadata and a ground truth that has others too, in another order."""
+    """Cohort of four samples with metadata and a ground truth that has others too, in another
+    order."""
     for i in range(4):
         table(tmp_path / "in", f"S{i}", i)
     out = tmp_path / "data" / "test"
@@ -558,7 +559,7 @@ def test_few_groups() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no depth of real genomes beside the project")
 def test_depth_of_real_genomes(tmp_path: Path, full: Config) -> None:
-    summary = prepare(full, [REAL], None, tmp_path / "out")
+    summary = prepare(full, sorted(REAL.glob("*.counts.tsv.gz")), None, tmp_path / "out")
     assert (summary["samples"], summary["bins"], summary["all_zero"]) == (5, 5_334, [])
     assert summary["genes"] == ["blaKPC-2"]
     store, plasmid = (

@@ -1,4 +1,5 @@
-"""Calls of genes with planted copies, intervals that cover the truth, plasmids with and without their backbone."""
+"""Calls of genes with planted copies, intervals that cover the truth, plasmids with and without
+their backbone."""
 
 import dataclasses
 import math
@@ -24,7 +25,7 @@ from seqfoundry.families.copynumber.calling.genes import (
 from seqfoundry.families.copynumber.calling.plasmids import call_plasmids, caller_named
 from seqfoundry.families.copynumber.calling.segments import Segments, call
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene
+from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval
 
 Array = NDArray[Any]
 PARAMS = Path(__file__).parents[3] / "params" / "copynumber"
@@ -32,8 +33,11 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "copynumber"
 SETTINGS = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
 BINS = Bins.tiling("c", 1_199_500, 1000)
 ALL = len(BINS)
-SHORT, LONG = Gene("short", "c", 600_403, 601_263), Gene("long", "c", 900_101, 908_900)
-NOWHERE = Gene("nowhere", "d", 1, 900)
+SHORT, LONG = (
+    GeneInterval("short", "c", 600_403, 601_263),
+    GeneInterval("long", "c", 900_101, 908_900),
+)
+NOWHERE = GeneInterval("nowhere", "d", 1, 900)
 COPIES = (0.0, 0.5, 1.0, 2.0, 3.0)
 
 
@@ -63,7 +67,9 @@ def planted(
     return Cohort(counts.astype(np.uint32), expected.astype(np.float32), copies, dispersion[:, 0])
 
 
-def called(cohort: Cohort, genes: tuple[Gene, ...] = (SHORT, LONG), **changes: Any) -> Calls:
+def called(
+    cohort: Cohort, genes: tuple[GeneInterval, ...] = (SHORT, LONG), **changes: Any
+) -> Calls:
     settings = dataclasses.replace(SETTINGS, **changes)
     found = call(cohort.counts, cohort.expected, BINS, settings)
     return call_genes(cohort.counts, cohort.expected, BINS, found, genes, settings)

@@ -1,4 +1,5 @@
-"""The chain against hmmlearn, against all paths written out, and itself where numbers get small."""
+"""The chain against hmmlearn, against all paths written out, and itself where numbers get
+small."""
 
 import itertools
 from typing import Any

@@ -23,7 +23,7 @@ from torch import nn
 
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
-from seqfoundry.core.files.atomic import folder_written_whole
+from seqfoundry.core.files.atomic import atomic_folder
 from seqfoundry.core.runs.processes import Place
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber.config import Config
@@ -46,10 +46,11 @@ torch.set_num_threads(1)
 model.nn.Dropout = lambda share: torch.nn.Identity()  # drawn anew in each process
 folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
 for name, alignment, size, n in CASES:
-    config = vae.settings(architecture=name, alignment=alignment, batch_size=size, epochs=2, warmup_epochs=0,
+    config = vae.settings(architecture=name, alignment=alignment, batch_size=size, epochs=2,
+                          warmup_epochs=0,
                           alignment_warmup_epochs=0, lr=1e-4 if "residual" in name else 1e-3)
     counts = vae.cohort(n)
-    training = losses.Training.start(config, vae.BINS, group)
+    training = losses.NetworkTraining.start(config, vae.BINS, group)
     place = folder / f"{group.size}-{group.rank}-{name}-{alignment}-{size}"
     place.mkdir()
     cohort = losses.prepare(counts, training.model, config, place)
@@ -62,7 +63,8 @@ for name, alignment, size, n in CASES:
     np.savez(folder / f"{group.size}-{group.rank}-{name}-{alignment}.npz", **gradients)
     figures = [losses.epoch(training, cohort, rows, number) for number in range(2)]
     figures.append(losses.validate(training, cohort, rows[: n // 2 + 1]))
-    weights = {key: value.double().abs().sum().item() for key, value in training.model.state_dict().items()}
+    state = training.model.state_dict()
+    weights = {key: value.double().abs().sum().item() for key, value in state.items()}
     found[f"{name} {alignment} {size}"] = [figures, weights]
 group.leave()
 (folder / f"{group.size}-{group.rank}.json").write_text(json.dumps(found))
@@ -94,11 +96,14 @@ def in_processes(words: Sequence[str], size: int, **more: str) -> list[tuple[int
         }
     running = [
         subprocess.Popen(
-            words, env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            words,
+            env=environment(**meeting, RANK=str(rank), LOCAL_RANK=str(rank), **more),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     said = [process.communicate(timeout=120)[1] for process in running]
     return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
 
@@ -182,9 +187,14 @@ def test_shares_are_all_rows_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-              {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}],
-)  # fmt: skip
+    "words",
+    [
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "x", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+    ],
+)
 def test_half_an_environment_is_refused(
     words: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +217,7 @@ def test_half_an_environment_is_refused(
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cn") / "data"
     config = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         find_family("copynumber").module("simulate").simulate(config, temporary)
     return folder
 
@@ -369,7 +379,7 @@ def test_who_never_comes_is_not_waited_for(tmp_path: Path) -> None:
 import os, sys, time
 from datetime import timedelta
 from pathlib import Path
-from seqfoundry.families.copynumber import parallel
+from seqfoundry.training import torch as parallel
 from seqfoundry.core.errors import SeqfoundryError
 
 parallel._MEETING = timedelta(seconds=1)
@@ -459,9 +469,11 @@ import sys, torch
 from pathlib import Path
 from seqfoundry.training.torch import Group
 group = Group.join("cpu")
-state = {"a": torch.arange(3.0) + group.rank, "b": [{"x": 1.5 + group.rank}], "c": {0: {"step": torch.tensor(2.0)}}}
+steps = {0: {"step": torch.tensor(2.0)}}
+state = {"a": torch.arange(3.0) + group.rank, "b": [{"x": 1.5 + group.rank}], "c": steps}
 found = group.same(state if group.rank == 0 else {})
-assert found["a"].tolist() == [0, 1, 2] and found["b"] == [{"x": 1.5}] and float(found["c"][0]["step"]) == 2
+assert found["a"].tolist() == [0, 1, 2] and found["b"] == [{"x": 1.5}]
+assert float(found["c"][0]["step"]) == 2
 Path(sys.argv[1], str(group.rank)).touch()
 group.leave()
 """
@@ -481,7 +493,7 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):
         config = vae.settings(epochs=2, batch_size=8)
-        training = losses.Training.start(config, vae.BINS, parallel.Group(device=device))
+        training = losses.NetworkTraining.start(config, vae.BINS, parallel.Group(device=device))
         (tmp_path / device).mkdir()
         made = losses.prepare(vae.cohort(20), training.model, config, tmp_path / device)
         found.append(losses.epoch(training, made, np.arange(20), 0))

@@ -25,9 +25,9 @@ from seqfoundry.families.copynumber.calling.segments import call
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.baselines import Baseline, harmonic_tracks
 from seqfoundry.families.copynumber.depth.bins import (
-    Gene,
-    Layout,
-    read_panel,
+    BinLayout,
+    GeneInterval,
+    read_gene_list,
     replicon_names,
     summarise_plasmids,
 )
@@ -37,8 +37,8 @@ Array = NDArray[Any]
 PARAMS = Path(__file__).parents[3] / "params" / "copynumber"
 REAL = Path(__file__).parents[4] / "shared" / "data" / "copynumber"
 SETTINGS = build(resolve(PARAMS / "smoke.yaml", Config, full=PARAMS / "full.yaml"), Config)
-KPC, NDM = Gene("kpc", "p", 20557, 21435), Gene("ndm", "p", 5101, 5900)
-FAR = Gene("far", "q", 1, 800)
+KPC, NDM = GeneInterval("kpc", "p", 20557, 21435), GeneInterval("ndm", "p", 5101, 5900)
+FAR = GeneInterval("far", "q", 1, 800)
 RULES = PlasmidRules(
     (KPC, NDM, FAR),
     (0.2, 0.5, 0.2),
@@ -190,20 +190,26 @@ def test_plasmid_table(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real samples beside the repository")
 def test_real_genomes_have_the_copies_that_were_put_in() -> None:
-    layout = Layout.of(SETTINGS)
-    block = next(iter(read_blocks(find_tables([REAL]), layout, rows=10)))
+    layout = BinLayout.of(SETTINGS)
+    block = next(
+        iter(read_blocks(find_tables(sorted(REAL.glob("*.counts.tsv.gz"))), layout, rows=10))
+    )
     n_bins = len(layout.bins)
     curve = Baseline(
         "bin_median_ori", np.zeros(n_bins, np.float32), harmonic_tracks(n_bins, 3), 0.35
     )
     expected = curve.expected(block.counts)
     segments = call(block.counts, expected, layout.bins, SETTINGS)
-    panel = read_panel(Path(SETTINGS.chrom_gene_coords_path))[0]
+    panel = read_gene_list(Path(SETTINGS.chrom_gene_coords_path))[0]
     found = call_genes(block.counts, expected, layout.bins, segments, panel, SETTINGS)
     copies = dict(zip(block.samples, found.cn[:, 0].tolist(), strict=True))
     assert copies == {
-        "Klebs_HS11286_amp2": 2, "Klebs_HS11286_base": 1, "MGH78578_base": 3, "MGH78578_del": 3, "NTUH-K2044_mix": 2,
-    }  # fmt: skip
+        "Klebs_HS11286_amp2": 2,
+        "Klebs_HS11286_base": 1,
+        "MGH78578_base": 3,
+        "MGH78578_del": 3,
+        "NTUH-K2044_mix": 2,
+    }
     chromosome = chromosome_depth(block.counts, SETTINGS.present_ratio)
     names = replicon_names(block.plasmid_bins)
     depth = summarise_plasmids(

@@ -1,4 +1,5 @@
-"""Segments of a small cohort with planted events, of samples made to trip it, and of five real genomes."""
+"""Segments of a small cohort with planted events, of samples made to trip it, and of five real
+genomes."""
 
 import dataclasses
 import gzip
@@ -38,7 +39,8 @@ class Cohort(NamedTuple):
 def planted(
     n: int, *, seed: int = 1, depth: tuple[float, float] = (200, 500), dispersion: float = 0.008
 ) -> Cohort:
-    """Negative-binomial counts around a gradient, with five events per sample, one in three a deletion."""
+    """Negative-binomial counts around a gradient, with five events per sample, one in three a
+    deletion."""
     generator = np.random.default_rng(seed)
     place = np.arange(ALL) / ALL * 2 * np.pi
     peak = 2 ** (
@@ -62,7 +64,8 @@ def planted(
 
 
 def quality(found: Segments, cohort: Cohort) -> tuple[float, float, float]:
-    """F1 of events of 10 bins and more, false segments per sample, share of breakpoints within a bin."""
+    """F1 of events of 10 bins and more, false segments per sample, share of breakpoints within
+    a bin."""
     long, hits, apart = [event for event in cohort.events if event[2] - event[1] >= 10], 0, []
     for sample, first, last, cn in long:
         own = slice(found.offsets[sample], found.offsets[sample + 1])
@@ -310,15 +313,15 @@ def test_the_median_is_that_of_numpy(values: list[float], rounded: bool) -> None
     )
 
 
-def make_runs(path: str, begins: tuple[int, ...] = (0,)) -> tuple[runs_module.Runs, int]:
+def make_runs(path: str, begins: tuple[int, ...] = (0,)) -> tuple[runs_module.StateRuns, int]:
     starts = np.zeros(len(path), np.bool_)
     starts[list(begins)] = True
-    runs = runs_module.Runs(*(np.zeros(len(path), np.int32) for _ in range(3)), starts)
+    runs = runs_module.StateRuns(*(np.zeros(len(path), np.int32) for _ in range(3)), starts)
     states = np.array([255 if letter == "." else int(letter) for letter in path], np.uint8)
     return runs, runs_module.runs_of(runs, states)
 
 
-def written(runs: runs_module.Runs, n: int, size: int) -> str:
+def written(runs: runs_module.StateRuns, n: int, size: int) -> str:
     letters = ["."] * size
     for first, last, state in zip(runs.first[:n], runs.last[:n], runs.state[:n], strict=True):
         letters[first:last] = str(state) * int(last - first)

@@ -17,15 +17,15 @@ import pytest
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.families.copynumber.data import merge, merged_plasmids, open_upstream
 from seqfoundry.families.copynumber.depth.bins import (
+    BinLayout,
     Bins,
-    Gene,
-    Layout,
+    GeneInterval,
     Reference,
     summarise_plasmids,
 )
 from seqfoundry.families.copynumber.depth.store import (
+    DepthStore,
     PlasmidStore,
-    Store,
     aligned,
     open_plasmid_store,
     open_store,
@@ -35,8 +35,8 @@ from seqfoundry.families.copynumber.depth.store import (
 
 REFERENCE = Reference("chr", 9_500, 20)
 BINS = Bins.tiling("chr", 9_500, 1_000)
-PANEL = (Gene("blaKPC-2", "p1", 501, 1_500), Gene("qnrB1", "p2", 1, 800))
-LAYOUT = Layout(BINS, REFERENCE, PANEL, {"CP1": "chr"}, 150)
+PANEL = (GeneInterval("blaKPC-2", "p1", 501, 1_500), GeneInterval("qnrB1", "p2", 1, 800))
+LAYOUT = BinLayout(BINS, REFERENCE, PANEL, {"CP1": "chr"}, 150)
 
 
 def counts_of(n: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -47,13 +47,13 @@ def names(n: int, first: int = 0) -> list[str]:
     return [f"S{i:03d}" for i in range(first, first + n)]
 
 
-def make(folder: Path, n: int = 5, first: int = 0, reference: Reference = REFERENCE) -> Store:
+def make(folder: Path, n: int = 5, first: int = 0, reference: Reference = REFERENCE) -> DepthStore:
     write_store(folder, counts_of(n, first), BINS, names(n, first), reference)
     return open_store(folder)
 
 
 def make_plasmid(
-    folder: Path, n: int = 5, first: int = 0, panel: tuple[Gene, ...] = PANEL
+    folder: Path, n: int = 5, first: int = 0, panel: tuple[GeneInterval, ...] = PANEL
 ) -> PlasmidStore:
     rng = np.random.default_rng(first)
     manifest = {"bin_size": 1_000, "reference": "chr", "reference_length": 9_500, "mapq": 20}
@@ -243,7 +243,11 @@ def test_plasmid_depth_by_hand() -> None:
         np.array([1_000, 1_500, 800]),
         bin_size=1_000,
     )
-    panel = (Gene("a", "p1", 501, 1_300), Gene("b", "p2", 1, 800), Gene("c", "elsewhere", 1, 10))
+    panel = (
+        GeneInterval("a", "p1", 501, 1_300),
+        GeneInterval("b", "p2", 1, 800),
+        GeneInterval("c", "elsewhere", 1, 10),
+    )
     counts = np.array([[100, 100, 8], [0, 0, 0], [10, 1, 1]], dtype=np.uint32)
     genes, depth, breadth = summarise_plasmids(counts, bins, panel, np.array([100, 100, 0]))
     # 500 bases at 100 and 300 at 200 reads per kilobase; 8 reads on 800 bases
@@ -294,7 +298,7 @@ def upstream(folder: Path, n: int = 4, chrom: str = "CP1", genes: bool = False) 
 
 def convert(folder: Path, out: Path) -> None:
     store = open_upstream(folder, LAYOUT)
-    if isinstance(store, Store):
+    if isinstance(store, DepthStore):
         merge([store], out)
     else:
         write_plasmid_store(out, store)

@@ -12,7 +12,7 @@ from seqfoundry.core.errors import ConfigError, InputError, ModelError
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber import losses, model
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.losses import Training
+from seqfoundry.families.copynumber.losses import NetworkTraining
 
 PARAMS = Path(__file__).parents[3] / "params" / "copynumber"
 BINS = 320
@@ -44,13 +44,13 @@ def cohort(n: int, seed: int = 1, n_bins: int = BINS) -> NDArray[np.uint32]:
 
 def prepared(
     counts: NDArray[Any], config: Config, folder: Path
-) -> tuple[Training, losses.Cohort, NDArray[np.int64]]:
-    training = Training.start(config, counts.shape[1])
+) -> tuple[NetworkTraining, losses.TrainingArrays, NDArray[np.int64]]:
+    training = NetworkTraining.start(config, counts.shape[1])
     folder.mkdir(exist_ok=True)
     return training, losses.prepare(counts, training.model, config, folder), np.arange(len(counts))
 
 
-def trained(counts: NDArray[Any], config: Config, folder: Path) -> Training:
+def trained(counts: NDArray[Any], config: Config, folder: Path) -> NetworkTraining:
     training, made, rows = prepared(counts, config, folder)
     for number in range(config.epochs):
         losses.epoch(training, made, rows, number)
@@ -235,7 +235,7 @@ def test_harmonics_take_what_the_network_leaves() -> None:
 
 def test_terms_are_those_by_hand() -> None:
     config = settings(alignment="latent", likelihood_sd=0.5, huber=2.0)
-    training = Training.start(config, BINS)
+    training = NetworkTraining.start(config, BINS)
     stream = np.random.default_rng(2)
     x, noise = stream.normal(size=(6, BINS)), stream.normal(size=(6, config.latent_dim))
     used, pattern = stream.random((6, BINS)) < 0.7, stream.normal(size=(6, 20))
@@ -265,7 +265,7 @@ def test_terms_are_those_by_hand() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unused_bins_are_never_learned(name: str) -> None:
-    training = Training.start(settings(architecture=name, alignment="none"), BINS)
+    training = NetworkTraining.start(settings(architecture=name, alignment="none"), BINS)
     seen = torch.ones(4, BINS)
     target = (seen + 0.3).requires_grad_()
     used = torch.rand(4, BINS, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -387,7 +387,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(name: str, tmp_path: Path)
     torch.save(training.state(), tmp_path / "last.pth")
     torch.rand(3)  # what else draws from the process' stream does not matter
     second = losses.epoch(training, made, rows, 1), losses.validate(training, made, rows)
-    resumed = Training.start(dataclasses.replace(config, seed=config.seed), BINS)
+    resumed = NetworkTraining.start(dataclasses.replace(config, seed=config.seed), BINS)
     resumed.load_state(model.read_weights(tmp_path / "last.pth"), "last.pth")
     assert (losses.epoch(resumed, made, rows, 1), losses.validate(resumed, made, rows)) == second
     for a, b in zip(

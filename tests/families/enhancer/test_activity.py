@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.families.enhancer.tasks import activity, designs
@@ -28,7 +29,8 @@ ACTIVITIES = [[19, -1, -1], [-1, 29, -1], [-1, -1, -1], [-1, -1, 9]]
 
 
 def score(source: Path, model: str, out: Path, **more: Any) -> dict[str, Any]:
-    return activity.score(source, model=model, out=out, **more)
+    request = engine.Request(source, model, out, **more)
+    return engine.run(activity.ScoreActivity(), request)
 
 
 def table(out: Path) -> pd.DataFrame:
@@ -87,7 +89,7 @@ def many(path: Path, n: int = 40) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find_family("enhancer").module("data"), "_CHUNK", 4)
+    monkeypatch.setattr(find_family("enhancer").module("data"), "CHUNK", 4)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -113,7 +115,7 @@ def test_interrupted_work_goes_on_where_it_was(
     monkeypatch.setattr(oracle, "predict", answer)
     other, _ = make_oracle("other")
     with pytest.raises(
-        OutputError, match=r"oracle must be that of the interrupted run to resume it"
+        OutputError, match=r"model must be that of the interrupted run to resume it"
     ):
         score(source, other, out, resume=True)
     oracle.seen.clear()
@@ -129,10 +131,11 @@ import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
+from seqfoundry import engine
 from seqfoundry.families.enhancer.tasks import activity
 from seqfoundry.core.family import find_family
 from seqfoundry.registry import models as store
-find_family("enhancer").module("data")._CHUNK = 4
+find_family("enhancer").module("data").CHUNK = 4
 oracle = fakes.WordOracle()
 answer = oracle.predict
 def predict(frame):
@@ -142,7 +145,8 @@ def predict(frame):
 oracle.predict = predict
 store.load = lambda family, path: store.Loaded(oracle, store.read_served(pathlib.Path(path)), path)
 source, model, out = sys.argv[2:]
-activity.score(pathlib.Path(source), model=model, out=pathlib.Path(out))
+request = engine.Request(pathlib.Path(source), model, pathlib.Path(out))
+engine.run(activity.ScoreActivity(), request)
 """
 
 
@@ -225,7 +229,9 @@ def test_a_sequence_that_the_model_refuses_is_named_by_file(
 
 def test_a_file_that_is_not_there(make_oracle: Callable[..., Any], tmp_path: Path) -> None:
     model, _ = make_oracle()
-    with pytest.raises(MissingError, match=r"none\.fa: must be a file, got nothing of that name"):
+    with pytest.raises(
+        MissingError, match=r"none\.fa: must be a file or a folder, got nothing of that name"
+    ):
         score(tmp_path / "none.fa", model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 

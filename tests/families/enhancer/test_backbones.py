@@ -1,4 +1,5 @@
-"""Published layouts read as they are, windows where the specification puts them, and networks equal their source."""
+"""Published layouts read as they are, windows where the specification puts them, and networks
+equal their source."""
 
 import dataclasses
 import itertools

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from seqfoundry.engine.score import Asked, score
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, OutputError
+from seqfoundry.families.enhancer import score as scores
+
+
+def score(
+    source: Path, *, model: str, out: Path, task: str, against: Any = (), **more: bool
+) -> dict[str, Any]:
+    return scores.score(engine.Request(source, model, out, **more), task, against)
+
 
 CELLS = ("Ex", "In", "Mic")
 WORDS = {"Ex": "ACGT", "In": "GATA", "Mic": "TTCC"}
@@ -40,8 +48,8 @@ def designs(path: Path, n: int = 30) -> Path:
 def compare(
     source: Path, models: list[str], out: Path, **more: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    asked = Asked("cross-oracle", tuple(models[1:]))
-    summary = score("enhancer", source, model=models[0], out=out, asked=asked, **more)
+    against = tuple(models[1:])
+    summary = score(source, model=models[0], out=out, task="cross-oracle", against=against, **more)
     return summary, json.loads((out / "cross_oracle.json").read_text())
 
 
@@ -188,9 +196,17 @@ def test_edits_that_are_judged_by_a_motif_alone(
     make_oracle: Callable[..., Any], tmp_path: Path
 ) -> None:
     rows = [
-        {"ref_sequence": "C" * 8, "pred_sequence": "CGTT"[i % 2 :] * 2, "metadata": {
-            "edit_type": "motif_insert", "target_motif": "CGT", "system": "ab"[i // 4]}} for i in range(8)
-    ]  # fmt: skip
+        {
+            "ref_sequence": "C" * 8,
+            "pred_sequence": "CGTT"[i % 2 :] * 2,
+            "metadata": {
+                "edit_type": "motif_insert",
+                "target_motif": "CGT",
+                "system": "ab"[i // 4],
+            },
+        }
+        for i in range(8)
+    ]
     source = tmp_path / "p.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
     _, content = compare(source, [make_oracle("a")[0], make_oracle("b")[0]], tmp_path / "out")

@@ -1,4 +1,5 @@
-"""The network's shape as the mission has it, its figures against SciPy, and training that can be cut and goes on."""
+"""The network's shape as the mission has it, its figures against SciPy, and training that can
+be cut and goes on."""
 
 import dataclasses
 from pathlib import Path
@@ -13,10 +14,10 @@ from seqfoundry.core.errors import ConfigError, InputError, ModelError
 from seqfoundry.core.settings.config import build as build_config
 from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer.config import Config
-from seqfoundry.families.enhancer.data import Rows, lengths_of, reverse_complement
+from seqfoundry.families.enhancer.data import ActivityRows, lengths_of, reverse_complement
 from seqfoundry.families.enhancer.model import (
     Ensemble,
-    Training,
+    NetworkTraining,
     augmented,
     build,
     choose_device,
@@ -55,7 +56,7 @@ def config_of(**changes: Any) -> Config:
     )
 
 
-def rows_of(n: int, config: Config, seed: int = 1) -> Rows:
+def rows_of(n: int, config: Config, seed: int = 1) -> ActivityRows:
     """Rows whose activities follow from the share of each letter; some were not measured."""
     stream = np.random.default_rng(seed)
     codes = stream.integers(0, 4, (n, config.seq_len)).astype(np.uint8)
@@ -65,7 +66,7 @@ def rows_of(n: int, config: Config, seed: int = 1) -> Rows:
     activities[stream.random(activities.shape) < 0.1] = np.nan
     lengths = np.full(n, config.seq_len - 8)
     texts = [str(i) for i in range(n)]
-    return Rows(
+    return ActivityRows(
         codes, activities.astype(np.float32), lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_)
     )
 
@@ -273,7 +274,7 @@ def test_what_was_not_measured_has_no_loss_and_no_gradient() -> None:
 def test_training_learns_what_can_be_learned() -> None:
     config = config_of(**SMALL, head_bias="mean", dropout=0.1)
     rows = rows_of(600, config)
-    training = Training.start(config, rows.activities, device="cpu")
+    training = NetworkTraining.start(config, rows.activities, device="cpu")
     seen = [epoch(training, rows, np.arange(500), number) for number in range(6)]
     assert seen[-1] is not None
     assert seen[0] is not None
@@ -290,13 +291,13 @@ def test_training_that_was_cut_goes_on_bit_for_bit(
 ) -> None:
     config = config_of(**SMALL, **changes)
     rows, chosen = rows_of(60, config), np.arange(50)
-    whole = Training.start(config, rows.activities, device="cpu")
+    whole = NetworkTraining.start(config, rows.activities, device="cpu")
     seen = [epoch(whole, rows, chosen, number) for number in range(3)]
-    first = Training.start(config, rows.activities, device="cpu")
+    first = NetworkTraining.start(config, rows.activities, device="cpu")
     again = [epoch(first, rows, chosen, number) for number in range(2)]
     torch.save(first.state(), tmp_path / "last.pt")
     torch.rand(3)  # what the process draws has no influence
-    second = Training.start(config, rows.activities[::-1], device="cpu", member=5)
+    second = NetworkTraining.start(config, rows.activities[::-1], device="cpu", member=5)
     second = dataclasses.replace(second, seed=config.seed)
     second.load_state(torch.load(tmp_path / "last.pt", weights_only=True), "last.pt")
     again.append(epoch(second, rows, chosen, 2))
@@ -317,7 +318,7 @@ def test_epochs_and_members_differ_and_the_outside_stream_does_not_move() -> Non
     states = []
     before = torch.random.get_rng_state()
     for member, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        training = Training.start(config, rows.activities, device="cpu", member=member)
+        training = NetworkTraining.start(config, rows.activities, device="cpu", member=member)
         epoch(training, rows, np.arange(40), number)
         states.append(training.model.head.weight.detach().clone())
     assert torch.equal(states[0], states[3])
@@ -328,12 +329,12 @@ def test_epochs_and_members_differ_and_the_outside_stream_does_not_move() -> Non
 
 def test_outputs_begin_at_the_means_if_so_set() -> None:
     rows = rows_of(50, config_of(**SMALL))
-    bias = Training.start(
+    bias = NetworkTraining.start(
         config_of(**SMALL, head_bias="mean"), rows.activities, device="cpu"
     ).model.head.bias
     np.testing.assert_allclose(bias.detach(), np.nanmean(rows.activities, axis=0), rtol=1e-6)
     nothing = np.full((3, 14), np.nan, dtype=np.float32)
-    bias = Training.start(
+    bias = NetworkTraining.start(
         config_of(**SMALL, head_bias="mean"), nothing, device="cpu"
     ).model.head.bias
     assert not bias.detach().any()

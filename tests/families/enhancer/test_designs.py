@@ -16,11 +16,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from seqfoundry.engine.score import Asked, score
 
+from seqfoundry import engine
 from seqfoundry.cli import main
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
+from seqfoundry.families.enhancer import score as scores
 from seqfoundry.families.enhancer.tasks import designs, oracle
+
+
+def score(
+    source: Path, *, model: str, out: Path, task: str, against: Any = (), **more: bool
+) -> dict[str, Any]:
+    return scores.score(engine.Request(source, model, out, **more), task, against)
+
 
 SCHEMAS = Path(__file__).with_name("schemas")
 CELLS = ("Ex", "In", "Mic")
@@ -149,7 +157,7 @@ def test_designs_of_known_order(
     model, fake = make_oracle()
     rows, out = design_rows(letters), tmp_path / "out"
     source = write(*rows)
-    summary = score("enhancer", source, model=model, out=out, asked=Asked("t1"))
+    summary = score(source, model=model, out=out, task="t1")
     content = check_schema(out / "genqual.json", "genqual")
     systems = content["extra"]["by_system"]
     assert systems["planted"]["on_target_score"] == pytest.approx(
@@ -193,11 +201,10 @@ def test_every_row_of_designs_has_its_scores(
     alone = {"target_cell_type": "Mic", "pred_sequence": "ttccGATA"}
     unmade = {"target_cell_type": "Ex", "pred_sequence": None, "gold_sequence": "ACGT"}
     score(
-        "enhancer",
         write(gold, alone, unmade),
         model=model,
         out=tmp_path / "out",
-        asked=Asked("t1"),
+        task="t1",
     )
     rows = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     assert rows["id"].tolist() == ["a", "2", "3"]
@@ -225,7 +232,7 @@ def test_no_gold_at_all_leaves_distances_undefined(
         {"target_cell_type": "Ex", "sequence": "ACGT"},
         {"target_cell_type": "Ex", "sequence": "ACGTACGT"},
     )
-    summary = score("enhancer", source, model=model, out=tmp_path / "out", asked=Asked("t1"))
+    summary = score(source, model=model, out=tmp_path / "out", task="t1")
     assert summary["fid"] is None
     assert summary["on_target_score"] == 14
     check_schema(tmp_path / "out" / "genqual.json", "genqual")
@@ -240,10 +247,10 @@ def test_batches_make_no_difference(
 ) -> None:
     model, fake = make_oracle()
     source = write(*design_rows(letters, 6))
-    score("enhancer", source, model=model, out=tmp_path / "one", asked=Asked("t1"))
+    score(source, model=model, out=tmp_path / "one", task="t1")
     monkeypatch.setattr(oracle, "BATCH", 4)
     fake.seen.clear()
-    score("enhancer", source, model=model, out=tmp_path / "other", asked=Asked("t1"))
+    score(source, model=model, out=tmp_path / "other", task="t1")
     assert [len(batch) for batch in fake.seen] == [4, 4, 4, 4, 2]
     one, other = ((tmp_path / name / "genqual.json").read_bytes() for name in ("one", "other"))
     assert one == other
@@ -281,7 +288,7 @@ def test_edits_of_known_success(
         edit("activity_reduce", "CCCCCCCC", "ACGTCCCC"),
     ]
     out = tmp_path / "out"
-    summary = score("enhancer", write(*rows), model=model, out=out, asked=Asked("t3"))
+    summary = score(write(*rows), model=model, out=out, task="t3")
     content = check_schema(out / "genqual_t3_oracle.json", "genqual_t3_oracle")
     assert content["metrics"]["mean_objective_success"] == 4 / 5
     assert content["metrics"]["mean_within_budget"] == 6 / 7
@@ -314,7 +321,7 @@ def test_what_the_oracle_does_not_read_is_counted(
     rows += [edit("activity_boost", long, long), edit("activity_boost", "CA", "CC")]
     source = write(*rows)
     with caplog.at_level(logging.WARNING):
-        summary = score("enhancer", source, model=model, out=tmp_path / "t3", asked=Asked("t3"))
+        summary = score(source, model=model, out=tmp_path / "t3", task="t3")
     assert (summary["n_cut"], summary["n_outside_window"], summary["n_no_op"]) == (6, 1, 1)
     assert caplog.messages == [
         f"{source}: 6 of 8 sequences are longer than 512 bases, and cut to them"
@@ -330,7 +337,7 @@ def test_what_the_oracle_does_not_read_is_counted(
     one = oracle.open_oracle(model)
     assert one.window(made[0]) == one.window(long) == long[44:556]
     source = write(*({"sequence": "A" * n, "target_cell_type": "Ex"} for n in (512, 513)))
-    summary = score("enhancer", source, model=model, out=tmp_path / "t1", asked=Asked("t1"))
+    summary = score(source, model=model, out=tmp_path / "t1", task="t1")
     assert summary["n_cut"] == 1
     assert check_schema(tmp_path / "t1" / "genqual.json", "genqual")["extra"]["n_cut"] == 1
 
@@ -413,21 +420,21 @@ def test_tasks_that_are_not_there(
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
     with pytest.raises(
         InputError,
-        match=r"score enhancer: --task must be one of activity, t1, t3, cross-.*got 't9'",
+        match=r"score enhancer: --task must be one of activity, variants.*got 't9'",
     ):
-        score("enhancer", source, model=model, out=out, asked=Asked("t9"))
-    with pytest.raises(InputError, match="score vdj: --task must be left out, got 't1'"):
-        score("vdj", source, model=model, out=out, asked=Asked("t1"))
+        score(source, model=model, out=out, task="t9")
     with pytest.raises(
         InputError, match="score enhancer --task t1: --against must be left out, got b c"
     ):
-        score("enhancer", source, model=model, out=out, asked=Asked("t1", ("b", "c")))
-    with pytest.raises(InputError, match="score enhancer --task t3: --resume must be left out"):
-        score("enhancer", source, model=model, out=out, asked=Asked("t3", resume=True))
+        score(source, model=model, out=out, task="t1", against=("b", "c"))
+    with pytest.raises(
+        InputError, match=r"--resume: must be asked for --task activity, .*, got --task t3"
+    ):
+        score(source, model=model, out=out, task="t3", resume=True)
     with pytest.raises(
         MissingError, match=r"none\.jsonl: must be a file, got nothing of that name"
     ):
-        score("enhancer", tmp_path / "none.jsonl", model=model, out=out, asked=Asked("t1"))
+        score(tmp_path / "none.jsonl", model=model, out=out, task="t1")
     assert not out.exists()
 
 
@@ -461,7 +468,7 @@ def test_folders_that_are_not_ours_stay(
 ) -> None:
     model, _ = make_oracle()
     source, out = write({"sequence": "AC", "target_cell_type": "Ex"}), tmp_path / "out"
-    options = {"model": model, "against": (), "out": out}
+    options = {"model": model, "out": out}
     designs.score_designs(source, **options)
     with pytest.raises(OutputError, match="must be a new or empty folder"):
         designs.score_designs(source, **options)

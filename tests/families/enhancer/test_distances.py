@@ -43,7 +43,7 @@ def test_frechet_distance_of_full_rank_equals_the_matrix_square_root(n, m, d):
     rng = generator()
     mix = rng.normal(size=(d, d))
     x, y = rng.normal(size=(n, d)) @ mix + 3, rng.normal(size=(m, d)) * 2
-    assert distances.frechet_distance(x, y) == pytest.approx(sqrtm_distance(x, y), rel=1e-9)
+    assert distances.sample_frechet_distance(x, y) == pytest.approx(sqrtm_distance(x, y), rel=1e-9)
 
 
 def test_frechet_distance_of_singular_covariances():
@@ -56,42 +56,44 @@ def test_frechet_distance_of_singular_covariances():
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
     expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(c1) + np.trace(c2) - 2 * shared
-    assert distances.frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+    assert distances.sample_frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
     # on a line it is the distance of two normal distributions
     line = rng.normal(size=(1, 30))
     a, b = rng.normal(size=(5, 1)), rng.normal(3, 2, size=(7, 1))
     expected = ((a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2) * np.square(
         line
     ).sum()
-    assert distances.frechet_distance(a @ line, b @ line) == pytest.approx(expected, rel=1e-10)
+    assert distances.sample_frechet_distance(a @ line, b @ line) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 @given(FEATURES, FEATURES)
 def test_frechet_distance_is_symmetric_and_knows_no_order(x, y):
     size = np.square(x).sum() + np.square(y).sum() + 1
-    one = distances.frechet_distance(x, y)
+    one = distances.sample_frechet_distance(x, y)
     assert one >= 0
-    assert one == pytest.approx(distances.frechet_distance(y, x), abs=1e-12 * size)
-    assert one == pytest.approx(distances.frechet_distance(x[::-1], y), abs=1e-12 * size)
-    assert distances.frechet_distance(x, x) <= 1e-12 * size
-    assert distances.frechet_distance(x, x + 5) == pytest.approx(75, abs=1e-9 * size)
+    assert one == pytest.approx(distances.sample_frechet_distance(y, x), abs=1e-12 * size)
+    assert one == pytest.approx(distances.sample_frechet_distance(x[::-1], y), abs=1e-12 * size)
+    assert distances.sample_frechet_distance(x, x) <= 1e-12 * size
+    assert distances.sample_frechet_distance(x, x + 5) == pytest.approx(75, abs=1e-9 * size)
 
 
 def test_identical_sets_are_at_distance_0():
     x = np.maximum(generator().normal(size=(300, 256)), 0)
     for rows in (x, x[:64]):
-        assert distances.frechet_distance(rows, rows[::-1]) < 1e-8 * np.trace(
+        assert distances.sample_frechet_distance(rows, rows[::-1]) < 1e-8 * np.trace(
             np.cov(rows, rowvar=False)
         )
 
 
 def test_frechet_distance_is_undefined_of_one_row_and_refuses_others():
-    assert math.isnan(distances.frechet_distance(np.ones((1, 3)), np.ones((5, 3))))
-    assert math.isnan(distances.frechet_distance(np.ones((0, 3)), np.ones((5, 3))))
+    assert math.isnan(distances.sample_frechet_distance(np.ones((1, 3)), np.ones((5, 3))))
+    assert math.isnan(distances.sample_frechet_distance(np.ones((0, 3)), np.ones((5, 3))))
     with pytest.raises(InputError, match="equally wide, got 3 and 4"):
-        distances.frechet_distance(np.ones((5, 3)), np.ones((5, 4)))
+        distances.sample_frechet_distance(np.ones((5, 3)), np.ones((5, 4)))
     with pytest.raises(InputError, match="finite"):
-        distances.frechet_distance(np.full((5, 3), np.nan), np.ones((5, 3)))
+        distances.sample_frechet_distance(np.full((5, 3), np.nan), np.ones((5, 3)))
 
 
 def test_floors_and_equal_numbers():
@@ -131,16 +133,17 @@ def test_halves_have_the_same_shares():
 def test_clouds_are_drawn_as_those_of_normal_rows(n):
     rng = generator(7)
     x = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) + 1
-    whole = distances.cloud(x)
+    whole = distances.summarise(x)
     rows = [
-        distances.cloud(whole.mean + rng.standard_normal((n, 8)) @ whole.root) for _ in range(400)
+        distances.summarise(whole.mean + rng.standard_normal((n, 8)) @ whole.root)
+        for _ in range(400)
     ]
     drawn = [distances._sample(whole, n, rng) for _ in range(400)]
     for figure in (
         lambda one: one.mean[0],
         lambda one: np.square(one.root).sum(),
         lambda one: np.linalg.norm(one.root, 2),
-        lambda one: distances.between(one, whole),
+        lambda one: distances.frechet_distance(one, whole),
     ):
         assert (
             scipy.stats.ks_2samp(*[[figure(one) for one in side] for side in (rows, drawn)]).pvalue

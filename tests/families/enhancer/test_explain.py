@@ -1,4 +1,5 @@
-"""Mutants by windows against whole passes, contributions against what they must sum to, planted motifs, and export."""
+"""Mutants by windows against whole passes, contributions against what they must sum to, planted
+motifs, and export."""
 
 import dataclasses
 import importlib.util
@@ -19,8 +20,8 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import encode
 from seqfoundry.families.enhancer.effects import explain, mutations
-from seqfoundry.families.enhancer.grammar.motifs import Motif, read_panel
-from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, Network, build, predict
+from seqfoundry.families.enhancer.grammar.motifs import Motif, read_motif_set
+from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, OracleNetwork, build, predict
 from seqfoundry.families.enhancer.simulate import simulate
 
 PARAMS = Path(__file__).parents[3] / "params" / "enhancer"
@@ -66,7 +67,8 @@ def codes_of(n: int, length: int, seed: int = 1) -> Any:
 
 
 def lively(config: Config, seed: int = 1) -> DeepStarr:
-    """A network whose norms have seen sequences, and whose activities differ between them by about 8."""
+    """A network whose norms have seen sequences, and whose activities differ between them by
+    about 8."""
     network = build(config, seed=seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -78,13 +80,13 @@ def lively(config: Config, seed: int = 1) -> DeepStarr:
     return network.eval()
 
 
-def naive(network: Network, codes: Any, column: int) -> Any:
+def naive(network: OracleNetwork, codes: Any, column: int) -> Any:
     made = mutations.mutants(codes)
     found = predict(network, made.codes).activities, predict(network, codes[None]).activities[0]
     return mutations.mutant_effects(codes, made, *found)[:, :, column]
 
 
-class Counting(Network):
+class Counting(OracleNetwork):
     """Another network than ours: the number of each base, and what it was asked."""
 
     def __init__(self, length: int) -> None:
@@ -274,7 +276,8 @@ def best_window(motif: Motif) -> tuple[int, Any]:
 
 
 def hand_built(motifs: list[Motif], config: Config) -> DeepStarr:
-    """A network that adds up how far the best windows of motifs, on both strands, exceed two thirds of their best."""
+    """A network that adds up how far the best windows of motifs, on both strands, exceed two
+    thirds of their best."""
     network = DeepStarr(config).eval()
     filters = np.concatenate(
         [[window, window[::-1, ::-1]] for _, window in map(best_window, motifs)]
@@ -306,7 +309,7 @@ def planted(
     """Rows of the simulator, and a network made of the panel's motifs."""
     folder = tmp_path_factory.mktemp("panel")
     simulate(config_of(), folder)
-    motifs = list(read_panel(folder / "panel.json").motifs)
+    motifs = list(read_motif_set(folder / "panel.json").motifs)
     n = 2 * len(motifs)
     config = config_of(channels=(n, n, n, n), dense=(8, 8), engine="fold")
     lines = (folder / "train.jsonl").read_text().splitlines()
@@ -348,7 +351,7 @@ def test_attribution_finds_planted_motifs(planted: Any, tangermeme: Any) -> None
 # ---- export
 
 
-def oracle_of(config: Config, network: Network | None = None) -> Any:
+def oracle_of(config: Config, network: OracleNetwork | None = None) -> Any:
     return types.SimpleNamespace(network=network or lively(config), config=config)
 
 

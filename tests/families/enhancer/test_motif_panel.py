@@ -23,7 +23,7 @@ from seqfoundry.families.enhancer.grammar.motifs import (
     consensus,
     latent,
     motif,
-    read_panel,
+    read_motif_set,
     read_recipe,
     scan,
     signal,
@@ -362,7 +362,7 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
     raw = lines(folder / "test.jsonl")
     assert rows.activities.shape == (1500, 14)
     assert set(raw[0]) == {"id", "sequence", "cell_activities", "cell", "gc", "motifs", "signal"}
-    truth = signal(rows.codes, read_panel(folder / "panel.json"))
+    truth = signal(rows.codes, read_motif_set(folder / "panel.json"))
     assert np.abs(truth - [one["signal"] for one in raw]).max() <= 0.5001e-4
     ceiling = json.loads((folder / "ceiling.json").read_text())["test"]["pearson"]
     assert len(ceiling) == 14
@@ -384,7 +384,7 @@ def test_folder_holds_what_training_and_evaluation_read(folder, demo_like):
 
 def activities(rows: list[dict[str, object]], key: str, folder: Path) -> np.ndarray:
     return signal(
-        data.encode([row[key] for row in rows], SMOKE), read_panel(folder / "panel.json")
+        data.encode([row[key] for row in rows], SMOKE), read_motif_set(folder / "panel.json")
     )
 
 
@@ -465,7 +465,7 @@ def test_smoke_data_are_those_of_the_first_build(tmp_path):
     Another digest means that data.dvc and every model trained on it are out of date.
     """
     simulate.simulate(SMOKE, tmp_path / "data")
-    assert digest(tmp_path / "data") == "c4129f647536ab481f45b98be9d669c0.dir"
+    assert digest(tmp_path / "data") == "198052d5e3a4b5654bc3db6546e6a9a8.dir"
 
 
 def test_simulate_refuses(tmp_path):

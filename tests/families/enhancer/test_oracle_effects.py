@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from seqfoundry.engine.score import TASKS, Asked, score
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import row_readers
 from seqfoundry.core.reporting import sequence_plots
+from seqfoundry.families.enhancer import score as scores
 from seqfoundry.registry import models
+
+
+def score(
+    source: Path, *, model: str, out: Path, task: str, against: Any = (), **more: bool
+) -> dict[str, Any]:
+    return scores.score(engine.Request(source, model, out, **more), task, against)
+
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ROOT / "params" / "enhancer" / "smoke.yaml"
@@ -54,7 +62,9 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     small = dataclasses.replace(config.network, channels=(16, 8, 8, 8), dense=(16, 12))
     config = dataclasses.replace(config, network=small, seq_len=100)
     panel = (
-        find_family("enhancer").module("scores.predictions").Panel(cell_types=config.cell_types)
+        find_family("enhancer")
+        .module("scores.predictions")
+        .OracleStatistics(cell_types=config.cell_types)
     )
     network = build(config)
     with torch.no_grad():
@@ -65,7 +75,7 @@ def network_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(task: str, source: Path, model: str, out: Path, **more: Any) -> dict[str, Any]:
-    return score("enhancer", source, model=model, out=out, asked=Asked(task), **more)
+    return score(source, model=model, out=out, task=task, **more)
 
 
 def sequences_of(n: int, length: int = 80) -> list[str]:
@@ -141,7 +151,7 @@ def test_variants_of_any_table_and_in_chunks(
     make_oracle: Any, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, oracle = make_oracle()
-    monkeypatch.setattr("seqfoundry.families.enhancer.tasks.effects._CHUNK", 2)
+    monkeypatch.setattr("seqfoundry.families.enhancer.tasks.effects.CHUNK", 2)
     texts = sequences_of(5)
     rows = [
         variant(text, i, text[i], "A" if text[i] != "A" else "C", id=f"v{i}")
@@ -226,7 +236,7 @@ def test_what_every_task_refuses(
     with pytest.raises(
         InputError, match=f"score enhancer --task {task}: --against must be left out, got other"
     ):
-        score("enhancer", empty, model=model, out=out, asked=Asked(task, against=("other",)))
+        score(empty, model=model, out=out, task=task, against=("other",))
     with pytest.raises(ModelError, match="must be a model"):
         run(task, empty, str(tmp_path), out)
     assert not out.exists()
@@ -235,7 +245,7 @@ def test_what_every_task_refuses(
     with pytest.raises(OutputError, match="must hold earlier results"):
         run(task, empty, model, out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
-    assert TASKS["enhancer"][task]
+    assert task in {**scores.JOBS, **scores.WHOLE_TASKS}
 
 
 # ---- explanations

@@ -1,4 +1,5 @@
-"""Agreement of oracles against SciPy and scikit-learn and on made-up oracles whose agreement is known; calibration."""
+"""Agreement of oracles against SciPy and scikit-learn and on made-up oracles whose agreement is
+known; calibration."""
 
 import json
 import math
@@ -197,8 +198,12 @@ def test_majority_decides():
     asked = {row: Asked(0, "s") for row in ids}
     result = cross_oracle(views, asked, CELLS, seed=0, resamples=5)
     scores = result["systems"]["s"]["objective_success"]
-    assert scores == {**{"a": pytest.approx(2 / 3), "b": 0.75, "c": 0.5}, "majority": pytest.approx(2 / 3),
-                      "unanimous": pytest.approx(1 / 3), "n": 3}  # fmt: skip
+    assert scores == {
+        **{"a": pytest.approx(2 / 3), "b": 0.75, "c": 0.5},
+        "majority": pytest.approx(2 / 3),
+        "unanimous": pytest.approx(1 / 3),
+        "n": 3,
+    }
     assert pairs_of(result, "objective_success", "all")["a", "b"]["n"] == 3
     assert pairs_of(result, "on_target_score", "Ex")["a", "b"]["spearman"] is None  # constant
     assert not pairs_of(result, "specificity", "systems")  # one system cannot be ranked

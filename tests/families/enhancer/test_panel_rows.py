@@ -210,12 +210,12 @@ def test_reading_needs_little_more_memory_than_the_codes(tmp_path):
     assert peak < 1.5 * kept + 12e6  # ids, and one chunk
 
 
-def panel(n: int, rng: np.random.Generator, **keys: list[object]) -> data.Rows:
+def panel(n: int, rng: np.random.Generator, **keys: list[object]) -> data.ActivityRows:
     codes = rng.integers(0, 4, (n, 100), dtype=np.uint8)
     groups = [str(group) for group in keys.get("groups", [""] * n)]
     held_out = np.array(keys.get("held_out", [False] * n))
     lengths = np.full(n, 100)
-    return data.Rows(
+    return data.ActivityRows(
         codes, np.zeros((n, 14), np.float32), lengths, [str(i) for i in range(n)], groups, held_out
     )
 

@@ -1,4 +1,5 @@
-"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers included."""
+"""Two processes that train one oracle do what one does, batch norm and unmeasured numbers
+included."""
 
 import json
 import os
@@ -18,9 +19,9 @@ import torch
 
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
-from seqfoundry.core.files.atomic import folder_written_whole
-from seqfoundry.core.runs.processes import ahead
-from seqfoundry.families.enhancer.model import Training, squared_error
+from seqfoundry.core.files.atomic import atomic_folder
+from seqfoundry.core.runs.processes import prefetch
+from seqfoundry.families.enhancer.model import NetworkTraining, squared_error
 from seqfoundry.training.torch import Group
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,20 +35,23 @@ from pathlib import Path
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_deepstarr as tests
-from seqfoundry.families.enhancer.model import Training, epoch, predict, squared_error
+from seqfoundry.families.enhancer.model import NetworkTraining, epoch, predict, squared_error
 from seqfoundry.training.torch import Group
 
 torch.set_num_threads(1)
 folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
 for engine in ENGINES:
-    config = tests.config_of(**tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True)
+    config = tests.config_of(
+        **tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True
+    )
     rows = tests.rows_of(53, config)
     rows.activities[::3, 2:] = np.nan  # so that shares differ in what was measured
-    training = Training.start(config, rows.activities, group=group)
+    training = NetworkTraining.start(config, rows.activities, group=group)
     mine = group.share(15)
     counts = [int(np.isfinite(rows.activities[:15][part]).sum()) for part in (mine, slice(0, 15))]
     training.model.train()
-    codes, activities = (torch.tensor(values[:15][mine]) for values in (rows.codes, rows.activities))
+    codes = torch.tensor(rows.codes[:15][mine])
+    activities = torch.tensor(rows.activities[:15][mine])
     loss, n = squared_error(training.model(codes), activities)
     assert n == counts[0]
     (loss * (n / counts[1])).backward()
@@ -56,7 +60,8 @@ for engine in ENGINES:
     losses = [epoch(training, rows, np.arange(53), number) for number in range(2)]
     made = predict(training.model, rows.codes).activities
     state = {key: value.numpy() for key, value in training.model.state_dict().items()}
-    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses, counts=counts,
+    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses,
+             counts=counts,
              **{f"state {key}": value for key, value in state.items()},
              **{f"gradient {key}": value for key, value in gradients.items()})
 group.leave()
@@ -74,11 +79,14 @@ def in_processes(words: Sequence[str], size: int) -> None:
         }
     running = [
         subprocess.Popen(
-            words, env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            words,
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     for process in running:
         text = process.communicate(timeout=120)[1]
         assert process.returncode == 0, text
@@ -121,14 +129,6 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         assert len(set(one["losses"])) == 2
 
 
-def test_both_families_have_the_same_text() -> None:
-    texts = [
-        (ROOT / "src" / "seqfoundry" / family / "parallel.py").read_text()
-        for family in ("copynumber", "enhancer")
-    ]
-    assert texts[0] == texts[1]
-
-
 def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import test_deepstarr as tests
@@ -138,7 +138,7 @@ def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ConfigError, match=r"^train\.batch_size: must be 6 or more with 3 processes, got 5$"
     ):
-        Training.start(config, rows.activities, group=Group(size=3))
+        NetworkTraining.start(config, rows.activities, group=Group(size=3))
 
 
 def test_what_a_thread_makes_ahead_comes_in_order() -> None:
@@ -149,18 +149,18 @@ def test_what_a_thread_makes_ahead_comes_in_order() -> None:
         return item**2
 
     assert (
-        list(ahead(make, range(9), 3))
-        == list(ahead(make, range(9), 0))
+        list(prefetch(make, range(9), 3))
+        == list(prefetch(make, range(9), 0))
         == [item**2 for item in range(9)]
     )
     assert made == [*range(9), *range(9)]
-    assert list(ahead(make, [], 3)) == []
+    assert list(prefetch(make, [], 3)) == []
 
     def fail(item: int) -> int:
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
-        list(ahead(fail, range(9), 2))
+        list(prefetch(fail, range(9), 2))
 
 
 def test_one_process_weighs_by_what_was_measured() -> None:
@@ -180,7 +180,7 @@ def test_one_process_weighs_by_what_was_measured() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("enhancer") / "data"
     config = find_family("enhancer").settings(PARAMS / "smoke.yaml", "")
-    with folder_written_whole(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         find_family("enhancer").module("simulate").simulate(config, temporary)
     return folder
 

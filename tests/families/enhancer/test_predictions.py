@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores.designs import score_designs
 from seqfoundry.families.enhancer.scores.predictions import (
-    Outputs,
-    Panel,
+    OracleOutputs,
+    OracleStatistics,
     Prediction,
     has_motif,
     parse_predictions,
@@ -222,12 +222,14 @@ def test_scores_of_columns_that_are_not_known():
 
 
 def test_a_dead_column_leaves_the_others_their_z_scores():
-    panel = Panel(cell_types=CELLS, predicted_mean=[1.0, 1.0, 1.0], predicted_sd=[2.0, 0.0, 4.0])
+    panel = OracleStatistics(
+        cell_types=CELLS, predicted_mean=[1.0, 1.0, 1.0], predicted_sd=[2.0, 0.0, 4.0]
+    )
     np.testing.assert_array_equal(panel.z_scores(np.array([[3.0, 3.0, 5.0]])), [[1, np.nan, 1]])
-    dead = Panel(cell_types=CELLS, predicted_mean=[1.0] * 3, predicted_sd=[0.0] * 3)
+    dead = OracleStatistics(cell_types=CELLS, predicted_mean=[1.0] * 3, predicted_sd=[0.0] * 3)
     assert dead.z_scores(np.ones((1, 3))) is None
     predictions = parse(design(target_cell_type="Ex"), design(target_cell_type="In"))
-    outputs = Outputs(np.array([[3.0, 1.0, 5.0], [3.0, 9.0, 5.0]]))
+    outputs = OracleOutputs(np.array([[3.0, 1.0, 5.0], [3.0, 9.0, 5.0]]))
     content = score_designs(predictions, outputs, outputs, panel, seed=1)
     json.dumps(content, allow_nan=False)
     cells = content["extra"]["per_cell_type"]

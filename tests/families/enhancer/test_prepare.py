@@ -26,7 +26,13 @@ from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.enhancer import evaluate as evaluation
 from seqfoundry.families.enhancer import train
 from seqfoundry.families.enhancer.config import CELL_TYPES, Config
-from seqfoundry.families.enhancer.data import Rows, find_rows, prepare, read_rows, read_training
+from seqfoundry.families.enhancer.data import (
+    ActivityRows,
+    find_rows,
+    prepare,
+    read_rows,
+    read_training,
+)
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params" / "enhancer"
@@ -129,7 +135,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def assert_same(one: Rows, other: Rows) -> None:
+def assert_same(one: ActivityRows, other: ActivityRows) -> None:
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).dtype == getattr(other, name).dtype
@@ -152,9 +158,9 @@ def test_every_form_becomes_the_rows_that_json_lines_give(tmp_path, name):
     )
 
 
-def first(rows: Rows, n: int) -> Rows:
+def first(rows: ActivityRows, n: int) -> ActivityRows:
     arrays = (getattr(rows, name)[:n] for name in ARRAYS[:3])
-    return Rows(*arrays, rows.ids[:n], rows.groups[:n], rows.held_out[:n])
+    return ActivityRows(*arrays, rows.ids[:n], rows.groups[:n], rows.held_out[:n])
 
 
 def test_the_manifest_describes_the_rows(tmp_path):
@@ -184,8 +190,12 @@ def test_the_manifest_describes_the_rows(tmp_path):
     }.items():
         assert column[name] == pytest.approx(function(values), rel=1e-6)
     assert made["encoding"] == {
-        "cell_types": list(CELL_TYPES), "seq_len": 100, "truncate": "right", "pad": "right", "ambiguous": "zero",
-    }  # fmt: skip
+        "cell_types": list(CELL_TYPES),
+        "seq_len": 100,
+        "truncate": "right",
+        "pad": "right",
+        "ambiguous": "zero",
+    }
     assert set(made["md5"]) == {
         f"train/{n}" for n in ("codes.npy", "activities.npy", "lengths.npy", "rows.parquet")
     }
@@ -249,9 +259,16 @@ def test_a_share_is_held_out_and_equal_sequences_stay_together(tmp_path):
     path, config = jsonl(tmp_path / "a.jsonl", rows), settings("prepare.test_share=0.2")
     summary = prepare(config, [path], None, tmp_path / "out")
     assert summary == {
-        "rows": 90, "skipped": 0, "cut": 19, "duplicates": 30, "groups": 0, "left_out": 0, "train": 72, "test": 18,
+        "rows": 90,
+        "skipped": 0,
+        "cut": 19,
+        "duplicates": 30,
+        "groups": 0,
+        "left_out": 0,
+        "train": 72,
+        "test": 18,
         "out": str(tmp_path / "out"),
-    }  # fmt: skip
+    }
     parts = [read_rows(find_rows(tmp_path / "out", name), config) for name in ("train", "test")]
     whole, sequences = (
         read_rows(path, config),

@@ -16,14 +16,16 @@ from seqfoundry.families.enhancer.scores.designs import (
 from seqfoundry.families.enhancer.scores.predictions import (
     LAB_EDITS,
     OUR_EDITS,
-    Outputs,
-    Panel,
+    OracleOutputs,
+    OracleStatistics,
     Prediction,
     Predictions,
 )
 
 CELLS = ("Ex", "In", "Mic")
-PANEL = Panel(cell_types=CELLS, pearson={"Ex": 0.3, "In": 0.05}, activity_sd=[1.0, 2.0, 4.0])
+PANEL = OracleStatistics(
+    cell_types=CELLS, pearson={"Ex": 0.3, "In": 0.05}, activity_sd=[1.0, 2.0, 4.0]
+)
 
 
 def generator(seed=0):
@@ -115,7 +117,9 @@ def scored(n=60, seed=0, panel=PANEL, width=4, **changes):
     ]
     found = parse(*rows)
     sides = [
-        Outputs(rng.normal(size=(2 * n, len(panel.cell_types))), rng.normal(size=(2 * n, width)))
+        OracleOutputs(
+            rng.normal(size=(2 * n, len(panel.cell_types))), rng.normal(size=(2 * n, width))
+        )
         for _ in range(2)
     ]
     return found, sides, score_designs(found, *sides, panel, seed=1, **changes)
@@ -134,14 +138,14 @@ def test_genqual_has_the_names_of_the_mission():
     rows = np.array([row.target == 1 for row in found.rows])
     cell = result["per_cell_type"]["In"]
     assert cell["fid"] == pytest.approx(
-        distances.frechet_distance(made.embeddings[rows], gold.embeddings[rows])
+        distances.sample_frechet_distance(made.embeddings[rows], gold.embeddings[rows])
     )
     assert cell["ks_stat"] == pytest.approx(
         scipy.stats.ks_2samp(made.activities[rows, 1], gold.activities[rows, 1]).statistic
     )
     assert cell["specificity"] == pytest.approx(cell["on_target_score"] - cell["off_target_score"])
     assert result["metrics"]["fid"] == pytest.approx(
-        distances.frechet_distance(made.embeddings, gold.embeddings)
+        distances.sample_frechet_distance(made.embeddings, gold.embeddings)
     )
 
 
@@ -150,7 +154,7 @@ def test_weak_cells_are_marked():
     assert extra["weak_cells"] == ["In"]
     marks = {cell: group["oracle_weak"] for cell, group in extra["per_cell_type"].items()}
     assert marks == {"Ex": False, "In": True, "Mic": None}  # Mic was not measured
-    assert Panel(cell_types=CELLS, pearson={"Ex": None}).weak("Ex")
+    assert OracleStatistics(cell_types=CELLS, pearson={"Ex": None}).weak("Ex")
 
 
 def test_distances_are_comparable_at_equal_numbers():
@@ -167,7 +171,7 @@ def test_distances_are_comparable_at_equal_numbers():
 def test_gold_sequences_that_rows_share_count_once_in_floors():
     row = design(gold_sequence="ACGT")
     found = parse(*[row] * 4, design(gold_sequence="AAAA"), design(gold_sequence="CCCC"))
-    sides = [Outputs(np.ones((6, 3)), generator(i).normal(size=(6, 2))) for i in range(2)]
+    sides = [OracleOutputs(np.ones((6, 3)), generator(i).normal(size=(6, 2))) for i in range(2)]
     result = score_designs(found, *sides, PANEL, seed=0)
     assert result["metrics"]["n_gold_with_seq"] == 6.0
     assert result["extra"]["whole"]["n_gold_distinct"] == 3
@@ -177,8 +181,8 @@ def test_top_designs_by_hand():
     found = parse(*[design(target_cell_type="Ex")] * 200)
     activities = np.zeros((200, 3))
     activities[:, 0] = generator().permutation(200)
-    none = Outputs(np.ones((200, 3)))
-    metrics = score_designs(found, Outputs(activities), none, PANEL, seed=0)["metrics"]
+    none = OracleOutputs(np.ones((200, 3)))
+    metrics = score_designs(found, OracleOutputs(activities), none, PANEL, seed=0)["metrics"]
     assert metrics["top_k_mean"] == np.arange(184, 200).mean()
     assert metrics["median_k_value"] == np.median(np.arange(72, 200))
     assert metrics["median_all"] == 99.5
@@ -196,8 +200,8 @@ def test_pairs_are_rows_with_both_sequences():
     ]
     found = parse(*rows, on_bad_row="skip")
     made, gold = (
-        Outputs(np.array([[0.0, 0, 0], [1, 2, 3]])),
-        Outputs(np.array([[9.0, 9, 9], [1, 4, 3]])),
+        OracleOutputs(np.array([[0.0, 0, 0], [1, 2, 3]])),
+        OracleOutputs(np.array([[9.0, 9, 9], [1, 4, 3]])),
     )
     extra = score_designs(found, made, gold, PANEL, seed=0)["extra"]
     assert extra["n_pairs"] == 1
@@ -209,18 +213,20 @@ def test_pairs_are_rows_with_both_sequences():
 
 
 def test_columns_compare_when_standardised():
-    panel = Panel(cell_types=CELLS, predicted_mean=[0.0, 100, 0], predicted_sd=[1.0, 1, 10])
+    panel = OracleStatistics(
+        cell_types=CELLS, predicted_mean=[0.0, 100, 0], predicted_sd=[1.0, 1, 10]
+    )
     found = parse(design(target_cell_type="Ex"), design(target_cell_type="Mic"))
-    made = Outputs(np.array([[3.0, 101, 0], [1, 101, 50]]))
+    made = OracleOutputs(np.array([[3.0, 101, 0], [1, 101, 50]]))
     extra = score_designs(found, made, made, panel, seed=0)["extra"]
     assert extra["whole"]["zscored"]["argmax_accuracy"] == 1.0
     assert extra["whole"]["zscored"]["specificity"] == pytest.approx((3 - 0.5 + 5 - 1) / 2)
-    flat = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[1.0, 0, 1])
+    flat = OracleStatistics(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[1.0, 0, 1])
     without = score_designs(found, made, made, flat, seed=0)["extra"]["whole"]["zscored"]
     assert without["specificity"] == pytest.approx(
         (3 - 0 + 50 - 1) / 2
     )  # the column that does not vary is left out
-    none = Panel(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[0.0, 0, 0])
+    none = OracleStatistics(cell_types=CELLS, predicted_mean=[0.0, 0, 0], predicted_sd=[0.0, 0, 0])
     assert score_designs(found, made, made, none, seed=0)["extra"]["whole"]["zscored"] is None
 
 
@@ -228,8 +234,8 @@ def test_nothing_on_one_side_is_undefined():
     found = parse(design(pred_sequence=None))
     result = score_designs(
         found,
-        Outputs(np.empty((0, 3)), np.empty((0, 2))),
-        Outputs([[1, 2, 3]], [[1, 2]]),
+        OracleOutputs(np.empty((0, 3)), np.empty((0, 2))),
+        OracleOutputs([[1, 2, 3]], [[1, 2]]),
         PANEL,
         seed=0,
     )
@@ -246,7 +252,9 @@ def test_designs_do_not_depend_on_the_order_of_rows():
     found, (made, gold), result = scored()
     order = generator(9).permutation(len(found.rows))
     turned = Predictions([found.rows[i] for i in order])
-    sides = [Outputs(side.activities[order], side.embeddings[order]) for side in (made, gold)]
+    sides = [
+        OracleOutputs(side.activities[order], side.embeddings[order]) for side in (made, gold)
+    ]
     again = score_designs(turned, *sides, PANEL, seed=1)
     for key, value in result["metrics"].items():
         assert again["metrics"][key] == pytest.approx(
@@ -256,12 +264,12 @@ def test_designs_do_not_depend_on_the_order_of_rows():
 
 def test_arrays_that_do_not_fit_are_refused():
     found = parse(design())
-    fine = Outputs(np.ones((1, 3)))
+    fine = OracleOutputs(np.ones((1, 3)))
     for wrong, message in (
-        (Outputs(np.ones((2, 3))), "activities: must be finite numbers of shape"),
-        (Outputs(np.ones((1, 2))), "activities: must be finite numbers of shape"),
-        (Outputs(np.array([[1, np.nan, 2]])), "activities: must be finite numbers"),
-        (Outputs(np.ones((1, 3)), np.ones((2, 3))), "embeddings: must be of shape"),
+        (OracleOutputs(np.ones((2, 3))), "activities: must be finite numbers of shape"),
+        (OracleOutputs(np.ones((1, 2))), "activities: must be finite numbers of shape"),
+        (OracleOutputs(np.array([[1, np.nan, 2]])), "activities: must be finite numbers"),
+        (OracleOutputs(np.ones((1, 3)), np.ones((2, 3))), "embeddings: must be of shape"),
     ):
         with pytest.raises(InputError, match=message):
             score_designs(found, wrong, fine, PANEL, seed=0)
@@ -270,7 +278,7 @@ def test_arrays_that_do_not_fit_are_refused():
             Predictions([Prediction(id="a", predicted="A", other="A")]), fine, fine, PANEL, seed=0
         )
     with pytest.raises(InputError, match="predicted_sd: must be 3 numbers"):
-        Panel(cell_types=CELLS, predicted_sd=[1.0])
+        OracleStatistics(cell_types=CELLS, predicted_sd=[1.0])
 
 
 # ---- T3
@@ -289,7 +297,9 @@ LAB_EDIT = {
 
 def edits(*rows, before, after, panel=PANEL):
     found = parse(*rows, task="edit")
-    return score_edits(found, Outputs(np.array(after)), Outputs(np.array(before)), panel)
+    return score_edits(
+        found, OracleOutputs(np.array(after)), OracleOutputs(np.array(before)), panel
+    )
 
 
 def test_every_edit_type_by_hand():
@@ -321,7 +331,7 @@ def test_every_edit_type_by_hand():
         edits(edit("multi_target"), before=[zero], after=[[0.0, 5, 0]])[1][0]["objective_success"]
         is True
     )
-    unknown = Panel(cell_types=CELLS)
+    unknown = OracleStatistics(cell_types=CELLS)
     row = edits(edit("preserve"), before=[zero], after=[zero], panel=unknown)[1][0]
     assert (row["objective_success"], row["objective_and_budget"]) == (None, None)
 
@@ -471,5 +481,8 @@ def test_hand_made_rows_without_their_cells_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             score_edits(
-                Predictions([row]), Outputs(np.zeros((1, 3))), Outputs(np.zeros((1, 3))), PANEL
+                Predictions([row]),
+                OracleOutputs(np.zeros((1, 3))),
+                OracleOutputs(np.zeros((1, 3))),
+                PANEL,
             )

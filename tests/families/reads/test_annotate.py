@@ -4,22 +4,22 @@ Every file, every fate, nothing left when it fails.
 """
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import simulated_reads
 
+from seqfoundry import engine
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.reporting import plots
-from seqfoundry.engine.local import Parts
+from seqfoundry.engine.parts import PartialFolder
 from seqfoundry.families.reads import annotate as module
-from seqfoundry.families.reads.annotate import FATES, annotate
+from seqfoundry.families.reads.annotate import FATES, AnnotateReads
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).parents[3]
@@ -29,18 +29,7 @@ COUNTS = ["cellId_readCount.tsv", "matchType_readCount.tsv"]
 SEGMENTS = ["3p", "5p", "CBC", "UMI", "cDNA", "polyT", "random_s", "random_e"]
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-BENCH = benchmark()
+BENCH = simulated_reads
 NO_ERRORS = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,
@@ -86,11 +75,21 @@ class Case:
         self.answers = BENCH.truth_answer(reads)
         self.fake = Fake([record[1] for record in self.records], self.answers)
         self.out = folder / "out"
+        self.model = folder / "model"
+        self.write_model(self.model)
+
+    @staticmethod
+    def write_model(folder: Path, **changes: Any) -> None:
+        """Write what is known of the fake model, which `models.load` gives."""
+        folder.mkdir(exist_ok=True)
+        served = {"family": "reads", "about": "", "limits": [], "input_columns": ["sequence"]}
+        content = BENCH.served() | served | changes
+        (folder / "served.json").write_text(json.dumps(content))
 
     def annotate(self, **changes: Any) -> dict[str, Any]:
-        words = {"model": "models:/fake", "out": self.out, "whitelist": self.whitelist} | changes
-        source = words.pop("source", self.source)
-        return annotate("reads", source, **words)
+        words = {"source": self.source, "model": str(self.model), "out": self.out} | changes
+        whitelist = words.pop("whitelist", self.whitelist)
+        return engine.run(AnnotateReads(whitelist), engine.Request(**words))
 
     def append(self, text: str) -> None:
         self.source.write_text(self.source.read_text() + text)
@@ -99,11 +98,18 @@ class Case:
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     made = Case(tmp_path)
-    monkeypatch.setattr(module, "_CHUNK", 7)  # so that reads are spread over chunks
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(made.fake, BENCH.served(), model)
-    )
+    monkeypatch.setattr(module, "CHUNK", 7)  # so that reads are spread over chunks
+    use(monkeypatch, made.fake)
     return made
+
+
+def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+    """Let a fake model answer."""
+
+    def load(family: str, folder: str) -> models.Loaded:
+        return models.Loaded(fake, models.read_served(Path(folder)), folder)
+
+    monkeypatch.setattr(models, "load", load)
 
 
 def fates(folder: Path) -> pd.DataFrame:
@@ -132,11 +138,14 @@ def assert_same_results(a: Path, b: Path) -> None:
 
 def left_over(folder: Path) -> list[str]:
     return sorted(
-        path.name for path in folder.iterdir() if path.name not in ("cells.txt", "reads.fastq")
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ("cells.txt", "model", "reads.fastq")
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- results
+# -------------------------------------------------------------------------------------------------
+# --------- results
 
 
 def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
@@ -351,7 +360,7 @@ def test_the_same_reads_give_the_same_files_whatever_the_chunks(
         "read_fates.tsv",
     ):
         assert (case.out / name).read_bytes() == (again / name).read_bytes()
-    monkeypatch.setattr(module, "_CHUNK", 4096)
+    monkeypatch.setattr(module, "CHUNK", 4096)
     case.annotate(out=again, overwrite=True)
     assert_same_results(case.out, again)
 
@@ -385,7 +394,8 @@ def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
         assert list(one.predicted) == labels[:300]
 
 
-# ----------------------------------------------------------------------------------------------------------- resume
+# -------------------------------------------------------------------------------------------------
+# ---------- resume
 
 
 class Crash(Fake):
@@ -395,25 +405,20 @@ class Crash(Fake):
         self.known, self.left, self.seen = fake.known, calls, 0
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        if frame["sequence"].tolist() != [module._PROBE]:
-            self.left -= 1
-            if self.left < 0:
-                raise RuntimeError("killed")
-            self.seen += 1
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("killed")
+        self.seen += 1
         return super().predict(frame)
 
 
 def crashed(case: Case, monkeypatch: pytest.MonkeyPatch, *, calls: int) -> Path:
     """Annotate until the model fails, and return the folder with what was finished."""
     crash = Crash(case.fake, calls)
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(crash, BENCH.served(), model)
-    )
+    use(monkeypatch, crash)
     with pytest.raises(RuntimeError, match="killed"):
         case.annotate()
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(case.fake, BENCH.served(), model)
-    )
+    use(monkeypatch, case.fake)
     assert not case.out.exists()
     return case.out.with_name(".out.partial")
 
@@ -425,9 +430,7 @@ def test_an_interrupted_annotation_goes_on(case: Case, monkeypatch: pytest.Monke
     (partial / "open-000006").mkdir(exist_ok=True)
     (partial / "open-000006" / "read_fates.tsv").write_text("half a part")
     counting = Crash(case.fake, 100)
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model)
-    )
+    use(monkeypatch, counting)
     summary = case.annotate(resume=True)
     n_chunks = -(-len(case.records) // 7)
     assert counting.seen == n_chunks - len(finished)
@@ -444,9 +447,7 @@ def test_without_the_word_an_interrupted_annotation_begins_anew(
 ) -> None:
     crashed(case, monkeypatch, calls=3)
     counting = Crash(case.fake, 100)
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(counting, BENCH.served(), model)
-    )
+    use(monkeypatch, counting)
     case.annotate()
     assert counting.seen == -(-len(case.records) // 7)
     assert left_over(case.out.parent) == ["out"]
@@ -454,7 +455,7 @@ def test_without_the_word_an_interrupted_annotation_begins_anew(
     assert_same_results(case.out, case.out.with_name("new"))
 
 
-@pytest.mark.parametrize("what", ["input", "model", "answer", "whitelist", "served", "chunk"])
+@pytest.mark.parametrize("what", ["input", "model", "digest", "settings", "chunk"])
 def test_work_of_other_reads_models_and_lists_is_not_resumed(
     case: Case, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -464,18 +465,16 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
     if what == "input":
         case.append("@more\nACGT\n+\nIIII\n")
     elif what == "model":
-        changes["model"] = "models:/other"
-    elif what == "answer":  # another model of the same name
-        monkeypatch.setattr(Fake, "unknown", staticmethod(lambda sequence: {"segments": []}))
-    elif what == "whitelist":
-        case.whitelist.write_text("\n".join(case.listed[1:]) + "\n")
-    elif what == "served":
-        other = BENCH.served() | {"strand": "fwd"}
-        monkeypatch.setattr(
-            models, "load", lambda family, model: models.Loaded(case.fake, other, model)
-        )
+        changes["model"] = str(case.model.with_name("other"))
+        case.write_model(Path(changes["model"]))
+    elif what == "digest":  # another model of the same name
+        case.write_model(case.model, strand="fwd")
+    elif what == "settings":
+        changes["whitelist"] = case.whitelist.with_name("more.txt")
+        changes["whitelist"].write_text(case.whitelist.read_text())
+        what = "input"  # which the list belongs to
     else:
-        monkeypatch.setattr(module, "_CHUNK", 8)
+        monkeypatch.setattr(module, "CHUNK", 8)
     with pytest.raises(
         OutputError,
         match=rf"\.out\.partial: {what} must be that of the interrupted run to resume it",
@@ -487,7 +486,7 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
 
 def test_two_processes_do_not_share_their_work(case: Case) -> None:
     with (
-        Parts(case.out, {}, resume=False),
+        PartialFolder(case.out, {}, resume=False),
         pytest.raises(OutputError, match="got one in which another process works"),
     ):
         case.annotate()
@@ -497,15 +496,16 @@ def test_a_fault_of_the_writer_reaches_the_caller(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
-        raise OutputError("disk: must have family, got none")
+        raise OutputError("disk: must have space, got none")
 
-    monkeypatch.setattr(module.Part, "write", broken)
-    with pytest.raises(OutputError, match="must have family"):
+    monkeypatch.setattr(module.ChunkWriter, "write", broken)
+    with pytest.raises(OutputError, match="must have space"):
         case.annotate()
     assert left_over(case.out.parent) == [".out.partial"]
 
 
-# -------------------------------------------------------------------------------------------------------- bad input
+# -------------------------------------------------------------------------------------------------
+# ------- bad input
 
 
 @pytest.mark.parametrize(
@@ -572,9 +572,9 @@ def test_empty_and_missing_inputs(case: Case) -> None:
     case.source.write_text("")
     with pytest.raises(InputError, match="must hold at least one read, got an empty file"):
         case.annotate()
-    with pytest.raises(MissingError, match="reads must be a file or a folder of files"):
+    with pytest.raises(MissingError, match="must be a file or a folder, got nothing of that name"):
         case.annotate(source=case.source.with_name("none.fastq"))
-    with pytest.raises(MissingError, match="a list of barcodes must be a file"):
+    with pytest.raises(MissingError, match="must be a file or a folder, got nothing of that name"):
         case.annotate(whitelist=case.source.with_name("none.txt"))
     assert left_over(case.out.parent) == []
 
@@ -594,13 +594,8 @@ def test_lists_that_do_not_fit(case: Case, content: str, message: str) -> None:
     assert left_over(case.out.parent) == []
 
 
-def test_a_list_for_reads_without_barcodes_is_refused(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bulk = BENCH.served() | {"barcodes": [], "barcode_lengths": {}}
-    monkeypatch.setattr(
-        models, "load", lambda family, model: models.Loaded(case.fake, bulk, model)
-    )
+def test_a_list_for_reads_without_barcodes_is_refused(case: Case) -> None:
+    case.write_model(case.model, barcodes=[], barcode_lengths={})
     with pytest.raises(InputError, match="whose reads have no barcode"):
         case.annotate()
     case.annotate(whitelist=None)

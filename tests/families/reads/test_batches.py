@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from seqfoundry.families.reads.data import (
     epoch_reads,
+    length_buckets,
     padded_codes,
     padded_labels,
     padding_share,
-    plan,
 )
 
 MULTIPLE = 32
@@ -64,7 +64,7 @@ def test_batches_hold_every_read_once_within_the_budget(
 ) -> None:
     sizes = np.array(lengths, dtype=np.int64)
     reads = np.random.default_rng(seed).permutation(len(sizes))
-    batches = plan(sizes, reads, tokens=tokens, generator=None)
+    batches = length_buckets(sizes, reads, tokens=tokens, generator=None)
     drawn = [read for batch in batches for read in batch.tolist()]
     assert sorted(drawn) == np.flatnonzero(sizes).tolist()  # reads without bases are left out
     for batch in batches:
@@ -73,7 +73,7 @@ def test_batches_hold_every_read_once_within_the_budget(
     for batch, following in itertools.pairwise(batches):  # and no batch could have held one more
         assert (len(batch) + 1) * width(sizes[following[:1]]) > tokens
     shuffled = [
-        plan(sizes, reads, tokens=tokens, generator=np.random.default_rng(s))
+        length_buckets(sizes, reads, tokens=tokens, generator=np.random.default_rng(s))
         for s in (seed, seed, seed + 1)
     ]
     as_lists = [[batch.tolist() for batch in one] for one in shuffled]
@@ -85,22 +85,26 @@ def test_batches_hold_every_read_once_within_the_budget(
 
 def test_a_plan_takes_the_chosen_reads_only() -> None:
     lengths = np.array([5, 6, 7, 0, 900])
-    assert [b.tolist() for b in plan(lengths, np.array([4, 2, 3]), tokens=64, generator=None)] == [
+    assert [
+        b.tolist() for b in length_buckets(lengths, np.array([4, 2, 3]), tokens=64, generator=None)
+    ] == [
         [2],
         [4],
     ]
-    assert [b.tolist() for b in plan(lengths, np.array([1, 0, 2]), tokens=64, generator=None)] == [
+    assert [
+        b.tolist() for b in length_buckets(lengths, np.array([1, 0, 2]), tokens=64, generator=None)
+    ] == [
         [0, 1],
         [2],
     ]
-    assert plan(lengths, np.zeros(0, dtype=np.int64), tokens=64, generator=None) == []
+    assert length_buckets(lengths, np.zeros(0, dtype=np.int64), tokens=64, generator=None) == []
 
 
 def test_planning_does_not_grow_with_the_square_of_the_reads() -> None:
     sizes = np.full(
         400_000, 470
     )  # with a budget of 8192, 23,530 batches: quadratic work would take minutes
-    batches = plan(sizes, np.arange(len(sizes)), tokens=8192, generator=None)
+    batches = length_buckets(sizes, np.arange(len(sizes)), tokens=8192, generator=None)
     assert {len(batch) for batch in batches[:-1]} == {8192 // 480}
 
 

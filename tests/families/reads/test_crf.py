@@ -1,4 +1,5 @@
-"""The chain against all paths written out, finite differences, and itself under padding, threads and extreme scores."""
+"""The chain against all paths written out, finite differences, and itself under padding,
+threads and extreme scores."""
 
 import itertools
 from typing import Any, NamedTuple

@@ -13,13 +13,13 @@ import pytest
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.reads import evaluate as family
-from seqfoundry.families.reads.data import Reads, Runs, collapse, write_reads
-from seqfoundry.families.reads.labelling.structure import Architecture, Fragment, Grammar
+from seqfoundry.families.reads.data import LabelRuns, Reads, collapse, write_reads
+from seqfoundry.families.reads.labelling.structure import Architecture, Fragment, ReadGrammar
 from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 
 SHIPPED = Path(__file__).parents[3] / "params" / "reads" / "seq_orders.yaml"
 P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
-GRAMMAR = Grammar(P3, 100.0, 0)  # adapters may be anything
+GRAMMAR = ReadGrammar(P3, 100.0, 0)  # adapters may be anything
 CDNA = P3.labels.index("cDNA")
 SINGLE = [
     ("cDNA", 5),
@@ -47,17 +47,17 @@ def truth(reads: list[Read], structures: list[int] | None = None) -> Reads:
     return Reads(bases, np.array(labels, np.uint8), offsets, kinds, np.zeros(len(reads), np.bool_))
 
 
-def the_truth(_: Any, reads: Reads) -> tuple[Runs, np.ndarray]:
+def the_truth(_: Any, reads: Reads) -> tuple[LabelRuns, np.ndarray]:
     return collapse(reads.labels, reads.offsets), np.ones(len(reads.bases), np.float32)
 
 
-def nothing(_: Any, reads: Reads) -> tuple[Runs, np.ndarray]:
+def nothing(_: Any, reads: Reads) -> tuple[LabelRuns, np.ndarray]:
     return collapse(np.full_like(reads.labels, CDNA), reads.offsets), np.full(
         len(reads.bases), 0.5, np.float32
     )
 
 
-def first_strand_only(_: Any, reads: Reads) -> tuple[Runs, np.ndarray]:
+def first_strand_only(_: Any, reads: Reads) -> tuple[LabelRuns, np.ndarray]:
     """Find molecules in listed order, and nothing in their reverse complements."""
     return (nothing if len(reads) and reads.reverse.all() else the_truth)(_, reads)
 

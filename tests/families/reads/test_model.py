@@ -1,4 +1,5 @@
-"""Networks do not see padding, losses agree with each other, training resumes bit for bit, files are checked."""
+"""Networks do not see padding, losses agree with each other, training resumes bit for bit,
+files are checked."""
 
 import dataclasses
 import functools

@@ -3,14 +3,14 @@
 Barcode, UMI and cDNA of both orientations, of reads of one and of several.
 """
 
-import importlib.util
 import itertools
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import simulated_reads
 
 from seqfoundry.core.dna import decode
 from seqfoundry.families.reads.output.molecule_table import (
@@ -27,18 +27,7 @@ from seqfoundry.families.reads.simulate import draw
 ROOT = Path(__file__).parents[3]
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "bench_annotate", ROOT / "benchmarks" / "annotate.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCH = benchmark()
+BENCH = simulated_reads
 P3 = BENCH.PROTOCOL
 P5 = read_protocol(BENCH.PARAMS / "seq_orders.yaml", "10x5p_sc_ont_010")
 NO_ERRORS = {

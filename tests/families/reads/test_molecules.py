@@ -1,13 +1,12 @@
 import dataclasses
 import gzip
-import importlib.util
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import plain_simulator
 import pytest
 
 from seqfoundry.core.dna import decode, encode, reverse_complement, reverse_complement_text
@@ -35,18 +34,7 @@ P5 = read_protocol(SHIPPED, "10x5p_sc_ont_010")
 TURN = {"fwd": (False, False), "rev": (True, True), "reverse": (True, False)}
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "simulate_reads", ROOT / "benchmarks" / "simulate_reads.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PLAIN = benchmark()
+PLAIN = plain_simulator
 NO_ERRORS: dict[str, Any] = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,
@@ -69,7 +57,8 @@ def turned(text: str, is_reversed: bool, is_complemented: bool) -> str:
 
 
 def expected_parts(protocol: Protocol, structure: Structure) -> list[tuple[str, str]]:
-    """Label and regular pattern ('' for free bases, one letter for a tail) of every part, ends included."""
+    """Label and regular pattern ('' for free bases, one letter for a tail) of every part, ends
+    included."""
     patterns = {segment.name: segment for segment in protocol.segments}
     parts = [("cDNA", "")]
     for copy, orientation in enumerate(structure.rc_pattern):

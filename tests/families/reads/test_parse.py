@@ -104,11 +104,26 @@ def test_graph_of_the_protocol(graph: Graph) -> None:
     """
     names = read_protocol(SEQ_ORDERS, "10x3p_sc_ont_016").labels
     assert [names[label] for label in graph.labels] == [
-        "cDNA", "5p", "CBC", "UMI", "polyT", "cDNA", "3p", "3p", "cDNA", "polyT", "UMI", "CBC", "5p"
-    ]  # fmt: skip
+        "cDNA",
+        "5p",
+        "CBC",
+        "UMI",
+        "polyT",
+        "cDNA",
+        "3p",
+        "3p",
+        "cDNA",
+        "polyT",
+        "UMI",
+        "CBC",
+        "5p",
+    ]
     assert list(zip(graph.shortest[1:7].tolist(), graph.longest[1:5].tolist(), strict=False)) == [
-        (13, 31), (12, 20), (9, 15), (1, 1 << 40)
-    ]  # fmt: skip
+        (13, 31),
+        (12, 20),
+        (9, 15),
+        (1, 1 << 40),
+    ]
     assert graph.shortest[5] == 20
 
 

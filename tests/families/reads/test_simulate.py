@@ -4,10 +4,11 @@ import json
 import random
 import tracemalloc
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plain_simulator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,18 +31,7 @@ P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
 P5 = read_protocol(SHIPPED, "10x5p_sc_ont_010")
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "simulate_reads", ROOT / "benchmarks" / "simulate_reads.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PLAIN = benchmark()
+PLAIN = plain_simulator
 NO_ERRORS: dict[str, Any] = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,

@@ -16,7 +16,7 @@ from seqfoundry.families.reads.data import collapse
 from seqfoundry.families.reads.labelling.structure import (
     Architecture,
     Fragment,
-    Grammar,
+    ReadGrammar,
     architectures,
 )
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
@@ -26,7 +26,7 @@ P3 = read_protocol(SHIPPED, "10x3p_sc_ont_016")
 P5 = read_protocol(SHIPPED, "10x5p_sc_ont_010")
 ANY = 100.0  # edits per base: adapters may be anything
 NOTHING = np.zeros(0, np.uint8)
-GRAMMAR = Grammar(P3, ANY, 0)
+GRAMMAR = ReadGrammar(P3, ANY, 0)
 FULL = "5p CBC UMI polyT cDNA 3p"
 BACK = "3p cDNA polyT UMI CBC 5p"
 TWO = "concatenated reads x2"
@@ -43,11 +43,12 @@ def with_structures(*structures: str) -> Protocol:
     )
 
 
-def spans(runs: tuple[int, ...], grammar: Grammar) -> list[tuple[int, int, str]]:
+def spans(runs: tuple[int, ...], grammar: ReadGrammar) -> list[tuple[int, int, str]]:
     return [(one.first, one.last, one.orientation) for one in grammar.recognise(runs).fragments]
 
 
-# ------------------------------------------------------------------------------------------------------------- runs
+# -------------------------------------------------------------------------------------------------
+# ------------ runs
 
 
 @given(st.lists(st.lists(st.integers(0, 2), max_size=12), max_size=8))
@@ -78,7 +79,8 @@ def test_empty_reads_have_no_runs(lengths: list[int]) -> None:
     assert runs.ends.tolist() == [length for length in lengths if length]
 
 
-# ------------------------------------------------------------------------------------------------ hand-worked reads
+# ------------------------------------------------------------------------------------------------
+# hand-worked reads
 
 
 @pytest.mark.parametrize(
@@ -104,19 +106,39 @@ def test_valid_reads(read: str, orientation: str, first: int, last: int) -> None
         (f"{FULL} {FULL}", f"{TWO} (+:2, -:0)", [(0, 5, "+"), (6, 11, "+")]),
         (f"{FULL} cDNA {BACK}", f"{TWO} (+:1, -:1)", [(0, 5, "+"), (7, 12, "-")]),
         # adapters of neighbours grown together are one run, which both molecules own
-        ("5p CBC UMI polyT cDNA 3p cDNA polyT UMI CBC 5p", f"{TWO} (+:1, -:1)", [(0, 5, "+"), (5, 10, "-")]),
-        ("3p cDNA polyT UMI CBC 5p CBC UMI cDNA 3p", f"{TWO} (+:1, -:1)", [(0, 5, "-"), (5, 9, "+")]),
+        (
+            "5p CBC UMI polyT cDNA 3p cDNA polyT UMI CBC 5p",
+            f"{TWO} (+:1, -:1)",
+            [(0, 5, "+"), (5, 10, "-")],
+        ),
+        (
+            "3p cDNA polyT UMI CBC 5p CBC UMI cDNA 3p",
+            f"{TWO} (+:1, -:1)",
+            [(0, 5, "-"), (5, 9, "+")],
+        ),
         (f"{BACK} {BACK}", f"{TWO} (+:0, -:2)", [(0, 5, "-"), (6, 11, "-")]),
         (f"{FULL} CBC", "one molecule (+) - extra segments: [CBC]", [(0, 5, "+")]),
         (f"polyT cDNA 3p {BACK}", "one molecule (-) - extra segments: [polyT_3p]", [(3, 8, "-")]),
-        (f"{FULL} UMI {FULL}", f"{TWO} (+:2, -:0) - extra segments: [UMI]", [(0, 5, "+"), (7, 12, "+")]),
+        (
+            f"{FULL} UMI {FULL}",
+            f"{TWO} (+:2, -:0) - extra segments: [UMI]",
+            [(0, 5, "+"), (7, 12, "+")],
+        ),
         ("cDNA", "Unexpected pattern: [cDNA]", []),
         ("5p CBC UMI polyT cDNA", "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA]", []),
-        ("5p CBC UMI polyT UMI polyT cDNA 3p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]", []),
-        ("5p CBC UMI polyT cDNA polyT UMI CBC 5p", "Unexpected pattern: " "[5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]", []),
+        (
+            "5p CBC UMI polyT UMI polyT cDNA 3p",
+            "Unexpected pattern: [5p_CBC_UMI_polyT_UMI_polyT_cDNA_3p]",
+            [],
+        ),
+        (
+            "5p CBC UMI polyT cDNA polyT UMI CBC 5p",
+            "Unexpected pattern: [5p_CBC_UMI_polyT_cDNA_polyT_UMI_CBC_5p]",
+            [],
+        ),
         ("", "empty read", []),
     ],
-)  # fmt: skip
+)
 def test_other_reads(read: str, reason: str, fragments: list[tuple[int, int, str]]) -> None:
     found = GRAMMAR.recognise(numbers(read))
     assert (found.is_valid, found.reason, found.orientation) == (False, reason, "")
@@ -141,11 +163,12 @@ def test_architectures_judge_reads_of_a_batch_in_order() -> None:
     assert architectures(collapse(NOTHING, np.array([0])), NOTHING, np.array([0]), GRAMMAR) == []
 
 
-# ------------------------------------------------------------------------------------------------- other protocols
+# -------------------------------------------------------------------------------------------------
+# other protocols
 
 
 def test_structures_that_end_in_cdna_own_it() -> None:
-    grammar = Grammar(with_structures("5p CBC UMI polyT cDNA"), ANY, 0)
+    grammar = ReadGrammar(with_structures("5p CBC UMI polyT cDNA"), ANY, 0)
     assert spans(numbers("cDNA 5p CBC UMI polyT cDNA"), grammar) == [(1, 5, "+")]
     assert spans(numbers("cDNA polyT UMI CBC 5p cDNA"), grammar) == [(0, 4, "-")]
     assert spans(numbers("5p CBC UMI polyT"), grammar) == [(0, 3, "+")]
@@ -154,38 +177,39 @@ def test_structures_that_end_in_cdna_own_it() -> None:
 
 def test_equal_neighbours_of_a_structure_are_one_run() -> None:
     assert (
-        Grammar(with_structures("5p CBC CBC cDNA 3p"), ANY, 0)
+        ReadGrammar(with_structures("5p CBC CBC cDNA 3p"), ANY, 0)
         .recognise(numbers("5p CBC cDNA 3p"))
         .is_valid
     )
 
 
 def test_a_structure_that_is_its_own_reverse_counts_once_and_forward() -> None:
-    assert spans(numbers("5p CBC 5p"), Grammar(with_structures("5p CBC 5p"), ANY, 0)) == [
+    assert spans(numbers("5p CBC 5p"), ReadGrammar(with_structures("5p CBC 5p"), ANY, 0)) == [
         (0, 2, "+")
     ]
-    assert spans(numbers("cDNA 5p"), Grammar(with_structures("5p"), ANY, 0)) == [(1, 1, "+")]
+    assert spans(numbers("cDNA 5p"), ReadGrammar(with_structures("5p"), ANY, 0)) == [(1, 1, "+")]
     # and a match of one run does not hide in the end of a longer one
-    assert spans(numbers("3p cDNA 5p"), Grammar(with_structures("5p", "3p cDNA 5p"), ANY, 0)) == [
-        (0, 2, "+")
-    ]
+    assert spans(
+        numbers("3p cDNA 5p"), ReadGrammar(with_structures("5p", "3p cDNA 5p"), ANY, 0)
+    ) == [(0, 2, "+")]
 
 
 def test_of_equal_lengths_the_left_one_comes_first() -> None:
-    grammar = Grammar(with_structures("5p CBC UMI", "CBC UMI polyT", "polyT CBC 5p"), ANY, 0)
+    grammar = ReadGrammar(with_structures("5p CBC UMI", "CBC UMI polyT", "polyT CBC 5p"), ANY, 0)
     # the leftmost wins although its pattern is named last; the next begins where it ends
     assert spans(numbers("3p 5p CBC polyT UMI CBC"), grammar) == [(1, 3, "-"), (3, 5, "-")]
     assert spans(numbers("polyT UMI CBC UMI polyT"), grammar) == [(0, 2, "-"), (2, 4, "+")]
-    grammar = Grammar(with_structures("CBC UMI polyT", "5p CBC UMI"), ANY, 0)
+    grammar = ReadGrammar(with_structures("CBC UMI polyT", "5p CBC UMI"), ANY, 0)
     assert spans(numbers("5p CBC UMI polyT"), grammar) == [(0, 2, "+")]
 
 
 def test_a_structure_of_cdna_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="valid_structures must have a segment beside cDNA"):
-        Grammar(with_structures("cDNA"), ANY, 0)
+        ReadGrammar(with_structures("cDNA"), ANY, 0)
 
 
-# ------------------------------------------------------------------------------------------------------ properties
+# -------------------------------------------------------------------------------------------------
+# ----- properties
 
 
 @given(st.sampled_from([P3, P5]), st.data())
@@ -196,7 +220,7 @@ def test_reversing_a_valid_read_flips_its_orientation(
     runs = numbers(" ".join(structure), protocol)
     flank = numbers("cDNA", protocol)
     runs = data.draw(st.sampled_from([(), flank])) + runs + data.draw(st.sampled_from([(), flank]))
-    grammar = Grammar(protocol, ANY, 0)
+    grammar = ReadGrammar(protocol, ANY, 0)
     there, back = grammar.recognise(runs), grammar.recognise(runs[::-1])
     assert there.is_valid
     assert back.is_valid
@@ -219,7 +243,8 @@ def test_reversing_commutes_with_recognition(pieces: list[str]) -> None:
 def brute_force(
     runs: list[int], structures: list[list[int]], cdna: int
 ) -> list[tuple[int, int, str]]:
-    """List every match, then take the longest, leftmost, first named one again and again, dropping what collides."""
+    """List every match, then take the longest, leftmost, first named one again and again,
+    dropping what collides."""
     turned = []
     for structure in structures:
         inner = [code for code, _ in itertools.groupby(structure)]
@@ -241,9 +266,12 @@ def brute_force(
         kept = []
         for one in left:
             common = set(range(one[0], one[1] + 1)) & set(range(best[0], best[1] + 1))
-            is_end = len(common) == 1 and (
-                one[0] == best[1] or one[1] == best[0]
-            ) and one[0] < one[1] and best[0] < best[1]  # fmt: skip
+            is_end = (
+                len(common) == 1
+                and (one[0] == best[1] or one[1] == best[0])
+                and one[0] < one[1]
+                and best[0] < best[1]
+            )
             if not common or is_end:
                 kept.append(one)
         left = kept
@@ -259,7 +287,7 @@ def test_matches_are_those_of_brute_force(structures: list[list[int]], runs: lis
     cdna = 99  # none of the four is cDNA
     assert "cDNA" not in names
     runs = [code for code, _ in itertools.groupby(runs)]
-    grammar = Grammar(
+    grammar = ReadGrammar(
         with_structures(*(" ".join(names[code] for code in one) for one in structures)), ANY, 0
     )
     assert spans(tuple(runs), grammar) == brute_force(runs, structures, cdna)
@@ -296,7 +324,7 @@ def test_molecules_without_an_end_are_incomplete(
 
 
 def test_a_broken_adapter_makes_a_molecule_incomplete() -> None:
-    strict = Grammar(P3, 0.34, 3)
+    strict = ReadGrammar(P3, 0.34, 3)
     patterns = {one.name: one.pattern for one in P3.segments}
 
     def judged(five: str, three: str) -> Architecture:

@@ -147,7 +147,7 @@ class _StopAfter:
     """Asks to stop once, after so many questions."""
 
     def __init__(self, steps: int) -> None:
-        self.left = training_step
+        self.left = steps
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -161,13 +161,14 @@ _ROWS = {"valid": "valid.loss", "rates": "learning_rate"}
 def fitted(
     config: Config, data: Path, checkpoint: Path, stops: list[int]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network every time."""
+    """Fit to the end, stopped after each of ``stops`` steps and restored into a fresh network
+    every time."""
     training_step.choose_devices("cpu", deterministic=True, mixed_precision=False)
     shape, protocol = (
         read_grid(config)[0].network,
         read_protocol(Path(config.seq_orders), config.model),
     )
-    progress = training.Progress()
+    progress = training.ReadsProgress()
     for n_steps in [*stops, 10**9]:
         task = training._task(config, shape, protocol, data)
         if (checkpoint / "last.npz").is_file():
@@ -209,8 +210,22 @@ def test_plateau_survives_a_resume(
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
     params = str(PARAMS / "smoke.yaml")
-    return [sys.executable, "-m", "seqfoundry", "train", "reads", "--params", params, "--data", str(data), "--out",
-            str(out), "--device", "cpu", *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "seqfoundry",
+        "train",
+        "reads",
+        "--params",
+        params,
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 @pytest.fixture

@@ -21,18 +21,18 @@ from seqfoundry.families.vdj.genes.choices import (
     sequence_of,
     table,
 )
-from seqfoundry.families.vdj.genes.germline import Gene, Germline, Segment
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene, Segment
 
-TOY_V = Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
-TOY_J = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)
+TOY_V = GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
+TOY_J = GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)
 STOPS = ("TAA", "TAG", "TGA")
 
 
-def germline(*genes: Gene) -> Germline:
+def germline(*genes: GermlineGene) -> Germline:
     return Germline("TRA", tuple(sorted(genes, key=lambda gene: (gene.segment, gene.name))))
 
 
-def joined(left: Gene, right: Gene, t: int, k: int) -> str | None:
+def joined(left: GermlineGene, right: GermlineGene, t: int, k: int) -> str | None:
     """Join as the specification writes it; None where a gene is too short."""
     if t > len(left.sequence) or k > len(right.sequence):
         return None
@@ -41,7 +41,7 @@ def joined(left: Gene, right: Gene, t: int, k: int) -> str | None:
     return left_extended[: len(left.sequence) - t] + right_extended[k + 2 :]
 
 
-def options(left: Gene, right: Gene, t: int, u: int) -> set[int]:
+def options(left: GermlineGene, right: GermlineGene, t: int, u: int) -> set[int]:
     if joined(left, right, t, u) is None:
         return set()
     left_kept = (left.sequence + reverse_complement_text(left.sequence)[:2])[
@@ -52,7 +52,7 @@ def options(left: Gene, right: Gene, t: int, u: int) -> set[int]:
     return {0} | {m for m in range(1, most + 1) if left_kept[-m:] == right_kept[:m]}
 
 
-def frame(v: Gene, j: Gene, sequence: str) -> tuple[bool, bool]:
+def frame(v: GermlineGene, j: GermlineGene, sequence: str) -> tuple[bool, bool]:
     """Whether a sequence is in frame, and whether it has a stop codon then."""
     if v.anchor is None or j.anchor is None:
         return False, False
@@ -120,12 +120,12 @@ def check_configurations(
 
 
 @st.composite
-def genes(draw: st.DrawFn, segment: Segment, name: str = "1") -> Gene:
+def genes(draw: st.DrawFn, segment: Segment, name: str = "1") -> GermlineGene:
     letters = draw(st.sampled_from(["ACGT", "AT", "TAG", "AG"]))
     sequence = draw(st.text(letters, min_size=3, max_size=40))
     anchors = st.integers(max(0, len(sequence) - 16) if segment == "V" else 0, len(sequence) - 3)
     anchor = draw(anchors | st.none()) if segment != "D" else None
-    return Gene(segment + name, segment, sequence, anchor)
+    return GermlineGene(segment + name, segment, sequence, anchor)
 
 
 @settings(max_examples=40, deadline=None)
@@ -137,7 +137,7 @@ def genes(draw: st.DrawFn, segment: Segment, name: str = "1") -> Gene:
     st.sampled_from([(-2, 14), (0, 6), (-1, 30), (3, 9)]),
 )
 def test_options_are_those_of_joined_strings(
-    v: Gene, w: Gene, i: Gene, j: Gene, bounds: tuple[int, int]
+    v: GermlineGene, w: GermlineGene, i: GermlineGene, j: GermlineGene, bounds: tuple[int, int]
 ) -> None:
     choices = build(germline(v, w, i, j), ("v", "j"), *bounds)
     check_pair(choices, 0, 1, framed=True)
@@ -146,15 +146,20 @@ def test_options_are_those_of_joined_strings(
 
 @settings(max_examples=20, deadline=None)
 @given(genes("V"), genes("D"), genes("J"))
-def test_junctions_with_a_d_gene_have_no_frame(v: Gene, d: Gene, j: Gene) -> None:
+def test_junctions_with_a_d_gene_have_no_frame(
+    v: GermlineGene, d: GermlineGene, j: GermlineGene
+) -> None:
     made = germline(v, d, j)
     check_pair(build(made, ("v", "d5"), -2, 14), 0, 0, framed=False)
     check_pair(build(made, ("d3", "j"), -2, 14), 0, 0, framed=False)
 
 
 def test_anchor_that_is_cut_may_come_back_from_the_other_gene() -> None:
-    v = Gene("V", "V", "CCATGTGCA", 3)  # a trim of 4 cuts the codon TGT
-    same, other = Gene("J1", "J", "TGCATTTGGG", 4), Gene("J2", "J", "AGCATTTGGG", 4)
+    v = GermlineGene("V", "V", "CCATGTGCA", 3)  # a trim of 4 cuts the codon TGT
+    same, other = (
+        GermlineGene("J1", "J", "TGCATTTGGG", 4),
+        GermlineGene("J2", "J", "AGCATTTGGG", 4),
+    )
     choices = build(germline(v, same, other), ("v", "j"), -2, 14)
     assert joined(v, same, 4, 0) == joined(v, same, 0, 4) == "CCATGTGCATTTGGG"
     in_frame, _ = frames(choices, 0, [0, 0, 1], [4, 0, 4], [0, 4, 0])
@@ -162,7 +167,7 @@ def test_anchor_that_is_cut_may_come_back_from_the_other_gene() -> None:
 
 
 def test_a_stop_may_stand_in_the_codon_of_the_junction() -> None:
-    v, j = Gene("V", "V", "TGTGCTT", 0), Gene("J", "J", "GGAATTTGGC", 4)
+    v, j = GermlineGene("V", "V", "TGTGCTT", 0), GermlineGene("J", "J", "GGAATTTGGC", 4)
     choices = build(germline(v, j), ("v", "j"), -2, 14)
     assert joined(v, j, 0, 1) == "TGTGCTTGAATTTGGC"
     assert [one.item() for one in frames(choices, 0, 0, 0, 1)] == [False, False]
@@ -181,14 +186,14 @@ def test_worked_example_of_the_specification() -> None:
 
 
 def test_genes_shorter_than_a_trim_do_not_allow_it() -> None:
-    choices = build(germline(Gene("D", "D", "GGGAC", None), TOY_J), ("d3", "j"), -2, 14)
+    choices = build(germline(GermlineGene("D", "D", "GGGAC", None), TOY_J), ("d3", "j"), -2, 14)
     assert choices.trims[choices.allowed_left[0]].tolist() == list(range(-2, 6))
     assert choices.allowed_right.all()
     assert not choices.feasible[0, 0, 8:].any()
 
 
 def test_one_end_has_trims_only() -> None:
-    short = Gene("TRAJ2*01", "J", "ACGT", 0)
+    short = GermlineGene("TRAJ2*01", "J", "ACGT", 0)
     choices = build(germline(TOY_V, TOY_J, short), ("j",), -2, 14)
     assert choices.left == (TOY_J, short)
     assert choices.right == ()
@@ -210,14 +215,14 @@ def test_empty_germline_has_no_options() -> None:
 
 
 def test_pairs_without_anchors_are_told() -> None:
-    unknown = Gene("TRAJ2*01", "J", TOY_J.sequence, None)
+    unknown = GermlineGene("TRAJ2*01", "J", TOY_J.sequence, None)
     choices = build(germline(TOY_V, TOY_J, unknown), ("v", "j"), -2, 14)
     assert choices.anchored.tolist() == [[True, False]]
     assert np.array_equal(choices.nonproductive[:, 1], choices.feasible[:, 1])
 
 
 def test_table_lists_every_option_once() -> None:
-    other = Gene("TRAJ2*01", "J", "GTGAGTGCCATAGACTTCGG", 14)
+    other = GermlineGene("TRAJ2*01", "J", "GTGAGTGCCATAGACTTCGG", 14)
     choices = build(germline(TOY_V, TOY_J, other), ("v", "j"), -2, 14)
     rows = table(choices, np.array([[0, 1], [0, 0]]))
     assert rows["left_trim"].size == np.bitwise_count(choices.feasible).sum()
@@ -266,7 +271,13 @@ def test_cache_is_used_and_mended(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     np.savez(path, **changed | {"feasible": np.zeros(3, np.uint16)})
     assert np.array_equal(build(genes, ("v", "j"), -2, 14, tmp_path).feasible, fresh.feasible)
     build(genes, ("v", "j"), -1, 14, tmp_path)
-    build(germline(TOY_V, Gene("TRAJ1*01", "J", TOY_J.sequence, 10)), ("v", "j"), -2, 14, tmp_path)
+    build(
+        germline(TOY_V, GermlineGene("TRAJ1*01", "J", TOY_J.sequence, 10)),
+        ("v", "j"),
+        -2,
+        14,
+        tmp_path,
+    )
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -122,7 +122,8 @@ def test_truth_is_found_where_the_model_has_its_coefficients(name: str, measure:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_likelihood_is_that_of_the_served_answers(name: str, measure: Measure, data: Path) -> None:
-    """The mean log probability that ``predict`` gives to the same rows, read as ``score`` reads them."""
+    """The mean log probability that ``predict`` gives to the same rows, read as ``score`` reads
+    them."""
     folder, metrics = measure(name)
     rows = pd.concat(frames(data, folder / "train" / "model"))
     model = serve.load(folder / "train" / "model")

@@ -1,4 +1,5 @@
-"""Variables of the trimming and ligation models, held against the specification's worked example and plain strings."""
+"""Variables of the trimming and ligation models, held against the specification's worked
+example and plain strings."""
 
 import logging
 from itertools import product
@@ -27,10 +28,10 @@ from seqfoundry.families.vdj.features import (
     side_table,
 )
 from seqfoundry.families.vdj.genes.choices import Choices, build, oriented
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 
-TOY_V = Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
-TOY_J = Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)
+TOY_V = GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 6)
+TOY_J = GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13)
 TRIMS = np.arange(-2, 15)
 ALL = (
     "motif",
@@ -93,17 +94,17 @@ def specification(
     return Specification("fit_twostep_model_EM", annotation, group, model, *motifs, standardized)
 
 
-def toy(*sides: str, genes: tuple[Gene, ...] = (TOY_V, TOY_J)) -> Choices:
+def toy(*sides: str, genes: tuple[GermlineGene, ...] = (TOY_V, TOY_J)) -> Choices:
     return build(Germline("TRA", genes), sides or ("v", "j"), -2, 14)
 
 
-def random_genes(n_v: int, n_j: int, seed: int = 1) -> tuple[Gene, ...]:
+def random_genes(n_v: int, n_j: int, seed: int = 1) -> tuple[GermlineGene, ...]:
     generator = np.random.default_rng(seed)
     made = []
     for i in range(n_v + n_j):
         sequence = "".join(generator.choice(list("ACGT"), 30 + i))
         made.append(
-            Gene(f"{'V' if i < n_v else 'J'}{i:02}", "V" if i < n_v else "J", sequence, 15)
+            GermlineGene(f"{'V' if i < n_v else 'J'}{i:02}", "V" if i < n_v else "J", sequence, 15)
         )
     return tuple(sorted(made, key=lambda gene: (gene.segment, gene.name)))
 
@@ -157,7 +158,7 @@ def test_both_genes_as_in_the_worked_example(row: tuple[Any, ...]) -> None:
     st.integers(0, 6),
 )
 def test_one_gene_as_by_strings(sequence: str, side: str, left: int, right: int) -> None:
-    gene = Gene("G", "D", sequence, None)
+    gene = GermlineGene("G", "D", sequence, None)
     columns = side_columns([gene], side, TRIMS, left, right)
     strand = oriented(gene, side)
     extended = strand + reverse_complement_text(strand)[:2]
@@ -189,7 +190,7 @@ def test_one_gene_as_by_strings(sequence: str, side: str, left: int, right: int)
 
 @given(st.text("AC", min_size=2, max_size=40), st.text("ACG", min_size=2, max_size=40))
 def test_microhomology_around_the_cuts_as_by_strings(v: str, j: str) -> None:
-    choices = toy(genes=(Gene("J", "J", j, 0), Gene("V", "V", v, 0)))
+    choices = toy(genes=(GermlineGene("J", "J", j, 0), GermlineGene("V", "V", v, 0)))
     found, counts = mh_proportions(choices), interior_counts(choices)
     padding = "." * 60
     left = padding + v + reverse_complement_text(v)[:2] + padding
@@ -367,9 +368,9 @@ def test_standardised_over_the_rows_of_the_long_table(ligation: bool) -> None:
 
 def test_what_does_not_vary_is_dropped_and_told(caplog: pytest.LogCaptureFixture) -> None:
     genes = (
-        Gene("J", "J", "GC" * 15, 0),
-        Gene("V", "V", "ACGTTGCA" * 4, 0),
-        Gene("V2", "V", "G" * 30, 0),
+        GermlineGene("J", "J", "GC" * 15, 0),
+        GermlineGene("V", "V", "ACGTTGCA" * 4, 0),
+        GermlineGene("V2", "V", "G" * 30, 0),
     )
     choices = toy(genes=genes)
     made = specification((*TWO_SIDED, "average_mh"), ("ligation_mh",), ligation=True)
@@ -385,9 +386,11 @@ def test_what_does_not_vary_is_dropped_and_told(caplog: pytest.LogCaptureFixture
 
 
 def test_ligation_that_is_never_possible_is_dropped() -> None:
-    choices = toy(genes=(Gene("J", "J", "A" * 40, 0), Gene("V", "V", "A" * 40, 0)))
+    choices = toy(genes=(GermlineGene("J", "J", "A" * 40, 0), GermlineGene("V", "V", "A" * 40, 0)))
     impossible = build(
-        Germline("TRA", (Gene("J", "J", "G" * 40, 0), Gene("V", "V", "A" * 40, 0))),
+        Germline(
+            "TRA", (GermlineGene("J", "J", "G" * 40, 0), GermlineGene("V", "V", "A" * 40, 0))
+        ),
         ("v", "j"),
         0,
         14,
@@ -400,7 +403,9 @@ def test_ligation_that_is_never_possible_is_dropped() -> None:
 
 
 def test_trims_that_a_gene_cannot_lose_do_not_count_as_varying() -> None:
-    short = Gene("D", "D", "GG", None)  # no T or A can be 5' of a cut, none allowed is beyond it
+    short = GermlineGene(
+        "D", "D", "GG", None
+    )  # no T or A can be 5' of a cut, none allowed is beyond it
     choices = build(Germline("TRB", (short, TOY_J)), ("d3", "j"), 0, 14)
     found = design(choices, np.array([[0, 0]]), specification(TWO_SIDED, sides=("d3", "j")))
     assert "d3_trim_3end_base_count_AT" in found.dropped
@@ -454,7 +459,7 @@ def test_choice_table_has_the_references_columns() -> None:
     assert one["j_gene"].size == 17
     assert "ligation_mh" not in one
     with_d = build(
-        Germline("TRB", (Gene("D", "D", "GGGACAGGGGGC", None), TOY_J)), ("d3", "j"), -2, 14
+        Germline("TRB", (GermlineGene("D", "D", "GGGACAGGGGGC", None), TOY_J)), ("d3", "j"), -2, 14
     )
     assert list(choice_table(with_d, np.array([[0, 0]]), (), (0, 0)))[:4] == [
         "d_gene",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.families.vdj.genes.germline import Gene, Germline, resolve
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene, resolve
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 
 # own sequences: a V of 30 nt with its Cys codon at 18, a J of 24 nt with its Phe codon at 11
@@ -16,8 +16,8 @@ J_ANCHOR, V_ANCHOR = 11, 18
 COMBO = "id\torganism\tchain\tregion\tnucseq\tframe\taligned_protseq\tcdr_columns\tcdrs\n"
 
 
-def gene(name: str, sequence: str = V, anchor: int | None = V_ANCHOR) -> Gene:
-    return Gene(
+def gene(name: str, sequence: str = V, anchor: int | None = V_ANCHOR) -> GermlineGene:
+    return GermlineGene(
         name, "V" if "V" in name[2:4] or name.startswith("ARTV") else "J", sequence, anchor
     )
 
@@ -37,7 +37,8 @@ def combo_row(name: str, region: str, sequence: str = "", organism: str = "human
         "J": (J[1:], "+2", ".SNTFGKG", "1-5"),  # the Phe in column 5, one dot before it
         "D": ("GGGACAGGGGGC", "1", "GTGG", ""),
     }[region]
-    return f"{name}\t{organism}\tA\t{region}\t{(sequence or own).lower()}\t{frame}\t{aligned}\t{columns}\t\n"
+    bases = (sequence or own).lower()
+    return f"{name}\t{organism}\tA\t{region}\t{bases}\t{frame}\t{aligned}\t{columns}\t\n"
 
 
 def combo(path: Path, *rows: str, numbered: bool = False) -> Path:

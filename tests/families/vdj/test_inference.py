@@ -1,4 +1,5 @@
-"""Fits on small random choices with known truth, and against other ways to the same coefficients."""
+"""Fits on small random choices with known truth, and against other ways to the same
+coefficients."""
 
 import dataclasses
 import logging

@@ -1,4 +1,5 @@
-"""The likelihood against plain loops over toy genes, and its derivatives against JAX's and finite differences."""
+"""The likelihood against plain loops over toy genes, and its derivatives against JAX's and
+finite differences."""
 
 import itertools
 import math
@@ -13,7 +14,7 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj.config import Annotation, ModelType, ParamGroup, Specification
 from seqfoundry.families.vdj.features import design
 from seqfoundry.families.vdj.genes.choices import build, configurations, frames, sequence_of
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.model import (
     completed,
     expected_complete_nll,
@@ -39,10 +40,10 @@ def quick_compilation():
 
 
 GENES = (
-    Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTATTC", 18),
-    Gene("TRAJ2*01", "J", "ACCATGGCAATGACATGCGCTTTGGA", 19),
-    Gene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 7),
-    Gene("TRAV2*01", "V", "GATACTTGTGCAGCAAGCCATGGT", 6),
+    GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTATTC", 18),
+    GermlineGene("TRAJ2*01", "J", "ACCATGGCAATGACATGCGCTTTGGA", 19),
+    GermlineGene("TRAV1*01", "V", "GATACTTGTGCTGTGAGTGCCA", 7),
+    GermlineGene("TRAV2*01", "V", "GATACTTGTGCAGCAAGCCATGGT", 6),
 )
 GERMLINE = Germline("TRA", GENES)
 PAIRS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -73,7 +74,8 @@ def make_specification(
 
 
 def options(choices, specification):
-    """All (pair, t, u, m, in the domain, joined sequence), from strings alone but for the frame."""
+    """All (pair, t, u, m, in the domain, joined sequence), from strings alone but for the
+    frame."""
     found = []
     for g, (i, j) in enumerate(PAIRS):
         v, other = GERMLINE.of("v")[i].sequence, GERMLINE.of("j")[j].sequence
@@ -133,7 +135,8 @@ def plain_logits(theta, choices, variables, specification, rows):
 
 
 def observe(choices, rows, generator, latent):
-    """Counts of some of the possible sequences (or configurations), and all configurations of each."""
+    """Counts of some of the possible sequences (or configurations), and all configurations of
+    each."""
     inside = [row for row in rows if row[4]]
     drawn = [
         inside[i]

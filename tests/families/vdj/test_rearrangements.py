@@ -10,29 +10,29 @@ from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj import data
 from seqfoundry.families.vdj.data import read_rearrangements
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.rearrangements.chunks import Rejected, normal_columns
 from seqfoundry.families.vdj.rearrangements.gene_names import imgt_name
 
 START = "GATACTTGTGCTGTGAG"  # Cys codon at 6
 PLAIN = "TRAV1-1*01"  # P-nucleotides TG
 GENES = (
-    Gene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),  # P-nucleotides CA
-    Gene("TRAJ2*01", "J", "TTGCACTGGAGGCTTCAAAACTA", 13),  # AA
-    Gene("TRAJ3*01", "J", "GCGCACTGGAGGCTTCAAAACTA", 13),  # GC
-    Gene("TRAJ4*01", "J", "GTGCACTGGAGGCTTCAAAACTA", 13),  # AC
-    Gene(PLAIN, "V", START + "TGCCA", 6),
-    Gene("TRAV12-1*01", "V", START + "AGATT", 6),  # P-nucleotides AA
-    Gene("TRAV12-2*01", "V", START + "AGAGT", 6),  # AC
-    Gene("TRAV14/DV4*01", "V", START + "AGTTC", 6),
+    GermlineGene("TRAJ1*01", "J", "TGGCACTGGAGGCTTCAAAACTA", 13),  # P-nucleotides CA
+    GermlineGene("TRAJ2*01", "J", "TTGCACTGGAGGCTTCAAAACTA", 13),  # AA
+    GermlineGene("TRAJ3*01", "J", "GCGCACTGGAGGCTTCAAAACTA", 13),  # GC
+    GermlineGene("TRAJ4*01", "J", "GTGCACTGGAGGCTTCAAAACTA", 13),  # AC
+    GermlineGene(PLAIN, "V", START + "TGCCA", 6),
+    GermlineGene("TRAV12-1*01", "V", START + "AGATT", 6),  # P-nucleotides AA
+    GermlineGene("TRAV12-2*01", "V", START + "AGAGT", 6),  # AC
+    GermlineGene("TRAV14/DV4*01", "V", START + "AGTTC", 6),
 )
 GERMLINE = Germline("TRA", GENES)
 BETA = Germline(
     "TRB",
     (
-        Gene("TRBD1*01", "D", "GGGACAGGGGGC"),
-        Gene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 18),
-        Gene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
+        GermlineGene("TRBD1*01", "D", "GGGACAGGGGGC"),
+        GermlineGene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 18),
+        GermlineGene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
     ),
 )
 IGOR = "v_gene j_gene v_trim j_trim vj_insert productive count"
@@ -125,7 +125,9 @@ def test_igor_d_genes_by_both_names(tmp_path):
 # --- AIRR
 
 
-def airr_row(v: Gene, j: Gene, t: int, u: int, m: int, insert: str) -> dict[str, object]:
+def airr_row(
+    v: GermlineGene, j: GermlineGene, t: int, u: int, m: int, insert: str
+) -> dict[str, object]:
     """One exactly annotated rearrangement."""
     kept = (v.sequence + reverse_complement_text(v.sequence)[:2])[: len(v.sequence) - t]
     right = (reverse_complement_text(j.sequence[:2]) + j.sequence)[2 + u :]
@@ -365,7 +367,7 @@ AIRR = (
 )
 def test_airr_rows_left_out(tmp_path, row, reason):
     if reason.startswith("v_trim"):
-        germline = Germline("TRA", (GENES[0], Gene(PLAIN, "V", "GATACTTGTG" * 4, 6)))
+        germline = Germline("TRA", (GENES[0], GermlineGene(PLAIN, "V", "GATACTTGTG" * 4, 6)))
     else:
         germline = GERMLINE
     good = "TRAV1-1*01 TRAJ1*01 20 1 20 21 0 TRA F"
@@ -383,8 +385,8 @@ def test_a_call_of_several_genes_means_the_first(tmp_path):
 
 def test_a_gene_without_allele_needs_alleles_of_one_end(tmp_path):
     more = (
-        Gene("TRAV1-1*02", "V", START + "TGCCT", 6),
-        Gene("TRAV12-1*02", "V", START + "AGATT", 6),
+        GermlineGene("TRAV1-1*02", "V", START + "TGCCT", 6),
+        GermlineGene("TRAV12-1*02", "V", START + "AGATT", 6),
     )
     germline = Germline("TRA", (*GENES[:4], GENES[4], more[0], GENES[5], more[1]))
     rows = ["TRAV1-1 TRAJ1 0 0 0 F 1", "TRAV1-1*02 TRAJ1 0 0 0 F 1", "TRAV12-1 TRAJ1 0 0 0 F 1"]

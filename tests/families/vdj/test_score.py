@@ -9,12 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqfoundry.core.errors import InputError, ModelError, OutputError
+from seqfoundry import engine
+from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.loop import TrainOptions
-from seqfoundry.engine import score
-from seqfoundry.families.vdj import score as rearrangements
+from seqfoundry.families.vdj import score as scores
+
+
+def score(source: Path, *, model: str, out: Path, **more: bool) -> dict[str, Any]:
+    return engine.run(scores.ScoreRearrangements(), engine.Request(source, model, out, **more))
+
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ROOT / "params" / "vdj" / "smoke.yaml"
@@ -25,7 +30,7 @@ GENES, CHOICES = ["v_gene", "j_gene"], ["v_trim", "j_trim", "ligation_mh"]
 def repertoire(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated repertoire with the smoke settings."""
     folder = tmp_path_factory.mktemp("vdj") / "data"
-    with files.folder_written_whole(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         find_family("vdj").module("simulate").simulate(
             find_family("vdj").settings(SMOKE), temporary
         )
@@ -45,9 +50,9 @@ def model(repertoire: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(
     repertoire: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """Scores of its test rearrangements."""
+    """Scores of its test score."""
     out = tmp_path_factory.mktemp("vdj") / "scored"
-    return out, score.score("vdj", repertoire / "test.tsv", model=str(model), out=out)
+    return out, score(repertoire / "test.tsv", model=str(model), out=out)
 
 
 def test_every_row_has_its_probability(
@@ -111,8 +116,7 @@ def test_chunks_make_no_difference(
             yield from (frame.iloc[first : first + 7] for first in range(0, len(frame), 7))
 
     monkeypatch.setattr(find_family("vdj").module("data"), "frames", small)
-    monkeypatch.setattr(rearrangements, "_POOLED", 2)
-    summary = score.score("vdj", repertoire / "test.tsv", model=str(model), out=tmp_path / "out")
+    summary = score(repertoire / "test.tsv", model=str(model), out=tmp_path / "out")
     assert summary == {**scored[1], "log_loss": pytest.approx(scored[1]["log_loss"], rel=1e-12)}
     for name in ("scores.parquet", "configurations.parquet"):
         pd.testing.assert_frame_equal(
@@ -127,24 +131,24 @@ def test_chunks_make_no_difference(
 
 def test_what_is_refused_leaves_nothing(repertoire: Path, model: Path, tmp_path: Path) -> None:
     source, out = repertoire / "test.tsv", tmp_path / "out"
-    with pytest.raises(InputError, match=r"nope\.tsv: must be a readable file"):
-        score.score("vdj", tmp_path / "nope.tsv", model=str(model), out=out)
+    with pytest.raises(MissingError, match=r"nope\.tsv: must be a file or a folder"):
+        score(tmp_path / "nope.tsv", model=str(model), out=out)
     with pytest.raises(ModelError, match=r"must be a model folder with served\.json"):
-        score.score("vdj", source, model=str(tmp_path), out=out)
+        score(source, model=str(tmp_path), out=out)
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(InputError, match=r"empty\.tsv"):
-        score.score("vdj", tmp_path / "empty.tsv", model=str(model), out=out)
+        score(tmp_path / "empty.tsv", model=str(model), out=out)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match="must be a new or empty folder, got one with content"):
-        score.score("vdj", source, model=str(model), out=out)
+        score(source, model=str(model), out=out)
     with pytest.raises(
         OutputError, match=r"must hold earlier results .* to be overwritten, got a folder"
     ):
-        score.score("vdj", source, model=str(model), out=out, overwrite=True)
+        score(source, model=str(model), out=out, overwrite=True)
     with pytest.raises(OutputError, match="must be another folder than that of the input"):
-        score.score("vdj", source, model=str(model), out=repertoire)
+        score(source, model=str(model), out=repertoire)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
@@ -155,9 +159,9 @@ def test_rows_that_nothing_can_have_made(repertoire: Path, model: Path, tmp_path
     with pytest.raises(
         InputError, match="must have a row that the model's genes can have made, got none"
     ):
-        score.score("vdj", tmp_path / "none.tsv", model=str(model), out=tmp_path / "out")
+        score(tmp_path / "none.tsv", model=str(model), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     pd.concat([impossible, rows.iloc[1:30]]).to_csv(tmp_path / "some.tsv", sep="\t", index=False)
-    summary = score.score("vdj", tmp_path / "some.tsv", model=str(model), out=tmp_path / "out")
+    summary = score(tmp_path / "some.tsv", model=str(model), out=tmp_path / "out")
     assert summary["impossible"] == 1
     assert pd.read_parquet(tmp_path / "out" / "configurations.parquet")["row"].min() == 1

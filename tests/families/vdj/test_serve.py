@@ -21,7 +21,7 @@ from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.vdj import serve
 from seqfoundry.families.vdj.config import Config, read_specification
 from seqfoundry.families.vdj.features import coefficient_names
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.inference.uncertainty import Fit
 
 PARAMS = Path(__file__).parents[3] / "params" / "vdj"
@@ -44,11 +44,11 @@ def settings(overrides: str = "") -> Config:
 def make(overrides: str = "", *, anchors: bool = False) -> serve.VdjModel:
     specification = read_specification(settings(overrides))
     genes = (
-        Gene("TRAD1*01", "D", D),
-        Gene("TRAJ1*01", "J", J, 13 if anchors else None),
-        Gene("TRAJ2*01", "J", J[3:] + "ACGTACGT", 10 if anchors else None),
-        Gene("TRAV1*01", "V", V, 6 if anchors else None),
-        Gene("TRAV2-1*01", "V", "ACGT" + V[:-4] + "GGTA", 10 if anchors else None),
+        GermlineGene("TRAD1*01", "D", D),
+        GermlineGene("TRAJ1*01", "J", J, 13 if anchors else None),
+        GermlineGene("TRAJ2*01", "J", J[3:] + "ACGTACGT", 10 if anchors else None),
+        GermlineGene("TRAV1*01", "V", V, 6 if anchors else None),
+        GermlineGene("TRAV2-1*01", "V", "ACGT" + V[:-4] + "GGTA", 10 if anchors else None),
     )
     names = coefficient_names(specification)
     known = {"mh_config_count": WEIGHT, "ligation_mh": GAMMA}

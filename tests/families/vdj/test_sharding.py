@@ -42,18 +42,23 @@ for name, latent in CASES:
     weights = weights_of(observed.counts / observed.counts.sum(), split)
     whole_pass = model.value_gradient_hessian(theta, split, weights, 40.0)._asdict()
     found |= {f"{name} {key}": value for key, value in whole_pass.items()}
-    found[f"{name} nll"], found[f"{name} slope"] = jax.value_and_grad(model.observed_nll)(theta, split, weights)
+    value_and_gradient = jax.value_and_grad(model.observed_nll)
+    found[f"{name} nll"], found[f"{name} slope"] = value_and_gradient(theta, split, weights)
     found[f"{name} Q"] = model.expected_complete_nll(theta, split, weights)
     found[f"{name} shares"] = model.responsibilities(theta, split)[: len(observed.sequence)]
     if FITS:
         names = [f"c{i}" for i in range(len(theta))]
-        config = replace(test_inference.CONFIG, bootstrap=3, folds=2, em_iterations=2, max_iterations=2)
+        config = replace(
+            test_inference.CONFIG, bootstrap=3, folds=2, em_iterations=2, max_iterations=2
+        )
         for method in ({}, {"optimizer": "lbfgs"}, {"method": "em"}):
             fit = fitting.fit(split, observed.counts, names, replace(config, **method), 40.0)
             # coefficients of toys are not identified
             found[f"{name} fit {method}"] = fit.observed_nll
         draws, _ = fitting.bootstrap(split, observed.counts, fit, config, np.random.default_rng(1))
-        found[f"{name} replicates"] = [model.observed_nll(drawn, split, weights) for drawn in draws]
+        found[f"{name} replicates"] = [
+            model.observed_nll(drawn, split, weights) for drawn in draws
+        ]
         _, grid = fitting.choose_penalty(split, observed.counts, len(names), config, [10.0, 100.0])
         found[f"{name} penalties"] = grid.to_numpy()
 np.savez(sys.argv[1], **{key: np.asarray(value) for key, value in found.items()})

@@ -20,10 +20,10 @@ from seqfoundry.core.settings import config as settings
 from seqfoundry.families.vdj.config import Config
 from seqfoundry.families.vdj.genes.artificial import artificial
 from seqfoundry.families.vdj.genes.choices import Choices, build
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.genes.references import read_germline, write_germline
 from seqfoundry.families.vdj.simulate import (
-    Truth,
+    RepertoireTruth,
     _poisson,
     _usage,
     _weights,
@@ -57,7 +57,9 @@ def translate(sequence: str) -> str:
     return "".join(RESIDUES[sequence[i : i + 3]] for i in range(0, len(sequence) - 2, 3))
 
 
-def joined(v: Gene, j: Gene, t: int, u: int, m: int = 0, inserted: str = "") -> str:
+def joined(
+    v: GermlineGene, j: GermlineGene, t: int, u: int, m: int = 0, inserted: str = ""
+) -> str:
     """Sequence of a configuration, by the definition."""
     kept = (v.sequence + reverse_complement_text(v.sequence)[:2])[: len(v.sequence) - t]
     rest = (reverse_complement_text(j.sequence[:2]) + j.sequence)[u + 2 :]
@@ -65,7 +67,7 @@ def joined(v: Gene, j: Gene, t: int, u: int, m: int = 0, inserted: str = "") -> 
     return kept + inserted + rest[m:]
 
 
-def in_frame_without_stop(v: Gene, j: Gene, sequence: str) -> bool:
+def in_frame_without_stop(v: GermlineGene, j: GermlineGene, sequence: str) -> bool:
     """Whether a sequence is productive, by translating it."""
     assert v.anchor is not None
     assert j.anchor is not None
@@ -79,7 +81,7 @@ def in_frame_without_stop(v: Gene, j: Gene, sequence: str) -> bool:
     return (end - start) % 3 == 0 and "*" not in translate(sequence[start:end])
 
 
-def options(v: Gene, j: Gene, t: int, u: int) -> list[int]:
+def options(v: GermlineGene, j: GermlineGene, t: int, u: int) -> list[int]:
     kept = (v.sequence + reverse_complement_text(v.sequence)[:2])[: len(v.sequence) - t]
     rest = (reverse_complement_text(j.sequence[:2]) + j.sequence)[u + 2 :]
     return [
@@ -89,7 +91,7 @@ def options(v: Gene, j: Gene, t: int, u: int) -> list[int]:
     ]
 
 
-def logit(gene: Gene, side: str, trim: int, coefficients: dict[str, float]) -> float:
+def logit(gene: GermlineGene, side: str, trim: int, coefficients: dict[str, float]) -> float:
     """x beta of one gene, by the definitions: motif 1x2 and base counts beyond it."""
     own = gene.sequence if side == "v" else reverse_complement_text(gene.sequence)
     extended, cut = own + reverse_complement_text(own)[:2], len(own) - trim
@@ -104,7 +106,9 @@ def logit(gene: Gene, side: str, trim: int, coefficients: dict[str, float]) -> f
     return sum(coefficients[f"{side}_trim_{name}"] * value for name, value in found.items())
 
 
-def two_step(v: Gene, j: Gene, truth: Truth) -> dict[tuple[int, int, int], float]:
+def two_step(
+    v: GermlineGene, j: GermlineGene, truth: RepertoireTruth
+) -> dict[tuple[int, int, int], float]:
     """Probability of every configuration of a pair, by the definition."""
     trims, beta = range(truth.lower, truth.upper + 1), truth.twostep
     made = {}
@@ -117,7 +121,9 @@ def two_step(v: Gene, j: Gene, truth: Truth) -> dict[tuple[int, int, int], float
     return {key: value / total for key, value in made.items()}
 
 
-def trimming(v: Gene, j: Gene, truth: Truth) -> dict[tuple[int, int], float]:
+def trimming(
+    v: GermlineGene, j: GermlineGene, truth: RepertoireTruth
+) -> dict[tuple[int, int], float]:
     trims, beta = range(truth.lower, truth.upper + 1), truth.trimming
     left, right = (
         {t: math.exp(logit(g, side, t, beta)) for t in trims} for g, side in ((v, "v"), (j, "j"))
@@ -147,13 +153,17 @@ USAGE = np.array([1, 3]), np.array([2, 1, 1])
 
 
 def draw(
-    n: int, share: float, mean: float = 4.0, choices: Choices = CHOICES, truth: Truth = PUBLISHED
+    n: int,
+    share: float,
+    mean: float = 4.0,
+    choices: Choices = CHOICES,
+    truth: RepertoireTruth = PUBLISHED,
 ) -> Any:
     usage = USAGE if choices is CHOICES else (np.array([1]), np.array([1]))
     return draw_reads(choices, truth, usage, (share, mean), n, generator(1))
 
 
-def pair_of(reads: Any, i: int, choices: Choices = CHOICES) -> tuple[Gene, Gene]:
+def pair_of(reads: Any, i: int, choices: Choices = CHOICES) -> tuple[GermlineGene, GermlineGene]:
     return choices.left[int(reads.left[i])], choices.right[int(reads.right[i])]
 
 
@@ -394,9 +404,14 @@ def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
         contents(path) for path in (folder, tmp_path / "again", tmp_path / "other")
     )
     assert sorted(first) == [
-        "example/rearrangements.tsv", "germline.json", "germline.tsv", "manifest.json", "test.tsv", "train.tsv",
+        "example/rearrangements.tsv",
+        "germline.json",
+        "germline.tsv",
+        "manifest.json",
+        "test.tsv",
+        "train.tsv",
         "truth.json",
-    ]  # fmt: skip
+    ]
     assert first == again
     assert all(first[name] != other[name] for name in first if name != "germline.json")
 
@@ -404,14 +419,23 @@ def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
 def test_tables_count_every_read_once(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {key: manifest[key] for key in ("family", "locus", "annotation")} == {
-        "family": "vdj", "locus": "TRA", "annotation": "igor_mh_sim_alpha"
-    }  # fmt: skip
+        "family": "vdj",
+        "locus": "TRA",
+        "annotation": "igor_mh_sim_alpha",
+    }
     known = {gene.name for gene in read_germline(folder).genes}
     for split, total in (("train", 4000), ("test", 1000)):
         rows = rows_of(folder / f"{split}.tsv")
         assert list(rows[0]) == [
-            "v_gene", "j_gene", "v_trim", "j_trim", "vj_insert", "ligation_mh", "productive", "count"
-        ]  # fmt: skip
+            "v_gene",
+            "j_gene",
+            "v_trim",
+            "j_trim",
+            "vj_insert",
+            "ligation_mh",
+            "productive",
+            "count",
+        ]
         keys = [
             tuple(row[name] if name[1:] == "_gene" else int(row[name]) for name in list(row)[:6])
             for row in rows
@@ -434,7 +458,8 @@ def test_truth_is_told(folder: Path) -> None:
 
 
 def test_example_says_how_each_sequence_was_made(folder: Path) -> None:
-    """Trims, P- and N-nucleotides and microhomology come back from the coordinates, and the sequence has them."""
+    """Trims, P- and N-nucleotides and microhomology come back from the coordinates, and the
+    sequence has them."""
     genes = {gene.name: gene for gene in read_germline(folder).genes}
     names = ("v_trim", "j_trim", "vj_insert", "ligation_mh")
     left = Counter(
@@ -567,7 +592,8 @@ def test_bad_truth_is_refused(tmp_path: Path, old: str, new: str, message: str) 
 
 
 def test_other_models_may_be_the_truth(tmp_path: Path) -> None:
-    """Any variables, such as interior microhomology and the number of options, without motif and ligation."""
+    """Any variables, such as interior microhomology and the number of options, without motif
+    and ligation."""
     path = tmp_path / "truth.yaml"
     head = "lower: -1\nupper: 3\nleft_motif: 0\nright_motif: 0\n"
     path.write_text(

@@ -279,7 +279,7 @@ def test_damaged_checkpoints_and_those_of_other_settings_are_refused(
     (tmp_path / "last.npz").write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="must be a whole checkpoint"):
         training._restore(tmp_path / "last.npz", "")
-    assert training._restore(tmp_path / "none.npz", "") == training.Progress()
+    assert training._restore(tmp_path / "none.npz", "") == training.FitProgress()
 
 
 def test_a_fit_at_the_cap_says_so(

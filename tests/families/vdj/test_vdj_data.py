@@ -14,7 +14,7 @@ from seqfoundry.core.settings.config import resolve
 from seqfoundry.families.vdj.config import Annotation, Config, ModelType, ParamGroup, Specification
 from seqfoundry.families.vdj.data import frames, prepare, read_observations, read_rearrangements
 from seqfoundry.families.vdj.genes.choices import build
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.genes.references import read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import Rejected, normal_columns
 from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
@@ -23,15 +23,16 @@ ROOT = Path(__file__).parents[3]
 V = ("TRAV1*01", "GATACTTGTGCTGTGAGTGCCA"), ("TRAV2*01", "GATACTTGTGCTGCTACTGGCT")
 J = ("TRAJ1*01", "TGGCACTGGAGGCTTCAAAACTA", 13), ("TRAJ2*01", "TTGCCACTGGATGCTTCAAAACTA", 14)
 GERMLINE = Germline(
-    "TRA", (*(Gene(n, "J", s, a) for n, s, a in J), *(Gene(n, "V", s, 6) for n, s in V))
+    "TRA",
+    (*(GermlineGene(n, "J", s, a) for n, s, a in J), *(GermlineGene(n, "V", s, 6) for n, s in V)),
 )
 BETA = Germline(
     "TRB",
     (
-        Gene("TRBD1*01", "D", "GGGACAGGGGGC"),
-        Gene("TRBD2*01", "D", "GGGACTA"),
-        Gene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 15),
-        Gene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
+        GermlineGene("TRBD1*01", "D", "GGGACAGGGGGC"),
+        GermlineGene("TRBD2*01", "D", "GGGACTA"),
+        GermlineGene("TRBJ1-1*01", "J", "TGAACACTGAAGCTTTCTTTGGACAA", 15),
+        GermlineGene("TRBV2*01", "V", "GATACTTGTGCCAGCAGTGAAGC", 6),
     ),
 )
 
@@ -73,7 +74,7 @@ def config(**settings: object) -> Config:
     return dataclasses.replace(made, prepare=dataclasses.replace(made.prepare, **settings))
 
 
-def extended(gene: Gene) -> str:
+def extended(gene: GermlineGene) -> str:
     p = 2
     if gene.segment == "V":
         return gene.sequence + reverse_complement_text(gene.sequence)[:p]
@@ -83,7 +84,8 @@ def extended(gene: Gene) -> str:
 def every_configuration(
     lower: int, upper: int
 ) -> dict[tuple[str, str, str], list[tuple[int, int, int]]]:
-    """Configurations (t, u, m) of each joined sequence of each pair, by writing all of them out."""
+    """Configurations (t, u, m) of each joined sequence of each pair, by writing all of them
+    out."""
     found: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
     for v, j in itertools.product(GERMLINE.of("v"), GERMLINE.of("j")):
         for t, u in itertools.product(range(lower, upper + 1), repeat=2):
@@ -151,9 +153,10 @@ def test_latent_observations_equal_brute_force(wanted):
     brute = sorted(
         ((names[0].index(v), names[1].index(j)), float(count), sorted(bounded[v, j, joined]))
         for (v, j, joined), count in expected.items()
-        if count and (v, j, joined) in bounded
+        if count
+        and (v, j, joined) in bounded
         and (wanted == "both" or productive(v, j, joined) == (wanted == "productive"))
-    )  # fmt: skip
+    )
     found = as_sets(observed, choices)
     assert sorted(found) == brute
     assert [pair for pair, _, _ in found] == sorted(pair for pair, _, _ in found)
@@ -221,8 +224,10 @@ def test_known_observations_are_the_rows(wanted):
         ((names[0].index(v), names[1].index(j)), 2.0 * count, [(t, u, m)])
         for v, j, t, u, _, m, _, count in rows
         if max(t, u) <= 6
-        and (wanted == "both" or productive(v, j, joined[v, j, t, u, m]) == (wanted == "productive"))
-    )  # fmt: skip
+        and (
+            wanted == "both" or productive(v, j, joined[v, j, t, u, m]) == (wanted == "productive")
+        )
+    )
     assert sorted(as_sets(observed, choices)) == brute
 
 
@@ -331,19 +336,29 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
         config(test_share=0.25), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, out
     )
     assert sorted(path.name for path in out.iterdir()) == [
-        "germline.json", "germline.tsv", "manifest.json", "rejected.tsv", "test.tsv", "train.tsv",
-    ]  # fmt: skip
+        "germline.json",
+        "germline.tsv",
+        "manifest.json",
+        "rejected.tsv",
+        "test.tsv",
+        "train.tsv",
+    ]
     assert summary["rows"] == 1202
     assert summary["kept"] == 1200
     assert summary["rejected"] == {"negative count": 1, "productivity unknown": 1}
     assert (out / "rejected.tsv").read_text().splitlines() == [
-        "reason\tcount\texample", "negative count\t1\tb.tsv: 301", "productivity " "unknown\t1\tb.tsv: 302",
-    ]  # fmt: skip
+        "reason\tcount\texample",
+        "negative count\t1\tb.tsv: 301",
+        "productivity unknown\t1\tb.tsv: 302",
+    ]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest == {
-        "family": "vdj", "format_version": 1, "locus": "TRA", "annotation": "igor_mh_sim_alpha",
+        "family": "vdj",
+        "format_version": 1,
+        "locus": "TRA",
+        "annotation": "igor_mh_sim_alpha",
         "splits": {name: summary[name] for name in ("train", "test")},
-    }  # fmt: skip
+    }
     assert read_germline(out).digest == GERMLINE.digest
     parts = {name: read_observations(out, name) for name in ("train", "test")}
     assert {
@@ -456,9 +471,14 @@ def test_frames_of_a_table(tmp_path):
     found = pd.concat(list(frames(path, model_folder(tmp_path / "em", specification()), left_out)))
     assert left_out == {"insertions": 1, "j_trim outside -2..6": 1, "not nonproductive": 1}
     assert found.to_dict("list") == {
-        "sequence_id": ["1"], "v_gene": ["TRAV1*01"], "j_gene": ["TRAJ1*01"], "v_trim": [1], "j_trim": [2],
-        "ligation_mh": [0], "count": [2],
-    }  # fmt: skip
+        "sequence_id": ["1"],
+        "v_gene": ["TRAV1*01"],
+        "j_gene": ["TRAJ1*01"],
+        "v_trim": [1],
+        "j_trim": [2],
+        "ligation_mh": [0],
+        "count": [2],
+    }
     one_side = specification("fit_model", sides=("j",), insertions="all")
     found = pd.concat(list(frames(path, model_folder(tmp_path / "j", one_side))))
     assert list(found) == ["sequence_id", "j_gene", "j_trim", "ligation_mh", "count"]

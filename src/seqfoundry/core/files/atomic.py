@@ -1,6 +1,6 @@
 """Files on disk.
 
-Digests as DVC computes them, manifests, the pin ``data.dvc``, locks, writing whole or not at all.
+Digests as DVC computes them, the pin ``data.dvc``, locks, writing whole or not at all.
 
 Knows no family: a family's data is a folder.
 """
@@ -94,7 +94,9 @@ def digest(folder: Path) -> str:
 def read_pin(root: Path) -> dict[str, Any]:
     """Read ``data.dvc``.
 
-    The digest of ``data/`` as ``md5`` and that of each family's part under ``families``.
+    The digest of ``data/`` as ``md5`` and that of each family's part under ``families``; these
+    are of simulated data, all of which had the digest ``simulated``. ``dvc add`` renews ``md5``
+    alone.
 
     Raises
     ------
@@ -106,12 +108,19 @@ def read_pin(root: Path) -> dict[str, Any]:
     path = root / "data.dvc"
     content = _read_dvc_file(path)
     meta = content.get("meta") or {}
-    families = (meta.get("families", meta.get("rooms")) or {}) if isinstance(meta, dict) else meta
+    families = meta
+    if isinstance(meta, dict):
+        families = meta.get("families", meta.get("rooms")) or {}
     if not isinstance(families, dict):
         raise InputError(
             f"{path}: meta.families must give each family's digest, got {reprlib.repr(families)}"
         )
-    return {"md5": str(content["outs"][0]["md5"]), "families": families}
+    digest = str(content["outs"][0]["md5"])
+    return {
+        "md5": digest,
+        "families": families,
+        "simulated": str(meta.get("simulated", digest)),
+    }
 
 
 def _read_dvc_file(path: Path) -> dict[str, Any]:
@@ -129,38 +138,17 @@ def _read_dvc_file(path: Path) -> dict[str, Any]:
 
 
 def write_pin_families(root: Path, families: Mapping[str, str]) -> None:
-    """Record each family's digest in ``data.dvc`` under ``meta``, which DVC keeps when it rewrites the file."""
+    """Record in ``data.dvc`` that its data are simulated, with each family's digest.
+
+    It stands under ``meta``, which DVC keeps when it rewrites the file.
+    """
     path = root / "data.dvc"
     content = _read_dvc_file(path)
-    content["meta"] = {"families": dict(sorted(families.items()))}
+    content["meta"] = {
+        "families": dict(sorted(families.items())),
+        "simulated": content["outs"][0]["md5"],
+    }
     write_text(path, yaml.safe_dump(content, sort_keys=False))
-
-
-def write_manifest(path: Path, folder: Path) -> str:
-    """Write the files of ``folder`` with their hashes as JSON, and return the folder's digest."""
-    listed = list_files(folder)
-    made = digest_of(listed)
-    write_json(path, {"digest": made, "files": listed})
-    return made
-
-
-def check_manifest(path: Path, folder: Path) -> str:
-    """Return the digest of ``folder``; where a manifest was written for it, the two must agree.
-
-    Raises
-    ------
-    InputError
-        If the data are not those of the manifest (edited by hand, or built with other settings).
-    """
-    found = digest(folder)
-    if path.is_file():
-        wanted = read_json(path).get("digest")
-        if wanted != found:
-            raise InputError(
-                f"{folder}: must be the data of {path}, digest {wanted}, got {found}; "
-                f"make it again with: seqfoundry data build {folder.name}"
-            )
-    return found
 
 
 def is_there(path: Path) -> bool:
@@ -187,25 +175,32 @@ def check_replaceable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait.
 
     Raises
     ------
     OutputError
-        If the file cannot be made or locked.
+        If the file cannot be made or locked, or (without ``wait``) another process holds it.
     """
     with contextlib.ExitStack() as stack:
         with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("a"))  # closing it ends the lock
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"{path}: must be free, got a lock that another process holds"
+                ) from None
         yield
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, which takes its place if the block ends well, else is removed.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``.
+
+    It takes the place of ``path`` if the block ends well, else it is removed.
 
     Raises
     ------
@@ -230,7 +225,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
+def atomic_bytes(path: Path) -> Iterator[io.BytesIO]:
     """Give a file in memory whose content is at ``path`` if the block ends well.
 
     For ``torch.save``, which tells of an unexpected position where the disk is full, and writes
@@ -243,13 +238,15 @@ def bytes_written_whole(path: Path) -> Iterator[io.BytesIO]:
     """
     content = io.BytesIO()
     yield content
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``, which takes its place if the block ends well, else is removed.
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``.
+
+    It takes the place of ``path`` if the block ends well, else it is removed.
 
     Where ``path`` is a link, the folder behind it is meant.
 
@@ -276,8 +273,37 @@ def folder_written_whole(path: Path, *, replace: bool = False) -> Iterator[Path]
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def partial_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give the folder ``.NAME.partial`` beside ``path``, in which one process at a time works.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` has content (``overwrite``: other than the results of a run), cannot be
+        replaced, or another process works in the partial folder.
+    """
+    check_replaceable(path)
+    if path.is_file():
+        raise OutputError(f"{path}: must be a new or empty folder, got a file")
+    has_content = path.is_dir() and any(path.iterdir())
+    if has_content and not (overwrite and run_in(path)):
+        raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+    with lock(path.with_name(f".{path.name}.lock"), wait=False):
+        yield path.with_name(f".{path.name}.partial")
+
+
+def replace_folder(source: Path, path: Path) -> None:
+    """Move the folder ``source`` to ``path`` on the same disk, in place of what is there."""
+    with as_output_error(path):
+        _put(source, Path(os.path.realpath(path)))
+
+
 def _put(made: Path, place: Path) -> None:
-    """Put a folder in the place of another, which is put back if that fails, or where there is none."""
+    """Put a folder in the place of another, or where there is none.
+
+    If that fails, the other one is put back.
+    """
     old = made.with_name(f"{made.name}.old")
     if place.is_dir():
         place.replace(old)
@@ -366,7 +392,10 @@ def run_in(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
-    """Turn a refusal of the operating system (permission, full disk) into a message that names ``path``."""
+    """Turn a refusal of the operating system into a message that names ``path``.
+
+    Such as a lack of permission or a full disk.
+    """
     try:
         yield
     except OutputError:
@@ -412,13 +441,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def copy_whole(source: Path, path: Path) -> None:
     """Copy a file whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8, LF) whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

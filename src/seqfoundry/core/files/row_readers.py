@@ -24,9 +24,16 @@ from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.tables import refuse_wide
 
 _FORMS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".fasta": "fasta", ".fa": "fasta", ".fna": "fasta",
-    ".csv": "csv", ".tsv": "tsv", ".txt": "tsv", ".parquet": "parquet",
-}  # fmt: skip
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".fasta": "fasta",
+    ".fa": "fasta",
+    ".fna": "fasta",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".parquet": "parquet",
+}
 
 
 @contextmanager

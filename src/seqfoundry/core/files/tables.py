@@ -61,7 +61,7 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]], step: str = "ep
 
 
 def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield epoch and figure for every figure of training and validation that a history has and ``sent`` does not.
+    """Yield epoch and value of every metric of a history that ``sent`` does not know.
 
     ``sent`` gives the epochs (the first column) that are known of a metric. No such file: nothing.
     """

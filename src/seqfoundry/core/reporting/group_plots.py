@@ -130,7 +130,7 @@ class Profile(NamedTuple):
 
 
 def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str) -> None:
-    """Draw observed shares as bars and predicted ones as a line, one small panel per profile, row by row.
+    """Draw observed shares as bars and predicted ones as a line, a small panel per profile.
 
     ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has
     not one share of both kinds per place.
@@ -174,7 +174,9 @@ def _profile(axes: Axes, one: Profile) -> None:
 def distributions(
     path: Path, groups: Mapping[str, tuple[ArrayLike, float]], *, columns: int, label: str
 ) -> None:
-    """Draw how values spread around an estimate, given as (values, estimate), one small panel per group.
+    """Draw how values spread around an estimate, a small panel per group.
+
+    A group is (values, estimate).
 
     Values that are not finite are left out; so is an estimate that is not. InputError if
     ``columns`` is below 1.
@@ -360,7 +362,9 @@ def estimates(
 def tracks(
     path: Path, places: ArrayLike, groups: Mapping[str, tuple[ArrayLike, ArrayLike]]
 ) -> None:
-    """Draw ratios along a chromosome (``places`` in megabases) as dots, and called copies as a line, a panel per group.
+    """Draw ratios along a chromosome as dots and called copies as a line, a panel per group.
+
+    ``places`` are in megabases.
 
     A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as
     triangles.
@@ -464,7 +468,9 @@ def pairs(
     columns: int,
     labels: tuple[str, str],
 ) -> None:
-    """Draw measured (across) against predicted values, named ``labels``, a small panel per group, equality dashed.
+    """Draw measured (across) against predicted values, a small panel per group.
+
+    ``labels`` names the axes; a dashed line is equality.
 
     Pairs that are not finite are left out. InputError if ``columns`` is below 1.
     """

@@ -33,17 +33,22 @@ _TEMPLATE = """\
 <meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <style>
-:root { --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d0d7de; --band: #f4f6f8; --link: #0b5cad; }
+:root { --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d0d7de; --band: #f4f6f8;
+  --link: #0b5cad; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --soft: #9aa4b0; --paper: #16191d; --line: #3a424c; --band: #1f2429; --link: #7ab8f5; }
+  :root { --ink: #e6e8eb; --soft: #9aa4b0; --paper: #16191d; --line: #3a424c; --band: #1f2429;
+    --link: #7ab8f5; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem; color: var(--ink);
+  background: var(--paper);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+    sans-serif; }
 header { border-bottom: 2px solid var(--line); margin-bottom: 1.5rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 header p { color: var(--soft); margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; padding-bottom: .2rem; border-bottom: 1px solid var(--line);
+h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; padding-bottom: .2rem;
+  border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
 p { max-width: 46rem; white-space: pre-line; overflow-wrap: anywhere; }
 a { color: var(--link); }
@@ -52,16 +57,19 @@ nav strong { display: block; margin-bottom: .25rem; }
 nav ul { margin: 0; padding-left: 1.1rem; }
 figure { margin: 1.5rem 0; }
 figcaption { font-weight: 600; margin-bottom: .5rem; overflow-wrap: anywhere; }
-figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
+  border-radius: 4px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem .8rem; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--band); }
 th.number, td.number { text-align: right; white-space: nowrap; }
 .empty { color: var(--soft); font-style: italic; }
 @media print {
-  :root { --ink: #000000; --soft: #444444; --paper: #ffffff; --line: #bbbbbb; --band: #f4f4f4; --link: #000000; }
+  :root { --ink: #000000; --soft: #444444; --paper: #ffffff; --line: #bbbbbb; --band: #f4f4f4;
+    --link: #000000; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   figure, tr, nav { break-inside: avoid; }
   h2, figcaption { break-after: avoid; }
@@ -94,7 +102,8 @@ th.number, td.number { text-align: right; white-space: nowrap; }
 {% if part.rows %}
 <div class="scroll"><table>
 <thead>
-<tr>{% for name in part.columns %}<th scope="col"{{ side(part, loop.index0) }}>{{ name }}</th>{% endfor %}</tr>
+<tr>{% for name in part.columns %}
+<th scope="col"{{ side(part, loop.index0) }}>{{ name }}</th>{% endfor %}</tr>
 </thead>
 <tbody>
 {% for row in part.rows %}

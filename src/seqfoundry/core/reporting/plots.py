@@ -421,7 +421,10 @@ class _Page:
         self._y += _SLOT
 
     def line(self, view: ReadView, start: int) -> None:
-        """One line of bases on their predicted labels, the true labels above, the number of the last base behind."""
+        """Draw one line of bases on their predicted labels, the true labels above.
+
+        The number of the last base stands behind.
+        """
         stop = min(start + _BASES_PER_LINE, len(view.sequence))
         predicted, middle = np.asarray(view.predicted[start:stop]), self._y + _STRIP + _LETTERS / 2
         self._track("predicted", predicted, self._y + _STRIP, _LETTERS)

@@ -43,7 +43,7 @@ class Importance(NamedTuple):
 
 
 def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> None:
-    """Draw each sequence as bars, and below them the 80 positions that hold most of it, as letters.
+    """Draw each sequence as bars, and below them its strongest 80 positions as letters.
 
     InputError if a sequence has not one value per letter.
     """
@@ -125,7 +125,10 @@ class Calibrated(NamedTuple):
 
 
 def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns: int) -> None:
-    """Draw measured against predicted values of each group as dots, equality dashed, and its curve as a line."""
+    """Draw measured against predicted values of each group as dots, and its curve as a line.
+
+    A dashed line is equality.
+    """
     with plots.style():
         n_lines = max(math.ceil(len(groups) / columns), 1)
         figure = plots.new_figure(2.6 * columns, 0.6 + 2.0 * n_lines)

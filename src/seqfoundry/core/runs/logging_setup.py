@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from seqfoundry.core.errors import ConfigError
 
+_PACKAGE = __name__.partition(".")[0]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -24,13 +25,16 @@ def set_up() -> None:
                 errors="backslashreplace"
             )  # signs that an ASCII locale lacks, bytes of file names
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("seqfoundry").setLevel(logging.INFO)
+    logging.getLogger(_PACKAGE).setLevel(logging.INFO)
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
         os.environ.setdefault(name, value)
 
 
 def message(error: Exception) -> str:
-    """Write an error in one line, one of settings in one for each fault, without signs that steer the terminal."""
+    """Write an error in one line, and an error of settings in one line for each fault.
+
+    Signs that steer the terminal are removed.
+    """
     lines = str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]
     return "\n".join(_CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line) for line in lines)
 

@@ -10,22 +10,22 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+UNFINISHED = "auto"  # as ``TrainOptions.resume``: the unfinished run of the output folder
+
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     """How a training run is carried out, as opposed to what it computes.
 
-    ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue; ``track`` whether the
-    tracking store is used at all; ``overwrite`` whether another run's results in the output folder
-    may go; ``as_read`` the digest of the settings as they were read
-    (``provenance.settings_digest``), before the family resolved them further.
+    ``device`` is auto, cpu or gpu; ``resume`` the id of a run to continue, or ``UNFINISHED``;
+    ``track`` whether the tracking store is used at all; ``overwrite`` whether another run's
+    results in the output folder may go.
     """
 
     device: str = "auto"
     resume: str | None = None
     track: bool = True
     overwrite: bool = False
-    as_read: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Place:
     def quieten(self) -> None:
         """Let only the first process log."""
         if self.rank:
-            logging.getLogger("seqfoundry").setLevel(logging.ERROR)
+            logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -85,7 +85,9 @@ class Place:
             ) from error
 
 
-def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], count: int) -> Iterator[_Made]:
+def prefetch(
+    make: Callable[[_Item], _Made], items: Iterable[_Item], count: int
+) -> Iterator[_Made]:
     """Yield what ``make`` gives of each item, in order.
 
     A thread makes up to ``count`` ahead, if that is not 0.
@@ -93,7 +95,7 @@ def ahead(make: Callable[[_Item], _Made], items: Iterable[_Item], count: int) ->
     if not count:
         yield from map(make, items)
         return
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         waiting: deque[Future[_Made]] = deque()
         for item in items:
             waiting.append(thread.submit(make, item))

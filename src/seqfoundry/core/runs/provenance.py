@@ -1,19 +1,15 @@
 """Where a result comes from: project root, git commit, versions, machine."""
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
-import re
 import subprocess
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,6 @@ import seqfoundry
 from seqfoundry.core.errors import MissingError, ModelError
 from seqfoundry.core.family import find_family, recorded_family
 
-# metadata of paths to outputs, caches and what is hashed as the data anyway
-BY_NAME = "counts by its name alone"
-_CODE = re.compile(r"[^\W\d]\w*(\.\w+)*:\w+")
 _PROJECT = (
     Path(seqfoundry.__file__).resolve().parents[2]
 )  # src/seqfoundry/__init__.py -> the checkout, if it is one
@@ -51,7 +44,10 @@ def project_root() -> Path:
 
 
 def within_project(path: Path) -> str:
-    """Write a path relative to the project where it lies inside, so that records do not depend on the machine."""
+    """Write a path relative to the project where it lies inside.
+
+    So records do not depend on the machine.
+    """
     try:
         return path.resolve().relative_to(project_root().resolve()).as_posix()
     except (ValueError, MissingError):
@@ -80,67 +76,6 @@ def _git(root: Path, *words: str) -> str:
     return answer.stdout.strip()
 
 
-def settings_digest(config: Any) -> str:
-    """Hash a family's settings and the content of what they name, wherever the checkout lies.
-
-    That is files, folders (those marked ``BY_NAME`` apart) and, as ``module:object``, the source
-    of other code.
-
-    Raises
-    ------
-    InputError
-        If such a file cannot be read.
-    """
-    from seqfoundry.core.files import atomic as files
-    from seqfoundry.core.settings import (
-        config as settings_module,
-    )  # here, not above: --help must not pay for it
-
-    values = settings_module.flatten(dataclasses.asdict(config))
-    by_name = set(settings_module.path_keys(type(config), mark=BY_NAME))
-    for key in settings_module.path_keys(type(config)):
-        if text := values.get(key):
-            path = Path(text)
-            content = files.md5(path) if path.is_file() else ""
-            if path.is_dir() and key not in by_name:
-                content = files.digest_of(files.list_files(path))
-            values[key] = [within_project(path), content]
-    for key, value in values.items():
-        if (
-            isinstance(value, str)
-            and _CODE.fullmatch(value)
-            and (found := _source_file(value.partition(":")[0]))
-        ):
-            values[key] = [value, files.md5(found)]
-    return settings_module.digest(values)
-
-
-def _source_file(module: str) -> Path | None:
-    """Find the source of a module where a step of the project would, without running it.
-
-    None where there is none.
-    """
-    first, *rest = module.split(".")
-    found = None
-    with contextlib.suppress(ImportError, ValueError, MissingError):
-        found = importlib.util.find_spec(first) or PathFinder.find_spec(
-            first, [str(project_root())]
-        )
-    if found is None:
-        return None
-    places = (
-        [Path(folder).joinpath(*rest) for folder in found.submodule_search_locations or ()]
-        if rest
-        else []
-    )
-    paths = [
-        path for place in places for path in (place / "__init__.py", place.with_suffix(".py"))
-    ]
-    return next(
-        (path for path in (paths if rest else [Path(found.origin or "")]) if path.is_file()), None
-    )
-
-
 def source_digest(family: str) -> str:
     """Hash the source of a family and of ``core`` as it lies on the disk, committed or not."""
     package = Path(seqfoundry.__file__).parent
@@ -152,41 +87,28 @@ def source_digest(family: str) -> str:
     return total.hexdigest()
 
 
-def step_key(family: str, settings: str, data: str) -> str:
-    """Key of a training step.
-
-    Equal where the digests of settings and data and the family's source are equal.
-    """
-    return hashlib.sha256(
-        f"{family} {settings} {data} {source_digest(family)}".encode()
-    ).hexdigest()
-
-
-def input_tags(family: str, settings: str, data: str, as_read: str = "") -> dict[str, str]:
-    """Tags for what a run is made from; ``settings`` and ``data`` are digests.
-
-    ``as_read``, the digest of the settings before the family resolved them further, is what
-    ``step.key`` is made of, so that it can be told without the family's framework; by default
-    ``settings``.
-    """
-    key = step_key(family, as_read or settings, data)
-    return {"family": family, "data.md5": data, "settings.sha256": settings, "step.key": key}
+def input_tags(family: str, settings: str, data: str) -> dict[str, str]:
+    """Tags for what a run is made from; ``settings`` and ``data`` are digests."""
+    return {
+        "family": family,
+        "data.md5": data,
+        "settings.sha256": settings,
+        "source.sha256": source_digest(family),
+    }
 
 
 def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run that goes on.
+    """Tags of a run that goes on: the commit that it began with.
 
-    The commit that it began with, and no ``step.key`` where the source has changed.
-
-    What two sources made is what neither makes, so that such a run passes for no step that is
-    done.
+    ``source.sha256`` is empty where two versions of the source made the run.
     """
-    key = now["step.key"] if first.get("step.key", now["step.key"]) == now["step.key"] else ""
-    return {
-        **now,
-        **{name: first[name] for name in ("git.commit", "git.dirty") if name in first},
-        "step.key": key,
-    }
+    tags = dict(now)
+    for name in ("git.commit", "git.dirty"):
+        if name in first:
+            tags[name] = first[name]
+    if first.get("source.sha256", now["source.sha256"]) != now["source.sha256"]:
+        tags["source.sha256"] = ""
+    return tags
 
 
 def process_tags() -> dict[str, str]:
@@ -201,14 +123,14 @@ def process_tags() -> dict[str, str]:
 
 
 def _pid_namespace() -> str:
-    """Tell the process numbers of one container from those of another that has the same host name."""
+    """Tell the process numbers of one container from those of another of the same host name."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-def lives(tags: Mapping[str, str]) -> bool | None:
+def is_alive(tags: Mapping[str, str]) -> bool | None:
     """Tell whether the process that left these ``process_tags`` is alive.
 
     None where that cannot be known from here.
@@ -223,7 +145,9 @@ def lives(tags: Mapping[str, str]) -> bool | None:
 
 
 def process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, empty when there is no such process or it is dead already.
+    """Return the start time of a process in clock ticks since boot.
+
+    It is empty when there is no such process or it is dead already.
 
     Together with the number it tells a process from a later one that got the same number.
     """
@@ -247,7 +171,10 @@ def version_tags() -> dict[str, str]:
 
 
 def pinned(*names: str) -> list[str]:
-    """Write pip requirements for installed packages at their exact versions, without local parts such as ``+cpu``."""
+    """Write pip requirements for installed packages at their exact versions.
+
+    Local parts such as ``+cpu`` are left out.
+    """
     found = {name: installed(name) for name in names}
     if missing := [name for name, version in found.items() if version is None]:
         raise importlib.metadata.PackageNotFoundError(missing[0])
@@ -295,7 +222,9 @@ def read_model_record(
             served["package_version"],
         )
         content = {key: content[key] for key in keys}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if found is None:
+            raise KeyError("family")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family {family}, got: {error}"
         ) from None

@@ -1,4 +1,4 @@
-"""What a tracking server says when it refuses, in words that tell the user what to do, and never with a password."""
+"""What a tracking server says when it refuses, with what to do and never with a password."""
 
 import contextlib
 import os
@@ -49,7 +49,10 @@ def without_password(text: str) -> str:
 
 
 def _without_ours(text: str) -> str:
-    """Write the store's URI, where a text repeats it, as it is shown, and ``***`` for its login and password alone."""
+    """Write the store's URI as it is shown wherever a text repeats it.
+
+    Its login and password alone become ``***``.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     rest = uri.partition("//")[2]
     login = "" if rest.startswith("/") else rest.rpartition("@")[0]

@@ -18,7 +18,7 @@ import urllib.request
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from seqfoundry.core.family import recorded_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import tables
 from seqfoundry.core.runs import provenance, store_errors
-from seqfoundry.core.runs.loop import TrainOptions, stopping_on_signals
+from seqfoundry.core.runs.loop import UNFINISHED, TrainOptions, stopping_on_signals
 from seqfoundry.core.settings import config as settings_module
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def store_uri() -> str:
 
 
 def shown_uri() -> str:
-    """Write the URI of the tracking store for messages and logs, without user, password and options."""
+    """Write the URI of the tracking store without user, password and options."""
     return store_errors.shown(store_uri())
 
 
@@ -107,7 +107,10 @@ def client() -> Any:
 
 @contextlib.contextmanager
 def as_tracking_error() -> Iterator[None]:
-    """Turn what MLflow, its database and its artifact store raise into a ``TrackingError`` that names the store."""
+    """Turn errors of MLflow, its database and its artifact store into a ``TrackingError``.
+
+    The message names the store.
+    """
     try:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
@@ -194,6 +197,17 @@ class Run:
         """Ask the trainer to stop at the next safe point."""
         self.stop_requested = True
 
+    def moved_to(self, out: Path) -> None:
+        """Record where the files of the finished run lie now."""
+        self.out = out
+        if self.client is None:
+            return
+        try:
+            with as_tracking_error():
+                self.client.set_tag(self.id, "out", str(out.resolve()))
+        except TrackingError as error:
+            log.warning("the new folder of run %s is not recorded: %s", self.id, error)
+
     def end_after(self, error: BaseException) -> None:
         """End a run that ``error`` broke off: KILLED if asked for, else FAILED.
 
@@ -263,17 +277,67 @@ def run(
     ``build/<family>/runs/<id>``) gets ``run.json``, ``params.yaml``, and at the end is copied to
     the store as it stands.
 
+    With ``options.resume`` = ``UNFINISHED`` the run works in ``.OUT.partial`` beside ``out``,
+    which takes the place of ``out`` when the run is complete. If an unfinished run of the same
+    settings, data and source is there, it goes on.
+
     Raises
     ------
     TrackingError, MissingError, ConfigError, OutputError
         If the store does not answer or has no such run, the resumed run had other settings or data
         or goes on still, ``out`` cannot be written or holds another run's results.
     """
-    digests = settings_module.digest(settings), files.digest(data) if data else ""
-    tags = provenance.input_tags(family, *digests, options.as_read)
+    data_digest = files.digest(data) if data else ""
+    tags = provenance.input_tags(family, settings_module.digest(settings), data_digest)
     opened = client() if options.track else None
     if opened is not None:
         close_stale_runs(opened)
+    if options.resume != UNFINISHED:
+        with _open_run(family, settings, tags, data, out, options, opened) as handle:
+            yield handle
+        return
+    if out is None:
+        raise ConfigError(f"--resume {UNFINISHED}: must come with --out, got none")
+    with files.partial_folder(out, overwrite=options.overwrite) as partial:
+        run_id = _unfinished_run(partial, tags, opened)
+        options = replace(options, resume=run_id, overwrite=True)
+        with _open_run(family, settings, tags, data, partial, options, opened) as handle:
+            yield handle
+        files.replace_folder(partial, out)
+        handle.moved_to(out)
+
+
+def _unfinished_run(folder: Path, tags: Mapping[str, str], opened: Any) -> str | None:
+    """Id of the run in a partial folder, if it can go on; else None.
+
+    Its settings, data and source must be these, and the store must know it.
+    """
+    record = files.run_in(folder)
+    if any(record.get(name) != value for name, value in tags.items()):
+        return None
+    if record.get("tracked") != (opened is not None):
+        return None
+    run_id = str(record["run_id"])
+    if opened is not None:
+        try:
+            get_run(run_id, opened)
+        except MissingError:
+            return None
+    log.info("run %s is unfinished and goes on", run_id)
+    return run_id
+
+
+@contextlib.contextmanager
+def _open_run(
+    family: str,
+    settings: Mapping[str, Any],
+    tags: Mapping[str, str],
+    data: Path | None,
+    out: Path | None,
+    options: TrainOptions,
+    opened: Any,
+) -> Iterator[Run]:
+    """Open, yield and end the run that ``options`` and ``out`` name."""
     inherited = opened and os.environ.pop(
         "MLFLOW_RUN_ID", None
     )  # popped: a child of ours must not write into it
@@ -351,7 +415,7 @@ def _find(
         }  # killed at its begin, it may lack tags there
         if (
             found.info.status == "RUNNING"
-            and provenance.lives(known)
+            and provenance.is_alive(known)
             and known["pid"] != str(os.getpid())
         ):
             raise ConfigError(
@@ -457,13 +521,13 @@ def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
 
 
 def close_stale_runs(opened: Any) -> list[str]:
-    """End runs that say RUNNING although their process on this machine is gone (killed, out of memory)."""
+    """End runs that say RUNNING although their process on this machine is gone."""
     here = f"tags.host = '{provenance.process_tags()['host']}'"
     with as_tracking_error():
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]
         closed = []
         for found in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
-            if provenance.lives(found.data.tags) is False:
+            if provenance.is_alive(found.data.tags) is False:
                 with store_errors.passed_over():  # another user's run is theirs to end
                     opened.set_tag(found.info.run_id, "stale", "its process was gone")
                     opened.set_terminated(found.info.run_id, status="KILLED")
@@ -516,6 +580,25 @@ def open_parent(opened: Any, name: str) -> str:
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
             opened.set_tag(run_id, key, value)
     return run_id
+
+
+def describe_parent(opened: Any, run_id: str, trained: Mapping[str, str]) -> None:
+    """Link a parent run to the run of each family, by whichever pipeline it was trained.
+
+    Parameters
+    ----------
+    trained
+        Run id by family.
+    """
+    lines = []
+    with as_tracking_error():
+        for family, child_id in sorted(trained.items()):
+            child = get_run(child_id, opened)
+            link = f"[{child_id}](#/experiments/{child.info.experiment_id}/runs/{child_id})"
+            is_own = child.data.tags.get("mlflow.parentRunId") == run_id
+            lines.append(f"- {family}: {link}, trained {'here' if is_own else 'earlier'}")
+            opened.set_tag(run_id, f"run.{family}", child_id)
+        opened.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
 
 
 def close_parent(opened: Any, run_id: str, *, failed: bool) -> None:

@@ -111,7 +111,7 @@ class Settings:
         return self.where
 
     def blame(self, key: str, message: str) -> str:
-        """Name the source, of all that set what a fault of the mapping ``key`` is about, that had the last word."""
+        """Name the source that had the last word on a fault of the mapping ``key``."""
         named = {word.rstrip(".") for word in re.findall(r"[\w.]+", message)}
         named |= {f"{key}.{word}" for word in named}
         about = [name for name in self.origins if name in named] or [
@@ -122,7 +122,9 @@ class Settings:
 
 
 def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settings:
-    """Merge ``path``, its bases and ``overrides`` (``"k=v a.b=w"``, split as a shell would) into plain settings.
+    """Merge ``path``, its bases and ``overrides`` into plain settings.
+
+    Overrides are ``"k=v a.b=w"``, split as a shell would.
 
     ``full`` is the base of a file that names none. Settings of type ``Annotated[str, PATH]`` in
     ``cls`` become absolute here, each relative to the file that holds it (or the working directory
@@ -202,7 +204,10 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Put keys that were split at their dots together again where ``known`` has such a key (``test.macro_f1``)."""
+    """Join keys that were split at their dots where ``known`` has such a key.
+
+    Such as ``test.macro_f1``.
+    """
     made: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
@@ -245,12 +250,12 @@ def _merge_level(
             _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
-def path_keys(cls: type, prefix: str = "", mark: str = PATH) -> Iterator[str]:
-    """List the dotted keys of ``cls`` that are paths, or have another ``mark`` among their metadata."""
+def path_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """List the dotted keys of ``cls`` that are paths."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
-            yield from path_keys(hint, f"{prefix}{name}.", mark)  # type: ignore[arg-type]
-        elif mark in getattr(hint, "__metadata__", ()):
+            yield from path_keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif PATH in getattr(hint, "__metadata__", ()):
             yield prefix + name
 
 

@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 (other readers) or 1.2 (``1e-4`` as text) would take for something else."""
+    """Quotes what YAML 1.1 or 1.2 would take for something else than text, such as ``1e-4``."""
 
 
 for _tag, _pattern, _first in (

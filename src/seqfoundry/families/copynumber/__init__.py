@@ -1,4 +1,6 @@
-"""Copy number of bins, genes and plasmid genes from read depth, for cohorts of the *Klebsiella pneumoniae* complex.
+"""Copy number of bins, genes and plasmid genes from read depth, for bacterial cohorts.
+
+The cohorts are of the *Klebsiella pneumoniae* complex.
 
 A variational autoencoder learns the depth that a sample is expected to have in every bin of the
 chromosome (replication gradient, GC, regions that its lineage lacks); a hidden Markov model

@@ -17,8 +17,8 @@ from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.data import cohort_stores
-from seqfoundry.families.copynumber.depth.bins import Layout, read_families, read_panel
-from seqfoundry.families.copynumber.depth.store import PlasmidStore, Store, some
+from seqfoundry.families.copynumber.depth.bins import BinLayout, read_families, read_gene_list
+from seqfoundry.families.copynumber.depth.store import DepthStore, PlasmidStore, preview
 from seqfoundry.families.copynumber.lineage_split import (
     lineages,
     of_samples,
@@ -77,7 +77,7 @@ class Cohort:
         Where each part was read, as text for a report.
     """
 
-    chromosome: Store
+    chromosome: DepthStore
     plasmid: PlasmidStore | None
     metadata: pd.DataFrame
     ground_truth: pd.DataFrame | None
@@ -173,7 +173,7 @@ def cohort(config: Config, data: Path, split: str = "train") -> Cohort:
         "held_out": config.eval_holdout_ids_path,
     }
     folders = [Path(paths[name]) for name in ("chromosome", "plasmid") if paths[name]]
-    chromosome, plasmid = cohort_stores(folders, Layout.of(config))
+    chromosome, plasmid = cohort_stores(folders, BinLayout.of(config))
     samples = chromosome.samples
     targets = _targets(config)
     sources = dict(paths)
@@ -209,7 +209,7 @@ def _targets(config: Config) -> dict[str, Target]:
 
     Families and genes of plasmids, genes of the chromosome.
     """
-    panel = {gene.name for gene in read_panel(config.panel)[0]}
+    panel = {gene.name for gene in read_gene_list(config.panel)[0]}
     targets = {name: Target("plasmid", (name,)) for name in panel}
     if config.plasmid_family_map_path:
         families = read_families(Path(config.plasmid_family_map_path))
@@ -218,7 +218,7 @@ def _targets(config: Config) -> dict[str, Target]:
             for name, genes in families.items()
         }
     if config.chrom_gene_coords_path:
-        chromosome = read_panel(Path(config.chrom_gene_coords_path))[0]
+        chromosome = read_gene_list(Path(config.chrom_gene_coords_path))[0]
         targets |= {gene.name: Target("chromosome", (gene.name,)) for gene in chromosome}
     return {name: target for name, target in targets.items() if target.genes}
 
@@ -234,7 +234,7 @@ def _ground_truth(
         raise InputError(
             f"{path}: columns must be genes or families of the settings, "
             f"{', '.join(sorted(targets))}, got "
-            f"{some(strange) or 'none'}"
+            f"{preview(strange) or 'none'}"
         )
     return _numbers(path, of_samples(path, frame, samples), genes)
 
@@ -292,7 +292,7 @@ def _held_out(path: str, samples: Sequence[str]) -> NDArray[np.bool_]:
     if not held.any():
         raise InputError(
             f"{path}: must name samples of the store, such as {samples[0]}, got "
-            f"{some(names) or 'none'}"
+            f"{preview(names) or 'none'}"
         )
     _LOG.info(
         "%s: %d samples are held out, %d names of others",
@@ -310,5 +310,5 @@ def _read_truth(path: Path, columns: Sequence[str], samples: Sequence[str]) -> p
     text = read_table(path, columns)
     extra = set(text["sample_id"]) - set(samples)
     if extra:
-        raise InputError(f"{path}: must be of samples of the store only, got {some(extra)}")
+        raise InputError(f"{path}: must be of samples of the store only, got {preview(extra)}")
     return pd.read_csv(path, sep="\t", dtype={"sample_id": str})

@@ -10,7 +10,10 @@ from seqfoundry.families.copynumber import FAMILY
 
 
 def _names_its_data(config: Any) -> bool:
-    """The experiment files of CNVRock say where the stores lie."""
+    """Tell whether the settings say where the stores lie.
+
+    The experiment files of CNVRock do.
+    """
     return bool(config.store_path)
 
 

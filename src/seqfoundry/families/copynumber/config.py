@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from seqfoundry.core.runs.provenance import BY_NAME
 from seqfoundry.core.settings.config import PATH, Gate
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -52,7 +51,10 @@ class SimulateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareConfig:
-    """``test_share`` of a user's own samples, as whole sequence types, is set aside as test samples."""
+    """Set whole sequence types of a user's own samples aside as test samples.
+
+    They are about ``test_share`` of the samples.
+    """
 
     test_share: Annotated[float, Field(ge=0, lt=1)]
 
@@ -92,9 +94,9 @@ class Config:
     cnv: str
     plasmid_cnv: str
     evaluation: str
-    store_path: Annotated[File, BY_NAME]
+    store_path: File
     plasmid_store_path: File
-    out_dir: Annotated[File, BY_NAME]
+    out_dir: File
     kpsc_gt_path: File
     kpsc_kleborate_gt_path: File
     kpsc_meta_path: File

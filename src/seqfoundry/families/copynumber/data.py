@@ -22,9 +22,9 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.arrays import Rows, open_array, read_objects
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.bins import (
+    BinLayout,
     Bins,
-    Gene,
-    Layout,
+    GeneInterval,
     Positions,
     Reference,
     Values,
@@ -33,20 +33,20 @@ from seqfoundry.families.copynumber.depth.bins import (
     summarise_plasmids,
 )
 from seqfoundry.families.copynumber.depth.store import (
+    DepthStore,
     PlasmidStore,
-    Store,
     aligned,
     as_counts,
     check_names,
     is_store,
     open_plasmid_store,
     open_store,
+    preview,
     seal_plasmid_store,
     seal_store,
-    some,
     write_plasmid_store,
 )
-from seqfoundry.families.copynumber.depth.tables import Block, find_tables, read_blocks
+from seqfoundry.families.copynumber.depth.tables import CountBlock, find_tables, read_blocks
 from seqfoundry.families.copynumber.lineage_split import divide
 
 _LOG = logging.getLogger(__name__)
@@ -91,9 +91,9 @@ def prepare(
     """
     if germline is not None:
         raise InputError(f"germline: read counts need none, got {germline}")
-    layout = Layout.of(config)
+    layout = BinLayout.of(config)
     stores = [_store_folders(path) for path in inputs]
-    with files.folder_written_whole(out) as folder:
+    with files.atomic_folder(out) as folder:
         if any(stores):
             if not all(stores) or form is not None:
                 raise InputError(
@@ -121,13 +121,13 @@ def _store_folders(path: Path) -> list[Path]:
     return [path] if stores else parts
 
 
-def _join(folders: Sequence[Path], out: Path, layout: Layout) -> None:
+def _join(folders: Sequence[Path], out: Path, layout: BinLayout) -> None:
     """Write the stores of one kind as one.
 
     Samples of the plasmid store follow those of the chromosome store.
     """
     opened = [open_any(folder, layout) for folder in folders]
-    chromosomes = [store for store in opened if isinstance(store, Store)]
+    chromosomes = [store for store in opened if isinstance(store, DepthStore)]
     plasmids = [store for store in opened if isinstance(store, PlasmidStore)]
     if not chromosomes:
         raise InputError(
@@ -143,7 +143,9 @@ def _join(folders: Sequence[Path], out: Path, layout: Layout) -> None:
         write_plasmid_store(out / "plasmid", whole)
 
 
-def _write_tables(inputs: Sequence[Path], folder: Path, layout: Layout, form: str | None) -> None:
+def _write_tables(
+    inputs: Sequence[Path], folder: Path, layout: BinLayout, form: str | None
+) -> None:
     """Read all tables once, and write both stores as they come."""
     listed = find_tables(inputs)
     _LOG.info("%d tables of read counts", len(listed))
@@ -175,7 +177,7 @@ def _write_tables(inputs: Sequence[Path], folder: Path, layout: Layout, form: st
         )
 
 
-def _of_one_reference(first: Block, others: Iterator[Block]) -> Iterator[Block]:
+def _of_one_reference(first: CountBlock, others: Iterator[CountBlock]) -> Iterator[CountBlock]:
     yield first
     for block in others:
         if not block.plasmid_bins.equals(first.plasmid_bins):
@@ -187,7 +189,7 @@ def _of_one_reference(first: Block, others: Iterator[Block]) -> Iterator[Block]:
         yield block
 
 
-def _plasmids_of(block: Block, layout: Layout) -> tuple[Values, Values, Values]:
+def _plasmids_of(block: CountBlock, layout: BinLayout) -> tuple[Values, Values, Values]:
     medians = np.median(block.counts, axis=1)
     return summarise_plasmids(block.plasmid_counts, block.plasmid_bins, layout.panel, medians)
 
@@ -197,7 +199,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     chromosome = open_store(folder / "chromosome", verify=False)
     empty = chromosome.manifest["all_zero"]
     if empty:
-        _LOG.warning("%d samples without a single read, kept: %s", len(empty), some(empty))
+        _LOG.warning("%d samples without a single read, kept: %s", len(empty), preview(empty))
     summary = {"samples": len(chromosome), "bins": len(chromosome.bins), "all_zero": empty}
     summary |= {key: chromosome.manifest[key] for key in ("reference", "reference_length", "mapq")}
     if not (folder / "plasmid").is_dir():
@@ -218,7 +220,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     return {**summary, "genes": genes, "genes_unknown": unknown, "replicons": list(plasmid.names)}
 
 
-def merge(stores: Sequence[Store], folder: Path) -> None:
+def merge(stores: Sequence[DepthStore], folder: Path) -> None:
     """Write the samples of several stores as one, in the order given.
 
     Raises
@@ -233,7 +235,7 @@ def merge(stores: Sequence[Store], folder: Path) -> None:
             raise InputError(f"{store.folder}: must have the bins of {first.folder}, got others")
     samples = [name for store in stores for name in store.samples]
     check_names(samples, " + ".join(str(store.folder) for store in stores))
-    with files.folder_written_whole(folder) as made:
+    with files.atomic_folder(folder) as made:
         with Rows(made / "counts.npy", (len(samples), len(first.bins)), np.uint32) as rows:
             for store in stores:
                 for _, block in store.blocks():
@@ -275,7 +277,7 @@ def is_upstream(folder: Path) -> bool:
     return (folder / "sample_ids.npy").is_file() and not (folder / "manifest.json").is_file()
 
 
-def open_upstream(upstream: Path, layout: Layout) -> Store | PlasmidStore:
+def open_upstream(upstream: Path, layout: BinLayout) -> DepthStore | PlasmidStore:
     """Open a store of the reference tool as it lies; its pickles are read as data, never executed.
 
     Columns of its plasmid stores are sums over all bins that touch the gene; they become the mean
@@ -319,7 +321,7 @@ def open_upstream(upstream: Path, layout: Layout) -> Store | PlasmidStore:
     if (upstream / "genes.npy").is_file():
         names = [str(name) for name in read_objects(upstream / "genes.npy")]
         panel = tuple(
-            Gene(*fields)
+            GeneInterval(*fields)
             for fields in zip(names, chrom, start.tolist(), end.tolist(), strict=True)
         )
         depth = (counts / ((end - 1) // size - (start - 1) // size + 1)).astype(np.float32)
@@ -328,15 +330,15 @@ def open_upstream(upstream: Path, layout: Layout) -> Store | PlasmidStore:
     if set(chrom) != {reference.name} or int(end.max()) > reference.length:
         raise InputError(
             f"{upstream}: must have bins of {reference.name} (1-{reference.length}) alone, got "
-            f"{some(chrom)} up to "
+            f"{preview(chrom)} up to "
             f"{end.max(initial=0)}"
         )
-    return Store(
+    return DepthStore(
         upstream, counts, Bins(np.array(chrom, dtype=np.str_), start, end, size), samples, manifest
     )
 
 
-def open_any(folder: Path, layout: Layout) -> Store | PlasmidStore:
+def open_any(folder: Path, layout: BinLayout) -> DepthStore | PlasmidStore:
     """Open a store of ours, or of the reference tool, of either kind."""
     if is_upstream(folder):
         return open_upstream(folder, layout)
@@ -372,7 +374,7 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
         yield _frame(block.samples, block.counts, _plasmids_of(block, layout), names)
 
 
-def _store_frames(folders: Sequence[Path], layout: Layout) -> Iterator[pd.DataFrame]:
+def _store_frames(folders: Sequence[Path], layout: BinLayout) -> Iterator[pd.DataFrame]:
     """Rows of the stores of one cohort."""
     chromosome, plasmid = cohort_stores(folders, layout)
     if (
@@ -402,7 +404,9 @@ def _store_frames(folders: Sequence[Path], layout: Layout) -> Iterator[pd.DataFr
         )
 
 
-def cohort_stores(folders: Sequence[Path], layout: Layout) -> tuple[Store, PlasmidStore | None]:
+def cohort_stores(
+    folders: Sequence[Path], layout: BinLayout
+) -> tuple[DepthStore, PlasmidStore | None]:
     """Open the chromosome store and, where there is one, the plasmid store of the same samples.
 
     Raises
@@ -412,7 +416,7 @@ def cohort_stores(folders: Sequence[Path], layout: Layout) -> tuple[Store, Plasm
         differ.
     """
     opened = [open_any(folder, layout) for folder in folders]
-    chromosomes = [store for store in opened if isinstance(store, Store)]
+    chromosomes = [store for store in opened if isinstance(store, DepthStore)]
     plasmids = [store for store in opened if isinstance(store, PlasmidStore)]
     if len(chromosomes) != 1 or len(plasmids) > 1:
         raise InputError(
@@ -430,7 +434,7 @@ def cohort_stores(folders: Sequence[Path], layout: Layout) -> tuple[Store, Plasm
     return chromosomes[0], plasmid
 
 
-def _columns_of(chromosome: Store, bins: Bins) -> Positions:
+def _columns_of(chromosome: DepthStore, bins: Bins) -> Positions:
     """Columns of a store that hold the bins of a model."""
     have = chromosome.bins
     found = np.minimum(np.searchsorted(have.start, bins.start), len(have) - 1)
@@ -444,7 +448,7 @@ def _columns_of(chromosome: Store, bins: Bins) -> Positions:
     return found
 
 
-def _genes_of(plasmid: PlasmidStore, window: slice, panel: Sequence[Gene]) -> Values:
+def _genes_of(plasmid: PlasmidStore, window: slice, panel: Sequence[GeneInterval]) -> Values:
     """Depth of a panel's genes; NaN for those that the store has not, or elsewhere."""
     columns = {gene: i for i, gene in enumerate(plasmid.panel)}
     made = np.full((len(plasmid.samples[window]), len(panel)), np.nan, dtype=np.float32)

@@ -1,4 +1,6 @@
-"""Measure a model on samples it was not trained on, beside every other way to expect depth, with the same chain.
+"""Measure a model on samples it was not trained on, beside every other expected depth.
+
+All go through the same chain.
 
 Spikes are added to counts *before* depth is expected, so that what absorbs a change of copies is
 seen to do so.
@@ -25,7 +27,7 @@ from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import BASELINES, Config
 from seqfoundry.families.copynumber.model import build
 from seqfoundry.families.copynumber.quality.assessment import (
-    Assessment,
+    CopynumberAssessment,
     Table,
     add_to,
     as_text,
@@ -37,8 +39,14 @@ Expected = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 _LOG = logging.getLogger(__name__)
 
-_PATHS = ("store_path", "plasmid_store_path", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
-          "eval_holdout_ids_path")  # fmt: skip
+_PATHS = (
+    "store_path",
+    "plasmid_store_path",
+    "kpsc_gt_path",
+    "kpsc_kleborate_gt_path",
+    "kpsc_meta_path",
+    "eval_holdout_ids_path",
+)
 _SPIKED = 60  # samples that get spikes
 _SPIKES = ((2.0, 10), (2.0, 30), (3.0, 30), (2.0, 60), (0.5, 30))  # copies, bins
 _VIEWS = 6
@@ -57,7 +65,7 @@ _SIDE = (
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on the cohort ``data/test`` (or ``data``) and write the report to ``out``.
+    """Measure a model folder on the cohort ``data/test`` (or ``data``) and write the report.
 
     Samples that the model was trained on, whatever their names, are left out. ``untrained`` is the
     model's network with weights drawn at random: what differs from it is what training gives.
@@ -92,7 +100,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         metrics[f"test.{name}.absorbed"] = absorbed[name]
     side = Table("Ways to expect depth, side by side", "The same samples and chain", _SIDE, rows)
     everything = [side, *tables(own, loaded.config)]
-    with files.folder_written_whole(out, replace=True) as folder:
+    with files.atomic_folder(out, replace=True) as folder:
         _write(folder, loaded, (found, own), everything, verdict)
         files.write_json(folder / "metrics.json", metrics)
     return metrics
@@ -158,13 +166,18 @@ def _ways(loaded: serve.CopyNumberModel) -> dict[str, Expected]:
     return ways
 
 
-def _assess(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> Assessment:
+def _assess(
+    loaded: serve.CopyNumberModel, found: Cohort, expected: Expected
+) -> CopynumberAssessment:
     called = serve.call_samples(loaded, found.chromosome.counts, found.plasmid, expected)
     return assess_cohort(called, found, loaded.layout.bins, loaded.config)
 
 
 def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) -> float | None:
-    """Mean share (%) of a spike's log2 height that moves into the expected depth, over samples and spikes."""
+    """Mean share (%) of a spike's log2 height that moves into the expected depth.
+
+    The mean is over samples and spikes.
+    """
     rows = np.unique(np.linspace(0, len(found) - 1, min(_SPIKED, len(found))).astype(int))
     counts = np.asarray(found.chromosome.counts[rows]).astype(np.int64)
     rows_kept = np.median(counts, axis=1) >= loaded.config.hmm_min_expected
@@ -183,7 +196,7 @@ def _absorbed(loaded: serve.CopyNumberModel, found: Cohort, expected: Expected) 
     return 100 * float(np.mean(np.abs(shares)))
 
 
-def _side_row(name: str, one: Assessment, absorbed: float | None) -> list[Cell]:
+def _side_row(name: str, one: CopynumberAssessment, absorbed: float | None) -> list[Cell]:
     found = one.metrics("test")
     own = [found.get(f"test.amplification.{gene}.mcc") for gene in one.called.genes.names]
     known = [value for value in own if value is not None]
@@ -194,7 +207,7 @@ def _side_row(name: str, one: Assessment, absorbed: float | None) -> list[Cell]:
     return [name, *values, float(np.mean(known)) if known else None, absorbed]
 
 
-def _verdict(name: str, assessed: Mapping[str, Assessment]) -> str:
+def _verdict(name: str, assessed: Mapping[str, CopynumberAssessment]) -> str:
     """Say in one sentence whether the model beats what is simpler."""
     scores = {key: one.metrics("t").get("t.segment_f1") for key, one in assessed.items()}
     known = {key: value for key, value in scores.items() if value is not None}
@@ -218,7 +231,7 @@ def _verdict(name: str, assessed: Mapping[str, Assessment]) -> str:
 def _write(
     folder: Path,
     loaded: serve.CopyNumberModel,
-    measured: tuple[Cohort, Assessment],
+    measured: tuple[Cohort, CopynumberAssessment],
     found: list[Table],
     verdict: str,
 ) -> None:
@@ -251,7 +264,9 @@ def _write(
     report.write(folder / "report.html")
 
 
-def _plot(folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: Assessment) -> None:
+def _plot(
+    folder: Path, loaded: serve.CopyNumberModel, samples: Cohort, own: CopynumberAssessment
+) -> None:
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(_VIEWS, len(samples))).astype(int))
     counts = np.asarray(samples.chromosome.counts[chosen])
     shown = tracks(counts, loaded.expected(counts), loaded.layout.bins, loaded.config)

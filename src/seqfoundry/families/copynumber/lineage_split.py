@@ -1,4 +1,7 @@
-"""What is known of the samples of a cohort, and cohorts divided so that no lineage is in two parts."""
+"""What is known of a cohort's samples, and cohorts divided by lineage.
+
+No lineage is in two parts.
+"""
 
 import logging
 import re
@@ -19,8 +22,8 @@ from seqfoundry.families.copynumber.depth.store import (
     ROWS,
     open_plasmid_store,
     open_store,
+    preview,
     seal_store,
-    some,
     write_plasmid_store,
 )
 
@@ -46,7 +49,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise InputError(f"{path}: must be a table with tabs in UTF-8, got: {error}") from None
     absent = [name for name in columns if name not in frame]
     if absent:
-        raise InputError(f"{path}: must have the column {absent[0]}, got {some(frame.columns)}")
+        raise InputError(f"{path}: must have the column {absent[0]}, got {preview(frame.columns)}")
     return frame
 
 
@@ -59,7 +62,7 @@ def of_samples(path: Path, frame: pd.DataFrame, samples: Sequence[str]) -> pd.Da
     doubled = known.loc[known["sample_id"].duplicated(), "sample_id"]
     if len(doubled):
         raise InputError(
-            f"{path}: must have one row for each sample, got more for {some(doubled)}"
+            f"{path}: must have one row for each sample, got more for {preview(doubled)}"
         )
     if known.empty:
         raise InputError(
@@ -86,7 +89,7 @@ def read_metadata(path: str, samples: Sequence[str]) -> pd.DataFrame:
     absent = set(samples) - set(frame["sample_id"])
     if absent:
         raise InputError(
-            f"{path}: must have all samples of the store, lacks {len(absent)}: {some(absent)}"
+            f"{path}: must have all samples of the store, lacks {len(absent)}: {preview(absent)}"
         )
     return of_samples(Path(path), frame, samples)
 
@@ -137,7 +140,7 @@ def grouped_split(
     if len(names) < 2:
         raise InputError(
             f"sequence types: must be at least two to set some aside, got {len(names)}: "
-            f"{some(names)}"
+            f"{preview(names)}"
         )
     wanted, taken = share * len(member), np.zeros(len(names), dtype=bool)
     for group in np.random.default_rng(seed).permutation(len(names)):

@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from seqfoundry.core.errors import ModelError
-from seqfoundry.core.runs.processes import ahead
+from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.model import ROWS, Network, as_ratio, build, load_weights
+from seqfoundry.families.copynumber.model import ROWS, DepthNetwork, as_ratio, build, load_weights
 from seqfoundry.families.copynumber.training_arrays import Batch as Batch
-from seqfoundry.families.copynumber.training_arrays import Cohort as Cohort
 from seqfoundry.families.copynumber.training_arrays import Integers, moved
+from seqfoundry.families.copynumber.training_arrays import TrainingArrays as TrainingArrays
 from seqfoundry.families.copynumber.training_arrays import patterns as patterns
 from seqfoundry.families.copynumber.training_arrays import prepare as prepare
 from seqfoundry.training.torch import Group, share_norms
@@ -78,7 +78,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
-    """Linear centred kernel alignment of n samples' features ``(n, p)`` and ``(n, q)``, from 0 to 1.
+    """Return linear centred kernel alignment of features ``(n, p)`` and ``(n, q)``, 0 to 1.
 
     With centred columns and Gram matrices K = a a', L = b b' it is <K, L> / (|K| |L|), the cosine
     between them. It does not change when features are rotated, shifted, or scaled as a whole. Of
@@ -114,7 +114,9 @@ def cka(a: Tensor, b: Tensor, *, least: float = 0.0) -> Tensor:
 
 
 def sin2(ratio: Tensor) -> Tensor:
-    """Mean over all bins of sin^2(pi log2(ratio + 1)), the reference's auxiliary loss, which is at fault.
+    """Return the mean over all bins of sin^2(pi log2(ratio + 1)).
+
+    This is the reference's auxiliary loss, which is at fault.
 
     It says nothing of the latent. Its zeros are ratios of 0, 1, 3 and 7, so that 2 copies cost .93
     per bin, and it pulls reconstructions to presence or absence: gradient and GC, which they
@@ -146,7 +148,7 @@ def spikes(
     return edges.cumsum(dim=1)[:, :-1]
 
 
-def spiked(x: Tensor, shift: Tensor, model: Network) -> Tensor:
+def spiked(x: Tensor, shift: Tensor, model: DepthNetwork) -> Tensor:
     """Return input ``x`` with ratios that are 2^shift times as high."""
     if model.pseudocount:
         return (
@@ -195,10 +197,10 @@ class Terms(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Training:
+class NetworkTraining:
     """A network, its optimizer (Adam), settings, and the processes that share every batch."""
 
-    model: Network
+    model: DepthNetwork
     optimizer: torch.optim.Adam
     config: Config
     group: Group
@@ -300,7 +302,9 @@ class Training:
         return Terms(objective, reconstruction, divergence, off, means, pattern)
 
 
-def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> dict[str, float]:
+def epoch(
+    training: NetworkTraining, cohort: TrainingArrays, rows: Integers, number: int
+) -> dict[str, float]:
     """Train on the samples ``rows`` once, in batches of like size.
 
     A function of settings, state and ``number`` alone.
@@ -338,7 +342,7 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
                 n,
             )
 
-        steps = ahead(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
+        steps = prefetch(read, np.array_split(order, n_batches), 3 * (device.type == "cuda"))
         for i, (halves, shift, noise, n) in enumerate(steps):
             rate = learning_rate(config, number * n_batches + i, config.epochs * n_batches)
             training.optimizer.param_groups[0]["lr"] = rate
@@ -355,8 +359,12 @@ def epoch(training: Training, cohort: Cohort, rows: Integers, number: int) -> di
     return {**_figures(total / len(rows), n_bins), "beta": beta, "weight": weight, "lr": rate}
 
 
-def validate(training: Training, cohort: Cohort, rows: Integers) -> dict[str, float]:
-    """Return the figures of `epoch` for samples not trained on, at the final weights and without spikes.
+def validate(
+    training: NetworkTraining, cohort: TrainingArrays, rows: Integers
+) -> dict[str, float]:
+    """Return the figures of `epoch` for samples not trained on, without spikes.
+
+    The weights are the final ones.
 
     One draw of the latents, the same each time. Alignment is that of all samples together.
     """
@@ -393,7 +401,7 @@ def _figures(total: Tensor, n_bins: int) -> dict[str, float]:
 
 
 @contextmanager
-def _random(seed: int, number: int, training: Training) -> Iterator[torch.Generator]:
+def _random(seed: int, number: int, training: NetworkTraining) -> Iterator[torch.Generator]:
     """Give a stream of the epoch's own, and let dropout draw from another one.
 
     What the process had comes back.

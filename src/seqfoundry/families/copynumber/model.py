@@ -1,4 +1,4 @@
-"""Variational autoencoders of depth along the chromosome, and the depth they expect of a sample (PyTorch).
+"""Variational autoencoders of depth along the chromosome, and the depth they expect.
 
 A network sees log2(count / median) of every bin, the median being that of the bins that the sample
 has (1 at least), and returns what it should be. Its few latent numbers have family for what
@@ -33,7 +33,7 @@ LOG_VARIANCE = 10.0  # of latents, at most and, negative, at least
 _LOWEST = -4.0  # log2; what stands for no read at all
 
 
-class Network(nn.Module):
+class DepthNetwork(nn.Module):
     """What all networks have.
 
     One of a user's own needs the same attributes and methods, but not this class.
@@ -56,15 +56,15 @@ class Network(nn.Module):
         self.n_bins, self.latent_dim = n_bins, latent_dim
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of the latents, each ``(n, latent_dim)``, of input ``(n, n_bins)``."""
+        """Return mean and log variance of the latents, ``(n, latent_dim)``, of ``(n, n_bins)``."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return what is expected of the input, ``(n, n_bins)``, given latents ``(n, latent_dim)``."""
+        """Return the expected input ``(n, n_bins)``, given latents ``(n, latent_dim)``."""
         raise NotImplementedError
 
 
-class ConvVae(Network):
+class ConvVae(DepthNetwork):
     """Three convolutions of stride 4 and a dense layer each way.
 
     Bins are padded with 0 (CN 1) to a multiple of 64.
@@ -136,7 +136,7 @@ class ResidualBlock(nn.Module):
         return y
 
 
-class ResidualConvVae(Network):
+class ResidualConvVae(DepthNetwork):
     """The reference's network, layer by layer, on its own scale: log2(count / median + 1).
 
     Its last layer ends in a ReLU, so that it expects the median times 0 at least. Bins are padded
@@ -203,7 +203,7 @@ def architecture_named(name: str) -> Architecture:
     return made  # type: ignore[no-any-return]
 
 
-def build(config: Config, n_bins: int, *, seed: int | None = None) -> Network:
+def build(config: Config, n_bins: int, *, seed: int | None = None) -> DepthNetwork:
     """Return a network with random weights, which the seed (default.
 
     Of the settings) alone decides.
@@ -211,14 +211,14 @@ def build(config: Config, n_bins: int, *, seed: int | None = None) -> Network:
     Raises
     ------
     ConfigError
-        If ``architecture`` names nothing, or something that makes no network as `Network`
+        If ``architecture`` names nothing, or something that makes no network as `DepthNetwork`
         describes it.
     """
     make = architecture_named(config.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
         try:
-            model = cast("Network", make(n_bins=n_bins, latent_dim=config.latent_dim))
+            model = cast("DepthNetwork", make(n_bins=n_bins, latent_dim=config.latent_dim))
             scale = (model.n_bins, model.latent_dim, 2.0**model.pseudocount, *model.bounds)
             model.eval()
             with torch.no_grad():
@@ -330,24 +330,24 @@ def normalise(counts: NDArray[Any], config: Config) -> Normalised:
     return Normalised(np.log2(np.maximum(ratio, low)), present, scale)
 
 
-def on_scale(log2: Values, model: Network) -> Values:
+def on_scale(log2: Values, model: DepthNetwork) -> Values:
     """Turn log2 ratios into the scale of a network."""
     if model.pseudocount:
         log2 = np.log2(np.where(log2 > _LOWEST, np.exp2(log2), 0) + np.float32(model.pseudocount))
     return log2.clip(*model.bounds)
 
 
-def as_ratio(x: Tensor, model: Network) -> Tensor:
+def as_ratio(x: Tensor, model: DepthNetwork) -> Tensor:
     """Turn a network's output into ratios to the sample's median, 0 and more."""
     return (torch.exp2(x) - model.pseudocount).clamp_min(0)
 
 
-def _device(model: Network) -> torch.device:
+def _device(model: DepthNetwork) -> torch.device:
     return next(model.parameters()).device
 
 
 def _batches(
-    model: Network, counts: NDArray[Any], config: Config
+    model: DepthNetwork, counts: NDArray[Any], config: Config
 ) -> Iterator[tuple[slice, Normalised, Tensor]]:
     """Yield blocks of samples with their latent means; the network does not change."""
     if counts.ndim != 2 or counts.shape[1] != model.n_bins:
@@ -368,7 +368,7 @@ def _batches(
         model.train(was_training)
 
 
-def latents(model: Network, counts: NDArray[Any], config: Config) -> Values:
+def latents(model: DepthNetwork, counts: NDArray[Any], config: Config) -> Values:
     """Return latent means, shape ``(n, latent_dim)``.
 
     Parameters and errors as of `reconstruct`.
@@ -379,7 +379,7 @@ def latents(model: Network, counts: NDArray[Any], config: Config) -> Values:
     return made
 
 
-def reconstruct(model: Network, counts: NDArray[Any], config: Config) -> Values:
+def reconstruct(model: DepthNetwork, counts: NDArray[Any], config: Config) -> Values:
     """Return the reads expected were the samples CN 1 wherever they have DNA, shape ``(n, B)``.
 
     The decoder of the latent mean, times the sample's median; each sample alone decides its own.

@@ -40,14 +40,14 @@ from seqfoundry.families.copynumber.config import BASELINES, COPY_NUMBERS, Confi
 from seqfoundry.families.copynumber.depth import baselines
 from seqfoundry.families.copynumber.depth.baselines import Baseline
 from seqfoundry.families.copynumber.depth.bins import (
-    Gene,
-    Layout,
+    BinLayout,
+    GeneInterval,
+    read_gene_list,
     read_layout,
-    read_panel,
     write_layout,
 )
 from seqfoundry.families.copynumber.model import (
-    Network,
+    DepthNetwork,
     build,
     load_weights,
     read_weights,
@@ -58,8 +58,15 @@ FORMAT_VERSION = 1
 REGISTERED = "copynumber-kpsc"
 SEEN = "seen.npy"  # fingerprints of the samples trained on, see `cohort.Cohort`
 REQUIREMENTS = pinned("numba", "numpy", "pandas", "pydantic", "pyyaml", "torch")
-_PATHS = ("store_path", "plasmid_store_path", "out_dir", "kpsc_gt_path", "kpsc_kleborate_gt_path", "kpsc_meta_path",
-          "eval_holdout_ids_path")  # fmt: skip
+_PATHS = (
+    "store_path",
+    "plasmid_store_path",
+    "out_dir",
+    "kpsc_gt_path",
+    "kpsc_kleborate_gt_path",
+    "kpsc_meta_path",
+    "eval_holdout_ids_path",
+)
 _NAMED = (
     "architecture",
     "hmm",
@@ -81,8 +88,16 @@ _SEGMENT = {
     "ratio": 1.0,
 }
 _CALL = {"gene": "blaSHV", "cn": 1.0, "crr": 1.0, "low": 0.9, "high": 1.1, "label": "normal"}
-_PLASMID = {"name": "blaKPC", "kind": "family", "cn": 1.0, "pcn": 1.0, "low": 0.9, "high": 1.1, "breadth": 1.0,
-            "label": "normal"}  # fmt: skip
+_PLASMID = {
+    "name": "blaKPC",
+    "kind": "family",
+    "cn": 1.0,
+    "pcn": 1.0,
+    "low": 0.9,
+    "high": 1.1,
+    "breadth": 1.0,
+    "label": "normal",
+}
 
 ANSWER = pd.DataFrame(
     {
@@ -101,27 +116,27 @@ class CopyNumberModel:
     """A trained model; ``network`` is None where a baseline expects the depth."""
 
     config: Config
-    layout: Layout
+    layout: BinLayout
     rules: PlasmidRules
-    genes: tuple[Gene, ...]
-    network: Network | None
+    genes: tuple[GeneInterval, ...]
+    network: DepthNetwork | None
     baselines: Mapping[str, Baseline]
 
     @classmethod
     def of(
         cls,
         config: Config,
-        layout: Layout,
-        network: Network | None,
+        layout: BinLayout,
+        network: DepthNetwork | None,
         fitted: Mapping[str, Baseline],
     ) -> Any:
         """Put a model together with the tables of genes that the settings name."""
         path = config.chrom_gene_coords_path
-        genes = read_panel(Path(path))[0] if path else ()
+        genes = read_gene_list(Path(path))[0] if path else ()
         return cls(config, layout, PlasmidRules.of(config), genes, network, fitted)
 
     def expected(self, counts: NDArray[Any], name: str = "") -> NDArray[np.float32]:
-        """Return the reads expected at one copy, ``(n, B)``, by the model's own way or that of a name."""
+        """Return the reads expected at one copy, ``(n, B)``, by the model's way or a named one."""
         name = name or self.config.baseline
         if name != "vae":
             return self.baselines[name].expected(counts)
@@ -129,7 +144,7 @@ class CopyNumberModel:
         return reconstruct(self.network, counts, self.config)
 
 
-class Called(NamedTuple):
+class CopynumberCalls(NamedTuple):
     """What is found in samples."""
 
     segments: Segments
@@ -140,7 +155,7 @@ class Called(NamedTuple):
 
 def call_samples(
     model: CopyNumberModel, counts: NDArray[Any], plasmids: Plasmids | None, expected: Any = None
-) -> Called:
+) -> CopynumberCalls:
     """Call segments, genes and plasmids of samples, block by block.
 
     Parameters
@@ -158,7 +173,7 @@ def call_samples(
     genes = callers[0](counts, expected, model.layout.bins, segments, model.genes, model.config)
     chromosome = chromosome_depth(counts, model.config.present_ratio)
     found = callers[1](plasmids, chromosome, model.rules) if plasmids is not None else None
-    return Called(segments, genes, found, chromosome)
+    return CopynumberCalls(segments, genes, found, chromosome)
 
 
 def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: bool = False) -> None:
@@ -195,7 +210,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
     write_layout(model.layout, folder)
     sums = {}
     if model.network is not None:
-        with files.bytes_written_whole(folder / "network.pt") as file:
+        with files.atomic_bytes(folder / "network.pt") as file:
             torch.save(
                 {key: value.cpu() for key, value in model.network.state_dict().items()}, file
             )
@@ -241,7 +256,7 @@ def load(folder: Path) -> CopyNumberModel:
             "settings"
         ]  # which models before 2026-11-21 lack
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
-        genes = tuple(Gene(**one) for one in content["genes"])
+        genes = tuple(GeneInterval(**one) for one in content["genes"])
         rules = _rules(content["rules"])
         for name, wanted in content["md5"].items():
             if Path(name).name != name or files.md5(folder / name) != wanted:
@@ -275,7 +290,7 @@ def load(folder: Path) -> CopyNumberModel:
 
 def _rules(values: dict[str, Any]) -> PlasmidRules:
     values = dict(values)
-    values["panel"] = tuple(Gene(**one) for one in values["panel"])
+    values["panel"] = tuple(GeneInterval(**one) for one in values["panel"])
     values["absent"] = tuple(values["absent"])
     values["families"] = {name: tuple(members) for name, members in values["families"].items()}
     return PlasmidRules(**values)
@@ -305,7 +320,10 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
 def _refuse_inflated(
     config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str
 ) -> None:
-    """Refuse, before it is built, a network of other bins or more latents than its file has weights for."""
+    """Refuse a network of other bins or more latents than its file has weights for.
+
+    This is checked before the network is built.
+    """
     widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
     if n_bins[0] != n_bins[1] or config.latent_dim > widest:
         wanted = f"{n_bins[1]} bins and at most {widest} latents"
@@ -316,7 +334,9 @@ def _refuse_inflated(
 
 
 def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a model that names code other than ours, unless the environment says that its package is trusted.
+    """Refuse a model that names code other than ours.
+
+    Unless the environment says that its package is trusted.
 
     Training runs what the user's own settings name; a model may be anybody's.
     """

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
 from seqfoundry.core.files.arrays import Rows
-from seqfoundry.core.files.atomic import folder_written_whole, write_json, write_text
+from seqfoundry.core.files.atomic import atomic_folder, write_json, write_text
 from seqfoundry.core.files.tables import write_tsv
 from seqfoundry.families.copynumber.config import Config, SimulateConfig
 from seqfoundry.families.copynumber.depth.bins import (
     Bins,
     Counts,
-    Gene,
+    GeneInterval,
     replicon_names,
     summarise_plasmids,
 )
@@ -35,7 +35,7 @@ from seqfoundry.families.copynumber.depth.lineages import (
     CHROMOSOME,
     Array,
     Lineage,
-    Plasmids,
+    PlasmidContent,
     Span,
     Stream,
     chance,
@@ -72,10 +72,19 @@ GENES = (
 # lengths of the mission's contigs; of others the bases behind their last gene are unknown, _TAIL
 # stands for them
 _LENGTHS = {
-    "NC_016846.1": 111_195, "MK552109.1": 180_286, "MZ606384.2": 140_133, "NZ_CP031850.1": 239_020,
-    "NZ_KX236178.1": 121_348, "NC_016980.1": 267_242, "CP006662.2": 85_161, "JN626286.1": 61_881,
-    "CP034201.2": 372_826, "CP113224.1": 53_691, "CP030319.1": 169_824, "CP138680.1": 221_802,
-}  # fmt: skip
+    "NC_016846.1": 111_195,
+    "MK552109.1": 180_286,
+    "MZ606384.2": 140_133,
+    "NZ_CP031850.1": 239_020,
+    "NZ_KX236178.1": 121_348,
+    "NC_016980.1": 267_242,
+    "CP006662.2": 85_161,
+    "JN626286.1": 61_881,
+    "CP034201.2": 372_826,
+    "CP113224.1": 53_691,
+    "CP030319.1": 169_824,
+    "CP138680.1": 221_802,
+}
 _TAIL = 5000
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 _STREAMS = {"reference": 0, "lineages": 1, "train": 2, "test": 3}
@@ -100,14 +109,14 @@ class World:
 
     settings: SimulateConfig
     bins: Bins
-    genes: tuple[Gene, ...]
+    genes: tuple[GeneInterval, ...]
     plasmids: Bins
-    panel: tuple[Gene, ...]
+    panel: tuple[GeneInterval, ...]
     families: dict[str, list[str]]
 
 
 @dataclass(slots=True)
-class Tables:
+class CohortTables:
     """Rows of a cohort's tables."""
 
     names: list[str] = field(default_factory=list)
@@ -120,7 +129,9 @@ class Tables:
 
 
 def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
-    """Write a training and a test cohort whose lineages and biases differ, example tables, and a manifest.
+    """Write a training and a test cohort, example tables, and a manifest.
+
+    Lineages and biases of the two differ.
 
     Each cohort is a folder with a store of the chromosome and one of plasmids, ``metadata.tsv``,
     ``ground_truth.tsv`` (blaSHV: copies; others: 1 if any gene of the family is there) and the
@@ -156,7 +167,7 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
         ),
     }
     counts: dict[str, int | float | str] = {}
-    with folder_written_whole(out) as made:
+    with atomic_folder(out) as made:
         for cohort, (size, own, first) in cohorts.items():
             tables = _write_cohort(
                 world, own, range(first, first + size), (config.seed, cohort), made
@@ -231,7 +242,7 @@ def _world(config: Config) -> World:
     )
 
 
-def _read_genes(path: str) -> list[Gene]:
+def _read_genes(path: str) -> list[GeneInterval]:
     genes = []
     for row in _rows(path, ("gene", "contig", "start", "end")):
         if not (
@@ -243,7 +254,7 @@ def _read_genes(path: str) -> list[Gene]:
                 f"{path}: {row['gene']} must have a start and an end, got {row['start']}, "
                 f"{row['end']}"
             )
-        genes.append(Gene(row["gene"], row["contig"], int(row["start"]), int(row["end"])))
+        genes.append(GeneInterval(row["gene"], row["contig"], int(row["start"]), int(row["end"])))
     return genes
 
 
@@ -318,7 +329,7 @@ def _chromosome(
     return counts
 
 
-def _plasmids(world: World, drawn: Scalars, carried: Plasmids, stream: Stream) -> Counts:
+def _plasmids(world: World, drawn: Scalars, carried: PlasmidContent, stream: Stream) -> Counts:
     """Draw counts in the bins of plasmids, whose bias the samples of a block share."""
     bias = exp2(_BIAS * normal(stream, len(world.plasmids)))
     mean = carried.track * bias * (world.plasmids.lengths / BIN) * drawn.rate[:, None]
@@ -330,12 +341,12 @@ def _plasmids(world: World, drawn: Scalars, carried: Plasmids, stream: Stream) -
 
 def _write_cohort(
     world: World, lineages: Sequence[Lineage], numbers: range, seed: tuple[int, str], out: Path
-) -> Tables:
+) -> CohortTables:
     """Draw a cohort block by block and write it.
 
     The test cohort's first samples also as tables of read counts.
     """
-    folder, tables = out / seed[1], Tables()
+    folder, tables = out / seed[1], CohortTables()
     n_examples = world.settings.example_samples if seed[1] == "test" else 0
     replicons = replicon_names(world.plasmids)
     widths = {"genes": len(world.panel), "replicons": len(replicons), "breadth": len(replicons)}
@@ -386,13 +397,13 @@ def _write_cohort(
 
 
 def _tell(
-    tables: Tables,
+    tables: CohortTables,
     world: World,
     numbers: range,
     members: Sequence[Lineage],
     drawn: Scalars,
     spans: Sequence[Sequence[Span]],
-    carried: Plasmids,
+    carried: PlasmidContent,
 ) -> None:
     """Add the rows of a block of samples."""
     replicons = replicon_names(world.plasmids)
@@ -451,7 +462,7 @@ def _tell(
         ]
 
 
-def _write_tables(tables: Tables, folder: Path) -> None:
+def _write_tables(tables: CohortTables, folder: Path) -> None:
     columns = {
         "metadata": ("sample_id", "Species", "ST", "sample_accession"),
         "ground_truth": ("sample_id", "biosample", *GENES),

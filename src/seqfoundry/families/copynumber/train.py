@@ -42,11 +42,11 @@ from seqfoundry.families.copynumber.calling.segments import decoder_named, track
 from seqfoundry.families.copynumber.cohort import Cohort, cohort
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth import baselines
-from seqfoundry.families.copynumber.depth.bins import Layout
+from seqfoundry.families.copynumber.depth.bins import BinLayout
 from seqfoundry.families.copynumber.lineage_split import grouped_split
 from seqfoundry.families.copynumber.model import architecture_named, latents, read_weights
 from seqfoundry.families.copynumber.quality.assessment import (
-    Assessment,
+    CopynumberAssessment,
     as_text,
     assess_cohort,
     evaluation_named,
@@ -63,7 +63,7 @@ _BLOCK = 256  # samples written at a time
 
 
 @dataclass
-class Progress:
+class CopynumberProgress:
     """Where training stands: rows of the history, and the number of the best epoch so far (from 1.
 
     0: none).
@@ -79,12 +79,12 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class CopynumberTask:
     """All that training needs and does not change."""
 
     config: Config
     cohort: Cohort
-    layout: Layout
+    layout: BinLayout
     train: NDArray[np.int64]
     valid: NDArray[np.int64]
 
@@ -167,7 +167,7 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _task(config: Config, found: Cohort) -> Task:
+def _task(config: Config, found: Cohort) -> CopynumberTask:
     """Split the cohort by sequence type.
 
     Held-out samples are neither trained on nor select the epoch.
@@ -178,23 +178,27 @@ def _task(config: Config, found: Cohort) -> Task:
     rest, chosen = grouped_split(
         found.lineages[own], config.validation_share, config.seed * 8 + _SPLIT
     )
-    return Task(config, found, Layout.of(config, found.chromosome.bins), own[rest], own[chosen])
+    return CopynumberTask(
+        config, found, BinLayout.of(config, found.chromosome.bins), own[rest], own[chosen]
+    )
 
 
-def _help(task: Task, group: Group) -> None:
+def _help(task: CopynumberTask, group: Group) -> None:
     """Train together with the first process, which writes and tracks."""
     run = tracking.Run("", Path(), resumed=False)
     with stopping_on_signals(run.request_stop):
         if task.config.baseline == "vae":
-            _fit(run, task, losses.Training.start(task.config, len(task.layout.bins), group))
+            _fit(
+                run, task, losses.NetworkTraining.start(task.config, len(task.layout.bins), group)
+            )
 
 
-def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float | None]:
+def _carry_out(run: tracking.Run, task: CopynumberTask, group: Group) -> dict[str, float | None]:
     start = time.perf_counter()
     network = None
-    progress = Progress()
+    progress = CopynumberProgress()
     if task.config.baseline == "vae":
-        training = losses.Training.start(task.config, len(task.layout.bins), group)
+        training = losses.NetworkTraining.start(task.config, len(task.layout.bins), group)
         try:
             progress = _fit(run, task, training)
         except InterruptedRunError:
@@ -206,7 +210,7 @@ def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float |
         )
         training.load_state(best["state"], str(run.out / "checkpoints" / "best.pt"))
         network = training.model.eval()
-        with files.bytes_written_whole(run.out / "checkpoint.pth") as file:
+        with files.atomic_bytes(run.out / "checkpoint.pth") as file:
             torch.save(best["state"], file)
     log.info("fitting the baselines")
     fitted = {name: _baseline(name, task) for name in baselines.NAMES}
@@ -220,7 +224,7 @@ def _carry_out(run: tracking.Run, task: Task, group: Group) -> dict[str, float |
     return metrics
 
 
-def _baseline(name: str, task: Task) -> baselines.Baseline:
+def _baseline(name: str, task: CopynumberTask) -> baselines.Baseline:
     config = task.config
     chosen = np.sort(np.concatenate([task.train, task.valid]))
     counts = task.cohort.chromosome.counts
@@ -229,12 +233,17 @@ def _baseline(name: str, task: Task) -> baselines.Baseline:
             chosen[np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), 2048)).astype(int))]
         ]
     return baselines.fit(
-        name, counts, present_ratio=config.present_ratio, recurrent_log2=config.recurrent_log2,
+        name,
+        counts,
+        present_ratio=config.present_ratio,
+        recurrent_log2=config.recurrent_log2,
         n_harmonics=config.harmonics or 3,
-    )  # fmt: skip
+    )
 
 
-def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
+def _fit(
+    run: tracking.Run, task: CopynumberTask, training: losses.NetworkTraining
+) -> CopynumberProgress:
     """Train epoch by epoch until the epochs are done or the validation loss has stalled.
 
     Record and save each.
@@ -281,7 +290,9 @@ def _fit(run: tracking.Run, task: Task, training: losses.Training) -> Progress:
 
 
 @contextlib.contextmanager
-def _prepared(task: Task, training: losses.Training) -> Iterator[losses.Cohort]:
+def _prepared(
+    task: CopynumberTask, training: losses.NetworkTraining
+) -> Iterator[losses.TrainingArrays]:
     """Give what training reads of the cohort, in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as folder:
         yield losses.prepare(
@@ -289,7 +300,7 @@ def _prepared(task: Task, training: losses.Training) -> Iterator[losses.Cohort]:
         )
 
 
-def _eligible(progress: Progress, config: Config) -> list[float]:
+def _eligible(progress: CopynumberProgress, config: Config) -> list[float]:
     """Return the validation losses of the epochs that may be the best.
 
     Those after the warm-ups, if there are any.
@@ -300,7 +311,10 @@ def _eligible(progress: Progress, config: Config) -> list[float]:
 
 
 def _record(
-    run: tracking.Run, training: losses.Training, progress: Progress, settings: str
+    run: tracking.Run,
+    training: losses.NetworkTraining,
+    progress: CopynumberProgress,
+    settings: str,
 ) -> None:
     """Log an epoch; save it, and as the best if it is."""
     row, number = progress.history[-1], progress.epoch
@@ -316,7 +330,7 @@ def _record(
         "settings": settings,
     }
     for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
-        with files.bytes_written_whole(checkpoints / name) as file:
+        with files.atomic_bytes(checkpoints / name) as file:
             torch.save(content, file)
     rows = [{"epoch": i, **one} for i, one in enumerate(progress.history, start=1)]
     write_history(run.out / "history.tsv", rows)
@@ -334,7 +348,9 @@ def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
     return content
 
 
-def _begin(run: tracking.Run, training: losses.Training, settings: str) -> Progress:
+def _begin(
+    run: tracking.Run, training: losses.NetworkTraining, settings: str
+) -> CopynumberProgress:
     """Load the last checkpoint of a resumed run, in all processes that of the first.
 
     A run that was killed before its first one begins anew.
@@ -346,19 +362,19 @@ def _begin(run: tracking.Run, training: losses.Training, settings: str) -> Progr
         log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
     content = dict(training.group.same(content))
     if not content:
-        return Progress()
+        return CopynumberProgress()
     training.load_state(content["state"], str(path))
-    return Progress([dict(row) for row in content["history"]], int(content["best"]))
+    return CopynumberProgress([dict(row) for row in content["history"]], int(content["best"]))
 
 
 def _finish(
-    out: Path, task: Task, model: serve.CopyNumberModel, progress: Progress
+    out: Path, task: CopynumberTask, model: serve.CopyNumberModel, progress: CopynumberProgress
 ) -> dict[str, float | None]:
     """Call the whole cohort, write every file, and return the metrics."""
     found, samples = task.cohort, task.cohort.chromosome.samples
     expected = _write_expected(out, task, model)
     called = serve.call_samples(model, found.chromosome.counts, found.plasmid, expected)
-    with files.written_whole(out / "segments.parquet") as temporary:
+    with files.atomic_write(out / "segments.parquet") as temporary:
         called.segments.frame(task.layout.bins, samples).to_parquet(temporary, index=False)
     write_calls(out / "gene_calls.tsv", called.genes.frame(samples))
     if called.plasmids is not None:
@@ -385,25 +401,30 @@ def _finish(
     return metrics
 
 
-def _write_seen(path: Path, task: Task) -> None:
-    """Write fingerprints of the samples that weights, epoch or baselines were chosen by, for `evaluate`."""
+def _write_seen(path: Path, task: CopynumberTask) -> None:
+    """Write fingerprints of the samples that weights, epoch or baselines were chosen by.
+
+    `evaluate` reads them.
+    """
     chosen = np.sort(task.cohort.fingerprints()[np.concatenate([task.train, task.valid])])
-    with files.written_whole(path) as temporary, temporary.open("wb") as file:
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, chosen[chosen > 0], allow_pickle=False)
 
 
-def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDArray[np.float32]:
+def _write_expected(
+    out: Path, task: CopynumberTask, model: serve.CopyNumberModel
+) -> NDArray[np.float32]:
     """Write reconstructions, and latents of a network, sample by sample.
 
     Return the first, mapped.
     """
     counts, n = task.cohort.chromosome.counts, len(task.cohort)
-    with files.written_whole(out / "reconstructions.npy") as temporary:
+    with files.atomic_write(out / "reconstructions.npy") as temporary:
         with Rows(temporary, (n, len(task.layout.bins)), np.float32) as rows:
             for first in range(0, n, _BLOCK):
                 rows.add(model.expected(np.asarray(counts[first : first + _BLOCK])))
     if model.network is not None:
-        with files.written_whole(out / "latents.npy") as temporary, temporary.open("wb") as file:
+        with files.atomic_write(out / "latents.npy") as temporary, temporary.open("wb") as file:
             np.save(file, latents(model.network, counts, task.config), allow_pickle=False)
     made: NDArray[np.float32] = np.load(
         out / "reconstructions.npy", mmap_mode="r", allow_pickle=False
@@ -411,7 +432,7 @@ def _write_expected(out: Path, task: Task, model: serve.CopyNumberModel) -> NDAr
     return made
 
 
-def _text(task: Task, assessed: Assessment) -> str:
+def _text(task: CopynumberTask, assessed: CopynumberAssessment) -> str:
     config, sources = task.config, task.cohort.sources
     held = int(task.cohort.held_out.sum())
     scored = f"{held} held-out samples" if held else "all samples, which were also trained on"
@@ -441,10 +462,10 @@ def _plane(latent: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _plot(
     folder: Path,
-    task: Task,
-    assessed: Assessment,
+    task: CopynumberTask,
+    assessed: CopynumberAssessment,
     expected: NDArray[np.float32],
-    progress: Progress,
+    progress: CopynumberProgress,
 ) -> None:
     """Draw training curves, latents, depth tracks and plasmid copy numbers."""
     latent = folder.parent / "latents.npy"

@@ -1,4 +1,7 @@
-"""What training reads of a cohort, made once since making it takes as long as an epoch, and batches of it (PyTorch)."""
+"""What training reads of a cohort, made once, and batches of it (PyTorch).
+
+Making it takes as long as an epoch.
+"""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from seqfoundry.core.files.arrays import Rows, open_array
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.baselines import harmonics, strays
 from seqfoundry.families.copynumber.depth.bins import Values
-from seqfoundry.families.copynumber.model import ROWS, Network, normalise, on_scale
+from seqfoundry.families.copynumber.model import ROWS, DepthNetwork, normalise, on_scale
 
 Integers = NDArray[np.int64]
 
@@ -58,7 +61,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cohort:
+class TrainingArrays:
     """What training needs of N samples, memory-mapped.
 
     Made once, since making it takes as long as an epoch.
@@ -95,7 +98,9 @@ class Cohort:
         return self.present >= LEAST_PRESENT
 
 
-def prepare(counts: NDArray[Any], model: Network, config: Config, folder: Path) -> Cohort:
+def prepare(
+    counts: NDArray[Any], model: DepthNetwork, config: Config, folder: Path
+) -> TrainingArrays:
     """Write what training needs of all samples into a folder that is there, and open it.
 
     Parameters
@@ -130,7 +135,9 @@ def prepare(counts: NDArray[Any], model: Network, config: Config, folder: Path) 
             files["used"].add(np.packbits(used, axis=1))
             files["pattern"].add(patterns(block.log2, smooth).astype(np.float16))
             share[rows] = block.present.mean(axis=1)
-    return Cohort(**{name: open_array(folder / f"{name}.npy") for name in widths}, present=share)
+    return TrainingArrays(
+        **{name: open_array(folder / f"{name}.npy") for name in widths}, present=share
+    )
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

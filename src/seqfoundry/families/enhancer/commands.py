@@ -1,12 +1,10 @@
 """Commands of enhancer."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from seqfoundry import engine
 from seqfoundry.core import command_line
-from seqfoundry.core.errors import InputError
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.enhancer import FAMILY
 
@@ -63,23 +61,9 @@ def prepare(inputs: tuple[Path, ...], params: Path, overrides: str, out: Path) -
 )
 def score(request: engine.Request, task: str, against: tuple[str, ...]) -> Any:
     """Score sequences, designs, edits or variants with an oracle."""
-    from seqfoundry.engine.job import Job
-    from seqfoundry.families.enhancer.tasks import activity, effects
+    from seqfoundry.families.enhancer import score as work
 
-    models = _split_words(against)
-    if models and task != "cross-oracle":
-        raise InputError(
-            f"score enhancer --task {task}: --against must be left out, got {' '.join(models)}"
-        )
-    jobs: dict[str, Callable[[], Job]] = {
-        "activity": activity.ScoreActivity,
-        "variants": effects.ScoreVariants,
-        "mutagenesis": effects.Mutagenesis,
-        "attribution": effects.Attribution,
-    }
-    if task in jobs:
-        return engine.run(jobs[task](), request)
-    return _score_at_once(task, request, models)
+    return work.score(request, task, _split_words(against))
 
 
 def _split_words(words: tuple[str, ...]) -> list[str]:
@@ -90,31 +74,3 @@ def _split_words(words: tuple[str, ...]) -> list[str]:
     for word in words:
         models += [word] if is_there(Path(word)) else word.split()
     return models
-
-
-def _score_at_once(task: str, request: engine.Request, against: list[str]) -> Any:
-    """Do a task that looks at all rows together, which no engine divides."""
-    from seqfoundry.families.enhancer.tasks import calibration, cross_oracle, designs, effects
-
-    streams = "--task activity, variants, mutagenesis or attribution"
-    if request.resume:
-        raise InputError(f"--resume: must be asked for {streams}, got --task {task}")
-    if request.engine == "spark":
-        raise InputError(f"--engine spark: must be asked for {streams}, got --task {task}")
-    if task == "cross-oracle":
-        return cross_oracle.compare(
-            request.source,
-            model=request.model,
-            against=against,
-            out=request.out,
-            overwrite=request.overwrite,
-        )
-    functions = {
-        "t1": designs.score_designs,
-        "t3": designs.score_edits,
-        "calibration": calibration.calibrate,
-        "export": effects.export,
-    }
-    return functions[task](
-        request.source, model=request.model, out=request.out, overwrite=request.overwrite
-    )

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from seqfoundry.core.runs.provenance import BY_NAME
 from seqfoundry.core.settings.config import PATH, Gate
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -107,7 +106,7 @@ class BackboneConfig:
     penalties: tuple[Above, ...]
     folds: Annotated[int, Field(ge=2)]
     genome: Annotated[str, PATH]
-    cache: Annotated[str, PATH, BY_NAME]
+    cache: Annotated[str, PATH]
     cache_dtype: Literal["float32", "float16"]
 
 

@@ -24,7 +24,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.dataset import store, tables
-from seqfoundry.families.enhancer.dataset.store import Block
+from seqfoundry.families.enhancer.dataset.store import RowBlock
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _CODE = _code_table()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class ActivityRows:
     """Sequences with their activities; one entry of every field per row, in the order of the file.
 
     Attributes
@@ -170,7 +170,7 @@ def reverse_complement(codes: Codes, lengths: Indices, pad: str = "right") -> Co
 
 
 def find_rows(folder: Path, split: str) -> Path:
-    """Find ``<split>.jsonl`` or ``<split>.jsonl.gz`` in a data folder, or the part of a prepared panel.
+    """Find ``<split>.jsonl`` (or ``.gz``) in a data folder, or the part of a prepared panel.
 
     Raises
     ------
@@ -193,8 +193,10 @@ def find_rows(folder: Path, split: str) -> Path:
     )
 
 
-def read_training(path: Path, config: Config) -> Rows:
-    """Read the rows to learn from, at most ``train.max_rows``, and behind them those of ``train.valid_file``, if any.
+def read_training(path: Path, config: Config) -> ActivityRows:
+    """Read the rows to learn from, and behind them those of ``train.valid_file``, if any.
+
+    At most ``train.max_rows`` are learnt from.
 
     Raises
     ------
@@ -210,7 +212,7 @@ def read_training(path: Path, config: Config) -> Rows:
     if not wants_file:
         return rows
     other = read_rows(Path(config.train.valid_file), config)
-    return Rows(
+    return ActivityRows(
         np.concatenate([rows.codes, other.codes]),
         np.concatenate([rows.activities, other.activities]),
         np.concatenate([rows.lengths, other.lengths]),
@@ -229,8 +231,10 @@ class Tally:
     cut: int = 0
 
 
-def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
-    """Read JSON lines, CSV, TSV (gzip or not) or Parquet, or map a part of a prepared panel, which is a folder.
+def read_rows(path: Path, config: Config, limit: int = 0) -> ActivityRows:
+    """Read JSON lines, CSV, TSV or Parquet, or map a part of a prepared panel.
+
+    Text may be gzipped; a panel is a folder.
 
     Rows have ``sequence`` and ``cell_activities``: a list in the order of ``cell_types``, or an
     object by cell type, in which cells may be absent; or a column for each cell type. ``null``,
@@ -264,14 +268,16 @@ def read_rows(path: Path, config: Config, limit: int = 0) -> Rows:
     codes = np.frombuffer(buffers[0], dtype=np.uint8).reshape(-1, config.seq_len)
     activities = np.frombuffer(buffers[1], dtype=np.float32).reshape(-1, len(config.cell_types))
     lengths = np.frombuffer(buffers[2], dtype=np.int64)
-    return _rows(Block(codes, activities, lengths, ids, groups), tally.skipped)
+    return _rows(RowBlock(codes, activities, lengths, ids, groups), tally.skipped)
 
 
-def _rows(block: Block, skipped: int) -> Rows:
-    return Rows(*block, np.zeros(len(block.codes), dtype=np.bool_), skipped)
+def _rows(block: RowBlock, skipped: int) -> ActivityRows:
+    return ActivityRows(*block, np.zeros(len(block.codes), dtype=np.bool_), skipped)
 
 
-def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -> Iterator[Block]:
+def blocks(
+    path: Path, config: Config, key: str, tally: Tally, limit: int = 0
+) -> Iterator[RowBlock]:
     """Read and encode the rows of a file, some at a time; groups are values of ``key``.
 
     Raises as `read_rows`.
@@ -282,7 +288,7 @@ def blocks(path: Path, config: Config, key: str, tally: Tally, limit: int = 0) -
         n_rows += len(chunk)
         sequences, values, ids, groups = (list(column) for column in zip(*chunk, strict=True))
         activities = np.array(values, dtype=np.float32)
-        yield Block(
+        yield RowBlock(
             _encode(sequences, config), activities, lengths_of(sequences, config), ids, groups
         )
     if not n_rows:
@@ -330,7 +336,10 @@ def _sequence(row: Mapping[str, Any], config: Config) -> str:
 
 
 def sequence_keys(codes: Codes, lengths: Indices, pad: str) -> NDArray[np.uint64]:
-    """Give each row ``(n, L)`` a number that rows of the same codes on either strand share (64 bits of SHA-256)."""
+    """Give each row ``(n, L)`` a number that its reverse complement shares.
+
+    The number is 64 bits of SHA-256.
+    """
     made = np.empty(len(codes), dtype=np.uint64)
     for start in range(0, len(codes), CHUNK):
         part = slice(start, start + CHUNK)
@@ -390,7 +399,7 @@ def prepare(
     keys: list[NDArray[np.uint64]] = []
     groups: dict[str, int] = {}
     owners: list[Indices] = []
-    with files.folder_written_whole(out) as folder:
+    with files.atomic_folder(out) as folder:
         with store.Writer(folder / "train", config) as writer:
             for path in inputs:
                 for block in blocks(path, config, key, tally):
@@ -400,7 +409,7 @@ def prepare(
                         np.array([groups.setdefault(name, len(groups)) for name in block.groups])
                     )
         _, first, place = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
-        part = store.deal(first[place], np.concatenate(owners), groups, config)
+        part = store.assign_split(first[place], np.concatenate(owners), groups, config)
         if part.any():
             store.divide(folder, part, config)
         counts = {
@@ -419,7 +428,9 @@ def prepare(
 
 
 def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
-    """Read ``id`` and ``sequence`` of a file as frames that any model takes (``model_folder`` is not looked at).
+    """Read ``id`` and ``sequence`` of a file as frames that any model takes.
+
+    ``model_folder`` is not looked at.
 
     JSONL, CSV, TSV or Parquet with a column ``sequence``, or FASTA; see `streams.frames`. Of rows
     with one name all are kept, and one line warns of them.

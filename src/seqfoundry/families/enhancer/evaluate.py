@@ -12,14 +12,14 @@ from seqfoundry.core.reporting.html import Report
 from seqfoundry.families.enhancer import serve
 from seqfoundry.families.enhancer.data import find_rows, read_rows, reverse_complement
 from seqfoundry.families.enhancer.model import correlation
-from seqfoundry.families.enhancer.scores.assessment import Assessment, read_ceilings
+from seqfoundry.families.enhancer.scores.assessment import OracleAssessment, read_ceilings
 from seqfoundry.families.enhancer.scores.predictions import raw_columns
 
 _STRANDS = 1000  # rows of which both strands are read
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on ``test.jsonl`` of ``data`` and write the report to ``out``.
+    """Measure a model folder on ``test.jsonl`` of ``data`` and write the report.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html`` and ``plots/``, all or nothing; an
     earlier evaluation is replaced. Returns the metrics, named ``test.*``; ``test.strands`` is the
@@ -42,7 +42,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         raise InputError(f"{path}: must have rows, got none")
     predicted = oracle.predict_codes(rows.codes, rows.ids).activities
     ceilings = read_ceilings(data, "test", config.cell_types)
-    found = Assessment(
+    found = OracleAssessment(
         config.cell_types, predicted, rows.activities, ceilings, config.nan_policy, rows.groups
     )
     some = slice(0, _STRANDS)
@@ -60,7 +60,7 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         _headline(metrics, "groups" if len(set(rows.groups)) > 1 else "rows"),
         *([_of_ceiling(metrics)] if ceilings else []),
     ]
-    with files.folder_written_whole(out, replace=True) as folder:
+    with files.atomic_folder(out, replace=True) as folder:
         title = f"enhancer: oracle {config.oracle} on test rows"
         files.write_text(folder / "evaluation.txt", found.text(title, text))
         found.plot(folder / "plots" / "predicted.png")

@@ -1,4 +1,6 @@
-"""The first block of the network (convolution, batch norm, max pool, ReLU) on codes, where most time would be spent.
+"""The first block of the network (convolution, batch norm, max pool, ReLU) on codes.
+
+Most time would be spent there.
 
 Its input are one-hot columns, so that two things can be had for less. Mean and variance of the
 convolution's output are functions of its weights W and of the moments of the windows u of k
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.data import NOTHING
 from seqfoundry.training.torch import Group, SharedNorm
@@ -53,29 +56,11 @@ def of_all(found: Moments, group: Group) -> Moments:
     return Moments(total[-2] / n, total[:-2] / n, n)
 
 
-try:
-    import numba
-except ImportError:  # the plain ways remain
-    numba = None
-
 Array = NDArray[Any]
 _LETTERS = NOTHING + 1
 _POOL, _KERNELS = 3, (3, 5, 7)  # of the compiled way
 _CHANNELS = 32  # of a task of the backward pass, at least
 _ROWS, _WINDOWS = 16, 4096  # of a step of the folded way, for the same reason
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock, if numba is there.
-
-    Cache on disk where some folder can be written.
-    """
-    if numba is None:
-        return function
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 class Folded(NamedTuple):
@@ -103,13 +88,16 @@ class Way(NamedTuple):
         """
         if self.engine not in ("auto", "compiled"):
             return self.engine
-        able = numba is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+        able = weight.device.type == "cpu" and weight.dtype == torch.float32
         fits = self.pool == _POOL and weight.shape[2] in _KERNELS and self.ambiguous == "zero"
         return "compiled" if able and fits else "fold"
 
 
 def one_hot(codes: Tensor, ambiguous: str = "zero", dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return columns ``(n, L, 4)`` of codes ``(n, L)``, as `data.one_hot` does but for the order of axes."""
+    """Return columns ``(n, L, 4)`` of codes ``(n, L)``.
+
+    `data.one_hot` has another order of axes.
+    """
     letters = torch.zeros(NOTHING + 1, 4, dtype=dtype, device=codes.device)
     letters[:NOTHING].fill_diagonal_(1)
     letters[NOTHING] = 0.25 if ambiguous == "quarter" else 0
@@ -117,7 +105,9 @@ def one_hot(codes: Tensor, ambiguous: str = "zero", dtype: torch.dtype = torch.f
 
 
 def first_block(layers: tuple[nn.Conv1d, nn.BatchNorm1d], codes: Tensor, way: Way) -> Tensor:
-    """Return the pooled output ``(n, C, 1, L // pool)`` of the first block, by ``fold`` or ``compiled``.
+    """Return the pooled output ``(n, C, 1, L // pool)`` of the first block.
+
+    It is made by ``fold`` or ``compiled``.
 
     In training mode the running statistics of the norm are updated. The output is bfloat16 where
     autocast says so.
@@ -208,12 +198,18 @@ def _running(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 def pooled_windows(x: Tensor, kernel: int, pool: int) -> Tensor:
-    """Return the columns that each pooled position sees, ``(n, positions, 4 (k + pool - 1))``, of padded columns."""
+    """Return the columns that each pooled position sees, of padded columns.
+
+    The shape is ``(n, positions, 4 (k + pool - 1))``.
+    """
     return x.flatten(1).unfold(1, 4 * (kernel + pool - 1), 4 * pool).contiguous()
 
 
 class _Pooled(torch.autograd.Function):
-    """Largest of the ``pool`` dot products that a window has with the weights, plus bias, and ReLU; in small steps."""
+    """Return ReLU of the largest of ``pool`` dot products of a window, plus bias.
+
+    It works in small steps.
+    """
 
     @staticmethod
     def forward(ctx: Any, windows: Tensor, weight: Tensor, bias: Tensor, pool: int) -> Tensor:
@@ -269,7 +265,10 @@ def _steps(windows: Tensor) -> list[slice]:
 @functools.cache
 @torch.inference_mode(mode=False)  # training uses them too, whoever asks first
 def _words(length: int) -> Tensor:
-    """One-hot columns ``(5^length, 4 length)`` of all words, in the order of their numbers in base 5."""
+    """Return one-hot columns ``(5^length, 4 length)`` of all words.
+
+    Words are in the order of their numbers in base 5.
+    """
     numbers = np.indices((_LETTERS,) * length).reshape(length, -1).T
     return one_hot(torch.from_numpy(numbers.astype(np.uint8))).flatten(1)
 
@@ -286,7 +285,10 @@ def table(folded: Folded) -> Tensor:
 
 
 def counted_moments(codes: Tensor, kernel: int) -> Moments:
-    """Return the moments of all windows of codes ``(n, L)`` of 0 to 4, from counts of pairs of letters."""
+    """Return the moments of all windows of codes ``(n, L)`` from counts of pairs of letters.
+
+    Codes are 0 to 4.
+    """
     counts = sum(
         _together(lambda lo, hi: _pairs(codes.numpy()[lo:hi], kernel), _parts(len(codes)))
     )
@@ -366,7 +368,7 @@ def _workers(threads: int) -> ThreadPoolExecutor:
 
 @compiled
 def _pairs(codes: Array, kernel: int) -> Array:
-    """Count letters a at position k and b at position m >= k of all windows, ``(kernel, 5, kernel, 5)``."""
+    """Count letters a at k and b at m >= k of all windows, ``(kernel, 5, kernel, 5)``."""
     length, half = codes.shape[1], kernel // 2
     counts = np.zeros((kernel, 5, kernel, 5), dtype=np.int64)
     lags = np.zeros((kernel, 5, 5), dtype=np.int64)

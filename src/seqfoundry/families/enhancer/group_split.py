@@ -7,7 +7,9 @@ Indices = NDArray[np.int64]
 
 
 def permutation(n: int, seed: int) -> Indices:
-    """Draw the permutation of ``torch.randperm(n, generator=torch.Generator().manual_seed(seed))``, without PyTorch.
+    """Draw the permutation of ``torch.randperm`` for a seed, without PyTorch.
+
+    As with ``torch.Generator().manual_seed(seed)``.
 
     A Mersenne Twister, and a shuffle from the front with remainders of 32-bit words.
     """

@@ -24,9 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqfoundry.core.errors import ConfigError, InputError, ModelError
-from seqfoundry.core.runs.processes import ahead
+from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.enhancer.config import Config
-from seqfoundry.families.enhancer.data import NOTHING, Codes, Indices, Rows, reverse_complement
+from seqfoundry.families.enhancer.data import (
+    NOTHING,
+    ActivityRows,
+    Codes,
+    Indices,
+    reverse_complement,
+)
 from seqfoundry.families.enhancer.first_block import Way, first_block, fold, one_hot
 from seqfoundry.families.enhancer.scores.agreement import Figures as Figures
 from seqfoundry.families.enhancer.scores.agreement import correlation as correlation
@@ -56,7 +62,7 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
 
 
-class Network(nn.Module):
+class OracleNetwork(nn.Module):
     """What `predict` needs.
 
     ``length`` bases go in, ``n_out`` activities and an embedding come out.
@@ -71,7 +77,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activities ``(n, n_out)`` of codes ``(n, length)``, or of one-hot columns ``(n, 4, length)``."""
+        """Return activities ``(n, n_out)`` of codes ``(n, L)`` or one-hot ``(n, 4, L)``."""
         return self.predict_and_embed(x)[0]
 
     def embed(self, x: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ class Network(nn.Module):
         return self.predict_and_embed(x)[1]
 
 
-class DeepStarr(Network):
+class DeepStarr(OracleNetwork):
     """The network; ``engine`` chooses how its first block is computed, and may be set at any time.
 
     Raises
@@ -119,7 +125,10 @@ class DeepStarr(Network):
         self.head = nn.Linear(second, self.n_out)
 
     def predict_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return activities and embeddings (what the second dense layer gives after ReLU and dropout)."""
+        """Return activities and embeddings.
+
+        Embeddings are what the second dense layer gives after ReLU and dropout.
+        """
         embedding = self.dense(self._features(x).flatten(1))
         return self.head(embedding), embedding
 
@@ -169,13 +178,13 @@ def _normed(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     return y
 
 
-class Ensemble(Network):
+class Ensemble(OracleNetwork):
     """Mean of the activities of several networks.
 
     The embedding is that of the first, since others have other axes.
     """
 
-    def __init__(self, networks: Sequence[Network]) -> None:
+    def __init__(self, networks: Sequence[OracleNetwork]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.length, self.n_out, self.width = (
@@ -190,7 +199,7 @@ class Ensemble(Network):
 
     def predict_and_embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean activities and the first network's embeddings."""
-        activities, embedding = cast("Network", self.networks[0]).predict_and_embed(x)
+        activities, embedding = cast("OracleNetwork", self.networks[0]).predict_and_embed(x)
         others = [network(x) for network in itertools.islice(self.networks, 1, None)]
         return torch.stack([activities, *others]).mean(dim=0), embedding
 
@@ -235,7 +244,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], where: str) -> No
 # ---- prediction
 
 
-class Outputs(NamedTuple):
+class NetworkOutputs(NamedTuple):
     """Of n sequences."""
 
     activities: Values  # (n, C)
@@ -248,8 +257,8 @@ def lowered(device: torch.device, precision: str) -> torch.autocast:
 
 
 def predict(
-    model: Network, codes: Codes, *, precision: str = "float32", batch_size: int = BATCH
-) -> Outputs:
+    model: OracleNetwork, codes: Codes, *, precision: str = "float32", batch_size: int = BATCH
+) -> NetworkOutputs:
     """Return activities and embeddings of codes ``(n, L)``, batch by batch.
 
     The network does not change. n may be 0.
@@ -262,7 +271,7 @@ def predict(
     if codes.ndim != 2 or codes.shape[1] != model.length:
         raise InputError(f"codes: shape must be (sequences, {model.length}), got {codes.shape}")
     device, was_training = next(model.parameters()).device, model.training
-    made = Outputs(
+    made = NetworkOutputs(
         *(np.empty((len(codes), size), dtype=np.float32) for size in (model.n_out, model.width))
     )
     model.eval()
@@ -335,8 +344,8 @@ def load_training(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Training:
-    """A network, its optimizer (AdamW), settings, the seed of all that is random, and who shares the batches."""
+class NetworkTraining:
+    """A network, its optimizer (AdamW), settings, seed, and who shares the batches."""
 
     model: DeepStarr
     optimizer: torch.optim.AdamW
@@ -414,7 +423,9 @@ class Training:
 def augmented(
     codes: Codes, lengths: Indices, config: Config, stream: np.random.Generator
 ) -> Codes:
-    """Turn half of the rows to the other strand, and move rows by up to ``shift`` bases either way, if so set.
+    """Turn half of the rows to the other strand, and shift rows either way, if so set.
+
+    Shifts have up to ``shift`` bases.
 
     What is moved beyond an end is lost, and nothing comes in.
     """
@@ -434,8 +445,8 @@ def augmented(
 
 
 def epoch(
-    training: Training,
-    rows: Rows,
+    training: NetworkTraining,
+    rows: ActivityRows,
     chosen: Indices,
     number: int,
     watch: Callable[[], None] = lambda: None,
@@ -457,7 +468,7 @@ def epoch(
             codes = augmented(rows.codes[batch], rows.lengths[batch], training.config, stream)
             return codes, rows.activities[batch]
 
-        for codes, activities in ahead(read, batches, 3 * (training.device.type == "cuda")):
+        for codes, activities in prefetch(read, batches, 3 * (training.device.type == "cuda")):
             watch()
             loss, n = training.step(codes, activities)
             total, count = total + n * loss, count + n
@@ -465,7 +476,7 @@ def epoch(
 
 
 @contextmanager
-def _random(seed: int, number: int, training: Training) -> Iterator[np.random.Generator]:
+def _random(seed: int, number: int, training: NetworkTraining) -> Iterator[np.random.Generator]:
     """Give a stream of the epoch's own, and let dropout draw from another one.
 
     What the process had comes back.

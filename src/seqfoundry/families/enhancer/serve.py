@@ -30,13 +30,13 @@ from seqfoundry.families.enhancer.effects import explain
 from seqfoundry.families.enhancer.model import (
     DeepStarr,
     Ensemble,
-    Network,
-    Outputs,
+    NetworkOutputs,
+    OracleNetwork,
     choose_device,
     load_weights,
 )
 from seqfoundry.families.enhancer.model import predict as predict_network
-from seqfoundry.families.enhancer.scores.predictions import Panel
+from seqfoundry.families.enhancer.scores.predictions import OracleStatistics
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
@@ -63,9 +63,9 @@ class Oracle:
     predictions and activities.
     """
 
-    network: Network
+    network: OracleNetwork
     config: Config
-    panel: Panel
+    panel: OracleStatistics
     best_epoch: int = 0
 
     @property
@@ -92,7 +92,7 @@ class Oracle:
 
     def predict_and_embed(
         self, sequences: Sequence[str], loci: Sequence[str] | None = None
-    ) -> Outputs:
+    ) -> NetworkOutputs:
         """Return activities ``(n, C)`` and embeddings ``(n, d)`` in one pass; n may be 0.
 
         ``loci`` (``chr1:100-600``) say where the flanks are from, if the backbone reads the
@@ -105,7 +105,7 @@ class Oracle:
         """
         return self.predict_codes(encode(sequences, self.config), loci)
 
-    def predict_codes(self, codes: Codes, loci: Sequence[str] | None = None) -> Outputs:
+    def predict_codes(self, codes: Codes, loci: Sequence[str] | None = None) -> NetworkOutputs:
         """Return what `predict_and_embed` does, of encoded sequences."""
         if isinstance(self.network, Probe) and self.network.backbone.genome:
             if loci is None:
@@ -117,7 +117,7 @@ class Oracle:
             with torch.inference_mode():
                 head = self.network.head
                 made = head(torch.from_numpy(features).to(head.weight.device)).cpu().numpy()
-            return Outputs(made, features)
+            return NetworkOutputs(made, features)
         return predict_network(self.network, codes)
 
     def predict_activity(self, sequences: str | Sequence[str]) -> NDArray[np.float32]:
@@ -162,7 +162,7 @@ def load_oracle(path: str | Path) -> Oracle:
         )
     try:
         config: Config = build_plain(dict(given["settings"]), Config, origin=lambda _: str(path))
-        panel = Panel(**{**given["panel"], "cell_types": config.cell_types})
+        panel = OracleStatistics(**{**given["panel"], "cell_types": config.cell_types})
         if given["oracle"] != config.oracle or tuple(given["cell_types"]) != config.cell_types:
             raise ModelError(
                 f"{path}: oracle and cell_types must be those of its settings, got others"
@@ -209,7 +209,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _network(config: Config, folder: Path) -> Network:
+def _network(config: Config, folder: Path) -> OracleNetwork:
     """Make what the weights are for."""
     if config.oracle != "deepstarr_7cell":
         trunk = load_trunk(config, folder)
@@ -229,7 +229,7 @@ def save(model: Oracle, config: Config, folder: Path, *, simulated: bool = False
         | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
         "cell_types": config.cell_types,
     }
-    with files.bytes_written_whole(folder / "oracle.pt") as file:
+    with files.atomic_bytes(folder / "oracle.pt") as file:
         torch.save(content, file)
     if isinstance(network, Probe):
         save_trunk(network.backbone.trunk, folder / "backbone")
@@ -272,7 +272,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return values
 
 
-def _plain_panel(panel: Panel) -> dict[str, Any]:
+def _plain_panel(panel: OracleStatistics) -> dict[str, Any]:
     """Write a panel as plain values."""
     names = ("predicted_mean", "predicted_sd", "activity_sd")
     arrays = {name: getattr(panel, name) for name in names}
@@ -285,8 +285,11 @@ def _plain_panel(panel: Panel) -> dict[str, Any]:
 
 def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
     config, weak = oracle.config, [cell for cell in oracle.panel.cells if oracle.panel.weak(cell)]
-    kinds = {"deepstarr_7cell": "a DeepSTARR network", "enformer": "a linear head on a frozen " "Enformer trunk",
-             "sei": "a linear head on a frozen Sei trunk"}  # fmt: skip
+    kinds = {
+        "deepstarr_7cell": "a DeepSTARR network",
+        "enformer": "a linear head on a frozen Enformer trunk",
+        "sei": "a linear head on a frozen Sei trunk",
+    }
     many = f" ({config.train.ensemble} networks, averaged)" if config.train.ensemble > 1 else ""
     limits = [
         f"Sequences are read as {config.seq_len} bases: longer ones are cut, shorter ones padded.",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.dna import decode
 from seqfoundry.core.errors import ConfigError
-from seqfoundry.core.files.atomic import folder_written_whole, write_json
+from seqfoundry.core.files.atomic import atomic_folder, write_json
 from seqfoundry.families.enhancer.config import CELL_TYPES, RAW_CELLS, Config
 from seqfoundry.families.enhancer.grammar.edits import edit_tasks
 from seqfoundry.families.enhancer.grammar.motifs import (
@@ -25,7 +25,7 @@ from seqfoundry.families.enhancer.grammar.motifs import (
     Calibration,
     Floats,
     Integers,
-    Panel,
+    MotifSet,
     latent,
     read_recipe,
     signal,
@@ -91,7 +91,7 @@ def simulate(config: Config, out: Path) -> dict[str, int | float | str]:
         split: _ceiling(signals[split], activities[split], drawn[split].cells) for split in sizes
     }
     known = Source(settings, panel, config.seed)
-    with folder_written_whole(out) as folder:
+    with atomic_folder(out) as folder:
         for split in sizes:
             rows = _rows(split, drawn[split], signals[split], activities[split], panel)
             write_lines(folder / f"{split}.jsonl", rows)
@@ -126,7 +126,10 @@ def _citation(file: Path) -> Any:
 
 
 def calibrate(z: Integers, config: Config) -> Calibration:
-    """Choose offset and gain such that signals have the wanted mean and, with noise added, the wanted spread."""
+    """Choose offset and gain such that signals have the wanted mean and spread.
+
+    The spread is that with noise added.
+    """
     n = len(z)
     total, squares = (
         z.sum(axis=0).tolist(),
@@ -158,7 +161,7 @@ def raw_activities(signals: Floats, noise: Floats, config: Config) -> Floats:
     return rounded(signals + spread * noise[:, : len(RAW_CELLS)])
 
 
-def _links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> Integers:
+def _links(raw: Floats, noise: Floats, config: Config, panel: MotifSet) -> Integers:
     """Statistics of links, standard normal where there is none, as whole numbers."""
     activity = (raw - config.simulate.activity_mean) / config.simulate.activity_sd
     statistic: Floats = panel.grammar.link_strength * activity + noise[:, len(RAW_CELLS) :]
@@ -166,7 +169,7 @@ def _links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> Integers
     return made
 
 
-def critical_links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> Integers:
+def critical_links(raw: Floats, noise: Floats, config: Config, panel: MotifSet) -> Integers:
     """Find the lowest significant statistic of each cell (Benjamini-Hochberg).
 
     One that none reaches if none is.
@@ -185,7 +188,7 @@ def critical_links(raw: Floats, noise: Floats, config: Config, panel: Panel) -> 
 
 
 def corrected(
-    raw: Floats, noise: Floats, critical: Integers, config: Config, panel: Panel
+    raw: Floats, noise: Floats, critical: Integers, config: Config, panel: MotifSet
 ) -> Floats:
     """Put the corrected columns beside the raw ones, shape ``(n, 14)``."""
     kept = _links(raw, noise, config, panel) >= critical
@@ -228,8 +231,8 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _rows(
-    split: str, drawn: Drawn, signals: Floats, activities: Floats, panel: Panel
-) -> Iterable[dict[str, Any]]:  # fmt: skip
+    split: str, drawn: Drawn, signals: Floats, activities: Floats, panel: MotifSet
+) -> Iterable[dict[str, Any]]:
     order = np.lexsort((drawn.start, drawn.row))
     ends = np.searchsorted(drawn.row[order], np.arange(len(drawn) + 1)).tolist()
     sites = list(

@@ -9,7 +9,7 @@ import numpy as np
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.config import Config
-from seqfoundry.families.enhancer.data import Indices, Rows, same_sequence
+from seqfoundry.families.enhancer.data import ActivityRows, Indices, same_sequence
 from seqfoundry.families.enhancer.group_split import joined, split_groups
 
 _LOG = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ FEWEST = 10  # rows that can be split
 _CORRELATED = 3  # rows of a correlation
 
 
-def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
+def split(rows: ActivityRows, config: Config) -> tuple[Indices, Indices]:
     """Choose the rows to validate on.
 
     Returns indices of training and validation rows, both rising.
@@ -70,8 +70,10 @@ def split(rows: Rows, config: Config) -> tuple[Indices, Indices]:
     return train, valid
 
 
-def check_columns(rows: Rows, train: Indices, valid: Indices, cell_types: Sequence[str]) -> None:
-    """Warn of columns that cannot be learnt or correlated, since they are constant or not measured.
+def check_columns(
+    rows: ActivityRows, train: Indices, valid: Indices, cell_types: Sequence[str]
+) -> None:
+    """Warn of columns that cannot be learnt: constant ones, or not measured.
 
     Raises
     ------

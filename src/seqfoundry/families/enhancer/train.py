@@ -38,10 +38,10 @@ from seqfoundry.families.enhancer import serve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import find_rows, read_training
 from seqfoundry.families.enhancer.model import Ensemble, Figures, choose_device, mean_of
-from seqfoundry.families.enhancer.scores.assessment import Assessment, read_ceilings
-from seqfoundry.families.enhancer.scores.predictions import Panel, raw_columns
+from seqfoundry.families.enhancer.scores.assessment import OracleAssessment, read_ceilings
+from seqfoundry.families.enhancer.scores.predictions import OracleStatistics, raw_columns
 from seqfoundry.families.enhancer.splits import check_columns, split, split_record
-from seqfoundry.families.enhancer.trainers import Learner, Task, learners
+from seqfoundry.families.enhancer.trainers import Learner, OracleTask, learners
 from seqfoundry.training.torch import Group, tensor_cores
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _PATHS = (
 
 
 @dataclass
-class Progress:
+class OracleProgress:
     """Where training stands: rows of the history of all networks so far, one after the other."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -108,7 +108,7 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     group = Group.join(device)
     rows = read_training(find_rows(data, "train"), config)
     chosen = split(rows, config)
-    task = Task(
+    task = OracleTask(
         config,
         rows,
         *chosen,
@@ -169,22 +169,22 @@ def _identity(config: Config) -> str:
 # ---- the loop
 
 
-def _help(task: Task) -> None:
+def _help(task: OracleTask) -> None:
     """Train together with the first process, which writes and tracks."""
-    run, make, progress = tracking.Run("", Path(), resumed=False), learners(task), Progress()
+    run, make, progress = tracking.Run("", Path(), resumed=False), learners(task), OracleProgress()
     with stopping_on_signals(run.request_stop):
         for member in range(task.config.train.ensemble):
             progress = _fit(run, task, make(member), member, progress)
     task.group.leave()
 
 
-def _carry_out(run: tracking.Run, task: Task) -> dict[str, Any]:
+def _carry_out(run: tracking.Run, task: OracleTask) -> dict[str, Any]:
     start = time.perf_counter()
     files.write_json(run.out / "split.json", split_record(task.train, task.valid, task.config))
     make = learners(task)
     settings = task.identity
     members: list[Learner] = []
-    progress = Progress()
+    progress = OracleProgress()
     for member in range(task.config.train.ensemble):
         learner = make(member)
         progress = _fit(run, task, learner, member, progress)
@@ -205,9 +205,12 @@ def _best_name(member: int) -> str:
 
 
 def _fit(
-    run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress
-) -> Progress:
-    """Train one network until its epochs are done or its correlation has not risen for ``patience`` of them."""
+    run: tracking.Run, task: OracleTask, learner: Learner, member: int, progress: OracleProgress
+) -> OracleProgress:
+    """Train one network until its epochs are done or its correlation stalls.
+
+    It stalls when it has not risen for ``patience`` epochs.
+    """
     recipe, group = task.config.train, task.group
     settings = task.identity
     progress = _begin(run, task, learner, member, progress)
@@ -243,21 +246,21 @@ def _fit(
     return progress
 
 
-def _predicted(task: Task, learner: Learner) -> NDArray[np.float32]:
+def _predicted(task: OracleTask, learner: Learner) -> NDArray[np.float32]:
     """Predict the validation rows, of which each process has its share."""
     group, n = task.group, len(task.valid)
     part = torch.from_numpy(learner.predict(task.valid[group.share(n)]))
     return np.asarray(group.gather(part.to(group.device), n).cpu().numpy())
 
 
-def _patience(progress: Progress, member: int) -> int:
+def _patience(progress: OracleProgress, member: int) -> int:
     """Count the epochs since the best."""
     done = len(progress.of(member))
     return done - 1 - progress.best(member) if done else 0
 
 
 def _row(
-    task: Task, found: Figures, loss: float, progress: Progress, member: int
+    task: OracleTask, found: Figures, loss: float, progress: OracleProgress, member: int
 ) -> dict[str, Any]:
     """Write an epoch down.
 
@@ -289,13 +292,13 @@ def _row(
     }
 
 
-def _record(run: tracking.Run, learner: Learner, progress: Progress, settings: str) -> None:
+def _record(run: tracking.Run, learner: Learner, progress: OracleProgress, settings: str) -> None:
     """Save an epoch, as the best too if it is, and log it."""
     row, checkpoints = progress.history[-1], run.out / "checkpoints"
     content = {"state": learner.state(), "history": progress.history, "settings": settings}
     names = [_best_name(row["member"])] if row["improved"] else []
     for name in [*names, "last.pt"]:
-        with files.bytes_written_whole(checkpoints / name) as file:
+        with files.atomic_bytes(checkpoints / name) as file:
             torch.save(content, file)
     _write_history(run.out, progress)
     _log_row(run, row)
@@ -322,7 +325,7 @@ def _log_row(run: tracking.Run, row: Mapping[str, Any]) -> None:
     run.metrics({key: value for key, value in own.items() if value is not None}, step=row["epoch"])
 
 
-def _write_history(out: Path, progress: Progress) -> None:
+def _write_history(out: Path, progress: OracleProgress) -> None:
     """Write ``history.tsv``, and ``log.jsonl`` with the mission's keys."""
     left_out = ("score",)
     rows = [
@@ -367,8 +370,8 @@ def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
 
 
 def _begin(
-    run: tracking.Run, task: Task, learner: Learner, member: int, progress: Progress
-) -> Progress:
+    run: tracking.Run, task: OracleTask, learner: Learner, member: int, progress: OracleProgress
+) -> OracleProgress:
     """Load the last checkpoint if there is one to go on from, in all processes that of the first.
 
     A run that was killed before its first one begins anew. Of an ensemble the networks before
@@ -385,14 +388,18 @@ def _begin(
         return progress
     if content["history"][-1]["member"] == member:
         learner.load_state(content["state"], str(path))
-    return Progress([dict(row) for row in content["history"]])
+    return OracleProgress([dict(row) for row in content["history"]])
 
 
 # ---- results
 
 
 def _finish(
-    run: tracking.Run, task: Task, members: list[Learner], progress: Progress, start: float
+    run: tracking.Run,
+    task: OracleTask,
+    members: list[Learner],
+    progress: OracleProgress,
+    start: float,
 ) -> dict[str, Any]:
     """Predict all rows with the finished oracle, write every file, and return the metrics."""
     config, measured = task.config, task.rows.activities
@@ -401,11 +408,11 @@ def _finish(
         for chosen in (task.train, task.valid)
     )
     groups = [task.rows.groups[i] for i in task.valid.tolist()]
-    own = Assessment(
+    own = OracleAssessment(
         config.cell_types, on_valid, measured[task.valid], task.ceilings, config.nan_policy, groups
     )
     figures = own.figures
-    panel = Panel(
+    panel = OracleStatistics(
         cell_types=config.cell_types,
         pearson=dict(zip(config.cell_types, figures.pearson, strict=True)),
         predicted_mean=on_train.mean(axis=0, dtype=np.float64),
@@ -450,7 +457,7 @@ def _finish(
     return metrics
 
 
-def _mission(own: Assessment, progress: Progress) -> dict[str, Any]:
+def _mission(own: OracleAssessment, progress: OracleProgress) -> dict[str, Any]:
     """Figures of the best epoch under the mission's names."""
     found, policy = own.figures, own.nan_policy
     means = {
@@ -481,7 +488,7 @@ def _spread(activities: NDArray[np.float32]) -> NDArray[np.float64]:
     return made
 
 
-def _paragraphs(task: Task) -> list[str]:
+def _paragraphs(task: OracleTask) -> list[str]:
     config, recipe = task.config, task.config.train
     split_text = (
         f"{len(task.train)} rows trained on, {len(task.valid)} held out (split: "
@@ -501,7 +508,7 @@ def _paragraphs(task: Task) -> list[str]:
     ]
 
 
-def _plot(folder: Path, own: Assessment, progress: Progress) -> None:
+def _plot(folder: Path, own: OracleAssessment, progress: OracleProgress) -> None:
     """Draw curves, and predicted against measured activity."""
     rows = progress.history
     series = {

@@ -23,15 +23,20 @@ from seqfoundry.families.enhancer.backbones.probe import (
     predict_rows,
 )
 from seqfoundry.families.enhancer.config import Config
-from seqfoundry.families.enhancer.data import Indices, Rows
-from seqfoundry.families.enhancer.model import Network, Training, load_weights, measure
+from seqfoundry.families.enhancer.data import ActivityRows, Indices
+from seqfoundry.families.enhancer.model import (
+    NetworkTraining,
+    OracleNetwork,
+    load_weights,
+    measure,
+)
 from seqfoundry.training.torch import Group
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
+class OracleTask:
     """All that training needs and does not change.
 
     ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings
@@ -39,7 +44,7 @@ class Task:
     """
 
     config: Config
-    rows: Rows
+    rows: ActivityRows
     train: Indices
     valid: Indices
     ceilings: list[float | None] | None
@@ -68,17 +73,19 @@ class Learner(Protocol):
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
         """Set what `state` returned; ModelError if it is that of another."""
 
-    def network(self) -> Network:
+    def network(self) -> OracleNetwork:
         """Return what is served, on the CPU and in evaluation mode."""
 
 
 class _Whole:
     """A network that is trained whole."""
 
-    def __init__(self, task: Task, member: int) -> None:
+    def __init__(self, task: OracleTask, member: int) -> None:
         self.task, self.epochs = task, task.config.train.epochs
         activities = task.rows.activities[task.train]
-        self.training = Training.start(task.config, activities, member=member, group=task.group)
+        self.training = NetworkTraining.start(
+            task.config, activities, member=member, group=task.group
+        )
 
     def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
         return networks.epoch(self.training, self.task.rows, self.task.train, number, watch)
@@ -94,14 +101,14 @@ class _Whole:
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
         self.training.load_state(state, where)
 
-    def network(self) -> Network:
+    def network(self) -> OracleNetwork:
         return self.training.model.cpu().eval()
 
 
 class _Head:
     """A head on features, trained step by step."""
 
-    def __init__(self, task: Task, backbone: Backbone, features: Features) -> None:
+    def __init__(self, task: OracleTask, backbone: Backbone, features: Features) -> None:
         self.task, self.backbone, self.features = task, backbone, features
         self.epochs, activities = task.config.train.epochs, task.rows.activities
         self.training = HeadTraining.start(
@@ -121,7 +128,7 @@ class _Head:
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
         self.training.load_state(state, where)
 
-    def network(self) -> Network:
+    def network(self) -> OracleNetwork:
         return _probe(self.backbone, self.training.model.plain())
 
 
@@ -130,7 +137,7 @@ class _Solved:
 
     epochs = 1
 
-    def __init__(self, task: Task, backbone: Backbone, features: Features) -> None:
+    def __init__(self, task: OracleTask, backbone: Backbone, features: Features) -> None:
         self.task, self.backbone, self.features = task, backbone, features
         n_out = len(task.config.cell_types)
         self.head = linear(torch.zeros(n_out, features.width), torch.zeros(n_out))
@@ -154,11 +161,11 @@ class _Solved:
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
         load_weights(self.head, state.get("model", {}), where)
 
-    def network(self) -> Network:
+    def network(self) -> OracleNetwork:
         return _probe(self.backbone, self.head)
 
 
-def _asked(task: Task) -> str:
+def _asked(task: OracleTask) -> str:
     return "gpu" if task.device == "cuda" else "cpu"
 
 
@@ -168,7 +175,7 @@ def _probe(backbone: Backbone, head: torch.nn.Linear) -> Probe:
     return made.eval()
 
 
-def learners(task: Task) -> Callable[[int], Learner]:
+def learners(task: OracleTask) -> Callable[[int], Learner]:
     """Return what makes the k-th network.
 
     Features of a backbone are computed here, once for all epochs.

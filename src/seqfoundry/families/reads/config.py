@@ -323,7 +323,9 @@ def best_point(config: Config, results: Sequence[Mapping[str, Any]]) -> int:
 
 
 def read_mission_params(folder: Path) -> tuple[str, ConvNetwork | ResidualNetwork]:
-    """Read the model's name and network from ``{model}_params.yaml``, the mission's file, in a folder.
+    """Read the model's name and network from ``{model}_params.yaml`` in a folder.
+
+    This is the mission's file.
 
     Raises
     ------

@@ -1,4 +1,6 @@
-"""Labelled reads and their segments as flat arrays, in memory, on disk, and in batches of about equal length.
+"""Labelled reads and their segments as flat arrays, in memory, on disk, and in batches.
+
+A batch has reads of about equal length.
 
 A split is kept in shards ``<split>-000.bases.npy``, ``.labels.npy``, ``.offsets.npy``,
 ``.structures.npy`` and ``.reverse.npy``: plain NumPy files, nothing pickled, nothing compressed,
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.dna import Codes, N, Offsets
 from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 
 Indices = NDArray[np.int64]
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, and whole vector registers
@@ -102,7 +104,7 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class LabelRuns:
     """Stretches of equal label in a flat batch, in read order.
 
     ``offsets[i]:offsets[i + 1]`` are the runs of read i.
@@ -126,7 +128,7 @@ class Runs:
 
 def collapse(
     labels: NDArray[np.uint8], offsets: Offsets, begins: NDArray[np.bool_] | None = None
-) -> Runs:
+) -> LabelRuns:
     """Find the runs of equal label; they tile every read without gap or overlap.
 
     An empty read has none.
@@ -148,7 +150,7 @@ def collapse(
     stops = np.append(starts[1:], len(labels)) if len(labels) else starts
     run_offsets = np.searchsorted(starts, offsets)
     base = np.repeat(offsets[:-1], np.diff(run_offsets))
-    return Runs(labels[starts], starts - base, stops - base, run_offsets)
+    return LabelRuns(labels[starts], starts - base, stops - base, run_offsets)
 
 
 def concatenate(parts: Sequence[Reads]) -> Reads:
@@ -175,7 +177,7 @@ def concatenate(parts: Sequence[Reads]) -> Reads:
 def write_reads(reads: Reads, folder: Path, split: str, shard: int) -> None:
     """Write one shard of a split; every file appears whole or not at all."""
     for field in fields(reads):
-        with written_whole(folder / f"{split}-{shard:03d}.{field.name}.npy") as temporary:
+        with atomic_write(folder / f"{split}-{shard:03d}.{field.name}.npy") as temporary:
             np.save(
                 temporary, np.ascontiguousarray(getattr(reads, field.name)), allow_pickle=False
             )
@@ -245,7 +247,7 @@ def epoch_reads(n_reads: int, *, size: int, epoch: int, seed: int) -> Indices:
     return order[first - passes[0] * n_reads :][:size]
 
 
-def plan(
+def length_buckets(
     lengths: Offsets, reads: Indices, *, tokens: int, generator: np.random.Generator | None
 ) -> list[Indices]:
     """Group reads of similar length into batches of at most ``tokens`` bases, padding included.
@@ -291,7 +293,10 @@ def padded_labels(labels: Codes, offsets: Offsets, reads: Indices) -> NDArray[np
 
 
 def _places(offsets: Offsets, reads: Indices) -> tuple[Indices, NDArray[np.bool_], Indices]:
-    """Where each cell of a padded batch stands in the flat arrays, which cells are real, and the lengths."""
+    """Where each cell of a padded batch stands in the flat arrays.
+
+    Also which cells are real, and the lengths.
+    """
     lengths = offsets[reads + 1] - offsets[reads]
     width = -(-int(lengths.max(initial=1)) // _MULTIPLE) * _MULTIPLE
     columns = np.arange(width)

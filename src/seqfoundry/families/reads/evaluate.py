@@ -28,8 +28,8 @@ from seqfoundry.core.reporting.html import Cell, Report, text_table
 from seqfoundry.core.reporting.metrics import Proportion, proportion
 from seqfoundry.families.reads import metrics as quality
 from seqfoundry.families.reads import serve
-from seqfoundry.families.reads.data import Reads, Runs, collapse, read_reads
-from seqfoundry.families.reads.labelling.structure import Architecture, Grammar, architectures
+from seqfoundry.families.reads.data import LabelRuns, Reads, collapse, read_reads
+from seqfoundry.families.reads.labelling.structure import Architecture, ReadGrammar, architectures
 from seqfoundry.families.reads.protocol.seq_orders import CDNA
 
 _CHUNK = 2000  # reads predicted at a time, so that memory does not grow with the test set
@@ -71,17 +71,17 @@ class Agreement(NamedTuple):
     architectures: Proportion
 
 
-class Called(NamedTuple):
-    """Reads with their truth, their segments and confidence as served, and how the other strand agrees."""
+class CalledReads(NamedTuple):
+    """Reads with their truth, their segments as served, and how the other strand agrees."""
 
     truth: Reads
-    runs: Runs
+    runs: LabelRuns
     confidence: Confidence
     agreement: Agreement
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on the test reads of ``data`` and write the report to ``out``.
+    """Measure a model folder on the test reads of ``data`` and write the report.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/``, ``read_views.pdf``
     and the tables in ``assessment_metrics/``, all or nothing; an earlier evaluation in ``out`` is
@@ -119,8 +119,8 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     agreement = _agreement(loaded, truth, runs)
     measured.proportions["rc_equal_architectures"] = agreement.architectures
     metrics = {**measured.metrics("test"), "test.rc_equal_bases": agreement.bases}
-    with files.folder_written_whole(out, replace=True) as folder:
-        _write(folder, loaded, measured, Called(truth, runs, confidence, agreement))
+    with files.atomic_folder(out, replace=True) as folder:
+        _write(folder, loaded, measured, CalledReads(truth, runs, confidence, agreement))
         files.write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -134,8 +134,11 @@ def _manifest(path: Path) -> tuple[list[str], list[str]]:
         raise InputError(f"{path}: must describe simulated reads, got: {error}") from None
 
 
-def _predict(model: serve.ReadModel, reads: Reads) -> tuple[Runs, Confidence]:
-    """Segments as they are served, and the confidence of every base's segment, flat like the reads."""
+def _predict(model: serve.ReadModel, reads: Reads) -> tuple[LabelRuns, Confidence]:
+    """Segments as they are served, and the confidence of every base's segment.
+
+    Flat like the reads.
+    """
     number = {name: index for index, name in enumerate(model.protocol.labels)}
     rows: list[list[dict[str, Any]]] = []
     for first in range(0, len(reads), _CHUNK):
@@ -152,7 +155,7 @@ def _predict(model: serve.ReadModel, reads: Reads) -> tuple[Runs, Confidence]:
     )
     confidence = np.array([segment["confidence"] for segment in segments], dtype=np.float32)
     offsets = np.cumsum([0, *(len(row) for row in rows)])
-    return Runs(labels, starts, ends, offsets), np.repeat(confidence, ends - starts)
+    return LabelRuns(labels, starts, ends, offsets), np.repeat(confidence, ends - starts)
 
 
 def turned(reads: Reads, chosen: NDArray[np.int64]) -> Reads:
@@ -170,7 +173,7 @@ def turned(reads: Reads, chosen: NDArray[np.int64]) -> Reads:
     return Reads(bases, labels, offsets, reads.structures[chosen], ~reads.reverse[chosen])
 
 
-def _agreement(model: serve.ReadModel, reads: Reads, runs: Runs) -> Agreement:
+def _agreement(model: serve.ReadModel, reads: Reads, runs: LabelRuns) -> Agreement:
     """Label the other strand of reads spread evenly over all, and compare."""
     chosen = np.unique(
         np.linspace(0, len(reads) - 1, min(_TURNED_READS, len(reads))).astype(np.int64)
@@ -208,8 +211,10 @@ def same_turned(one: Architecture, other: Architecture) -> bool:
     )
 
 
-def edit_distances(truth: Reads, called_runs: Runs, grammar: Grammar) -> dict[str, EditDistances]:
-    """Compare the bases of called segments with those of true ones, by segment, over all truly valid reads.
+def edit_distances(
+    truth: Reads, called_runs: LabelRuns, grammar: ReadGrammar
+) -> dict[str, EditDistances]:
+    """Compare called segments with true ones base by base, over all truly valid reads.
 
     In each read the stretches of a segment, true and called, are cut out and paired in their
     order; one without a partner is paired with nothing. The reference pairs in the same way, but
@@ -364,7 +369,7 @@ def _write_table(
 
 
 def _write(
-    folder: Path, model: serve.ReadModel, measured: quality.Quality, called: Called
+    folder: Path, model: serve.ReadModel, measured: quality.Quality, called: CalledReads
 ) -> None:
     """Write text, tables, plots and the HTML report."""
     title = f"reads-{model.protocol.model}, test reads"
@@ -393,7 +398,10 @@ def _write(
 
 
 def _draw(
-    folder: Path, measured: quality.Quality, called: Called, distances: Mapping[str, EditDistances]
+    folder: Path,
+    measured: quality.Quality,
+    called: CalledReads,
+    distances: Mapping[str, EditDistances],
 ) -> None:
     """Draw everything that the report shows."""
     shares = list(measured.proportions.items())

@@ -65,7 +65,9 @@ def _is_read_file(path: Path) -> bool:
 
 
 def read_chunks(path: Path, *, size: int, bases: int = _CHUNK_BASES) -> Iterator[list[Record]]:
-    r"""Stream the reads of a file or a folder as lists of `size` records (the last one may be shorter).
+    r"""Stream the reads of a file or a folder as lists of `size` records.
+
+    The last list may be shorter.
 
     A list ends early once its reads have `bases` bases together, so that long reads need no more
     memory than others.
@@ -153,7 +155,10 @@ def _places(files: Sequence[Path], name: str) -> list[str]:
 
 
 class _SeenNames:
-    """Hashes of all names so far, in sorted arrays of at least halving lengths (so at most log2(n) of them)."""
+    """Hashes of all names so far, in sorted arrays of at least halving lengths.
+
+    So there are at most log2(n) arrays.
+    """
 
     def __init__(self) -> None:
         self._levels: list[NDArray[np.int64]] = []
@@ -222,7 +227,7 @@ def _format_fault(error: Exception, path: Path, number: int) -> str:
 
 
 def _checked(record: Record, path: Path, number: int) -> Record:
-    """Cut the name at white space, put the sequence in upper case, refuse what no read may hold."""
+    """Cut the name at white space, uppercase the sequence, refuse what no read may hold."""
     name = record.id
     if not name:
         raise InputError(

@@ -28,12 +28,12 @@ from seqfoundry.core.reporting.metrics import (
     proportion,
 )
 from seqfoundry.core.reporting.plots import GREY, PALETTE, ReadView
-from seqfoundry.families.reads.data import Reads, Runs, collapse
+from seqfoundry.families.reads.data import LabelRuns, Reads, collapse
 from seqfoundry.families.reads.labelling.structure import (
     REVERSE,
     Architecture,
     Fragment,
-    Grammar,
+    ReadGrammar,
     architectures,
 )
 from seqfoundry.families.reads.protocol.seq_orders import CDNA, Protocol
@@ -80,7 +80,7 @@ class Ends(NamedTuple):
     n_reads: int  # truly valid reads with the segment; a read without an error above is a miss
 
     def within(self, slack: int, end: int | None = None) -> Proportion:
-        """Share of reads with the start (0), the end (1) or both ends (None) at most ``slack`` bases off."""
+        """Share of reads with the start (0), the end (1) or both (None) at most ``slack`` off."""
         off = (
             np.abs(self.errors).max(axis=1, initial=0)
             if end is None
@@ -161,7 +161,7 @@ class Quality:
 
 
 def compare(
-    truth: Reads, called_runs: Runs, grammar: Grammar, structures: Sequence[str]
+    truth: Reads, called_runs: LabelRuns, grammar: ReadGrammar, structures: Sequence[str]
 ) -> Quality:
     """Compare called segments with the truth, reads in the same order.
 
@@ -260,7 +260,7 @@ def _macro_f1_bounds(
     return float(low), float(high)
 
 
-def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Reads:
+def damaged(truth: Reads, grammar: ReadGrammar, segment: str, *, half: bool) -> Reads:
     """Break the valid reads of ``truth`` off at an adapter.
 
     Before it, or with ``half`` in its middle.
@@ -300,19 +300,19 @@ def damaged(truth: Reads, grammar: Grammar, segment: str, *, half: bool) -> Read
     )
 
 
-def share_valid(reads: Reads, called: Runs, grammar: Grammar) -> Proportion:
+def share_valid(reads: Reads, called: LabelRuns, grammar: ReadGrammar) -> Proportion:
     """Share of reads that are called valid."""
     found = architectures(called, reads.bases, reads.offsets, grammar)
     return proportion(sum(one.is_valid for one in found), len(found))
 
 
-def _has(runs: Runs, label: int) -> NDArray[np.bool_]:
+def _has(runs: LabelRuns, label: int) -> NDArray[np.bool_]:
     """Tell which reads have a label, shape ``(n_reads,)``."""
     owner = np.repeat(np.arange(len(runs.offsets) - 1), np.diff(runs.offsets))
     return np.bincount(owner[runs.labels == label], minlength=len(runs.offsets) - 1) > 0
 
 
-def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
+def _span(runs: LabelRuns, read: int, fragment: Fragment) -> tuple[int, int]:
     """Start and end of a fragment in its read."""
     first = int(runs.offsets[read])
     return int(runs.starts[first + fragment.first]), int(runs.ends[first + fragment.last])
@@ -321,8 +321,8 @@ def _span(runs: Runs, read: int, fragment: Fragment) -> tuple[int, int]:
 def _fragments(
     true: Sequence[Architecture],
     called: Sequence[Architecture],
-    true_runs: Runs,
-    called_runs: Runs,
+    true_runs: LabelRuns,
+    called_runs: LabelRuns,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count for each read the true molecules that were found, and the true molecules.
 
@@ -349,8 +349,8 @@ def _fragments(
 def _boundary_errors(
     true: Sequence[Architecture],
     called: Sequence[Architecture],
-    true_runs: Runs,
-    called_runs: Runs,
+    true_runs: LabelRuns,
+    called_runs: LabelRuns,
     right: NDArray[np.bool_],
     label: int,
 ) -> NDArray[np.int64]:
@@ -439,7 +439,9 @@ def evaluation_text(measured: Quality, title: str) -> str:
     )
 
 
-def read_views(truth: Reads, called_runs: Runs, grammar: Grammar, *, count: int) -> list[ReadView]:
+def read_views(
+    truth: Reads, called_runs: LabelRuns, grammar: ReadGrammar, *, count: int
+) -> list[ReadView]:
     """Prepare the first ``count`` reads for drawing, called labels beside true ones."""
     names, predicted = np.array(grammar.names), called_runs.per_base()
     found = architectures(called_runs, truth.bases, truth.offsets, grammar)

@@ -1,4 +1,6 @@
-"""Networks that score every base of a read for every label, their CRF loss and files (TensorFlow, Keras 3).
+"""Networks that score every base of a read for every label, their CRF loss and files.
+
+TensorFlow and Keras 3.
 
 Input are codes ``(n, length)`` int32, A C G T N = 1..5, padded on the right with 0; output are
 logits ``(n, length, n_labels)`` float32. Padding has no influence: it is zero before every
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, ModelError
-from seqfoundry.core.files.atomic import write_text, written_whole
+from seqfoundry.core.files.atomic import atomic_write, write_text
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.core.settings.config import dump_yaml, to_dict
 from seqfoundry.families.reads.config import (
@@ -212,7 +214,9 @@ class ConvAnnotator(Annotator):
 
 
 class ResidualAnnotator(Annotator):
-    """One-hot bases (N is zero), a stem, pre-activation residual blocks of growing dilation, dense.
+    """One-hot bases, a stem, residual blocks of growing dilation, dense.
+
+    N is zero; the blocks are pre-activation.
 
     References
     ----------
@@ -274,7 +278,9 @@ def transition_counts(reads: Reads, n_labels: int) -> Array:
 
 
 def set_transitions_from_counts(model: Annotator, counts: Array) -> None:
-    """Set the chain's transitions to the log probabilities of counted ones ``(n_labels, n_labels)``, row = from.
+    """Set the chain's transitions to the log probabilities of counted ones.
+
+    Counts have the shape ``(n_labels, n_labels)``, row = from.
 
     Probabilities get ``TRANSITION_EPSILON`` before they are normalised; a label never seen goes
     anywhere alike.
@@ -324,12 +330,17 @@ def _fused(logits: Any, labels: Any, lengths: Any, transitions: Any, start: Any,
 
 
 def crf_loss_fused(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
-    """Return the summed negative log-likelihood of a batch, its gradients from the compiled forward-backward."""
+    """Return the summed negative log-likelihood of a batch.
+
+    Its gradients come from the compiled forward-backward.
+    """
     return _fused(logits, labels, lengths, *(tf.convert_to_tensor(part) for part in crf))
 
 
 def crf_loss_scan(logits: Any, labels: Any, lengths: Any, crf: Crf) -> Any:
-    """Return what ``crf_loss_fused`` returns, in TensorFlow operations only (many times slower on a CPU).
+    """Return what ``crf_loss_fused`` returns, in TensorFlow operations only.
+
+    This is many times slower on a CPU.
 
     Where no Python can be called (XLA, some accelerators), and as a reference for tests.
     """
@@ -375,8 +386,11 @@ def make_predict(model: Annotator) -> Callable[[Array], Any]:
 
 
 def save_weights(model: Annotator, path: Path) -> None:
-    """Write all weights as Keras HDF5, whole or not at all, whatever the name (Keras insists on ``.weights.h5``)."""
-    with written_whole(path) as temporary:
+    """Write all weights as Keras HDF5, whole or not at all, whatever the name.
+
+    Keras insists on ``.weights.h5``.
+    """
+    with atomic_write(path) as temporary:
         partial = temporary.with_name(f"{temporary.name}.weights.h5")
         try:
             model.save_weights(partial)
@@ -432,7 +446,9 @@ def _own_shape(name: str, item: h5py.Dataset) -> tuple[int, ...]:
 
 
 def refuse_inflated(network: ConvNetwork | ResidualNetwork, path: Path) -> None:
-    """Refuse, before it is built, a network of which some layers alone have more weights than its file can hold.
+    """Refuse a network with more weights than its file can hold, before it is built.
+
+    Some layers alone are counted.
 
     Raises
     ------
@@ -474,7 +490,7 @@ def write_mission(
     from sklearn.preprocessing import LabelBinarizer
 
     save_weights(model, folder / f"{protocol.model}.h5")
-    with written_whole(folder / f"{protocol.model}_lbl_bin.pkl") as temporary:
+    with atomic_write(folder / f"{protocol.model}_lbl_bin.pkl") as temporary:
         temporary.write_bytes(pickle.dumps(LabelBinarizer().fit(list(protocol.labels))))
     write_text(folder / f"{protocol.model}_params.yaml", dump_yaml(to_dict(network)))
 

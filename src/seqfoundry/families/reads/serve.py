@@ -34,12 +34,12 @@ from seqfoundry.families.reads.config import (
     ResidualNetwork,
     build_network,
 )
-from seqfoundry.families.reads.data import Runs, collapse
+from seqfoundry.families.reads.data import LabelRuns, collapse
 from seqfoundry.families.reads.labelling.crf import Crf, marginals, viterbi
 from seqfoundry.families.reads.labelling.structure import (
     Architecture,
-    Grammar,
     Graph,
+    ReadGrammar,
     architectures,
     build_graph,
     parse,
@@ -93,7 +93,7 @@ class ReadModel:
     config: ConvNetwork | ResidualNetwork
     protocol: Protocol
     decode: DecodeConfig
-    grammar: Grammar
+    grammar: ReadGrammar
     graph: Graph | None
     logits: Any
 
@@ -107,7 +107,7 @@ class ReadModel:
     ) -> "ReadModel":
         """Make a network answer for a protocol."""
         graph = build_graph(protocol, decode) if decode.grammar else None
-        grammar = Grammar(protocol, decode.adapter_distance, decode.adapter_slack)
+        grammar = ReadGrammar(protocol, decode.adapter_distance, decode.adapter_slack)
         return cls(
             network, config, protocol, decode, grammar, graph, networks.make_predict(network)
         )
@@ -163,8 +163,10 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
     )
 
 
-def adopt(folder: Path, out: Path) -> None:
-    """Write a model folder from the mission's files of our own training (``{model}.h5``, ``{model}_params.yaml``).
+def import_reference_model(folder: Path, out: Path) -> None:
+    """Write a model folder from the mission's files of our own training.
+
+    These are ``{model}.h5`` and ``{model}_params.yaml``.
 
     They hold neither labels nor decoding: those come from the model's entry in the project's
     ``seq_orders.yaml`` and from its ``full.yaml``. The label binarizer, a pickle, is not read.
@@ -199,7 +201,9 @@ def load(folder: Path) -> ReadModel:
             shape["decode"],
         )
         weights_md5 = shape["weights_md5"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if family is None:
+            raise KeyError("family")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family reads, got: {error}"
         ) from None
@@ -298,7 +302,7 @@ class _Labelled:
 
 def read_runs(
     model: ReadModel, codes: Codes, offsets: Offsets
-) -> tuple[Runs, NDArray[np.float32]]:
+) -> tuple[LabelRuns, NDArray[np.float32]]:
     """Return the segments of flat reads, and for each base the posterior probability of its label.
 
     One batch is decoded while the network scores the next.
@@ -311,7 +315,7 @@ def read_runs(
     crf = model.network.crf()
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
-        for reads in batches.plan(
+        for reads in batches.length_buckets(
             lengths, np.arange(len(lengths)), tokens=_BATCH_TOKENS, generator=None
         ):
             padded, widths = batches.padded_codes(codes, offsets, reads)
@@ -370,7 +374,9 @@ def _decode(
     firsts: NDArray[np.int64],
     found: _Labelled,
 ) -> None:
-    """Label the reads of one batch (logits and lengths), which begin at ``firsts`` in the flat arrays of ``found``.
+    """Label the reads of one batch, which begin at ``firsts`` in the flat arrays of ``found``.
+
+    The batch has logits and lengths.
 
     The best path of the label chain is an upper bound of every parse. Where it can be taken under
     the grammar at no cost, which is the rule, it is the best parse, and only the other reads are
@@ -404,7 +410,10 @@ def _decode(
 def _is_legal(
     graph: Graph, labels: NDArray[np.uint8], widths: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Tell for each read whether its labels, flat, are a parse without cost whose segments have legal lengths."""
+    """Tell for each read whether its labels are a parse without cost, of legal lengths.
+
+    Labels are flat.
+    """
     runs = collapse(labels, np.concatenate([[0], np.cumsum(widths)]))
     names, sizes, bounds = (
         runs.labels.tolist(),
@@ -434,7 +443,7 @@ _Limits = tuple[tuple[int, int], ...]  # shortest and longest length of every se
 def _limits_of(
     values: tuple[tuple[float, ...], ...],
 ) -> Callable[[tuple[int, ...]], tuple[_Limits, ...]]:
-    """Return a function from the labels of a read's runs to the limits of all parses of them that cost nothing.
+    """Return a function from labels of a read's runs to the limits of all free parses.
 
     ``values`` are those of a ``Graph``, as tuples since they are remembered. A run is one node.
     """
@@ -470,7 +479,7 @@ def _limits_of(
 
 
 def _segments(
-    runs: Runs, offsets: Offsets, confidence: NDArray[np.float32], names: Sequence[str]
+    runs: LabelRuns, offsets: Offsets, confidence: NDArray[np.float32], names: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
     """Write the runs of every read as segments, with the mean confidence of their bases."""
     first = np.repeat(offsets[:-1], np.diff(runs.offsets)) + runs.starts
@@ -490,7 +499,7 @@ def _segments(
     return [rows[runs.of(read)] for read in range(len(offsets) - 1)]
 
 
-def _fragments(runs: Runs, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
+def _fragments(runs: LabelRuns, found: Sequence[Architecture]) -> list[list[dict[str, Any]]]:
     """Write the molecules of every read with their places in it, in the order of the read."""
     answer = []
     for read, architecture in enumerate(found):

@@ -25,7 +25,7 @@ from seqfoundry.families.reads.data import Reads, concatenate, write_reads
 from seqfoundry.families.reads.protocol.molecules import (
     TAIL,
     Integers,
-    Layout,
+    MoleculeLayout,
     Molecules,
     Sources,
     Transcripts,
@@ -54,7 +54,7 @@ _LOWEST_QUALITY, _HIGHEST_QUALITY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class ReadTruth:
     """What a molecule is; barcodes and UMIs of its copies in molecule order."""
 
     structure: str
@@ -78,7 +78,7 @@ def draw(
     ``n_molecules`` reads, or with ``config.rc`` twice as many: every molecule is followed by its
     reverse complement, which has errors of its own and the same label names.
     """
-    layout, sources = Layout.build(protocol, structures), Sources(transcripts)
+    layout, sources = MoleculeLayout.build(protocol, structures), Sources(transcripts)
     return concatenate(
         [reads for reads, _ in _chunks(layout, n_molecules, config, sources, generator)]
     )
@@ -91,15 +91,15 @@ def draw_example(
     config: SimulateConfig,
     generator: np.random.Generator,
     sources: Sources,
-) -> tuple[Reads, list[Truth]]:
-    """Draw labelled reads as ``draw`` does, from the given sources, and tell what each molecule is.
+) -> tuple[Reads, list[ReadTruth]]:
+    """Draw labelled reads as ``draw`` does, from the given sources, and what each molecule is.
 
     Returns
     -------
-    Reads, and one ``Truth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and ``2 i +
-    1``.
+    Reads, and one ``ReadTruth`` per molecule: with ``config.rc`` that of the reads ``2 i`` and
+    ``2 i + 1``.
     """
-    layout = Layout.build(protocol, structures)
+    layout = MoleculeLayout.build(protocol, structures)
     parts, truths = [], []
     for reads, molecules in _chunks(layout, n_molecules, config, sources, generator):
         parts.append(reads)
@@ -111,12 +111,14 @@ def draw_example(
         )
         for number, barcodes, umis in texts:
             structure = structures[number]
-            truths.append(Truth(structure.name, tuple(barcodes), tuple(umis), structure.repeat))
+            truths.append(
+                ReadTruth(structure.name, tuple(barcodes), tuple(umis), structure.repeat)
+            )
     return concatenate(parts), truths
 
 
 def _chunks(
-    layout: Layout,
+    layout: MoleculeLayout,
     n_molecules: int,
     config: SimulateConfig,
     sources: Sources,
@@ -159,7 +161,7 @@ def sequence(
     return Reads(bases, np.repeat(labels, np.diff(offsets)), offsets[first], structures, reverse)
 
 
-def _rate_classes(layout: Layout, config: SimulateConfig) -> NDArray[np.uint8]:
+def _rate_classes(layout: MoleculeLayout, config: SimulateConfig) -> NDArray[np.uint8]:
     """Class of error rates of each slot; flanks and spacers are as cDNA, whose label they have."""
     is_cdna = layout.slots["label"] == layout.protocol.labels.index(CDNA)
     cdna = _ADAPTER if config.cdna_errors else _CLEAN

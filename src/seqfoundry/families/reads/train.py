@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import InputError, InterruptedRunError, MissingError
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import write_history, write_tsv
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import Epoch, TrainOptions, stalled
+from seqfoundry.core.runs.loop import UNFINISHED, Epoch, TrainOptions, stalled
 from seqfoundry.core.settings.config import digest, to_dict
 from seqfoundry.families.reads import data as batches
 from seqfoundry.families.reads import metrics as quality
@@ -57,7 +57,7 @@ _HEADLINES = ("valid.macro_f1", "valid.valid_recall", "valid.false_valid", "trai
 
 
 @dataclass
-class Progress:
+class ReadsProgress:
     """Where training stands.
 
     Epochs done, steps done in the one after, and what it summed so far.
@@ -70,7 +70,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Task:
+class ReadsTask:
     """All that fitting needs and does not change."""
 
     model: serve.ReadModel
@@ -119,16 +119,21 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
             metrics = _carry_out(run, task)
         return {"run_id": run.id, "out": str(run.out), **metrics}
 
+    if len(points) > 1 and options.resume == UNFINISHED:
+        raise ConfigError(
+            f"--resume {UNFINISHED}: must be the id of a point's run where the network is a grid, "
+            f"got {len(points)} points"
+        )
     if len(points) > 1:
         digests = [digest(_settings(config, point.network, protocol)) for point in points]
         return _train_grid(config, points, train_one, digests, out, options)
     return _summary(train_one(points[0].network, out, options))
 
 
-def _carry_out(run: tracking.Run, task: Task) -> dict[str, float]:
+def _carry_out(run: tracking.Run, task: ReadsTask) -> dict[str, float]:
     """Fit, record every epoch, write the results, and return the metrics."""
     checkpoints = run.out / "checkpoints"
-    progress = _restore(task, checkpoints) if run.resumed else Progress()
+    progress = _restore(task, checkpoints) if run.resumed else ReadsProgress()
     try:
         for epoch in fit(task, progress, lambda: run.stop_requested):
             _record(run, task, progress, epoch)
@@ -270,7 +275,7 @@ def _settings(
 
 def _task(
     config: Config, shape: ConvNetwork | ResidualNetwork, protocol: Protocol, data: Path
-) -> Task:
+) -> ReadsTask:
     """Read the splits, draw the fresh reads, and build network and optimizer."""
     splits = [read_reads(data, split) for split in ("train", "valid")]
     limit = config.train.max_reads
@@ -289,7 +294,9 @@ def _task(
             network, networks.transition_counts(splits[0], n_labels)
         )
     model = serve.ReadModel.of(network, shape, protocol, config.decode)
-    return Task(model, training_step.make_optimizer(network), config, splits[0], splits[1], fresh)
+    return ReadsTask(
+        model, training_step.make_optimizer(network), config, splits[0], splits[1], fresh
+    )
 
 
 def _fresh_reads(config: Config, protocol: Protocol) -> Reads:
@@ -317,7 +324,9 @@ def _first(reads: Reads, count: int) -> Reads:
     )
 
 
-def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iterator[Epoch]:
+def fit(
+    task: ReadsTask, progress: ReadsProgress, should_stop: Callable[[], bool]
+) -> Iterator[Epoch]:
     """Improve the network in place, one epoch per item.
 
     ``progress`` is kept up to date after every step.
@@ -349,7 +358,9 @@ def fit(task: Task, progress: Progress, should_stop: Callable[[], bool]) -> Iter
             seed=config.seed * 8 + _PERMUTATION,
         )
         generator = np.random.default_rng([config.seed, _ORDER, progress.epoch])
-        plan = batches.plan(lengths, reads, tokens=config.train.batch_tokens, generator=generator)
+        plan = batches.length_buckets(
+            lengths, reads, tokens=config.train.batch_tokens, generator=generator
+        )
         for chosen in plan[progress.step :]:
             if should_stop():
                 raise InterruptedRunError("asked to stop")
@@ -383,12 +394,12 @@ def _batch(reads: Reads, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int32], 
     return codes, batches.padded_labels(reads.labels, reads.offsets, chosen)
 
 
-def _validate(task: Task, valid_step: Any) -> dict[str, float]:
+def _validate(task: ReadsTask, valid_step: Any) -> dict[str, float]:
     """Loss per base on the validation reads, and what their most likely labels are worth."""
     total = 0.0
     lengths = np.diff(task.valid.offsets)
     everything = np.arange(len(task.valid))
-    for chosen in batches.plan(
+    for chosen in batches.length_buckets(
         lengths, everything, tokens=task.config.train.batch_tokens, generator=None
     ):
         total += float(valid_step(*_batch(task.valid, chosen)).negative_log_likelihood)
@@ -403,7 +414,7 @@ def _validate(task: Task, valid_step: Any) -> dict[str, float]:
     }
 
 
-def _record(run: tracking.Run, task: Task, progress: Progress, epoch: Epoch) -> None:
+def _record(run: tracking.Run, task: ReadsTask, progress: ReadsProgress, epoch: Epoch) -> None:
     """Log an epoch, save the checkpoints and the history so far."""
     row = epoch.metrics
     log.info(
@@ -426,11 +437,11 @@ def _record(run: tracking.Run, task: Task, progress: Progress, epoch: Epoch) -> 
     run.checkpoint(checkpoints)
 
 
-def _history(progress: Progress) -> list[dict[str, float]]:
+def _history(progress: ReadsProgress) -> list[dict[str, float]]:
     return [{"epoch": number, **row} for number, row in enumerate(progress.history, start=1)]
 
 
-def _save(task: Task, progress: Progress, path: Path) -> None:
+def _save(task: ReadsTask, progress: ReadsProgress, path: Path) -> None:
     """Write a checkpoint, whole or not at all.
 
     Every array of network and optimizer, and where training stands.
@@ -445,7 +456,7 @@ def _save(task: Task, progress: Progress, path: Path) -> None:
     training_step.save_checkpoint(task.model.network, task.optimizer, place, path)
 
 
-def _restore(task: Task, checkpoints: Path) -> Progress:
+def _restore(task: ReadsTask, checkpoints: Path) -> ReadsProgress:
     """Load the last checkpoint; a run that was killed before its first one begins anew.
 
     Raises
@@ -456,14 +467,17 @@ def _restore(task: Task, checkpoints: Path) -> Progress:
     path = checkpoints / "last.npz"
     if not path.is_file():
         log.warning("%s: there is no checkpoint yet, training begins anew", checkpoints)
-        return Progress()
+        return ReadsProgress()
     place = training_step.load_checkpoint(task.model.network, task.optimizer, path)
     log.info("resumed after epoch %d, step %d", place["epoch"], place["step"])
-    return Progress(place["epoch"], place["step"], place["sums"], place["history"])
+    return ReadsProgress(place["epoch"], place["step"], place["sums"], place["history"])
 
 
-def _finish(out: Path, task: Task, progress: Progress) -> dict[str, float]:
-    """Take the best weights, measure them on validation and fresh reads, and write everything a run leaves."""
+def _finish(out: Path, task: ReadsTask, progress: ReadsProgress) -> dict[str, float]:
+    """Take the best weights, measure them, and write everything a run leaves.
+
+    They are measured on validation and fresh reads.
+    """
     training_step.load_checkpoint(
         task.model.network, task.optimizer, out / "checkpoints" / "best.npz"
     )
@@ -500,7 +514,7 @@ def _write_results(
     views: Sequence[Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write what a person reads, the plots, and the files under the names that the mission gives them."""
+    """Write what a person reads, the plots, and the files named by the mission."""
     from seqfoundry.core.reporting import plots
 
     titles = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqfoundry.core.errors import ConfigError, ModelError
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.families.reads.labelling.crf import Crf
 from seqfoundry.families.reads.model import (
@@ -177,7 +177,10 @@ def make_train_step(
 
 
 def make_valid_step(model: Annotator) -> Callable[[Array, Array], Loss]:
-    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout, which changes nothing in the network."""
+    """Return a compiled ``(codes, labels)`` to ``Loss`` without dropout.
+
+    It changes nothing in the network.
+    """
 
     def step(codes: Any, labels: Any) -> Loss:
         return loss(model, codes, labels, training=False)
@@ -237,7 +240,7 @@ def save_checkpoint(
     """Write the ``state`` and where training stands, as plain JSON values, whole or not at all."""
     arrays = state(model, optimizer)
     arrays["progress"] = np.frombuffer(json.dumps(place).encode(), dtype=np.uint8)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)
 
 

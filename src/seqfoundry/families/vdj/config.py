@@ -278,20 +278,54 @@ def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str
     )
     options_only = set(OPTION_VARIABLES) & set(model.choice1)
     found = [
-        (model.twostep != twostep, "model_type", f"{'' if twostep else 'not '}be two-step for " f"{config.trainer}", name),
-        (group.ligation != twostep, "param_group", f"{'' if twostep else 'not '}model ligation " f"for {config.trainer}",
-         config.param_group),
-        (config.trainer == "fit_twostep_model" and not made.annotation.configuration_known, "annotation",
-         "know the configurations for fit_twostep_model (simulated data); use " "fit_twostep_model_EM", config.annotation),
-        ("motif" in model.choice1 and not motifs, "left_motif and right_motif", "be 1 or more for " "a motif model",
-         f"{made.left_motif} and {made.right_motif}"),
-        ("motif" not in model.choice1 and (made.left_motif or made.right_motif) != 0, "left_motif " "and right_motif",
-         f"be 0 for a model without motif ({name})", f"{made.left_motif} and {made.right_motif}"),
-        (bool(pairs_only) and len(group.sides) == 1, "model_type", "not use microhomology where " "one gene is trimmed",
-         name),
-        (bool(options_only) and not group.ligation, "model_type", "not use ligation options where " "none is modelled",
-         name),
-        (len(group.sides) == 2 and made.junction != made.annotation.sub_junction, "param_group",
-         f"be of the junction {made.annotation.sub_junction} of {config.annotation}", config.param_group),
-    ]  # fmt: skip
+        (
+            model.twostep != twostep,
+            "model_type",
+            f"{'' if twostep else 'not '}be two-step for {config.trainer}",
+            name,
+        ),
+        (
+            group.ligation != twostep,
+            "param_group",
+            f"{'' if twostep else 'not '}model ligation for {config.trainer}",
+            config.param_group,
+        ),
+        (
+            config.trainer == "fit_twostep_model" and not made.annotation.configuration_known,
+            "annotation",
+            "know the configurations for fit_twostep_model (simulated data); use "
+            "fit_twostep_model_EM",
+            config.annotation,
+        ),
+        (
+            "motif" in model.choice1 and not motifs,
+            "left_motif and right_motif",
+            "be 1 or more for a motif model",
+            f"{made.left_motif} and {made.right_motif}",
+        ),
+        (
+            "motif" not in model.choice1 and (made.left_motif or made.right_motif) != 0,
+            "left_motif and right_motif",
+            f"be 0 for a model without motif ({name})",
+            f"{made.left_motif} and {made.right_motif}",
+        ),
+        (
+            bool(pairs_only) and len(group.sides) == 1,
+            "model_type",
+            "not use microhomology where one gene is trimmed",
+            name,
+        ),
+        (
+            bool(options_only) and not group.ligation,
+            "model_type",
+            "not use ligation options where none is modelled",
+            name,
+        ),
+        (
+            len(group.sides) == 2 and made.junction != made.annotation.sub_junction,
+            "param_group",
+            f"be of the junction {made.annotation.sub_junction} of {config.annotation}",
+            config.param_group,
+        ),
+    ]
     return [(where, must, got) for wrong, where, must, got in found if wrong]

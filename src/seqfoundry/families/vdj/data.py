@@ -20,12 +20,12 @@ from seqfoundry.families.vdj.genes import choices as ways
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import (
-    Chunk,
+    RawRows,
     Rejected,
-    commonest,
     junctions,
     leave_out,
     ligation_column,
+    most_common_reasons,
     normal_columns,
     of_group,
     of_productivity,
@@ -62,7 +62,7 @@ def read_rearrangements(
     """
     first = 1
     for found, raw in _raw_chunks(path, germline, form):
-        chunk = Chunk.of(raw, germline, rejected, path.name, first)
+        chunk = RawRows.of(raw, germline, rejected, path.name, first)
         first += len(raw)
         yield _with_productivity(normalise(chunk, found, ambiguous), germline)
     if first == 1:
@@ -83,9 +83,17 @@ def _raw_chunks(
             known = [column for column in header if KNOWN.fullmatch(column)]
             types = {column: "str" if MANY.fullmatch(column) else "category" for column in known}
             reader = pd.read_csv(
-                file, sep="\t", names=header, header=0, usecols=known, index_col=False, dtype=types,
-                keep_default_na=False, chunksize=CHUNK, encoding="utf-8-sig",
-            )  # fmt: skip
+                file,
+                sep="\t",
+                names=header,
+                header=0,
+                usecols=known,
+                index_col=False,
+                dtype=types,
+                keep_default_na=False,
+                chunksize=CHUNK,
+                encoding="utf-8-sig",
+            )
             for raw in reader:
                 yield form, raw
         except InputError:
@@ -113,7 +121,10 @@ def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
 
 
 def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
-    """Tell by arithmetic which V-J rearrangements without insertions are productive, where the table does not."""
+    """Tell which V-J rearrangements without insertions are productive, by arithmetic.
+
+    Where the table does not say so.
+    """
     unknown = frame["productive"].isna().to_numpy()
     if junctions(germline) != ("vj",) or not (unknown & (frame["vj_insert"] == 0)).any():
         return frame
@@ -137,7 +148,9 @@ def prepare(
     out: Path,
     form: str | None = None,
 ) -> dict[str, Any]:
-    """Read tables of rearrangements, write a prepared folder, whole or not at all, and return what was read and kept.
+    """Read tables of rearrangements, write a prepared folder, and return what was kept.
+
+    The folder appears whole or not at all.
 
     It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal
     ones summed), ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a
@@ -183,11 +196,11 @@ def prepare(
     if n_rows == 0:
         raise InputError(
             f"{inputs[0]}: must have rearrangements that can be used, got none: "
-            f"{commonest(rejected)}"
+            f"{most_common_reasons(rejected)}"
         )
     for reason, number in rejected.counts.items():
         _LOG.info("%d rows left out: %s (such as %s)", number, reason, rejected.examples[reason])
-    with files.folder_written_whole(out) as folder:
+    with files.atomic_folder(out) as folder:
         write_germline(folder, genes)
         splits = {
             name: _write_split(folder / f"{name}.tsv", _pooled(part, columns))
@@ -275,7 +288,8 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
     if rejected.counts:
         examples = "; ".join(rejected.examples[reason] for reason in list(rejected.counts)[:5])
         raise InputError(
-            f"{path}: rows must be whole and legal, got {commonest(rejected)} (row {examples})"
+            f"{path}: rows must be whole and legal, "
+            f"got {most_common_reasons(rejected)} (row {examples})"
         )
     return _pooled(found, normal_columns(germline))
 
@@ -283,7 +297,9 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
 def frames(
     path: Path, model_folder: Path, left_out: dict[str, int] | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Read a table of rearrangements, or the test rows of a prepared folder, as chunks that a model takes.
+    """Read a table of rearrangements as chunks that a model takes.
+
+    Or the test rows of a prepared folder.
 
     Columns: ``sequence_id``, the genes, trims and ``ligation_mh`` of the model's junction,
     ``count``. Rows that cannot be read, or are none of those the model describes, are left out and
@@ -334,11 +350,11 @@ def frames(
             )
             yield made.assign(ligation_mh=ligation, count=frame["count"]).reset_index(drop=True)
     if rejected.counts:
-        _LOG.info("%s: left out: %s", path.name, commonest(rejected))
+        _LOG.info("%s: left out: %s", path.name, most_common_reasons(rejected))
     if n_rows == 0:
         raise InputError(
             f"{path}: must have rearrangements that the model describes, got none: "
-            f"{commonest(rejected)}"
+            f"{most_common_reasons(rejected)}"
         )
 
 

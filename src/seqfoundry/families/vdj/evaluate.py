@@ -131,7 +131,7 @@ class Measured:
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Measure the model folder ``model`` on the test rearrangements of ``data`` and write the report to ``out``.
+    """Measure a model folder on the test rearrangements of ``data`` and write the report.
 
     Writes ``metrics.json``, ``evaluation.txt``, ``report.html``, ``plots/``, ``calibration.tsv``
     (every gene) and the reference's ``model_evaluation_results*.tsv``, all or nothing; an earlier
@@ -157,14 +157,17 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     domains = _domains(loaded, frame, choices)
     measured = _measure(loaded, choices, domains, data / "truth.json")
     annotation = str(files.read_json(data / "manifest.json").get("annotation", ""))
-    with files.folder_written_whole(out, replace=True) as folder:
+    with files.atomic_folder(out, replace=True) as folder:
         _write(folder, loaded, measured, annotation)
         files.write_json(folder / "metrics.json", measured.metrics)
     return dict(measured.metrics)
 
 
 def _domains(model: serve.VdjModel, frame: pd.DataFrame, choices: Choices) -> list[Domain]:
-    """Lay out the rearrangements of the model's own productivity, and of others if it models ligation."""
+    """Lay out the rearrangements of the model's own productivity.
+
+    Those of others too if it models ligation.
+    """
     own = model.specification.group.productivity
     others = (
         [name for name in _DOMAINS if name != own] if model.specification.group.ligation else []
@@ -286,7 +289,10 @@ def _truth(model: serve.VdjModel, path: Path) -> Floats | None:
 
 
 def _gene_fits(theta: Floats, choices: Choices, domain: Domain) -> list[GeneFit]:
-    """Compare the trims of every gene with those predicted for its pairs, weighted by their reads."""
+    """Compare the trims of every gene with those predicted for its pairs.
+
+    Pairs are weighted by their reads.
+    """
     group, observed = domain.specification.group, domain.observed
     per_pair = np.bincount(observed.sequence_pair, observed.counts, len(observed.pairs))
     options = _options(theta, choices, domain)

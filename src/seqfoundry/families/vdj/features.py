@@ -1,4 +1,6 @@
-"""Variables that explain trims and ligations, under the reference's names, and the arrays that a model reads.
+"""Variables that explain trims and ligations, and the arrays that a model reads.
+
+Names are the reference's.
 
 Variables of one gene come as small tables of genes and trims, those of both sequences as arrays of
 pairs, and those of the set of ligation options (``average_mh``, ``weighted_avg_mh``,
@@ -24,7 +26,7 @@ from seqfoundry.families.vdj.genes.choices import (
     end_codes,
     table,
 )
-from seqfoundry.families.vdj.genes.germline import Gene
+from seqfoundry.families.vdj.genes.germline import GermlineGene
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class Design:
 
 
 def side_columns(
-    genes: Sequence[Gene], side: str, trims: Integers, left_motif: int, right_motif: int
+    genes: Sequence[GermlineGene], side: str, trims: Integers, left_motif: int, right_motif: int
 ) -> dict[str, NDArray[np.int64]]:
     """Motif and base counts of every gene and trim, shape ``(n, T)``, by their column names.
 
@@ -117,7 +119,7 @@ def side_columns(
 
 
 def side_table(
-    genes: Sequence[Gene],
+    genes: Sequence[GermlineGene],
     side: str,
     trims: Integers,
     left_motif: int,
@@ -184,7 +186,9 @@ def _joint_names(variable: str) -> tuple[str, ...]:
 
 
 def interior_counts(choices: Choices) -> NDArray[np.uint8]:
-    """Count equal nucleotides in overlaps of 1 to 4, contiguous or not, shape ``(nL, nR, T, T, 4)``.
+    """Count equal nucleotides in overlaps of 1 to 4, shape ``(nL, nR, T, T, 4)``.
+
+    Contiguous or not.
 
     In an overlap of o the last o nucleotides of the left stand opposite the first o of the right.
     """
@@ -199,7 +203,9 @@ def interior_counts(choices: Choices) -> NDArray[np.uint8]:
 
 
 def mh_proportions(choices: Choices) -> Floats:
-    """Shares of equal nucleotides at and around the cuts, shape ``(nL, nR, T, T, 14)``, ordered as ``PROPORTIONS``.
+    """Shares of equal nucleotides at and around the cuts, ``(nL, nR, T, T, 14)``.
+
+    They are ordered as ``PROPORTIONS``.
 
     In an overlap of o, ``mid`` is the overlap itself; ``up`` compares what the right lost with the
     left opposite, and ``down`` what the left lost with the right opposite. Where nothing was lost
@@ -227,7 +233,9 @@ def mh_proportions(choices: Choices) -> Floats:
 def _matches(
     lost: NDArray[np.int8], opposite: NDArray[np.int8], trims: Integers
 ) -> NDArray[np.uint8]:
-    """Count matches of the outermost n nucleotides of one gene with the other, laid ``total`` = t + u + o apart.
+    """Count matches of the outermost n nucleotides of one gene with the other.
+
+    The two are laid ``total`` = t + u + o apart.
 
     Shape ``(nL, nR, totals, n + 1)``, totals from the smallest on.
     """
@@ -239,7 +247,9 @@ def _matches(
 
 
 def option_features(masks: Masks, gamma: float = 0.0) -> tuple[Floats, NDArray[np.int64]]:
-    """Mean of m over option sets where m has weight exp(gamma m), 0 if empty, and how many options have m > 0.
+    """Mean of m over option sets with weight exp(gamma m), and options with m > 0.
+
+    It is 0 if the set is empty.
 
     Both of the shape of ``masks``. With gamma 0 they are ``average_mh`` and ``mh_config_count``;
     the mean over the sets of wanted productivity is ``weighted_avg_mh``.
@@ -321,13 +331,24 @@ def design(
     columns = [_positions(kept, part_names) for part_names, _ in parts]
     options = tuple(name for name in kept if name in OPTION_VARIABLES)
     return Design(
-        kept, scaled[0], columns[0], scaled[1], columns[1], scaled[2], columns[2], options, _positions(kept, options),
-        kept.index("ligation_mh") if "ligation_mh" in kept else None, scale, mean, dropped,
-    )  # fmt: skip
+        kept,
+        scaled[0],
+        columns[0],
+        scaled[1],
+        columns[1],
+        scaled[2],
+        columns[2],
+        options,
+        _positions(kept, options),
+        kept.index("ligation_mh") if "ligation_mh" in kept else None,
+        scale,
+        mean,
+        dropped,
+    )
 
 
 def _parts(choices: Choices, specification: Specification) -> list[Part]:
-    """Coefficients and values of the variables of the left, of the right, and of both sequences."""
+    """Coefficients and variables of the left, of the right, and of both sequences."""
     motifs, variables = (
         (specification.left_motif, specification.right_motif),
         specification.model.choice1,
@@ -424,7 +445,9 @@ def choice_table(
     *,
     ligation: bool = True,
 ) -> dict[str, NDArray[Any]]:
-    """Write out all options of pairs of genes with their variables, under the reference's column names and order.
+    """Write out all options of pairs of genes with their variables.
+
+    Column names and order are the reference's.
 
     Genes, trims, motifs as letters (``-`` where there is none), base counts (GC, then AT),
     microhomology, and with ligation ``ligation_mh``, ``frame_type`` and ``frame_stop``.

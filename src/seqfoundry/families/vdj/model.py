@@ -38,7 +38,9 @@ N_LIGATIONS = 16
 
 
 class Problem(NamedTuple):
-    """What the likelihood needs, as arrays on the device, for G gene pairs, n option sets, S sequences.
+    """What the likelihood needs, as arrays on the device.
+
+    For G gene pairs, n option sets, S sequences.
 
     ``order`` holds the coefficient of every column of left, right, pair, fixed, weighted and
     ligation, in this order; the last two are there or not by the length of their scales. ``cell``
@@ -180,7 +182,10 @@ def unconditioned(problem: Problem) -> Problem:
 
 
 def completed(problem: Problem) -> Problem:
-    """Return the problem in which every configuration is a sequence of its own, as in the M-step and in Q."""
+    """Return the problem in which every configuration is a sequence of its own.
+
+    As in the M-step and in Q.
+    """
     n_cells = problem.option_set.shape[1] * problem.option_set.shape[2]
     empty = dict.fromkeys(("shared", "shared_sequence", "sharing"), problem.shared[:0])
     return problem._replace(
@@ -195,7 +200,10 @@ def _blocks(theta: Array, problem: Problem) -> list[Array]:
 
 
 class _Sets(NamedTuple):
-    """Functions of the option sets (n,), with derivatives by the KH coefficients of their block."""
+    """Functions of the option sets (n,), with derivatives by the KH coefficients.
+
+    The coefficients are those of their block.
+    """
 
     base: Array  # exponent of a configuration without gamma m and without features of genes
     of_domain: Array  # log sum over N of exp(gamma m)
@@ -288,7 +296,10 @@ def _log(total: Array) -> Array:
 
 @jax.jit
 def log_probabilities(theta: Array, problem: Problem) -> tuple[Array, Array]:
-    """Return log p given the gene pair of every configuration (C,) and of every sequence (S,), -inf if impossible."""
+    """Return log p of every configuration (C,) and sequence (S,), -inf if impossible.
+
+    Given the gene pair.
+    """
     passed = _forward(theta, problem)
     totals = _finite(passed.log_total)[problem.sequence_pair]
     return passed.configurations - totals[problem.sequence], passed.sequences - totals
@@ -347,7 +358,9 @@ def penalty_of(theta: Array, problem: Problem, penalty: Array) -> Array:
 def option_probabilities(
     theta: Array, problem: Problem, *, conditioned: bool
 ) -> OptionProbabilities:
-    """Return the probabilities of all options of all pairs, given productivity (``conditioned``) or whatever it is.
+    """Return the probabilities of all options of all pairs.
+
+    Given productivity (``conditioned``) or whatever it is.
 
     A pair without any option in the domain has zeros.
     """

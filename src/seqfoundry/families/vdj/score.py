@@ -279,6 +279,6 @@ def write_distributions(path: Path, observations: pd.DataFrame, model: Portable)
     keys = [name for name in table.columns if name != "predicted_prob"]
     table = table.merge(observations, on=keys, how="left").fillna({"count": 0.0})
     table["weighted_observation"] = table["count"] / max(table["count"].sum(), 1)
-    with files.written_whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         csv.write_csv(_to_arrow(table), temporary, _TSV)
     return len(pairs)

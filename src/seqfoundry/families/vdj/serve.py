@@ -33,9 +33,9 @@ from seqfoundry.families.vdj.genes.choices import (
     Choices,
     configurations,
 )
-from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Gene, Germline, resolve
+from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline, GermlineGene, resolve
 from seqfoundry.families.vdj.genes.references import read_germline, write_germline
-from seqfoundry.families.vdj.inference.probabilities import LIGATIONS, Tables, tabulate
+from seqfoundry.families.vdj.inference.probabilities import LIGATIONS, ProbabilityTables, tabulate
 from seqfoundry.families.vdj.inference.uncertainty import Fit, read_fit, write_fit
 
 Indices = NDArray[np.int64]
@@ -97,11 +97,11 @@ class VdjModel:
     settings: dict[str, Any]
 
     @cached_property
-    def tables(self) -> Tables | None:
+    def tables(self) -> ProbabilityTables | None:
         """Probabilities for the model's own genes."""
         return self.tables_of(self.germline)
 
-    def tables_of(self, germline: Germline) -> Tables | None:
+    def tables_of(self, germline: Germline) -> ProbabilityTables | None:
         """Probabilities for other genes; None where no pair of them has a modelled option."""
         return tabulate(self.specification, self.fit, self.scale, germline)
 
@@ -263,7 +263,9 @@ class _Rows(NamedTuple):
     sequence: Indices
 
 
-def _read(model: VdjModel, frame: pd.DataFrame, known: list[Gene], sequences: list[str]) -> _Rows:
+def _read(
+    model: VdjModel, frame: pd.DataFrame, known: list[GermlineGene], sequences: list[str]
+) -> _Rows:
     """Check a table.
 
     Genes given by sequence are added to ``known``, joined sequences to ``sequences``.
@@ -302,7 +304,9 @@ def _read(model: VdjModel, frame: pd.DataFrame, known: list[Gene], sequences: li
     return _Rows(left, right, kind, t, u, np.nan_to_num(ligation).astype(np.int64), joined)
 
 
-def _gene_codes(model: VdjModel, frame: pd.DataFrame, side: str, known: list[Gene]) -> Indices:
+def _gene_codes(
+    model: VdjModel, frame: pd.DataFrame, side: str, known: list[GermlineGene]
+) -> Indices:
     """Look up the genes of one side."""
     segment = SEGMENT_OF[side]
     name = f"{segment.lower()}_gene"
@@ -316,7 +320,9 @@ def _gene_codes(model: VdjModel, frame: pd.DataFrame, side: str, known: list[Gen
             raise InputError(f"{name}: must hold names or sequences, got {text!r}")
         if _SEQUENCE.fullmatch(text):
             anchor = re.search("(?<![acgt])[acgt]{3}(?![acgt])", text)
-            known.append(Gene(text, segment, text.upper(), anchor.start() if anchor else None))
+            known.append(
+                GermlineGene(text, segment, text.upper(), anchor.start() if anchor else None)
+            )
         places[index] = (
             len(known) - 1
             if _SEQUENCE.fullmatch(text)
@@ -326,7 +332,7 @@ def _gene_codes(model: VdjModel, frame: pd.DataFrame, side: str, known: list[Gen
     return found
 
 
-def _germline(model: VdjModel, known: Sequence[Gene], rows: _Rows) -> Germline:
+def _germline(model: VdjModel, known: Sequence[GermlineGene], rows: _Rows) -> Germline:
     """Genes that rows name or give."""
     genes = {known[index] for index in np.unique([rows.left, rows.right]).tolist()}
     return Germline(
@@ -348,9 +354,9 @@ def _undefined(model: VdjModel, places: Indices) -> pd.DataFrame:
 
 def _answer(
     model: VdjModel,
-    tables: Tables | None,
+    tables: ProbabilityTables | None,
     rows: _Rows,
-    known: Sequence[Gene],
+    known: Sequence[GermlineGene],
     sequences: Sequence[str],
 ) -> pd.DataFrame:
     """Answer rows that differ."""
@@ -365,7 +371,7 @@ def _answer(
 
 
 def _listed(
-    model: VdjModel, tables: Tables, queries: _Rows, sequences: Sequence[str]
+    model: VdjModel, tables: ProbabilityTables, queries: _Rows, sequences: Sequence[str]
 ) -> tuple[Indices, ...]:
     """List what may have made each query: its number (rising), indices of the trims, ligation."""
     choices, lower = tables.choices, int(tables.choices.trims[0])
@@ -434,7 +440,7 @@ def _cut(
 
 
 def _filled(
-    model: VdjModel, tables: Tables, queries: _Rows, listed: tuple[Indices, ...]
+    model: VdjModel, tables: ProbabilityTables, queries: _Rows, listed: tuple[Indices, ...]
 ) -> pd.DataFrame:
     """Write probabilities, means, the most probable, and the lists, a row per query."""
     query, t, u, m = listed
@@ -467,7 +473,7 @@ def _largest(values: NDArray[np.float64], owner: Indices) -> Indices:
 
 
 def _productive(
-    tables: Tables, queries: _Rows, listed: tuple[Indices, ...]
+    tables: ProbabilityTables, queries: _Rows, listed: tuple[Indices, ...]
 ) -> NDArray[np.float64]:
     """Probability that rearrangements like the queries' are productive; see ``predict``."""
     pair, choices = tables.place[queries.left, queries.right], tables.choices

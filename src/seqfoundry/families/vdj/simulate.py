@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.dna import decode, reverse_complement_text
 from seqfoundry.core.errors import ConfigError
-from seqfoundry.core.files.atomic import folder_written_whole, write_json
+from seqfoundry.core.files.atomic import atomic_folder, write_json
 from seqfoundry.core.files.tables import write_tsv
 from seqfoundry.core.settings.config import build_plain, read_yaml
 from seqfoundry.families.vdj import config as configs
@@ -50,7 +50,7 @@ _STOPS = np.array([48, 50, 56])  # TAA, TAG, TGA among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Truth:
+class RepertoireTruth:
     """Coefficients by name, ``trimming`` with N insertions, ``twostep`` without.
 
     Bounds of trims, sizes of motifs.
@@ -85,7 +85,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Reads:
+class SimulatedReads:
     """Rearrangements.
 
     Indices of genes, nucleotides trimmed, inserted and shared, inserted bases (zero padded).
@@ -101,7 +101,7 @@ class Reads:
     bases: NDArray[np.uint8]
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path) -> RepertoireTruth:
     """Read the coefficients of both models.
 
     Raises
@@ -112,7 +112,7 @@ def read_truth(path: Path) -> Truth:
         If a key is unknown, missing or of another type, or some coefficients of a variable are
         missing.
     """
-    truth = build_plain(read_yaml(path), Truth, origin=lambda _: str(path))
+    truth = build_plain(read_yaml(path), RepertoireTruth, origin=lambda _: str(path))
     if truth.lower >= truth.upper:
         raise ConfigError(f"{path}: upper must be above lower = {truth.lower}, got {truth.upper}")
     for name, coefficients in (("trimming", truth.trimming), ("twostep", truth.twostep)):
@@ -125,8 +125,13 @@ def read_truth(path: Path) -> Truth:
     return truth
 
 
-def trim_weights(choices: Choices, truth: Truth, coefficients: Mapping[str, float]) -> Integers:
-    """Whole-number weights of the trims of every pair, shape ``(nL nR, T T)``, in proportion to exp(x beta)."""
+def trim_weights(
+    choices: Choices, truth: RepertoireTruth, coefficients: Mapping[str, float]
+) -> Integers:
+    """Whole-number weights of the trims of every pair, in proportion to exp(x beta).
+
+    The shape is ``(nL nR, T T)``.
+    """
     specification = truth.specification(coefficients)
     names = coefficient_names(specification)
     made = design(choices, np.zeros((0, 2), np.int64), specification, np.ones(len(names)), names)
@@ -163,7 +168,7 @@ def _weights(logits: NDArray[np.float64]) -> Integers:
 
 
 def _draw(weights: Integers, rows: Integers, generator: np.random.Generator) -> Integers:
-    """Draw a column of ``weights`` for each of ``rows``, in proportion to the weights of the row."""
+    """Draw a column of ``weights`` for each of ``rows``, in proportion to the row's weights."""
     totals = weights.sum(axis=1)
     picks = (np.cumsum(totals) - totals)[rows] + generator.integers(totals[rows])
     drawn: Integers = (
@@ -174,12 +179,12 @@ def _draw(weights: Integers, rows: Integers, generator: np.random.Generator) -> 
 
 def draw_reads(
     choices: Choices,
-    truth: Truth,
+    truth: RepertoireTruth,
     usage: tuple[Integers, Integers],
     insertions: tuple[float, float],
     n_reads: int,
     generator: np.random.Generator,
-) -> Reads:
+) -> SimulatedReads:
     """Draw rearrangements.
 
     A share of the reads, the first of ``insertions``, has trims by ``truth.trimming`` and 1 +
@@ -222,9 +227,12 @@ def draw_reads(
                 generator,
             )
         productive = (choices.nonproductive[at] >> m.astype(np.uint16) & 1 == 0) & (not has_insert)
-        parts.append(Reads(*cuts, insert, m, productive, bases))
-    return Reads(
-        *(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Reads))
+        parts.append(SimulatedReads(*cuts, insert, m, productive, bases))
+    return SimulatedReads(
+        *(
+            np.concatenate([getattr(part, one.name) for part in parts])
+            for one in fields(SimulatedReads)
+        )
     )
 
 
@@ -264,7 +272,7 @@ def _insertions(
 def is_productive(
     choices: Choices, cuts: tuple[Integers, ...], insert: Integers, bases: NDArray[np.uint8]
 ) -> NDArray[np.bool_]:
-    """Whether rearrangements have both anchor codons in one frame, and no stop codon from the one to the other.
+    """Whether both anchor codons are in one frame, without a stop codon between.
 
     ``cuts`` are indices of the genes and nucleotides trimmed, ``insert`` numbers of inserted
     ``bases``.
@@ -300,7 +308,9 @@ def is_productive(
 
 
 def simulate(config: configs.Config, out: Path) -> dict[str, int | float | str]:
-    """Write two repertoires as ``prepare`` would, the truth, and an example as a user would bring it.
+    """Write two repertoires as ``prepare`` would, the truth, and an example.
+
+    The example is as a user would bring it.
 
     ``germline.tsv`` and ``germline.json``, ``train.tsv`` and ``test.tsv`` (equal rearrangements
     counted), ``truth.json``, ``example/rearrangements.tsv`` (reads of ``test`` in AIRR's form) and
@@ -340,7 +350,7 @@ def simulate(config: configs.Config, out: Path) -> dict[str, int | float | str]:
     usage = _usage(len(choices.left), generator), _usage(len(choices.right), generator)
     insertions = settings.insertion_share, settings.mean_insertions
     splits: dict[str, dict[str, int]] = {}
-    with folder_written_whole(out) as folder:
+    with atomic_folder(out) as folder:
         write_germline(folder, germline)
         for split, n_reads in (("train", settings.train_reads), ("test", settings.test_reads)):
             reads = draw_reads(
@@ -404,7 +414,7 @@ def _usage(n: int, generator: np.random.Generator) -> Integers:
     return np.diff(np.concatenate([[0], cuts[1::2], [_UNIT]]))
 
 
-def _write_split(path: Path, choices: Choices, reads: Reads) -> int:
+def _write_split(path: Path, choices: Choices, reads: SimulatedReads) -> int:
     """Write equal rearrangements as one row with their count, sorted.
 
     Return the number of rows.
@@ -427,7 +437,9 @@ def _write_split(path: Path, choices: Choices, reads: Reads) -> int:
     return len(keys)
 
 
-def airr_row(choices: Choices, reads: Reads, i: int, name: str, locus: str) -> dict[str, Any]:
+def airr_row(
+    choices: Choices, reads: SimulatedReads, i: int, name: str, locus: str
+) -> dict[str, Any]:
     """Write one read as an AIRR rearrangement; positions count from 1, both ends included.
 
     With m nucleotides of microhomology V and J overlap: between them lie ``p3v_length + p5j_length
@@ -455,17 +467,39 @@ def airr_row(choices: Choices, reads: Reads, i: int, name: str, locus: str) -> d
     in_frame = bool(junction) and len(junction) % 3 == 0
     protein = _translate(junction if in_frame else sequence[start:])
     return {
-        "sequence_id": name, "sequence": sequence, "rev_comp": "F", "productive": "FT"[int(reads.productive[i])],
-        "vj_in_frame": "FT"[in_frame], "stop_codon": "FT"["*" in protein], "locus": locus,
-        "v_call": v.name, "d_call": "", "j_call": j.name, "sequence_alignment": "", "germline_alignment": "",
-        "junction": junction, "junction_length": len(junction), "junction_aa": protein if in_frame else "",
-        "v_cigar": f"{v_end}={len(sequence) - v_end}S" + f"{t}N" * (t > 0), "d_cigar": "",
+        "sequence_id": name,
+        "sequence": sequence,
+        "rev_comp": "F",
+        "productive": "FT"[int(reads.productive[i])],
+        "vj_in_frame": "FT"[in_frame],
+        "stop_codon": "FT"["*" in protein],
+        "locus": locus,
+        "v_call": v.name,
+        "d_call": "",
+        "j_call": j.name,
+        "sequence_alignment": "",
+        "germline_alignment": "",
+        "junction": junction,
+        "junction_length": len(junction),
+        "junction_aa": protein if in_frame else "",
+        "v_cigar": f"{v_end}={len(sequence) - v_end}S" + f"{t}N" * (t > 0),
+        "d_cigar": "",
         "j_cigar": f"{j_start}S" + f"{u}N" * (u > 0) + f"{len(sequence) - j_start}=",
-        "v_sequence_start": 1, "v_sequence_end": v_end, "v_germline_start": 1, "v_germline_end": v_end,
-        "j_sequence_start": j_start + 1, "j_sequence_end": len(sequence), "j_germline_start": max(u, 0) + 1,
-        "j_germline_end": len(j.sequence), "p3v_length": max(-t, 0), "p5j_length": max(-u, 0),
-        "n1_length": len(inserted), "np1": between, "np1_length": len(between), "duplicate_count": 1,
-    }  # fmt: skip
+        "v_sequence_start": 1,
+        "v_sequence_end": v_end,
+        "v_germline_start": 1,
+        "v_germline_end": v_end,
+        "j_sequence_start": j_start + 1,
+        "j_sequence_end": len(sequence),
+        "j_germline_start": max(u, 0) + 1,
+        "j_germline_end": len(j.sequence),
+        "p3v_length": max(-t, 0),
+        "p5j_length": max(-u, 0),
+        "n1_length": len(inserted),
+        "np1": between,
+        "np1_length": len(between),
+        "duplicate_count": 1,
+    }
 
 
 def _translate(sequence: str) -> str:

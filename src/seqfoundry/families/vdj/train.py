@@ -58,7 +58,7 @@ _HEADLINES = ("train.observed_nll", "train.below_null", "train.converged", "trai
 
 
 @dataclass(frozen=True)
-class Task:
+class FitTask:
     """All that fitting needs and does not change."""
 
     config: Config
@@ -77,7 +77,7 @@ class Task:
 
 
 @dataclass
-class Progress:
+class FitProgress:
     """Where fitting stands.
 
     The penalty, a row per iteration, and the states of the last two iterations.
@@ -151,7 +151,6 @@ def _settings(config: Config, specification: Specification) -> dict[str, Any]:
         (values, "annotations"),
         (values, "param_groups"),
         (values, "model_types"),
-        # fmt: skip
         (values["simulate"], "truth"),
         (values["simulate"], "germline"),
     ):
@@ -159,7 +158,7 @@ def _settings(config: Config, specification: Specification) -> dict[str, Any]:
     return {**values, "specification": to_dict(specification)}
 
 
-def _task(config: Config, specification: Specification, data: Path) -> Task:
+def _task(config: Config, specification: Specification, data: Path) -> FitTask:
     """Read germline and rearrangements, and lay out choices and variables."""
     germline, group = read_germline(data), specification.group
     locus = specification.annotation.locus
@@ -175,13 +174,15 @@ def _task(config: Config, specification: Specification, data: Path) -> Task:
     variables = design(choices, observed.pairs, specification)
     problem = sharding.sharded(likelihood.problem(choices, variables, observed, specification))
     simulated = "simulate" in files.read_json(data / "manifest.json")
-    return Task(config, specification, germline, choices, observed, variables, problem, simulated)
+    return FitTask(
+        config, specification, germline, choices, observed, variables, problem, simulated
+    )
 
 
-def _carry_out(run: tracking.Run, task: Task, settings: str) -> dict[str, float]:
+def _carry_out(run: tracking.Run, task: FitTask, settings: str) -> dict[str, float]:
     """Fit, record every iteration, write the results, and return the metrics."""
     last = run.out / "checkpoints" / "last.npz"
-    progress = _restore(last, settings) if run.resumed else Progress()
+    progress = _restore(last, settings) if run.resumed else FitProgress()
     start, before = time.perf_counter(), progress.seconds
 
     def watch(iteration: fitting.Iteration) -> bool:
@@ -217,7 +218,7 @@ def _stop_if(asked: bool) -> None:
         raise InterruptedRunError("asked to stop")
 
 
-def _choose_penalty(task: Task, progress: Progress) -> None:
+def _choose_penalty(task: FitTask, progress: FitProgress) -> None:
     progress.penalty = 0.0
     if task.config.l2:
         fit = task.config.fit
@@ -231,7 +232,11 @@ def _choose_penalty(task: Task, progress: Progress) -> None:
 
 
 def _record(
-    run: tracking.Run, task: Task, progress: Progress, iteration: fitting.Iteration, settings: str
+    run: tracking.Run,
+    task: FitTask,
+    progress: FitProgress,
+    iteration: fitting.Iteration,
+    settings: str,
 ) -> None:
     """Log an iteration, save the checkpoints and the history so far."""
     row = {
@@ -267,18 +272,18 @@ def _record(
     run.checkpoint(checkpoints)
 
 
-def _save(path: Path, progress: Progress, settings: str) -> None:
+def _save(path: Path, progress: FitProgress, settings: str) -> None:
     """Write a checkpoint, whole or not at all."""
     place = {"penalty": progress.penalty, "grid": progress.grid, "history": progress.history}
     content = json.dumps({**place, "seconds": progress.seconds, "settings": settings})
     arrays: dict[str, Any] = {
         f"{i} {key}": a for i, state in enumerate(progress.states) for key, a in state.items()
     }
-    with files.written_whole(path) as temporary:
+    with files.atomic_write(path) as temporary:
         np.savez(temporary, place=np.array(content), **arrays)
 
 
-def _restore(path: Path, settings: str) -> Progress:
+def _restore(path: Path, settings: str) -> FitProgress:
     """Load the last checkpoint; a run that was killed before its first one begins anew.
 
     Raises
@@ -288,7 +293,7 @@ def _restore(path: Path, settings: str) -> Progress:
     """
     if not path.is_file():
         log.warning("%s: there is no checkpoint yet, the fit begins anew", path.parent)
-        return Progress()
+        return FitProgress()
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             place = json.loads(str(file["place"]))
@@ -297,12 +302,12 @@ def _restore(path: Path, settings: str) -> Progress:
                 states[int(name[0])][name[2:]] = file[name]
         if place.pop("settings") != settings:
             raise ModelError(f"{path}: must be of these settings, got others")
-        return Progress(**place, states=[state for state in states if state])
+        return FitProgress(**place, states=[state for state in states if state])
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
 
 
-def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
+def _results(task: FitTask, fit: Fit, check: Callable[[], None]) -> Results:
     """Test the fit against the null model and a nested one, and draw replicates."""
     counts, config = task.observed.counts, task.config.fit
     weights = sharding.weights_of(counts / counts.sum(), task.problem)
@@ -325,7 +330,7 @@ def _results(task: Task, fit: Fit, check: Callable[[], None]) -> Results:
     return Results(fit, wald(fit), float(null), test, replicates, are_converged)
 
 
-def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, float]:
+def _metrics(task: FitTask, results: Results, progress: FitProgress) -> dict[str, float]:
     fit, n = results.fit, results.fit.total
     metrics: dict[str, float] = {
         "train.observed_nll": fit.observed_nll,
@@ -357,7 +362,7 @@ def _metrics(task: Task, results: Results, progress: Progress) -> dict[str, floa
 
 
 def _write(
-    out: Path, task: Task, results: Results, progress: Progress, metrics: Mapping[str, float]
+    out: Path, task: FitTask, results: Results, progress: FitProgress, metrics: Mapping[str, float]
 ) -> None:
     """Write everything that a run leaves."""
     names = {
@@ -402,7 +407,7 @@ def _write(
     files.write_json(out / "metrics.json", metrics)
 
 
-def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -> None:
+def _write_tables(out: Path, task: FitTask, results: Results, progress: FitProgress) -> None:
     """Write the reference's tables."""
     fit, end = results.fit, task.suffix
     if fit.names or task.specification.model.twostep:
@@ -415,7 +420,7 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
         ours = ["zscore", "pvalue", "lower", "upper"] * bool(fit.names) + ["observed_nll"]
         rows = [{**row, **last, "observed_nll": fit.observed_nll} for row in rows]
         write_tsv(out / f"trained_coefs{end}.tsv", [*first, *last, *ours], rows)
-    with files.written_whole(out / f"predicted_dist_data{end}.tsv") as temporary:
+    with files.atomic_write(out / f"predicted_dist_data{end}.tsv") as temporary:
         predicted = predicted_distribution(
             fit, task.problem, task.choices, task.observed, task.specification
         )
@@ -444,7 +449,7 @@ def _write_tables(out: Path, task: Task, results: Results, progress: Progress) -
         )
 
 
-def _text(task: Task, results: Results, metrics: Mapping[str, float]) -> str:
+def _text(task: FitTask, results: Results, metrics: Mapping[str, float]) -> str:
     """Write the results for a person."""
     fit, config = results.fit, task.config
     ended = "converged" if fit.converged else f"NOT CONVERGED ({fit.reason})"

@@ -37,11 +37,11 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.arrays import rows_of
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.calling.segments import Expected, Segments
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
-from seqfoundry.families.copynumber.depth.bins import Bins, Gene
+from seqfoundry.families.copynumber.depth.bins import Bins, GeneInterval
 
 Mask = NDArray[np.bool_]
 
@@ -97,7 +97,10 @@ class Calls:
 
     @property
     def labels(self) -> NDArray[Any]:
-        """Text ``absent``, ``reduced`` (half a copy), ``normal``, ``raised`` (1.5), ``amplified``, or why not."""
+        """Write what the copies mean, or why they are not known.
+
+        ``absent``, ``reduced`` (0.5), ``normal``, ``raised`` (1.5) or ``amplified``.
+        """
         words = np.array(["absent", "reduced", "normal", "raised", "amplified"], dtype=object)
         made = words[np.searchsorted([0.25, 0.75, 1.25, 1.75], self.cn)]
         why = np.array([f"uncallable: {reason}" for reason in REASONS], dtype=object)
@@ -122,7 +125,7 @@ class Calls:
         return made | {f"call_{word}{self.names[i]}": labels[:, i] for i in order}
 
     def frame(self, samples: Sequence[str], prefix: str = "crr") -> Any:
-        """Return the wide table of the mission's ``gene_calls.tsv`` as a data frame, with columns of ours behind."""
+        """Return the wide table of the mission's ``gene_calls.tsv``, with our columns behind."""
         return pd.DataFrame({"sample_id": np.array(samples, dtype=object)} | self.columns(prefix))
 
 
@@ -138,7 +141,7 @@ def write_calls(path: Path, frame: Any) -> None:
     """
     frame = frame.sort_values("sample_id", kind="stable")
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as file,
     ):
         file.write("\t".join(frame.columns) + "\n")
@@ -178,7 +181,7 @@ def call_genes(
     expected: Expected,
     bins: Bins,
     segments: Segments,
-    genes: Sequence[Gene],
+    genes: Sequence[GeneInterval],
     settings: Config,
 ) -> Calls:
     """Call genes of the chromosome in a cohort; memory grows with the calls alone.
@@ -226,7 +229,7 @@ class _Place(NamedTuple):
     covered: NDArray[np.int64]  # (B + 1,) bases of the gene before each bin
 
     @classmethod
-    def of(cls, bins: Bins, gene: Gene, settings: Config) -> "_Place":
+    def of(cls, bins: Bins, gene: GeneInterval, settings: Config) -> "_Place":
         weights = bins.weights(gene.chrom, gene.start, gene.end)
         used, pad = np.flatnonzero(weights), settings.cnv_flank_padding
         near = bins.weights(gene.chrom, gene.start - pad, gene.end + pad)
@@ -324,7 +327,10 @@ def _measure(block: _Block, place: _Place, least: float) -> tuple[Mask, Array, A
 
 
 def _flank(block: _Block, place: _Place) -> tuple[Array, NDArray[np.int64]]:
-    """Median ratio of the bins around a gene, NaN where there are none, and their number, of each sample."""
+    """Median ratio of the bins around a gene, and their number, of each sample.
+
+    The median is NaN where there are none.
+    """
     level, n_flank = masked_median(block.ratio[:, place.flank], block.single[:, place.flank])
     few = np.flatnonzero(n_flank < _LEAST_FLANK)
     outside = np.ix_(few, place.outside)

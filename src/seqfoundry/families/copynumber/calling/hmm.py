@@ -22,12 +22,12 @@ algorithms for large-state-space HMMs, NIPS 16.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 
 Array: TypeAlias = NDArray[np.float64]
@@ -41,16 +41,6 @@ _SERIES = tuple(
     1 / math.factorial(j) for j in range(12, -1, -1)
 )  # of exp, the highest power first
 _GAP = -1e300  # what hmmlearn, which refuses NaN, is told instead
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def compiled(function: _F) -> _F:
-    """Compile without the interpreter lock; cache on disk where some folder can be written."""
-    try:
-        return cast("_F", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return cast("_F", numba.njit(nogil=True)(function))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +166,9 @@ def decode(ratio: Array, hmm: Hmm, iterations: int = 0) -> Decoded:
 
 
 def decode_by_hmmlearn(ratio: Array, hmm: Hmm, iterations: int = EM_ITERATIONS) -> Decoded:
-    """Do what ``decode`` does through hmmlearn, sample by sample, fitting start vectors unless told otherwise.
+    """Do what ``decode`` does through hmmlearn, sample by sample.
+
+    Start vectors are fitted unless told otherwise.
 
     Bins without evidence stay in the chain with the likelihood 1 in all states. Parameters, result
     and errors as for ``decode``.
@@ -330,7 +322,7 @@ def _exponential(values: Array, family: Array, out: Array) -> None:
 
 @compiled
 def _likelihoods(log_density: Array, relative: Array, family: Array, density: Array) -> float:
-    """Fill density with likelihoods relative to the best state of each bin, and relative with their logs.
+    """Fill density with likelihoods relative to the best state of a bin, relative with logs.
 
     Returns the sum of the logs of the best; overwrites family.
     """

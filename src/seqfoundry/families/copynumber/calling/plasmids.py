@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.core.files.arrays import rows_of
 from seqfoundry.families.copynumber.calling.genes import (
@@ -37,10 +38,10 @@ from seqfoundry.families.copynumber.calling.genes import (
     call_genes,
     interval,
 )
-from seqfoundry.families.copynumber.calling.hmm import Array, compiled
+from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.calling.runs import median
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.depth.bins import Gene, read_families, read_panel
+from seqfoundry.families.copynumber.depth.bins import GeneInterval, read_families, read_gene_list
 
 _WHOLE, _RELATED = (
     0.85,
@@ -72,7 +73,7 @@ class PlasmidCalls(NamedTuple):
     replicons: Replicons
 
     def frame(self, samples: Sequence[str]) -> Any:
-        """Return the wide table of the mission's ``plasmid_gene_calls.tsv`` as a data frame, with columns of ours.
+        """Return the wide table of the mission's ``plasmid_gene_calls.tsv``, with columns of ours.
 
         Those of families are named ``family_<name>``; replicons have no copy number of their own,
         but a PCN, its bounds, ``breadth_<replicon>`` and a label.
@@ -104,7 +105,7 @@ class Plasmids(Protocol):
         """Reads per whole bin, ``(N, G)``; NaN unknown."""
 
     @property
-    def panel(self) -> Sequence[Gene]:
+    def panel(self) -> Sequence[GeneInterval]:
         """The G genes."""
 
     @property
@@ -124,7 +125,7 @@ class Depth(NamedTuple):
     """Depth of plasmids in memory; see `Plasmids`."""
 
     genes: NDArray[Any]
-    panel: tuple[Gene, ...]
+    panel: tuple[GeneInterval, ...]
     replicons: NDArray[Any]
     breadth: NDArray[Any]
     names: tuple[str, ...]
@@ -144,7 +145,7 @@ class PlasmidRules:
     Genes, the PCN below which each is absent, and all else that a caller needs.
     """
 
-    panel: tuple[Gene, ...]
+    panel: tuple[GeneInterval, ...]
     absent: tuple[float, ...]
     amplified: float
     families: Mapping[str, tuple[str, ...]]
@@ -158,7 +159,7 @@ class PlasmidRules:
 
         Members of families that are no genes are left out.
         """
-        panel, absent = read_panel(config.panel)
+        panel, absent = read_gene_list(config.panel)
         names = {gene.name for gene in panel}
         path = config.plasmid_family_map_path
         families = read_families(Path(path)) if path else {}
@@ -259,13 +260,13 @@ def call_plasmids(plasmids: Plasmids, chromosome: Chromosome, rules: PlasmidRule
     return PlasmidCalls(genes, _families(genes, rules), replicons)
 
 
-def _shares(gene: Gene, bin_size: int) -> Array:
+def _shares(gene: GeneInterval, bin_size: int) -> Array:
     """Share of each of a gene's bins that it fills."""
     edges = np.arange((gene.start - 1) // bin_size, (gene.end - 1) // bin_size + 2) * bin_size
     return np.asarray(np.diff(edges.clip(gene.start - 1, gene.end)) / bin_size)
 
 
-def _backbone(replicons: Replicons, panel: Sequence[Gene], n: int) -> Array:
+def _backbone(replicons: Replicons, panel: Sequence[GeneInterval], n: int) -> Array:
     """PCN of what lies around each gene, ``(n, G)``.
 
     NaN where the sample has a part of the replicon only.

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.families.copynumber.calling.hmm import Array, compiled
+from seqfoundry.core.compiled import compiled
+from seqfoundry.families.copynumber.calling.hmm import Array
 from seqfoundry.families.copynumber.config import COPY_NUMBERS
 
 CN1 = COPY_NUMBERS.index(1.0)
@@ -16,7 +17,7 @@ SILENT = 255  # state of chains without any evidence, which have no runs
 _CAP = 8.0  # log odds that one bin can give
 
 
-class Runs(NamedTuple):
+class StateRuns(NamedTuple):
     """Neighbouring runs of bins, overwritten in place by each step; begins.
 
     Whether a chain begins at a bin.
@@ -63,7 +64,7 @@ def median(values: Array) -> float:
 
 
 @compiled
-def _push(runs: Runs, n: int, first: int, last: int, state: int) -> int:
+def _push(runs: StateRuns, n: int, first: int, last: int, state: int) -> int:
     """Put a run after n others, or lengthen the last of them if it has the same state."""
     if n and runs.state[n - 1] == state and runs.last[n - 1] == first and not runs.begins[first]:
         runs.last[n - 1] = last
@@ -73,7 +74,7 @@ def _push(runs: Runs, n: int, first: int, last: int, state: int) -> int:
 
 
 @compiled
-def runs_of(runs: Runs, path: NDArray[np.uint8]) -> int:
+def runs_of(runs: StateRuns, path: NDArray[np.uint8]) -> int:
     """Fill runs with those of a path; return how many there are."""
     n = 0
     for t in range(path.size):
@@ -83,7 +84,7 @@ def runs_of(runs: Runs, path: NDArray[np.uint8]) -> int:
 
 
 @compiled
-def absorb(runs: Runs, n: int, least: int) -> int:
+def absorb(runs: StateRuns, n: int, least: int) -> int:
     """Give runs of fewer than ``least`` bins to the longer neighbour, the left of equals.
 
     Return how many are left.
@@ -109,7 +110,7 @@ def absorb(runs: Runs, n: int, least: int) -> int:
 
 
 @compiled
-def weigh(runs: Runs, n: int, ratio: Array, means: Array, sds: Array, least: float) -> int:
+def weigh(runs: StateRuns, n: int, ratio: Array, means: Array, sds: Array, least: float) -> int:
     """Turn runs with less evidence against CN 1 than ``least`` into CN 1.
 
     Not so an amplified run between amplified ones with evidence: the bins that it lacks lie within
@@ -141,14 +142,17 @@ def weigh(runs: Runs, n: int, ratio: Array, means: Array, sds: Array, least: flo
 
 
 @compiled
-def _middle(runs: Runs, i: int, ratio: Array) -> float:
+def _middle(runs: StateRuns, i: int, ratio: Array) -> float:
     values = ratio[runs.first[i] : runs.last[i]]
     return median(values[values == values])
 
 
 @compiled
-def recall(runs: Runs, n: int, ratio: Array, means: Array, merge: float) -> int:
-    """Join amplified neighbours, then give every run but those of CN 1 the state nearest to its median."""
+def recall(runs: StateRuns, n: int, ratio: Array, means: Array, merge: float) -> int:
+    """Join amplified neighbours, then give every run the state nearest to its median.
+
+    Runs of one copy stay as they are.
+    """
     middles = np.array(
         [_middle(runs, i, ratio) if runs.state[i] != CN1 else 1.0 for i in range(n)]
     )
@@ -181,7 +185,7 @@ def recall(runs: Runs, n: int, ratio: Array, means: Array, merge: float) -> int:
 
 
 @compiled
-def describe(runs: Runs, n: int, ratio: Array, posterior: Array) -> tuple[Array, Array]:
+def describe(runs: StateRuns, n: int, ratio: Array, posterior: Array) -> tuple[Array, Array]:
     """Median ratio and mean posterior of the state of each run."""
     middles, confidence = np.empty(n), np.empty(n)
     for i in range(n):

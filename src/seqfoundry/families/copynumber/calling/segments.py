@@ -31,19 +31,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import ConfigError, InputError
 from seqfoundry.families.copynumber.calling.hmm import (
     DECODERS,
     Array,
     Decoder,
     Hmm,
-    compiled,
     viterbi,
 )
 from seqfoundry.families.copynumber.calling.runs import (
     CN1,
     SILENT,
-    Runs,
+    StateRuns,
     absorb,
     describe,
     median,
@@ -350,7 +350,7 @@ def _call(
         )
         _silence(decoded.ratio[i], chain.ends, path)
         family = np.empty(len(path), np.int32)
-        runs = Runs(np.empty_like(family), np.empty_like(family), family, chain.begins)
+        runs = StateRuns(np.empty_like(family), np.empty_like(family), family, chain.begins)
         n = absorb(runs, runs_of(runs, path), rules.segment_min_bins)
         n = weigh(
             runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence

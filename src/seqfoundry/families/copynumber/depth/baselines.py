@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.families.copynumber.depth.bins import Values
 
 Array = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Baseline:
     present_ratio: float
 
     def expected(self, counts: NDArray[Any]) -> Values:
-        """Return the reads that each bin would hold at one copy, also where the sample has more, fewer or none.
+        """Return the reads that each bin would hold at one copy, whatever the sample has there.
 
         Samples do not depend on each other. Where a sample has too few bins for a fit, the
         location alone is used; of a sample without reads 0 are expected.
@@ -152,7 +152,9 @@ def _upper_median(rising: NDArray[Any], skipped: NDArray[np.int64]) -> Array:
 
 
 def robust_fit(values: Values, mask: Mask, tracks: Values) -> Array:
-    """Fit tracks to each row by least squares with Tukey's biweight, so that events do not pull at them.
+    """Fit tracks to each row by least squares with Tukey's biweight.
+
+    So events do not pull at them.
 
     The spread that the weights refer to is each row's own: 1.48 times the median absolute residual
     of every fourth bin.
@@ -208,7 +210,10 @@ def _spread(residual: Values, mask: Mask) -> Array:
 
 
 def harmonic_tracks(n_bins: int, n: int) -> Values:
-    """Constant, and ``n`` pairs of cosine and sine around the chromosome, shape ``(1 + 2 n, n_bins)``."""
+    """Return a constant and ``n`` cosine and sine pairs, ``(1 + 2 n, n_bins)``.
+
+    They go once around the chromosome.
+    """
     angle = 2 * np.pi * np.arange(n_bins) / n_bins
     waves = [wave(k * angle) for k in range(1, n + 1) for wave in (np.cos, np.sin)]
     return np.array([np.ones(n_bins), *waves], dtype=np.float32)
@@ -324,7 +329,7 @@ def fit(
 def _cohort(
     counts: NDArray[Any], present_ratio: float, n_harmonics: int
 ) -> tuple[Values, Mask, Values]:
-    """Log2 ratios of a cohort's samples that have enough reads, where they are present, and their harmonics."""
+    """Return log2 ratios of samples with enough reads, where they are present, and harmonics."""
     chosen = np.unique(
         np.linspace(0, len(counts) - 1, min(len(counts), FIT_SAMPLES)).round().astype(np.int64)
     )
@@ -399,8 +404,8 @@ def _level(residual: Values, used: Mask) -> Values:
 
 def save(baseline: Baseline, path: Path) -> None:
     """Write a baseline as ``.npz`` of plain arrays, whole or not at all."""
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
             file,
             name=np.array(baseline.name),
             location=baseline.location,

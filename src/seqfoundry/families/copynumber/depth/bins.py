@@ -1,4 +1,4 @@
-"""Bins of a reference, genes on it, and what counts in bins of plasmids say of genes and replicons."""
+"""Bins of a reference, genes on it, and what plasmid bins say of genes and replicons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,7 +103,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Gene:
+class GeneInterval:
     """A stretch of a sequence, 1-based, both ends inclusive."""
 
     name: str
@@ -113,7 +113,7 @@ class Gene:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BinLayout:
     """What tables are read into: bins of the chromosome and plasmid genes of the model or store.
 
     ``aliases`` gives, for names of sequences in tables, the names used here. ``read_length`` in
@@ -122,7 +122,7 @@ class Layout:
 
     bins: Bins
     reference: Reference
-    panel: tuple[Gene, ...]
+    panel: tuple[GeneInterval, ...]
     aliases: Mapping[str, str]
     read_length: int
 
@@ -134,16 +134,16 @@ class Layout:
         return cls(
             bins,
             reference,
-            read_panel(config.panel)[0],
+            read_gene_list(config.panel)[0],
             dict(config.contig_aliases),
             config.read_length,
         )
 
 
 def summarise_plasmids(
-    counts: Counts, bins: Bins, panel: Sequence[Gene], medians: NDArray[Any]
+    counts: Counts, bins: Bins, panel: Sequence[GeneInterval], medians: NDArray[Any]
 ) -> tuple[Values, Values, Values]:
-    """Reduce counts in bins of plasmids, ``(n, n_bins)``, to the genes, replicons and breadth of a plasmid store.
+    """Reduce counts of plasmid bins, ``(n, n_bins)``, to genes, replicons and breadth.
 
     ``medians`` are those of the chromosome's bins, shape ``(n,)``; with 0 nothing is covered.
     Replicons come in the order of ``replicon_names(bins)``.
@@ -178,7 +178,7 @@ def replicon_names(bins: Bins) -> tuple[str, ...]:
     return tuple(str(name) for name in dict.fromkeys(bins.chrom.tolist()))
 
 
-def read_panel(path: Path) -> tuple[tuple[Gene, ...], dict[str, float]]:
+def read_gene_list(path: Path) -> tuple[tuple[GeneInterval, ...], dict[str, float]]:
     """Read a table of genes: ``gene`` (or ``call_id``), ``contig``, ``start``, ``end``.
 
     Others may follow.
@@ -201,7 +201,7 @@ def read_panel(path: Path) -> tuple[tuple[Gene, ...], dict[str, float]]:
             continue
         name = row.get("gene") or row.get("call_id") or ""
         try:
-            gene = Gene(name, row["contig"], int(row["start"]), int(row["end"]))
+            gene = GeneInterval(name, row["contig"], int(row["start"]), int(row["end"]))
             if row.get("absent_threshold"):
                 absent[name] = float(row["absent_threshold"])
         except ValueError as error:
@@ -224,7 +224,7 @@ def read_panel(path: Path) -> tuple[tuple[Gene, ...], dict[str, float]]:
 def read_families(path: Path) -> dict[str, tuple[str, ...]]:
     """Read families of genes (``family``, ``members`` separated by commas).
 
-    Raises as `read_panel` does.
+    Raises as `read_gene_list` does.
     """
     families: dict[str, tuple[str, ...]] = {}
     for line, row in _rows(path, ("family", "members")):
@@ -265,7 +265,7 @@ def write_bins(bins: Bins, path: Path) -> None:
 
 
 def read_bins(path: Path, bin_size: int) -> Bins:
-    """Read what `write_bins` wrote; raises as `read_panel` does."""
+    """Read what `write_bins` wrote; raises as `read_gene_list` does."""
     rows = [row for _, row in _rows(path, ("chrom", "start", "end"))]
     try:
         start, end = (
@@ -276,7 +276,7 @@ def read_bins(path: Path, bin_size: int) -> Bins:
     return Bins(np.array([row["chrom"] for row in rows], dtype=np.str_), start, end, bin_size)
 
 
-def write_layout(layout: Layout, folder: Path) -> None:
+def write_layout(layout: BinLayout, folder: Path) -> None:
     """Write ``bins.tsv`` and ``layout.json`` into a model folder."""
     write_bins(layout.bins, folder / "bins.tsv")
     content = {
@@ -289,7 +289,7 @@ def write_layout(layout: Layout, folder: Path) -> None:
     files.write_json(folder / "layout.json", content)
 
 
-def read_layout(folder: Path) -> Layout:
+def read_layout(folder: Path) -> BinLayout:
     """Read what `write_layout` wrote.
 
     Raises
@@ -301,9 +301,9 @@ def read_layout(folder: Path) -> Layout:
     content = files.read_json(path)
     try:
         bins = read_bins(folder / "bins.tsv", int(content["bin_size"]))
-        panel = tuple(Gene(**gene) for gene in content["panel"])
+        panel = tuple(GeneInterval(**gene) for gene in content["panel"])
         reference = Reference(**content["reference"])
-        return Layout(
+        return BinLayout(
             bins, reference, panel, dict(content["aliases"]), int(content["read_length"])
         )
     except (LookupError, TypeError, ValueError, OSError) as error:

@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.families.copynumber.config import SimulateConfig
-from seqfoundry.families.copynumber.depth.bins import Bins, Counts, Gene, Reference, replicon_names
+from seqfoundry.families.copynumber.depth.bins import (
+    Bins,
+    Counts,
+    GeneInterval,
+    Reference,
+    replicon_names,
+)
 
 Array = NDArray[np.float64]
 Stream = np.random.Generator
@@ -70,9 +76,19 @@ _KNOWN = (
 # percent of samples that carry a gene, so that families come to the mission's class balance; else
 # _OTHER
 _CARRIERS = {
-    "blaKPC-2": 14, "blaCTX-M-15": 32, "blaCTX-M-14": 10, "blaCTX-M-65": 4, "blaCTX-M-27": 3, "blaNDM-1": 10,
-    "blaNDM-5": 4, "qnrB1": 24, "aac6-Ib-cr": 28, "blaOXA-48": 6, "blaOXA-181": 2, "blaOXA-232": 4,
-}  # fmt: skip
+    "blaKPC-2": 14,
+    "blaCTX-M-15": 32,
+    "blaCTX-M-14": 10,
+    "blaCTX-M-65": 4,
+    "blaCTX-M-27": 3,
+    "blaNDM-1": 10,
+    "blaNDM-5": 4,
+    "qnrB1": 24,
+    "aac6-Ib-cr": 28,
+    "blaOXA-48": 6,
+    "blaOXA-181": 2,
+    "blaOXA-232": 4,
+}
 _OTHER = 30
 _IN_LINEAGE, _BY_CHANCE = (
     85,
@@ -84,7 +100,10 @@ _PIECE = 10  # bins; a related plasmid shares pieces of the reference's
 
 
 class Span(NamedTuple):
-    """Bases [start, end), counted from 0, with copy number ``cn`` and depth ``ratio`` times that of one copy."""
+    """Bases [start, end), counted from 0, with copy number ``cn``.
+
+    Depth is ``ratio`` times that of one copy.
+    """
 
     start: int
     end: int
@@ -170,7 +189,9 @@ def gc_wave(stream: Stream, n_bins: int) -> Array:
 # ---- lineages and events
 
 
-def draw_islands(settings: SimulateConfig, genes: Sequence[Gene], stream: Stream) -> list[Span]:
+def draw_islands(
+    settings: SimulateConfig, genes: Sequence[GeneInterval], stream: Stream
+) -> list[Span]:
     """Draw the regions that many lineages lack; genes of the panel lie in none."""
     near = [Span(gene.start - _APART, gene.end + _APART, 1.0, 1.0, "gene") for gene in genes]
     wanted = int(min(2.5 * _SHARED * settings.absent_share, 0.5) * CHROMOSOME.length)
@@ -218,10 +239,10 @@ def draw_lineage(
     st: str,
     settings: SimulateConfig,
     shared: Sequence[Span],
-    panel: Sequence[Gene],
+    panel: Sequence[GeneInterval],
     stream: Stream,
 ) -> Lineage:
-    """Draw what a lineage lacks, most of it from ``shared`` and which genes of ``panel`` it has."""
+    """Draw what a lineage lacks, mostly of ``shared``, and which genes of ``panel`` it has."""
     draw, species = int(stream.integers(0, 1000)), _SPECIES[0][0]
     for name, weight in reversed(_SPECIES):
         if draw < weight:
@@ -242,12 +263,12 @@ def draw_lineage(
     return Lineage(st, f"Klebsiella {species}", tuple(absent), chance(stream, common, len(panel)))
 
 
-def _carriers(panel: Sequence[Gene]) -> Array:
+def _carriers(panel: Sequence[GeneInterval]) -> Array:
     return np.array([_CARRIERS.get(gene.name, _OTHER) for gene in panel], dtype=np.float64)
 
 
 def draw_events(
-    settings: SimulateConfig, genes: Sequence[Gene], absent: Sequence[Span], stream: Stream
+    settings: SimulateConfig, genes: Sequence[GeneInterval], absent: Sequence[Span], stream: Stream
 ) -> list[Span]:
     """Draw a sample's events.
 
@@ -286,7 +307,7 @@ def _outside(event: Span, absent: Sequence[Span]) -> Iterator[Span]:
 
 
 def paint(ratio: Array, spans: Iterable[Span]) -> None:
-    """Set depth in the bins of ``ratio``, shape ``(n_bins,)``, weighted by the bases that each shares with a span."""
+    """Set depth in the bins of ``ratio`` ``(n_bins,)``, weighted by bases shared with a span."""
     for span in spans:
         first, last = span.start // BIN, (span.end - 1) // BIN
         starts = np.arange(first, last + 1) * BIN
@@ -296,7 +317,7 @@ def paint(ratio: Array, spans: Iterable[Span]) -> None:
     np.maximum(ratio, 0, out=ratio)  # rounding can leave a trace below
 
 
-def copies_of(gene: Gene, spans: Sequence[Span]) -> int:
+def copies_of(gene: GeneInterval, spans: Sequence[Span]) -> int:
     """Count whole copies of a gene in a sample; 1 from half of it on."""
     shared = [max(0, min(span.end, gene.end) - max(span.start, gene.start - 1)) for span in spans]
     extra = sum((span.cn - 1) * bases for span, bases in zip(spans, shared, strict=True))
@@ -304,7 +325,7 @@ def copies_of(gene: Gene, spans: Sequence[Span]) -> int:
     return int(copies) if copies >= 1 else int(copies >= 0.5)
 
 
-class Plasmids(NamedTuple):
+class PlasmidContent(NamedTuple):
     """What samples (rows) have of plasmids.
 
     ``track``: copies per bin; ``copies`` and ``breadth`` (share of its bases that is there) per
@@ -318,9 +339,11 @@ class Plasmids(NamedTuple):
 
 
 def draw_plasmids(
-    bins: Bins, panel: Sequence[Gene], carries: NDArray[np.bool_], stream: Stream
-) -> Plasmids:
-    """Draw the plasmids of samples whose lineages carry the genes ``carries``, shape ``(n_samples, n_genes)``.
+    bins: Bins, panel: Sequence[GeneInterval], carries: NDArray[np.bool_], stream: Stream
+) -> PlasmidContent:
+    """Draw plasmids of samples whose lineages carry the genes ``carries``.
+
+    ``carries`` has the shape ``(n_samples, n_genes)``.
 
     Genes come as lineage and chance give them, 7 of 10 on the reference's replicon, others with
     copies of their own elsewhere; some samples have a replicon without them. Two of five replicons
@@ -356,4 +379,4 @@ def draw_plasmids(
         track[:, used] = (
             track[:, used] * (1 - weights[used]) + genes[:, column, None] * weights[used]
         )
-    return Plasmids(track, copies, breadth, genes)
+    return PlasmidContent(track, copies, breadth, genes)

@@ -27,11 +27,11 @@ from seqfoundry.families.copynumber.depth.bins import (
     MEDIAN_FROM,
     Bins,
     Counts,
-    Gene,
+    GeneInterval,
     Reference,
     Values,
     read_bins,
-    read_panel,
+    read_gene_list,
     write_bins,
 )
 
@@ -51,7 +51,7 @@ _FILES = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Store:
+class DepthStore:
     """Read counts of the chromosome, shape ``(n_samples, n_bins)``.
 
     ``manifest["all_zero"]`` names empty samples.
@@ -80,7 +80,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlasmidStore:
-    """Depth of plasmid genes and replicons, in reads per ``bin_size`` bases, of the samples of a chromosome store.
+    """Depth of plasmid genes and replicons, for the samples of a chromosome store.
+
+    It is in reads per ``bin_size`` bases.
 
     Attributes
     ----------
@@ -101,7 +103,7 @@ class PlasmidStore:
 
     folder: Path
     genes: Values
-    panel: tuple[Gene, ...]
+    panel: tuple[GeneInterval, ...]
     replicons: Values
     breadth: Values
     names: tuple[str, ...]
@@ -138,7 +140,7 @@ def write_store(
     OutputError
         If the folder cannot be written.
     """
-    with files.folder_written_whole(folder) as made:
+    with files.atomic_folder(folder) as made:
         with Rows(made / "counts.npy", (len(samples), len(bins)), np.uint32) as rows:
             for first in range(0, len(counts), ROWS):
                 rows.add(as_counts(rows_of(counts, first, first + ROWS), str(folder)))
@@ -174,13 +176,16 @@ def seal_store(folder: Path, bins: Bins, samples: Sequence[str], reference: Refe
 
 def seal_plasmid_store(
     folder: Path,
-    panel: Sequence[Gene],
+    panel: Sequence[GeneInterval],
     names: Sequence[str],
     samples: Sequence[str],
     reference: Reference,
     bin_size: int,
 ) -> None:
-    """Write tables and manifest beside ``genes.npy``, ``replicons.npy`` and ``breadth.npy`` that are there."""
+    """Write tables and manifest beside the arrays that are there.
+
+    These are ``genes.npy``, ``replicons.npy`` and ``breadth.npy``.
+    """
     genes = [
         {"gene": gene.name, "contig": gene.chrom, "start": gene.start, "end": gene.end}
         for gene in panel
@@ -202,7 +207,7 @@ def write_plasmid_store(folder: Path, store: PlasmidStore) -> None:
 
     Of its manifest only bin size and reference are taken.
     """
-    with files.folder_written_whole(folder) as made:
+    with files.atomic_folder(folder) as made:
         for name in ("genes", "replicons", "breadth"):
             np.save(
                 made / f"{name}.npy",
@@ -232,7 +237,7 @@ def _seal(
     files.write_json(folder / "manifest.json", manifest)
 
 
-def open_store(folder: Path, *, verify: bool = True) -> Store:
+def open_store(folder: Path, *, verify: bool = True) -> DepthStore:
     """Open a chromosome store; its counts stay on disk.
 
     Parameters
@@ -253,14 +258,14 @@ def open_store(folder: Path, *, verify: bool = True) -> Store:
     samples = _samples(folder, manifest)
     bins = read_bins(folder / "bins.tsv", manifest["bin_size"])
     counts = _open_columns(folder / "counts.npy", (len(samples), len(bins)), np.uint32)
-    return Store(folder, counts, bins, samples, manifest)
+    return DepthStore(folder, counts, bins, samples, manifest)
 
 
 def open_plasmid_store(folder: Path, *, verify: bool = True) -> PlasmidStore:
     """Open a plasmid store; raises as `open_store` does."""
     manifest = _manifest(folder, "plasmid", verify=verify)
     samples = _samples(folder, manifest)
-    panel = read_panel(folder / "genes.tsv")[0]
+    panel = read_gene_list(folder / "genes.tsv")[0]
     names = tuple(row[0] for row in _table(folder / "replicons.tsv", ("replicon",)))
     widths = {"genes": len(panel), "replicons": len(names), "breadth": len(names)}
     arrays = {
@@ -355,17 +360,21 @@ def check_names(samples: Sequence[str], where: str) -> None:
     if len(set(samples)) < len(samples):
         seen: set[str] = set()
         doubled = [name for name in samples if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-        raise InputError(f"{where}: samples must have different names, got twice: {some(doubled)}")
+        raise InputError(
+            f"{where}: samples must have different names, got twice: {preview(doubled)}"
+        )
 
 
-def some(names: Iterable[str]) -> str:
+def preview(names: Iterable[str]) -> str:
     """First names of a list, for a message."""
     listed = sorted(set(names))
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
-    """Return a plasmid store with the samples of a chromosome store, in their order, NaN for those that it lacks.
+    """Return a plasmid store with the samples of a chromosome store, in their order.
+
+    Values are NaN for samples that it lacks.
 
     Raises
     ------
@@ -379,7 +388,7 @@ def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
     if extra:
         raise InputError(
             f"{plasmid.folder}: must have samples of the chromosome store only, got {len(extra)} "
-            f"others: {some(extra)}"
+            f"others: {preview(extra)}"
         )
     rows = [places[name] for name in plasmid.samples]
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.tables import refuse_wide
-from seqfoundry.families.copynumber.depth.bins import Bins, Counts, Layout, Positions
-from seqfoundry.families.copynumber.depth.store import check_names, some
+from seqfoundry.families.copynumber.depth.bins import BinLayout, Bins, Counts, Positions
+from seqfoundry.families.copynumber.depth.store import check_names, preview
 
 FORMS = ("gatk", "mosdepth", "tsv")
 _GZIP = b"\x1f\x8b"
@@ -44,7 +44,7 @@ _NAMES = {
 _ROW = re.compile(r"Row #(\d+): (.*)", re.DOTALL)
 
 
-class Block(NamedTuple):
+class CountBlock(NamedTuple):
     """Some samples.
 
     Counts of the chromosome ``(n, n_bins)``, and of the bins of all other sequences.
@@ -120,8 +120,8 @@ def find_tables(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def read_blocks(
-    tables: Sequence[tuple[str, Path]], layout: Layout, form: str | None = None, rows: int = 64
-) -> Iterator[Block]:
+    tables: Sequence[tuple[str, Path]], layout: BinLayout, form: str | None = None, rows: int = 64
+) -> Iterator[CountBlock]:
     """Read tables in the order given, ``rows`` at a time.
 
     Fewer where the plasmids of the next table are others.
@@ -150,9 +150,11 @@ def read_blocks(
         yield _block(names, kept, places)
 
 
-def _block(names: list[str], kept: list[tuple[Counts, Counts]], places: "_Places | None") -> Block:
+def _block(
+    names: list[str], kept: list[tuple[Counts, Counts]], places: "_Places | None"
+) -> CountBlock:
     assert places is not None
-    return Block(
+    return CountBlock(
         names,
         np.stack([one for one, _ in kept]),
         places.plasmids,
@@ -181,7 +183,7 @@ class _Places(NamedTuple):
         )
 
     @classmethod
-    def of(cls, table: _Table, layout: Layout) -> "_Places":
+    def of(cls, table: _Table, layout: BinLayout) -> "_Places":
         """Find them.
 
         Raises
@@ -195,7 +197,7 @@ class _Places(NamedTuple):
         if not rows.size:
             raise InputError(
                 f"{table.path}: must have bins of {reference.name}, got only "
-                f"{some(table.contigs)}; other names for it "
+                f"{preview(table.contigs)}; other names for it "
                 "belong into contig_aliases"
             )
         length = {
@@ -255,7 +257,7 @@ def _sample_of(path: Path) -> str:
                 break
             named |= _sample_names(line)
     if len(named) > 1:
-        raise InputError(f"{path}: must be the table of one sample, got {some(named)}")
+        raise InputError(f"{path}: must be the table of one sample, got {preview(named)}")
     if named:
         return named.pop()
     name = path.name

@@ -27,7 +27,7 @@ from seqfoundry.families.copynumber.quality.gene_calls import (
     diagnose,
     quantiles,
 )
-from seqfoundry.families.copynumber.serve import Called
+from seqfoundry.families.copynumber.serve import CopynumberCalls
 
 _BUILT_IN = "04_kpsc_evaluation"
 _DEEP = 30  # mean depth in reads of 150 bases: 200 reads in a bin of 1,000
@@ -46,10 +46,10 @@ _GENE_COLUMNS = ("gene", "mode", "MCC", "95 %", "FNR", "PPV", "call_rate", "n_ev
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class CopynumberAssessment:
     """Comparisons with what is known of a cohort; ``events`` is None without simulated truth."""
 
-    called: Called
+    called: CopynumberCalls
     comparisons: list[Comparison]
     scores: list[Score]
     events: Events | None
@@ -132,8 +132,10 @@ def evaluation_named(name: str) -> Callable[[Path, Config], Any] | None:
     return found
 
 
-def assess_cohort(called: Called, cohort: Cohort, bins: Bins, config: Config) -> Assessment:
-    """Compare calls with ground truth, and segments with simulated truth, where a cohort has them."""
+def assess_cohort(
+    called: CopynumberCalls, cohort: Cohort, bins: Bins, config: Config
+) -> CopynumberAssessment:
+    """Compare calls with ground truth, and segments with simulated truth, where there is one."""
     rows = np.flatnonzero(cohort.held_out) if cohort.held_out.any() else np.arange(len(cohort))
     found: list[Comparison] = []
     if cohort.ground_truth is not None:
@@ -151,7 +153,7 @@ def assess_cohort(called: Called, cohort: Cohort, bins: Bins, config: Config) ->
     if "truth_samples" in cohort.truth:
         known = cohort.truth["truth_samples"].set_index("sample_id")["depth"]
         depth = known.reindex(list(cohort.chromosome.samples)).to_numpy(dtype=np.float64)
-    return Assessment(called, chosen, scores, events, depth)
+    return CopynumberAssessment(called, chosen, scores, events, depth)
 
 
 class Table(NamedTuple):
@@ -163,7 +165,7 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
 
-def tables(found: Assessment, config: Config) -> list[Table]:
+def tables(found: CopynumberAssessment, config: Config) -> list[Table]:
     """List the tables of the mission's ``evaluation.txt``, then ours."""
     overall = [one for one in found.scores if one.by == "all"]
     made = [Table("Overall", "Genes", _GENE_COLUMNS, [_gene_row(one) for one in overall])]
@@ -229,7 +231,7 @@ def _gene_row(one: Score) -> list[Cell]:
     return [one.gene, one.mode, one.mcc.value, interval, *rates, one.n_eval]
 
 
-def _segment_tables(found: Assessment) -> list[Table]:
+def _segment_tables(found: CopynumberAssessment) -> list[Table]:
     section, segments = "Segment diagnostics", diagnose(found.called.segments)
     rows: list[list[Cell]] = [["changes of state per sample", *segments.transitions.values()]]
     rows.append(["spread of the ratio at one copy", *segments.noise.values()])

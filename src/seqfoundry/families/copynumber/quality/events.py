@@ -78,7 +78,10 @@ class Events:
         return rate(int(self.events.found[chosen].sum()), int(chosen.sum()), "no such event")
 
     def precision(self, chosen: Mask) -> Figure:
-        """Share of the chosen segments, ``(C,)``, that are matched, of those that are no lineage's region."""
+        """Return the matched share of the chosen segments ``(C,)``.
+
+        Segments in a lineage's region do not count.
+        """
         chosen = chosen & ~self.changed.lineage
         return rate(int(self.changed.matched[chosen].sum()), int(chosen.sum()), "no such segment")
 
@@ -131,7 +134,10 @@ class Events:
         }
 
     def classes(self, rows: Mask | None = None) -> list[dict[str, Any]]:
-        """Recall of events and precision of segments by copies (all, deleted, amplified, each) and class of size."""
+        """Recall of events and precision of segments, by copies and class of size.
+
+        Copies are all, deleted, amplified, and each.
+        """
         rows = self.callable if rows is None else rows & self.callable
         made = []
         for name, low, high in _kinds():
@@ -192,7 +198,10 @@ def _bootstrapped(counts: Array, seed: int) -> tuple[Figure, Figure, Figure]:
 
 
 def _spread_f1(found: Figure, totals: Array) -> Figure:
-    """Widen an interval without width by the Wilson bounds of recall and precision, from counts of all samples."""
+    """Widen an interval without width by the Wilson bounds of recall and precision.
+
+    Counts are of all samples.
+    """
     if found.value is None or found.low != found.high:
         return found
     parts = [proportion(int(totals[i]), int(totals[i + 1])) for i in (0, 2)]

@@ -231,7 +231,9 @@ def _correlation(cells: NDArray[np.float64]) -> Any:
 def assess(
     found: Sequence[Comparison], metadata: Any, *, least: int, seed: int = 0
 ) -> list[Score]:
-    """Score every gene in all samples, by species, and by sequence type from ``least`` samples with truth and call on.
+    """Score every gene in all samples, by species and by sequence type.
+
+    A type needs ``least`` samples with truth and call.
 
     Species of any size are scored, as the reference does: they are few. Samples without a type, or
     of type 0, are ``unknown``.
@@ -277,7 +279,10 @@ def _groups(names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
 
 
 def quantiles(one: Comparison) -> dict[str, dict[str, float | int | None]]:
-    """Count and give quantiles of CRR or PCN by predicted label (`PREDICTED`) and by outcome (`OUTCOMES`)."""
+    """Count CRR or PCN and give its quantiles, by predicted label and by outcome.
+
+    Labels are `PREDICTED`, outcomes `OUTCOMES`.
+    """
     outcome = np.where((one.truth < 0) | (one.called < 0), -1, 2 * one.truth + one.called)
     parts = {name: one.called == i - 1 for i, name in enumerate(PREDICTED)}
     parts |= {name: outcome == i for i, name in enumerate(OUTCOMES)}

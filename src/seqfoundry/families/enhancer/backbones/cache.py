@@ -64,7 +64,7 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class FeatureCache:
     """Where features are kept, and what they are features of.
 
     Attributes
@@ -96,8 +96,12 @@ class Store:
         return self.folder / self.fingerprint if self.folder else None
 
 
-def collect(keys: Sequence[bytes], compute: Callable[[Indices], Values], store: Store) -> Features:
-    """Look up the features of rows by their ``keys`` (20 bytes each), and compute and keep those that are not there.
+def collect(
+    keys: Sequence[bytes], compute: Callable[[Indices], Values], store: FeatureCache
+) -> Features:
+    """Look up the features of rows by their ``keys`` (20 bytes each).
+
+    Features that are not there are computed and kept.
 
     ``compute`` gets numbers of rows and returns their features ``(len(rows), width)``. What it
     returns is rounded to the type of the store, so that a first run and a later one have the same
@@ -125,7 +129,7 @@ def _collected(
     first: Indices,
     place: Indices,
     compute: Callable[[Indices], Values],
-    store: Store,
+    store: FeatureCache,
 ) -> Features:
     paths = sorted(store.place.glob("chunk-*.safetensors")) if store.place else []
     known = [_read_chunk(path, store) for path in paths]
@@ -167,7 +171,7 @@ def _collected(
     return Features([chunk for _, chunk in known], rows[place], store.width)
 
 
-def _rounded(features: Values, store: Store) -> NDArray[Any]:
+def _rounded(features: Values, store: FeatureCache) -> NDArray[Any]:
     if features.shape[1:] != (store.width,):
         raise ValueError(f"features must be (rows, {store.width}), got {features.shape}")
     with np.errstate(over="ignore"):
@@ -178,7 +182,7 @@ def _rounded(features: Values, store: Store) -> NDArray[Any]:
 
 
 def _write_chunk(
-    path: Path, keys: NDArray[Any], features: NDArray[Any], store: Store
+    path: Path, keys: NDArray[Any], features: NDArray[Any], store: FeatureCache
 ) -> NDArray[Any]:
     """Write a chunk and return its features as they are mapped from there."""
     raw = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
@@ -190,7 +194,7 @@ def _write_chunk(
     return mapped
 
 
-def _read_chunk(path: Path, store: Store) -> tuple[NDArray[Any], NDArray[Any]]:
+def _read_chunk(path: Path, store: FeatureCache) -> tuple[NDArray[Any], NDArray[Any]]:
     """Check a chunk and return its keys and features."""
     tensors, metadata = read_safetensors(path)
     advice = "remove it to have its rows computed again"

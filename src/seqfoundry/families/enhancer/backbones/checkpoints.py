@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import bytes_written_whole, read_json, write_json, written_whole
+from seqfoundry.core.files.atomic import atomic_bytes, atomic_write, read_json, write_json
 from seqfoundry.core.settings.config import build_plain
 from seqfoundry.families.enhancer.backbones.trunks import (
     Enformer,
@@ -239,7 +239,9 @@ def save_trunk(trunk: Enformer | Sei, folder: Path) -> None:
 
 
 def write_tiny(kind: Kind, folder: Path, *, seed: int, layout: str = "published") -> Path:
-    """Write a checkpoint with few, random weights in a published layout, for tests and demonstrations.
+    """Write a checkpoint with few, random weights in a published layout.
+
+    It is for tests and demonstrations.
 
     The weights were never trained, but what they make of a sequence depends on it enough to fit a
     head.
@@ -293,7 +295,7 @@ def _write_sei(folder: Path, weights: dict[str, Tensor], layout: str) -> Path:
 
 
 def _save(path: Path, content: Any) -> None:
-    with bytes_written_whole(path) as file:
+    with atomic_bytes(path) as file:
         torch.save(content, file)
 
 
@@ -369,7 +371,7 @@ def write_safetensors(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.write(_bytes(tensor))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from seqfoundry.core.dna import encode
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
-from seqfoundry.families.enhancer.backbones.cache import Features, Store, Values, collect
+from seqfoundry.families.enhancer.backbones.cache import FeatureCache, Features, Values, collect
 from seqfoundry.families.enhancer.backbones.checkpoints import (
     digest_of,
     load_enformer,
@@ -57,7 +57,7 @@ class Locus(NamedTuple):
 
 
 def locus_of(text: str) -> Locus:
-    """Read ``chr1:917699-918199``, ``chr1_917699_918199``, or an id with such a part between colons.
+    """Read ``chr1:917699-918199``, ``chr1_917699_918199``, or an id with such a part.
 
     Raises
     ------
@@ -364,7 +364,9 @@ def load_trunk(config: Config, path: Path) -> Enformer | Sei:
 def features_of(
     backbone: Backbone, codes: Codes, config: Config, ids: Sequence[str] = ()
 ) -> Features:
-    """Compute the features of rows once, or look them up in ``backbone.cache`` of the settings (empty: in memory).
+    """Compute the features of rows once, or look them up in ``backbone.cache``.
+
+    An empty setting keeps them in memory.
 
     ``ids`` of rows name their loci where the flanks are genomic.
 
@@ -380,7 +382,7 @@ def features_of(
         for row, place in zip(codes, places, strict=True)
     ]
     chosen = config.backbone
-    store = Store(
+    store = FeatureCache(
         folder=Path(chosen.cache) if chosen.cache else None,
         fingerprint=backbone.fingerprint,
         width=backbone.width,

@@ -21,7 +21,7 @@ from seqfoundry.families.enhancer.backbones.frozen import Backbone
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import Indices
 from seqfoundry.families.enhancer.model import (
-    Network,
+    OracleNetwork,
     begin_at_means,
     choose_device,
     load_training,
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 _BLOCK = 2048  # rows in memory
 
 
-class Probe(Network):
+class Probe(OracleNetwork):
     """A backbone and its head, as one network.
 
     Activities, and the backbone's features as embedding.
@@ -135,7 +135,7 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 class HeadTraining:
     """A head, its optimizer (AdamW) and settings, and the features of all rows.
 
-    As `model.Training` for a network.
+    As `model.NetworkTraining` for a network.
     """
 
     model: Head
@@ -222,7 +222,10 @@ def predict_rows(head: nn.Linear, features: Features, rows: Indices) -> Values:
 
 
 class Ridge(NamedTuple):
-    """A solved head, the penalty of each column, and the mean square of each ``(C, penalties)`` on held-out folds."""
+    """A solved head, the penalty of each column, and mean squares on held-out folds.
+
+    Mean squares have the shape ``(C, penalties)``.
+    """
 
     head: nn.Linear
     penalties: Array
@@ -256,7 +259,9 @@ def fit_ridge(
     config: Config,
     groups: Sequence[str] = (),
 ) -> Ridge:
-    """Minimise squares of errors + penalty * squares of the weights of standardised features (the bias is free).
+    """Minimise squared errors + penalty * squared weights of standardised features.
+
+    The bias is free.
 
     Every column has the penalty of ``backbone.penalties`` with the least mean square on held-out
     folds; of a single penalty no folds are made, and the errors are NaN. Rows of the same

@@ -114,7 +114,10 @@ class EnformerShape:
 
 
 class Enformer(Trunk):
-    """Convolutions, transformer and final pointwise layer of Enformer, keys as in the published checkpoint."""
+    """Convolutions, transformer and final pointwise layer of Enformer.
+
+    Keys are those of the published checkpoint.
+    """
 
     def __init__(self, shape: EnformerShape) -> None:
         super().__init__()
@@ -370,7 +373,9 @@ def _conv(a: int, b: int, kernel: int = _SEI_KERNEL, dilation: int = 1) -> nn.Co
 
 @lru_cache(maxsize=4)
 def spline_basis(n: int) -> NDArray[np.float32]:
-    """Sixteen cubic B-splines over ``n`` positions with inner knots at equal percentiles, shape ``(n, 16)``.
+    """Return sixteen cubic B-splines over ``n`` positions, shape ``(n, 16)``.
+
+    Inner knots stand at equal percentiles.
 
     They are not negative and add up to 1 everywhere (the intercept is among them).
     """

@@ -1,9 +1,9 @@
 """Prepared panels: rows that were encoded once, as arrays that are mapped, not read.
 
 A panel is a folder with ``manifest.json`` and a folder for each part (train, test) with
-``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.Rows`), and ``rows.parquet``
-(``id`` and ``group`` of each row). It can be used only with the settings that decide how rows are
-encoded.
+``codes.npy``, ``activities.npy`` and ``lengths.npy`` (see `data.ActivityRows`), and
+``rows.parquet`` (``id`` and ``group`` of each row). It can be used only with the settings that
+decide how rows are encoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +38,8 @@ _FIGURES = {"mean": "mean", "sd": "std", "min": "min", "max": "max"}
 _BLOCK = 4096  # rows in memory
 
 
-class Block(NamedTuple):
-    """Some rows of a panel; see `data.Rows`."""
+class RowBlock(NamedTuple):
+    """Some rows of a panel; see `data.ActivityRows`."""
 
     codes: NDArray[np.uint8]
     activities: NDArray[np.float32]
@@ -47,9 +47,9 @@ class Block(NamedTuple):
     ids: list[str]
     groups: list[str]
 
-    def first(self, n: int) -> "Block":
+    def first(self, n: int) -> "RowBlock":
         """Return the first n rows, or all if they are fewer."""
-        return Block(
+        return RowBlock(
             self.codes[:n], self.activities[:n], self.lengths[:n], self.ids[:n], self.groups[:n]
         )
 
@@ -117,7 +117,7 @@ class Writer:
     ) -> None:
         self._stack.close()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RowBlock) -> None:
         """Write the next rows."""
         for name, array in self._arrays.items():
             array.add(getattr(block, name))
@@ -131,7 +131,7 @@ def encoding_of(config: Config) -> dict[str, Any]:
     return {key: values[key] for key in _ENCODING}
 
 
-def deal(
+def assign_split(
     same: Indices, owner: Indices, groups: Mapping[str, int], config: Config
 ) -> NDArray[np.int8]:
     """Deal rows: 0 to train, 1 to test (held out by ``prepare``), -1 to neither.
@@ -193,7 +193,7 @@ def divide(folder: Path, part: NDArray[np.int8], config: Config) -> None:
                     batch.take(pa.array(chosen))[name].to_pylist() for name in ("id", "group")
                 )
                 writer.add(
-                    Block(
+                    RowBlock(
                         **{name: values[chosen] for name, values in block.items()},
                         ids=ids,
                         groups=groups,
@@ -210,16 +210,23 @@ def seal(folder: Path, config: Config, facts: Mapping[str, Any]) -> dict[str, An
     parts = {name: describe(folder / name, config) for name in PARTS if (folder / name).is_dir()}
     encoding = encoding_of(config)
     manifest = {
-        "family": "enhancer", "format_version": FORMAT_VERSION, "encoding": encoding, "digest": digest(encoding),
-        "group_key": config.train.group_key, **facts, "parts": parts,
-        "md5": {f"{part}/{name}": files.md5(folder / part / name) for part in parts for name in _FILES},
-    }  # fmt: skip
+        "family": "enhancer",
+        "format_version": FORMAT_VERSION,
+        "encoding": encoding,
+        "digest": digest(encoding),
+        "group_key": config.train.group_key,
+        **facts,
+        "parts": parts,
+        "md5": {
+            f"{part}/{name}": files.md5(folder / part / name) for part in parts for name in _FILES
+        },
+    }
     files.write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 def describe(part: Path, config: Config) -> dict[str, Any]:
-    """Count rows, rows shorter than the window, letters that name no single base, and measure each column."""
+    """Count rows, short rows and letters that name no single base, and measure each column."""
     codes, activities, lengths = (open_array(part / f"{name}.npy") for name in _ARRAYS)
     unknown = sum(
         int((rows_of(codes, i, i + _BLOCK) > 3).sum()) for i in range(0, len(codes), _BLOCK)
@@ -246,8 +253,8 @@ def is_part(folder: Path) -> bool:
     return (folder / "codes.npy").is_file()
 
 
-def open_part(part: Path, config: Config) -> tuple[Block, int]:
-    """Map the rows of a part of a panel, and tell how many rows were left out when it was prepared.
+def open_part(part: Path, config: Config) -> tuple[RowBlock, int]:
+    """Map the rows of a part of a panel, and tell how many were left out by `prepare`.
 
     Groups are those of ``train.group_key`` where rows are split by groups, else empty.
 
@@ -275,7 +282,7 @@ def open_part(part: Path, config: Config) -> tuple[Block, int]:
     table = pq.read_table(part / "rows.parquet")
     ids: list[str] = table["id"].to_pylist()
     groups = _groups(path, manifest["group_key"], config, ids, table["group"].to_pylist())
-    return Block(codes, activities, np.array(lengths), ids, groups), int(manifest["skipped"])
+    return RowBlock(codes, activities, np.array(lengths), ids, groups), int(manifest["skipped"])
 
 
 def _check_encoding(path: Path, manifest: Mapping[str, Any], config: Config) -> None:

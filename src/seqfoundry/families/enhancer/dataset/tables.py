@@ -150,7 +150,9 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 def activities_of(
     row: Mapping[str, Any], cell_types: Sequence[str], *, is_text: bool = False
 ) -> list[float]:
-    """Read ``cell_activities`` (a list, or an object by cell type), or else a column for each cell type; NaN: absent.
+    """Read ``cell_activities``, or else a column for each cell type; NaN: absent.
+
+    ``cell_activities`` is a list, or an object by cell type.
 
     ``is_text``: values are those of a table, where ``cell_activities`` is JSON and absent ones are
     empty, NA or NaN.

@@ -37,7 +37,7 @@ from seqfoundry.families.enhancer.effects.mutations import (
     window_inputs,
 )
 from seqfoundry.families.enhancer.first_block import Folded, fold, one_hot
-from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, Network, predict
+from seqfoundry.families.enhancer.model import DeepStarr, Ensemble, OracleNetwork, predict
 
 REFERENCES = 20  # shuffled sequences that a sequence is compared with
 TOLERANCE = 1e-4  # |difference| of activities that an exported network may have
@@ -52,7 +52,7 @@ class Explained(Protocol):
     """What `export` needs of an oracle."""
 
     @property
-    def network(self) -> Network:
+    def network(self) -> OracleNetwork:
         """The network."""
 
     @property
@@ -60,7 +60,7 @@ class Explained(Protocol):
         """Its settings."""
 
 
-def _check(network: Network, codes: Codes, column: int) -> None:
+def _check(network: OracleNetwork, codes: Codes, column: int) -> None:
     if codes.shape != (network.length,) or bool((codes > NOTHING).any()):
         raise InputError(
             f"codes: must be {network.length} numbers from 0 to {NOTHING}, got shape {codes.shape}"
@@ -83,8 +83,8 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 # ---- in-silico mutagenesis
 
 
-def mutagenesis(network: Network, codes: Codes, column: int) -> Floats:
-    """Return the change of one activity that each single mutant of codes ``(L,)`` makes, ``(L, 4)``.
+def mutagenesis(network: OracleNetwork, codes: Codes, column: int) -> Floats:
+    """Return the change of one activity by each single mutant of codes ``(L,)``: ``(L, 4)``.
 
     0 at the base that stands there, NaN where none does. Of a DeepSTARR network, or an ensemble of
     them, only the windows that a base reaches are computed anew; any other network reads all
@@ -98,7 +98,8 @@ def mutagenesis(network: Network, codes: Codes, column: int) -> Floats:
     _check(network, codes, column)
     if isinstance(network, Ensemble):
         members = [
-            mutagenesis(cast("Network", member), codes, column) for member in network.networks
+            mutagenesis(cast("OracleNetwork", member), codes, column)
+            for member in network.networks
         ]
         return np.stack(members).mean(axis=0)  # type: ignore[no-any-return]
     made = mutants(codes)
@@ -159,7 +160,7 @@ def _by_windows(network: DeepStarr, codes: Codes, made: Mutants) -> tuple[Floats
 
 def _changed(
     steps: list[tuple[Window, Any, Folded]], positions: Any, letters: Any, pool: int
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     """Pass the windows that mutants reach through all blocks.
 
     Returns outputs (m, channels, k) and where they begin.
@@ -181,7 +182,7 @@ class _Known(nn.Module):
 
     places: Tensor
 
-    def __init__(self, network: Network, places: Any, blank: float) -> None:
+    def __init__(self, network: OracleNetwork, places: Any, blank: float) -> None:
         super().__init__()
         self.network, self.blank = network, blank
         self.register_buffer("places", torch.from_numpy(places))
@@ -192,7 +193,7 @@ class _Known(nn.Module):
         return made
 
 
-def attribution(network: Network, codes: Codes, column: int, seed: int) -> Floats:
+def attribution(network: OracleNetwork, codes: Codes, column: int, seed: int) -> Floats:
     """Return what each base of codes ``(L,)`` contributes to one activity, ``(L,)``.
 
     NaN where no base stands.
@@ -279,9 +280,9 @@ def _contributions(model: _Known, codes: Codes, column: int, seed: int) -> Float
 
 
 class _Plain(nn.Module):
-    """A network by its plain layers, from one-hot columns ``(n, 4, L)`` to activities and embeddings."""
+    """A network by its plain layers, from ``(n, 4, L)`` to activities and embeddings."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: OracleNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -290,7 +291,9 @@ class _Plain(nn.Module):
 
 
 def export(oracle: Explained, folder: Path, codes: Codes | None = None) -> dict[str, Any]:
-    """Write the network for programs without this package, and compare it with the oracle's own predictions.
+    """Write the network for programs without this package.
+
+    It is compared with the oracle's own predictions.
 
     ``oracle.pt2`` is torch.export's; ``oracle.onnx`` is written where onnx, onnxscript and
     onnxruntime are installed, read back, and run by the latter. Both take one-hot columns ``(n, 4,

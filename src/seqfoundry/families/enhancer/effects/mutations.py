@@ -103,7 +103,10 @@ def variant_effects(
 
 
 class Mutants(NamedTuple):
-    """All single mutants of a sequence, three for each base that is known, by position and then base."""
+    """All single mutants of a sequence, by position and then base.
+
+    There are three for each base that is known.
+    """
 
     positions: Indices  # (m,)
     bases: Codes  # (m,), the new ones
@@ -129,7 +132,9 @@ def mutants(codes: Codes, first: int = 0, last: int | None = None) -> Mutants:
 def mutant_effects(
     codes: Codes, made: Mutants, predicted: ArrayLike, reference: ArrayLike
 ) -> Floats:
-    """Lay out changes of activity as ``(L, 4, C)`` from predictions for mutants (m, C) and for the sequence (C,).
+    """Lay out changes of activity as ``(L, 4, C)``.
+
+    They come from predictions for mutants (m, C) and for the sequence (C,).
 
     0 at the base that the sequence has; NaN at positions that were not mutated.
 
@@ -178,7 +183,9 @@ class Window(NamedTuple):
 
 
 def plan(length: int, kernels: Sequence[int], pool: int) -> list[Window]:
-    """Plan which outputs of blocks (convolution that keeps the length, then pooling) a change of one base reaches.
+    """Plan which outputs of blocks a change of one base reaches.
+
+    A block is a convolution that keeps the length, then pooling.
 
     The length of the outputs is rounded down. Windows are as wide as the widest that is needed, so
     that all positions make one batch; what they hold beyond that is computed anew to what it was.
@@ -213,7 +220,9 @@ def plan(length: int, kernels: Sequence[int], pool: int) -> list[Window]:
 
 
 def window_inputs(window: Window, positions: Indices, whole: NDArray[Any]) -> NDArray[Any]:
-    """Cut what a block has to read for mutants at ``positions``, from inputs ``(channels, n)`` of the sequence.
+    """Cut what a block must read for mutants at ``positions``.
+
+    Inputs are ``(channels, n)`` of the sequence.
 
     Returns ``(m, channels, input_width)``, 0 outside; changed inputs are then written with
     `overwrite`.
@@ -228,7 +237,9 @@ def window_inputs(window: Window, positions: Indices, whole: NDArray[Any]) -> ND
 def overwrite(
     inputs: NDArray[Any], window: Window, positions: Indices, changed: NDArray[Any], start: Indices
 ) -> None:
-    """Write values ``(m, channels, k)``, which belong at ``start`` (m,), into inputs of `window_inputs`, in place.
+    """Write values ``(m, channels, k)`` into inputs of `window_inputs`, in place.
+
+    They belong at ``start`` (m,).
 
     What lies outside a window is left out: no output in it depends on that.
     """

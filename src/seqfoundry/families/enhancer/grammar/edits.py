@@ -52,7 +52,10 @@ _MATCHES = dict(
 
 @dataclass(slots=True)
 class _Task:
-    """A reference, what is asked, and the words (or only widths) that a planned answer writes at its places."""
+    """A reference, what is asked, and the words that a planned answer writes at its places.
+
+    Of some words only the width is known.
+    """
 
     edit_type: str
     source: int
@@ -208,7 +211,7 @@ def _answer(
     *,
     anywhere: bool = False,
 ) -> Codes:
-    """Write words, or random letters where there are none, at the places of the task or random ones."""
+    """Write words at the places of the task or random ones; random letters without words."""
     made = task.reference.copy()
     starts = (
         task.starts if task.starts and not anywhere else _starts(task.widths, len(made), generator)

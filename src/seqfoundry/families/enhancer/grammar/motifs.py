@@ -36,7 +36,7 @@ _IUPAC = dict(zip(("AC", "AG", "AT", "CG", "CT", "GT"), "MRWSYK", strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
+class MotifGrammar:
     """How sequences are composed and sites act; all in bases, shares and bits.
 
     GC is normal within bounds; G follows C with ``cpg_factor`` of its frequency. A site's
@@ -78,7 +78,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Motifs that add ``bonus`` to the latent activity of a cell where both are occupied in the right place."""
+    """Motifs that add ``bonus`` to a cell's latent activity where both are in place."""
 
     cell: Cell
     first: str
@@ -127,11 +127,14 @@ class Motif(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Panel:
-    """The motifs of a recipe, with weights ``(motifs, cells)``, and the calibration once it is known."""
+class MotifSet:
+    """The motifs of a recipe, with weights ``(motifs, cells)`` and their calibration.
+
+    The calibration is there once it is known.
+    """
 
     recipe: Recipe
-    grammar: Grammar
+    grammar: MotifGrammar
     matrices: dict[str, Matrix]
     motifs: tuple[Motif, ...]
     weights: Floats
@@ -142,7 +145,7 @@ class Panel:
         return [motif.id for motif in self.motifs].index(id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Collect everything that `read_panel` needs to make it again."""
+        """Collect everything that `read_motif_set` needs to make it again."""
         calibration = asdict(self.calibration) if self.calibration else None
         matrices = {id: asdict(matrix) for id, matrix in self.matrices.items()}
         parts = {
@@ -166,7 +169,7 @@ class Hits(NamedTuple):
     score: Integers
 
 
-def read_recipe(path: Path, name: str) -> Panel:
+def read_recipe(path: Path, name: str) -> MotifSet:
     """Read the panel ``name`` of a file of matrices and recipes.
 
     Raises
@@ -181,7 +184,7 @@ def read_recipe(path: Path, name: str) -> Panel:
     return _panel({**content, "recipe": recipes[name]}, path)
 
 
-def read_panel(path: Path) -> Panel:
+def read_motif_set(path: Path) -> MotifSet:
     """Read the panel that a data folder was simulated with (``panel.json``), calibration included.
 
     Raises
@@ -192,14 +195,14 @@ def read_panel(path: Path) -> Panel:
     return _panel(read_json(path), path)
 
 
-def _panel(content: Mapping[str, Any], path: Path) -> Panel:
+def _panel(content: Mapping[str, Any], path: Path) -> MotifSet:
     def made(key: str, cls: Any, values: Any = None) -> Any:
         values = content.get(key) if values is None else values
         if not isinstance(values, dict):
             raise InputError(f"{path}: {key} must be an object, got {type(values).__name__}")
         return build_plain(values, cls, origin=lambda inner: f"{path}: {key}.{inner}")
 
-    recipe, grammar = made("recipe", Recipe), made("grammar", Grammar)
+    recipe, grammar = made("recipe", Recipe), made("grammar", MotifGrammar)
     known = content.get("matrices") or {}
     ids = _ids(recipe)
     if missing := [id for id in ids if id not in known]:
@@ -210,7 +213,7 @@ def _panel(content: Mapping[str, Any], path: Path) -> Panel:
     matrices = {id: made(f"matrices.{id}", Matrix, known[id]) for id in ids}
     calibration = made("calibration", Calibration) if content.get("calibration") else None
     motifs = tuple(motif(id, matrix, grammar) for id, matrix in matrices.items())
-    return Panel(recipe, grammar, matrices, motifs, _weights(recipe, ids), calibration)
+    return MotifSet(recipe, grammar, matrices, motifs, _weights(recipe, ids), calibration)
 
 
 def _ids(recipe: Recipe) -> list[str]:
@@ -228,7 +231,7 @@ def _weights(recipe: Recipe, ids: Sequence[str]) -> Floats:
     return weights
 
 
-def motif(id: str, matrix: Matrix, grammar: Grammar) -> Motif:
+def motif(id: str, matrix: Matrix, grammar: MotifGrammar) -> Motif:
     """Turn counts into frequencies, scores against the background, and the threshold."""
     gc = grammar.gc_mean
     background = np.array([1 - gc, gc, gc, 1 - gc]) / 2
@@ -282,7 +285,7 @@ def consensus(motif: Motif) -> str:
 
 
 def scan(codes: Codes, motifs: Sequence[Motif], temperature: float) -> Hits:
-    """Find all sites of codes ``(n, L)`` on either strand whose score is not far below the threshold.
+    """Find sites of codes ``(n, L)`` on either strand with scores near the threshold or above.
 
     Windows with code 4 are none. No sites, or no codes, give empty arrays.
     """
@@ -374,7 +377,7 @@ def occupancy(scores: Integers, thresholds: Integers, temperature: float) -> Int
     )
 
 
-def latent(codes: Codes, panel: Panel) -> Integers:
+def latent(codes: Codes, panel: MotifSet) -> Integers:
     """Compute the latent activity of each cell in ten-thousandths, shape ``(n, 7)``.
 
     Sites of a motif saturate, ``x = o / (o + 1)`` of their summed occupancy o; weights times x are
@@ -386,7 +389,7 @@ def latent(codes: Codes, panel: Panel) -> Integers:
     return np.concatenate(parts or [np.zeros((0, len(RAW_CELLS)), dtype=np.int64)])
 
 
-def _latent(codes: Codes, panel: Panel) -> Integers:
+def _latent(codes: Codes, panel: MotifSet) -> Integers:
     hits = scan(codes, panel.motifs, panel.grammar.temperature)
     thresholds = np.array([one.threshold for one in panel.motifs])
     share = occupancy(hits.score, thresholds[hits.motif], panel.grammar.temperature)
@@ -406,9 +409,9 @@ def _latent(codes: Codes, panel: Panel) -> Integers:
 
 
 def _standing_right(
-    hits: Hits, pair: tuple[int, int], occupied: Any, n: int, grammar: Grammar
+    hits: Hits, pair: tuple[int, int], occupied: Any, n: int, grammar: MotifGrammar
 ) -> NDArray[np.bool_]:
-    """Tell the rows where occupied sites of both motifs stand on one strand at the right distance."""
+    """Find rows where sites of both motifs stand on one strand at the right distance."""
     made = np.zeros(n, dtype=np.bool_)
     span = int(hits.start.max(initial=0)) + 2 * grammar.pair_max + 1
     for strand in (False, True):
@@ -427,7 +430,7 @@ def _standing_right(
     return made
 
 
-def signal(codes: Codes, panel: Panel) -> Floats:
+def signal(codes: Codes, panel: MotifSet) -> Floats:
     """Compute the activity of each raw cell without noise, shape ``(n, 7)``; codes 4 are nothing.
 
     Raises

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.families.enhancer.config import RAW_CELLS, SimulateConfig
-from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, Panel
+from seqfoundry.families.enhancer.grammar.motifs import Codes, Floats, Integers, Motif, MotifSet
 
 # the second number of a stream's seed; never renumber, or the same seed gives other data
 STREAMS = {
@@ -35,7 +35,9 @@ _HALVES = 12  # uniform numbers whose sum is a normal one, nearly
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """Sequences ``(n, length)`` without gaps, meant for ``cells``, with sites by row, motif, start and strand.
+    """Sequences ``(n, length)`` without gaps, meant for ``cells``, and their sites.
+
+    Sites have row, motif, start and strand.
 
     ``noise`` ``(n, 14)`` is standard normal, nearly: a sum of twelve uniform numbers, never beyond
     6.
@@ -58,7 +60,7 @@ class Source:
     """Where sequences are drawn from: settings, panel and seed; tables made of them once."""
 
     settings: SimulateConfig
-    panel: Panel
+    panel: MotifSet
     seed: int
     own: tuple[Integers, ...] = field(init=False)
     shared: Integers = field(init=False)
@@ -255,7 +257,9 @@ def _joined(parts: Sequence[Drawn]) -> Drawn:
 
 
 def shuffled(codes: Codes, generator: np.random.Generator) -> Codes:
-    """Shuffle each row so that it keeps its first and last letter and the number of every pair of neighbours.
+    """Shuffle each row and keep its first and last letter and all pairs of neighbours.
+
+    The number of every pair stays.
 
     A random Eulerian path: from every letter the last way out leads, over others, to the last
     letter of the row.

@@ -81,7 +81,9 @@ def permutation_p(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def kendall_w(scores: ArrayLike) -> float:
-    """Kendall's coefficient of concordance of m judges over k systems ``(m, k)``, corrected for ties.
+    """Kendall's coefficient of concordance of m judges over k systems ``(m, k)``.
+
+    It is corrected for ties.
 
     1: all rank alike. NaN with fewer than 2 of either, or where no judge tells any apart.
     """
@@ -91,8 +93,15 @@ def kendall_w(scores: ArrayLike) -> float:
         return math.nan
     ranked = ranks(given)
     spread = float(np.square(ranked.sum(axis=0) - m * (k + 1) / 2).sum())
-    ties = sum(float((np.unique(row, return_counts=True)[1] ** 3.0 - np.unique(row, return_counts=True)[1]).sum())
-               for row in ranked)  # fmt: skip
+    ties = sum(
+        float(
+            (
+                np.unique(row, return_counts=True)[1] ** 3.0
+                - np.unique(row, return_counts=True)[1]
+            ).sum()
+        )
+        for row in ranked
+    )
     largest = m * m * (k**3 - k) - m * ties
     return 12 * spread / largest if largest > 0 else math.nan
 

@@ -50,7 +50,7 @@ DEFINITIONS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class OracleAssessment:
     """Predictions beside measurements ``(n, C)``.
 
     ``ceilings`` (C) are None where no model could tell.
@@ -165,7 +165,7 @@ class Assessment:
             report.paragraph(text)
 
     def plot(self, path: Path, limit: int = 2000) -> None:
-        """Draw predicted against measured activity, a panel per column, of at most ``limit`` rows."""
+        """Draw predicted against measured activity of ``limit`` rows at most, by column."""
         rows = np.unique(
             np.linspace(0, len(self.measured) - 1, min(limit, len(self.measured))).astype(int)
         )

@@ -22,8 +22,8 @@ from seqfoundry.families.enhancer.scores.predictions import (
     WEAK,
     Floats,
     Indices,
-    Outputs,
-    Panel,
+    OracleOutputs,
+    OracleStatistics,
     Prediction,
     Predictions,
     has_motif,
@@ -79,7 +79,10 @@ class _Side(NamedTuple):
 
 
 def _side(
-    predictions: Predictions, side: Literal["predicted", "other"], outputs: Outputs, panel: Panel
+    predictions: Predictions,
+    side: Literal["predicted", "other"],
+    outputs: OracleOutputs,
+    panel: OracleStatistics,
 ) -> _Side:
     rows = [i for i, row in enumerate(predictions.rows) if getattr(row, side) is not None]
     texts = predictions.sequences(side)
@@ -104,9 +107,9 @@ def _side(
 
 def score_designs(
     predictions: Predictions,
-    predicted: Outputs,
-    gold: Outputs,
-    panel: Panel,
+    predicted: OracleOutputs,
+    gold: OracleOutputs,
+    panel: OracleStatistics,
     *,
     seed: int,
     meta: Mapping[str, Any] | None = None,
@@ -215,9 +218,12 @@ def _extra(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _groups(
-    groups: Mapping[str, tuple[_Side, _Side]], panel: Panel, seed: int
+    groups: Mapping[str, tuple[_Side, _Side]], panel: OracleStatistics, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Measure sets of designs against their gold sets, distances at the common number of all sets too."""
+    """Measure sets of designs against their gold sets.
+
+    Distances are also given at the common number of all sets.
+    """
     sizes = [min(len(a.rows), len(set(b.sequences))) for a, b in groups.values()]
     common = min([n for n in sizes if n >= _LEAST] or [max(sizes, default=0)])
     made = {}
@@ -242,7 +248,7 @@ def _frechet(a: _Side, b: _Side, common: int, generator: np.random.Generator) ->
     once = gold.embeddings
     least, width = min(len(set(a.sequences)), len(once)), a.embeddings.shape[1]
     return {
-        "fid": distances.frechet_distance(a.embeddings, b.embeddings),
+        "fid": distances.sample_frechet_distance(a.embeddings, b.embeddings),
         "fid_rank_deficient": least <= width,
         "fid_few": least < _FEW,
         "n_gold_distinct": len(once),
@@ -266,7 +272,10 @@ def _best(made: _Side) -> dict[str, float]:
 
 
 def _shift(made: _Side, real: _Side) -> dict[str, Any]:
-    """Compare letters and activities of designs with those of gold sequences, in pairs where a row has both."""
+    """Compare letters and activities of designs with those of gold sequences.
+
+    Rows that have both are compared in pairs.
+    """
     on = target_scores(made.activities, made.targets)["on_target_score"]
     best = [made.sequences[i] for i in np.argsort(-on, kind="stable")[:_BEST]]
     _, a, b = np.intersect1d(made.rows, real.rows, assume_unique=True, return_indices=True)
@@ -290,7 +299,10 @@ def _shift(made: _Side, real: _Side) -> dict[str, Any]:
 
 
 class _Case(NamedTuple):
-    """An edit, its raw activities before and after, whether the motif was and is there, and changes that are none."""
+    """An edit, its raw activities before and after, and whether the motif is there.
+
+    Changes that change nothing are marked.
+    """
 
     row: Prediction
     before: Floats
@@ -364,9 +376,9 @@ _TESTS: dict[
 
 def score_edits(
     predictions: Predictions,
-    predicted: Outputs,
-    reference: Outputs,
-    panel: Panel,
+    predicted: OracleOutputs,
+    reference: OracleOutputs,
+    panel: OracleStatistics,
     *,
     meta: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -1,4 +1,6 @@
-"""How far two sets of sequences lie apart, by features of an oracle or by letters, and how varied one set is.
+"""How far two sets of sequences lie apart, and how varied one set is.
+
+By features of an oracle or by letters.
 
 Undefined is NaN, never 0: a figure of nothing must not look like a perfect one.
 """
@@ -66,7 +68,7 @@ def mean(values: ArrayLike) -> float:
 # ---- features
 
 
-class Cloud(NamedTuple):
+class GaussianSummary(NamedTuple):
     """Mean ``(d,)`` of features, and a root ``(r, d)`` of their covariance.
 
     Root' root, over n - 1.
@@ -78,7 +80,7 @@ class Cloud(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of a distance over ``draws`` draws of ``n`` sequences per side."""
+    """Mean and standard deviation of a distance over ``draws`` draws of ``n`` sequences."""
 
     mean: float
     sd: float
@@ -86,7 +88,7 @@ class Spread(NamedTuple):
     draws: int
 
 
-def cloud(features: ArrayLike) -> Cloud:
+def summarise(features: ArrayLike) -> GaussianSummary:
     """Summarise features ``(n, d)``; the root has as many rows as the smaller of n and d.
 
     Raises
@@ -100,18 +102,20 @@ def cloud(features: ArrayLike) -> Cloud:
             f"embeddings: must be finite numbers of shape (n, d), got shape {x.shape}"
         )
     if not len(x):
-        return Cloud(0, np.full(x.shape[1], np.nan), x)
+        return GaussianSummary(0, np.full(x.shape[1], np.nan), x)
     centred = x - x.mean(axis=0)
     root = np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred
-    return Cloud(len(x), x.mean(axis=0), root / math.sqrt(max(len(x) - 1, 1)))
+    return GaussianSummary(len(x), x.mean(axis=0), root / math.sqrt(max(len(x) - 1, 1)))
 
 
-def between(a: Cloud, b: Cloud) -> float:
-    """Fréchet distance of two clouds, never below 0; NaN where one has fewer than two rows.
+def frechet_distance(a: GaussianSummary, b: GaussianSummary) -> float:
+    """Fréchet distance of two Gaussian summaries; NaN where one has fewer than two rows.
 
-    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With roots C = R'R the last trace is the sum of the singular
-    values of R1 R2': real, symmetric in the two, exact where covariances are singular, and no digits are lost to the
-    square root of a product.
+    It is never below 0.
+
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With roots C = R'R the last trace is the sum
+    of the singular values of R1 R2': real, symmetric in the two, exact where covariances are
+    singular, and no digits are lost to the square root of a product.
 
     Raises
     ------
@@ -133,15 +137,15 @@ def between(a: Cloud, b: Cloud) -> float:
     return max(float(squares - 2 * shared), 0.0)
 
 
-def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
-    """Fréchet distance of two sets of features ``(n, d)``; see `between`.
+def sample_frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
+    """Fréchet distance of two sets of features ``(n, d)``; see `frechet_distance`.
 
     Examples
     --------
-    >>> frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
+    >>> sample_frechet_distance([[0.0], [2.0]], [[3.0], [5.0]])
     9.0
     """
-    return between(cloud(x), cloud(y))
+    return frechet_distance(summarise(x), summarise(y))
 
 
 def _spread(values: Sequence[float], n: int) -> Spread:
@@ -169,7 +173,7 @@ def equal_n(x: Floats, y: Floats, n: int, generator: np.random.Generator) -> Spr
     chosen = [
         [generator.choice(len(side), n, replace=False) for side in (x, y)] for _ in range(draws)
     ]
-    return _spread([frechet_distance(x[first], y[second]) for first, second in chosen], n)
+    return _spread([sample_frechet_distance(x[first], y[second]) for first, second in chosen], n)
 
 
 def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
@@ -182,7 +186,7 @@ def halves(x: Floats, strata: Counts, generator: np.random.Generator) -> Spread:
     n = len(drawn[0][0])
     if n < 2:
         return Spread(math.nan, math.nan, n, 0)
-    return _spread([frechet_distance(x[first], x[second]) for first, second in drawn], n)
+    return _spread([sample_frechet_distance(x[first], x[second]) for first, second in drawn], n)
 
 
 def _halved(strata: Counts, generator: np.random.Generator) -> tuple[Counts, Counts]:
@@ -205,16 +209,18 @@ def parametric(x: Floats, sizes: tuple[int, int], generator: np.random.Generator
     features, since its covariance is then of low rank; too high where both sides have the same
     shares of unlike cells, which samples have not. ``n`` is the smaller size.
     """
-    source = cloud(x)
+    source = summarise(x)
     if min(source.n, *sizes) < 2:
         return Spread(math.nan, math.nan, min(sizes), 0)
 
     drawn = [[_sample(source, size, generator) for size in sizes] for _ in range(DRAWS)]
-    return _spread([between(*pair) for pair in drawn], min(sizes))
+    return _spread([frechet_distance(*pair) for pair in drawn], min(sizes))
 
 
-def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
-    """Draw the cloud of ``n`` normal rows without the rows, from the laws of their mean and scatter (Wishart).
+def _sample(source: GaussianSummary, n: int, generator: np.random.Generator) -> GaussianSummary:
+    """Draw the summary of ``n`` normal rows without the rows.
+
+    Mean and scatter are drawn from their laws (Wishart).
 
     A root of the scatter is triangular with chi-distributed diagonal (Bartlett), or n - 1 normal
     rows where these are fewer.
@@ -226,7 +232,7 @@ def _sample(source: Cloud, n: int, generator: np.random.Generator) -> Cloud:
         scatter = np.triu(scatter, 1) + np.diag(
             np.sqrt(generator.chisquare(freedom - np.arange(rank)))
         )
-    return Cloud(n, middle, scatter @ source.root / math.sqrt(freedom))
+    return GaussianSummary(n, middle, scatter @ source.root / math.sqrt(freedom))
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> float:
@@ -403,7 +409,10 @@ def kullback_leibler(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def gc_shift(a: Floats, b: Floats) -> tuple[float, float]:
-    """Return the Jensen-Shannon distance over 50 bins of GC content (1e-8 added to each) and Wasserstein-1."""
+    """Return the Jensen-Shannon distance of GC content and Wasserstein-1.
+
+    It has 50 bins, to each of which 1e-8 is added.
+    """
     if not len(a) or not len(b):
         return math.nan, math.nan
     bins = [

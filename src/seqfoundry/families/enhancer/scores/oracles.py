@@ -289,7 +289,10 @@ def _decisions(table: _Table) -> list[dict[str, Any]]:
 def _rankings(
     table: _Table, views: Mapping[str, View], names: Sequence[str], draw: tuple[int, int]
 ) -> list[tuple[str, dict[str, Floats], Floats]]:
-    """Return of every metric the scores of systems by all oracles (m,), and resampled ones (resamples, m, k)."""
+    """Return the scores of systems by all oracles (m,), and resampled ones, by metric.
+
+    Resampled scores have the shape (resamples, m, k).
+    """
     metrics = list(table.values)
     stacked = np.stack([table.values[metric] for metric in metrics])
     groups = [np.flatnonzero(table.systems == name) for name in names]
@@ -398,7 +401,10 @@ def _ranked(oracles: Sequence[str], scores: Mapping[str, Floats], drawn: Floats)
 def _system_scores(
     table: _Table, views: Mapping[str, View], system: str, rows: Indices
 ) -> dict[str, Any]:
-    """Return the scores of one system by metric and oracle, and what most oracles decide (ties decide against)."""
+    """Return the scores of one system by metric and oracle, and what most oracles decide.
+
+    Ties decide against.
+    """
     found: dict[str, Any] = {"n": len(rows)}
     for metric, values in table.values.items():
         found[metric] = dict(zip(table.names, _means(values[:, rows]), strict=True))
@@ -468,7 +474,9 @@ Curve = dict[str, list[float]]  # x rising, y never falling
 
 
 def fit_calibration(predicted: ArrayLike, measured: ArrayLike) -> list[Curve | None]:
-    """Fit a rising curve from predictions to activities of each column, both ``(n, C)``, by isotonic regression.
+    """Fit a rising curve from predictions to activities of each column.
+
+    Both are ``(n, C)``; the fit is isotonic regression.
 
     Rows must be unseen ones, or the curve calibrates what the oracle learnt by heart. NaN in
     ``measured`` is not measured; a column with fewer than 2 measured rows, or with one prediction

@@ -1,4 +1,7 @@
-"""Rows of ``predictions.jsonl``, designed (T1) and edited (T3) enhancers, and what an oracle says of sequences."""
+"""Rows of ``predictions.jsonl`` and what an oracle says of their sequences.
+
+Rows are designed (T1) or edited (T3) enhancers.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,7 +87,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The legal rows of a file, how many were left out, and what was wrong with the first of these."""
+    """The legal rows of a file, how many were left out, and why the first of these was."""
 
     rows: list[Prediction]
     n_bad: int = 0
@@ -315,7 +318,7 @@ def raw_columns(cell_types: Sequence[str]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class OracleStatistics:
     """What is known of an oracle.
 
     ``pearson`` by cell was measured on unseen data (None: undefined); ``predicted_mean`` and
@@ -392,7 +395,7 @@ class Panel:
         return _TAU * np.asarray(self.activity_sd, dtype=np.float64)[raw_columns(self.cell_types)]
 
 
-class Outputs(NamedTuple):
+class OracleOutputs(NamedTuple):
     """Predictions for n sequences; no embeddings: no distances of features."""
 
     activities: ArrayLike  # (n, C)

@@ -14,7 +14,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
 from seqfoundry.engine.parts import join_tables, write_table
 from seqfoundry.families.enhancer import data
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, oracle_of
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, oracle_of
 from seqfoundry.registry.portable_model import Portable
 
 TABLE = "activity.parquet"
@@ -130,7 +130,7 @@ class ScoreActivity(Job):
         return summary
 
 
-def _schema(oracle: Oracle) -> pa.Schema:
+def _schema(oracle: LoadedOracle) -> pa.Schema:
     """Types of the table's columns."""
     columns = [(name, pa.float32()) for name in oracle.panel.cell_types]
     return pa.schema([(_ID, pa.string()), *columns])

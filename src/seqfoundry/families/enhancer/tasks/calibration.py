@@ -23,7 +23,7 @@ from seqfoundry.families.enhancer import data
 from seqfoundry.families.enhancer.dataset import tables
 from seqfoundry.families.enhancer.group_split import split_groups
 from seqfoundry.families.enhancer.scores import oracles as oracle_scores
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 SEED = 1234
 _RESULT = "calibration.json"
@@ -40,10 +40,10 @@ class _Measured(NamedTuple):
     ids: list[str]
 
 
-def calibrate(
-    source: Path, *, model: str, out: Path, overwrite: bool = False
-) -> dict[str, Any]:  # fmt: skip
-    """Fit a calibration curve per cell type on half of the user's rows, and return errors on the other half.
+def calibrate(source: Path, *, model: str, out: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Fit a calibration curve per cell type on half of the user's rows.
+
+    Errors are measured on the other half.
 
     ``source`` has rows as training has: ``sequence`` and ``cell_activities``. They should be
     unseen by the oracle. Equal sequences, and reverse complements, go to one half. Writes to
@@ -97,7 +97,7 @@ def calibrate(
         "errors": {cell: errors[cell] for cell in oracle.panel.cells},
         "weak_cells": oracle.weak_cells,
     }
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / _RESULT, result)
         files.write_json(folder / "summary.json", summary)
         drawn = _drawn(oracle, curves, (predicted[held], rows.activities[held]))
@@ -152,7 +152,10 @@ def _means(activities: Floats) -> Floats:
 
 
 def _errors(measured: Floats, before: Floats, after: Floats, constant: float) -> dict[str, Any]:
-    """Mean squared and absolute errors of predictions as they are, by the curve, and of the mean alone; or None."""
+    """Return mean squared and absolute errors of predictions, or None.
+
+    As they are, by the curve, and of the mean alone.
+    """
     there = np.isfinite(measured)
     made: dict[str, Any] = {"n": int(there.sum())}
     for name, values in (
@@ -168,7 +171,9 @@ def _errors(measured: Floats, before: Floats, after: Floats, constant: float) ->
 
 
 def _drawn(
-    oracle: Oracle, curves: Sequence[Mapping[str, list[float]] | None], held: tuple[Floats, Floats]
+    oracle: LoadedOracle,
+    curves: Sequence[Mapping[str, list[float]] | None],
+    held: tuple[Floats, Floats],
 ) -> dict[str, sequence_plots.Calibrated]:
     made = {}
     for i, cell in enumerate(oracle.panel.cell_types):

@@ -17,7 +17,7 @@ from seqfoundry.core.reporting.html import Cell, Report, number, text_table
 from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import oracles as oracle_scores
 from seqfoundry.families.enhancer.tasks.designs import SEED, Judged, judge_designs, judge_edits
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def compare(
         },
         "weak_cells": {name: one.weak_cells for name, one in oracles.items()},
     }
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / _RESULT, result)
         _write_tables(folder, result)
         _write_report(folder, result)
@@ -104,7 +104,7 @@ def _is_edit(source: Path, rows: Sequence[tuple[int, str]]) -> bool:
     return any(key in row or (isinstance(extra, Mapping) and key in extra) for key in _EDIT_KEYS)
 
 
-def _named(oracles: Sequence[Oracle]) -> dict[str, Oracle]:
+def _named(oracles: Sequence[LoadedOracle]) -> dict[str, LoadedOracle]:
     """Name oracles as registered, with a number where this repeats; their cells must be the same.
 
     Raises
@@ -133,7 +133,7 @@ def _named(oracles: Sequence[Oracle]) -> dict[str, Oracle]:
 
 
 def _compare(
-    oracles: Mapping[str, Oracle], judged: Mapping[str, Judged], *, is_edit: bool
+    oracles: Mapping[str, LoadedOracle], judged: Mapping[str, Judged], *, is_edit: bool
 ) -> dict[str, Any]:
     """Put what every oracle says side by side; targets are those of the first."""
     cells = next(iter(oracles.values())).panel.cells
@@ -232,9 +232,14 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
     columns = ["oracle", "model", "type", "rows", "SHA-256"]
     keys = ("oracle", "oracle_type")
     known = [(name, meta["of"][name]) for name in oracles]
-    report.table("Oracles", columns, [
-        [name, *(one[key] for key in keys), meta["n_rows"][name], one["oracle_sha256"]] for name, one in known
-    ])  # fmt: skip
+    report.table(
+        "Oracles",
+        columns,
+        [
+            [name, *(one[key] for key in keys), meta["n_rows"][name], one["oracle_sha256"]]
+            for name, one in known
+        ],
+    )
     report.section("Sequence by sequence")
     report.paragraph(
         "Correlation within target cells, and pooled over them by Fisher's z, with 95 % intervals."
@@ -248,16 +253,31 @@ def _write_report(folder: Path, result: Mapping[str, Any]) -> None:
     report.table(
         "Scores of systems", ["system", "metric", *oracles], [*_system_rows(result, oracles)]
     )
-    report.table("Concordance of all oracles", ["metric", "Kendall's W", "systems", "best by"], [
-        [metric, one["w"], one["n_systems"], _winners(one["best"])]
-        for metric, one in result["rankings"].items()
-    ])  # fmt: skip
+    report.table(
+        "Concordance of all oracles",
+        ["metric", "Kendall's W", "systems", "best by"],
+        [
+            [metric, one["w"], one["n_systems"], _winners(one["best"])]
+            for metric, one in result["rankings"].items()
+        ],
+    )
     report.section("Leaving one oracle out")
     report.paragraph(_GAPS)
-    report.table("Transfer and gaps", ["oracle", "metric", "own gain", "gain by the others", "transfer", "gaps"], [
-        [one["oracle"], one["metric"], one["own_gain"], one["others_gain"], one["transfer"], _gaps(one["systems"])]
-        for one in result["leave_one_out"]
-    ])  # fmt: skip
+    report.table(
+        "Transfer and gaps",
+        ["oracle", "metric", "own gain", "gain by the others", "transfer", "gaps"],
+        [
+            [
+                one["oracle"],
+                one["metric"],
+                one["own_gain"],
+                one["others_gain"],
+                one["transfer"],
+                _gaps(one["systems"]),
+            ]
+            for one in result["leave_one_out"]
+        ],
+    )
     report.write(folder / "report.html")
 
 

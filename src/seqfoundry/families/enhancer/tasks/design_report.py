@@ -14,7 +14,7 @@ import pandas as pd
 from seqfoundry.core.reporting import group_plots, plots
 from seqfoundry.core.reporting.html import Cell, Report, number
 from seqfoundry.core.reporting.metrics import Proportion, proportion
-from seqfoundry.families.enhancer.tasks.oracle import Oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle
 
 _NO_SYSTEM = "(no system)"
 _WEAK = (
@@ -72,7 +72,7 @@ def _share(share: float | None, n: float) -> Proportion:
     return proportion(0, 0) if share is None else proportion(round(share * n), int(n))
 
 
-def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
+def _header(report: Report, oracle: LoadedOracle, result: Mapping[str, Any]) -> None:
     meta = result["meta"]
     report.paragraph(
         f"Input {meta['input']['name']} (MD5 {meta['input']['md5']}). Oracle {meta['oracle']} "
@@ -96,13 +96,23 @@ def _header(report: Report, oracle: Oracle, result: Mapping[str, Any]) -> None:
 # ---- T1
 
 
-def designs(folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle: Oracle) -> None:
+def designs(
+    folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle: LoadedOracle
+) -> None:
     """Write ``report.html`` and ``plots/`` of scored designs."""
     extra, drawn = result["extra"], folder / "plots"
-    cells = {oracle.marked(cell): {**one, **extra["per_cell_type"][cell]}
-             for cell, one in result["per_cell_type"].items()}  # fmt: skip
-    whole = {"all": {**result["metrics"], **extra["whole"], "n_gen": result["metrics"]["n"],
-                     "n_gold": result["metrics"]["n_gold_with_seq"]}}  # fmt: skip
+    cells = {
+        oracle.marked(cell): {**one, **extra["per_cell_type"][cell]}
+        for cell, one in result["per_cell_type"].items()
+    }
+    whole = {
+        "all": {
+            **result["metrics"],
+            **extra["whole"],
+            "n_gen": result["metrics"]["n"],
+            "n_gold": result["metrics"]["n_gold_with_seq"],
+        }
+    }
     systems = extra["by_system"]
     _specificities(drawn / "specificity.png", rows, oracle)
     _distances(drawn / "frechet_distance.png", {**whole, **systems, **cells})
@@ -111,8 +121,17 @@ def designs(folder: Path, result: Mapping[str, Any], rows: pd.DataFrame, oracle:
     report.section("Activity in the target")
     report.paragraph(_ORDER)
     for what, groups in (("system", {**whole, **systems}), ("target cell", cells)):
-        columns = [what, "designs", "gold", "on target", "off target", "specificity", "specificity (z)",
-                   "target is highest", "KS to gold"]  # fmt: skip
+        columns = [
+            what,
+            "designs",
+            "gold",
+            "on target",
+            "off target",
+            "specificity",
+            "specificity (z)",
+            "target is highest",
+            "KS to gold",
+        ]
         lines = [_activity_row(name, one) for name, one in groups.items()]
         if what != "system":
             columns.append("oracle Pearson")
@@ -201,7 +220,7 @@ def _figures(metrics: Mapping[str, Any], extra: Mapping[str, Any]) -> list[list[
     return rows
 
 
-def _specificities(path: Path, rows: pd.DataFrame, oracle: Oracle) -> None:
+def _specificities(path: Path, rows: pd.DataFrame, oracle: LoadedOracle) -> None:
     """Draw mean specificities of gold sequences and systems by target cell."""
     cells = [cell for cell in oracle.panel.cells if (rows["target_cell_type"] == cell).any()]
     of_system = rows.assign(system=rows["system"].map(_named))
@@ -240,7 +259,10 @@ def _distances(path: Path, groups: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def edits(
-    folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], oracle: Oracle
+    folder: Path,
+    result: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    oracle: LoadedOracle,
 ) -> None:
     """Write ``report.html`` and ``plots/`` of scored edits."""
     extra, drawn = result["extra"], folder / "plots"
@@ -260,8 +282,16 @@ def edits(
         "edit_distance",
         "activity_delta_src",
     )
-    columns = ["n", "success", "clear success", "success within budget", "changed nothing", "bases changed",
-               "change in the source", "relative shift"]  # fmt: skip
+    columns = [
+        "n",
+        "success",
+        "clear success",
+        "success within budget",
+        "changed nothing",
+        "bases changed",
+        "change in the source",
+        "relative shift",
+    ]
     for what, groups in (("edit type", kinds), ("system", extra["by_system"])):
         lines: list[list[Cell]] = []
         for name, one in {"all": extra, **groups}.items():
@@ -281,8 +311,11 @@ def edits(
     )
     report.figure(caption, drawn / "changes.png")
     report.section("By source cell")
-    report.table("By source cell", ["source cell", "n", "success", "change in the source", "oracle Pearson"],
-                 [*_by_source(table, oracle)])  # fmt: skip
+    report.table(
+        "By source cell",
+        ["source cell", "n", "success", "change in the source", "oracle Pearson"],
+        [*_by_source(table, oracle)],
+    )
     report.write(folder / "report.html")
 
 
@@ -297,7 +330,7 @@ def _judged(group: pd.DataFrame) -> Proportion:
     return proportion(sum(known), len(known))
 
 
-def _by_source(table: pd.DataFrame, oracle: Oracle) -> Iterable[list[Cell]]:
+def _by_source(table: pd.DataFrame, oracle: LoadedOracle) -> Iterable[list[Cell]]:
     for cell in oracle.panel.cells:
         group = table[table["source_cell_type"] == cell]
         if len(group):

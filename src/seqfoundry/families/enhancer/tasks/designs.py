@@ -17,20 +17,35 @@ from seqfoundry.core.files import row_readers
 from seqfoundry.engine.parts import check_out
 from seqfoundry.families.enhancer.scores import designs as design_scores
 from seqfoundry.families.enhancer.scores.predictions import target_scores
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_oracle
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_oracle
 
 SEED = 1234  # of resampling, as of everything in the mission
 DESIGNS, EDITS = "genqual.json", "genqual_t3_oracle.json"
 _SIDES = ("predicted", "other")
 _TEXTS = ("id", "edit_type", "system", "source_cell_type", "target_cell_type")
-_FLAGS = ("within_budget", "length_preserved", "no_op", "target_motif_present", "target_motif_gained",
-          "objective_success", "objective_success_clear", "objective_and_budget")  # fmt: skip
-_SHOWN = ("n_predictions", "n_gold_with_seq", "fid", "on_target_score", "specificity", "argmax_accuracy",
-          "diversity_edit")  # fmt: skip
+_FLAGS = (
+    "within_budget",
+    "length_preserved",
+    "no_op",
+    "target_motif_present",
+    "target_motif_gained",
+    "objective_success",
+    "objective_success_clear",
+    "objective_and_budget",
+)
+_SHOWN = (
+    "n_predictions",
+    "n_gold_with_seq",
+    "fid",
+    "on_target_score",
+    "specificity",
+    "argmax_accuracy",
+    "diversity_edit",
+)
 
 
 class Judged(NamedTuple):
-    """Predictions, what the oracle says of both sides, the content of the result file, and a table of rows."""
+    """Predictions, what the oracle says of both sides, the result file, and a table of rows."""
 
     predictions: Any
     predicted: Any
@@ -83,8 +98,8 @@ def score_edits(source: Path, *, model: str, out: Path, overwrite: bool = False)
 class _Task(NamedTuple):
     name: str
     mark: str
-    judge: Callable[[Oracle, Path, list[tuple[int, str]]], Judged]
-    write: Callable[[Path, Judged, Oracle], dict[str, Any]]
+    judge: Callable[[LoadedOracle, Path, list[tuple[int, str]]], Judged]
+    write: Callable[[Path, Judged, LoadedOracle], dict[str, Any]]
 
 
 def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool) -> dict[str, Any]:
@@ -92,7 +107,7 @@ def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool)
     check_out(out, [source], mark=task.mark, overwrite=overwrite)
     oracle = open_oracle(model)
     judged = task.judge(oracle, source, rows)
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         files.write_json(folder / task.mark, judged.result)
         shown = task.write(folder, judged, oracle)
         known = {
@@ -107,7 +122,7 @@ def _score(source: Path, model: str, out: Path, task: _Task, *, overwrite: bool)
 # ---- T1
 
 
-def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
+def judge_designs(oracle: LoadedOracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
     """Parse designs and score them: activities and embeddings of both sides in one pass.
 
     Raises
@@ -125,7 +140,9 @@ def judge_designs(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> 
     return Judged(predictions, *sides, result, _design_rows(predictions, sides, oracle))
 
 
-def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) -> tuple[Any, Any]:
+def _read_sides(
+    oracle: LoadedOracle, predictions: Any, source: Path, *, embed: bool
+) -> tuple[Any, Any]:
     """Predict both sides together, so that a sequence on both is read once and answered alike."""
     made, other = (predictions.sequences(side) for side in _SIDES)
     ids = [row.id for side in _SIDES for row in predictions.rows if getattr(row, side) is not None]
@@ -138,12 +155,12 @@ def _read_sides(oracle: Oracle, predictions: Any, source: Path, *, embed: bool) 
     return first, second
 
 
-def _n_cut(oracle: Oracle, predictions: Any) -> int:
+def _n_cut(oracle: LoadedOracle, predictions: Any) -> int:
     """Count sequences of both sides that the oracle does not read to their end."""
     return sum(oracle.n_cut(predictions.sequences(side)) for side in _SIDES)
 
 
-def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd.DataFrame:
+def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: LoadedOracle) -> pd.DataFrame:
     """Tabulate every row: scores of both sides, activities of the prediction.
 
     NaN where a side has no sequence.
@@ -170,7 +187,7 @@ def _design_rows(predictions: Any, sides: tuple[Any, Any], oracle: Oracle) -> pd
     return table
 
 
-def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]:
+def _write_designs(folder: Path, judged: Judged, oracle: LoadedOracle) -> dict[str, Any]:
     from seqfoundry.families.enhancer.tasks import design_report
 
     judged.rows.to_parquet(folder / "scores.parquet", index=False)
@@ -189,7 +206,7 @@ def _write_designs(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, An
 # ---- T3
 
 
-def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
+def judge_edits(oracle: LoadedOracle, source: Path, rows: list[tuple[int, str]]) -> Judged:
     """Parse edits and score them by the activities before and after.
 
     Raises
@@ -213,13 +230,16 @@ def judge_edits(oracle: Oracle, source: Path, rows: list[tuple[int, str]]) -> Ju
 
 
 def edit_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Make an Arrow table of judged edits, whose columns have a type even where nothing is known."""
+    """Make an Arrow table of judged edits.
+
+    Columns have a type even where nothing is known.
+    """
     of_name = dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_FLAGS, pa.bool_())
     schema = pa.schema([(name, of_name.get(name, pa.float64())) for name in rows[0]])
     return pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
 
 
-def _write_edits(folder: Path, judged: Judged, oracle: Oracle) -> dict[str, Any]:
+def _write_edits(folder: Path, judged: Judged, oracle: LoadedOracle) -> dict[str, Any]:
     from seqfoundry.families.enhancer.tasks import design_report
 
     pq.write_table(edit_table(judged.rows), folder / "rows.parquet")

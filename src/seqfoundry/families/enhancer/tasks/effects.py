@@ -26,7 +26,7 @@ from seqfoundry.engine.parts import check_out, join_tables, read_table, write_ta
 from seqfoundry.families.enhancer import data
 from seqfoundry.families.enhancer.dataset import tables
 from seqfoundry.families.enhancer.effects import mutations
-from seqfoundry.families.enhancer.tasks.oracle import Oracle, open_fetched, oracle_of
+from seqfoundry.families.enhancer.tasks.oracle import LoadedOracle, open_fetched, oracle_of
 from seqfoundry.registry import models
 from seqfoundry.registry.portable_model import Portable
 
@@ -157,7 +157,7 @@ class Changes(NamedTuple):
     strand_gap: Any
 
 
-def _read_changes(parts: Parts, oracle: Oracle) -> dict[str, Changes]:
+def _read_changes(parts: Parts, oracle: LoadedOracle) -> dict[str, Changes]:
     """Read effects and strand gaps of all variants, by cell."""
     columns = ["effect", "strand_gap"]
     cell_types = list(oracle.panel.cell_types)
@@ -229,7 +229,7 @@ def _parse_position(value: Any) -> int:
     return value
 
 
-def _write_summary(folder: Path, oracle: Oracle, results: Mapping[str, Any]) -> Summary:
+def _write_summary(folder: Path, oracle: LoadedOracle, results: Mapping[str, Any]) -> Summary:
     """Write ``summary.json`` and return it without what tells of the oracle's version."""
     summary = {
         **results,
@@ -515,6 +515,6 @@ def export(source: Path, *, model: str, out: Path, overwrite: bool = False) -> d
         codes = data.encode(sequences, network.config)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    with files.folder_written_whole(out, replace=overwrite) as folder:
+    with files.atomic_folder(out, replace=overwrite) as folder:
         exported = explain.export(network, folder, codes)
         return _write_summary(folder, oracle, {"task": "export", **exported})

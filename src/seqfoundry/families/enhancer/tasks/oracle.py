@@ -18,7 +18,7 @@ import pandas as pd
 import seqfoundry
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.engine.local import Progress
-from seqfoundry.families.enhancer.scores.predictions import Outputs, Panel
+from seqfoundry.families.enhancer.scores.predictions import OracleOutputs, OracleStatistics
 from seqfoundry.registry import models
 from seqfoundry.registry.portable_model import Portable
 
@@ -30,10 +30,11 @@ _PACKAGES = ("numpy", "torch")  # whose versions may change a digit
 
 
 @dataclass(frozen=True)
-class Oracle:
+class LoadedOracle:
     """An oracle.
 
-    ``panel`` is the family's `predictions.Panel`, ``meta`` tells in results which oracle it was.
+    ``panel`` is the family's `predictions.OracleStatistics`; ``meta`` tells in results which
+    oracle it was.
     """
 
     loaded: models.Loaded | Portable
@@ -133,14 +134,16 @@ class Oracle:
                 embeddings.append(np.array(answer["embedding"].tolist(), dtype=np.float32))
             if bar is not None:
                 bar.add(len(batch))
-        return Outputs(
+        return OracleOutputs(
             np.concatenate(activities)[kind],
             np.concatenate(embeddings)[kind] if embeddings else None,
         )
 
 
-def open_oracle(reference: str) -> Oracle:
-    """Load an oracle by folder, ``models:/`` URI or run id, once, so that a moving alias cannot mix two.
+def open_oracle(reference: str) -> LoadedOracle:
+    """Load an oracle by folder, ``models:/`` URI or run id.
+
+    It is fetched once, so that a moving alias cannot mix two.
 
     Raises
     ------
@@ -153,7 +156,7 @@ def open_oracle(reference: str) -> Oracle:
         return open_fetched(reference, fetched)
 
 
-def open_fetched(reference: str, fetched: Path) -> Oracle:
+def open_fetched(reference: str, fetched: Path) -> LoadedOracle:
     """Load an oracle as `open_oracle` does, from what was fetched under ``reference``."""
     loaded = replace(models.load(FAMILY, str(fetched)), reference=reference)
     with models.model_folder(str(fetched)) as folder:
@@ -161,7 +164,7 @@ def open_fetched(reference: str, fetched: Path) -> Oracle:
 
 
 @lru_cache(maxsize=1)
-def oracle_of(model: Portable) -> Oracle:
+def oracle_of(model: Portable) -> LoadedOracle:
     """Describe the oracle of a job, in each process once; nothing is loaded.
 
     Raises
@@ -172,7 +175,7 @@ def oracle_of(model: Portable) -> Oracle:
     return _describe(model, model.model_folder)
 
 
-def _describe(model: models.Loaded | Portable, folder: Path) -> Oracle:
+def _describe(model: models.Loaded | Portable, folder: Path) -> LoadedOracle:
     """Tell what is known of an oracle, whose own files are in ``folder``."""
     digest = _sha256(folder / "oracle.pt")
     served = model.served
@@ -181,7 +184,7 @@ def _describe(model: models.Loaded | Portable, folder: Path) -> Oracle:
             **served["panel"],
             "cell_types": tuple(served["panel"]["cell_types"]),
         }
-        panel = Panel(**statistics)
+        panel = OracleStatistics(**statistics)
         kind = served["oracle"]
         seq_len = served["seq_len"]
     except (LookupError, TypeError, InputError) as error:
@@ -199,7 +202,7 @@ def _describe(model: models.Loaded | Portable, folder: Path) -> Oracle:
             **{name: version(name) for name in _PACKAGES},
         },
     }
-    return Oracle(model, panel, meta)
+    return LoadedOracle(model, panel, meta)
 
 
 def _sha256(path: Path) -> str:

@@ -17,26 +17,20 @@ Myers (1999), J. ACM 46:395 (bit-parallel alignment); Navarro (2001), ACM Comput
 (pigeonhole filters).
 """
 
-from collections.abc import Callable
 from itertools import combinations
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.dna import Codes, Offsets
 
 LONGEST = 64  # bases of a barcode: one machine word in the alignment
 _WIDEST_KEY = 10  # bases of an index key: 4**10 addresses, 4 MiB per pair of parts
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 Integers: TypeAlias = NDArray[np.int64]
 Found: TypeAlias = tuple[Integers, Integers, Integers, Integers, NDArray[np.int32]]
-
-
-def _compiled(function: _F) -> _F:
-    return cast("_F", numba.njit(cache=True, nogil=True)(function))
 
 
 class Index(NamedTuple):
@@ -58,7 +52,10 @@ class Index(NamedTuple):
 
 
 def build_index(codes: Codes, max_distance: int) -> Index:
-    """Index barcodes (codes without N, shape ``(n, length)``) for a largest distance of at most ``length - 2``."""
+    """Index barcodes for a largest distance of at most ``length - 2``.
+
+    Barcodes are codes without N, shape ``(n, length)``.
+    """
     n, length = codes.shape
     n_parts = max_distance + 2
     bounds = np.linspace(0, length, n_parts + 1).astype(np.int64)
@@ -90,7 +87,7 @@ def build_index(codes: Codes, max_distance: int) -> Index:
     return Index(length, width, places, blocks, sum(is_block), offsets, members, masks)
 
 
-@_compiled
+@compiled
 def _appended(values: NDArray[np.int32], size: int, value: int) -> NDArray[np.int32]:
     """Write a value at `size`, into an array of twice the family if it is full."""
     if size == values.size:
@@ -99,7 +96,7 @@ def _appended(values: NDArray[np.int32], size: int, value: int) -> NDArray[np.in
     return values
 
 
-@_compiled
+@compiled
 def _pack(window: Codes, width: int) -> Integers:
     """Pack `width` bases from every position as a number, -1 where one of them is no ACGT."""
     words = np.full(max(window.size - width + 1, 0), -1, dtype=np.int64)
@@ -112,7 +109,7 @@ def _pack(window: Codes, width: int) -> Integers:
     return words
 
 
-@_compiled
+@compiled
 def _collect(
     words: Integers,
     index: Index,
@@ -152,7 +149,7 @@ def _collect(
     return filled
 
 
-@_compiled
+@compiled
 def _step(
     equal: np.uint64, up: np.uint64, down: np.uint64, carry: np.uint64, last: np.uint64
 ) -> tuple[np.uint64, np.uint64, int]:
@@ -171,7 +168,7 @@ def _step(
     return right_down | ~(vertical | right_up), right_up & vertical, change
 
 
-@_compiled
+@compiled
 def _infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> int:
     """Smallest edit distance between a barcode and any infix of the window."""
     last, nothing = np.uint64(length - 1), np.uint64(0)
@@ -185,11 +182,14 @@ def _infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> in
     return best
 
 
-@_compiled
+@compiled
 def _place(
     masks: NDArray[np.uint64], length: int, window: Codes, distance: int
 ) -> tuple[int, int]:
-    """Infix at the given distance whose length is nearest the barcode's, of equals the first to end."""
+    """Infix at the given distance whose length is nearest the barcode's.
+
+    Of equals the first to end.
+    """
     last, one, nothing = np.uint64(length - 1), np.uint64(1), np.uint64(0)
     mirrored = np.zeros(4, dtype=np.uint64)
     for code in range(4):
@@ -214,7 +214,7 @@ def _place(
     return best_start, best_end
 
 
-@_compiled
+@compiled
 def search(codes: Codes, offsets: Offsets, index: Index, max_distance: int) -> Found:
     """Find the nearest barcodes of flat windows.
 

@@ -1,4 +1,4 @@
-"""Read the list of cells that a protocol or an experiment allows and match predicted barcode segments against it.
+"""Read the list of cells of a protocol or an experiment and match barcode segments to it.
 
 A window is the predicted segment plus a few bases on both sides, since predicted boundaries are
 soft by a base or two; a listed barcode may lie anywhere in it (infix alignment, Levenshtein
@@ -375,7 +375,10 @@ def _codes(sequences: NDArray[np.bytes_]) -> Codes:
 
 
 def _keys(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
-    """Pack sequences as numbers of the same order, which sort far faster, or leave them if they do not fit."""
+    """Pack sequences as numbers of the same order, which sort far faster.
+
+    Those that do not fit are left.
+    """
     if sequences.dtype.itemsize > 32:
         return sequences
     keys = np.zeros(len(sequences), dtype=np.uint64)

@@ -3,12 +3,13 @@
 Likelihood, gradients, posteriors, best path.
 
 The score of a path y over a read of length T is ``start[y_1] + sum_t logits[t, y_t] + sum_t
-transitions[y_(t-1), y_t]
-+ end[y_T]``; its probability is the exponential of the score, divided by the sum over all paths. Positions past a
-read's length have no influence, so results do not depend on padding; a read of length zero has exactly one path, the
-empty one, with score 0 (likelihood 1, no gradient). Recursions run in float64 logarithms and neither overflow nor
-underflow. Scores may be ``-inf`` (forbidden) as long as one path stays allowed, else the read's values are NaN. Reads
-are independent of each other and sums run in their order, so results do not depend on the number of threads either.
+transitions[y_(t-1), y_t] + end[y_T]``; its probability is the exponential of the score, divided by
+the sum over all paths. Positions past a read's length have no influence, so results do not depend
+on padding. A read of length zero has exactly one path, the empty one, with score 0 (likelihood 1,
+no gradient). Recursions run in float64 logarithms and neither overflow nor underflow. Scores may
+be ``-inf`` (forbidden) as long as one path stays allowed, else the read's values are NaN. Reads
+are independent of each other and sums run in their order, so results do not depend on the number
+of threads either.
 
 References
 ----------
@@ -27,6 +28,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 
 Array = NDArray[Any]
@@ -47,7 +49,10 @@ class Crf(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Negative log-likelihood per read, and the gradients of its sum over reads in the order of the inputs."""
+    """Negative log-likelihood per read, and the gradients of its sum over reads.
+
+    Gradients come in the order of the inputs.
+    """
 
     negative_log_likelihood: NDArray[np.float64]  # (n,)
     logits: Array  # (n, length, K), dtype of the logits
@@ -72,14 +77,6 @@ class _Expected(NamedTuple):
     log_partition: Array  # (n,)
     posterior: Array  # (n, length, K)
     transitions: Array  # (n, K, K)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock; cache on disk where some folder can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no writable folder for the cache: compile in every process
-        return numba.njit(nogil=True)(function)
 
 
 def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> NDArray[np.float64]:
@@ -113,7 +110,9 @@ def log_likelihood(logits: Array, labels: Array, lengths: Array, crf: Crf) -> ND
 def negative_log_likelihood_and_gradients(
     logits: Array, labels: Array, lengths: Array, crf: Crf
 ) -> Gradients:
-    """Return the negative log-likelihood of each read and the gradients of their sum, by forward-backward.
+    """Return the negative log-likelihood of each read and the gradients of their sum.
+
+    By forward-backward.
 
     Gradients with respect to the logits are per read (and zero past its length), those of the
     chain's scores are summed over reads. Parameters and errors as for ``log_likelihood``.
@@ -224,7 +223,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def over_reads(kernel: Callable[..., None], lengths: NDArray[np.int64], *arguments: Any) -> None:
-    """Call ``kernel(first, last, *arguments)`` on runs of reads, in threads where there is enough work.
+    """Call ``kernel(first, last, *arguments)`` on runs of reads.
+
+    In threads where there is enough work.
 
     Own threads, as Numba's may abort the process when two threads (of a server, say) come at the
     same time.
@@ -298,14 +299,17 @@ def _forward(logits: Array, length: int, scores: _Scores, alpha: Array) -> float
                 alpha[t, j] = logits[t, j] + _log_sum_exp(alpha[t - 1], scores.transitions[:, j])
             else:
                 alpha[t, j] = logits[t, j] + peak + np.log(totals[j])
-    return _log_sum_exp(alpha[length - 1], scores.end)  # type: ignore[no-any-return]
+    return _log_sum_exp(alpha[length - 1], scores.end)
 
 
 @compiled
 def _exact_posterior(
     alpha: Array, beta: Array, after: Array, transitions: Array, posterior: Array, pairs: Array
 ) -> None:
-    """Fill posterior and add to pairs at one position in logarithms, where products of probabilities are too small."""
+    """Fill posterior and add to pairs at one position in logarithms.
+
+    This is for products of probabilities that are too small.
+    """
     partition = _log_sum_exp(alpha, beta)
     for i in range(alpha.size):
         posterior[i] = np.exp(alpha[i] + beta[i] - partition)
@@ -317,7 +321,7 @@ def _exact_posterior(
 def _backward(
     logits: Array, length: int, scores: _Scores, alpha: Array, posterior: Array, pairs: Array
 ) -> None:
-    """Fill posterior[t, i], and add the expected number of transitions from i to j to pairs[i, j]."""
+    """Fill posterior[t, i], and add expected transitions from i to j to pairs[i, j]."""
     n_labels = scores.start.size
     partition = _log_sum_exp(alpha[length - 1], scores.end)
     beta, after = scores.end.copy(), np.empty(n_labels)
@@ -397,7 +401,7 @@ def _marginal_reads(
 
 
 @compiled
-def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
+def _gradient_reads(
     first: int,
     last: int,
     logits: Array,
@@ -407,7 +411,7 @@ def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
     expected: _Expected,
     nll: Array,
 ) -> None:
-    """Subtract observed from expected counts, which gives the gradient of the negative log-likelihood."""
+    """Subtract observed from expected counts: the gradient of the negative log-likelihood."""
     _marginal_reads(first, last, logits, lengths, scores, expected)
     for read in range(first, last):
         length = lengths[read]
@@ -424,7 +428,7 @@ def _gradient_reads(  # noqa: PLR0913  a kernel takes its arrays one by one
 
 @compiled
 def _best_origins(score: Array, transitions: Array, best: Array, origin: Array) -> None:
-    """Fill best[j], the best score that arrives at j, and origin[j], the lowest label that gives it."""
+    """Fill best[j], the best score that arrives at j, and origin[j], the lowest such label."""
     best[:] = score[0] + transitions[0]
     origin[:] = 0
     for i in range(1, score.size):

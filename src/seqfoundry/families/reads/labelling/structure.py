@@ -29,11 +29,12 @@ import edlib
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.compiled import compiled
 from seqfoundry.core.dna import Codes, Offsets, decode, reverse_complement_text
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.families.reads.config import DecodeConfig
-from seqfoundry.families.reads.data import Runs
-from seqfoundry.families.reads.labelling.crf import Crf, compiled, over_reads
+from seqfoundry.families.reads.data import LabelRuns
+from seqfoundry.families.reads.labelling.crf import Crf, over_reads
 from seqfoundry.families.reads.protocol.seq_orders import CDNA, Protocol, Segment
 
 Array = NDArray[Any]
@@ -86,7 +87,7 @@ class _Pattern:
     ends_in_cdna: bool
 
 
-class Grammar:
+class ReadGrammar:
     """Recognises the valid structures of one protocol in the runs of a read.
 
     Remembers what it has seen last.
@@ -131,7 +132,10 @@ class Grammar:
         self.recognise = lru_cache(maxsize=10_000)(self._recognise)
 
     def _incomplete_patterns(self, needed: set[str]) -> list[_Pattern]:
-        """List what is left of a structure that has lost one end or both, but still has all ``needed`` segments."""
+        """List what is left of a structure without one end or both.
+
+        All ``needed`` segments are there.
+        """
         parts: dict[tuple[int, ...], _Pattern] = {}
         for pattern in self._patterns:
             codes = (
@@ -231,7 +235,7 @@ class Grammar:
 
 
 def architectures(
-    runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar
+    runs: LabelRuns, codes: Codes, reads: Offsets, grammar: ReadGrammar
 ) -> list[Architecture]:
     """Judge every read of a batch.
 
@@ -248,7 +252,11 @@ def architectures(
 
 
 def _broken_adapters(
-    runs: Runs, codes: Codes, reads: Offsets, grammar: Grammar, found: Sequence[Architecture]
+    runs: LabelRuns,
+    codes: Codes,
+    reads: Offsets,
+    grammar: ReadGrammar,
+    found: Sequence[Architecture],
 ) -> list[tuple[int, Fragment, str]]:
     """List the molecules with an adapter too far from its pattern.
 
@@ -479,7 +487,7 @@ def _parse_read(logits: Array, graph: Graph, crf: Crf, nodes: Array, ends: Array
 
 
 @compiled
-def _parse_reads(  # noqa: PLR0913 - a kernel takes its arrays one by one
+def _parse_reads(
     first: int,
     last: int,
     logits: Array,

@@ -98,7 +98,10 @@ def oriented(
 
 
 def match_type_table(counts: Mapping[str, int]) -> str:
-    """Write reads per match type as TSV text (Match_Type, Read_Count), most reads first, ties by name."""
+    """Write reads per match type as TSV text (Match_Type, Read_Count).
+
+    Most reads come first, ties by name.
+    """
     rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
     return "Match_Type\tRead_Count\n" + "".join(
         f"{match_type}\t{reads}\n" for match_type, reads in rows

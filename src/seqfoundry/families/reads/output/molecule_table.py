@@ -100,7 +100,7 @@ def _molecule(
     served: Mapping[str, Any],
     parent: int,
 ) -> Molecule:
-    """Cut barcode windows, cDNA and UMI out of a molecule, all in the orientation in which they are used."""
+    """Cut barcode windows, cDNA and UMI out of a molecule, oriented as they are used."""
     (sequence, qualities), (segments, span), turn = piece, places, row["orientation"]
     within = [s for s in segments if s["start"] >= span[0] and s["end"] <= span[1]]
     barcodes, windows = {}, {}
@@ -136,7 +136,9 @@ def segment_columns(
     span: tuple[int, int],
     orientation: str,
 ) -> dict[str, Any]:
-    """Write segments as ``<label>_Starts``, ``_Ends`` (joined by ", ") and ``_Confidence`` (the least of them).
+    """Write segments as ``<label>_Starts``, ``_Ends`` and ``_Confidence``.
+
+    Positions are joined by ", "; confidence is the least.
 
     cDNA outside ``span``, the molecule's own part, is a random end: ``random_s`` where the
     molecule begins in the orientation of the read, ``random_e`` where it ends.

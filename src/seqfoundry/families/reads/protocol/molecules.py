@@ -1,9 +1,9 @@
 """Error-free molecules drawn from the structures of a protocol, as flat arrays.
 
 A molecule is a flank, its copies of the structure with spacers between them, and a flank. Each of
-these parts is an *element*; a ``Layout`` lists the elements of every structure once, and drawing
-is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared, so the
-same stream gives the same molecules on every machine.
+these parts is an *element*; a ``MoleculeLayout`` lists the elements of every structure once, and
+drawing is a look-up in it plus one pass over all bases. Only whole numbers are drawn and compared,
+so the same stream gives the same molecules on every machine.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class _Slot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class MoleculeLayout:
     """The elements of all structures, one behind the other.
 
     Those of structure ``s`` are ``first[s]:first[s + 1]``.
@@ -76,7 +76,7 @@ class Layout:
     slots: dict[str, NDArray[Any]]
 
     @classmethod
-    def build(cls, protocol: Protocol, structures: tuple[Structure, ...]) -> "Layout":
+    def build(cls, protocol: Protocol, structures: tuple[Structure, ...]) -> "MoleculeLayout":
         """List the elements of the structures."""
         per_structure = [_slots(protocol, structure) for structure in structures]
         flat = [slot for slots in per_structure for slot in slots]
@@ -152,7 +152,7 @@ class Molecules:
     ``slot`` is the place of each element in the layout.
     """
 
-    layout: Layout
+    layout: MoleculeLayout
     structures: NDArray[np.uint8]
     first: Integers
     slot: Integers
@@ -272,7 +272,7 @@ def read_transcripts(path: Path, generator: np.random.Generator) -> Transcripts:
 
 
 def draw_molecules(
-    layout: Layout,
+    layout: MoleculeLayout,
     n_molecules: int,
     config: SimulateConfig,
     sources: Sources,
@@ -453,7 +453,7 @@ def truncate(
 def _break(
     low: Offsets, high: Offsets, config: SimulateConfig, generator: np.random.Generator
 ) -> tuple[Offsets, ...]:
-    """Break some molecules off at a uniform place that leaves at least ``_LEAST_WHOLE`` of them."""
+    """Break some molecules off at a uniform place, of which ``_LEAST_WHOLE`` stays."""
     broken = generator.random(low.size) < config.broken_share
     at_5p = generator.integers(0, 2, size=low.size).astype(np.bool_)
     lost = generator.integers(0, (high - low) * (100 - _LEAST_WHOLE) // 100 + 1)

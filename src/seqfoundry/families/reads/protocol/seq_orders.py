@@ -94,7 +94,10 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """An order of segments that is drawn with weight ``proportion``, as ``repeat`` copies turned by ``rc_pattern``."""
+    """An order of segments, drawn with weight ``proportion``.
+
+    It stands as ``repeat`` copies turned by ``rc_pattern``.
+    """
 
     name: str
     order: tuple[Element, ...]

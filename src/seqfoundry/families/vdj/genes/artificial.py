@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from seqfoundry.families.vdj.genes.germline import Gene, Germline, Segment
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene, Segment
 
 # Composition of human TRA genes, rounded: weights of A, C, G, T anywhere; times these after an A,
 # C, G, T; then of each base of a V from TyrPheCys on (but the first T), of the first bases of a J,
@@ -66,7 +66,7 @@ def artificial(
     its frame; J genes 56 to 66, a Phe codon and GGNNNNGGN after 22 to 32, and no stop codon
     either; D genes 12.
     """
-    genes: dict[str, Gene] = {}
+    genes: dict[str, GermlineGene] = {}
     segments: list[tuple[Segment, int]] = [("V", n_v), ("D", n_d), ("J", n_j)]
     for number, (segment, i) in enumerate(
         (segment, i) for segment, n in segments for i in range(n)
@@ -80,9 +80,9 @@ def artificial(
     )
 
 
-def _artificial_gene(segment: Segment, name: str, generator: np.random.Generator) -> Gene:
+def _artificial_gene(segment: Segment, name: str, generator: np.random.Generator) -> GermlineGene:
     if segment == "D":
-        return Gene(name, segment, _spell([_ANY] * 12, 0, generator))
+        return GermlineGene(name, segment, _spell([_ANY] * 12, 0, generator))
     if segment == "V":
         anchor, tail = (
             3 * int(generator.integers(84, 91)),
@@ -97,11 +97,14 @@ def _artificial_gene(segment: Segment, name: str, generator: np.random.Generator
         )
         columns = start + [_ANY] * (anchor - 3 - len(start)) + end
         columns += [_ANY] * (anchor + 34 - len(columns))
-    return Gene(name, segment, _spell(columns, anchor % 3, generator), anchor)
+    return GermlineGene(name, segment, _spell(columns, anchor % 3, generator), anchor)
 
 
 def _spell(columns: Sequence[str], phase: int, generator: np.random.Generator) -> str:
-    """Draw a base by each column of weights, without stop codons in the frame that starts at ``phase``."""
+    """Draw a base by each column of weights, without stop codons.
+
+    The frame starts at ``phase``.
+    """
     text = ""
     while len(text) < len(columns):
         after = (

@@ -26,8 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from seqfoundry.core.dna import encode, reverse_complement_text
 from seqfoundry.core.errors import OutputError
-from seqfoundry.core.files.atomic import written_whole
-from seqfoundry.families.vdj.genes.germline import Gene, Germline
+from seqfoundry.core.files.atomic import atomic_write
+from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 
 P_NUCLEOTIDES = 2
 LEFT_SIDES = ("v", "d3")
@@ -35,12 +35,12 @@ MARGIN = 80  # empty columns beyond the longest gene: no index of a trim, motif 
 NONE_LEFT, NONE_RIGHT = 4, 5  # codes of no nucleotide, unequal so that nothing matches there
 
 
-def oriented(gene: Gene, side: str) -> str:
+def oriented(gene: GermlineGene, side: str) -> str:
     """Sequence of the strand that is trimmed at its 3' end, written 5' to 3'."""
     return gene.sequence if side in LEFT_SIDES else reverse_complement_text(gene.sequence)
 
 
-def end_codes(genes: Sequence[Gene], side: str) -> NDArray[np.int8]:
+def end_codes(genes: Sequence[GermlineGene], side: str) -> NDArray[np.int8]:
     """Codes of the oriented genes with P-nucleotides, backwards.
 
     Column q is nucleotide ``len(gene) + 1 - q``.
@@ -111,8 +111,8 @@ class Choices:
     """
 
     sides: tuple[str, ...]
-    left: tuple[Gene, ...]
-    right: tuple[Gene, ...]
+    left: tuple[GermlineGene, ...]
+    right: tuple[GermlineGene, ...]
     trims: Integers
     allowed_left: NDArray[np.bool_]
     allowed_right: NDArray[np.bool_]
@@ -174,7 +174,7 @@ def build(
     return replace(made, feasible=masks[0], nonproductive=masks[1], stopped=masks[2])
 
 
-def _lengths(genes: Sequence[Gene]) -> Integers:
+def _lengths(genes: Sequence[GermlineGene]) -> Integers:
     return np.array([len(gene.sequence) for gene in genes], dtype=np.int64)
 
 
@@ -199,7 +199,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> tuple[Masks, Masks, Masks] | No
 def _write(path: Path, masks: tuple[Masks, ...]) -> None:
     """Keep the masks; a folder that cannot be written costs time, not the work."""
     try:
-        with written_whole(path) as temporary, temporary.open("wb") as stream:
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **dict(zip(_MASKS, masks, strict=True)))
     except OutputError as error:
         logger.warning("%s", error)
@@ -230,7 +230,10 @@ def _masks(choices: Choices) -> tuple[Masks, Masks, Masks]:
 
 
 def _microhomologies(choices: Choices) -> Masks:
-    """Bits of the ligations m > 0 whose m last nucleotides of the left are the m first of the right."""
+    """Bits of the ligations m > 0 whose ends match.
+
+    The m last nucleotides of the left are the m first of the right.
+    """
     removed = choices.trims + P_NUCLEOTIDES - 1
     left, right = (
         np.zeros((len(ends), removed.size), np.int32)
@@ -258,7 +261,10 @@ def _set_bits(masks: Masks) -> tuple[Integers, Integers]:
 
 
 def _slide(choices: Choices, cuts: tuple[Integers, ...], limits: Integers, step: int) -> Integers:
-    """How often, at most ``limits`` times, t can change by ``step`` and k by ``-step`` without another sequence."""
+    """How often t can change by ``step`` and k by ``-step`` without another sequence.
+
+    At most ``limits`` times.
+    """
     left, right, t, k = cuts
     back = int(step < 0)
     steps = np.zeros(t.size, np.int64)
@@ -341,7 +347,9 @@ def _spread(first: Integers, counts: Integers) -> tuple[Integers, Integers]:
 def frames(
     choices: Choices, left: ArrayLike, right: ArrayLike, t: ArrayLike, k: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tell whether the sequences of cuts ``(t, k)`` are in frame, and whether those have a stop codon; flat.
+    """Tell whether sequences of cuts ``(t, k)`` are in frame, and have a stop codon.
+
+    Both are flat.
 
     Only V-J sequences are ever in frame; see ``Choices.nonproductive``.
     """
@@ -378,7 +386,7 @@ def _frames(
     return found
 
 
-def _anchors(genes: Sequence[Gene]) -> Integers:
+def _anchors(genes: Sequence[GermlineGene]) -> Integers:
     """List the starts of the anchor codons; where unknown, one that every cut loses."""
     lost = [len(gene.sequence) if gene.segment == "V" else -P_NUCLEOTIDES - 1 for gene in genes]
     return np.array(
@@ -453,7 +461,9 @@ _CLASSES = _classes()
 
 
 def table(choices: Choices, pairs: Integers, *, ligation: bool = True) -> dict[str, NDArray[Any]]:
-    """Write out all options of pairs of genes, one row each, ordered by pair, trims and microhomology.
+    """Write out all options of pairs of genes, one row each.
+
+    They are ordered by pair, trims and microhomology.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ END = 30  # nucleotides of an end that trimming, joining and their contexts can 
 
 
 @dataclass(frozen=True, slots=True)
-class Gene:
+class GermlineGene:
     """One allele. ``anchor`` is the 0-based start of its Cys codon (V) or Phe/Trp codon (J); None.
 
     Unknown, or a D.
@@ -32,10 +32,10 @@ class Germline:
     """The genes of one locus, sorted by segment and name. ``source`` says where they come from."""
 
     locus: str
-    genes: tuple[Gene, ...]
+    genes: tuple[GermlineGene, ...]
     source: dict[str, str] = field(default_factory=dict, hash=False, compare=False)
 
-    def of(self, side: str) -> tuple[Gene, ...]:
+    def of(self, side: str) -> tuple[GermlineGene, ...]:
         """Genes that have the given end: v, j, or d5 and d3 (both D)."""
         return tuple(gene for gene in self.genes if gene.segment == SEGMENT_OF[side])
 
@@ -87,7 +87,7 @@ def resolve(germline: Germline, side: str, name: str) -> str:
     return next((gene.name for gene in alleles if gene.name.endswith("*01")), alleles[0].name)
 
 
-def _same_end(alleles: list[Gene]) -> bool:
+def _same_end(alleles: list[GermlineGene]) -> bool:
     """Whether alleles have the same end; a V sequenced less far may lack the last nucleotides."""
     if alleles[0].segment == "V" and all(gene.anchor is not None for gene in alleles):
         ends = [gene.sequence[max((gene.anchor or 0) - END // 2, 0) :] for gene in alleles]

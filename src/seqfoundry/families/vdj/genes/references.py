@@ -19,7 +19,7 @@ from pathlib import Path
 
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.atomic import read_json, write_json, write_text
-from seqfoundry.families.vdj.genes.germline import END, Gene, Germline, Segment
+from seqfoundry.families.vdj.genes.germline import END, Germline, GermlineGene, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _segment(name: str, locus: str) -> Segment | None:
     return _SEGMENTS[found[2]]
 
 
-def _genes(path: Path, form: str, locus: str, organism: str) -> list[Gene]:
+def _genes(path: Path, form: str, locus: str, organism: str) -> list[GermlineGene]:
     text = _text(path)
     if form == "fasta":
         return list(_fasta_genes(path, text, locus, organism))
@@ -254,7 +254,7 @@ def _genes(path: Path, form: str, locus: str, organism: str) -> list[Gene]:
     return list(_table_genes(path, _rows(path, text, ("gene", "sequence")), locus))
 
 
-def _table_genes(path: Path, rows: list[dict[str, str]], locus: str) -> Iterator[Gene]:
+def _table_genes(path: Path, rows: list[dict[str, str]], locus: str) -> Iterator[GermlineGene]:
     for row in rows:
         known = row.get("segment", "")
         if known and known not in _SEGMENTS:
@@ -269,7 +269,7 @@ def _table_genes(path: Path, rows: list[dict[str, str]], locus: str) -> Iterator
         anchor = _whole(path, row["gene"], row.get("anchor") or row.get("anchor_index") or "")
         if anchor is None and segment == "V" and (gaps := _GAPS.search(row.get("name", ""))):
             anchor = _CYS_COLUMN - int(gaps[1])
-        yield Gene(row["gene"], segment, row["sequence"].upper(), anchor)
+        yield GermlineGene(row["gene"], segment, row["sequence"].upper(), anchor)
 
 
 def _whole(path: Path, name: str, text: str) -> int | None:
@@ -280,7 +280,7 @@ def _whole(path: Path, name: str, text: str) -> int | None:
     return int(text) if text else None
 
 
-def _fasta_genes(path: Path, text: str, locus: str, organism: str) -> Iterator[Gene]:
+def _fasta_genes(path: Path, text: str, locus: str, organism: str) -> Iterator[GermlineGene]:
     if text.lstrip()[0] != ">":
         raise InputError(f"{path}: must be FASTA, got another file")
     for record in text.lstrip()[1:].replace("\r", "").split("\n>"):
@@ -300,10 +300,10 @@ def _fasta_genes(path: Path, text: str, locus: str, organism: str) -> Iterator[G
             anchor = _CYS_COLUMN - gapped[:_CYS_COLUMN].count(".")
         elif segment == "V" and (gaps := _GAPS.search(header)):
             anchor = _CYS_COLUMN - int(gaps[1])
-        yield Gene(name, segment, gapped.replace(".", ""), anchor)
+        yield GermlineGene(name, segment, gapped.replace(".", ""), anchor)
 
 
-def _olga_genes(path: Path, text: str, locus: str) -> Iterator[Gene]:
+def _olga_genes(path: Path, text: str, locus: str) -> Iterator[GermlineGene]:
     of_genes = False
     for line in text.splitlines():
         if not line.startswith("%"):
@@ -312,10 +312,10 @@ def _olga_genes(path: Path, text: str, locus: str) -> Iterator[Gene]:
         if of_genes:
             name, _, rest = line[1:].strip().partition(";")
             if segment := _segment(name, locus):
-                yield Gene(name, segment, rest.partition(";")[0].upper())
+                yield GermlineGene(name, segment, rest.partition(";")[0].upper())
 
 
-def _combo_gene(path: Path, row: dict[str, str], locus: str) -> Gene | None:
+def _combo_gene(path: Path, row: dict[str, str], locus: str) -> GermlineGene | None:
     """Read one gene.
 
     The Cys is in the first column of a V's fourth loop, the Phe in the last of a J's.
@@ -323,7 +323,7 @@ def _combo_gene(path: Path, row: dict[str, str], locus: str) -> Gene | None:
     segment = _segment(row["id"], locus)
     sequence, aligned = row["nucseq"].upper(), row["aligned_protseq"]
     if segment is None or segment == "D":
-        return Gene(row["id"], "D", sequence) if segment else None
+        return GermlineGene(row["id"], "D", sequence) if segment else None
     try:
         loops = [loop.split("-") for loop in row["cdr_columns"].split(";")]
         column = int(loops[3][0] if segment == "V" else loops[0][1]) - 1
@@ -334,7 +334,9 @@ def _combo_gene(path: Path, row: dict[str, str], locus: str) -> Gene | None:
             f"{path}: frame and cdr_columns of {row['id']} must be numbers, got {got}"
         ) from None
     present = aligned[column : column + 1].strip(".") != ""
-    return Gene(row["id"], segment, sequence, anchor if present or segment == "V" else None)
+    return GermlineGene(
+        row["id"], segment, sequence, anchor if present or segment == "V" else None
+    )
 
 
 def _anchor_tables(path: Path, files: list[Path]) -> list[Path]:
@@ -361,7 +363,7 @@ def _read_anchors(path: Path) -> Iterator[tuple[str, int]]:
             yield row["gene"].strip(), anchor
 
 
-def _conserved(gene: Gene) -> int | None:
+def _conserved(gene: GermlineGene) -> int | None:
     """Find the anchor by conserved codons."""
     if gene.segment == "V":
         found = [match.start() for match in _CYS.finditer(gene.sequence) if match.start() % 3 == 0]
@@ -370,9 +372,11 @@ def _conserved(gene: Gene) -> int | None:
     return found[0] if gene.segment == "J" and len(found) == 1 else None
 
 
-def _checked(path: Path, found: Iterable[Gene]) -> tuple[tuple[Gene, ...], list[str]]:
+def _checked(
+    path: Path, found: Iterable[GermlineGene]
+) -> tuple[tuple[GermlineGene, ...], list[str]]:
     """Check letters, anchors and names; return the sorted genes, and why others are left out."""
-    kept: dict[str, Gene] = {}
+    kept: dict[str, GermlineGene] = {}
     left_out: dict[str, str] = {}
     for gene in found:
         if (illegal := _ILLEGAL.search(gene.sequence)) or not gene.sequence:
@@ -401,7 +405,7 @@ def _checked(path: Path, found: Iterable[Gene]) -> tuple[tuple[Gene, ...], list[
     return tuple(genes), [why for name, why in left_out.items() if name not in kept]
 
 
-def _unusable(gene: Gene) -> str | None:
+def _unusable(gene: GermlineGene) -> str | None:
     if '"' in gene.name:  # tables that are written have no quotes
         return "has a quotation mark in its name"
     if ambiguous := _AMBIGUOUS.search(gene.sequence):

@@ -109,7 +109,10 @@ def _begin(theta: Array, number: Array | int = 0) -> _Newton:
 
 
 def _direction(gradient: Array, hessian: Array) -> Array:
-    """Newton step with the absolute eigenvalues of the Hessian, so that it leads downwards anywhere."""
+    """Newton step with the absolute eigenvalues of the Hessian.
+
+    So it leads downwards anywhere.
+    """
     if not len(gradient):
         return gradient
     values, vectors = jnp.linalg.eigh(hessian)
@@ -238,7 +241,9 @@ def fit(
     start: State | None = None,
     watch: Callable[[Iteration], bool] | None = None,
 ) -> Fit:
-    """Minimise the mean loss of the reads ``counts`` (S,), from 0.1 everywhere or from the state of an iteration.
+    """Minimise the mean loss of the reads ``counts`` (S,).
+
+    From 0.1 everywhere or from the state of an iteration.
 
     ``watch`` sees every iteration, the start included, and stops the fit by returning True.
 
@@ -362,7 +367,9 @@ def bootstrap(
     config: FitConfig,
     generator: np.random.Generator,
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Fit ``config.bootstrap`` replicates of the reads, drawn with replacement, from the fitted coefficients on.
+    """Fit ``config.bootstrap`` replicates of the reads, drawn with replacement.
+
+    Each begins at the fitted coefficients.
 
     Returns
     -------

@@ -22,7 +22,7 @@ LIGATIONS = np.arange(MAX_LIGATION + 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Tables:
+class ProbabilityTables:
     """Probabilities of all options of all pairs of genes.
 
     ``place`` is -1 where a pair has no modelled option.
@@ -48,7 +48,7 @@ class Tables:
 
 def tabulate(
     specification: Specification, fit: Fit, scale: NDArray[np.float64], germline: Germline
-) -> Tables | None:
+) -> ProbabilityTables | None:
     """Compute all probabilities for the genes of ``germline``.
 
     None where no pair of them has a modelled option.
@@ -81,7 +81,9 @@ def tabulate(
     option_set = np.asarray(laid_out.option_set, dtype=np.int64)
     masks = (choices.feasible & ~choices.nonproductive)[pairs[:, 0], pairs[:, 1]]
     productive = sum(free.ligation[option_set, m] * (masks >> m & 1) for m in LIGATIONS)
-    return Tables(choices, place, option_set, *given, free.trims, np.asarray(productive))
+    return ProbabilityTables(
+        choices, place, option_set, *given, free.trims, np.asarray(productive)
+    )
 
 
 def predicted_distribution(

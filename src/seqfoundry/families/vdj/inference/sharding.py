@@ -49,7 +49,10 @@ def sharded(problem: Problem) -> Problem:
 
 
 def weights_of(counts: NDArray[Any], problem: Problem) -> Array:
-    """Return counts or weights ``(..., S)``, and 0 for the sequences that `sharded` has added, on its devices."""
+    """Return counts or weights ``(..., S)`` on its devices.
+
+    The sequences that `sharded` has added have 0.
+    """
     missing = len(problem.sequence_pair) - counts.shape[-1]
     padded = np.pad(counts, [(0, 0)] * (counts.ndim - 1) + [(0, missing)])
     where = problem.sequence_pair.sharding

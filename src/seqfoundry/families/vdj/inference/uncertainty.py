@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.arrays import check_archive
-from seqfoundry.core.files.atomic import written_whole
+from seqfoundry.core.files.atomic import atomic_write
 
 Floats = NDArray[np.float64]
 _NAMES = (  # of coefficients of several parts
@@ -101,7 +101,10 @@ class Fit:
 
 
 def _loaded(vectors: Floats, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names with a part of at least a tenth of the largest in any of the directions (K, d)."""
+    """Return the names with a part of a tenth or more in any of the directions (K, d).
+
+    A tenth of the largest part.
+    """
     if not vectors.size:
         return ()
     parts = np.abs(vectors) / np.abs(vectors).max(axis=0)
@@ -147,7 +150,9 @@ def contrasts(names: Sequence[str]) -> tuple[tuple[str, ...], Floats]:
 
 
 def covariance(hessian: Floats, total: float) -> tuple[Floats, Floats]:
-    """Return the covariance of the coefficients from the information of ``total`` reads, and its flat directions.
+    """Return the covariance of the coefficients and its flat directions.
+
+    From the information of ``total`` reads.
 
     The directions (K, d) are those in which the loss does not bend, as with collinear features;
     they are left out of the covariance, which holds only for combinations of coefficients that are
@@ -171,7 +176,9 @@ def unidentified(fit: Fit) -> tuple[str, ...]:
 
 
 def wald(fit: Fit) -> pd.DataFrame:
-    """Return coefficient, value, error, zscore, pvalue, lower and upper (95 %) of all ``contrasts``.
+    """Return coefficient, value, error, zscore, pvalue and 95 % interval of all contrasts.
+
+    ``contrasts`` are the functions of the coefficients.
 
     Values that the data do not identify have NaN in all but the first two.
     """
@@ -192,7 +199,9 @@ def _two_sided(z: Floats) -> Floats:
 
 
 def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> pd.DataFrame:
-    """Return the coefficients (all ``contrasts``) with the standard deviation of their converged replicates and tests.
+    """Return the coefficients with the standard deviation of their replicates, and tests.
+
+    All ``contrasts``; only converged replicates count.
 
     ``adjusted_pvalue`` is the p-value times the number of rows, at most 1. With fewer than two
     replicates: NaN.
@@ -208,7 +217,10 @@ def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> p
 
 
 def chi2_tail(statistic: float, degrees: int) -> float:
-    """Return the probability that a chi-squared variable of ``degrees`` degrees of freedom is larger."""
+    """Return the probability that a chi-squared variable is larger.
+
+    It has ``degrees`` degrees of freedom.
+    """
     x = statistic / 2
     order, tail = (0.5, math.erfc(math.sqrt(x))) if degrees % 2 else (1.0, math.exp(-x))
     while order < degrees / 2:
@@ -270,9 +282,9 @@ def split_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_fit(path: Path, fit: Fit, scale: Floats) -> dict[str, Any]:
-    """Write the arrays of a fit, its covariance and the divisors of its variables, and return all else of it."""
+    """Write the arrays of a fit, its covariance and divisors, and return all else of it."""
     arrays: dict[str, Any] = {"theta": fit.theta, "hessian": fit.hessian}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(
             temporary, **arrays, scale=scale, covariance=covariance(fit.hessian, fit.total)[0]
         )

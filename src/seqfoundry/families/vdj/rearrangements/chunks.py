@@ -34,7 +34,7 @@ class Rejected:
         self.examples.setdefault(reason, example)
 
 
-def commonest(rejected: Rejected) -> str:
+def most_common_reasons(rejected: Rejected) -> str:
     """Write the five commonest reasons, such as ``12 x negative count; 3 x no J gene``."""
     ordered = sorted(rejected.counts.items(), key=lambda item: (-item[1], item[0]))
     more = [f"{len(ordered) - 5} more reasons"] if len(ordered) > 5 else []
@@ -42,7 +42,7 @@ def commonest(rejected: Rejected) -> str:
 
 
 @dataclass(slots=True)
-class Chunk:
+class RawRows:
     """Rows of one form on their way to the normal one; ``keep`` says which are still good."""
 
     raw: pd.DataFrame
@@ -62,7 +62,7 @@ class Chunk:
     @classmethod
     def of(
         cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int
-    ) -> "Chunk":
+    ) -> "RawRows":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
         raw = raw.reset_index(drop=True)
         known = next(
@@ -163,7 +163,10 @@ def leave_out(
 def of_group(
     frame: pd.DataFrame, specification: Specification, rejected: Rejected
 ) -> pd.DataFrame:
-    """Leave out rows of another productivity (where ligation is modelled, the sequence tells it) or insertions."""
+    """Leave out rows of another productivity or with insertions.
+
+    Where ligation is modelled, the sequence tells productivity.
+    """
     group = specification.group
     if not group.ligation:
         frame = of_productivity(frame, frame["productive"], group.productivity, rejected)
@@ -182,7 +185,7 @@ def of_group(
 def of_productivity(
     frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected
 ) -> pd.DataFrame:
-    """Leave out rows that are not of the productivity ``wanted``, or of which it is not known (missing)."""
+    """Leave out rows that are not of the productivity ``wanted``, or not known to be."""
     if wanted == "both":
         return frame
     frame = frame.assign(productive=pd.array(productive, dtype="boolean"))

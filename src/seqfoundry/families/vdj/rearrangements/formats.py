@@ -18,8 +18,8 @@ from seqfoundry.families.vdj.genes.choices import LEFT_SIDES
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 from seqfoundry.families.vdj.rearrangements.chunks import (
     SIDES,
-    Chunk,
     Numbers,
+    RawRows,
     junctions,
     ligation_column,
     sides_of,
@@ -44,7 +44,10 @@ _STOP = r"^(?:[ACGTN]{3})*?(?:TAA|TAG|TGA)"
 
 
 def form_of(path: Path, header: list[str], germline: Germline, form: str | None) -> str:
-    """Tell which form a table has, unless it is given, and refuse one that lacks columns (any of ``a|b`` does)."""
+    """Tell which format a table has, unless given, and refuse one that lacks columns.
+
+    Of ``a|b`` any column does.
+    """
     if form is not None and form not in FORMS:
         raise InputError(f"{path}: the format must be one of {', '.join(FORMS)}, got {form}")
     refuse_wide(path, len(header))
@@ -67,7 +70,7 @@ def form_of(path: Path, header: list[str], germline: Germline, form: str | None)
     return form
 
 
-def _truth(chunk: Chunk, column: str, true: set[str], false: set[str]) -> Numbers:
+def _truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
     """Read the words of a column as 1 and 0; NaN where neither."""
     codes, words = chunk.factors(column)
     return np.array(
@@ -92,7 +95,7 @@ def _cut_out(texts: pd.Series, start: Numbers, size: Numbers) -> pd.Series:
     )
 
 
-def _read_airr(chunk: Chunk) -> None:
+def _read_airr(chunk: RawRows) -> None:
     """AIRR counts from 1, ends included, in the ungapped gene.
 
     Where positions are missing, the CIGARs give them.
@@ -134,7 +137,7 @@ def _read_airr(chunk: Chunk) -> None:
     chunk.made["productive"] = _airr_productivity(chunk)
 
 
-def _airr_productivity(chunk: Chunk) -> Numbers:
+def _airr_productivity(chunk: RawRows) -> Numbers:
     """Say what ``productive`` says.
 
     Else frame and stop codons as given, else those of the junction.
@@ -150,7 +153,7 @@ def _airr_productivity(chunk: Chunk) -> Numbers:
     return np.where(np.isnan(given), found, given)
 
 
-def _positions(chunk: Chunk, segment: str) -> list[Numbers]:
+def _positions(chunk: RawRows, segment: str) -> list[Numbers]:
     """Find where gene and read are aligned (start, end in the gene.
 
     In the read), from columns or else CIGARs.
@@ -182,7 +185,7 @@ def _positions(chunk: Chunk, segment: str) -> list[Numbers]:
     return found
 
 
-def _read_immunoseq(chunk: Chunk) -> None:
+def _read_immunoseq(chunk: RawRows) -> None:
     """Insert sizes n1 and n2 are V-D and D-J; ``no data`` is 0; a count of -1 is none."""
     chunk.raw = chunk.raw.astype("str").replace("no data", "0")
     found, kinds = junctions(chunk.germline), chunk.text("rearrangement_type")
@@ -207,7 +210,7 @@ def _read_immunoseq(chunk: Chunk) -> None:
     chunk.made["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
 
 
-def _drop_long(chunk: Chunk, adaptive: Any) -> None:
+def _drop_long(chunk: RawRows, adaptive: Any) -> None:
     wrong = (
         adaptive
         & (chunk.germline.locus == "TRA")
@@ -216,7 +219,7 @@ def _drop_long(chunk: Chunk, adaptive: Any) -> None:
     chunk.drop(wrong, f"vj_insert above {MOST_INSERTED} (immunoSEQ)")
 
 
-def _read_igor(chunk: Chunk) -> None:
+def _read_igor(chunk: RawRows) -> None:
     """Trims as they are, or with P-nucleotides in columns of their own.
 
     Reads without a count column count 1.
@@ -256,7 +259,7 @@ def _read_igor(chunk: Chunk) -> None:
     chunk.made["productive"] = _truth(chunk, "productive", true, false)
 
 
-def _read_parsimony(chunk: Chunk) -> None:
+def _read_parsimony(chunk: RawRows) -> None:
     """Find the insert in the CDR3, behind what is left of the V gene from its anchor on."""
     _read_igor(chunk)
     ends = [
@@ -269,12 +272,33 @@ def _read_parsimony(chunk: Chunk) -> None:
 
 # of each form: columns that it is known by; more that every table must have, with vj and with D
 # genes; its reader
-FORMS: dict[str, tuple[str, str, str, str, Callable[[Chunk], None]]] = {
-    "airr": ("v_call j_call", "v_germline_end|v_cigar j_germline_start|j_cigar", "",
-             "d_call d_germline_start|d_cigar d_germline_end|d_cigar", _read_airr),
-    "immunoseq": ("v_resolved j_resolved v_deletions j_deletions", "n1_insertions frame_type " "templates|frequency", "",
-                  "d_resolved d5_deletions d3_deletions n2_insertions", _read_immunoseq),
-    "parsimony": ("v_gene j_gene v_trim j_trim vj_insert cdr3_nucseq", "", "", "locus_without_D", _read_parsimony),
-    "igor": ("v_gene j_gene v_trim j_trim", "", "vj_insert",
-             "d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert", _read_igor),
-}  # fmt: skip
+FORMS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
+    "airr": (
+        "v_call j_call",
+        "v_germline_end|v_cigar j_germline_start|j_cigar",
+        "",
+        "d_call d_germline_start|d_cigar d_germline_end|d_cigar",
+        _read_airr,
+    ),
+    "immunoseq": (
+        "v_resolved j_resolved v_deletions j_deletions",
+        "n1_insertions frame_type templates|frequency",
+        "",
+        "d_resolved d5_deletions d3_deletions n2_insertions",
+        _read_immunoseq,
+    ),
+    "parsimony": (
+        "v_gene j_gene v_trim j_trim vj_insert cdr3_nucseq",
+        "",
+        "",
+        "locus_without_D",
+        _read_parsimony,
+    ),
+    "igor": (
+        "v_gene j_gene v_trim j_trim",
+        "",
+        "vj_insert",
+        "d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert",
+        _read_igor,
+    ),
+}

@@ -7,12 +7,12 @@ import numpy as np
 
 from seqfoundry.core.errors import MissingError
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline, resolve
-from seqfoundry.families.vdj.rearrangements.chunks import Chunk, junctions
+from seqfoundry.families.vdj.rearrangements.chunks import RawRows, junctions
 
 NO_CALL = ("", "NA", "NaN", "nan", "None", "null", "unresolved", "no data")
 
 
-def find_genes(chunk: Chunk, form: str, ambiguous: str) -> None:
+def find_genes(chunk: RawRows, form: str, ambiguous: str) -> None:
     """Find the gene of every call; each distinct call is looked up once."""
     codes, loci = chunk.factors("locus")
     for number, name in enumerate(loci):

@@ -6,7 +6,7 @@ import pandas as pd
 from seqfoundry.families.vdj.genes.choices import LEFT_SIDES, end_codes
 from seqfoundry.families.vdj.rearrangements.chunks import (
     SIDES,
-    Chunk,
+    RawRows,
     junctions,
     ligation_column,
     normal_columns,
@@ -25,8 +25,10 @@ _CLASHES = {
 }
 
 
-def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
-    """Bring rows of a form into ``id``, the normal form and ``count``, without those that cannot be.
+def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
+    """Bring rows of a format into ``id``, the normal form and ``count``.
+
+    Rows that cannot be brought are left out.
 
     A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
     ``productive`` may be missing.
@@ -70,8 +72,10 @@ def normalise(chunk: Chunk, form: str, ambiguous: str) -> pd.DataFrame:
     return frame.astype(types).reset_index(drop=True)
 
 
-def _recover_palindromes(chunk: Chunk, junction: str) -> None:
-    """Give inserted nucleotides that continue the hairpin of an untrimmed gene back to it, as negative trims.
+def _recover_palindromes(chunk: RawRows, junction: str) -> None:
+    """Give inserted nucleotides that continue an untrimmed gene's hairpin back to it.
+
+    They become negative trims.
 
     Only where the insert is known and neither end is negative already; where both ends claim a
     nucleotide, one yields.

@@ -18,9 +18,9 @@ from seqfoundry.families.vdj.genes.choices import MAX_LIGATION, Choices
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF
 from seqfoundry.families.vdj.rearrangements.chunks import (
     Rejected,
-    commonest,
     leave_out,
     ligation_column,
+    most_common_reasons,
     of_group,
     of_productivity,
 )
@@ -98,10 +98,11 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
     made = _latent if specification.latent else _known
     observed = made(cuts[cuts["count"] > 0], choices, specification, rejected)
     if rejected.counts:
-        _LOG.info("observations: left out: %s", commonest(rejected))
+        _LOG.info("observations: left out: %s", most_common_reasons(rejected))
     if not len(observed.pairs):
         raise InputError(
-            f"observations: must leave rearrangements to model, got none: {commonest(rejected)}"
+            "observations: must leave rearrangements to model, "
+            f"got none: {most_common_reasons(rejected)}"
         )
     return observed
 
