@@ -12,10 +12,7 @@ import pytest
 from seqfoundry import engine
 from seqfoundry.core.errors import InputError
 from seqfoundry.engine import chunks
-from seqfoundry.engine.job import TableColumns
 from seqfoundry.registry.portable_model import Portable, open_portable
-
-COLUMNS = TableColumns("id", required=("word",), optional=("note",))
 
 
 @pytest.fixture
@@ -55,9 +52,7 @@ def test_chunks_have_rows_of_one_file_whatever_the_row_groups(
     assert read_words(job, model, source, finished={0, 2, 3}) == [["a3", "a4", "a5"], ["c3"]]
 
 
-def test_a_chunk_says_where_it_stands(
-    tmp_path: Path, measure_words: Any, model: Portable
-) -> None:
+def test_a_chunk_says_where_it_stands(tmp_path: Path, measure_words: Any, model: Portable) -> None:
     source = write_tables(tmp_path / "in", 4, 2)
     read = list(chunks.read_chunks(measure_words(), model, source, Counter(), ()))
     assert [(chunk.number, chunk.first) for chunk in read] == [(0, 0), (1, 3), (2, 4)]
@@ -96,14 +91,16 @@ def test_values_are_plain() -> None:
 
 
 def test_a_folder_with_other_files_is_for_the_job(
-    tmp_path: Path, measure_words: Any, model: Portable
+    tmp_path: Path, measure_words: Any, model: Portable, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_tables(tmp_path / "in", 2)
     (source / "_SUCCESS").touch()
     (source / ".hidden").touch()
     assert chunks.find_tables(measure_words(), model, source).columns is not None
+    assert not caplog.messages
     (source / "words.txt").touch()
     assert chunks.find_tables(measure_words(), model, source).columns is None
+    assert "its 1 Parquet files are not read, since it holds other files too" in caplog.text
 
 
 def test_tables_that_are_refused(tmp_path: Path, measure_words: Any, model: Portable) -> None:
