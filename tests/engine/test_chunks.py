@@ -12,10 +12,7 @@ import pytest
 from seqfoundry import engine
 from seqfoundry.core.errors import InputError
 from seqfoundry.engine import chunks
-from seqfoundry.engine.job import TableColumns
 from seqfoundry.registry.portable_model import Portable, open_portable
-
-COLUMNS = TableColumns("id", required=("word",), optional=("note",))
 
 
 @pytest.fixture
@@ -94,14 +91,16 @@ def test_values_are_plain() -> None:
 
 
 def test_a_folder_with_other_files_is_for_the_job(
-    tmp_path: Path, measure_words: Any, model: Portable
+    tmp_path: Path, measure_words: Any, model: Portable, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_tables(tmp_path / "in", 2)
     (source / "_SUCCESS").touch()
     (source / ".hidden").touch()
     assert chunks.find_tables(measure_words(), model, source).columns is not None
+    assert not caplog.messages
     (source / "words.txt").touch()
     assert chunks.find_tables(measure_words(), model, source).columns is None
+    assert "its 1 Parquet files are not read, since it holds other files too" in caplog.text
 
 
 def test_tables_that_are_refused(tmp_path: Path, measure_words: Any, model: Portable) -> None:

@@ -17,6 +17,9 @@ from works import CHUNK_SIZES, WORKS, Work
 
 from seqfoundry import cli, engine
 from seqfoundry.core.errors import InputError
+from seqfoundry.core.family import find_family
+from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.registry import models
 
 pytestmark = pytest.mark.spark
 
@@ -114,3 +117,50 @@ def test_a_fault_of_a_row_is_one_line(make_work: Callable[[str], Work], tmp_path
         engine.run(ScoreActivity(), request)
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.filterwarnings("ignore")  # of MLflow and Spark
+def test_the_champion_answers_through_the_engine_and_as_a_function_of_spark(
+    cluster: Any, make_work: Callable[[str], Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from pyspark.sql.functions import struct
+
+    from seqfoundry.families.vdj.score import ScoreRearrangements
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.chdir(tmp_path)
+    work = make_work("vdj")
+    vdj = find_family("vdj")
+    config = vdj.settings(ROOT / "params" / "vdj" / "smoke.yaml", "fit.bootstrap=0")
+    vdj.module("train").train(config, work.source.parent, tmp_path / "run", TrainOptions())
+    _, name, version = models.register("vdj", models.run_id_of(str(tmp_path / "run"))).split("/")
+    models.connect().set_registered_model_alias(name, "champion", version)
+    champion = f"models:/{name}@champion"
+    frames = vdj.module("data").frames(work.source, tmp_path / "run" / "model")
+    table = tmp_path / "rows.parquet"
+    pd.concat(frames).to_parquet(table)
+
+    engine.run(ScoreRearrangements(), engine.Request(table, champion, tmp_path / "local"))
+    request = engine.Request(table, champion, tmp_path / "spark", engine="spark")
+    summary = engine.run(ScoreRearrangements(), request)
+    answer = mlflow.pyfunc.spark_udf(
+        cluster, champion, result_type="probability double", env_manager="local"
+    )
+    columns = ["v_gene", "j_gene", "v_trim", "j_trim", "ligation_mh"]
+    answers = cluster.read.parquet(str(table)).select(
+        "sequence_id", answer(struct(*columns)).alias("answer")
+    )
+    answers.select("sequence_id", "answer.probability").write.parquet(str(tmp_path / "udf"))
+
+    assert summary["model"] == champion
+    on_spark = contents(tmp_path / "spark")
+    del on_spark["partitions.tsv"]
+    assert on_spark == contents(tmp_path / "local")
+    ours = pd.read_parquet(tmp_path / "udf").set_index("sequence_id")["probability"]
+    scores = pd.read_parquet(tmp_path / "local" / "scores.parquet").set_index("sequence_id")
+    assert len(scores) > 100
+    pd.testing.assert_series_equal(
+        ours.sort_index(), scores["probability"].sort_index(), rtol=1e-5
+    )

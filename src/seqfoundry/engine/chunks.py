@@ -5,6 +5,7 @@ Other input is read once, by the driver, which stages every chunk as a Parquet f
 """
 
 import contextlib
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -21,6 +22,8 @@ from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic
 from seqfoundry.engine.job import Chunk, Job, TableColumns
 from seqfoundry.registry.portable_model import Portable
+
+log = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20  # bytes of a column that are read ahead
 _STAGED = "staged.json"
@@ -82,7 +85,8 @@ class Tables(NamedTuple):
 def find_tables(job: Job, model: Portable, source: Path) -> Tables:
     """Find Parquet files that the engine reads for a job: one, or a folder of nothing else.
 
-    Hidden files, and those whose name begins with ``_``, are passed over.
+    Hidden files, and those whose name begins with ``_``, are passed over. A folder that holds
+    other files too is left to the job, and a warning says so.
     """
     columns = job.table_columns(model)
     if columns is None:
@@ -90,10 +94,16 @@ def find_tables(job: Job, model: Portable, source: Path) -> Tables:
     files = [source]
     if source.is_dir():
         files = [path for path in sorted(source.iterdir()) if path.name[0] not in "._"]
-    is_table = files and all(
-        path.name.lower().endswith(".parquet") and path.is_file() for path in files
-    )
-    return Tables(files, columns) if is_table else Tables((), None)
+    parquet = [path for path in files if path.suffix.lower() == ".parquet" and path.is_file()]
+    if parquet and len(parquet) == len(files):
+        return Tables(files, columns)
+    if parquet:
+        log.warning(
+            "%s: its %d Parquet files are not read, since it holds other files too",
+            source,
+            len(parquet),
+        )
+    return Tables((), None)
 
 
 def plan_ranges(job: Job, files: Sequence[Path], columns: TableColumns) -> list[RowRange]:
