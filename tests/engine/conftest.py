@@ -137,7 +137,7 @@ def ruler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return ruler
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def small_chunks() -> Iterator[None]:
     """Chunks so small that there are several of every input."""
     with pytest.MonkeyPatch.context() as patch:
