@@ -69,7 +69,7 @@ def start(work: Work, out: Path) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", DRIVER, json.dumps(CHUNK_SIZES), *words],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
