@@ -35,11 +35,11 @@ MACHINE = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.pytho
 ENOUGH = 60  # seconds of the model alone
 ROWS = {"reads": 100_000, "copynumber": 20_000, "enhancer": 200_000, "vdj": 1_000_000}
 COMMANDS = {
-    "reads": ("annotate", "reads", "annotate"),
-    "copynumber": ("annotate", "copynumber", "depth"),
-    "enhancer": ("score", "enhancer", "activity"),
-    "vdj": ("score", "vdj", "rearrangements"),
-}  # the words, and the module of apply that does it
+    "reads": ("annotate", "reads"),
+    "copynumber": ("annotate", "copynumber"),
+    "enhancer": ("score", "enhancer"),
+    "vdj": ("score", "vdj"),
+}
 SETTINGS = {
     "reads": "simulate.example_reads=2000",
     "copynumber": "",
@@ -167,33 +167,37 @@ INPUTS = {
 ENDINGS = {"reads": "fastq", "copynumber": "stores", "enhancer": "fa", "vdj": "tsv"}
 
 
-def model_only(family: str, words: list[str]) -> None:
+def model_only(words: list[str]) -> None:
     """Do a command's chunks with its model only, and print rows and seconds.
 
     The first chunk warms up.
     """
-    import importlib
+    from collections import Counter
 
-    from seqfoundry import cli as command
-    from seqfoundry.engine import local as chunking
+    from seqfoundry import cli
+    from seqfoundry.engine import local
+    from seqfoundry.engine.chunks import read_chunks
 
-    def run_parts(_parts: Any, chunks: Any, work: Any, _write: Any, *, unit: str) -> None:
-        rows, seconds, cpu, first = 0, 0.0, 0.0, 0
-        for number, chunk in enumerate(chunks):
-            item = chunking.Chunk(number, first, chunk)
-            if not number:
-                work(item)
-            start, used = time.perf_counter(), time.process_time()
-            work(item)
-            seconds, cpu = seconds + time.perf_counter() - start, cpu + time.process_time() - used
-            rows, first = rows + len(chunk), first + len(chunk)
+    def predict_only(job: Any, model: Any, source: Path, _partial: Any) -> Any:
+        rows = 0
+        seconds = 0.0
+        cpu = 0.0
+        for chunk in read_chunks(job, model, source, Counter(), ()):
+            if not chunk.number:
+                job.predict(model, chunk)
+            start = time.perf_counter()
+            cpu_start = time.process_time()
+            job.predict(model, chunk)
+            seconds += time.perf_counter() - start
+            cpu += time.process_time() - cpu_start
+            rows += len(chunk.rows)
             if seconds > ENOUGH:
                 break
-        print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "unit": unit}))
+        print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "unit": job.unit}))
         raise KeyboardInterrupt  # nothing is to be written
 
-    importlib.import_module(f"seqfoundry.apply.{COMMANDS[family][2]}").run_parts = run_parts  # type: ignore[attr-defined]
-    command.main(words)
+    local.make_parts = predict_only
+    cli.main(words)
 
 
 def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -218,7 +222,6 @@ def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dic
             *sizes_text,
         )
     model = (folder / "model").read_text()
-    verb, *rest = COMMANDS[family]
     more = (
         ["--whitelist", str(folder / "data" / "example" / "whitelist.tsv")]
         if family == "reads"
@@ -229,12 +232,12 @@ def measure(family: str, n: int, folder: Path, given: argparse.Namespace) -> dic
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         source = str(folder / f"{size}.{ENDINGS[family]}")
-        words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
+        words = [*COMMANDS[family], source, "--model", model, "--out", str(out), *more]
         found.append(child("-m", "seqfoundry", *words))
     tenth, whole = found
     out = folder / "alone"
-    words = [verb, rest[0], source, "--model", model, "--out", str(out), *more]
-    alone = json.loads(child(__file__, "--alone", family, *words)["said"].splitlines()[0])
+    words = [*COMMANDS[family], source, "--model", model, "--out", str(out), *more]
+    alone = json.loads(child(__file__, "--alone", *words)["said"].splitlines()[0])
     shutil.rmtree(folder / ".alone.partial", ignore_errors=True)
     rate, steady = (
         n / whole["seconds"],
@@ -286,7 +289,7 @@ if __name__ == "__main__":
     arguments.add_argument("--folder", type=Path)
     arguments.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     if sys.argv[1:2] == ["--alone"]:
-        model_only(sys.argv[2], sys.argv[3:])
+        model_only(sys.argv[2:])
     else:
         parsed = arguments.parse_args()
         if parsed.make:
