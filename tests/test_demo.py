@@ -26,7 +26,7 @@ from seqfoundry.core.errors import (
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import to_dict
 from seqfoundry.registry import models
 

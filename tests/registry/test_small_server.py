@@ -16,7 +16,7 @@ from seqfoundry.cli import main
 from seqfoundry.core.errors import TrackingError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.runs import tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.registry import listing, models, promotion
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

@@ -152,14 +152,14 @@ class Family:
         ConfigError
             If torchrun started more than one for a family that has its own means.
         """
-        from seqfoundry.core.runs.processes import Place
+        from seqfoundry.core.runs.processes import Process
 
-        if not self.has_worker_processes and (size := Place.here().size) > 1:
-            must = (
-                f"must start one process for the family {self.name}, which uses all devices "
-                "from one process"
+        n_processes = Process.from_environment().world_size
+        if n_processes > 1 and not self.has_worker_processes:
+            raise ConfigError(
+                f"torchrun: must start one process for the family {self.name}, which uses all "
+                f"devices from one process, got {n_processes}"
             )
-            raise ConfigError(f"torchrun: {must}, got {size}")
 
 
 def recorded_family(record: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,6 @@ from seqfoundry.families.enhancer.model import (
     NetworkTraining,
     augmented,
     build,
-    choose_device,
     correlation,
     epoch,
     load_weights,
@@ -207,15 +206,6 @@ def test_an_ensemble_is_the_mean_of_its_networks() -> None:
     with torch.no_grad():
         each = Ensemble(networks).eval().each(torch.from_numpy(codes))
     np.testing.assert_allclose(each[2], single[2].activities, atol=1e-6)
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {choose_device(name).type for name in ("auto", "cpu")} == {"cpu"}
-    with pytest.raises(ConfigError, match="--device gpu: must be on a machine with a GPU"):
-        choose_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [choose_device(name).type for name in ("auto", "gpu", "cpu")] == ["cuda", "cuda", "cpu"]
 
 
 # ---- figures

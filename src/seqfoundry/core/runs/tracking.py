@@ -33,7 +33,7 @@ from seqfoundry.core.family import recorded_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import tables
 from seqfoundry.core.runs import provenance, store_errors
-from seqfoundry.core.runs.loop import UNFINISHED, TrainOptions, stopping_on_signals
+from seqfoundry.core.runs.options import UNFINISHED, TrainOptions, stopping_on_signals
 from seqfoundry.core.settings import config as settings_module
 
 log = logging.getLogger(__name__)

@@ -32,11 +32,11 @@ from seqfoundry.families.enhancer.model import (
     Ensemble,
     NetworkOutputs,
     OracleNetwork,
-    choose_device,
     load_weights,
 )
 from seqfoundry.families.enhancer.model import predict as predict_network
 from seqfoundry.families.enhancer.scores.predictions import OracleStatistics
+from seqfoundry.training.torch import choose_device
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 

@@ -15,7 +15,7 @@ from seqfoundry.core.errors import InterruptedRunError
 from seqfoundry.core.files import atomic
 from seqfoundry.core.files.tables import write_history
 from seqfoundry.core.runs import tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import dump_yaml, to_dict
 
 
