@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served_records import served_record
 
 from seqfoundry import demo
 from seqfoundry.core.errors import (
@@ -107,8 +108,7 @@ class Steps:
         data = self.root / "data" / family
         options = TrainOptions(overwrite=True)
         with tracking.run(family, to_dict(config), data=data, out=out, options=options):
-            served = {"about": "a", "limits": [], "input_columns": ["sequence"]}
-            served |= {"family": family, "registered_name": self.name(family)}
+            served = served_record(family, registered_name=self.name(family))
             files.write_json(out / "model" / "served.json", served)
 
     def evaluate(self, family: str) -> None:

@@ -84,7 +84,7 @@ def main(model: str) -> None:
         for repeat in range(REPEATS + 1):
             for name, seconds in ours.items():
                 replay = Replay(answers, loaded if name == "whole" else None)
-                one = models.Loaded(replay, loaded.served, model)
+                one = models.Loaded(replay, loaded.serving, model)
                 # loading is no work
                 models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]
                 took = timed(source, cells, model, folder)

@@ -311,7 +311,7 @@ class Results:
     def model_name(self) -> str:
         """Name of the family's model in the registry, once it is trained; else empty."""
         folder = self.build / "train" / "model"
-        return str(models.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+        return str(models.read_serving(folder).registered_name) if folder.is_dir() else ""
 
     @property
     def champion(self) -> Any:

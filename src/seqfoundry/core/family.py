@@ -16,9 +16,12 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
+
+if TYPE_CHECKING:
+    from seqfoundry.core.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,14 @@ class Family:
                 f"family {self.name}: needs the package {error.name}, got none; install "
                 f"{_DISTRIBUTION} whole"
             ) from None
+
+    @property
+    def serving_class(self) -> "type[Serving]":
+        """What a model of the family says of itself: ``SERVING`` of its ``config``, or ours."""
+        from seqfoundry.core.serving import Serving
+
+        own: type[Serving] = getattr(self.module("config"), "SERVING", Serving)
+        return own
 
     def settings(self, path: Path, overrides: str = "") -> Any:
         """Read a settings file into the family's own ``Config``.

@@ -143,7 +143,9 @@ def predict(frame):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer(frame)
 oracle.predict = predict
-store.load = lambda family, path: store.Loaded(oracle, store.read_served(pathlib.Path(path)), path)
+def load(family, path):
+    return store.Loaded(oracle, store.read_serving(pathlib.Path(path)), path)
+store.load = load
 source, model, out = sys.argv[2:]
 request = engine.Request(pathlib.Path(source), model, pathlib.Path(out))
 engine.run(activity.ScoreActivity(), request)
