@@ -153,13 +153,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_serving(folder: Path) -> Serving:
+def read_serving(folder: Path, *, family: str = "", reference: str = "") -> Serving:
     """Read what a model folder says of itself, as the family's own type; loads no framework.
 
     Raises
     ------
     ModelError
-        If it is damaged, or of a family that is not installed.
+        If it is damaged, of a family that is not installed, or of another family than ``family``,
+        where one is given; the message then names ``reference``.
     """
     path = folder / SERVED
     with model_safety.damaged(f"{path}: must describe a model of a known family"):
@@ -167,6 +168,10 @@ def read_serving(folder: Path) -> Serving:
         name = recorded_family(record)
         if name is None or name not in all_families():
             raise ValueError(f"family must be one of {', '.join(all_families())}, got {name!r}")
+        if family and name != family:
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of {name}"
+            )
         return find_family(name).serving_class.from_record(record, str(path))
 
 
@@ -202,13 +207,8 @@ def register(family: str, run_id: str) -> str:
         )
     with model_folder(run_id) as folder:
         model_safety.refuse_links(folder)
-        serving = read_serving(folder)
+        serving = read_serving(folder, family=family, reference=f"run {run_id}")
         name = serving.registered_name
-        if serving.family != family:
-            raise ModelError(
-                f"run {run_id}: must hold a model of the family {family}, got one of "
-                f"{serving.family}"
-            )
         _refuse_anothers(opened, name, family)
         card.describe(
             found, serving, name, "1"
@@ -420,11 +420,7 @@ def load(family: str, reference: str) -> Loaded:
     """
     find_family(family)
     with model_folder(reference) as folder:
-        serving = read_serving(folder)
-        if serving.family != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {serving.family}"
-            )
+        serving = read_serving(folder, family=family, reference=reference)
         warn_of_requirements(reference, folder)
         return Loaded(_Predictor(family, folder), serving, reference)
 

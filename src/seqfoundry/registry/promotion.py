@@ -44,11 +44,7 @@ def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, An
     """
     check_out(out)
     with models.model_folder(reference) as folder:
-        found = models.read_serving(folder).family
-        if found != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {found}"
-            )
+        models.read_serving(folder, family=family, reference=reference)
         run_id = _run_of(folder)
         measured_on = files.digest(data)
         metrics: dict[str, Any] = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from served_records import served_record
 
 from seqfoundry.core.dna import decode
 from seqfoundry.core.settings.config import build_plain, read_yaml
@@ -89,13 +90,7 @@ def serving(protocol: Protocol = PROTOCOL) -> Serving:
 def write_model_folder(folder: Path, protocol: Protocol = PROTOCOL) -> None:
     """Write what is read of a model folder without loading its network."""
     folder.mkdir(exist_ok=True)
-    served = {
-        "family": "reads",
-        "registered_name": f"reads-{protocol.model}",
-        "about": "",
-        "limits": [],
-        "input_columns": ["sequence"],
-    }
+    served = served_record("reads", registered_name=f"reads-{protocol.model}")
     (folder / "served.json").write_text(json.dumps(served))
     (folder / "model.json").write_text(json.dumps({"protocol": asdict(protocol)}))
 

@@ -105,7 +105,7 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     """Let a fake model answer."""
 
     def load(family: str, folder: str) -> models.Loaded:
-        return models.Loaded(fake, models.read_served(Path(folder)), folder)
+        return models.Loaded(fake, models.read_serving(Path(folder)), folder)
 
     monkeypatch.setattr(models, "load", load)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 import seqfoundry
 from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError
@@ -330,7 +331,7 @@ def _serving(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> Enhan
         seq_len=config.seq_len,
         truncate=config.truncate,
         oracle=config.oracle,
-        panel=PredictionStatistics(**panel),
+        panel=TypeAdapter(PredictionStatistics).validate_python(panel),
         best_epoch=oracle.best_epoch,
     )
 
