@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqfoundry.core.dna import encode
+from seqfoundry.core.dna import COMPLEMENT, encode
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
 from seqfoundry.families.enhancer.backbones.cache import FeatureCache, Features, Values, collect
 from seqfoundry.families.enhancer.backbones.checkpoints import (
@@ -38,7 +38,7 @@ from seqfoundry.families.enhancer.first_block import one_hot
 CODE_VERSION = 2  # of what is computed; features of another version are computed again
 
 _LOCUS = re.compile(r"(?:^|:)([^:\s]+)[:_](\d+)[-_](\d+)(?=:|$)")
-_COMPLEMENT = torch.tensor([3, 2, 1, 0, NOTHING], dtype=torch.uint8)
+_COMPLEMENT = torch.tensor(COMPLEMENT)
 _BASES_AT_ONCE = 1 << 16  # of windows that pass the network together
 
 

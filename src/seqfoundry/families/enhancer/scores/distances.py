@@ -16,6 +16,7 @@ import edlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqfoundry.core.dna import N, encode_ascii
 from seqfoundry.core.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -27,17 +28,6 @@ _SPECTRUM = (3, 4, 5, 6)  # k of the distances between k-mer spectra
 _PAIRS = 2000  # of sequences that are compared
 _GC_BINS = 50
 _CHUNK = 4096  # sequences whose k-mers are counted at a time
-_OTHER = 4
-
-
-def _code_table() -> NDArray[np.uint8]:
-    table = np.full(256, _OTHER, dtype=np.uint8)
-    for letters, code in (("Aa", 0), ("Cc", 1), ("Gg", 2), ("TtUu", 3)):
-        table[[ord(letter) for letter in letters]] = code
-    return table
-
-
-_CODE = _code_table()
 
 
 def plain(content: Any) -> Any:
@@ -360,7 +350,7 @@ def kmer_counts(sequences: Sequence[str], k: int) -> Counts:
     total = np.zeros(4**k, dtype=np.int64)
     for first in range(0, len(sequences), _CHUNK):
         text = "-".join(sequences[first : first + _CHUNK]).encode("ascii", "replace")
-        codes = _CODE[np.frombuffer(text, dtype=np.uint8)]
+        codes = encode_ascii(np.frombuffer(text, dtype=np.uint8))
         n = len(codes) - k + 1
         if n < 1:
             continue
@@ -368,7 +358,7 @@ def kmer_counts(sequences: Sequence[str], k: int) -> Counts:
         for shift in range(k):
             window = codes[shift : shift + n]
             words = 4 * words + window
-            legal &= window != _OTHER
+            legal &= window != N
         total += np.bincount(words[legal], minlength=4**k)
     return total
 
@@ -427,11 +417,12 @@ def positional_entropy(sequences: Sequence[str]) -> float:
     Positions without any are left out.
     """
     lengths = [0, *np.cumsum([len(sequence) for sequence in sequences]).tolist()]
-    codes = _CODE[np.frombuffer("".join(sequences).encode("ascii", "replace"), dtype=np.uint8)]
+    text = "".join(sequences).encode("ascii", "replace")
+    codes = encode_ascii(np.frombuffer(text, dtype=np.uint8))
     counts = np.zeros((max(map(len, sequences), default=0), 5), dtype=np.int64)
     for start, stop in pairwise(lengths):
         counts[np.arange(stop - start), codes[start:stop]] += 1
-    return mean([entropy(row[:_OTHER]) for row in counts]) / math.log(2)
+    return mean([entropy(row[:N]) for row in counts]) / math.log(2)
 
 
 def variety(sequences: Sequence[str], generator: np.random.Generator) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.dna import Codes, Offsets, encode
+from seqfoundry.core.dna import Codes, Offsets, decode_ascii, encode, encode_ascii
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.tables import refuse_wide
 from seqfoundry.families.reads.barcodes.search import LONGEST, Index, build_index, search
@@ -343,14 +343,13 @@ def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
 
 def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Column:
     listed = column.codes()
-    letters = np.frombuffer(b"ACGT", dtype=np.uint8)
     taken = np.sort(_keys(column.sequences))
     result = column.sequences.copy()
     open_rows = np.arange(len(listed))
     sources = open_rows
     for _ in range(_DECOY_ROUNDS):
         mixed = generator.permuted(listed[sources], axis=1)
-        result[open_rows] = letters[mixed].reshape(-1).view(result.dtype)
+        result[open_rows] = decode_ascii(mixed).reshape(-1).view(result.dtype)
         keys = _keys(result)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
@@ -363,15 +362,13 @@ def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Colu
             return Column(result)
         sources = generator.integers(len(listed), size=open_rows.size)
     raise InputError(
-        f"decoys: {name} must leave family for as many other sequences, got {len(listed)} barcodes"
+        f"decoys: {name} must leave room for as many other sequences, got {len(listed)} barcodes"
     )
 
 
 def _codes(sequences: NDArray[np.bytes_]) -> Codes:
     raw = np.ascontiguousarray(sequences).view(np.uint8)
-    table = np.full(256, 4, dtype=np.uint8)
-    table[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
-    return table[raw].reshape(len(sequences), sequences.dtype.itemsize)
+    return encode_ascii(raw).reshape(len(sequences), sequences.dtype.itemsize)
 
 
 def _keys(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
