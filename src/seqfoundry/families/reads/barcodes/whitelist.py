@@ -5,8 +5,6 @@ soft by a base or two; a listed barcode may lie anywhere in it (infix alignment,
 distance).
 """
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.dna import Codes, Offsets, decode_ascii, encode, encode_ascii
 from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.files.compression import DAMAGED_GZIP, read_plain
 from seqfoundry.core.files.tables import refuse_wide
 from seqfoundry.families.reads.barcodes.search import LONGEST, Index, build_index, search
 
@@ -256,9 +255,8 @@ def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise MissingError(f"{path}: a list of barcodes must be a file, got none of that name")
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("ascii")
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        text = read_plain(path).decode("ascii")
+    except (OSError, *DAMAGED_GZIP, UnicodeDecodeError) as error:
         raise InputError(f"{path}: must be ASCII text, plain or whole gzip, got {error}") from None
     return text.rstrip().replace("\r\n", "\n").split("\n") if text.strip() else []
 
