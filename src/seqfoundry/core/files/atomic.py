@@ -26,9 +26,8 @@ from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.settings import yaml as yaml12
 
 _BLOCK = 1 << 20
-# names that mkstemp and mkdtemp make below, those with an ending more, and those of
-# report.whole_file
-_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.part)(\.\w+){0,3}")
+# names that mkstemp and mkdtemp make below, and those with an ending more
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+){0,3}")
 _BEGUN = re.compile(
     r"\.run\.json\.[a-z0-9_]{8}\.json"
 )  # all there is of a run that was killed at its begin
