@@ -485,7 +485,7 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
 def test_two_processes_do_not_share_their_work(case: Case) -> None:
     with (
         PartialFolder(case.out, {}, resume=False),
-        pytest.raises(OutputError, match="got one in which another process works"),
+        pytest.raises(OutputError, match="must be free, got a lock that another process holds"),
     ):
         case.annotate()
 

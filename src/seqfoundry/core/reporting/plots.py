@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from numpy.typing import ArrayLike, NDArray
 
 from seqfoundry.core.errors import InputError
-from seqfoundry.core.reporting.html import whole_file
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.core.reporting.metrics import Proportion, Reliability, check_confusion, reliability
 
 History = Sequence[Mapping[str, float | None]]
@@ -335,7 +335,7 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
     with (
         style(),
-        whole_file(path_pdf) as temporary,
+        atomic_write(path_pdf) as temporary,
         PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf,
     ):
         for figure in _read_pages(views, colours):
@@ -502,7 +502,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all; InputError unless the name ends in .png or .pdf."""
     if path.suffix not in _METADATA:
         raise InputError(f"{path}: must end in {' or '.join(_METADATA)}, got {path.suffix!r}")
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         # "tight" lets the page grow where a long name would be cut off
         figure.savefig(
             temporary,

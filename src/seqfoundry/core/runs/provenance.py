@@ -112,12 +112,10 @@ def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, 
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that name this very process, so that a later one can tell whether it still lives."""
-    pid = os.getpid()
+    """Tags that name this process, so that a later one can tell whether it still lives."""
     return {
         "host": platform.node(),
-        "pid": str(pid),
-        "pid.started": process_start(pid),
+        "pid": str(os.getpid()),
         "pid.namespace": _pid_namespace(),
     }
 
@@ -133,32 +131,21 @@ def _pid_namespace() -> str:
 def is_alive(tags: Mapping[str, str]) -> bool | None:
     """Tell whether the process that left these ``process_tags`` is alive.
 
-    None where that cannot be known from here.
+    None where that cannot be known from here. A process that got the number of a dead one counts
+    as that one.
     """
     here = process_tags()
-    started, pid = tags.get("pid.started"), tags.get("pid", "")
-    if any(tags.get(key) != here[key] for key in ("host", "pid.namespace")) or not (
-        started and pid.isdigit()
-    ):
+    pid = tags.get("pid", "")
+    is_here = all(tags.get(key) == here[key] for key in ("host", "pid.namespace"))
+    if not is_here or not pid.isdigit():
         return None
-    return process_start(int(pid)) == started
-
-
-def process_start(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot.
-
-    It is empty when there is no such process or it is dead already.
-
-    Together with the number it tells a process from a later one that got the same number.
-    """
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = status.rpartition(")")[2].split()
-    return (
-        "" if fields[0] in "ZX" else fields[19]
-    )  # a zombie: dead, and its parent has not asked how
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def version_tags() -> dict[str, str]:

@@ -26,7 +26,8 @@ def shown(uri: str) -> str:
     Without user and password, and without options, which may hold others.
 
     Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the
-    scheme is left.
+    scheme is left. SQLAlchemy's ``render_as_string(hide_password=True)`` shows passwords among the
+    options, and what follows the first ``@`` in a password.
     """
     scheme, slashes, rest = uri.partition("//")
     place, _, options = rest.partition("?")

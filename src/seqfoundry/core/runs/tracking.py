@@ -420,7 +420,8 @@ def _find(
         ):
             raise ConfigError(
                 f"{where}: must be a run that has ended, got one that process {known['pid']} "
-                "works on"
+                "works on; if that is another program, end the run first: mlflow.MlflowClient()."
+                f"set_terminated({options.resume!r}, 'KILLED')"
             )
     for tag, what in (("family", "family"), ("settings.sha256", "settings"), ("data.md5", "data")):
         recorded = recorded_family(known) if tag == "family" else known.get(tag)

@@ -49,7 +49,16 @@ __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
 FORMAT_VERSION = 1
 REQUIREMENTS = pinned(
-    "dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch"
+    "dnaio",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "pyfaidx",
+    "pyyaml",
+    "safetensors",
+    "tangermeme",
+    "torch",
 )
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")
