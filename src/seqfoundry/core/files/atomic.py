@@ -265,13 +265,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             raise OutputError(f"{path}: must be a new or empty folder, got a file")
         if path.is_dir() and any(path.iterdir()) and not replace:
             raise OutputError(f"{path}: must be a new or empty folder, got one with content")
-        place = Path(os.path.realpath(path))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
-            _put(temporary, place)
+            _put(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -211,10 +211,12 @@ def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
         pass
     try:
         with pq.ParquetFile(path) as file:
-            known: Sequence[str] = file.schema_arrow.names
-            if column not in known:
-                raise InputError(f"{path}: must have the column {column}, got {', '.join(known)}")
-            wanted = [name for name in ("id", column) if name in known]
+            column_names: Sequence[str] = file.schema_arrow.names
+            if column not in column_names:
+                raise InputError(
+                    f"{path}: must have the column {column}, got {', '.join(column_names)}"
+                )
+            wanted = [name for name in ("id", column) if name in column_names]
             number = 0
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 for row in batch.to_pylist():

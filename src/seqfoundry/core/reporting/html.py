@@ -313,13 +313,13 @@ class Report:
 
     def _contents(self) -> list[_Entry]:
         entries: list[_Entry] = []
-        for part in self._parts:
-            if part.kind == "paragraph":
+        for block in self._parts:
+            if block.kind == "paragraph":
                 continue
             under_section = (
-                part.kind != "section" and entries and entries[-1].part.kind == "section"
+                block.kind != "section" and entries and entries[-1].part.kind == "section"
             )
-            (entries[-1].inside if under_section else entries).append(_Entry(part))
+            (entries[-1].inside if under_section else entries).append(_Entry(block))
         return entries
 
 

@@ -256,20 +256,20 @@ def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
         If it is not of shape ``(len(names), len(names))``, not of whole numbers, or has a negative
         count.
     """
-    given = np.asarray(confusion)
-    if given.shape != (len(names), len(names)):
+    counts = np.asarray(confusion)
+    if counts.shape != (len(names), len(names)):
         raise InputError(
             f"confusion matrix: must be {len(names)} by {len(names)}, one row per name, got "
-            f"{given.shape}"
+            f"{counts.shape}"
         )
-    if given.size and not (
-        np.isfinite(given).all() and (given >= 0).all() and (given % 1 == 0).all()
+    if counts.size and not (
+        np.isfinite(counts).all() and (counts >= 0).all() and (counts % 1 == 0).all()
     ):
         raise InputError(
-            f"confusion matrix: counts must be whole numbers of at least 0, got {given.min()} as "
+            f"confusion matrix: counts must be whole numbers of at least 0, got {counts.min()} as "
             "the least"
         )
-    return given.astype(np.int64)
+    return counts.astype(np.int64)
 
 
 def _rate(part: Counts, whole: Counts) -> NDArray[np.float64]:

@@ -162,10 +162,10 @@ def pinned(*names: str) -> list[str]:
 
     Local parts such as ``+cpu`` are left out.
     """
-    found = {name: installed(name) for name in names}
-    if missing := [name for name, version in found.items() if version is None]:
+    versions = {name: installed(name) for name in names}
+    if missing := [name for name, version in versions.items() if version is None]:
         raise importlib.metadata.PackageNotFoundError(missing[0])
-    return [f"{name}=={version}" for name, version in found.items()]
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def installed(name: str) -> str | None:
@@ -173,9 +173,9 @@ def installed(name: str) -> str | None:
 
     TensorFlow for CPUs alone has another name.
     """
-    for one in (name, f"{name}-cpu"):
+    for distribution in (name, f"{name}-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(one).partition("+")[0]
+            return importlib.metadata.version(distribution).partition("+")[0]
     return None
 
 
@@ -203,20 +203,22 @@ def read_model_record(
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, version, package = (
+        recorded, version, package = (
             recorded_family(served),
             served["format_version"],
             served["package_version"],
         )
         content = {key: content[key] for key in keys}
-        if found is None:
+        if recorded is None:
             raise KeyError("family")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family {family}, got: {error}"
         ) from None
-    if found != family:
-        raise ModelError(f"{folder}: must be a model of the family {family}, got one of {found}")
+    if recorded != family:
+        raise ModelError(
+            f"{folder}: must be a model of the family {family}, got one of {recorded}"
+        )
     if version != format_version:
         raise ModelError(
             f"{folder}: format_version must be {format_version}, got {version}; update seqfoundry"
