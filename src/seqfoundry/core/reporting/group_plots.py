@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.reporting import plots
 
+_TRACK_TOP = 4  # copies: what is more is drawn there
+
 
 def error_histograms(
     path: Path, groups: Mapping[str, ArrayLike], *, columns: int, limit: int, label: str
@@ -144,8 +146,8 @@ def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str)
         if not np.shape(group.places) == np.shape(group.observed) == np.shape(group.predicted):
             shapes = [np.shape(group.places), np.shape(group.observed), np.shape(group.predicted)]
             raise InputError(
-                f"profiles, {group.title}: must have one share of both kinds per place, got shapes "
-                f"{shapes}"
+                f"profiles, {group.title}: must have one share of both kinds per place, "
+                f"got shapes {shapes}"
             )
     drawing = [(group.title, lambda axes, group=group: _profile(axes, group)) for group in groups]
     _grid(path, drawing, columns=columns, label=label, side="share of reads")
@@ -369,57 +371,48 @@ def tracks(
 ) -> None:
     """Draw ratios along a chromosome as dots and called copies as a line, a panel per group.
 
-    ``places`` are in megabases.
-
-    A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as
-    triangles.
+    ``places`` are in megabases. A group is (ratios, copies), NaN where there are none. Those above
+    4 are drawn at 4, ratios as triangles.
     """
     with plots.style():
         figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
         if not groups:
             plots.no_data(figure.subplots())
-        for row, (name, (values, levels)) in enumerate(groups.items()):
-            axes = figure.add_subplot(len(groups), 1, row + 1)
+        legend: tuple[list[Any], list[Any]] = ([], [])
+        for row, (name, (ratios, copies)) in enumerate(groups.items(), start=1):
+            axes = figure.add_subplot(len(groups), 1, row)
             axes.set_title(name, loc="left", fontsize=8)
-            ratio = np.asarray(values, dtype=np.float64)
-            if not np.isfinite(ratio).any():
+            if np.isfinite(np.asarray(ratios, dtype=np.float64)).any():
+                _track(axes, places, ratios, copies)
+                legend = axes.get_legend_handles_labels()
+            else:
                 plots.no_data(axes)
-                continue
-            above = np.where(ratio > 4, 4, np.nan)
-            look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
-            axes.plot(
-                places,
-                np.where(ratio > 4, np.nan, ratio),
-                ".",
-                markersize=1.2,
-                label="depth ratio",
-                **look,
-            )
-            axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
-            called = np.minimum(np.asarray(levels, dtype=np.float64), 4)
-            axes.plot(
-                places,
-                called,
-                color=plots.PALETTE[1],
-                linewidth=1.1,
-                label="called copies (3: 3 and more)",
-            )
-            axes.set_ylim(0, 4.25)
-            axes.set_yticks(range(5))
-            axes.grid(axis="y")
         if groups:
             figure.axes[-1].set_xlabel("position (Mb)")
             figure.supylabel("copies", fontsize=9)
-            marks = next(
-                (
-                    handles
-                    for axes in figure.axes
-                    if (handles := axes.get_legend_handles_labels())[0]
-                ),
-                ([], []),
-            )
-            figure.legend(*marks, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
+            figure.legend(*legend, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
         plots.save(figure, path)
+
+
+def _track(axes: Axes, places: ArrayLike, ratios: ArrayLike, copies: ArrayLike) -> None:
+    """Draw the ratios and copies of one group."""
+    ratio = np.asarray(ratios, dtype=np.float64)
+    within = np.where(ratio > _TRACK_TOP, np.nan, ratio)
+    above = np.where(ratio > _TRACK_TOP, _TRACK_TOP, np.nan)
+    called = np.minimum(np.asarray(copies, dtype=np.float64), _TRACK_TOP)
+    look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
+    axes.plot(places, within, ".", markersize=1.2, label="depth ratio", **look)
+    axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
+    axes.plot(
+        places,
+        called,
+        color=plots.PALETTE[1],
+        linewidth=1.1,
+        label="called copies (3: 3 and more)",
+    )
+    axes.set_ylim(0, _TRACK_TOP + 0.25)
+    axes.set_yticks(range(_TRACK_TOP + 1))
+    axes.grid(axis="y")
 
 
 def scatters(
