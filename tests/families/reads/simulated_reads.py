@@ -1,5 +1,7 @@
 """Simulated reads, and what a model without faults would answer to them."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from seqfoundry.families.reads.data import Reads, collapse
 from seqfoundry.families.reads.labelling.structure import ReadGrammar, architectures
 from seqfoundry.families.reads.protocol.molecules import Sources
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
+from seqfoundry.families.reads.protocol.serving import Serving
 from seqfoundry.families.reads.simulate import ReadTruth, draw_example
 from seqfoundry.registry import models
 
@@ -78,21 +81,23 @@ def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     )
 
 
-def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
-    """What a model folder says of itself, as far as annotation asks."""
-    return {
+def serving(protocol: Protocol = PROTOCOL) -> Serving:
+    """What annotation must know of a model of a protocol."""
+    return Serving(f"reads-{protocol.model}", protocol)
+
+
+def write_model_folder(folder: Path, protocol: Protocol = PROTOCOL) -> None:
+    """Write what is read of a model folder without loading its network."""
+    folder.mkdir(exist_ok=True)
+    served = {
         "family": "reads",
         "registered_name": f"reads-{protocol.model}",
-        "labels": list(protocol.labels),
-        "barcodes": list(protocol.barcodes),
-        "barcode_lengths": {
-            s.name: s.length for s in protocol.segments if s.name in protocol.barcodes
-        },
-        "umis": list(protocol.umis),
-        "insert": "cDNA",
-        "strand": protocol.strand,
-        "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
+        "about": "",
+        "limits": [],
+        "input_columns": ["sequence"],
     }
+    (folder / "served.json").write_text(json.dumps(served))
+    (folder / "model.json").write_text(json.dumps({"protocol": asdict(protocol)}))
 
 
 class Replay:
