@@ -31,6 +31,8 @@ from seqfoundry.families.reads.barcodes.whitelist import (
     read_whitelist,
 )
 from seqfoundry.families.reads.output import demultiplex, molecule_table
+from seqfoundry.families.reads.output.cuts import Cuts, cut_molecules
+from seqfoundry.families.reads.output.demultiplex import oriented
 from seqfoundry.families.reads.output.molecule_table import Molecule
 from seqfoundry.families.reads.protocol.serving import Serving, read_serving
 from seqfoundry.registry.portable_model import Portable
@@ -287,7 +289,7 @@ class Assignment(NamedTuple):
     cell
         Number of its cell; 0 if there is none.
     barcodes
-        By name: those of the list, else as read but turned.
+        Listed barcodes of the cell by name; none without a cell.
     """
 
     fate: str
@@ -327,8 +329,11 @@ class ChunkWriter:
         for number, (read, answer) in enumerate(zip(reads, answers, strict=True)):
             molecules += molecule_table.split(read, answer, self.serving, number)
         assignments = self._assign_cells(molecules)
-        for molecule, assignment in zip(molecules, assignments, strict=True):
-            self._demultiplex(molecule, assignment)
+        cuts = cut_molecules(
+            molecules, self.serving, [assignment.barcodes for assignment in assignments]
+        )
+        for molecule, assignment, cut in zip(molecules, assignments, cuts, strict=True):
+            self._demultiplex(molecule, assignment, cut)
         rows_by_kind: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in TABLES}
         for molecule in molecules:
             rows_by_kind[molecule.row["architecture"]].append(molecule.row)
@@ -357,10 +362,10 @@ class ChunkWriter:
         """Give every molecule its fate, cell and barcodes, and count them."""
         cells = self.cells
         if cells is None or not molecules:
-            return [Assignment("valid", 0, molecule.barcodes) for molecule in molecules]
+            return [Assignment("valid", 0, {}) for _ in molecules]
         matches = {
             name: cells.match(
-                [molecule.windows[name] for molecule in molecules],
+                [molecule.window(name, self.serving.lengths[name]) for molecule in molecules],
                 barcode=name,
                 max_distance=_MAX_DISTANCE,
             )
@@ -375,7 +380,7 @@ class ChunkWriter:
                 _correction(cells, matches, index), cell_id=cell or None, match_type=match_type
             )
             self.match_types[match_type] += 1
-            barcodes: Mapping[str, str] = molecule.barcodes
+            barcodes: Mapping[str, str] = {}
             if cell:
                 self.cell_counts[cell] += 1
                 barcodes = cells.cell(cell)
@@ -383,23 +388,29 @@ class ChunkWriter:
             assignments.append(Assignment(fate, cell, barcodes))
         return assignments
 
-    def _demultiplex(self, molecule: Molecule, assignment: Assignment) -> None:
+    def _demultiplex(self, molecule: Molecule, assignment: Assignment, cuts: Cuts) -> None:
         """Write a molecule's cDNA to the file of its fate, and the columns that tell of it."""
         row = molecule.row
-        sequence, qualities = molecule.cdna
-        row |= {"cDNA_length": len(sequence), "UMI": molecule.umi}
+        orientation = row["orientation"]
+        sequence, qualities = molecule.cdna(self.serving)
+        umi, _ = oriented(cuts.umi[0], None, orientation="+", strand=self.serving.strand)
+        row |= {"cDNA_length": len(sequence), "UMI": umi}
+        for name, (barcode, _) in cuts.barcodes.items():
+            in_read, _ = oriented(barcode, None, orientation=orientation, strand="fwd")
+            row[f"{name}_Sequences"] = in_read or None
         self.cdna_lengths.append(len(sequence))
         bucket = "ambiguous" if assignment.fate in ("ambiguous", "no match") else "demuxed"
         if row["architecture"] != "valid":
             if assignment.fate != "assigned":
                 return
             bucket = "incomplete"
+        read_barcodes = {name: barcode for name, (barcode, _) in cuts.barcodes.items()}
         name = demultiplex.header(
             row["ReadName"],
-            assignment.barcodes,
-            umi=molecule.umi,
+            assignment.barcodes or read_barcodes,
+            umi=umi,
             cell_id=assignment.cell,
-            orientation=row["orientation"],
+            orientation=orientation,
         )
         row |= {"demux_header": name, "demux_bucket": bucket}
         file = f"{bucket}.fasta.gz" if qualities is None else f"{bucket}.fastq.gz"

@@ -28,31 +28,56 @@ Bases: TypeAlias = tuple[str, str | None]  # letters and qualities
 
 @dataclass(frozen=True, slots=True)
 class Molecule:
-    """One molecule: its row of the table, and what demultiplexing needs of it.
+    """One molecule: its row of the table, and what stands in it in the protocol's order.
+
+    Sequence, qualities and segments have the sense of Read 1 of the library, which is that of a
+    list of cells: those of a ``-`` molecule are turned.
 
     Parameters
     ----------
     row
         Values of the table's columns, by name.
-    barcodes, windows
-        Barcode segments and what stands around them, in the sense of a list of cells.
-    cdna, umi
-        In the sense of the transcript.
     parent
         Number of its read in the chunk.
+    sequence, qualities
+        Of the part of the read that holds it.
+    segments
+        Called segments of the molecule itself; positions are within ``sequence``.
     """
 
     row: dict[str, Any]
-    barcodes: dict[str, str]
-    windows: dict[str, str]
-    cdna: Bases
-    umi: str
     parent: int
+    sequence: str
+    qualities: str | None
+    segments: Sequence[Segment]
+
+    def window(self, name: str, length: int) -> str:
+        """Cut a barcode segment and what is around it; empty if it is missing.
+
+        A segment that was called short of ``length`` has a wider window.
+        """
+        for segment in self.segments:
+            if segment["label"] == name:
+                start, end = segment["start"], segment["end"]
+                margin = WINDOW + max(0, length - (end - start))
+                return self.sequence[max(0, start - margin) : end + margin]
+        return ""
+
+    def cdna(self, serving: Serving) -> Bases:
+        """Cut the cDNA, in the sense of the transcript."""
+        inserts = [segment for segment in self.segments if segment["label"] == serving.insert]
+        insert = slice(inserts[0]["start"], inserts[-1]["end"]) if inserts else slice(0, 0)
+        return oriented(
+            self.sequence[insert],
+            None if self.qualities is None else self.qualities[insert],
+            orientation="+",
+            strand=serving.strand,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part of a read that holds one molecule.
+    """The part of a read that holds one molecule, as it stands in the read.
 
     Parameters
     ----------
@@ -157,42 +182,23 @@ def _describe_molecule(
 
 
 def _to_molecule(row: dict[str, Any], cut: Cut, serving: Serving, parent: int) -> Molecule:
-    """Cut barcode windows, cDNA and UMI out of a molecule, oriented as they are used."""
+    """Turn a cut part of a read into the sense of Read 1."""
     segments = cut.molecule_segments
-    barcodes = {}
-    windows = {}
-    for name in serving.barcodes:
-        called = next((segment for segment in segments if segment["label"] == name), None)
-        if called is None:
-            barcodes[name] = windows[name] = ""
-            continue
-        start, end = called["start"], called["end"]
-        barcode = cut.sequence[start:end]
-        window = cut.sequence[max(0, start - WINDOW) : end + WINDOW]
-        row[f"{name}_Sequences"] = barcode  # as it stands in the read
-        barcodes[name] = oriented(barcode, None, orientation=cut.orientation, strand="fwd")[0]
-        windows[name] = oriented(window, None, orientation=cut.orientation, strand="fwd")[0]
-    inserts = [segment for segment in segments if segment["label"] == serving.insert]
-    insert = slice(inserts[0]["start"], inserts[-1]["end"]) if inserts else slice(0, 0)
-    cdna = oriented(
-        cut.sequence[insert],
-        None if cut.qualities is None else cut.qualities[insert],
-        orientation=cut.orientation,
-        strand=serving.strand,
-    )
-    umis = [
-        cut.sequence[segment["start"] : segment["end"]]
-        for segment in segments
-        if segment["label"] in serving.umis
-    ]
-    # joined before they are turned, since that changes their order
-    umi, _ = oriented("".join(umis), None, orientation=cut.orientation, strand=serving.strand)
     row[TAIL_LENGTHS] = ", ".join(
         str(segment["end"] - segment["start"])
         for segment in segments
         if segment["label"] in serving.tails
     )
-    return Molecule(row, barcodes, windows, cdna, umi, parent)
+    sequence, qualities = oriented(
+        cut.sequence, cut.qualities, orientation=cut.orientation, strand="fwd"
+    )
+    if cut.orientation == "-":
+        length = len(sequence)
+        segments = [
+            {**segment, "start": length - segment["end"], "end": length - segment["start"]}
+            for segment in reversed(segments)
+        ]
+    return Molecule(row, parent, sequence, qualities, segments)
 
 
 def segment_columns(
