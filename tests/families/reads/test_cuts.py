@@ -40,7 +40,9 @@ def molecules_with_soft_ends(
     for number, answer in enumerate(answers):
         move_boundaries(answer, ("CBC", "UMI"), shift)
         sequence = decode(reads.read(number)[0])
-        read = SimpleNamespace(name="r", sequence=sequence, qualities="I" * len(sequence))
+        read = SimpleNamespace(
+            name="r", sequence=sequence, qualities="I" * len(sequence), sample="s"
+        )
         for molecule in split(read, answer, serving, number):
             molecules.append(molecule)
             expected.append(truths[number // 2])

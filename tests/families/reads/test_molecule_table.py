@@ -63,7 +63,9 @@ def simulate(
     for number, answer in enumerate(answers):
         sequence = decode(reads.read(number)[0])
         qualities = "".join(chr(33 + (number + place) % 90) for place in range(len(sequence)))
-        record = SimpleNamespace(name=f"r{number}", sequence=sequence, qualities=qualities)
+        record = SimpleNamespace(
+            name=f"r{number}", sequence=sequence, qualities=qualities, sample="s"
+        )
         molecules = split(record, answer, BENCH.serving(protocol), number)
         found.append((record, answer, truths[number // 2], molecules))
     return found
@@ -268,7 +270,7 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
             "segments": segments,
             "fragments": [fragment],
         }
-        record = SimpleNamespace(name="r", sequence=bases, qualities=None)
+        record = SimpleNamespace(name="r", sequence=bases, qualities=None, sample="s")
         molecules += split(record, answer, serving, 0)
     a, b = molecules
     listed = {"B1": "AACC", "B2": "GGTA"}
@@ -285,7 +287,12 @@ def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
     serving = BENCH.serving(protocol_of({"B": "N4", "cDNA": "NN"}, barcodes=("B",)))
     answer = {"architecture": "valid", "reason": "valid", "segments": [segment("cDNA", 0, 4)]}
     answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+", "whole": True}]
-    [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, serving, 0)
+    [one] = split(
+        SimpleNamespace(name="r", sequence="ACGT", qualities="IIII", sample="s"),
+        answer,
+        serving,
+        0,
+    )
     assert one.window("B", 4) == ""
     assert one.cdna(serving) == ("ACGT", "IIII")
     [cuts] = cut_molecules([one], serving, [{}])
@@ -303,7 +310,9 @@ def test_cdna_reads_like_the_transcript_it_was_cut_from(protocol: Protocol) -> N
     )
     n_found = 0
     for number, answer in enumerate(BENCH.truth_answer(reads, protocol).to_dict("records")):
-        record = SimpleNamespace(name="r", sequence=decode(reads.read(number)[0]), qualities=None)
+        record = SimpleNamespace(
+            name="r", sequence=decode(reads.read(number)[0]), qualities=None, sample="s"
+        )
         for one in split(record, answer, BENCH.serving(protocol), number):
             assert one.cdna(BENCH.serving(protocol))[0] in decode(codes)
             n_found += 1

@@ -11,8 +11,9 @@ import pytest
 from seqfoundry import engine
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.families.reads.annotate import AnnotateReads
-from seqfoundry.families.reads.barcodes.whitelist import read_whitelist
-from seqfoundry.families.reads.fastq import read_chunks
+from seqfoundry.families.reads.barcodes.lists import read_whitelist
+from seqfoundry.families.reads.inputs import read_chunks
+from seqfoundry.families.reads.samples import ReadFile
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reads"
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no real reads beside 
 
 
 def test_all_reads_are_read() -> None:
-    chunks = list(read_chunks(REAL / "ont_10x3p_150.fastq.gz", size=64))
+    reads = ReadFile(REAL / "ont_10x3p_150.fastq.gz", "s")
+    chunks = [chunk.records for chunk in read_chunks([reads], size=64)]
     assert [len(chunk) for chunk in chunks] == [64, 64, 22]
     records = [record for chunk in chunks for record in chunk]
     assert len({record.name for record in records}) == 150

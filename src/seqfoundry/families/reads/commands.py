@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
 
 @command_line.command("annotate")
 @command_line.argument(
-    "input", type=command_line.PATH, help="FASTQ or FASTA, plain or gzip; or a folder of them."
+    "input",
+    type=command_line.PATH,
+    help="FASTQ or FASTA (plain or gzip), BAM, CRAM or SAM; a folder of them; - (standard input).",
 )
 @standard_commands.job_options
 @command_line.option(
@@ -42,8 +45,16 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
     metavar="FILE",
     help="Barcodes that may occur, one a line.",
 )
-def annotate(request: engine.Request, whitelist: Path | None) -> Any:
+@command_line.option(
+    "--samples",
+    metavar="SHEET|file|folder|one",
+    help="Whose reads they are: a table with the columns sample and file, one sample per file or "
+    "per folder, or one in all (default: by the names of files and folders).",
+)
+def annotate(request: engine.Request, whitelist: Path | None, samples: str | None) -> Any:
     """Label every base of reads, and assign molecules to cells."""
     from seqfoundry.families.reads.annotate import AnnotateReads
 
-    return engine.run(AnnotateReads(whitelist), request)
+    if str(request.source) == "-":
+        request = replace(request, source=Path("/dev/stdin"))
+    return engine.run(AnnotateReads(whitelist, samples), request)

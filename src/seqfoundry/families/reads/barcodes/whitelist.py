@@ -1,28 +1,23 @@
-"""Read the list of cells of a protocol or an experiment and match barcode segments to it.
+"""Match barcode segments to the list of cells of a protocol or an experiment.
 
 A window is the predicted segment plus a few bases on both sides, since predicted boundaries are
 soft by a base or two; a listed barcode may lie anywhere in it (infix alignment, Levenshtein
 distance).
 """
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqfoundry.core.dna import Codes, Offsets, encode
-from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.core.files.tables import refuse_wide
-from seqfoundry.families.reads.barcodes.search import LONGEST, Index, build_index, search
+from seqfoundry.core.errors import InputError
+from seqfoundry.families.reads.barcodes.search import Index, build_index, search
 
 AMBIGUOUS = "Ambiguous match"
 NO_MATCH = "No match"
 
-_SHOWN = 70  # letters of a wrong barcode that a message repeats
 _DECOY_ROUNDS = 100  # shuffles before a list counts as too dense for decoys
 
 
@@ -196,132 +191,6 @@ def _rows_by_number(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDAr
     return order, np.concatenate([[0], np.cumsum(np.bincount(numbers))])
 
 
-def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
-    """Read the list of cells.
-
-    Two forms, plain or gzip: a TSV whose header names the barcode columns (others are passed over;
-    one row is one cell), or, for a protocol of one barcode, one sequence per line without a
-    header. The suffix ``-1`` of lists written by cellranger is cut, lower case is accepted.
-
-    Parameters
-    ----------
-    path
-        The file.
-    barcodes
-        Names of the protocol's barcode segments, at least one.
-
-    Raises
-    ------
-    MissingError
-        If there is no such file.
-    InputError
-        Naming file and line: no cells, missing column, row of too few fields, letters outside
-        ACGT, barcodes of one column of different lengths or longer than 64, the same cell twice;
-        or a damaged gzip file.
-    """
-    lines = _read_lines(path)
-    if not lines:
-        raise InputError(f"{path}: must list at least one cell, got an empty file")
-    names = lines[0].split("\t")
-    refuse_wide(path, len(names))
-    has_header = any(name in names for name in barcodes)
-    if not has_header and (len(barcodes) > 1 or len(names) > 1):
-        raise InputError(
-            f"{path}: line 1: the header must name the columns {', '.join(barcodes)}, got "
-            f"{lines[0]!r}"
-        )
-    fields: list[list[str]] = [lines]
-    first = 1
-    if has_header:
-        fields, first = _split_columns(path, lines, barcodes), 2
-        if not fields[0]:
-            raise InputError(f"{path}: must list at least one cell, got only a header")
-    arrays = [
-        _barcode_array(path, name, column, first)
-        for name, column in zip(barcodes, fields, strict=True)
-    ]
-    columns, numbers = {}, []
-    for name, array in zip(barcodes, arrays, strict=True):
-        _, firsts, inverse = np.unique(_keys(array), return_index=True, return_inverse=True)
-        rank = np.empty(firsts.size, dtype=np.int64)  # from alphabetical order to that of the file
-        rank[np.argsort(firsts)] = np.arange(firsts.size)
-        columns[name] = Column(array[np.sort(firsts)])
-        numbers.append(rank[inverse])
-    rows = np.stack(numbers, axis=1)
-    _refuse_repeats(path, rows, arrays, first)
-    return Whitelist(columns, rows)
-
-
-def _read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise MissingError(f"{path}: a list of barcodes must be a file, got none of that name")
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("ascii")
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: must be ASCII text, plain or whole gzip, got {error}") from None
-    return text.rstrip().replace("\r\n", "\n").split("\n") if text.strip() else []
-
-
-def _split_columns(path: Path, lines: list[str], barcodes: Sequence[str]) -> list[list[str]]:
-    names = lines[0].split("\t")
-    missing = [name for name in barcodes if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: line 1: the header must name {', '.join(missing)}, got {', '.join(names)}"
-        )
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(names):
-            raise InputError(
-                f"{path}: line {number}: must have {len(names)} fields as the header, got "
-                f"{len(row)}"
-            )
-    return [[row[names.index(name)] for row in rows] for name in barcodes]
-
-
-def _barcode_array(path: Path, name: str, values: list[str], first: int) -> NDArray[np.bytes_]:
-    """Check one column, whose first value stands in line `first`, and pack it."""
-    values = [value.strip().removesuffix("-1").upper() for value in values]
-    length = len(values[0])
-    if set("".join(values)) - set(
-        "ACGT"
-    ):  # before lengths: a header is no barcode of another length
-        number, value = next(
-            (n, one) for n, one in enumerate(values, start=first) if set(one) - set("ACGT")
-        )
-        raise InputError(
-            f"{path}: line {number}: {name} must be letters of ACGT, got {value[:_SHOWN]!r}"
-        )
-    if not 2 <= length <= LONGEST:
-        raise InputError(
-            f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got "
-            f"{values[0][:_SHOWN]!r}"
-        )
-    for number, value in enumerate(values, start=first):
-        if len(value) != length:
-            got = f"got {value[:_SHOWN]!r}"
-            raise InputError(
-                f"{path}: line {number}: {name} must have {length} bases as the first, {got}"
-            )
-    return np.array(values, dtype=f"S{length}")
-
-
-def _refuse_repeats(
-    path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np.bytes_]], first: int
-) -> None:
-    order = np.lexsort(rows.T)  # stable: the first of equal rows comes first
-    repeats = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
-    if repeats.size:
-        place = repeats[np.argmin(order[repeats + 1])]
-        again, before = int(order[place + 1]), int(order[place])
-        cell = "-".join(array[again].decode("ascii") for array in arrays)
-        raise InputError(
-            f"{path}: line {again + first}: cells must differ, got {cell} again, as in line "
-            f"{before + first}"
-        )
-
-
 def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
     """Shuffle the letters of every barcode: cells that cannot be there, as control of false hits.
 
@@ -344,14 +213,14 @@ def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
 def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Column:
     listed = column.codes()
     letters = np.frombuffer(b"ACGT", dtype=np.uint8)
-    taken = np.sort(_keys(column.sequences))
+    taken = np.sort(pack_sequences(column.sequences))
     result = column.sequences.copy()
     open_rows = np.arange(len(listed))
     sources = open_rows
     for _ in range(_DECOY_ROUNDS):
         mixed = generator.permuted(listed[sources], axis=1)
         result[open_rows] = letters[mixed].reshape(-1).view(result.dtype)
-        keys = _keys(result)
+        keys = pack_sequences(result)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         is_bad = np.zeros(len(result), dtype=np.bool_)
@@ -374,7 +243,7 @@ def _codes(sequences: NDArray[np.bytes_]) -> Codes:
     return table[raw].reshape(len(sequences), sequences.dtype.itemsize)
 
 
-def _keys(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
+def pack_sequences(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
     """Pack sequences as numbers of the same order, which sort far faster.
 
     Those that do not fit are left.

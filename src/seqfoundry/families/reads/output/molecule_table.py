@@ -63,6 +63,14 @@ class Molecule:
                 return self.sequence[max(0, start - margin) : end + margin]
         return ""
 
+    def tail_lengths(self, serving: Serving) -> list[int]:
+        """Bases of its poly-A or poly-T tails."""
+        return [
+            segment["end"] - segment["start"]
+            for segment in self.segments
+            if segment["label"] in serving.tails
+        ]
+
     def cdna(self, serving: Serving) -> Bases:
         """Cut the cDNA, in the sense of the transcript."""
         inserts = [segment for segment in self.segments if segment["label"] == serving.insert]
@@ -109,10 +117,7 @@ class Cut:
 
 
 def split(read: Any, answer: Mapping[str, Any], serving: Serving, parent: int) -> list[Molecule]:
-    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules, if it has any.
-
-    Whole ones come first, then incomplete ones.
-    """
+    """Cut a read into its molecules, if it has any: whole ones first, then incomplete ones."""
     molecules = []
     for is_whole in (True, False):
         fragments = [
@@ -176,6 +181,7 @@ def _describe_molecule(
         "architecture": "valid" if is_whole else "incomplete",
         "reason": reason,
         "orientation": cut.orientation,
+        "sample": read.sample,
         "parent": read.name,
         "parent_start": 0 if is_valid_read else fragment["start"],
     }
@@ -184,11 +190,6 @@ def _describe_molecule(
 def _to_molecule(row: dict[str, Any], cut: Cut, serving: Serving, parent: int) -> Molecule:
     """Turn a cut part of a read into the sense of Read 1."""
     segments = cut.molecule_segments
-    row[TAIL_LENGTHS] = ", ".join(
-        str(segment["end"] - segment["start"])
-        for segment in segments
-        if segment["label"] in serving.tails
-    )
     sequence, qualities = oriented(
         cut.sequence, cut.qualities, orientation=cut.orientation, strand="fwd"
     )
@@ -198,7 +199,12 @@ def _to_molecule(row: dict[str, Any], cut: Cut, serving: Serving, parent: int) -
             {**segment, "start": length - segment["end"], "end": length - segment["start"]}
             for segment in reversed(segments)
         ]
-    return Molecule(row, parent, sequence, qualities, segments)
+    molecule = Molecule(row, parent, sequence, qualities, segments)
+    lengths = molecule.tail_lengths(serving)
+    if cut.orientation == "-":
+        lengths = lengths[::-1]
+    row[TAIL_LENGTHS] = ", ".join(map(str, lengths))
+    return molecule
 
 
 def segment_columns(
@@ -246,6 +252,7 @@ def invalid_row(read: Any, answer: Mapping[str, Any], serving: Serving) -> dict[
         "architecture": "invalid",
         "reason": answer["reason"],
         "orientation": "",
+        "sample": read.sample,
     }
 
 
@@ -286,6 +293,7 @@ def schema(serving: Serving, kind: str, *, has_whitelist: bool) -> Any:
         ("reason", text),
         ("orientation", text),
         ("model_name", text),
+        ("sample", text),
     ]
     if kind != "invalid":
         columns += [(f"{name}_Sequences", text) for name in serving.barcodes]
