@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.families.reads.barcodes.lists import read_whitelist
-from seqfoundry.families.reads.barcodes.whitelist import Column, Whitelist, decoys
+from seqfoundry.families.reads.barcodes.whitelist import (
+    CellMatch,
+    Column,
+    MatchRule,
+    Nearest,
+    Whitelist,
+    decoys,
+)
 from seqfoundry.families.reads.inputs import read_chunks
 from seqfoundry.families.reads.samples import ReadFile
 
+RULE = MatchRule(max_distance=2, joint_distance=0.25, joint_margin=1)
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reads"
 
 
@@ -138,9 +146,12 @@ def test_several_nearest_barcodes_are_all_kept():
     assert matches.count.tolist() == [2, 1, 0]
     assert matches.tied.tolist() == [0, 1, 0]
     assert matches.offsets.tolist() == [0, 2, 3, 3]
-    cells, types = listed.assign({"CBC": matches})
-    assert cells.tolist() == [0, 1, 0]
-    assert types == ["Ambiguous match", "Exact match (CBC)", "No match"]
+    assigned = listed.assign({"CBC": ["AAAAGTTT", "AAAATTTT", ""]}, RULE)
+    assert assigned == [
+        CellMatch(0, "Ambiguous match", {"CBC": Nearest(("AAAATTTT", "AAAACTTT"), 1)}),
+        CellMatch(1, "Exact match (CBC)", {"CBC": Nearest(("AAAATTTT",), 0)}),
+        CellMatch(0, "No match", {"CBC": Nearest((), None)}),
+    ]
 
 
 def test_no_windows_give_empty_arrays():
@@ -154,20 +165,24 @@ def test_combinations_of_barcodes_name_a_cell(tmp_path):
     listed = read_whitelist(write(tmp_path, text), ["CBC", "i7"])
     assert len(listed) == 3
     assert listed.cell(3) == {"CBC": "GGGG", "i7": "TTTT"}
-    matches = {
-        "CBC": listed.match(
-            ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG"], barcode="CBC", max_distance=2
-        ),
-        "i7": listed.match(["AAAA", "TTTT", "TTTT", "", "AAAA"], barcode="i7", max_distance=1),
+    windows = {
+        "CBC": ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG", "TTCG"],
+        "i7": ["AAAA", "TTTT", "TTTT", "", "AAAA", "TTAA"],
     }
-    cells, types = listed.assign(matches)
-    assert cells.tolist() == [1, 3, 0, 0, 0]
-    assigned = "Exact match (CBC + i7)"
-    assert types == [assigned, assigned, "No match", "No match", "Ambiguous match"]
-    with pytest.raises(
-        InputError, match=r"^assign: matches must hold every barcode, got none for i7$"
-    ):
-        listed.assign({"CBC": matches["CBC"]})
+    assigned = listed.assign(windows, MatchRule(2, 0.25, 1))
+    kind = "Exact match (CBC + i7)"
+    assert [(match.cell, match.match_type) for match in assigned] == [
+        (1, kind),
+        (3, kind),
+        (0, "No match"),
+        (0, "No match"),
+        (0, "Ambiguous match"),  # two edits from the first cell, two from the second
+        (0, "No match"),
+    ]
+    assert assigned[4].nearest == {
+        "CBC": Nearest(("CCCC", "GGGG"), 2),
+        "i7": Nearest(("AAAA",), 0),
+    }
 
 
 def test_match_refuses_illegal_arguments():
@@ -293,7 +308,7 @@ def test_decoys_of_a_full_list_are_refused():
     pairs = [a + b for a in "ACGT" for b in "ACGT"]
     with pytest.raises(
         InputError,
-        match=r"^decoys: CBC must leave family for as many other sequences, got 16 barcodes$",
+        match=r"^decoys: CBC must leave room for as many other sequences, got 16 barcodes$",
     ):
         decoys(one_column(pairs), seed=1)
 

@@ -23,8 +23,9 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
 from seqfoundry.engine.parts import join_files, join_tables
 from seqfoundry.families.reads import fastq, inputs
-from seqfoundry.families.reads.barcodes.lists import read_whitelist
-from seqfoundry.families.reads.barcodes.whitelist import Whitelist
+from seqfoundry.families.reads.barcodes.lists import read_part_lists, read_whitelist
+from seqfoundry.families.reads.barcodes.whitelist import MatchRule, Whitelist
+from seqfoundry.families.reads.kits import read_match_rule
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.bam import BAM, join_bam, read_groups
 from seqfoundry.families.reads.output.chunk_writer import (
@@ -68,14 +69,21 @@ class AnnotateReads(Job):
     Parameters
     ----------
     whitelist
-        List of the barcodes that may occur.
+        Table of the cells that may occur.
+    part_lists
+        Instead of it, a list of each part of the barcode, with the name of its segment: every
+        combination may be a cell.
     samples
         Whose reads each file holds: a sheet, or one of `samples.WAYS`; see
         `samples.assign_samples`.
+    rule
+        How near a listed barcode must be.
     """
 
     whitelist: Path | None = None
     samples: str | None = None
+    part_lists: tuple[tuple[str, Path], ...] = ()
+    rule: MatchRule = field(default_factory=read_match_rule)
 
     family = "reads"
     marker = FATES_FILE
@@ -84,6 +92,8 @@ class AnnotateReads(Job):
     def __post_init__(self) -> None:
         if self.whitelist is not None:  # other machines work in other folders
             object.__setattr__(self, "whitelist", self.whitelist.absolute())
+        absolute = tuple((name, path.absolute()) for name, path in self.part_lists)
+        object.__setattr__(self, "part_lists", absolute)
         if self.samples is not None and self.samples not in WAYS:
             object.__setattr__(self, "samples", str(Path(self.samples).absolute()))
 
@@ -92,7 +102,7 @@ class AnnotateReads(Job):
         return CHUNK
 
     def further_inputs(self) -> Sequence[Path]:
-        further = [] if self.whitelist is None else [self.whitelist]
+        further = self._lists()
         if self.samples is not None and self.samples not in WAYS:
             further.append(Path(self.samples))
         return further
@@ -108,9 +118,16 @@ class AnnotateReads(Job):
         InputError
             If it is not as it must be, or not one of the model's barcodes.
         """
-        if self.whitelist is None:
+        lists = self._lists()
+        if not lists:
             return None
-        return _read_cells_once(self.whitelist, self.whitelist.stat().st_mtime_ns, model)
+        changed = tuple(path.stat().st_mtime_ns for path in lists)
+        return _read_cells_once(self.whitelist, self.part_lists, changed, model)
+
+    def _lists(self) -> list[Path]:
+        """List the files with barcodes."""
+        table = [] if self.whitelist is None else [self.whitelist]
+        return [*table, *(path for _, path in self.part_lists)]
 
     def find_files(self, source: Path) -> list[ReadFile]:
         """List the files of the input with their samples."""
@@ -157,19 +174,21 @@ class AnnotateReads(Job):
             )
             for name, sequence, qualities, tags, sample in chunk.rows.itertuples(index=False)
         ]
-        with ChunkWriter(folder, _read_serving_once(model), self.cells(model)) as writer:
+        with ChunkWriter(
+            folder, _read_serving_once(model), self.cells(model), self.rule
+        ) as writer:
             return writer.write(reads, answer.to_dict("records"), chunk.first)
 
     def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
         totals = _sum_counts(parts)
         for kind in TABLES:
             schema = molecule_table.schema(
-                _read_serving_once(model), kind, has_whitelist=self.whitelist is not None
+                _read_serving_once(model), kind, has_whitelist=bool(self._lists())
             )
             join_tables(parts.folders, out / f"annotations_{kind}.parquet", schema)
         join_files(parts.folders, out / FATES_FILE, header=FATES_HEADER)
         _join_samples(parts, list(totals.fates), out)
-        if self.whitelist is not None:
+        if self._lists():
             match_types = demultiplex.match_type_table(totals.match_types)
             files.write_text(out / "matchType_readCount.tsv", match_types)
             files.write_text(out / "cellId_readCount.tsv", demultiplex.cell_table(totals.cells))
@@ -237,8 +256,13 @@ def split_by_bases(sequences: Sequence[str]) -> Iterator[list[str]]:
 
 
 @lru_cache(maxsize=1)
-def _read_cells_once(path: Path, _changed: int, model: Portable) -> Whitelist:
-    return read_cells(path, _read_serving_once(model))
+def _read_cells_once(
+    table: Path | None,
+    part_lists: tuple[tuple[str, Path], ...],
+    _changed: tuple[int, ...],
+    model: Portable,
+) -> Whitelist:
+    return read_cells(table, part_lists, _read_serving_once(model))
 
 
 @lru_cache(maxsize=1)
@@ -246,19 +270,37 @@ def _read_serving_once(model: Portable) -> Serving:
     return read_serving(model.model_folder)
 
 
-def read_cells(path: Path, serving: Serving) -> Whitelist:
-    """Read the list of cells and compare its barcodes with those that the model finds."""
+def read_cells(
+    table: Path | None, part_lists: Sequence[tuple[str, Path]], serving: Serving
+) -> Whitelist:
+    """Read the list of cells and compare its barcodes with those that the model finds.
+
+    Raises
+    ------
+    InputError
+        If the model's reads have no barcode, or barcodes of another length.
+    """
+    where = table or part_lists[0][1]
     if not serving.barcodes:
         raise InputError(
-            f"{path}: must not be given for {serving.registered_name}, whose reads have no barcode"
+            f"{where}: must not be given for {serving.registered_name}, whose reads have no "
+            "barcode"
         )
-    cells = read_whitelist(path, serving.barcodes)
+    if table is not None and part_lists:
+        raise InputError(
+            "--whitelist: must be one table of cells, or a list for each of "
+            f"{', '.join(serving.barcodes)} as NAME=FILE, got both"
+        )
+    if table is not None:
+        cells = read_whitelist(table, serving.barcodes)
+    else:
+        cells = read_part_lists(dict(part_lists), serving.barcodes)
     for name in serving.barcodes:
         length = cells.columns[name].length
         if length != serving.lengths[name]:
             raise InputError(
-                f"{path}: {name} must have {serving.lengths[name]} bases as in the model's "
-                f"library, got {length}"
+                f"{dict(part_lists).get(name, where)}: {name} must have "
+                f"{serving.lengths[name]} bases as in the model's library, got {length}"
             )
     return cells
 

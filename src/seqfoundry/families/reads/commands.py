@@ -1,15 +1,20 @@
 """Commands of reads."""
 
 import json
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from seqfoundry import engine
 from seqfoundry.core import command_line
+from seqfoundry.core.errors import InputError
 from seqfoundry.engine import standard_commands
 from seqfoundry.families.reads import FAMILY
+
+_NAMED_FILE = re.compile(r"[A-Za-z0-9_.-]+=")
 
 train = standard_commands.train_command(FAMILY)
 evaluate = standard_commands.evaluate_command(FAMILY)
@@ -41,9 +46,10 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
 @standard_commands.job_options
 @command_line.option(
     "--whitelist",
-    type=command_line.PATH,
-    metavar="FILE",
-    help="Barcodes that may occur, one a line.",
+    multiple=True,
+    metavar="FILE|NAME=FILE",
+    help="Barcodes that may occur, one a line, or a table of cells; or a list for each part of "
+    "the barcode, NAME=FILE, repeated or in one word.",
 )
 @command_line.option(
     "--samples",
@@ -51,10 +57,36 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
     help="Whose reads they are: a table with the columns sample and file, one sample per file or "
     "per folder, or one in all (default: by the names of files and folders).",
 )
-def annotate(request: engine.Request, whitelist: Path | None, samples: str | None) -> Any:
+def annotate(request: engine.Request, whitelist: tuple[str, ...], samples: str | None) -> Any:
     """Label every base of reads, and assign molecules to cells."""
     from seqfoundry.families.reads.annotate import AnnotateReads
 
     if str(request.source) == "-":
         request = replace(request, source=Path("/dev/stdin"))
-    return engine.run(AnnotateReads(whitelist, samples), request)
+    table, part_lists = _parse_lists(whitelist)
+    return engine.run(AnnotateReads(table, samples, part_lists), request)
+
+
+def _parse_lists(words: Sequence[str]) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
+    """Tell a table of cells from lists of parts, ``NAME=FILE``.
+
+    Raises
+    ------
+    InputError
+        If there are several tables.
+    """
+    tables = []
+    part_lists = []
+    for word in words:
+        if not _NAMED_FILE.match(word) or Path(word).exists():
+            tables.append(Path(word))
+            continue
+        for part in shlex.split(word):
+            name, _, path = part.partition("=")
+            part_lists.append((name, Path(path)))
+    if len(tables) > 1:
+        raise InputError(
+            f"--whitelist: must be one file, or NAME=FILE for each part of a barcode, got "
+            f"{len(tables)} files"
+        )
+    return (tables[0] if tables else None), tuple(part_lists)

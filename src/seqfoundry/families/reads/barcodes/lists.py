@@ -11,7 +11,7 @@ import gzip
 import logging
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -92,6 +92,34 @@ def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
             lines.number(int(repeated) + first),
         )
     return Whitelist(listed, rows[kept])
+
+
+def read_part_lists(paths: Mapping[str, Path], barcodes: Sequence[str]) -> Whitelist:
+    """Read a list for every part of a barcode: each combination of them may be a cell.
+
+    Parameters
+    ----------
+    paths
+        The list of each part, by the name of its segment.
+    barcodes
+        Names of the protocol's barcode segments.
+
+    Raises
+    ------
+    MissingError, InputError
+        As `read_whitelist`; or a part has no list, or a list is of no part.
+    """
+    missing = [name for name in barcodes if name not in paths]
+    unknown = [name for name in paths if name not in barcodes]
+    if missing or unknown:
+        raise InputError(
+            f"--whitelist: must give a list for each of {', '.join(barcodes)} as NAME=FILE, got "
+            + (f"none for {', '.join(missing)}" if missing else f"one for {', '.join(unknown)}")
+        )
+    columns: dict[str, Column] = {}
+    for name in barcodes:
+        columns |= read_whitelist(paths[name], [name]).columns
+    return Whitelist(columns, None)
 
 
 class _Lines:

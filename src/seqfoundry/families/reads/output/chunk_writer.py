@@ -13,7 +13,8 @@ from seqfoundry.families.reads import fastq
 from seqfoundry.families.reads.barcodes.whitelist import (
     AMBIGUOUS,
     NO_MATCH,
-    Matches,
+    MatchRule,
+    Nearest,
     Whitelist,
 )
 from seqfoundry.families.reads.output import demultiplex, molecule_table
@@ -38,7 +39,6 @@ FATES = {
 }
 
 
-_MAX_DISTANCE = 2  # edits between a barcode and the list, as in the reference
 _VIEWS = 20  # reads that are drawn
 _VIEW_BASES = 3000  # and how much of each
 
@@ -114,6 +114,7 @@ class ChunkWriter:
     folder: Path
     serving: Serving
     cells: Whitelist | None
+    rule: MatchRule
     fates: dict[str, Counter[str]] = field(default_factory=dict)
     match_types: dict[str, Counter[str]] = field(default_factory=dict)
     cell_counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -175,21 +176,15 @@ class ChunkWriter:
         cells = self.cells
         if cells is None or not molecules:
             return [Assignment("valid", 0, {}) for _ in molecules]
-        matches = {
-            name: cells.match(
-                [molecule.window(name, self.serving.lengths[name]) for molecule in molecules],
-                barcode=name,
-                max_distance=_MAX_DISTANCE,
-            )
+        windows = {
+            name: [molecule.window(name, self.serving.lengths[name]) for molecule in molecules]
             for name in self.serving.barcodes
         }
-        numbers, match_types = cells.assign(matches)
         assignments = []
-        for index, (molecule, cell, match_type) in enumerate(
-            zip(molecules, numbers.tolist(), match_types, strict=True)
-        ):
+        for molecule, match in zip(molecules, cells.assign(windows, self.rule), strict=True):
+            cell, match_type, nearest = match
             molecule.row.update(
-                _correction(cells, matches, index), cell_id=cell or None, match_type=match_type
+                _correction_columns(nearest), cell_id=cell or None, match_type=match_type
             )
             sample = reads[molecule.parent].sample
             self.match_types.setdefault(sample, Counter())[match_type] += 1
@@ -312,17 +307,14 @@ class ChunkWriter:
         (self.folder / FATES_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _correction(cells: Whitelist, matches: Mapping[str, Matches], number: int) -> dict[str, Any]:
+def _correction_columns(nearest: Mapping[str, Nearest]) -> dict[str, Any]:
     """Columns of the nearest listed barcodes of one molecule.
 
     ``NMF`` where none is near, as the reference says it.
     """
     columns: dict[str, Any] = {}
-    for name, match in matches.items():
-        listed = match.tied[match.offsets[number] : match.offsets[number + 1]]
-        sequences = [cells.columns[name].sequences[index].decode("ascii") for index in listed]
-        distance = int(match.distance[number])
+    for name, (sequences, distance) in nearest.items():
         columns[f"corrected_{name}"] = ",".join(sequences) or "NMF"
-        columns[f"corrected_{name}_min_dist"] = distance if distance >= 0 else None
+        columns[f"corrected_{name}_min_dist"] = distance
         columns[f"corrected_{name}_counts_with_min_dist"] = len(sequences)
     return columns
