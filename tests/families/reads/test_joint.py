@@ -2,6 +2,7 @@
 
 import itertools
 import tracemalloc
+from dataclasses import replace
 
 import edlib
 import numpy as np
@@ -11,7 +12,7 @@ from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.families.reads.barcodes.lists import read_part_lists, read_whitelist
 from seqfoundry.families.reads.barcodes.whitelist import Column, MatchRule, Whitelist
 
-RULE = MatchRule(max_distance=2, joint_distance=0.25, joint_margin=1)
+RULE = MatchRule(max_distance=2, slack=3, joint_distance=0.25, joint_margin=1, joint_slack=3)
 
 
 def draw_sequences(n: int, length: int, generator: np.random.Generator) -> list[str]:
@@ -90,8 +91,8 @@ def test_the_nearest_cell_is_that_of_aligning_all_cells(is_table: bool) -> None:
 def test_a_margin_asks_for_a_clear_winner() -> None:
     listed = Whitelist(columns_of({"A": ["AAAA", "AATT"], "B": ["CCCC", "GGGG"]}), None)
     windows = {"A": ["AAAA"], "B": ["CCCC"]}
-    assert listed.assign(windows, MatchRule(2, 0.25, 2))[0].cell == 1
-    assert listed.assign(windows, MatchRule(2, 0.25, 3))[0].match_type == "Ambiguous match"
+    assert listed.assign(windows, replace(RULE, joint_margin=2))[0].cell == 1
+    assert listed.assign(windows, replace(RULE, joint_margin=3))[0].match_type == "Ambiguous match"
 
 
 def test_combinations_are_numbered_with_the_last_part_fastest() -> None:
@@ -117,8 +118,10 @@ def test_lists_of_parts_need_no_memory_for_their_combinations() -> None:
 
 
 def test_rules_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InputError, match=r"joint_margin at least 1, got 2, 0\.25, 0"):
-        MatchRule(2, 0.25, 0)
+    with pytest.raises(InputError, match="joint_slack must be at least 0, got 2, 3, -1"):
+        replace(RULE, joint_slack=-1)
+    with pytest.raises(InputError, match=r"joint_margin at least 1, got 0\.25, 0"):
+        replace(RULE, joint_margin=0)
 
 
 def test_lists_of_parts_are_read_and_checked(tmp_path) -> None:

@@ -15,7 +15,6 @@ import simulated_reads
 from seqfoundry.core.dna import decode
 from seqfoundry.families.reads.output.cuts import cut_molecules
 from seqfoundry.families.reads.output.molecule_table import (
-    WINDOW,
     Molecule,
     invalid_row,
     segment_columns,
@@ -31,6 +30,7 @@ ROOT = Path(__file__).parents[3]
 BENCH = simulated_reads
 P3 = BENCH.PROTOCOL
 P5 = read_protocol(BENCH.PARAMS / "seq_orders.yaml", "10x5p_sc_ont_010")
+WINDOW = 3
 NO_ERRORS = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,
@@ -101,7 +101,7 @@ def test_single_molecules(protocol: Protocol) -> None:
         row, turn = one.row, one.row["orientation"]
         [cuts] = cut_molecules(molecules, BENCH.serving(protocol), [{}])
         cdna = one.cdna(BENCH.serving(protocol))
-        window = one.window("CBC", 16)
+        window = one.window("CBC", 16, WINDOW)
         seen.add(turn)
         assert (row["ReadName"], row["parent"], row["parent_start"], one.parent) == (
             record.name,
@@ -278,7 +278,7 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
     assert cuts[0] == cuts[1]
     assert cuts[0].barcodes == {"B1": ("AACC", None), "B2": ("GGTA", None)}
     assert cuts[0].umi == ("ACGTTC", None)
-    assert a.window("B2", 4) == b.window("B2", 4) == "ACGGGTATTC"
+    assert a.window("B2", 4, WINDOW) == b.window("B2", 4, WINDOW) == "ACGGGTATTC"
     cdna = "ACCGGGT" if strand == "fwd" else turned("ACCGGGT")
     assert a.cdna(serving) == b.cdna(serving) == (cdna, None)
 
@@ -293,7 +293,7 @@ def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
         serving,
         0,
     )
-    assert one.window("B", 4) == ""
+    assert one.window("B", 4, WINDOW) == ""
     assert one.cdna(serving) == ("ACGT", "IIII")
     [cuts] = cut_molecules([one], serving, [{}])
     assert cuts.barcodes == {"B": ("", "")}

@@ -21,7 +21,7 @@ from seqfoundry.families.reads.barcodes.whitelist import (
 from seqfoundry.families.reads.inputs import read_chunks
 from seqfoundry.families.reads.samples import ReadFile
 
-RULE = MatchRule(max_distance=2, joint_distance=0.25, joint_margin=1)
+RULE = MatchRule(max_distance=2, slack=3, joint_distance=0.25, joint_margin=1, joint_slack=3)
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reads"
 
 
@@ -169,7 +169,7 @@ def test_combinations_of_barcodes_name_a_cell(tmp_path):
         "CBC": ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG", "TTCG"],
         "i7": ["AAAA", "TTTT", "TTTT", "", "AAAA", "TTAA"],
     }
-    assigned = listed.assign(windows, MatchRule(2, 0.25, 1))
+    assigned = listed.assign(windows, RULE)
     kind = "Exact match (CBC + i7)"
     assert [(match.cell, match.match_type) for match in assigned] == [
         (1, kind),

@@ -13,6 +13,7 @@ from seqfoundry.core.errors import ConfigError, MissingError
 from seqfoundry.core.runs.provenance import project_root
 from seqfoundry.core.settings.config import read_yaml
 from seqfoundry.families.reads.barcodes.whitelist import MatchRule
+from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
 
 AUTO = "auto"
 
@@ -25,24 +26,28 @@ class Kit:
     ----------
     name
         What the user calls it.
+    layout
+        Name of the order and lengths of its segments; kits of one layout share a network.
     model
         Entry of ``seq_orders.yaml`` with its library.
     zoo
         Model of the zoo that labels it; empty if there is none.
-    umi_length
-        Bases of the UMI.
     lists
-        Name of the maker's list by barcode segment. Lists are not shipped.
+        The maker's list by barcode segment. Lists are not shipped.
     source
         Where its segments are published.
     """
 
     name: str
+    layout: str
     model: str
     zoo: str
-    umi_length: int
     lists: dict[str, str]
     source: str
+
+    def read_protocol(self) -> Protocol:
+        """Read the library of the kit."""
+        return read_protocol(kits_path().with_name("seq_orders.yaml"), self.model)
 
 
 def kits_path() -> Path:
@@ -61,8 +66,8 @@ def read_match_rule() -> MatchRule:
         return MatchRule(**_read_table()["matching"])
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"{kits_path()}: matching must give max_distance, joint_distance and joint_margin, "
-            f"got: {error}"
+            f"{kits_path()}: matching must give max_distance, slack, joint_distance, "
+            f"joint_margin and joint_slack, got: {error}"
         ) from None
 
 
@@ -72,14 +77,16 @@ def read_kits() -> dict[str, Kit]:
     Raises
     ------
     ConfigError
-        If an entry has other keys than a `Kit`.
+        If an entry lacks a value of a `Kit`.
     """
+    table = _read_table()
     kits = {}
-    for name, values in (_read_table().get("kits") or {}).items():
+    for name, values in table["kits"].items():
         try:
-            kits[name] = Kit(name=name, **values)
-        except TypeError as error:
-            raise ConfigError(f"{kits_path()}: kits.{name} is no kit: {error}") from None
+            layout = table["layouts"][values["layout"]]
+            kits[name] = Kit(name=name, **layout, **values)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"{kits_path()}: kits.{name} is no kit, got: {error}") from None
     return kits
 
 

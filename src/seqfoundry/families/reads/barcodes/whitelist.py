@@ -79,23 +79,33 @@ class MatchRule:
 
     Parameters
     ----------
-    max_distance
-        Edits of the one barcode of a protocol.
+    max_distance, slack
+        Edits of the one barcode of a protocol, and bases around its segment in which it is looked
+        for.
     joint_distance
         Where a barcode has several parts: edits of all parts together, per base of all parts.
     joint_margin
         Edits by which the next cell must be farther.
+    joint_slack
+        Bases around each part.
     """
 
     max_distance: int
+    slack: int
     joint_distance: float
     joint_margin: int
+    joint_slack: int
 
     def __post_init__(self) -> None:
-        if self.max_distance < 0 or not 0 <= self.joint_distance < 1 or self.joint_margin < 1:
+        if min(self.max_distance, self.slack, self.joint_slack) < 0:
             raise InputError(
-                "matching: max_distance must be at least 0, joint_distance 0 to 1, joint_margin "
-                f"at least 1, got {self.max_distance}, {self.joint_distance}, {self.joint_margin}"
+                "matching: max_distance, slack and joint_slack must be at least 0, got "
+                f"{self.max_distance}, {self.slack}, {self.joint_slack}"
+            )
+        if not 0 <= self.joint_distance < 1 or self.joint_margin < 1:
+            raise InputError(
+                "matching: joint_distance must be 0 to 1 and joint_margin at least 1, got "
+                f"{self.joint_distance}, {self.joint_margin}"
             )
 
 

@@ -176,12 +176,16 @@ class ChunkWriter:
         cells = self.cells
         if cells is None or not molecules:
             return [Assignment("valid", 0, {}) for _ in molecules]
+        rule = self.rule
+        slack = rule.slack if len(self.serving.barcodes) == 1 else rule.joint_slack
         windows = {
-            name: [molecule.window(name, self.serving.lengths[name]) for molecule in molecules]
+            name: [
+                molecule.window(name, self.serving.lengths[name], slack) for molecule in molecules
+            ]
             for name in self.serving.barcodes
         }
         assignments = []
-        for molecule, match in zip(molecules, cells.assign(windows, self.rule), strict=True):
+        for molecule, match in zip(molecules, cells.assign(windows, rule), strict=True):
             cell, match_type, nearest = match
             molecule.row.update(
                 _correction_columns(nearest), cell_id=cell or None, match_type=match_type

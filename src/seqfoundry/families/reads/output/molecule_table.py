@@ -17,9 +17,6 @@ import pyarrow as pa
 from seqfoundry.families.reads.output.demultiplex import oriented
 from seqfoundry.families.reads.protocol.serving import Serving
 
-# bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or
-# two
-WINDOW = 3
 TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read as polyA or polyT
 
 Segment: TypeAlias = Mapping[str, Any]  # label, start, end and confidence, as the model answers
@@ -51,15 +48,15 @@ class Molecule:
     qualities: str | None
     segments: Sequence[Segment]
 
-    def window(self, name: str, length: int) -> str:
-        """Cut a barcode segment and what is around it; empty if it is missing.
+    def window(self, name: str, length: int, slack: int) -> str:
+        """Cut a barcode segment and ``slack`` bases around it; empty if it is missing.
 
         A segment that was called short of ``length`` has a wider window.
         """
         for segment in self.segments:
             if segment["label"] == name:
                 start, end = segment["start"], segment["end"]
-                margin = WINDOW + max(0, length - (end - start))
+                margin = slack + max(0, length - (end - start))
                 return self.sequence[max(0, start - margin) : end + margin]
         return ""
 
