@@ -520,6 +520,18 @@ def test_parquet_may_name_samples(case: Case, tmp_path: Path) -> None:
     assert (case.out / "samples" / "b_c" / "molecules.bam").is_file()
 
 
+def test_what_does_not_fit_stands_in_the_summary(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    turned = [reverse_complement_text(barcode) for barcode in case.listed]
+    case.whitelist.write_text("\n".join(turned) + "\n")
+    [notice] = case.annotate()["notices"]
+    assert "the list is reverse complemented" in notice
+    assert notice in caplog.messages
+    case.whitelist.write_text("\n".join(case.listed) + "\n")
+    assert "notices" not in case.annotate(overwrite=True)
+
+
 def test_empty_files_are_counted_in_the_summary(case: Case, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()

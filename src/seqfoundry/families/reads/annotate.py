@@ -18,14 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seqfoundry.core.errors import InputError
+from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
 from seqfoundry.engine.parts import join_files, join_tables
 from seqfoundry.families.reads import fastq, inputs
 from seqfoundry.families.reads.barcodes.lists import read_part_lists, read_whitelist
 from seqfoundry.families.reads.barcodes.whitelist import MatchRule, Whitelist
-from seqfoundry.families.reads.kits import read_match_rule
+from seqfoundry.families.reads.kits import (
+    AUTO,
+    Kit,
+    find_kit,
+    read_match_rule,
+    recognise_kit,
+)
+from seqfoundry.families.reads.library_check import N_READS
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.bam import BAM, join_bam, read_groups
 from seqfoundry.families.reads.output.chunk_writer import (
@@ -38,8 +45,8 @@ from seqfoundry.families.reads.output.chunk_writer import (
     ReadCounts,
 )
 from seqfoundry.families.reads.protocol.serving import Serving, read_serving
-from seqfoundry.families.reads.samples import WAYS, ReadFile, assign_samples, name_of
-from seqfoundry.registry.portable_model import Portable
+from seqfoundry.families.reads.samples import ONE, WAYS, ReadFile, assign_samples, name_of
+from seqfoundry.registry.portable_model import Portable, open_portable
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +203,76 @@ class AnnotateReads(Job):
         return _write_summary(out, totals, model, parts.left_out)
 
 
+# ---- the model of a kit
+
+
+def choose_model(source: Path, model: str | None, kit_name: str | None) -> str:
+    """Choose the model for some reads: the one that is named, or the zoo's for a kit.
+
+    Parameters
+    ----------
+    source
+        The input.
+    model, kit_name
+        What the user gives; the kit may be ``auto``.
+
+    Raises
+    ------
+    InputError, MissingError
+        If neither is given, there is no such kit, no kit is recognised, the zoo has no model for
+        it, or the model is for another library than the kit's.
+    """
+    if kit_name is None:
+        if model is None:
+            raise InputError("--model: must be given, or --kit, got neither")
+        return model
+    kit = find_kit(kit_name) if kit_name != AUTO else _recognise_kit(source)
+    if model is not None:
+        _check_kit(model, kit)
+        return model
+    if not kit.zoo:
+        raise MissingError(
+            f"--kit {kit.name}: the zoo must have a model for its layout, got none; train one "
+            f"(--set model={kit.model}) and give it with --model"
+        )
+    return f"zoo:{kit.zoo}"
+
+
+def _recognise_kit(source: Path) -> Kit:
+    """Tell the kit from the first reads.
+
+    Raises
+    ------
+    InputError
+        If the input is a pipe, which can be read once only, or of no kit.
+    """
+    if not source.is_file() and not source.is_dir():
+        raise InputError(
+            f"{source}: --kit auto must have a file or folder, got a pipe; name the kit"
+        )
+    files_of_reads = assign_samples(source, inputs.find_files(source), ONE)
+    first = next(inputs.read_chunks(files_of_reads, size=N_READS))
+    kit = recognise_kit(source, [record.sequence for record in first.records])
+    log.info("%s: its reads look like %s", source, kit.name)
+    return kit
+
+
+def _check_kit(model: str, kit: Kit) -> None:
+    """Refuse a model for another library than that of a kit."""
+    with open_portable("reads", model) as opened:
+        protocol = read_serving(opened.model_folder).protocol
+    wanted = kit.read_protocol()
+    if (protocol.segments, protocol.strand) != (wanted.segments, wanted.strand):
+        orders = [
+            " ".join(f"{segment.name}({segment.pattern})" for segment in one.segments)
+            for one in (wanted, protocol)
+        ]
+        raise InputError(
+            f"--model {model}: must be for the library of the kit {kit.name}, {orders[0]}, got "
+            f"one for {protocol.library}, {orders[1]}"
+        )
+
+
 # ---- reads
 
 
@@ -318,6 +395,7 @@ class Totals:
     read_lengths: "array[int]" = field(default_factory=lambda: array("q"))
     cdna_lengths: "array[int]" = field(default_factory=lambda: array("q"))
     views: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def fates_together(self) -> Counter[str]:
         """Count reads by fate, over all samples."""
@@ -337,6 +415,7 @@ def _sum_counts(parts: Parts) -> Totals:
         totals.read_lengths.extend(counts.read_lengths)
         totals.cdna_lengths.extend(counts.cdna_lengths)
         totals.views += counts.views
+        totals.notices += counts.notices
     return totals
 
 
@@ -399,6 +478,8 @@ def _write_summary(
             sample: _summarise(counts, len(totals.cells.get(sample, ())))
             for sample, counts in totals.fates.items()
         }
+    if totals.notices:
+        summary["notices"] = totals.notices
     if left_out:
         summary["left_out"] = dict(left_out)
     definitions = {name: FATES[name] for name in summary["fates"]}

@@ -4,14 +4,12 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seqfoundry import engine
 from seqfoundry.core import command_line
 from seqfoundry.core.errors import InputError
-from seqfoundry.engine import standard_commands
+from seqfoundry.engine import Request, run, standard_commands
 from seqfoundry.families.reads import FAMILY
 
 _NAMED_FILE = re.compile(r"[A-Za-z0-9_.-]+=")
@@ -43,7 +41,21 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
     type=command_line.PATH,
     help="FASTQ or FASTA (plain or gzip), BAM, CRAM or SAM; a folder of them; - (standard input).",
 )
-@standard_commands.job_options
+@command_line.option(
+    "--model",
+    help="A model folder, models:/NAME@ALIAS, models:/NAME/VERSION, a run id or zoo:NAME "
+    "(default: the zoo's model of --kit).",
+)
+@command_line.option(
+    "--kit",
+    metavar="NAME|auto",
+    help="Kit of the library (params/reads/kits.yaml); auto tells it from the first reads.",
+)
+@command_line.out
+@command_line.resume
+@command_line.overwrite
+@command_line.engine
+@command_line.master
 @command_line.option(
     "--whitelist",
     multiple=True,
@@ -57,14 +69,26 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
     help="Whose reads they are: a table with the columns sample and file, one sample per file or "
     "per folder, or one in all (default: by the names of files and folders).",
 )
-def annotate(request: engine.Request, whitelist: tuple[str, ...], samples: str | None) -> Any:
+def annotate(
+    input: Path,
+    model: str | None,
+    kit: str | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    engine: str,
+    master: str | None,
+    whitelist: tuple[str, ...],
+    samples: str | None,
+) -> Any:
     """Label every base of reads, and assign molecules to cells."""
-    from seqfoundry.families.reads.annotate import AnnotateReads
+    from seqfoundry.families.reads.annotate import AnnotateReads, choose_model
 
-    if str(request.source) == "-":
-        request = replace(request, source=Path("/dev/stdin"))
+    source = Path("/dev/stdin") if str(input) == "-" else input
     table, part_lists = _parse_lists(whitelist)
-    return engine.run(AnnotateReads(table, samples, part_lists), request)
+    reference = choose_model(source, model, kit)
+    request = Request(source, reference, out, resume, overwrite, engine, master)
+    return run(AnnotateReads(table, samples, part_lists), request)
 
 
 def _parse_lists(words: Sequence[str]) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:

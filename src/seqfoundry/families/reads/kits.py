@@ -3,19 +3,22 @@
 The table is ``params/reads/kits.yaml``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from seqfoundry.core.command_line import did_you_mean
-from seqfoundry.core.errors import ConfigError, MissingError
+from seqfoundry.core.errors import ConfigError, InputError, MissingError
 from seqfoundry.core.runs.provenance import project_root
 from seqfoundry.core.settings.config import read_yaml
 from seqfoundry.families.reads.barcodes.whitelist import MatchRule
+from seqfoundry.families.reads.library_check import rank_libraries
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
 
 AUTO = "auto"
+RECOGNISED = 0.3  # share of reads with the adapters of a kit
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,37 @@ def read_kits() -> dict[str, Kit]:
         except (TypeError, KeyError) as error:
             raise ConfigError(f"{kits_path()}: kits.{name} is no kit, got: {error}") from None
     return kits
+
+
+@cache
+def read_libraries() -> dict[str, Protocol]:
+    """Read the library of every layout, by the names of its kits."""
+    names: dict[str, list[str]] = {}
+    kit_by_layout = {}
+    for kit in read_kits().values():
+        names.setdefault(kit.layout, []).append(kit.name)
+        kit_by_layout[kit.layout] = kit
+    return {
+        " or ".join(names[layout]): kit.read_protocol() for layout, kit in kit_by_layout.items()
+    }
+
+
+def recognise_kit(source: Path, sequences: Sequence[str]) -> Kit:
+    """Tell which kit reads are of; the first of those with the same layout.
+
+    Raises
+    ------
+    InputError
+        If they are of no kit in the table.
+    """
+    ranked = rank_libraries(sequences, read_libraries())
+    names, best = ranked[0]
+    if best.share < RECOGNISED:
+        raise InputError(
+            f"{source}: --kit auto must find the adapters of a kit in {RECOGNISED:.0%} of the "
+            f"first reads, got {best.share:.0%} for {names}; name the kit, or give --model"
+        )
+    return find_kit(names.split(" or ")[0])
 
 
 def find_kit(name: str) -> Kit:

@@ -1,5 +1,6 @@
 """Write what one chunk of reads leaves: tables, demultiplexed reads, fates and counts."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,16 @@ from seqfoundry.families.reads.barcodes.whitelist import (
     Nearest,
     Whitelist,
 )
+from seqfoundry.families.reads.kits import read_libraries
+from seqfoundry.families.reads.library_check import N_READS, find_notices
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.bam import BAM, BamWriter, molecule_tags
 from seqfoundry.families.reads.output.cuts import Cuts, cut_molecules
 from seqfoundry.families.reads.output.demultiplex import oriented
 from seqfoundry.families.reads.output.molecule_table import Molecule
 from seqfoundry.families.reads.protocol.serving import Serving
+
+log = logging.getLogger(__name__)
 
 TABLES = ("valid", "incomplete", "invalid")
 FATES_FILE = "read_fates.tsv"
@@ -76,6 +81,8 @@ class ReadCounts:
         In bases, of every read and of every molecule's cDNA.
     views
         The first reads of the input, as they are drawn.
+    notices
+        What of the first reads does not fit the model or the list.
     """
 
     fates: dict[str, dict[str, int]]
@@ -84,6 +91,7 @@ class ReadCounts:
     read_lengths: list[int]
     cdna_lengths: list[int]
     views: list[dict[str, Any]]
+    notices: list[str]
 
 
 class Assignment(NamedTuple):
@@ -155,6 +163,7 @@ class ChunkWriter:
         for kind, rows in rows_by_kind.items():
             self._write_table(kind, rows)
         self._write_fates(reads, answers, molecules, assignments)
+        notices = [] if first else self._look_at_first_reads(reads)
         n_views = max(0, _VIEWS - first)
         views = [
             molecule_table.view(read, answer, _VIEW_BASES)
@@ -167,7 +176,20 @@ class ChunkWriter:
             read_lengths=self.read_lengths,
             cdna_lengths=self.cdna_lengths,
             views=views,
+            notices=notices,
         )
+
+    def _look_at_first_reads(self, reads: Sequence[Read]) -> list[str]:
+        """Say what of the first reads does not fit the model or the list."""
+        notices = find_notices(
+            [read.sequence for read in reads[:N_READS]],
+            self.serving.protocol,
+            read_libraries(),
+            self.cells,
+        )
+        for notice in notices:
+            log.warning("%s", notice)
+        return notices
 
     def _assign_cells(
         self, reads: Sequence[Read], molecules: Sequence[Molecule]
