@@ -521,8 +521,9 @@ def test_parquet_may_name_samples(case: Case, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_stands_in_the_summary(
-    case: Case, caplog: pytest.LogCaptureFixture
+    case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "CHUNK", 100)
     turned = [reverse_complement_text(barcode) for barcode in case.listed]
     case.whitelist.write_text("\n".join(turned) + "\n")
     [notice] = case.annotate()["notices"]
