@@ -100,7 +100,6 @@ class Settings:
     values: dict[str, Any]
     origins: dict[str, str]
     where: str
-    files: tuple[Path, ...]
 
     def origin(self, key: str) -> str:
         """Name the file or option that set ``key``, or the nearest key above it."""
@@ -109,16 +108,6 @@ class Settings:
                 return self.origins[key]
             key = key.rpartition(".")[0]
         return self.where
-
-    def blame(self, key: str, message: str) -> str:
-        """Name the source that had the last word on a fault of the mapping ``key``."""
-        named = {word.rstrip(".") for word in re.findall(r"[\w.]+", message)}
-        named |= {f"{key}.{word}" for word in named}
-        about = [name for name in self.origins if name in named] or [
-            name for name in self.origins if name == key or name.startswith(f"{key}.")
-        ]
-        order = ["--set", *map(str, self.files)]
-        return min((self.origins[name] for name in about), key=order.index, default=self.where)
 
 
 def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settings:
@@ -131,7 +120,7 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
     for ``overrides``).
     """
     chain = _chain(path, full)
-    settings = Settings({}, {}, str(path), tuple(file for file, _ in chain))
+    settings = Settings({}, {}, str(path))
     paths = set(path_keys(cls))
     for file, values in reversed(chain):
         _merge(settings, _absolute(values, paths, file.resolve().parent), str(file))
@@ -248,7 +237,7 @@ def _merge_level(
         else:
             if not isinstance(level.get(key), dict):
                 level[key] = {}
-                origins[dotted] = where
+            origins[dotted] = where
             _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
@@ -286,20 +275,14 @@ def build(settings: Settings, cls: type[T]) -> T:
         One line per fault: file, dotted key, what must hold, what was found; legal keys for an
         unknown one.
     """
-    return _build(settings.values, cls, settings.origin, settings.blame)
+    return build_plain(settings.values, cls, origin=settings.origin)
 
 
-def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Any) -> T:
+def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Callable[[str], Any]) -> T:
     """Do what ``build`` does for a plain dictionary.
 
     ``origin(key)`` names the source of a dotted key.
     """
-    return _build(values, cls, origin, lambda key, _: str(origin(key)))
-
-
-def _build(
-    values: Mapping[str, Any], cls: type[T], origin: Any, blame: Callable[[str, str], str]
-) -> T:
     try:
         text = json.dumps(values, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -313,11 +296,11 @@ def _build(
     except ValidationError as error:
         faults = error.errors(include_url=False)
         raise ConfigError(
-            "\n".join(dict.fromkeys(_fault(e, cls, origin, blame) for e in faults))
+            "\n".join(dict.fromkeys(_fault(e, cls, origin) for e in faults))
         ) from None
 
 
-def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str]) -> str:
+def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
     """Write one pydantic error as *where: what must hold, got what*."""
     location = [
         part for part in error["loc"] if not str(part).startswith(("function-", "dataclass"))
@@ -332,8 +315,10 @@ def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str])
         return f"{where}: {key} must be given, got nothing"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        where = blame(key, message)
-        return f"{where}: {message}" if message.startswith(key) else f"{where}: {key}: {message}"
+        if not message.startswith(key):
+            return f"{where}: {key}: {message}"
+        key_of_message = message.partition(" ")[0].rstrip(":")
+        return f"{origin(key_of_message)}: {message}"
     message = re.sub(r"^Input should be", "must be", message)
     return f"{where}: {key} {message}, got {value!r}"
 

@@ -277,7 +277,6 @@ def load(folder: Path) -> CopyNumberModel:
         network = None
         if "network.pt" in content["md5"]:
             weights = read_weights(folder / "network.pt")
-            _refuse_inflated(config, (content["n_bins"], len(layout.bins)), weights, where)
             network = build(config, len(layout.bins))
             load_weights(network, weights, str(folder / "network.pt"))
         if network is None and config.baseline not in fitted:
@@ -320,22 +319,6 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
             "replicons": [[replicon], None],
         }
     )
-
-
-def _refuse_inflated(
-    config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str
-) -> None:
-    """Refuse a network of other bins or more latents than its file has weights for.
-
-    This is checked before the network is built.
-    """
-    widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
-    if n_bins[0] != n_bins[1] or config.latent_dim > widest:
-        wanted = f"{n_bins[1]} bins and at most {widest} latents"
-        raise ModelError(
-            f"{where}: must describe the network in network.pt, {wanted}, got {n_bins[0]} and "
-            f"{config.latent_dim}"
-        )
 
 
 def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
