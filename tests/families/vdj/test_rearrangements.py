@@ -531,15 +531,15 @@ def test_immunoseq_with_d(tmp_path):
 def test_formats_are_recognised_or_forced(tmp_path):
     path = write(tmp_path, PARSIMONY, "TRAV1-1 TRAJ1 0 2 4 TGTGCTGTGAGTGCCATGGG FALSE")
     assert list(read(path)[0]["v_trim"]) == [-2]
-    assert list(read(path, form="igor")[0]["v_trim"]) == [0]
+    assert list(read(path, file_format="igor")[0]["v_trim"]) == [0]
     with pytest.raises(
         InputError, match="format must be one of airr, immunoseq, parsimony, igor, got mixcr"
     ):
-        read(path, form="mixcr")
+        read(path, file_format="mixcr")
     with pytest.raises(
         InputError, match=r"must have the columns v_call, j_call, .* \(airr\), got: v_gene"
     ):
-        read(path, form="airr")
+        read(path, file_format="airr")
 
 
 def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monkeypatch):

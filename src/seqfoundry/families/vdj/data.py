@@ -16,7 +16,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import n_repeated, write_tsv
 from seqfoundry.core.settings.config import build_plain
 from seqfoundry.families.vdj.config import Config, Specification
-from seqfoundry.families.vdj.genes import choices as ways
+from seqfoundry.families.vdj.genes import choices as trim_options
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import (
@@ -27,10 +27,14 @@ from seqfoundry.families.vdj.rearrangements.chunks import (
     ligation_column,
     most_common_reasons,
     normal_columns,
-    of_group,
-    of_productivity,
+    select_group,
+    select_productivity,
 )
-from seqfoundry.families.vdj.rearrangements.formats import KNOWN, MANY, form_of
+from seqfoundry.families.vdj.rearrangements.formats import (
+    READ_COLUMNS,
+    TEXT_COLUMNS,
+    detect_format,
+)
 from seqfoundry.families.vdj.rearrangements.normalise import NO_READS, normalise
 
 _LOG = logging.getLogger(__name__)
@@ -45,14 +49,14 @@ def read_rearrangements(
     germline: Germline,
     rejected: Rejected,
     *,
-    form: str | None = None,
+    file_format: str | None = None,
     ambiguous: str = "first",
 ) -> Iterator[pd.DataFrame]:
     """Read a table, plain or gzip, as chunks of ``id``, the normal form and ``count``.
 
     ``productive`` is missing where neither the table nor the sequence tells. ``rejected`` takes
-    the rows that are left out. ``form`` is airr, immunoseq, parsimony or igor; None: recognised by
-    the columns.
+    the rows that are left out. ``file_format`` is airr, immunoseq, parsimony or igor; None: the
+    columns tell.
 
     Raises
     ------
@@ -61,8 +65,8 @@ def read_rearrangements(
         those it has.
     """
     first = 1
-    for found, raw in _raw_chunks(path, germline, form):
-        chunk = RawRows.of(raw, germline, rejected, path.name, first)
+    for found, raw in _raw_chunks(path, germline, file_format):
+        chunk = RawRows.from_table(raw, germline, rejected, path.name, first)
         first += len(raw)
         yield _with_productivity(normalise(chunk, found, ambiguous), germline)
     if first == 1:
@@ -70,7 +74,7 @@ def read_rearrangements(
 
 
 def _raw_chunks(
-    path: Path, germline: Germline, form: str | None
+    path: Path, germline: Germline, file_format: str | None
 ) -> Iterator[tuple[str, pd.DataFrame]]:
     """Read a table's form and its columns that are known, as text."""
     with _open(path) as file:
@@ -78,10 +82,12 @@ def _raw_chunks(
             header = [
                 name.strip(' "\r\n') for name in file.readline().decode("utf-8-sig").split("\t")
             ]
-            form = form_of(path, header, germline, form)
+            file_format = detect_format(path, header, germline, file_format)
             file.seek(0)
-            known = [column for column in header if KNOWN.fullmatch(column)]
-            types = {column: "str" if MANY.fullmatch(column) else "category" for column in known}
+            known = [column for column in header if READ_COLUMNS.fullmatch(column)]
+            types = {
+                column: "str" if TEXT_COLUMNS.fullmatch(column) else "category" for column in known
+            }
             reader = pd.read_csv(
                 file,
                 sep="\t",
@@ -95,7 +101,7 @@ def _raw_chunks(
                 encoding="utf-8-sig",
             )
             for raw in reader:
-                yield form, raw
+                yield file_format, raw
         except InputError:
             raise
         except (
@@ -128,14 +134,16 @@ def _with_productivity(frame: pd.DataFrame, germline: Germline) -> pd.DataFrame:
     unknown = frame["productive"].isna().to_numpy()
     if junctions(germline) != ("vj",) or not (unknown & (frame["vj_insert"] == 0)).any():
         return frame
-    choices = ways.build(germline, ("v", "j"), 0, 1)  # of small bounds: its genes are what matters
+    choices = trim_options.build(
+        germline, ("v", "j"), 0, 1
+    )  # of small bounds: its genes are what matters
     left, right = frame["v_gene"].cat.codes.to_numpy(), frame["j_gene"].cat.codes.to_numpy()
     rows = np.flatnonzero(unknown & (frame["vj_insert"] == 0) & choices.anchored[left, right])
     t, k = (
         frame["v_trim"].to_numpy()[rows],
         (frame["j_trim"] + frame["ligation_mh"]).to_numpy()[rows],
     )
-    in_frame, stop = ways.frames(choices, left[rows], right[rows], t, k)
+    in_frame, stop = trim_options.frames(choices, left[rows], right[rows], t, k)
     productive = frame["productive"].copy()
     productive.iloc[rows] = in_frame & ~stop
     return frame.assign(productive=productive)
@@ -146,14 +154,14 @@ def prepare(
     inputs: Sequence[Path],
     germline: Path | None,
     out: Path,
-    form: str | None = None,
+    file_format: str | None = None,
 ) -> dict[str, Any]:
     """Read tables of rearrangements, write a prepared folder, and return what was kept.
 
     The folder appears whole or not at all.
 
-    It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal
-    ones summed), ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a
+    It holds the germline, ``train.tsv`` and ``test.tsv`` (rearrangements of the normal form, equal ones
+    summed), ``rejected.tsv`` (rows left out, by reason) and ``manifest.json``. Each row of a
     table is one rearrangement and goes with all its reads to one of the two, by the seed. Ids that
     a table has twice are warned of: each row counts.
 
@@ -179,14 +187,14 @@ def prepare(
     for path in inputs:
         ids: list[NDArray[np.uint64]] = []
         for frame in read_rearrangements(
-            path, genes, rejected, form=form, ambiguous=settings.ambiguous
+            path, genes, rejected, file_format=file_format, ambiguous=settings.ambiguous
         ):
-            frame = _told(frame, path, rejected)
+            frame = _drop_unknown_productivity(frame, path, rejected)
             ids.append(pd.util.hash_array(frame["id"].to_numpy(dtype=object)))
             n_rows += len(frame)
             is_test = generator.random(len(frame)) < settings.test_share
             for name, rows in (("train", ~is_test), ("test", is_test)):
-                parts[name] = _added(parts[name], frame[rows], columns)
+                parts[name] = _append_chunk(parts[name], frame[rows], columns)
         if number := n_repeated(ids):
             _LOG.warning(
                 "%s: %d rows have the sequence_id of an earlier one; each counts",
@@ -203,7 +211,7 @@ def prepare(
     with files.atomic_folder(out) as folder:
         write_germline(folder, genes)
         splits = {
-            name: _write_split(folder / f"{name}.tsv", _pooled(part, columns))
+            name: _write_split(folder / f"{name}.tsv", _sum_equal_rows(part, columns))
             for name, part in parts.items()
         }
         ordered = sorted(rejected.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -228,26 +236,28 @@ def prepare(
     }
 
 
-def _told(frame: pd.DataFrame, path: Path, rejected: Rejected) -> pd.DataFrame:
+def _drop_unknown_productivity(
+    frame: pd.DataFrame, path: Path, rejected: Rejected
+) -> pd.DataFrame:
     """Leave out rows of which it is not known whether they are productive."""
     return leave_out(
         frame, frame["productive"].isna(), "productivity unknown", rejected, where=f"{path.name}: "
     )
 
 
-def _added(
+def _append_chunk(
     parts: list[pd.DataFrame], frame: pd.DataFrame, columns: list[str]
 ) -> list[pd.DataFrame]:
     """Add a chunk to those that wait, and sum them before they grow large."""
     parts = [*parts, frame[[*columns, "count"]]]
     return (
-        [_pooled(parts, columns)]
+        [_sum_equal_rows(parts, columns)]
         if sum(map(len, parts[1:])) > max(_POOL, len(parts[0]))
         else parts
     )
 
 
-def _pooled(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+def _sum_equal_rows(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     """Sum the counts of equal rows, sorted."""
     frame = pd.concat(parts, ignore_index=True)
     return frame.groupby(columns, observed=True, sort=True, as_index=False)["count"].sum()
@@ -281,8 +291,8 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
         raise MissingError(f"{path}: must exist, made by prepare or simulate, got none")
     rejected = Rejected()
     found = [
-        _told(frame, path, rejected)
-        for frame in read_rearrangements(path, germline, rejected, form="igor")
+        _drop_unknown_productivity(frame, path, rejected)
+        for frame in read_rearrangements(path, germline, rejected, file_format="igor")
     ]
     rejected.counts.pop(NO_READS, None)
     if rejected.counts:
@@ -291,7 +301,7 @@ def read_observations(folder: Path, split: str) -> pd.DataFrame:
             f"{path}: rows must be whole and legal, "
             f"got {most_common_reasons(rejected)} (row {examples})"
         )
-    return _pooled(found, normal_columns(germline))
+    return _sum_equal_rows(found, normal_columns(germline))
 
 
 def frames(
@@ -326,10 +336,10 @@ def frames(
     trims = [f"{side}_trim" for side in group.sides]
     path = path / "test.tsv" if path.is_dir() else path
     for frame in read_rearrangements(path, germline, rejected):
-        frame = of_group(frame, specification, rejected)
+        frame = select_group(frame, specification, rejected)
         if group.ligation and specification.junction == "vj":
             told = _with_productivity(frame.assign(productive=_unknown(len(frame))), germline)
-            frame = of_productivity(frame, told["productive"], group.productivity, rejected)
+            frame = select_productivity(frame, told["productive"], group.productivity, rejected)
         for trim in trims:
             outside = (frame[trim] < group.lower) | (frame[trim] > group.upper)
             frame = leave_out(

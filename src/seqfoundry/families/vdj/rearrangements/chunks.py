@@ -43,24 +43,24 @@ def most_common_reasons(rejected: Rejected) -> str:
 
 @dataclass(slots=True)
 class RawRows:
-    """Rows of one form on their way to the normal one; ``keep`` says which are still good."""
+    """Rows of one form on their way to the normal one; ``is_kept`` says which are still good."""
 
     raw: pd.DataFrame
     germline: Germline
     rejected: Rejected
     where: str
     ids: pd.Series
-    keep: NDArray[np.bool_]
+    is_kept: NDArray[np.bool_]
     genes: dict[str, NDArray[np.int64]] = field(
         default_factory=dict
     )  # of each segment: index among its genes
-    made: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
+    values: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
     inserted: dict[str, pd.Series] = field(
         default_factory=dict
     )  # nucleotides of each junction, empty: not known
 
     @classmethod
-    def of(
+    def from_table(
         cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int
     ) -> "RawRows":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
@@ -75,12 +75,12 @@ class RawRows:
 
     def drop(self, wrong: Any, reason: str) -> None:
         """Leave out good rows where ``wrong``, counted under ``reason``."""
-        bad = self.keep & np.asarray(wrong, dtype=bool)
+        bad = self.is_kept & np.asarray(wrong, dtype=bool)
         if bad.any():
             self.rejected.add(
                 reason, int(bad.sum()), f"{self.where}: {self.ids.iloc[int(np.argmax(bad))]}"
             )
-            self.keep &= ~bad
+            self.is_kept &= ~bad
 
     def text(self, column: str) -> pd.Series:
         """Return a column; empty text where the table has none."""
@@ -108,7 +108,7 @@ class RawRows:
         )
         return np.asarray(np.where(np.isfinite(values), values, np.nan)[codes])
 
-    def of_gene(self, side: str, values: Any) -> Any:
+    def spread_by_gene(self, side: str, values: Any) -> Any:
         """Spread values of the genes of a side over the rows.
 
         Nonsense where the gene is unknown.
@@ -118,7 +118,9 @@ class RawRows:
     def length(self, side: str) -> Numbers:
         """Return the length of each row's gene, in nucleotides."""
         return np.asarray(
-            self.of_gene(side, [float(len(gene.sequence)) for gene in self.germline.of(side)])
+            self.spread_by_gene(
+                side, [float(len(gene.sequence)) for gene in self.germline.of(side)]
+            )
         )
 
 
@@ -160,7 +162,7 @@ def leave_out(
     return frame[~bad]
 
 
-def of_group(
+def select_group(
     frame: pd.DataFrame, specification: Specification, rejected: Rejected
 ) -> pd.DataFrame:
     """Leave out rows of another productivity or with insertions.
@@ -169,7 +171,7 @@ def of_group(
     """
     group = specification.group
     if not group.ligation:
-        frame = of_productivity(frame, frame["productive"], group.productivity, rejected)
+        frame = select_productivity(frame, frame["productive"], group.productivity, rejected)
     if group.insertions != "all":
         inserted = frame[f"{specification.junction}_insert"] > 0
         wrong = ~inserted if group.insertions == "nonzero" else inserted
@@ -182,7 +184,7 @@ def of_group(
     return frame
 
 
-def of_productivity(
+def select_productivity(
     frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected
 ) -> pd.DataFrame:
     """Leave out rows that are not of the productivity ``wanted``, or not known to be."""

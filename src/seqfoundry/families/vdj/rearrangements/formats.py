@@ -26,14 +26,14 @@ from seqfoundry.families.vdj.rearrangements.chunks import (
 )
 from seqfoundry.families.vdj.rearrangements.gene_names import NO_CALL, imgt_name
 
-KNOWN = re.compile(  # columns that are read
+READ_COLUMNS = re.compile(  # columns that are read
     r"([vdj]|adaptive_v_gene)_(call|gene|resolved|cigar|index|(sequence|germline)_(start|end))|locus|junction|count"
     r"|([vj]|d[0135])_(trim|pnuc|deletions)|(vj|vd|dj)_(insert|ligation_mh)|n[12]_(insertions|length|index)|np[12]"
     r"|(np[12]|p3[vd]|p5[dj])_length|ligation_mh|productive|vj_in_frame|stop_codon|(duplicate|consensus)_count|templates"
     r"|frequency|frame_type|rearrangement(_type)?|cdr3_nucseq|sequence_id|seq_index"
 )
 
-MANY = re.compile(
+TEXT_COLUMNS = re.compile(
     r"[vdj]_cigar|junction|np[12]|rearrangement|cdr3_nucseq|sequence_id|seq_index"
 )  # distinct values
 
@@ -43,31 +43,35 @@ _TRUE, _FALSE = {"true", "t", "1"}, {"false", "f", "0"}  # in AIRR tables
 _STOP = r"^(?:[ACGTN]{3})*?(?:TAA|TAG|TGA)"
 
 
-def form_of(path: Path, header: list[str], germline: Germline, form: str | None) -> str:
+def detect_format(
+    path: Path, header: list[str], germline: Germline, file_format: str | None
+) -> str:
     """Tell which format a table has, unless given, and refuse one that lacks columns.
 
     Of ``a|b`` any column does.
     """
-    if form is not None and form not in FORMS:
-        raise InputError(f"{path}: the format must be one of {', '.join(FORMS)}, got {form}")
+    if file_format is not None and file_format not in FORMATS:
+        raise InputError(
+            f"{path}: the format must be one of {', '.join(FORMATS)}, got {file_format}"
+        )
     refuse_wide(path, len(header))
     present = ", ".join(header)[:100] + " (one column: there must be tabs between them)" * (
         len(header) == 1
     )
-    form = form or next(
-        (name for name, (marks, *_) in FORMS.items() if set(marks.split()) <= set(header)), None
+    file_format = file_format or next(
+        (name for name, (marks, *_) in FORMATS.items() if set(marks.split()) <= set(header)), None
     )
-    if form is None:
-        known = "; ".join(f"{name}: {marks}" for name, (marks, *_) in FORMS.items())
+    if file_format is None:
+        known = "; ".join(f"{name}: {marks}" for name, (marks, *_) in FORMATS.items())
         raise InputError(f"{path}: must have the columns of one format ({known}), got: {present}")
-    marks, always, with_vj, with_d, _ = FORMS[form]
+    marks, always, with_vj, with_d, _ = FORMATS[file_format]
     needed = f"{marks} {always} {with_vj if junctions(germline) == ('vj',) else with_d}".split()
     missing = [column for column in needed if not set(column.split("|")) & set(header)]
     if missing:
         raise InputError(
-            f"{path}: must have the columns {', '.join(missing)} ({form}), got: {present}"
+            f"{path}: must have the columns {', '.join(missing)} ({file_format}), got: {present}"
         )
-    return form
+    return file_format
 
 
 def _truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
@@ -110,7 +114,7 @@ def _read_airr(chunk: RawRows) -> None:
         segment = SEGMENT_OF[side]
         start, end, *_ = ends[segment.lower()]
         cut = chunk.length(side) - end if side in LEFT_SIDES else start - 1
-        chunk.made[f"{side}_trim"] = cut - np.nan_to_num(palindrome)
+        chunk.values[f"{side}_trim"] = cut - np.nan_to_num(palindrome)
         chunk.drop(np.isnan(cut), f"missing germline coordinates of {segment}")
         chunk.drop(end > chunk.length(side), f"germline coordinates beyond the {segment} gene")
     for number, junction in enumerate(junctions(chunk.germline), start=1):
@@ -126,15 +130,15 @@ def _read_airr(chunk: RawRows) -> None:
         )
         total = np.where(np.isfinite(gap), np.maximum(gap - palindrome, 0), total - palindrome)
         insert = np.where(np.isfinite(added) & (known | np.isnan(total)), added, total)
-        chunk.made[f"{junction}_insert"] = insert
+        chunk.values[f"{junction}_insert"] = insert
         ligation = np.where(
             np.isfinite(gap), palindrome + insert - gap, np.where(insert > 0, 0, np.nan)
         )
-        chunk.made[ligation_column(junction)] = ligation
+        chunk.values[ligation_column(junction)] = ligation
         chunk.inserted[junction] = text.where(~known, "")
     counted = "duplicate_count" if "duplicate_count" in chunk.raw else "consensus_count"
-    chunk.made["count"] = np.where(chunk.text(counted) == "", 1, chunk.number(counted))
-    chunk.made["productive"] = _airr_productivity(chunk)
+    chunk.values["count"] = np.where(chunk.text(counted) == "", 1, chunk.number(counted))
+    chunk.values["productive"] = _airr_productivity(chunk)
 
 
 def _airr_productivity(chunk: RawRows) -> Numbers:
@@ -194,10 +198,10 @@ def _read_immunoseq(chunk: RawRows) -> None:
         "rearrangement of another type (VJ, VDJ, DJ)",
     )
     for side in sides_of(chunk.germline):
-        chunk.made[f"{side}_trim"] = chunk.number(f"{side}_deletions")
+        chunk.values[f"{side}_trim"] = chunk.number(f"{side}_deletions")
     for number, junction in enumerate(found, start=1):
-        size = chunk.made[f"{junction}_insert"] = chunk.number(f"n{number}_insertions")
-        chunk.made[ligation_column(junction)] = np.zeros(len(size))
+        size = chunk.values[f"{junction}_insert"] = chunk.number(f"n{number}_insertions")
+        chunk.values[ligation_column(junction)] = np.zeros(len(size))
         start = chunk.number("d_index" if junction == "vd" else "j_index") - size
         if junction == "vj":
             start = np.where(chunk.number("n2_index") >= 0, chunk.number("n2_index"), start)
@@ -206,15 +210,15 @@ def _read_immunoseq(chunk: RawRows) -> None:
     counts = (
         chunk.number("templates") if "templates" in chunk.raw else 100 * chunk.number("frequency")
     )
-    chunk.made["count"] = np.where(counts == -1, 0, counts)
-    chunk.made["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
+    chunk.values["count"] = np.where(counts == -1, 0, counts)
+    chunk.values["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
 
 
 def _drop_long(chunk: RawRows, adaptive: Any) -> None:
     wrong = (
         adaptive
         & (chunk.germline.locus == "TRA")
-        & (chunk.made.get("vj_insert", 0) > MOST_INSERTED)
+        & (chunk.values.get("vj_insert", 0) > MOST_INSERTED)
     )
     chunk.drop(wrong, f"vj_insert above {MOST_INSERTED} (immunoSEQ)")
 
@@ -227,13 +231,13 @@ def _read_igor(chunk: RawRows) -> None:
     for side in sides_of(chunk.germline):
         old = side.replace("5", "0").replace("3", "1")  # the ends of a D by IGoR's other names
         palindrome = np.nan_to_num(chunk.number(f"{side}_pnuc", f"{old}_pnuc"))
-        chunk.made[f"{side}_trim"] = chunk.number(f"{side}_trim", f"{old}_trim") - np.maximum(
+        chunk.values[f"{side}_trim"] = chunk.number(f"{side}_trim", f"{old}_trim") - np.maximum(
             palindrome, 0
         )
     for junction in junctions(chunk.germline):
         column = ligation_column(junction)
-        chunk.made[f"{junction}_insert"] = chunk.number(f"{junction}_insert")
-        chunk.made[column] = (
+        chunk.values[f"{junction}_insert"] = chunk.number(f"{junction}_insert")
+        chunk.values[column] = (
             chunk.number(column) if column in chunk.raw else np.zeros(len(chunk.raw))
         )
     known = [gene.name for gene in chunk.germline.of("v")]
@@ -243,20 +247,20 @@ def _read_igor(chunk: RawRows) -> None:
         for call in calls
     ]
     ours, theirs = (
-        chunk.of_gene("v", [name.partition("*")[0] for name in known]),
+        chunk.spread_by_gene("v", [name.partition("*")[0] for name in known]),
         np.array(other)[codes],
     )
     adaptive = theirs != ""
     chunk.drop(adaptive & (theirs != ours), "V gene is not adaptive_v_gene_call")
     _drop_long(chunk, adaptive)
-    chunk.made["count"] = (
+    chunk.values["count"] = (
         chunk.number("count") if "count" in chunk.raw else np.ones(len(chunk.raw))
     )
     true, false = (
         {"true", "t", "1", "productive"},
         {"false", "f", "0", "nonproductive", "unproductive"},
     )
-    chunk.made["productive"] = _truth(chunk, "productive", true, false)
+    chunk.values["productive"] = _truth(chunk, "productive", true, false)
 
 
 def _read_parsimony(chunk: RawRows) -> None:
@@ -266,13 +270,13 @@ def _read_parsimony(chunk: RawRows) -> None:
         np.nan if gene.anchor is None else len(gene.sequence) - gene.anchor
         for gene in chunk.germline.of("v")
     ]
-    start = chunk.of_gene("v", ends) - chunk.made["v_trim"]
-    chunk.inserted["vj"] = _cut_out(chunk.text("cdr3_nucseq"), start, chunk.made["vj_insert"])
+    start = chunk.spread_by_gene("v", ends) - chunk.values["v_trim"]
+    chunk.inserted["vj"] = _cut_out(chunk.text("cdr3_nucseq"), start, chunk.values["vj_insert"])
 
 
-# of each form: columns that it is known by; more that every table must have, with vj and with D
-# genes; its reader
-FORMS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
+# of each format: columns that it is known by; more that every table must have, with vj and with
+# D genes; its reader
+FORMATS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
     "airr": (
         "v_call j_call",
         "v_germline_end|v_cigar j_germline_start|j_cigar",

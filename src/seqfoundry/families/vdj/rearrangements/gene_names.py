@@ -12,13 +12,13 @@ from seqfoundry.families.vdj.rearrangements.chunks import RawRows, junctions
 NO_CALL = ("", "NA", "NaN", "nan", "None", "null", "unresolved", "no data")
 
 
-def find_genes(chunk: RawRows, form: str, ambiguous: str) -> None:
+def find_genes(chunk: RawRows, file_format: str, ambiguous: str) -> None:
     """Find the gene of every call; each distinct call is looked up once."""
     codes, loci = chunk.factors("locus")
     for number, name in enumerate(loci):
         if name not in (chunk.germline.locus, *NO_CALL):
             chunk.drop(codes == number, f"other locus: {name}")
-    suffix = {"airr": "call", "immunoseq": "resolved"}.get(form, "gene")
+    suffix = {"airr": "call", "immunoseq": "resolved"}.get(file_format, "gene")
     for segment in "vj" if junctions(chunk.germline) == ("vj",) else "vdj":
         codes, calls = chunk.factors(f"{segment}_{suffix}")
         side = "d5" if segment == "d" else segment

@@ -11,7 +11,7 @@ from seqfoundry.families.vdj.rearrangements.chunks import (
     ligation_column,
     normal_columns,
 )
-from seqfoundry.families.vdj.rearrangements.formats import FORMS
+from seqfoundry.families.vdj.rearrangements.formats import FORMATS
 from seqfoundry.families.vdj.rearrangements.gene_names import find_genes
 
 LOWER, UPPER = -2, 30  # trims that a parameter group can ask for
@@ -25,7 +25,7 @@ _CLASHES = {
 }
 
 
-def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
+def normalise(chunk: RawRows, file_format: str, ambiguous: str) -> pd.DataFrame:
     """Bring rows of a format into ``id``, the normal form and ``count``.
 
     Rows that cannot be brought are left out.
@@ -33,9 +33,9 @@ def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
     A call of several genes means the first one, or (``ambiguous`` reject) its row is left out.
     ``productive`` may be missing.
     """
-    find_genes(chunk, form, ambiguous)
-    FORMS[form][-1](chunk)
-    made, columns = chunk.made, normal_columns(chunk.germline)
+    find_genes(chunk, file_format, ambiguous)
+    FORMATS[file_format][-1](chunk)
+    made, columns = chunk.values, normal_columns(chunk.germline)
     for junction in chunk.inserted:
         _recover_palindromes(chunk, junction)
     for column in [column for column in columns if column.endswith("_trim")]:
@@ -63,12 +63,12 @@ def normalise(chunk: RawRows, form: str, ambiguous: str) -> pd.DataFrame:
     for segment, index in chunk.genes.items():
         names = [gene.name for gene in chunk.germline.of("d5" if segment == "d" else segment)]
         frame[f"{segment}_gene"] = pd.Categorical.from_codes(
-            np.where(chunk.keep, index, -1), categories=names
+            np.where(chunk.is_kept, index, -1), categories=names
         )
     types = {column: np.int64 for column in columns if not column.endswith("_gene")} | {
         "productive": "boolean"
     }
-    frame = frame.assign(**made)[["id", *columns, "count"]][chunk.keep]
+    frame = frame.assign(**made)[["id", *columns, "count"]][chunk.is_kept]
     return frame.astype(types).reset_index(drop=True)
 
 
@@ -82,9 +82,9 @@ def _recover_palindromes(chunk: RawRows, junction: str) -> None:
     """
     sides, text = SIDES[junction], chunk.inserted[junction].str.upper()
     *trims, insert = (
-        chunk.made[name] for name in (*(f"{side}_trim" for side in sides), f"{junction}_insert")
+        chunk.values[name] for name in (*(f"{side}_trim" for side in sides), f"{junction}_insert")
     )
-    able = chunk.keep & (insert > 0) & (text.str.len().to_numpy() == insert)
+    able = chunk.is_kept & (insert > 0) & (text.str.len().to_numpy() == insert)
     rows = np.flatnonzero(able & (np.minimum(*trims) == 0))
     text, size, found = text.iloc[rows], insert[rows], []
     for side, trim in zip(sides, trims, strict=True):
@@ -97,7 +97,7 @@ def _recover_palindromes(chunk: RawRows, junction: str) -> None:
             if side in LEFT_SIDES
             else (text.str[-1:], text.str[-2:-1])
         )
-        wanted = chunk.of_gene(side, letters)[rows]
+        wanted = chunk.spread_by_gene(side, letters)[rows]
         one = (trim[rows] == 0) & (near.to_numpy(dtype=str) == wanted[:, 0])
         found.append(-1.0 * one - (one & (size > 1) & (far.to_numpy(dtype=str) == wanted[:, 1])))
     claimed = np.stack([*found, size])
