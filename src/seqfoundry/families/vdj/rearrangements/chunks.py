@@ -18,15 +18,22 @@ from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 
 Numbers = NDArray[np.float64]
 
+# words for no value; in text columns they are empty
+MISSING = ("NA", "N/A", "na", "NaN", "nan", "None", "none", "null", "NULL")
+
 SIDES = {"vj": ("v", "j"), "vd": ("v", "d5"), "dj": ("d3", "j")}  # of each junction
 
 
 @dataclass(slots=True)
 class Rejected:
-    """Rows left out: how many for each reason, and the first of each as an example."""
+    """Rows left out: how many for each reason, and the first of each as an example.
+
+    ``assumed`` counts the rows that are kept although something of them was assumed.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    assumed: dict[str, int] = field(default_factory=dict)
 
     def add(self, reason: str, number: int, example: str) -> None:
         """Count ``number`` rows more under ``reason``."""
@@ -55,9 +62,10 @@ class RawRows:
         default_factory=dict
     )  # of each segment: index among its genes
     values: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
-    inserted: dict[str, pd.Series] = field(
-        default_factory=dict
-    )  # nucleotides of each junction, empty: not known
+    # nucleotides of each junction, empty: not known
+    inserted: dict[str, pd.Series] = field(default_factory=dict)
+    has_indels: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    assumptions: list[tuple[NDArray[np.bool_], str]] = field(default_factory=list)
 
     @classmethod
     def from_table(
@@ -71,7 +79,9 @@ class RawRows:
         ids = pd.Series("", raw.index) if known is None else known.astype("str").fillna("")
         if (ids == "").any():
             ids = ids.where(ids != "", pd.Series(np.arange(first, first + len(raw)).astype(str)))
-        return cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
+        rows = cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
+        rows.has_indels = np.zeros(len(raw), dtype=bool)
+        return rows
 
     def drop(self, wrong: Any, reason: str) -> None:
         """Leave out good rows where ``wrong``, counted under ``reason``."""
@@ -82,11 +92,26 @@ class RawRows:
             )
             self.is_kept &= ~bad
 
+    def assume(self, rows: Any, assumption: str) -> None:
+        """Note what is assumed of rows; those that are kept in the end are counted."""
+        self.assumptions.append((np.asarray(rows, dtype=bool), assumption))
+
+    def count_assumptions(self) -> None:
+        """Count the rows that are kept although something of them was assumed."""
+        for rows, assumption in self.assumptions:
+            if number := int((rows & self.is_kept).sum()):
+                before = self.rejected.assumed.get(assumption, 0)
+                self.rejected.assumed[assumption] = before + number
+
+    def has(self, *columns: str) -> bool:
+        """Whether the table has any of the columns."""
+        return any(column in self.raw for column in columns)
+
     def text(self, column: str) -> pd.Series:
         """Return a column; empty text where the table has none."""
         if column not in self.raw:
             return pd.Series("", index=self.raw.index, dtype="str")
-        return self.raw[column].astype("str").fillna("")
+        return self.raw[column].astype("str").fillna("").str.strip()
 
     def factors(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
         """Give each row the number of its text, and the texts; for columns with few.
@@ -122,6 +147,27 @@ class RawRows:
                 side, [float(len(gene.sequence)) for gene in self.germline.of(side)]
             )
         )
+
+
+def read_truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
+    """Read the words of a column as 1 and 0; NaN where neither."""
+    codes, words = chunk.factors(column)
+    values = [np.nan] * len(words)
+    for number, word in enumerate(words):
+        if word.strip().lower() in true:
+            values[number] = 1.0
+        elif word.strip().lower() in false:
+            values[number] = 0.0
+    return np.array(values)[codes]
+
+
+def read_counts(chunk: RawRows, *columns: str) -> Numbers:
+    """Read how many reads a row stands for: 1 where none of the columns tells."""
+    column = next((name for name in columns if name in chunk.raw), columns[0])
+    untold = (chunk.text(column) == "").to_numpy()
+    if column in chunk.raw and untold.any():
+        chunk.assume(untold, "no number of reads: one is meant")
+    return np.where(untold, 1.0, chunk.number(column))
 
 
 def junctions(germline: Germline) -> tuple[str, ...]:
