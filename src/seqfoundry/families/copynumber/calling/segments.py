@@ -44,12 +44,12 @@ from seqfoundry.families.copynumber.calling.runs import (
     CN1,
     SILENT,
     StateRuns,
-    absorb,
-    describe,
+    call_states,
+    describe_runs,
+    drop_weak_runs,
     median,
-    recall,
+    merge_short_runs,
     runs_of,
-    weigh,
 )
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
 from seqfoundry.families.copynumber.depth.bins import Bins
@@ -351,12 +351,12 @@ def _call(
         _silence(decoded.ratio[i], chain.ends, path)
         family = np.empty(len(path), np.int32)
         runs = StateRuns(np.empty_like(family), np.empty_like(family), family, chain.begins)
-        n = absorb(runs, runs_of(runs, path), rules.segment_min_bins)
-        n = weigh(
+        n = merge_short_runs(runs, runs_of(runs, path), rules.segment_min_bins)
+        n = drop_weak_runs(
             runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence
         )
-        n = recall(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
-        ratio, confidence = describe(runs, n, decoded.ratio[i], decoded.posterior[i])
+        n = call_states(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
+        ratio, confidence = describe_runs(runs, n, decoded.ratio[i], decoded.posterior[i])
         first, last, state = runs.first[:n].copy(), runs.last[:n].copy(), runs.state[:n]
         found.append(_Part(first, last, chain.means[state], ratio, confidence, about))
     return found
