@@ -229,6 +229,7 @@ class _Chain(NamedTuple):
     means: Array
     ends: NDArray[np.int64]
     begins: NDArray[np.bool_]  # (B,) whether a chain begins
+    measurable: NDArray[np.bool_]  # (B,) whether depth is evidence
     decoder: Decoder
     settings: Config
 
@@ -243,10 +244,12 @@ class _Chain(NamedTuple):
         apart = np.diff(bins.start) > 1.5 * bins.bin_size
         begins[1:] = (bins.chrom[1:] != bins.chrom[:-1]) | apart
         ends = np.append(np.flatnonzero(begins), len(bins)).astype(np.int64)
+        measurable = np.ones(len(bins), np.bool_) if bins.measurable is None else bins.measurable
         return cls(
             np.array(COPY_NUMBERS[: settings.hmm_n_states]),
             ends,
             begins,
+            measurable,
             decoder_named(settings.hmm),
             settings,
         )
@@ -318,6 +321,7 @@ def _hmm(ratio: Array, spread: Array, chain: _Chain) -> tuple[Array, Hmm]:
 def _decode(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain) -> _Decoded:
     ratio = np.empty(counts.shape)
     scale, spread = np.empty(len(counts)), np.empty(len(counts))
+    expected = np.where(chain.measurable, expected, np.float32(0))
     least = chain.settings.hmm_min_expected, chain.settings.present_ratio
     _normalise(counts, expected, least, ratio, scale, spread)
     evidence = np.mean(~np.isnan(ratio), axis=1)
