@@ -37,8 +37,7 @@ from seqfoundry.families.copynumber import losses
 from seqfoundry.families.enhancer import config as enhancer_config
 from seqfoundry.families.enhancer import model as oracle
 from seqfoundry.families.enhancer.data import ActivityRows
-from seqfoundry.training.torch import Group, tensor_cores
-from seqfoundry.training.torch import Group as OracleGroup
+from seqfoundry.training.torch import TorchProcess, choose_device, tensor_cores
 
 PARAMS = Path(__file__).parents[1] / "params"
 SIZES = {
@@ -106,7 +105,7 @@ def depth(
         mixed_precision=precision == "bfloat16",
         latent_dim=10,
     )
-    training = losses.NetworkTraining.start(config, n_bins, Group(device=str(device)))
+    training = losses.NetworkTraining.start(config, n_bins, TorchProcess(device=device))
     n = min(8 * batch, 4096)
     counts = np.random.default_rng(1).poisson(200, (n, n_bins)).astype(np.uint32)
     cohort = losses.prepare(counts, training.model, config, folder)
@@ -131,7 +130,7 @@ def enhancer(
     texts, lengths = [str(i) for i in range(n)], np.full(n, config.seq_len)
     rows = ActivityRows(codes, activities, lengths, texts, [""] * n, np.zeros(n, dtype=np.bool_))
     training = oracle.NetworkTraining.start(
-        config, activities, group=OracleGroup(device=str(device))
+        config, activities, process=TorchProcess(device=device)
     )
 
     def run(steps: int) -> None:
@@ -170,7 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch", type=int, nargs="+", default=[])
     given = parser.parse_args()
-    device = oracle.choose_device(given.device)
+    device = choose_device(given.device)
     product, _, steps = SIZES[given.size]
     batches = given.batch or ([16] if given.size == "small" else [128, 512, 2048])
     peak = matrix_rate(device, product)
@@ -188,7 +187,7 @@ def main() -> None:
     for name, make in (("copynumber", depth), ("enhancer", enhancer)):
         for precision in ("float32", "bfloat16"):
             for batch in batches:
-                with tempfile.TemporaryDirectory() as folder, tensor_cores(str(device)):
+                with tempfile.TemporaryDirectory() as folder, tensor_cores(device):
                     run = make(device, precision, batch, given.size, Path(folder))
                     line = measure(name, run, device, given.steps or steps)
                 rate = batch / line["step_seconds"]

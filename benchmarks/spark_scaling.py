@@ -29,7 +29,7 @@ import pandas as pd
 from seqfoundry import engine
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.engine.spark_session import session
 from seqfoundry.families.vdj.score import ScoreRearrangements
 

@@ -76,7 +76,7 @@ def make(family: str, folder: Path, sizes: list[int], settings: str, changes: st
     """Simulate, train and register; write inputs, and the name of the model."""
     from seqfoundry.core.family import find_family
     from seqfoundry.core.files import atomic as files
-    from seqfoundry.core.runs.loop import TrainOptions
+    from seqfoundry.core.runs.options import TrainOptions
     from seqfoundry.registry import models
 
     config = find_family(family).settings(

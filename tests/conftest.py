@@ -12,7 +12,7 @@ import pytest
 
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served_records import served_record
 
 from seqfoundry import demo
 from seqfoundry.core.errors import (
@@ -26,7 +27,7 @@ from seqfoundry.core.errors import (
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import to_dict
 from seqfoundry.registry import models
 
@@ -107,8 +108,7 @@ class Steps:
         data = self.root / "data" / family
         options = TrainOptions(overwrite=True)
         with tracking.run(family, to_dict(config), data=data, out=out, options=options):
-            served = {"about": "a", "limits": [], "input_columns": ["sequence"]}
-            served |= {"family": family, "registered_name": self.name(family)}
+            served = served_record(family, registered_name=self.name(family))
             files.write_json(out / "model" / "served.json", served)
 
     def evaluate(self, family: str) -> None:

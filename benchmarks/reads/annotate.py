@@ -29,6 +29,7 @@ from seqfoundry.families.reads.data import Reads
 from seqfoundry.registry import models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "engine"))
 from simulated_reads import Replay, simulated, truth_answer, write_fastq
 
 N_READS, REPEATS, SEED = 16_384, 3, 1
@@ -84,7 +85,7 @@ def main(model: str) -> None:
         for repeat in range(REPEATS + 1):
             for name, seconds in ours.items():
                 replay = Replay(answers, loaded if name == "whole" else None)
-                one = models.Loaded(replay, loaded.served, model)
+                one = models.Loaded(replay, loaded.serving, model)
                 # loading is no work
                 models.load = lambda _family, _reference, one=one: one  # type: ignore[assignment]
                 took = timed(source, cells, model, folder)

@@ -30,7 +30,7 @@ from seqfoundry.core.family import Example, find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.reporting.html import text_table
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import stopping_on_signals
+from seqfoundry.core.runs.options import stopping_on_signals
 from seqfoundry.core.settings import yaml as yaml12
 from seqfoundry.registry import card, dataset, listing, models
 
@@ -311,7 +311,7 @@ class Results:
     def model_name(self) -> str:
         """Name of the family's model in the registry, once it is trained; else empty."""
         folder = self.build / "train" / "model"
-        return str(models.read_served(folder)["registered_name"]) if folder.is_dir() else ""
+        return str(models.read_serving(folder).registered_name) if folder.is_dir() else ""
 
     @property
     def champion(self) -> Any:

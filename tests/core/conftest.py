@@ -6,7 +6,7 @@ import pytest
 
 from seqfoundry.core.files import atomic
 from seqfoundry.core.runs import tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 
 SETTINGS = {
     "seed": 1,

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from served_records import served_record
 from works import CHUNK_SIZES, Work
 
 from seqfoundry.core.errors import InputError
@@ -119,19 +120,13 @@ def ruler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """A model of words behind a real folder, its path as ``ruler.model``."""
     folder = tmp_path_factory.mktemp("ruler") / "model"
     folder.mkdir()
-    served = {
-        "family": "vdj",
-        "registered_name": "ruler",
-        "about": "",
-        "limits": [],
-        "input_columns": ["word"],
-    }
+    served = served_record("vdj", registered_name="ruler", input_columns=["word"])
     (folder / "served.json").write_text(json.dumps(served))
     ruler = Ruler()
     ruler.model = str(folder)  # type: ignore[attr-defined]
 
     def load(family: str, reference: str) -> models.Loaded:
-        return models.Loaded(ruler, models.read_served(Path(reference)), reference)
+        return models.Loaded(ruler, models.read_serving(Path(reference)), reference)
 
     monkeypatch.setattr(models, "load", load)
     return ruler

@@ -18,7 +18,7 @@ from works import CHUNK_SIZES, WORKS, Work
 from seqfoundry import cli, engine
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.family import find_family
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.registry import models
 
 pytestmark = pytest.mark.spark

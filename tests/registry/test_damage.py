@@ -153,7 +153,7 @@ def test_what_a_model_says_of_itself_is_checked(
 ) -> None:
     change(model_copy, **{key: value})
     with pytest.raises(ModelError, match=message) as caught:
-        models.read_served(model_copy)
+        models.read_serving(model_copy)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(model_copy))
 
@@ -237,7 +237,7 @@ def test_a_folder_of_ones_own_may_have_links(model_copy: Path, tmp_path: Path) -
     )  # as DVC does with cache.type symlink
     (model_copy / "weights.h5").symlink_to(tmp_path / "weights.h5")
     (model_copy / "gone").symlink_to(tmp_path / "gone")
-    assert models.load("reads", str(model_copy)).served["family"] == "reads"
+    assert models.load("reads", str(model_copy)).serving.family == "reads"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000, "c\0d"], ids=["name", "path", "zero"])

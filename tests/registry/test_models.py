@@ -233,7 +233,7 @@ def _overwrite(path: Path) -> None:
         ),
         (
             lambda folder: _change(folder / "served.json", limits=None),
-            r"must have .*, got none of " r"limits",
+            "limits must be a list of texts, got None",
         ),
         (
             lambda folder: _change(folder / "served.json", format_version=99),

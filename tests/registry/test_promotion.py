@@ -314,4 +314,4 @@ def test_other_families_and_damaged_records_are_refused(
     with pytest.raises(ModelError, match=r"run\.json: must name the run of the model"):
         promotion.evaluate("reads", str(model_copy), trained.data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert models.read_served(trained.model)["family"] == "reads"
+    assert models.read_serving(trained.model).family == "reads"

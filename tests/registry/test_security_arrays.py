@@ -221,7 +221,9 @@ def test_safetensors_of_a_claimed_size(tmp_path: Path, mark: Path, header: Any) 
     with pytest.raises(InputError, match="must be a whole safetensors file"):
         read_safetensors(path)
     path.write_bytes(HUGE.to_bytes(8, "little") + text)
-    with pytest.raises(InputError, match="a header of 1099511627776 bytes"):
+    with pytest.raises(
+        InputError, match=r"must be a whole safetensors file, got: .*header too large"
+    ):
         read_safetensors(path)
 
 

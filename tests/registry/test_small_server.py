@@ -16,7 +16,7 @@ from seqfoundry.cli import main
 from seqfoundry.core.errors import TrackingError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.runs import tracking
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.registry import listing, models, promotion
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -231,7 +231,8 @@ def test_anothers_broken_off_run_is_theirs_to_end(
 
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()
-    tags = {**provenance.process_tags(), "pid": "1", "pid.started": "0"}
+    beyond_the_last_process = str(1 << 30)
+    tags = {**provenance.process_tags(), "pid": beyond_the_last_process}
     stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
     assert tracking.close_stale_runs(tracking.client()) == []

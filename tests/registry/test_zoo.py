@@ -47,9 +47,9 @@ def test_an_entry_says_what_was_measured() -> None:
 def test_every_entry_has_a_recipe_and_the_form_of_its_family() -> None:
     for name, entry in ENTRIES.items():
         assert name in zoo._read_recipes()
-        served = models.read_served(zoo.find_folder(f"zoo:{name}"))
-        assert served["family"] == entry.family
-        assert served["about"] == entry.about
+        serving = models.read_serving(zoo.find_folder(f"zoo:{name}"))
+        assert serving.family == entry.family
+        assert serving.about == entry.about
 
 
 def test_the_list_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:

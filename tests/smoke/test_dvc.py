@@ -292,7 +292,7 @@ def test_a_tree_without_git(project: Project) -> None:
         ("src/seqfoundry/families/a/evaluate.py", {"evaluate"}),
         ("src/seqfoundry/families/a/simulate.py", {"build"}),
         ("src/seqfoundry/families/a/config.py", {"build", "train", "evaluate"}),
-        ("src/seqfoundry/core/runs/loop.py", {"build", "train", "evaluate"}),
+        ("src/seqfoundry/core/runs/options.py", {"build", "train", "evaluate"}),
         ("params/a/table.tsv", {"build", "train"}),
     ],
 )

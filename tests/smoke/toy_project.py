@@ -82,7 +82,8 @@ def train(config, data, out, options):
             if run.stop_requested:
                 raise InterruptedRunError("stopped on request")
         served = {"about": "toy", "limits": [], "input_columns": ["x"], "family": "FAMILY_NAME"}
-        served["registered_name"] = "toy-FAMILY_NAME"
+        served |= {"registered_name": "toy-FAMILY_NAME", "format_version": 1}
+        served["package_version"] = "0.0"
         atomic.write_json(run.out / "model" / "served.json", served)
         atomic.write_json(run.out / "model" / "run.json", atomic.run_in(run.out))
     return {"run_id": run.id, "out": str(run.out)}

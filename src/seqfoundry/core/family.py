@@ -16,9 +16,12 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
+
+if TYPE_CHECKING:
+    from seqfoundry.core.serving import Serving
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,14 @@ class Family:
                 f"{_DISTRIBUTION} whole"
             ) from None
 
+    @property
+    def serving_class(self) -> "type[Serving]":
+        """What a model of the family says of itself: ``SERVING`` of its ``config``, or ours."""
+        from seqfoundry.core.serving import Serving
+
+        serving: type[Serving] = getattr(self.module("config"), "SERVING", Serving)
+        return serving
+
     def settings(self, path: Path, overrides: str = "") -> Any:
         """Read a settings file into the family's own ``Config``.
 
@@ -152,14 +163,14 @@ class Family:
         ConfigError
             If torchrun started more than one for a family that has its own means.
         """
-        from seqfoundry.core.runs.processes import Place
+        from seqfoundry.core.runs.processes import Process
 
-        if not self.has_worker_processes and (size := Place.here().size) > 1:
-            must = (
-                f"must start one process for the family {self.name}, which uses all devices "
-                "from one process"
+        n_processes = Process.from_environment().world_size
+        if n_processes > 1 and not self.has_worker_processes:
+            raise ConfigError(
+                f"torchrun: must start one process for the family {self.name}, which uses all "
+                f"devices from one process, got {n_processes}"
             )
-            raise ConfigError(f"torchrun: {must}, got {size}")
 
 
 def recorded_family(record: Mapping[str, Any]) -> str | None:
@@ -178,26 +189,26 @@ def all_families() -> Mapping[str, Family]:
     A plug-in that cannot be loaded, or whose name is taken, is one warning. A copy of this package
     in a model knows the built-in families only.
     """
-    found: dict[str, Family] = {}
+    families: dict[str, Family] = {}
     package = importlib.import_module(f"{_PRODUCT}.families")
     for module in pkgutil.iter_modules(package.__path__):
         family = importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
-        found[family.name] = family
+        families[family.name] = family
     is_copy = _PRODUCT != _DISTRIBUTION
     plugins = [] if is_copy else entry_points(group=ENTRY_POINTS)
     for entry in sorted(plugins, key=lambda entry: entry.name):
         family = _load_plugin(entry)
         if family is None:
             continue
-        if family.name in found:
+        if family.name in families:
             log.warning(
                 "%s: its family %s is left out, since there is one of that name",
                 _origin(entry),
                 family.name,
             )
         else:
-            found[family.name] = family
-    return found
+            families[family.name] = family
+    return families
 
 
 def _load_plugin(entry: EntryPoint) -> Family | None:

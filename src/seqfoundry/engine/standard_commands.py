@@ -74,7 +74,7 @@ def train_command(
         A run that was stopped goes on with --resume RUN_ID and the same settings. With --resume
         auto it works in .OUT.partial until it is complete, and the same command goes on.
         """
-        from seqfoundry.core.runs.loop import TrainOptions
+        from seqfoundry.core.runs.options import TrainOptions
         from seqfoundry.registry import dataset
 
         family.check_processes()

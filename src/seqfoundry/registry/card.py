@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from seqfoundry.core.reporting.html import text_table
+from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import Gate
 
 GATES = "gates"  # tag of a version
@@ -34,15 +35,15 @@ def measured(run: Any, name: str) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def publish(opened: Any, run: Any, served: dict[str, Any], name: str, version: str) -> None:
+def publish(opened: Any, run: Any, serving: Serving, name: str, version: str) -> None:
     """Write the card of a version and its tag ``gates``.
 
     The model's page tells what it is and how to load it.
     """
-    opened.update_model_version(name, version, description=describe(run, served, name, version))
+    opened.update_model_version(name, version, description=describe(run, serving, name, version))
     opened.set_model_version_tag(name, version, GATES, verdict(run))
-    opened.update_registered_model(name, description=introduce(served, name))
-    opened.set_registered_model_tag(name, "family", served["family"])
+    opened.update_registered_model(name, description=introduce(serving, name))
+    opened.set_registered_model_tag(name, "family", serving.family)
 
 
 def annotate_run(opened: Any, run: Any) -> None:
@@ -81,21 +82,21 @@ def verdict(run: Any) -> str:
     return f"{word}: {'; '.join(parts)}"
 
 
-def introduce(served: dict[str, Any], name: str) -> str:
+def introduce(serving: Serving, name: str) -> str:
     """Write the description of a registered model, which is that of all its versions."""
     lines = [
-        served["about"],
+        serving.about,
         "",
         "Use the version with the alias `champion`; `candidate` is the newest, `previous` the "
         "champion before. "
         "Every version has a card with its data, figures and limits.",
         "",
-        *_loading(f"{name}@champion", served),
+        *_loading(f"{name}@champion", serving),
     ]
     return "\n".join(lines)
 
 
-def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
+def describe(run: Any, serving: Serving, name: str, version: str) -> str:
     """Write the card of a version in Markdown.
 
     How good, what it is, where it is from, its limits, how to load it.
@@ -108,7 +109,7 @@ def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
     lines = [
         headline(run),
         "",
-        served["about"],
+        serving.about,
         "",
         "Trained by run "
         f"[{run.info.run_name or run.info.run_id}](#/experiments/{run.info.experiment_id}/runs/"
@@ -124,11 +125,11 @@ def describe(run: Any, served: dict[str, Any], name: str, version: str) -> str:
         "",
         "## Limits",
         "",
-        *(f"- {limit}" for limit in served["limits"]),
+        *(f"- {limit}" for limit in serving.limits),
         "",
         "## How to load it",
         "",
-        *_loading(f"{name}/{version}", served),
+        *_loading(f"{name}/{version}", serving),
     ]
     return "\n".join(lines)
 
@@ -139,8 +140,8 @@ def _data(run: Any) -> str:
     return f"`{inputs[0].dataset.name}`" if inputs else "data"
 
 
-def _loading(reference: str, served: dict[str, Any]) -> list[str]:
-    *others, last = served["input_columns"]
+def _loading(reference: str, serving: Serving) -> list[str]:
+    *others, last = serving.input_columns
     columns = f"columns {', '.join(others)} and {last}" if others else f"column {last}"
     return [
         "```python",

@@ -10,12 +10,11 @@ import json
 import logging
 import os
 import re
-import reprlib
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from seqfoundry.core.family import (
 )
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
+from seqfoundry.core.serving import FILE as SERVED
+from seqfoundry.core.serving import Serving
 from seqfoundry.registry import card, model_safety, zoo
 from seqfoundry.registry.source_copy import copy_source
 
@@ -76,7 +77,7 @@ def _inside(folder: Path, reference: str) -> Path:
     It may be the folder itself.
     """
     for inside in (folder, folder / "artifacts" / "model", folder / "model"):
-        if files.is_there(inside / "served.json") and (inside / "served.json").is_file():
+        if files.is_there(inside / SERVED) and (inside / SERVED).is_file():
             model_safety.refuse_special(inside)
             package = _package_around(inside)
             if package is not None:
@@ -152,54 +153,26 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-_KEYS = ("family", "registered_name", "about", "limits", "input_columns")
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,100}", value) is not None
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-_FORM: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("registered_name", "1 to 100 letters, digits, _ . or -", _is_name),
-    ("about", "a text", lambda value: isinstance(value, str)),
-    ("limits", "a list of texts", _is_texts),
-    (
-        "input_columns",
-        "a list of one text or more",
-        lambda value: bool(value) and _is_texts(value),
-    ),
-)
-
-
-def read_served(folder: Path) -> dict[str, Any]:
-    """Read ``served.json`` of a model folder.
-
-    Family, format, name in the registry, what ``apply`` must know.
+def read_serving(folder: Path, *, family: str = "", reference: str = "") -> Serving:
+    """Read what a model folder says of itself, as the family's own type; loads no framework.
 
     Raises
     ------
     ModelError
-        If it is damaged.
+        If it is damaged, of a family that is not installed, or of another family than ``family``,
+        where one is given; the message then names ``reference``.
     """
-    path = folder / "served.json"
+    path = folder / SERVED
     with model_safety.damaged(f"{path}: must describe a model of a known family"):
-        served: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        served["family"] = recorded_family(served)
-        served.pop("room", None)
-        if served["family"] not in all_families():
-            raise ValueError(
-                f"family must be one of {', '.join(all_families())}, got {served['family']!r}"
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        name = recorded_family(record)
+        if name is None or name not in all_families():
+            raise ValueError(f"family must be one of {', '.join(all_families())}, got {name!r}")
+        if family and name != family:
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of {name}"
             )
-    if missing := [key for key in _KEYS if key not in served]:
-        raise ModelError(f"{path}: must have {', '.join(_KEYS)}, got none of {', '.join(missing)}")
-    for key, what, fits in _FORM:
-        if not fits(served[key]):
-            raise ModelError(f"{path}: {key} must be {what}, got {reprlib.repr(served[key])}")
-    return served
+        return find_family(name).serving_class.from_record(record, str(path))
 
 
 def register(family: str, run_id: str) -> str:
@@ -234,28 +207,23 @@ def register(family: str, run_id: str) -> str:
         )
     with model_folder(run_id) as folder:
         model_safety.refuse_links(folder)
-        served = read_served(folder)
-        name = served["registered_name"]
-        if served["family"] != family:
-            raise ModelError(
-                f"run {run_id}: must hold a model of the family {family}, got one of "
-                f"{served['family']}"
-            )
+        serving = read_serving(folder, family=family, reference=f"run {run_id}")
+        name = serving.registered_name
         _refuse_anothers(opened, name, family)
         card.describe(
-            found, served, name, "1"
+            found, serving, name, "1"
         )  # as the next two, fails before anything is packaged
         serve = find_family(family).module("serve")
         model = serve.load(folder)
         example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
         answer = serve.predict(model, example)
-        version = _package(found, folder, served, (example, answer))
+        version = _package(found, folder, serving, (example, answer))
     with tracking.as_tracking_error():
         with turn(opened, name, version):
             newest = opened.get_registered_model(name).aliases.get(CANDIDATE, 0)
             if int(newest) < int(version):  # another registration may have overtaken this one
                 opened.set_registered_model_alias(name, CANDIDATE, version)
-        card.publish(opened, found, served, name, version)
+        card.publish(opened, found, serving, name, version)
     return f"models:/{name}/{version}"
 
 
@@ -306,7 +274,7 @@ def run_id_of(text: str) -> str:
 
 
 def _package(
-    found: Any, folder: Path, served: dict[str, Any], known: tuple[pd.DataFrame, pd.DataFrame]
+    found: Any, folder: Path, serving: Serving, known: tuple[pd.DataFrame, pd.DataFrame]
 ) -> str:
     """Log the model beside its run, compare its answer, and only then create a version.
 
@@ -317,7 +285,7 @@ def _package(
     """
     import mlflow
 
-    client, name, run = mlflow.MlflowClient(), served["registered_name"], found.info
+    client, name, run = mlflow.MlflowClient(), serving.registered_name, found.info
     with tracking.as_tracking_error():
         logged = client.create_logged_model(
             run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)
@@ -325,7 +293,7 @@ def _package(
     try:
         with _loading():
             with tracking.as_tracking_error():
-                _log((logged.model_id, run.run_id), folder, served, known[0])
+                _log((logged.model_id, run.run_id), folder, serving, known[0])
                 packaged = mlflow.pyfunc.load_model(logged.model_uri)
             again = packaged.predict(known[0])
         _compare(known[1], again, run.run_id)
@@ -346,20 +314,18 @@ def _package(
         )  # at once: none is without them
 
 
-def _log(
-    ids: tuple[str, str], folder: Path, served: dict[str, Any], example: pd.DataFrame
-) -> None:
+def _log(ids: tuple[str, str], folder: Path, serving: Serving, example: pd.DataFrame) -> None:
     """Write the packaged model into the store, under the ids of model and run."""
     import mlflow
     from mlflow.models import Model, infer_signature
 
-    family = find_family(served["family"])
+    family = find_family(serving.family)
     serve = family.module("serve")
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
         source = copy_source(family, Path(temporary))
         Model.log(
             artifact_path=None,
-            name=served["registered_name"],
+            name=serving.registered_name,
             flavor=mlflow.pyfunc,
             run_id=ids[1],
             model_id=ids[0],
@@ -413,7 +379,7 @@ class Loaded:
     """A model ready to answer, and what is known of it."""
 
     predictor: Any
-    served: dict[str, Any]
+    serving: Serving
     reference: str
 
     def predict(self, frame: pd.DataFrame, **params: Any) -> pd.DataFrame:
@@ -454,14 +420,9 @@ def load(family: str, reference: str) -> Loaded:
     """
     find_family(family)
     with model_folder(reference) as folder:
-        served = read_served(folder)
-        if served["family"] != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of "
-                f"{served['family']}"
-            )
+        serving = read_serving(folder, family=family, reference=reference)
         warn_of_requirements(reference, folder)
-        return Loaded(_Predictor(family, folder), served, reference)
+        return Loaded(_Predictor(family, folder), serving, reference)
 
 
 def export(reference: str, folder: Path) -> None:

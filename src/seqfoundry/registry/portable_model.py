@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from seqfoundry.core.errors import ModelError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
+from seqfoundry.core.serving import Serving
 from seqfoundry.registry import model_safety, models
 
 _loaded: dict["Portable", models.Loaded] = {}  # of this process: one model at most
@@ -46,9 +46,9 @@ class Portable:
     digest: str
 
     @cached_property
-    def served(self) -> dict[str, Any]:
-        """``served.json`` of the model; no framework is imported."""
-        return models.read_served(self.model_folder)
+    def serving(self) -> Serving:
+        """What the model says of itself; no framework is imported."""
+        return models.read_serving(self.model_folder)
 
     @property
     def model_folder(self) -> Path:
@@ -96,11 +96,7 @@ def open_portable(family: str, reference: str) -> Iterator[Portable]:
     """
     find_family(family)
     with models.model_folder(reference) as folder:
-        recorded = models.read_served(folder)["family"]
-        if recorded != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {recorded}"
-            )
+        models.read_serving(folder, family=family, reference=reference)
         models.warn_of_requirements(reference, folder)
         try:
             yield Portable(family, str(folder.resolve()), reference, files.digest(folder))

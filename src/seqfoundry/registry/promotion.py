@@ -18,6 +18,7 @@ from seqfoundry.core.errors import (
 from seqfoundry.core.family import find_family, recorded_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
+from seqfoundry.core.serving import Serving
 from seqfoundry.registry import card, listing, models
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -43,11 +44,7 @@ def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, An
     """
     check_out(out)
     with models.model_folder(reference) as folder:
-        found = models.read_served(folder)["family"]
-        if found != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {found}"
-            )
+        models.read_serving(folder, family=family, reference=reference)
         run_id = _run_of(folder)
         measured_on = files.digest(data)
         metrics: dict[str, Any] = (
@@ -69,7 +66,7 @@ def _renew_cards(run_id: str) -> None:
         for version in opened.search_model_versions(f"run_id = '{run_id}'"):
             with models.model_folder(f"models:/{version.name}/{version.version}") as folder:
                 card.publish(
-                    opened, run, models.read_served(folder), version.name, str(version.version)
+                    opened, run, models.read_serving(folder), version.name, str(version.version)
                 )
 
 
@@ -131,13 +128,13 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
     if _number(_alias(opened, name, CHAMPION)) == _number(chosen):
         return uri
     with models.model_folder(uri) as folder:
-        served = models.read_served(folder)
-    while not _take_over(opened, run, chosen, served, force=force):
+        serving = models.read_serving(folder)
+    while not _take_over(opened, run, chosen, serving, force=force):
         pass  # another promotion came first: the comparison was with the wrong champion
     return uri
 
 
-def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, force: bool) -> bool:
+def _take_over(opened: Any, run: Any, chosen: Any, serving: Serving, *, force: bool) -> bool:
     """Judge a version and make it the champion.
 
     False where the champion changed while it was judged.
@@ -159,7 +156,7 @@ def _take_over(opened: Any, run: Any, chosen: Any, served: dict[str, Any], *, fo
     with tracking.as_tracking_error():
         if faults:
             opened.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
-        card.publish(opened, run, served, name, number)
+        card.publish(opened, run, serving, name, number)
         with models.turn(opened, name, number):
             if _number(_alias(opened, name, CHAMPION)) != _number(champion):
                 return False

@@ -20,6 +20,7 @@ from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputE
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import provenance, tracking
+from seqfoundry.core.serving import FILE as SERVED
 from seqfoundry.core.settings import config as config_module
 from seqfoundry.core.settings import yaml
 
@@ -267,12 +268,12 @@ def _record(recipe: _Recipe, model: Path, work: Path) -> None:
     """Write an entry's record into ``zoo.json``."""
     family = find_family(recipe.family)
     config = family.settings(provenance.project_root() / recipe.params, recipe.overrides)
-    served = files.read_json(model / "served.json")
+    serving = family.serving_class.from_record(files.read_json(model / SERVED), str(model))
     git = provenance.git_state()
     entry = Entry(
         name=recipe.name,
         family=recipe.family,
-        about=served["about"],
+        about=serving.about,
         params=recipe.params,
         overrides=recipe.overrides,
         settings=_registry_settings(config),
@@ -282,7 +283,7 @@ def _record(recipe: _Recipe, model: Path, work: Path) -> None:
         model_digest=files.digest(model),
         bytes=sum(path.stat().st_size for path in model.rglob("*") if path.is_file()),
         commit=git.get("git.commit", ""),
-        package_version=served["package_version"],
+        package_version=serving.package_version,
         trained_on=datetime.now(UTC).date().isoformat(),
     )
     with files.lock(provenance.project_root() / "build" / "zoo.lock"):

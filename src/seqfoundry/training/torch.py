@@ -1,213 +1,366 @@
-"""Sums over the processes that train one network (torchrun), so that they do what one does.
+"""What the training loops of the PyTorch families share: device, processes, checkpoints.
 
-Same text in both families.
+Several processes that torchrun started train one network as one process does: each takes a share
+of every batch, PyTorch's DistributedDataParallel adds up the gradients, and batch norms use the
+moments of the whole batch.
 """
 
 import contextlib
 import io
 import os
+import pickle
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
-from seqfoundry.core.errors import ConfigError
-from seqfoundry.core.runs.processes import Place
+from seqfoundry.core.errors import ConfigError, ModelError, SeqfoundryError
+from seqfoundry.core.files.arrays import check_archive
+from seqfoundry.core.files.atomic import atomic_bytes
+from seqfoundry.core.runs.processes import Process
+from seqfoundry.training.checkpoints import Checkpoint
+from seqfoundry.training.device import wants_gpu
 
-_MEETING = timedelta(
-    minutes=5
-)  # torchrun tells no machine that a process of another one has failed before it came
-_PAUSE = 0.5  # seconds
+# torchrun tells no machine that a process of another one has failed before it started
+_START_TIMEOUT = timedelta(minutes=5)
+_POLL_SECONDS = 0.5
+_CPU = torch.device("cpu")
+
+
+def choose_device(requested: str) -> torch.device:
+    """Return where to compute: ``auto`` is a GPU if there is one.
+
+    Raises
+    ------
+    ConfigError
+        If ``gpu`` is asked for and there is none.
+    """
+    uses_gpu = wants_gpu(requested, torch.cuda.is_available(), "PyTorch")
+    return torch.device("cuda" if uses_gpu else "cpu")
 
 
 @dataclass(frozen=True)
-class Group(Place):
-    """Processes that each have a share of every batch; one that is alone sends nothing."""
+class TorchProcess(Process):
+    """A process with its device, and what it exchanges with the others; alone it sends nothing."""
 
-    device: str = "cpu"
-    store: Any = field(
-        default=None, repr=False, compare=False
-    )  # all see it; it goes when the first one does
+    device: torch.device = _CPU
+    # torchrun's key-value store: all see it, and it ends with the first process that ends
+    store: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def join(cls, device: str) -> Self:
-        """Meet the others; ``device`` is cuda (one GPU each, NCCL) or cpu (gloo).
+    def start(cls, device: torch.device) -> Self:
+        """Join the process group: one GPU for each process and NCCL, or CPUs and gloo.
 
-        ConfigError if GPUs are too few.
+        Raises
+        ------
+        ConfigError
+            If there are fewer GPUs than processes.
+        SeqfoundryError
+            If the others do not come within five minutes.
         """
-        place, store = Place.here(), None
-        if place.size > 1:
-            if device == "cuda" and place.local >= torch.cuda.device_count():
+        process = Process.from_environment()
+        if process.world_size == 1:
+            return cls(device=device)
+        if device.type == "cuda":
+            n_gpus = torch.cuda.device_count()
+            if process.local_rank >= n_gpus:
                 raise ConfigError(
-                    f"--nproc-per-node: must be at most the GPUs, {torch.cuda.device_count()}, "
-                    "got more"
+                    f"--nproc-per-node: must be at most the GPUs, {n_gpus}, got more"
                 )
-            device = f"cuda:{place.local}" if device == "cuda" else device
-            place.quieten()
-            with place.together():
-                store, *_ = next(rendezvous("env://", timeout=_MEETING))
-                # torchrun keeps the store when it starts all anew
-                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-                store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-                store.set(f"come/{place.rank}", "")
-                store.wait([f"come/{rank}" for rank in range(place.size)], _MEETING)
-                backend = "nccl" if device != "cpu" else "gloo"
-                dist.init_process_group(
-                    backend, store=store, rank=place.rank, world_size=place.size
-                )
-        return cls(place.rank, place.size, place.local, device, store)
+            device = torch.device("cuda", process.local_rank)
+        process.silence_workers()
+        with _naming_lost_processes(process):
+            store = _meet(process)
+            torch.distributed.init_process_group(
+                "gloo" if device.type == "cpu" else "nccl",
+                store=store,
+                rank=process.rank,
+                world_size=process.world_size,
+            )
+        return cls(process.rank, process.world_size, process.local_rank, device, store)
 
-    def leave(self) -> None:
-        """End the exchange that `join` began; all do it at the same time."""
-        if self.size > 1:
-            dist.destroy_process_group()
+    def stop(self) -> None:
+        """Leave the process group; all processes do it at the same time."""
+        if self.world_size > 1:
+            torch.distributed.destroy_process_group()
 
-    def stay(self) -> None:
-        """Wait until the first process has done what it does alone.
+    def wait_for_main(self) -> None:
+        """Wait until the main process has finished what it does alone.
 
-        Torchrun lets machines end 5 minutes apart at most.
-
-        What the first one has written by then stands, whether or not another is gone.
+        torchrun ends all machines within five minutes of the first one. What the main process has
+        written by then stays, even if another process is gone.
         """
-        if self.size > 1 and self.rank == 0:
+        if self.world_size == 1:
+            return
+        if self.is_main:
+            workers = [f"ended/{rank}" for rank in range(1, self.world_size)]
             with contextlib.suppress(RuntimeError):
                 self.store.set("done", "")
-                self.store.wait([f"gone/{rank}" for rank in range(1, self.size)], _MEETING)
-        elif self.rank:
-            with self.together():
-                while not self.store.check(["done"]):
-                    time.sleep(_PAUSE)
-                self.store.set(f"gone/{self.rank}", "")
+                self.store.wait(workers, _START_TIMEOUT)
+            return
+        with _naming_lost_processes(self):
+            while not self.store.check(["done"]):
+                time.sleep(_POLL_SECONDS)
+            self.store.set(f"ended/{self.rank}", "")
 
-    def sum(self, part: Tensor) -> Tensor:
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """Return the module as it is to be called in training, with gradients of all processes.
+
+        Losses go through `backward`, which makes DistributedDataParallel's mean a sum.
+        """
+        if self.world_size == 1:
+            return module
+        with _naming_lost_processes(self):
+            return DistributedDataParallel(module, forward_sync_buffers=False)
+
+    def backward(self, loss_share: Tensor) -> None:
+        """Compute gradients of the sum of all processes' losses."""
+        with _naming_lost_processes(self):
+            (loss_share * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def all_reduce(self, part: Tensor) -> Tensor:
         """Add the tensors of all processes; gradients flow to all."""
-        return cast("Tensor", _Sum.apply(part, self)) if self.size > 1 else part  # type: ignore[no-untyped-call]
-
-    def gather(self, part: Tensor, n: int) -> Tensor:
-        """Return all ``n`` rows of which each process has its `share`.
-
-        Gradients flow to this process's own rows.
-        """
-        if self.size == 1:
+        if self.world_size == 1:
             return part
-        mine, whole = self.share(n), part.new_zeros(n, *part.shape[1:])
-        whole[mine] = part.detach()
-        whole = self.sum(whole)
-        return torch.cat([whole[: mine.start], part, whole[mine.stop :]])
+        with _naming_lost_processes(self):
+            return cast("Tensor", _AllReduce.apply(part))  # type: ignore[no-untyped-call]
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Give every process the sum of the gradients of all.
+    def gather_rows(self, part: Tensor, n: int) -> Tensor:
+        """Return all ``n`` rows of which each process has its `share`; gradients flow to all."""
+        if self.world_size == 1:
+            return part
+        mine = self.share(n)
+        before = part.new_zeros(mine.start, *part.shape[1:])
+        after = part.new_zeros(n - mine.stop, *part.shape[1:])
+        return self.all_reduce(torch.cat([before, part, after]))
 
-        Each is of its part of the loss of the whole batch.
-        """
-        if self.size > 1:
-            own = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            parts = [torch.zeros_like(one) if one.grad is None else one.grad for one in own]
-            added = torch.split(
-                self.sum(torch.cat([part.flatten() for part in parts])),
-                [part.numel() for part in parts],
-            )
-            for one, part, values in zip(own, parts, added, strict=True):
-                one.grad = part.copy_(values.view_as(part))
+    def any_process(self, flag: bool) -> bool:
+        """Tell whether the flag is set in one process at least."""
+        return bool(self.all_reduce(torch.tensor(float(flag), device=self.device)))
 
-    def same(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what the first process has, tensors and plain values."""
-        if self.size == 1:
+    def broadcast_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the main process's state: tensors and plain values."""
+        if self.world_size == 1:
             return state
         file = io.BytesIO()
         torch.save(state, file)
         content = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8).to(self.device)
         length = torch.tensor([len(content)], device=self.device)
-        with self.together():
-            dist.broadcast(length, 0)
-            content = content if self.rank == 0 else content.new_empty(int(length))
-            dist.broadcast(content, 0)
+        with _naming_lost_processes(self):
+            torch.distributed.broadcast(length, 0)
+            if not self.is_main:
+                content = content.new_empty(int(length))
+            torch.distributed.broadcast(content, 0)
         file = io.BytesIO(content.cpu().numpy().tobytes())
-        found: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        return found
+        received: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return received
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes, which all use it.
+def _meet(process: Process) -> Any:
+    """Return the store of all processes, as soon as all have come."""
+    store, *_ = next(rendezvous("env://", timeout=_START_TIMEOUT))
+    # torchrun keeps the store when it starts all processes again
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = torch.distributed.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    store.set(f"started/{process.rank}", "")
+    store.wait([f"started/{rank}" for rank in range(process.world_size)], _START_TIMEOUT)
+    return store
 
-    What reaches it in the backward pass is added up likewise.
+
+@contextlib.contextmanager
+def _naming_lost_processes(process: Process) -> Iterator[None]:
+    """Say what it means when a message between processes fails: another one has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if process.world_size == 1:
+            raise
+        reason = "".join(str(error).strip().splitlines()[-1:])
+        raise SeqfoundryError(
+            f"process {process.rank} of {process.world_size}: all must go on together, got one "
+            f"that has ended or cannot be reached ({reason}); its own message says why; go on "
+            "from the last checkpoint with --resume"
+        ) from error
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over processes whose gradient is the sum over processes.
+
+    As `torch.distributed.nn.functional.all_reduce`, which PyTorch 2.13 deprecates in favour of a
+    private module.
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(_: Any, part: Tensor) -> Tensor:
         total = part.clone(memory_format=torch.contiguous_format)
-        with group.together():
-            dist.all_reduce(total)
+        torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return cast("Tensor", _Sum.apply(gradient, ctx.group)), None  # type: ignore[no-untyped-call]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return cast("Tensor", _AllReduce.apply(gradient))  # type: ignore[no-untyped-call]
 
 
-class SharedNorm(nn.modules.batchnorm._BatchNorm):
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm with the moments of the rows of all processes, on any device.
 
-    PyTorch's own needs GPUs.
+    PyTorch's SyncBatchNorm needs GPUs.
     """
 
-    group: Group
+    process: TorchProcess
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(n, C, ...)``, n from 0; running statistics follow as in the plain layer."""
         if not self.training and self.running_mean is not None:
-            moments = self.running_mean, self.running_var
             return nn.functional.batch_norm(
-                x, *moments, self.weight, self.bias, False, 0.0, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=False,
+                momentum=0.0,
+                eps=self.eps,
             )
-        axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+        axes = [0, *range(2, x.dim())]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.new_tensor([values[:, 0].numel()])
-        sums = self.group.sum(torch.cat([values.sum(axes), count]))
-        mean, n = sums[:-1] / sums[-1], sums[-1]
+        sums = self.process.all_reduce(torch.cat([values.sum(axes), count]))
+        n = sums[-1]
+        mean = sums[:-1] / n
         centred = values - mean.view(shape)
-        variance = self.group.sum(centred.square().sum(axes)) / n
+        variance = self.process.all_reduce(centred.square().sum(axes)) / n
         if self.training and self.running_mean is not None:
-            self._follow(mean.detach(), (variance * n / (n - 1)).detach())
+            self._update_running(mean.detach(), (variance * n / (n - 1)).detach())
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
-    def _follow(self, *moments: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         count = cast("Tensor", self.num_batches_tracked).add_(1)
         rate = 1 / float(count) if self.momentum is None else self.momentum
-        for running, new in zip((self.running_mean, self.running_var), moments, strict=True):
-            cast("Tensor", running).lerp_(new.to(cast("Tensor", running).dtype), rate)
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            running = cast("Tensor", running)
+            running.lerp_(new.to(running.dtype), rate)
 
 
-def share_norms(model: nn.Module, group: Group) -> None:
-    """Let the batch norms of a network see the whole batch.
-
-    Names and weights stay what they are.
-    """
+def use_global_batch_norm(model: nn.Module, process: TorchProcess) -> None:
+    """Let the batch norms of a network see the whole batch; names and weights stay."""
+    if process.world_size == 1:
+        return
     for module in model.modules():
-        if group.size > 1 and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            module.__class__ = SharedNorm  # type: ignore[assignment]
-            object.__setattr__(module, "group", group)
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.__class__ = GlobalBatchNorm  # type: ignore[assignment]
+            object.__setattr__(module, "process", process)
 
 
 @contextlib.contextmanager
-def tensor_cores(device: str) -> Iterator[None]:
+def tensor_cores(device: torch.device) -> Iterator[None]:
     """Let a GPU multiply float32 matrices as TF32, which rounds factors to 11 bits.
 
     For training only.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if device != "cpu" else before)
+    torch.set_float32_matmul_precision(before if device.type == "cpu" else "high")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+# ---- files
+
+
+def read_weights(path: Path) -> Mapping[str, Any]:
+    """Read a file of tensors and plain values; nothing in it can be executed.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, or holds anything else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other versions, which are refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{path}: must be a whole file of weights without code, got: {reason}"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path}: must be a mapping of weights, got {type(content).__name__}")
+    return content
+
+
+class TorchFormat:
+    """PyTorch's file of tensors and plain values, read with ``weights_only``."""
+
+    suffix = ".pt"
+
+    def write(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Write the file, whole or not at all."""
+        content = {"state": dict(checkpoint.state), "progress": dict(checkpoint.progress)}
+        with atomic_bytes(path) as file:
+            torch.save(content, file)
+
+    def read(self, path: Path) -> Checkpoint:
+        """Read the file; ModelError if it is missing, damaged, or holds anything else."""
+        content = read_weights(path)
+        if not all(isinstance(content.get(key), Mapping) for key in ("state", "progress")):
+            raise ModelError(f"{path}: must be a checkpoint, got {', '.join(map(str, content))}")
+        return Checkpoint(content["state"], content["progress"])
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return weights and the optimizer's moments: tensors and plain values.
+
+    Random numbers and learning rates need no state where they follow from the settings and the
+    number of the epoch.
+    """
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def load_training_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    where: str,
+    load_weights: Callable[[nn.Module, Mapping[str, Any], str], None],
+) -> None:
+    """Set what `training_state` returned, so that training goes on as if it had not stopped.
+
+    Parameters
+    ----------
+    load_weights
+        Sets the weights of a model, or raises ModelError; the file is named as ``where``.
+
+    Raises
+    ------
+    ModelError
+        If the state is that of another network.
+    """
+    if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
+        names = ", ".join(map(str, state))
+        raise ModelError(f"{where}: must hold a model and its optimizer, got {names}")
+    load_weights(model, state["model"], where)
+    try:
+        optimizer.load_state_dict(dict(state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"{where}: must hold the optimizer of the network, got: {error}"
+        ) from None

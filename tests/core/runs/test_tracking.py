@@ -38,7 +38,7 @@ TRAIN = """
     from pathlib import Path
     from seqfoundry.core.runs import tracking
     from seqfoundry.core.errors import InterruptedRunError
-    from seqfoundry.core.runs.loop import TrainOptions
+    from seqfoundry.core.runs.options import TrainOptions
     data, track = Path(sys.argv[1]), "untracked" not in sys.argv
     options = TrainOptions(track=track)
     with tracking.run("reads", {"seed": 1}, data=data, out=None, options=options) as run:

@@ -24,7 +24,7 @@ from torch import nn
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files.atomic import atomic_folder
-from seqfoundry.core.runs.processes import Place
+from seqfoundry.core.runs.processes import Process
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.training import torch as parallel
@@ -40,34 +40,34 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_vae as vae
 from seqfoundry.families.copynumber import losses, model
-from seqfoundry.training.torch import Group
+from seqfoundry.training.torch import TorchProcess
 
 torch.set_num_threads(1)
 model.nn.Dropout = lambda share: torch.nn.Identity()  # drawn anew in each process
-folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
+folder, found = Path(sys.argv[2]), {}
+process = TorchProcess.start(torch.device("cpu"))
 for name, alignment, size, n in CASES:
     config = vae.settings(architecture=name, alignment=alignment, batch_size=size, epochs=2,
                           warmup_epochs=0,
                           alignment_warmup_epochs=0, lr=1e-4 if "residual" in name else 1e-3)
     counts = vae.cohort(n)
-    training = losses.NetworkTraining.start(config, vae.BINS, group)
-    place = folder / f"{group.size}-{group.rank}-{name}-{alignment}-{size}"
+    training = losses.NetworkTraining.start(config, vae.BINS, process)
+    place = folder / f"{process.world_size}-{process.rank}-{name}-{alignment}-{size}"
     place.mkdir()
     cohort = losses.prepare(counts, training.model, config, place)
-    rows, mine = np.arange(n), group.share(n)
+    rows, mine = np.arange(n), process.share(n)
     batch = cohort.batch(rows[mine], training.device)
     noise = torch.randn((n, 10), generator=torch.Generator().manual_seed(1))[mine]
-    training.terms(batch, batch.x, noise, (0.5, 0.7), n).objective.backward()
-    group.add_gradients(training.model)
+    process.backward(training.terms(batch, batch.x, noise, (0.5, 0.7), n).objective)
     gradients = {key: value.grad.numpy() for key, value in training.model.named_parameters()}
-    np.savez(folder / f"{group.size}-{group.rank}-{name}-{alignment}.npz", **gradients)
+    np.savez(folder / f"{process.world_size}-{process.rank}-{name}-{alignment}.npz", **gradients)
     figures = [losses.epoch(training, cohort, rows, number) for number in range(2)]
     figures.append(losses.validate(training, cohort, rows[: n // 2 + 1]))
     state = training.model.state_dict()
     weights = {key: value.double().abs().sum().item() for key, value in state.items()}
     found[f"{name} {alignment} {size}"] = [figures, weights]
-group.leave()
-(folder / f"{group.size}-{group.rank}.json").write_text(json.dumps(found))
+process.stop()
+(folder / f"{process.world_size}-{process.rank}.json").write_text(json.dumps(found))
 """
 CASES = [
     ("06_conv_vae", "latent", 7, 27),  # batches of 7, 7, 7 and 6: shares of 4 and 3
@@ -159,9 +159,9 @@ def test_norm_of_one_process_is_the_plain_one(
     with torch.no_grad():
         plain.weight.copy_(torch.arange(1.0, 6.0))
     own.load_state_dict(plain.state_dict())
-    parallel.share_norms(own, parallel.Group(size=2))
-    assert type(own) is parallel.SharedNorm
-    own.group = parallel.Group()  # of one
+    parallel.use_global_batch_norm(own, parallel.TorchProcess(world_size=2))
+    assert type(own) is parallel.GlobalBatchNorm
+    own.process = parallel.TorchProcess()  # of one
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 3
     made = []
     for norm in (plain, own):
@@ -180,7 +180,7 @@ def test_norm_of_one_process_is_the_plain_one(
 
 def test_shares_are_all_rows_once() -> None:
     for n, size in ((0, 2), (1, 2), (7, 2), (7, 3), (8, 4), (3, 5)):
-        found = [np.arange(n)[Place(rank, size).share(n)] for rank in range(size)]
+        found = [np.arange(n)[Process(rank, size).share(n)] for rank in range(size)]
         assert [part.tolist() for part in found] == [
             part.tolist() for part in np.array_split(np.arange(n), size)
         ]
@@ -200,14 +200,14 @@ def test_half_an_environment_is_refused(
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert Place.here() == Place()
+    assert Process.from_environment() == Process()
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(
         ConfigError,
         match=r"^environment: must have RANK, .*, MASTER_PORT as torchrun sets them, got",
     ):
-        Place.here()
+        Process.from_environment()
 
 
 # ---- as a user runs it
@@ -379,15 +379,16 @@ def test_who_never_comes_is_not_waited_for(tmp_path: Path) -> None:
 import os, sys, time
 from datetime import timedelta
 from pathlib import Path
+import torch
 from seqfoundry.training import torch as parallel
 from seqfoundry.core.errors import SeqfoundryError
 
-parallel._MEETING = timedelta(seconds=1)
+parallel._START_TIMEOUT = timedelta(seconds=1)
 if os.environ["RANK"] == "1":
     time.sleep(4)
     sys.exit()
 try:
-    parallel.Group.join("cpu")
+    parallel.TorchProcess.start(torch.device("cpu"))
 except SeqfoundryError as error:
     Path(sys.argv[1]).write_text(str(error))
 """)
@@ -407,15 +408,15 @@ except SeqfoundryError as error:
 def test_the_others_stay_until_the_first_is_done(tmp_path: Path) -> None:
     """Else torchrun ends the first one, too, once the others have been gone for some minutes."""
     script = """
-import sys, time
+import sys, time, torch
 from pathlib import Path
-from seqfoundry.training.torch import Group
-group, done = Group.join("cpu"), Path(sys.argv[1])
-group.leave()
-if group.rank == 0:
+from seqfoundry.training.torch import TorchProcess
+process, done = TorchProcess.start(torch.device("cpu")), Path(sys.argv[1])
+process.stop()
+if process.is_main:
     time.sleep(2)
     done.touch()
-group.stay()
+process.wait_for_main()
 assert done.is_file()
 """
     for state, text in in_processes([sys.executable, "-c", script, str(tmp_path / "done")], 2):
@@ -467,15 +468,15 @@ def test_a_resumed_state_is_that_of_the_first_process(tmp_path: Path) -> None:
     script = """
 import sys, torch
 from pathlib import Path
-from seqfoundry.training.torch import Group
-group = Group.join("cpu")
+from seqfoundry.training.torch import TorchProcess
+process = TorchProcess.start(torch.device("cpu"))
 steps = {0: {"step": torch.tensor(2.0)}}
-state = {"a": torch.arange(3.0) + group.rank, "b": [{"x": 1.5 + group.rank}], "c": steps}
-found = group.same(state if group.rank == 0 else {})
+state = {"a": torch.arange(3.0) + process.rank, "b": [{"x": 1.5 + process.rank}], "c": steps}
+found = process.broadcast_state(state if process.rank == 0 else {})
 assert found["a"].tolist() == [0, 1, 2] and found["b"] == [{"x": 1.5}]
 assert float(found["c"][0]["step"]) == 2
-Path(sys.argv[1], str(group.rank)).touch()
-group.leave()
+Path(sys.argv[1], str(process.rank)).touch()
+process.stop()
 """
     for state, text in in_processes([sys.executable, "-c", script, str(tmp_path)], 2):
         assert state == 0, text
@@ -493,7 +494,9 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found: list[dict[str, Any]] = []
     for device in ("cpu", "cuda"):
         config = vae.settings(epochs=2, batch_size=8)
-        training = losses.NetworkTraining.start(config, vae.BINS, parallel.Group(device=device))
+        training = losses.NetworkTraining.start(
+            config, vae.BINS, parallel.TorchProcess(device=torch.device(device))
+        )
         (tmp_path / device).mkdir()
         made = losses.prepare(vae.cohort(20), training.model, config, tmp_path / device)
         found.append(losses.epoch(training, made, np.arange(20), 0))

@@ -12,7 +12,7 @@ import pytest
 
 from seqfoundry.core.errors import ConfigError, InputError, ModelError
 from seqfoundry.core.files.atomic import read_json
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber import evaluate as evaluation
 from seqfoundry.families.copynumber import serve, train

@@ -25,7 +25,7 @@ from seqfoundry.core.errors import (
 )
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.copynumber import evaluate as evaluation
 from seqfoundry.families.copynumber import serve, train
@@ -106,9 +106,9 @@ def test_stopped_and_resumed_ends_as_undisturbed(
     out, stop = tmp_path / "out", [True]
     record = train._record
 
-    def stopping(handle: Any, *rest: Any) -> None:
-        record(handle, *rest)
-        handle.stop_requested = stop[0]
+    def stopping(session: Any, *rest: Any) -> None:
+        record(session, *rest)
+        session.run.stop_requested = stop[0]
 
     monkeypatch.setattr(train, "_record", stopping)
     with pytest.raises(InterruptedRunError, match=r"go on with the same command and --resume \w+"):
@@ -316,7 +316,7 @@ def test_bad_cohorts(data: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         train.train(settings(), tmp_path / "nope", tmp_path / "out", UNTRACKED)
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="--device gpu: must find a GPU, got none"):
+        with pytest.raises(ConfigError, match="--device gpu: must be on a machine with a GPU"):
             train.train(settings(), data, tmp_path / "out", replace(UNTRACKED, device="gpu"))
     broken = Path(shutil.copytree(data / "train", tmp_path / "broken"))
     raw = bytearray((broken / "chromosome" / "counts.npy").read_bytes())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from served_records import served_record
 
 from seqfoundry.core.errors import ModelError
 from seqfoundry.registry import models
@@ -61,20 +62,7 @@ def served(cells: Sequence[str], name: str) -> dict[str, Any]:
         "predicted_sd": [2.0] * len(types),
         "activity_sd": [5.0] * len(types),
     }
-    known = {
-        "family": "enhancer",
-        "registered_name": name,
-        "about": "a",
-        "limits": [],
-        "input_columns": ["sequence"],
-    }
-    return {
-        **known,
-        "panel": panel,
-        "oracle": "deepstarr_7cell",
-        "seq_len": 512,
-        "cell_types": types,
-    }
+    return served_record("enhancer", registered_name=name, panel=panel, cell_types=types)
 
 
 Maker = Callable[..., tuple[str, WordOracle]]
@@ -88,7 +76,7 @@ def make_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     def load(family: str, reference: str) -> models.Loaded:
         if reference not in made:
             raise ModelError(f"{reference}: must be a model of the test, got another")
-        return models.Loaded(made[reference], models.read_served(Path(reference)), reference)
+        return models.Loaded(made[reference], models.read_serving(Path(reference)), reference)
 
     monkeypatch.setattr(models, "load", load)
 

@@ -130,6 +130,7 @@ KILLED = """
 import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[2] / "engine"))
 spec.loader.exec_module(fakes)
 from seqfoundry import engine
 from seqfoundry.families.enhancer.tasks import activity
@@ -143,7 +144,9 @@ def predict(frame):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer(frame)
 oracle.predict = predict
-store.load = lambda family, path: store.Loaded(oracle, store.read_served(pathlib.Path(path)), path)
+def load(family, path):
+    return store.Loaded(oracle, store.read_serving(pathlib.Path(path)), path)
+store.load = load
 source, model, out = sys.argv[2:]
 request = engine.Request(pathlib.Path(source), model, pathlib.Path(out))
 engine.run(activity.ScoreActivity(), request)

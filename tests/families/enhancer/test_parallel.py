@@ -20,9 +20,9 @@ import torch
 from seqfoundry.core.errors import ConfigError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files.atomic import atomic_folder
-from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.enhancer.model import NetworkTraining, squared_error
-from seqfoundry.training.torch import Group
+from seqfoundry.training.prefetch import prefetch
+from seqfoundry.training.torch import TorchProcess
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMS = ROOT / "params" / "enhancer"
@@ -36,35 +36,34 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import test_deepstarr as tests
 from seqfoundry.families.enhancer.model import NetworkTraining, epoch, predict, squared_error
-from seqfoundry.training.torch import Group
+from seqfoundry.training.torch import TorchProcess
 
 torch.set_num_threads(1)
-folder, group, found = Path(sys.argv[2]), Group.join("cpu"), {}
+folder, process = Path(sys.argv[2]), TorchProcess.start(torch.device("cpu"))
 for engine in ENGINES:
     config = tests.config_of(
         **tests.SMALL, engine=engine, dropout=0.0, lr=1e-4, shift=2, reverse_complement=True
     )
     rows = tests.rows_of(53, config)
     rows.activities[::3, 2:] = np.nan  # so that shares differ in what was measured
-    training = NetworkTraining.start(config, rows.activities, group=group)
-    mine = group.share(15)
+    training = NetworkTraining.start(config, rows.activities, process=process)
+    mine = process.share(15)
     counts = [int(np.isfinite(rows.activities[:15][part]).sum()) for part in (mine, slice(0, 15))]
     training.model.train()
     codes = torch.tensor(rows.codes[:15][mine])
     activities = torch.tensor(rows.activities[:15][mine])
-    loss, n = squared_error(training.model(codes), activities)
+    loss, n = squared_error(training.forward(codes), activities)
     assert n == counts[0]
-    (loss * (n / counts[1])).backward()
-    group.add_gradients(training.model)
+    process.backward(loss * (n / counts[1]))
     gradients = {key: value.grad.numpy() for key, value in training.model.named_parameters()}
     losses = [epoch(training, rows, np.arange(53), number) for number in range(2)]
     made = predict(training.model, rows.codes).activities
     state = {key: value.numpy() for key, value in training.model.state_dict().items()}
-    np.savez(folder / f"{group.size}-{group.rank}-{engine}.npz", made=made, losses=losses,
-             counts=counts,
+    name = f"{process.world_size}-{process.rank}-{engine}.npz"
+    np.savez(folder / name, made=made, losses=losses, counts=counts,
              **{f"state {key}": value for key, value in state.items()},
              **{f"gradient {key}": value for key, value in gradients.items()})
-group.leave()
+process.stop()
 """
 
 
@@ -138,7 +137,7 @@ def test_batches_must_be_large_enough_to_be_shared(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ConfigError, match=r"^train\.batch_size: must be 6 or more with 3 processes, got 5$"
     ):
-        NetworkTraining.start(config, rows.activities, group=Group(size=3))
+        NetworkTraining.start(config, rows.activities, process=TorchProcess(world_size=3))
 
 
 def test_what_a_thread_makes_ahead_comes_in_order() -> None:

@@ -21,7 +21,7 @@ import pytest
 from seqfoundry.cli import main
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import ConfigError, InputError, MissingError, OutputError
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.enhancer import evaluate as evaluation
 from seqfoundry.families.enhancer import train

@@ -88,8 +88,8 @@ def test_the_whole_way(oracle: str, data: Path, run: Callable[..., Any], tmp_pat
     assert run("register", "enhancer", "--run", out) == f"models:/{name}/1"
     run("promote", name)
     served = models.load("enhancer", f"models:/{name}@champion")
-    assert served.served["registered_name"] == name
-    assert any("random weights" in limit for limit in served.served["limits"])
+    assert served.serving.registered_name == name
+    assert any("random weights" in limit for limit in served.serving.limits)
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()[:3]]
     frame = pd.DataFrame(
         {"sequence": [row["sequence"] for row in rows], "also": ["embedding", None, None]}

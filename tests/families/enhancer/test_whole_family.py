@@ -19,7 +19,7 @@ import torch
 from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.enhancer import evaluate as evaluation
 from seqfoundry.families.enhancer import serve, train
@@ -315,10 +315,10 @@ def test_a_model_folder_with_another_oracle_is_refused(run: Path, tmp_path: Path
 def _stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> list[int]:
     record, left = train._record, [epochs]
 
-    def stopping(handle: Any, *rest: Any) -> None:
-        record(handle, *rest)
+    def stopping(session: Any, *rest: Any) -> None:
+        record(session, *rest)
         left[0] -= 1
-        handle.stop_requested = left[0] == 0
+        session.run.stop_requested = left[0] == 0
 
     monkeypatch.setattr(train, "_record", stopping)
     return left

@@ -1,10 +1,13 @@
 """Simulated reads, and what a model without faults would answer to them."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from served_records import served_record
 
 from seqfoundry.core.dna import decode
 from seqfoundry.core.settings.config import build_plain, read_yaml
@@ -13,6 +16,7 @@ from seqfoundry.families.reads.data import Reads, collapse
 from seqfoundry.families.reads.labelling.structure import ReadGrammar, architectures
 from seqfoundry.families.reads.protocol.molecules import Sources
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
+from seqfoundry.families.reads.protocol.serving import Serving
 from seqfoundry.families.reads.simulate import ReadTruth, draw_example
 from seqfoundry.registry import models
 
@@ -78,21 +82,17 @@ def truth_answer(reads: Reads, protocol: Protocol = PROTOCOL) -> pd.DataFrame:
     )
 
 
-def served(protocol: Protocol = PROTOCOL) -> dict[str, Any]:
-    """What a model folder says of itself, as far as annotation asks."""
-    return {
-        "family": "reads",
-        "registered_name": f"reads-{protocol.model}",
-        "labels": list(protocol.labels),
-        "barcodes": list(protocol.barcodes),
-        "barcode_lengths": {
-            s.name: s.length for s in protocol.segments if s.name in protocol.barcodes
-        },
-        "umis": list(protocol.umis),
-        "insert": "cDNA",
-        "strand": protocol.strand,
-        "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
-    }
+def serving(protocol: Protocol = PROTOCOL) -> Serving:
+    """What annotation must know of a model of a protocol."""
+    return Serving(f"reads-{protocol.model}", protocol)
+
+
+def write_model_folder(folder: Path, protocol: Protocol = PROTOCOL) -> None:
+    """Write what is read of a model folder without loading its network."""
+    folder.mkdir(exist_ok=True)
+    served = served_record("reads", registered_name=f"reads-{protocol.model}")
+    (folder / "served.json").write_text(json.dumps(served))
+    (folder / "model.json").write_text(json.dumps({"protocol": asdict(protocol)}))
 
 
 class Replay:

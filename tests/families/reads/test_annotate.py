@@ -5,6 +5,7 @@ Every file, every fate, nothing left when it fails.
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,7 @@ class Case:
     @staticmethod
     def write_model(folder: Path, **changes: Any) -> None:
         """Write what is known of the fake model, which `models.load` gives."""
-        folder.mkdir(exist_ok=True)
-        served = {"family": "reads", "about": "", "limits": [], "input_columns": ["sequence"]}
-        content = BENCH.served() | served | changes
-        (folder / "served.json").write_text(json.dumps(content))
+        BENCH.write_model_folder(folder, replace(BENCH.PROTOCOL, **changes))
 
     def annotate(self, **changes: Any) -> dict[str, Any]:
         words = {"source": self.source, "model": str(self.model), "out": self.out} | changes
@@ -107,7 +105,7 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     """Let a fake model answer."""
 
     def load(family: str, folder: str) -> models.Loaded:
-        return models.Loaded(fake, models.read_served(Path(folder)), folder)
+        return models.Loaded(fake, models.read_serving(Path(folder)), folder)
 
     monkeypatch.setattr(models, "load", load)
 
@@ -487,7 +485,7 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
 def test_two_processes_do_not_share_their_work(case: Case) -> None:
     with (
         PartialFolder(case.out, {}, resume=False),
-        pytest.raises(OutputError, match="got one in which another process works"),
+        pytest.raises(OutputError, match="must be free, got a lock that another process holds"),
     ):
         case.annotate()
 
@@ -595,7 +593,7 @@ def test_lists_that_do_not_fit(case: Case, content: str, message: str) -> None:
 
 
 def test_a_list_for_reads_without_barcodes_is_refused(case: Case) -> None:
-    case.write_model(case.model, barcodes=[], barcode_lengths={})
+    case.write_model(case.model, barcodes=())
     with pytest.raises(InputError, match="whose reads have no barcode"):
         case.annotate()
     case.annotate(whitelist=None)

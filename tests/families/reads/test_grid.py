@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from seqfoundry.core.errors import ConfigError, InterruptedRunError, MissingError, OutputError
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, dump_yaml, read_yaml, resolve
 from seqfoundry.families.reads import train as training
 from seqfoundry.families.reads.config import (

@@ -21,7 +21,7 @@ from seqfoundry.families.reads.output.molecule_table import (
     split,
 )
 from seqfoundry.families.reads.protocol.molecules import Transcripts
-from seqfoundry.families.reads.protocol.seq_orders import Protocol, read_protocol
+from seqfoundry.families.reads.protocol.seq_orders import Protocol, Segment, read_protocol
 from seqfoundry.families.reads.simulate import draw
 
 ROOT = Path(__file__).parents[3]
@@ -63,7 +63,7 @@ def simulate(
         sequence = decode(reads.read(number)[0])
         qualities = "".join(chr(33 + (number + place) % 90) for place in range(len(sequence)))
         record = SimpleNamespace(name=f"r{number}", sequence=sequence, qualities=qualities)
-        molecules = split(record, answer, BENCH.served(protocol), number)
+        molecules = split(record, answer, BENCH.serving(protocol), number)
         found.append((record, answer, truths[number // 2], molecules))
     return found
 
@@ -163,7 +163,7 @@ def _both(values: list[str]) -> tuple[list[str], list[str]]:
 
 
 def test_flanks_are_random_ends_in_the_orientation_of_the_molecule() -> None:
-    served = BENCH.served()
+    serving = BENCH.serving()
     for record, answer, _, [one] in simulate(P3, ("single_fwd", "single_rev"), 30, min_flank=1):
         row = one.row
         left, right = (
@@ -173,7 +173,7 @@ def test_flanks_are_random_ends_in_the_orientation_of_the_molecule() -> None:
         assert row[f"{left}_Ends"] == str(answer["fragments"][0]["start"])
         assert row[f"{right}_Starts"] == str(answer["fragments"][0]["end"])
         assert row[f"{right}_Ends"] == str(len(record.sequence))
-        invalid = invalid_row(record, {**answer, "reason": "why"}, served)
+        invalid = invalid_row(record, {**answer, "reason": "why"}, serving)
         assert len(invalid["cDNA_Starts"].split(", ")) == 3  # no molecule, so no random ends
         assert (invalid["random_s_Starts"], invalid["reason"], invalid["orientation"]) == (
             "",
@@ -183,7 +183,7 @@ def test_flanks_are_random_ends_in_the_orientation_of_the_molecule() -> None:
 
 
 def test_every_position_is_in_one_segment() -> None:
-    names = [*BENCH.served()["labels"], "random_s", "random_e"]
+    names = [*BENCH.serving().labels, "random_s", "random_e"]
     for *_, molecules in simulate(
         P3, ALL, 30, mismatch_rate=0.05, insertion_rate=0.05, deletion_rate=0.06
     ):
@@ -199,14 +199,26 @@ def test_every_position_is_in_one_segment() -> None:
             assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
+def protocol_of(
+    patterns: dict[str, str],
+    *,
+    barcodes: tuple[str, ...] = (),
+    umis: tuple[str, ...] = (),
+    strand: str = "fwd",
+) -> Protocol:
+    """Protocol whose one valid structure has all segments in the order given."""
+    segments = tuple(Segment(name, pattern) for name, pattern in patterns.items())
+    return Protocol("test", "test", strand, barcodes, umis, segments, (tuple(patterns),), (), ())
+
+
 def segment(label: str, start: int, end: int, confidence: float = 1.0) -> dict[str, Any]:
     return {"label": label, "start": start, "end": end, "confidence": confidence}
 
 
 def test_a_label_met_twice_is_joined_and_its_least_confidence_told() -> None:
-    served = {"labels": ["A", "cDNA"], "insert": "cDNA"}
+    serving = BENCH.serving(protocol_of({"A": "ACG", "cDNA": "NN"}))
     segments = [segment("A", 0, 3, 0.9), segment("cDNA", 3, 5, 0.7), segment("A", 5, 6, 0.8)]
-    columns = segment_columns(segments, served, (0, 6), "+")
+    columns = segment_columns(segments, serving, (0, 6), "+")
     assert (columns["A_Starts"], columns["A_Ends"], columns["A_Confidence"]) == (
         "0, 5",
         "3, 6",
@@ -222,20 +234,18 @@ def test_one_molecule_among_extra_segments_is_cut_out_and_called_so() -> None:
         "architecture": "invalid",
         "reason": "one molecule (+) - extra segments: [5p]",
     }
-    [one] = split(record, answer, BENCH.served(), 0)
+    [one] = split(record, answer, BENCH.serving(), 0)
     assert one.row["ReadName"] == f"{record.name}__frag1"
     assert one.row["reason"] == "split from a read with extra segments (frag 1/1)"
-    assert split(record, {**answer, "fragments": []}, BENCH.served(), 0) == []
+    assert split(record, {**answer, "fragments": []}, BENCH.serving(), 0) == []
 
 
 @pytest.mark.parametrize("strand", ["fwd", "rev"])
 def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(strand: str) -> None:
-    served = {
-        "labels": ["B1", "B2", "U1", "U2", "cDNA"],
-        "barcodes": ["B1", "B2"],
-        "umis": ["U1", "U2"],
-    }
-    served |= {"insert": "cDNA", "strand": strand}
+    patterns = {"B1": "N4", "U1": "N3", "B2": "N4", "U2": "N3", "cDNA": "NN"}
+    serving = BENCH.serving(
+        protocol_of(patterns, barcodes=("B1", "B2"), umis=("U1", "U2"), strand=strand)
+    )
     parts = {"B1": "AACC", "U1": "ACG", "B2": "GGTA", "U2": "TTC", "cDNA": "ACCGGGT"}
     plus, place = [], 0
     for label, bases in parts.items():
@@ -255,7 +265,7 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
             "fragments": [fragment],
         }
         record = SimpleNamespace(name="r", sequence=bases, qualities=None)
-        molecules += split(record, answer, served, 0)
+        molecules += split(record, answer, serving, 0)
     a, b = molecules
     assert a.barcodes == b.barcodes == {"B1": "AACC", "B2": "GGTA"}
     assert a.windows == b.windows
@@ -264,16 +274,10 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
 
 
 def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
-    served = {
-        "labels": ["B", "cDNA"],
-        "barcodes": ["B"],
-        "umis": [],
-        "insert": "cDNA",
-        "strand": "fwd",
-    }
+    serving = BENCH.serving(protocol_of({"B": "N4", "cDNA": "NN"}, barcodes=("B",)))
     answer = {"architecture": "valid", "reason": "valid", "segments": [segment("cDNA", 0, 4)]}
     answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+", "whole": True}]
-    [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, served, 0)
+    [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, serving, 0)
     assert (one.barcodes, one.windows, one.umi, one.cdna) == (
         {"B": ""},
         {"B": ""},
@@ -294,7 +298,7 @@ def test_cdna_reads_like_the_transcript_it_was_cut_from(protocol: Protocol) -> N
     n_found = 0
     for number, answer in enumerate(BENCH.truth_answer(reads, protocol).to_dict("records")):
         record = SimpleNamespace(name="r", sequence=decode(reads.read(number)[0]), qualities=None)
-        for one in split(record, answer, BENCH.served(protocol), number):
+        for one in split(record, answer, BENCH.serving(protocol), number):
             assert one.cdna[0] in decode(codes)
             n_found += 1
     assert n_found >= 50

@@ -13,7 +13,7 @@ import yaml
 
 from seqfoundry.core import dna
 from seqfoundry.core.errors import MissingError, ModelError
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, read_yaml, resolve
 from seqfoundry.families.reads import model as networks
 from seqfoundry.families.reads import serve

@@ -388,7 +388,7 @@ def test_a_folder_with_the_files_of_the_mission_alone_is_a_model(
     networks.write_mission(model.network, SMALL, P3, folder)
     (folder / "10x3p_sc_ont_016_lbl_bin.pkl").write_text("not a pickle")
     loaded = models.load("reads", str(folder))
-    assert loaded.served["registered_name"] == "reads-10x3p_sc_ont_016"
+    assert loaded.serving.registered_name == "reads-10x3p_sc_ont_016"
     wanted, got = serve.predict(model, serve.EXAMPLE), loaded.predict(serve.EXAMPLE)
     assert_same_answers(wanted, got)
     (folder / "10x3p_sc_ont_016.h5").write_bytes(b"no weights")

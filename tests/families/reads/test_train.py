@@ -23,7 +23,7 @@ from seqfoundry.core.errors import (
     MissingError,
     ModelError,
 )
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.reads import train as training
 from seqfoundry.families.reads import training_step
@@ -37,6 +37,7 @@ from seqfoundry.families.reads.config import (
 from seqfoundry.families.reads.data import read_reads
 from seqfoundry.families.reads.protocol.seq_orders import read_protocol
 from seqfoundry.families.reads.simulate import simulate
+from seqfoundry.training.checkpoints import ArrayFormat, Checkpoints
 
 ROOT = Path(__file__).parents[3]
 PARAMS = ROOT / "params" / "reads"
@@ -169,15 +170,16 @@ def fitted(
         read_protocol(Path(config.seq_orders), config.model),
     )
     progress = training.ReadsProgress()
+    checkpoints = Checkpoints(checkpoint, "", ArrayFormat())
     for n_steps in [*stops, 10**9]:
         task = training._task(config, shape, protocol, data)
-        if (checkpoint / "last.npz").is_file():
-            progress = training._restore(task, checkpoint)
+        if checkpoints.path("last").is_file():
+            progress = training.restore(task, checkpoints.load("last"))
         try:
             for _ in training.fit(task, progress, _StopAfter(n_steps)):
                 pass
         except InterruptedRunError:
-            training._save(task, progress, checkpoint / "last.npz")
+            checkpoints.save("last", training.checkpoint_of(task, progress))
     rows = {name: np.array([row[key] for row in progress.history]) for name, key in _ROWS.items()}
     return {**training_step.state(task.model.network, task.optimizer), **rows}
 

@@ -276,7 +276,7 @@ def test_decoys_of_a_full_list_are_refused():
     pairs = [a + b for a in "ACGT" for b in "ACGT"]
     with pytest.raises(
         InputError,
-        match=r"^decoys: CBC must leave family for as many other sequences, got 16 barcodes$",
+        match=r"^decoys: CBC must leave room for as many other sequences, got 16 barcodes$",
     ):
         decoys(one_column(pairs), seed=1)
 

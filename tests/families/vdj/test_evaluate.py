@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.vdj import evaluate as family
 from seqfoundry.families.vdj import model as likelihood

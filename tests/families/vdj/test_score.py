@@ -13,7 +13,7 @@ from seqfoundry import engine
 from seqfoundry.core.errors import InputError, MissingError, ModelError, OutputError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.families.vdj import score as scores
 
 

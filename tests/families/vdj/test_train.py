@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
-from seqfoundry.core.runs.loop import TrainOptions
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError
+from seqfoundry.core.runs.options import TrainOptions
 from seqfoundry.core.settings.config import build, resolve
 from seqfoundry.families.vdj import serve
 from seqfoundry.families.vdj import train as training
@@ -237,11 +237,11 @@ class _Stopped:
         self.left = list(numbers)
         original = training._record
 
-        def record(run: Any, task: Any, progress: Any, iteration: Any, settings: str) -> None:
-            original(run, task, progress, iteration, settings)
+        def record(session: Any, task: Any, progress: Any, iteration: Any) -> None:
+            original(session, task, progress, iteration)
             if self.left and iteration.number == self.left[0]:
                 del self.left[0]
-                run.request_stop()
+                session.run.request_stop()
 
         monkeypatch.setattr(training, "_record", record)
 
@@ -268,18 +268,6 @@ def test_resumed_is_bit_for_bit_the_same(
             assert all(np.array_equal(one[name], other[name]) for name in one.files)
     for name in ("history.tsv", f"trained_coefs{END}", f"bootstraps/bootstrap_coefs{END}"):
         assert (tmp_path / "never" / name).read_bytes() == (out / name).read_bytes()
-
-
-def test_damaged_checkpoints_and_those_of_other_settings_are_refused(
-    whole: Path, tmp_path: Path
-) -> None:
-    path = whole / "checkpoints" / "last.npz"
-    with pytest.raises(ModelError, match="must be of these settings"):
-        training._restore(path, "other")
-    (tmp_path / "last.npz").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="must be a whole checkpoint"):
-        training._restore(tmp_path / "last.npz", "")
-    assert training._restore(tmp_path / "none.npz", "") == training.FitProgress()
 
 
 def test_a_fit_at_the_cap_says_so(

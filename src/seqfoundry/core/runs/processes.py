@@ -1,104 +1,69 @@
-"""Several processes that train one model together, as torchrun starts them.
+"""Several processes that train one model together, as torchrun starts them."""
 
-Which one this is, and its share of rows.
-
-Also batches that a thread makes ahead, so that a GPU need not wait for them.
-"""
-
-import contextlib
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
-from seqfoundry.core.errors import ConfigError, SeqfoundryError
+from seqfoundry.core.errors import ConfigError
 
-_Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # what torchrun says
-_NAMES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_VARIABLES = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Number ``rank`` of ``size`` processes, ``local`` on its machine, all from 0.
+class Process:
+    """One of ``world_size`` processes, numbered from 0; a process that is alone is 0 of 1.
 
-    Alone it is 0 of 1.
-
-    The process of rank 0 writes files, logs and tracks; all others only compute.
+    ``local_rank`` is its number on its machine. The process of rank 0, the main one, writes
+    files, logs and tracks; all others only compute.
     """
 
     rank: int = 0
-    size: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @classmethod
-    def here(cls) -> Self:
-        """Read what torchrun put into the environment; without it a process is alone.
+    def from_environment(cls) -> Self:
+        """Read the variables that torchrun sets; without them a process is alone.
 
         Raises
         ------
         ConfigError
-            If only a part of it is there, or it makes no sense.
+            If some of the variables are missing, or do not fit together.
         """
-        found = {name: os.environ.get(name, "") for name in _NAMES}
-        if not found["WORLD_SIZE"] or found["WORLD_SIZE"] == "1":
+        values = {name: os.environ.get(name, "") for name in _VARIABLES}
+        if values["WORLD_SIZE"] in ("", "1"):
             return cls()
         try:
-            made = cls(*(int(found[name]) for name in _NUMBERS))
+            process = cls(*(int(values[name]) for name in _NUMBERS))
         except ValueError:
-            made = cls(rank=-1)
-        if not (
-            0 <= made.rank < made.size and 0 <= made.local < made.size and all(found.values())
-        ):
+            process = cls(rank=-1)
+        is_rank = 0 <= process.rank < process.world_size
+        is_local_rank = 0 <= process.local_rank < process.world_size
+        if not (is_rank and is_local_rank and all(values.values())):
             raise ConfigError(
-                f"environment: must have {', '.join(_NAMES)} as torchrun sets them, got {found}"
+                f"environment: must have {', '.join(_VARIABLES)} as torchrun sets them, "
+                f"got {values}"
             )
-        return made
+        return process
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files, logs and tracks."""
+        return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """Return which of n rows are this process's: as many as the others have, or one more."""
-        least, more = divmod(n, self.size)
-        first = self.rank * least + min(self.rank, more)
-        return slice(first, first + least + (self.rank < more))
+        """Select this process's part of n rows: as many as the others have, or one more.
 
-    def quieten(self) -> None:
-        """Let only the first process log."""
-        if self.rank:
-            logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)
+        The shares of all processes are the n rows in order.
+        """
+        size, remainder = divmod(n, self.world_size)
+        first = self.rank * size + min(self.rank, remainder)
+        return slice(first, first + size + (self.rank < remainder))
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Say what it means when a message between the processes fails: another one is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            got = str(error).strip().splitlines()[-1:]
-            raise SeqfoundryError(
-                f"process {self.rank} of {self.size}: all must go on together, got one that has "
-                "ended or cannot be "
-                f"reached ({''.join(got)}); its own message says why; go on from the last "
-                "checkpoint with --resume"
-            ) from error
-
-
-def prefetch(
-    make: Callable[[_Item], _Made], items: Iterable[_Item], count: int
-) -> Iterator[_Made]:
-    """Yield what ``make`` gives of each item, in order.
-
-    A thread makes up to ``count`` ahead, if that is not 0.
-    """
-    if not count:
-        yield from map(make, items)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-        waiting: deque[Future[_Made]] = deque()
-        for item in items:
-            waiting.append(thread.submit(make, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        yield from (one.result() for one in waiting)
+    def silence_workers(self) -> None:
+        """Let only the main process log."""
+        if not self.is_main:
+            package = __name__.partition(".")[0]
+            logging.getLogger(package).setLevel(logging.ERROR)

@@ -33,7 +33,7 @@ from seqfoundry.core.family import recorded_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import tables
 from seqfoundry.core.runs import provenance, store_errors
-from seqfoundry.core.runs.loop import UNFINISHED, TrainOptions, stopping_on_signals
+from seqfoundry.core.runs.options import UNFINISHED, TrainOptions, stopping_on_signals
 from seqfoundry.core.settings import config as settings_module
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
-        if found := opened.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
+        if experiment := opened.get_experiment_by_name(EXPERIMENT):
+            return str(experiment.experiment_id)
         with contextlib.suppress(MlflowException):
             return str(
                 opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND)
@@ -381,11 +381,12 @@ def _begin(
             _describe(handle, settings, tags, data)
             if handle.resumed:
                 _fetch_checkpoints(handle)
-                known = (
+                metric_history = (
                     handle.client.get_metric_history
                 )  # it lacks what was measured while it was down
                 for step, row in tables.unsent(
-                    handle.out / "history.tsv", lambda k: {m.step for m in known(handle.id, k)}
+                    handle.out / "history.tsv",
+                    lambda k: {m.step for m in metric_history(handle.id, k)},
                 ):
                     handle._metrics += _entities(row, step)
 
@@ -401,34 +402,39 @@ def _find(
         return None, None
     where = f"--resume {options.resume}"
     if opened is None:
-        known = files.run_in(out) if out is not None else {}
-        if known.get("run_id") != options.resume:
+        recorded_tags = files.run_in(out) if out is not None else {}
+        if recorded_tags.get("run_id") != options.resume:
             raise MissingError(
                 f"{where}: with --no-track, --out must be the folder of this run, got "
                 f"{out or 'none'}"
             )
     else:
-        found = get_run(options.resume, opened)
-        known = {
+        run = get_run(options.resume, opened)
+        recorded_tags = {
             **(files.run_in(out) if out else {}),
-            **found.data.tags,
+            **run.data.tags,
         }  # killed at its begin, it may lack tags there
         if (
-            found.info.status == "RUNNING"
-            and provenance.is_alive(known)
-            and known["pid"] != str(os.getpid())
+            run.info.status == "RUNNING"
+            and provenance.is_alive(recorded_tags)
+            and recorded_tags["pid"] != str(os.getpid())
         ):
             raise ConfigError(
-                f"{where}: must be a run that has ended, got one that process {known['pid']} "
-                "works on"
+                f"{where}: must be a run that has ended, got one that process "
+                f"{recorded_tags['pid']} works on; if that is another program, end the run first: "
+                f"mlflow.MlflowClient().set_terminated({options.resume!r}, 'KILLED')"
             )
-    for tag, what in (("family", "family"), ("settings.sha256", "settings"), ("data.md5", "data")):
-        recorded = recorded_family(known) if tag == "family" else known.get(tag)
+    for tag, meaning in (
+        ("family", "family"),
+        ("settings.sha256", "settings"),
+        ("data.md5", "data"),
+    ):
+        recorded = recorded_family(recorded_tags) if tag == "family" else recorded_tags.get(tag)
         if recorded != tags[tag]:
             raise ConfigError(
-                f"{where}: must have the {what} of that run ({tag} {recorded}), got {tags[tag]}"
+                f"{where}: must have the {meaning} of that run ({tag} {recorded}), got {tags[tag]}"
             )
-    last = Path(known.get("out", ""))
+    last = Path(recorded_tags.get("out", ""))
     return options.resume, last if files.run_in(last).get("run_id") == options.resume else None
 
 
@@ -492,12 +498,12 @@ def _describe(
 
     opened = handle.client
     opened.update_run(handle.id, status="RUNNING")
-    known = opened.get_run(handle.id).data.params
+    logged_params = opened.get_run(handle.id).data.params
     values = {
         f"cfg.{key}": str(value)[:_LONGEST_VALUE]
         for key, value in settings_module.flatten(settings).items()
     }
-    params = [Param(key, value) for key, value in values.items() if key not in known]
+    params = [Param(key, value) for key, value in values.items() if key not in logged_params]
     for start in range(0, len(params), 100):
         opened.log_batch(handle.id, params=params[start : start + 100])
     everything = {**tags, **provenance.process_tags(), "out": str(handle.out.resolve())}
@@ -526,12 +532,12 @@ def close_stale_runs(opened: Any) -> list[str]:
     with as_tracking_error():
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]
         closed = []
-        for found in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
-            if provenance.is_alive(found.data.tags) is False:
+        for run in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
+            if provenance.is_alive(run.data.tags) is False:
                 with store_errors.passed_over():  # another user's run is theirs to end
-                    opened.set_tag(found.info.run_id, "stale", "its process was gone")
-                    opened.set_terminated(found.info.run_id, status="KILLED")
-                    closed.append(str(found.info.run_id))
+                    opened.set_tag(run.info.run_id, "stale", "its process was gone")
+                    opened.set_terminated(run.info.run_id, status="KILLED")
+                    closed.append(str(run.info.run_id))
     if closed:
         log.warning("closed %d run(s) whose process is gone: %s", len(closed), ", ".join(closed))
     return closed
@@ -551,14 +557,14 @@ def record(
 
     opened = client()
     try:
-        known = get_run(run_id, opened).data
+        run_data = get_run(run_id, opened).data
     except MissingError:
         return False
     with as_tracking_error():
         opened.log_artifacts(run_id, str(evaluation), "evaluate")
-        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known.tags])
+        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in run_data.tags])
         sent = _entities(metrics, 0)
-        old = {key for key in known.metrics if key.startswith("test.")} - {
+        old = {key for key in run_data.metrics if key.startswith("test.")} - {
             metric.key for metric in sent
         }
         sent += [Metric(key, math.nan, int(time.time() * 1000), 0) for key in sorted(old)]

@@ -135,8 +135,8 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
     paths = set(path_keys(cls))
     for file, values in reversed(chain):
         _merge(settings, _absolute(values, paths, file.resolve().parent), str(file))
-    given = _rejoin(parse_overrides(overrides), settings.values)
-    _merge(settings, _absolute(given, paths, Path.cwd()), "--set")
+    changes = _rejoin(parse_overrides(overrides), settings.values)
+    _merge(settings, _absolute(changes, paths, Path.cwd()), "--set")
     return settings
 
 
@@ -208,16 +208,18 @@ def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
 
     Such as ``test.macro_f1``.
     """
-    made: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
-            made[key] = value
+            nested[key] = value
         elif key not in known and any(str(name).startswith(f"{key}.") for name in known):
-            made.update(_rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known))
+            nested.update(
+                _rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known)
+            )
         else:
             below = known.get(key)
-            made[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
-    return made
+            nested[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
+    return nested
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
@@ -263,16 +265,16 @@ def _absolute(
     values: dict[str, Any], paths: set[str], folder: Path, prefix: str = ""
 ) -> dict[str, Any]:
     """Make the path settings absolute; an empty path stays empty."""
-    made: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, dict):
-            made[key] = _absolute(value, paths, folder, dotted + ".")
+            resolved[key] = _absolute(value, paths, folder, dotted + ".")
         elif dotted in paths and isinstance(value, str) and value:
-            made[key] = str((folder / value).resolve())
+            resolved[key] = str((folder / value).resolve())
         else:
-            made[key] = value
-    return made
+            resolved[key] = value
+    return resolved
 
 
 def build(settings: Settings, cls: type[T]) -> T:
@@ -322,7 +324,7 @@ def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str])
     ]
     key = ".".join(str(part) for part in location)
     where = origin(key)
-    kind, found = error["type"], error["input"]
+    kind, value = error["type"], error["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         legal = _legal_keys(cls, location[:-1])
         return f"{where}: {key} must be a known key, got an unknown one; legal: {', '.join(legal)}"
@@ -333,14 +335,14 @@ def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str])
         where = blame(key, message)
         return f"{where}: {message}" if message.startswith(key) else f"{where}: {key}: {message}"
     message = re.sub(r"^Input should be", "must be", message)
-    return f"{where}: {key} {message}, got {found!r}"
+    return f"{where}: {key} {message}, got {value!r}"
 
 
 def _legal_keys(cls: Any, location: list[Any]) -> list[str]:
     """List the keys that are legal at ``location`` of a dataclass."""
-    for part in location:
+    for key in location:
         hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-        cls = hints.get(str(part), cls)
+        cls = hints.get(str(key), cls)
         if get_origin(cls) is dict:
             cls = get_args(cls)[1]
     if dataclasses.is_dataclass(cls):

@@ -52,7 +52,7 @@ class CallCopyNumbers(Job):
         return data.CHUNK
 
     def table_columns(self, model: Portable) -> TableColumns:
-        return TableColumns("sample_id", required=model.served["input_columns"][1:])
+        return TableColumns("sample_id", required=model.serving.input_columns[1:])
 
     def read_chunks(
         self, model: Portable, source: Path, left_out: Counter[str]
@@ -60,7 +60,7 @@ class CallCopyNumbers(Job):
         return data.frames(source, model.model_folder)
 
     def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
-        answer = model.predict(chunk.rows[model.served["input_columns"]])
+        answer = model.predict(chunk.rows[list(model.serving.input_columns)])
         return answer.set_axis(chunk.rows["sample_id"])
 
     def write_part(
@@ -92,7 +92,7 @@ class CallCopyNumbers(Job):
             totals.update(vars(counts))
         summary = {
             "model": model.reference,
-            "registered_name": model.served["registered_name"],
+            "registered_name": model.serving.registered_name,
             "samples": totals["samples"],
             "callable": totals["callable"],
             "segments": totals["segments"],

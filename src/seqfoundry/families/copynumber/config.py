@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import PATH, Gate
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -20,6 +21,17 @@ File = Annotated[str, PATH]
 
 COPY_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the states; the last means three and more
 BASELINES = ("median", "bin_median", "bin_median_ori", "pca", "vae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopynumberServing(Serving):
+    """What a copynumber model says of itself: the genes of chromosome and plasmids it calls."""
+
+    genes: tuple[str, ...]
+    plasmid_genes: tuple[str, ...]
+
+
+SERVING = CopynumberServing  # by this name the registry finds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

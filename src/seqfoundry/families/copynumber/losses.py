@@ -25,10 +25,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from seqfoundry.core.errors import ModelError
-from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.model import ROWS, DepthNetwork, as_ratio, build, load_weights
 from seqfoundry.families.copynumber.training_arrays import Batch as Batch
@@ -36,9 +34,15 @@ from seqfoundry.families.copynumber.training_arrays import Integers, moved
 from seqfoundry.families.copynumber.training_arrays import TrainingArrays as TrainingArrays
 from seqfoundry.families.copynumber.training_arrays import patterns as patterns
 from seqfoundry.families.copynumber.training_arrays import prepare as prepare
-from seqfoundry.training.torch import Group, share_norms
+from seqfoundry.training.prefetch import prefetch
+from seqfoundry.training.torch import (
+    TorchProcess,
+    load_training_state,
+    training_state,
+    use_global_batch_norm,
+)
 
-ALONE = Group()
+ALONE = TorchProcess()
 LEAST_VARIANCE = 0.1  # of latents: alignment of smaller ones counts for less
 _SPIKE_BINS = (5, 60)
 _SPIKES = (1 / 16, 0.5, 1.5, 2.0, 3.0, 4.0, 6.0)  # times the depth
@@ -196,22 +200,43 @@ class Terms(NamedTuple):
     pattern: Tensor  # (n, P)
 
 
+class TrainingPass(nn.Module):
+    """A depth network as training calls it: encode, draw latents, decode."""
+
+    def __init__(self, network: DepthNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, seen: Tensor, noise: Tensor, mixed_precision: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and log variance of the latents, and the output, in float32."""
+        with torch.autocast(seen.device.type, torch.bfloat16, enabled=mixed_precision):
+            mean, log_variance = self.network.encode(seen)
+            mean = mean.float()
+            log_variance = log_variance.float()
+            output = self.network.decode(mean + noise * torch.exp(log_variance / 2)).float()
+        return mean, log_variance, output
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkTraining:
-    """A network, its optimizer (Adam), settings, and the processes that share every batch."""
+    """A network, its optimizer (Adam), settings, and the process with its share of every batch."""
 
     model: DepthNetwork
+    forward: nn.Module  # `TrainingPass` of the model, data-parallel where processes are several
     optimizer: torch.optim.Adam
     config: Config
-    group: Group
+    process: TorchProcess
 
     @classmethod
-    def start(cls, config: Config, n_bins: int, group: Group = ALONE) -> Self:
+    def start(cls, config: Config, n_bins: int, process: TorchProcess = ALONE) -> Self:
         """Begin with the random weights of the seed in ``config``; raises as ``build`` does."""
-        model = build(config, n_bins).to(group.device)
-        share_norms(model, group)
+        model = build(config, n_bins).to(process.device)
+        use_global_batch_norm(model, process)
         adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        return cls(model, adam, config, group)
+        forward = process.data_parallel(TrainingPass(model))
+        return cls(model, forward, adam, config, process)
 
     @property
     def device(self) -> torch.device:
@@ -219,34 +244,12 @@ class NetworkTraining:
         return next(self.model.parameters()).device
 
     def state(self) -> dict[str, Any]:
-        """Return weights and the optimizer's moments.
-
-        Tensors and plain values, which ``read_weights`` reads.
-
-        Random numbers and rates need none: they follow from the settings and the number of the
-        epoch.
-        """
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return weights and the optimizer's moments; see `training_state`."""
+        return training_state(self.model, self.optimizer)
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
-        """Set what `state` returned, so that training goes on as if it had not stopped.
-
-        Raises
-        ------
-        ModelError
-            If it is that of another network.
-        """
-        if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-            raise ModelError(
-                f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}"
-            )
-        load_weights(self.model, state["model"], where)
-        try:
-            self.optimizer.load_state_dict(dict(state["optimizer"]))
-        except (ValueError, KeyError) as error:
-            raise ModelError(
-                f"{where}: must hold the optimizer of the network, got: {error}"
-            ) from None
+        """Set what `state` returned; ModelError if it is that of another network."""
+        load_training_state(self.model, self.optimizer, state, where, load_weights)
 
     def terms(
         self,
@@ -272,22 +275,18 @@ class NetworkTraining:
             Samples of the whole batch, of which this is a share; by default it is the whole.
         """
         config, n = self.config, len(seen) if n is None else n
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.mixed_precision):
-            mean, log_variance = self.model.encode(seen)
-            mean, log_variance = mean.float(), log_variance.float()
-            output = self.model.decode(mean + noise * torch.exp(log_variance / 2)).float()
+        mean, log_variance, output = self.forward(seen, noise, config.mixed_precision)
         missed = huber((output - batch.x) / config.likelihood_sd, config.huber)
         reconstruction = torch.where(batch.used, missed, 0.0).sum(dim=1).sum() / n
         divergence, off = kl(mean, log_variance).sum() / n, mean.new_zeros(())
         means, pattern = mean, batch.pattern
         if config.alignment == "latent":
-            both = self.group.gather(torch.cat([mean, batch.pattern], dim=1), n)
-            means, pattern = both[:, : mean.shape[1]], both[:, mean.shape[1] :]
+            both = self.process.gather_rows(torch.cat([mean, batch.pattern], dim=1), n)
+            means = both[:, : mean.shape[1]]
+            pattern = both[:, mean.shape[1] :]
             off = 1 - cka(means, pattern, least=LEAST_VARIANCE)
-            if self.group.rank:
-                off = (
-                    off - off.detach()
-                )  # counted by the first process; all have a gradient of their own rows
+            if not self.process.is_main:
+                off = 0 * off  # the main process counts it; its gradient flows to all
         elif config.alignment == "sin2" and len(
             seen
         ):  # the reference weighs it against plain squares
@@ -323,7 +322,10 @@ def epoch(
     ``loss`` and ``reconstruction`` per bin, ``kl`` per sample, ``auxiliary``; means over samples
     of what was seen in passing. ``beta``, ``weight`` and the last ``lr``.
     """
-    model, config, device, group = training.model, training.config, training.device, training.group
+    model = training.model
+    config = training.config
+    device = training.device
+    process = training.process
     n_batches, n_bins = -(-len(rows) // config.batch_size), model.n_bins
     beta = warm_up(config.max_beta, config.warmup_epochs, number)
     weight = warm_up(config.alignment_max_weight, config.alignment_warmup_epochs, number, _SLOW)
@@ -333,7 +335,7 @@ def epoch(
         order = rows[torch.randperm(len(rows), generator=stream).numpy()]
 
         def read(chosen: Integers) -> tuple[Batch, Tensor | None, Tensor, int]:
-            n, mine = len(chosen), group.share(len(chosen))
+            n, mine = len(chosen), process.share(len(chosen))
             shift = spikes(n, n_bins, config.spikes, stream, mine) if config.spikes else None
             return (
                 cohort.read(chosen[mine]),
@@ -350,12 +352,11 @@ def epoch(
             seen = batch.x if shift is None else spiked(batch.x, moved(shift, device), model)
             found = training.terms(batch, seen, moved(noise, device), (beta, weight), n)
             training.optimizer.zero_grad()
-            found.objective.backward()  # type: ignore[no-untyped-call]
-            group.add_gradients(model)
+            process.backward(found.objective)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             training.optimizer.step()
             total += n * torch.stack(found[:4]).detach()
-    total = group.sum(total).cpu()
+    total = process.all_reduce(total).cpu()
     return {**_figures(total / len(rows), n_bins), "beta": beta, "weight": weight, "lr": rate}
 
 
@@ -368,13 +369,17 @@ def validate(
 
     One draw of the latents, the same each time. Alignment is that of all samples together.
     """
-    model, config, device, group = training.model, training.config, training.device, training.group
-    final, total = (config.max_beta, config.alignment_max_weight), torch.zeros(4, device=device)
+    model = training.model
+    config = training.config
+    device = training.device
+    process = training.process
+    final = (config.max_beta, config.alignment_max_weight)
+    total = torch.zeros(4, device=device)
     means, shapes = [], []
     model.eval()
     with _random(config.seed, 0, training) as stream, torch.no_grad():
         for chosen in np.array_split(rows, -(-len(rows) // ROWS)):
-            n, mine = len(chosen), group.share(len(chosen))
+            n, mine = len(chosen), process.share(len(chosen))
             batch, noise = (
                 cohort.batch(chosen[mine], device),
                 torch.randn((n, model.latent_dim), generator=stream)[mine],
@@ -383,7 +388,7 @@ def validate(
             total += n * torch.stack(found[:4])
             means.append(found.mean)
             shapes.append(found.pattern)
-    total = group.sum(total).cpu() / len(rows)
+    total = process.all_reduce(total).cpu() / len(rows)
     if config.alignment == "latent":
         total[3] = 1 - cka(torch.cat(means), torch.cat(shapes), least=LEAST_VARIANCE).cpu()
     total[0] = total[1] + final[0] * total[2] + final[1] * model.n_bins * total[3]
@@ -409,7 +414,7 @@ def _random(seed: int, number: int, training: NetworkTraining) -> Iterator[torch
     All processes have the same stream, and dropout of their own.
     """
     own, dropout = np.random.SeedSequence([seed, number]).generate_state(2, np.uint32).tolist()
-    device, rank = training.device, training.group.rank
+    device, rank = training.device, training.process.rank
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(dropout + rank)
         yield torch.Generator().manual_seed(own)

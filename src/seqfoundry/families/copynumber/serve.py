@@ -36,7 +36,12 @@ from seqfoundry.families.copynumber.calling.plasmids import (
     chromosome_depth,
 )
 from seqfoundry.families.copynumber.calling.segments import Segments, call
-from seqfoundry.families.copynumber.config import BASELINES, COPY_NUMBERS, Config
+from seqfoundry.families.copynumber.config import (
+    BASELINES,
+    COPY_NUMBERS,
+    Config,
+    CopynumberServing,
+)
 from seqfoundry.families.copynumber.depth import baselines
 from seqfoundry.families.copynumber.depth.baselines import Baseline
 from seqfoundry.families.copynumber.depth.bins import (
@@ -195,17 +200,17 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
     folder.mkdir(parents=True, exist_ok=True)
     name = model.config.baseline
     how = "a variational autoencoder" if name == "vae" else f"the baseline {name}"
-    served = {
-        "format_version": FORMAT_VERSION,
-        "family": "copynumber",
-        "package_version": seqfoundry.__version__,
-        "registered_name": REGISTERED,
-        "about": f"Copy numbers of {len(model.layout.bins)} bins of "
+    serving = CopynumberServing(
+        format_version=FORMAT_VERSION,
+        family="copynumber",
+        package_version=seqfoundry.__version__,
+        registered_name=REGISTERED,
+        about=f"Copy numbers of {len(model.layout.bins)} bins of "
         f"{model.layout.reference.name}, of genes and of "
         f"plasmids, from read counts of one sample. Expected depth comes from {how}, segments "
         "from a Gaussian hidden "
         f"Markov model with {config.hmm_n_states} states.",
-        "limits": [
+        limits=(
             f"States are {', '.join(f'{one:g}' for one in COPY_NUMBERS[: config.hmm_n_states])}; "
             "the last means that "
             "and more, the segment's ratio tells how many.",
@@ -217,12 +222,12 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
             *[f"Bins that cannot be measured: {model.layout.mask_origin}"]
             * bool(model.layout.mask_origin),
             *["Trained and measured on simulated data only."] * simulated,
-        ],
-        "input_columns": ["sample_id", "counts", "genes", "replicons"],
-        "genes": [gene.name for gene in model.genes],
-        "plasmid_genes": [gene.name for gene in model.rules.panel],
-    }
-    files.write_json(folder / "served.json", served)
+        ),
+        input_columns=("sample_id", "counts", "genes", "replicons"),
+        genes=tuple(gene.name for gene in model.genes),
+        plasmid_genes=tuple(gene.name for gene in model.rules.panel),
+    )
+    serving.write(folder)
     write_layout(model.layout, folder)
     sums = {}
     if model.network is not None:

@@ -13,12 +13,11 @@ done.
 """
 
 import contextlib
-import copy
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.errors import InputError, InterruptedRunError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.arrays import Rows
 from seqfoundry.core.files.tables import write_history
 from seqfoundry.core.reporting import group_plots, plots
-from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import TrainOptions, stalled, stopping_on_signals
-from seqfoundry.core.settings.config import digest, to_dict
+from seqfoundry.core.runs import provenance
+from seqfoundry.core.runs.options import TrainOptions
+from seqfoundry.core.settings.config import to_dict
 from seqfoundry.families.copynumber import losses, serve
 from seqfoundry.families.copynumber.calling.genes import write_calls
 from seqfoundry.families.copynumber.calling.plasmids import caller_named
@@ -44,7 +43,7 @@ from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth import baselines
 from seqfoundry.families.copynumber.depth.bins import BinLayout
 from seqfoundry.families.copynumber.lineage_split import grouped_split
-from seqfoundry.families.copynumber.model import architecture_named, latents, read_weights
+from seqfoundry.families.copynumber.model import DepthNetwork, architecture_named, latents
 from seqfoundry.families.copynumber.quality.assessment import (
     CopynumberAssessment,
     as_text,
@@ -52,7 +51,10 @@ from seqfoundry.families.copynumber.quality.assessment import (
     evaluation_named,
     tables,
 )
-from seqfoundry.training.torch import Group, tensor_cores
+from seqfoundry.training.checkpoints import Checkpoint
+from seqfoundry.training.early_stopping import has_stalled, is_best
+from seqfoundry.training.session import TrainingSession, open_session
+from seqfoundry.training.torch import TorchFormat, TorchProcess, choose_device, tensor_cores
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +66,7 @@ _BLOCK = 256  # samples written at a time
 
 @dataclass
 class CopynumberProgress:
-    """Where training stands: rows of the history, and the number of the best epoch so far (from 1.
-
-    0: none).
-    """
+    """Rows of the history, and the number of the best epoch so far (from 1; 0: none)."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     best: int = 0
@@ -76,6 +75,10 @@ class CopynumberProgress:
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.history)
+
+    def rows(self) -> list[dict[str, float]]:
+        """Rows of the history with their epoch, from 1."""
+        return [{"epoch": number, **row} for number, row in enumerate(self.history, start=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,28 +118,26 @@ def train(
     """
     device = choose_device(options.device)
     _check_names(config)
-    if config.threads and device == "cpu":
+    if config.threads and device.type == "cpu":
         torch.set_num_threads(config.threads)
-    group = Group.join(device)
-    found = cohort(config, data if data is not None else Path(config.store_path))
-    task = _task(config, found)
-    if group.rank:
-        _help(task, group)
-        group.stay()
-        return {}
-    place = out or (Path(config.out_dir) if config.out_dir else None)
-    source = Path(config.store_path) if config.store_path else data
-    with tracking.run(
-        "copynumber", _settings(config), data=source, out=place, options=options
-    ) as run:
-        metrics = _carry_out(run, task, group)
-    group.stay()
-    shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
-    return {
-        "run_id": run.id,
-        "out": str(run.out),
-        **{key: round(float(value or 0), 4) for key, value in shown.items()},
-    }
+    process = TorchProcess.start(device)
+    task = _task(config, cohort(config, data if data is not None else Path(config.store_path)))
+    configured_out = Path(config.out_dir) if config.out_dir else None
+    with open_session(
+        "copynumber",
+        _settings(config),
+        data=Path(config.store_path) if config.store_path else data,
+        out=out or configured_out,
+        options=options,
+        checkpoint_format=TorchFormat(),
+        process=process,
+    ) as session:
+        start = time.perf_counter()
+        network, progress = _train_network(session, task, process)
+        if session.is_main:
+            metrics = _finish(session, task, network, progress, start)
+    process.wait_for_main()
+    return session.summary(metrics, _HEADLINES) if session.is_main else {}
 
 
 def _check_names(config: Config) -> None:
@@ -146,14 +147,6 @@ def _check_names(config: Config) -> None:
     for key in ("cnv", "plasmid_cnv"):
         caller_named(key, getattr(config, key))
     evaluation_named(config.evaluation)
-
-
-def choose_device(device: str) -> str:
-    """Return cuda or cpu; ConfigError if a GPU is asked for and there is none."""
-    has_gpu = torch.cuda.is_available()
-    if device == "gpu" and not has_gpu:
-        raise ConfigError("--device gpu: must find a GPU, got none; use auto or cpu")
-    return "cuda" if has_gpu and device != "cpu" else "cpu"
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -183,44 +176,40 @@ def _task(config: Config, found: Cohort) -> CopynumberTask:
     )
 
 
-def _help(task: CopynumberTask, group: Group) -> None:
-    """Train together with the first process, which writes and tracks."""
-    run = tracking.Run("", Path(), resumed=False)
-    with stopping_on_signals(run.request_stop):
-        if task.config.baseline == "vae":
-            _fit(
-                run, task, losses.NetworkTraining.start(task.config, len(task.layout.bins), group)
-            )
+def _train_network(
+    session: TrainingSession, task: CopynumberTask, process: TorchProcess
+) -> tuple[DepthNetwork | None, CopynumberProgress]:
+    """Train the network that the settings ask for; the main process gets that of the best epoch.
+
+    None where a baseline expects the depth.
+    """
+    if task.config.baseline != "vae":
+        return None, CopynumberProgress()
+    training = losses.NetworkTraining.start(task.config, len(task.layout.bins), process)
+    progress = _fit(session, task, training)
+    if not session.is_main:
+        return None, progress
+    best = session.checkpoints.load("best").state
+    training.load_state(best, str(session.checkpoints.path("best")))
+    with files.atomic_bytes(session.out / "checkpoint.pth") as file:
+        torch.save(best, file)
+    return training.model.eval(), progress
 
 
-def _carry_out(run: tracking.Run, task: CopynumberTask, group: Group) -> dict[str, float | None]:
-    start = time.perf_counter()
-    network = None
-    progress = CopynumberProgress()
-    if task.config.baseline == "vae":
-        training = losses.NetworkTraining.start(task.config, len(task.layout.bins), group)
-        try:
-            progress = _fit(run, task, training)
-        except InterruptedRunError:
-            raise InterruptedRunError(
-                f"stopped on request; go on with the same command and --resume {run.id}"
-            ) from None
-        best = _read_checkpoint(
-            run.out / "checkpoints" / "best.pt", digest(_settings(task.config))
-        )
-        training.load_state(best["state"], str(run.out / "checkpoints" / "best.pt"))
-        network = training.model.eval()
-        with files.atomic_bytes(run.out / "checkpoint.pth") as file:
-            torch.save(best["state"], file)
+def _finish(
+    session: TrainingSession,
+    task: CopynumberTask,
+    network: DepthNetwork | None,
+    progress: CopynumberProgress,
+    start: float,
+) -> dict[str, float | None]:
+    """Fit the baselines, call the whole cohort, write every file, and return the metrics."""
     log.info("fitting the baselines")
     fitted = {name: _baseline(name, task) for name in baselines.NAMES}
     model = serve.CopyNumberModel.of(task.config, task.layout, network, fitted)
-    metrics = _finish(run.out, task, model, progress)
+    metrics = _write_results(session.out, task, model, progress)
     metrics["train.seconds"] = time.perf_counter() - start
-    files.write_json(run.out / "metrics.json", metrics)
-    run.metrics(
-        {key: value for key, value in metrics.items() if value is not None}, step=progress.epoch
-    )
+    session.finish(metrics, step=progress.epoch)
     return metrics
 
 
@@ -242,50 +231,49 @@ def _baseline(name: str, task: CopynumberTask) -> baselines.Baseline:
 
 
 def _fit(
-    run: tracking.Run, task: CopynumberTask, training: losses.NetworkTraining
+    session: TrainingSession, task: CopynumberTask, training: losses.NetworkTraining
 ) -> CopynumberProgress:
     """Train epoch by epoch until the epochs are done or the validation loss has stalled.
 
     Record and save each.
     """
-    config, group = task.config, training.group
-    settings = digest(_settings(config))
-    progress = _begin(run, training, settings)
-    with tensor_cores(group.device), _prepared(task, training) as prepared:
+    config = task.config
+    process = training.process
+    progress = _resume(session, training)
+    with tensor_cores(process.device), _prepared(task, training) as prepared:
         usable = prepared.usable
-        rows, held = task.train[usable[task.train]], task.valid[usable[task.valid]]
+        rows = task.train[usable[task.train]]
+        held_out = task.valid[usable[task.valid]]
         if not len(rows):
             raise InputError(
                 "cohort: must have samples with half of their bins to train on, got none"
             )
-        left = len(task.train) + len(task.valid) - len(rows) - len(held)
+        n_unusable = len(task.train) + len(task.valid) - len(rows) - len(held_out)
         log.info(
             "training on %d samples, validating on %d; %d have too few reads",
             len(rows),
-            len(held),
-            left,
+            len(held_out),
+            n_unusable,
         )
-        while progress.epoch < config.epochs and not stalled(
+        validation = held_out if len(held_out) else rows
+        while progress.epoch < config.epochs and not has_stalled(
             _eligible(progress, config), patience=config.patience
         ):
-            if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
-                raise InterruptedRunError("asked to stop")
+            if process.any_process(session.stop_requested):
+                raise InterruptedRunError("stopped on request")
             begin = time.perf_counter()
-            row = {
-                f"train.{key}": value
-                for key, value in losses.epoch(training, prepared, rows, progress.epoch).items()
-            }
-            measured = losses.validate(training, prepared, held if len(held) else rows)
-            row |= {f"valid.{key}": value for key, value in measured.items()}
+            trained = losses.epoch(training, prepared, rows, progress.epoch)
+            validated = losses.validate(training, prepared, validation)
+            row = {f"train.{key}": value for key, value in trained.items()}
+            row |= {f"valid.{key}": value for key, value in validated.items()}
             row["seconds"] = round(time.perf_counter() - begin, 3)
             if math.isnan(row["valid.loss"]):
                 raise InputError(
                     f"epoch {progress.epoch + 1}: the loss must be a number, got NaN; lower lr"
                 )
             progress.history.append(row)
-            if group.rank == 0:
-                _record(run, training, progress, settings)
-    group.leave()
+            _record(session, training, progress)
+    process.stop()
     return progress
 
 
@@ -311,63 +299,39 @@ def _eligible(progress: CopynumberProgress, config: Config) -> list[float]:
 
 
 def _record(
-    run: tracking.Run,
-    training: losses.NetworkTraining,
-    progress: CopynumberProgress,
-    settings: str,
+    session: TrainingSession, training: losses.NetworkTraining, progress: CopynumberProgress
 ) -> None:
-    """Log an epoch; save it, and as the best if it is."""
-    row, number = progress.history[-1], progress.epoch
-    eligible = _eligible(progress, training.config)
-    is_best = not eligible or eligible[-1] < min(eligible[:-1], default=math.inf)
-    if is_best:
-        progress.best = number
-    checkpoints = run.out / "checkpoints"
-    content = {
-        "state": copy.copy(training.state()),
-        "history": progress.history,
-        "best": progress.best,
-        "settings": settings,
-    }
-    for name in ("best.pt", "last.pt") if is_best else ("last.pt",):
-        with files.atomic_bytes(checkpoints / name) as file:
-            torch.save(content, file)
-    rows = [{"epoch": i, **one} for i, one in enumerate(progress.history, start=1)]
-    write_history(run.out / "history.tsv", rows)
-    run.metrics(row, step=number)
-    log.info(
-        "epoch %d: loss %.4f, on other lineages %.4f", number, row["train.loss"], row["valid.loss"]
+    """Log the last epoch; save it, and as the best if it is."""
+    row = progress.history[-1]
+    improved = is_best(_eligible(progress, training.config))
+    if improved:
+        progress.best = progress.epoch
+    checkpoint = Checkpoint(training.state(), {"history": progress.history, "best": progress.best})
+    session.record(
+        progress.epoch, row, progress.rows(), checkpoint, best="best" if improved else None
     )
-    run.checkpoint(checkpoints)
+    log.info(
+        "epoch %d: loss %.4f, on other lineages %.4f",
+        progress.epoch,
+        row["train.loss"],
+        row["valid.loss"],
+    )
 
 
-def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
-    content = read_weights(path)
-    if content.get("settings") != settings:
-        raise ModelError(f"{path}: must be of these settings, got others")
-    return content
-
-
-def _begin(
-    run: tracking.Run, training: losses.NetworkTraining, settings: str
-) -> CopynumberProgress:
-    """Load the last checkpoint of a resumed run, in all processes that of the first.
-
-    A run that was killed before its first one begins anew.
-    """
-    path, content = run.out / "checkpoints" / "last.pt", {}
-    if run.resumed and path.is_file():
-        content = dict(_read_checkpoint(path, settings))
-    elif run.resumed:
-        log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
-    content = dict(training.group.same(content))
+def _resume(session: TrainingSession, training: losses.NetworkTraining) -> CopynumberProgress:
+    """Load the last checkpoint of a resumed run; all processes get that of the main one."""
+    content: dict[str, Any] = {}
+    if checkpoint := session.last_checkpoint():
+        content = {"state": dict(checkpoint.state), "progress": dict(checkpoint.progress)}
+    content = dict(training.process.broadcast_state(content))
     if not content:
         return CopynumberProgress()
-    training.load_state(content["state"], str(path))
-    return CopynumberProgress([dict(row) for row in content["history"]], int(content["best"]))
+    training.load_state(content["state"], str(session.checkpoints.path("last")))
+    progress = content["progress"]
+    return CopynumberProgress([dict(row) for row in progress["history"]], int(progress["best"]))
 
 
-def _finish(
+def _write_results(
     out: Path, task: CopynumberTask, model: serve.CopyNumberModel, progress: CopynumberProgress
 ) -> dict[str, float | None]:
     """Call the whole cohort, write every file, and return the metrics."""
@@ -396,7 +360,6 @@ def _finish(
         own(out, task.config)
     serve.save(model, task.config, out / "model", simulated=found.simulated)
     _write_seen(out / "model" / serve.SEEN, task)
-    files.copy_whole(out / "run.json", out / "model" / "run.json")
     _plot(out / "plots", task, assessed, expected, progress)
     return metrics
 
@@ -470,7 +433,6 @@ def _plot(
     """Draw training curves, latents, depth tracks and plasmid copy numbers."""
     latent = folder.parent / "latents.npy"
     if progress.history:
-        rows = [{"epoch": i, **row} for i, row in enumerate(progress.history, start=1)]
         both = [
             [f"train.{key}", f"valid.{key}"]
             for key in ("loss", "reconstruction", "kl", "auxiliary")
@@ -482,7 +444,7 @@ def _plot(
             "auxiliary loss",
         )
         series = dict(zip(names, both, strict=True))
-        plots.learning_curves(folder / "history.png", rows, series)
+        plots.learning_curves(folder / "history.png", progress.rows(), series)
     chosen = np.unique(
         np.linspace(0, len(task.cohort) - 1, min(_VIEWS, len(task.cohort))).astype(int)
     )

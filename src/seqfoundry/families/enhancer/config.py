@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import PATH, Gate
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +24,51 @@ REGISTERED: dict[str, str] = {
     "enformer": "enhancer-enformer",
     "sei": "enhancer-sei",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionStatistics:
+    """What is known of an oracle's predictions, by output column; null where it is unknown.
+
+    The fields are those of `scores.predictions.OracleStatistics`.
+    """
+
+    cell_types: tuple[str, ...]
+    pearson: dict[str, float | None]
+    predicted_mean: tuple[float, ...] | None = None
+    predicted_sd: tuple[float, ...] | None = None
+    activity_sd: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhancerServing(Serving):
+    """What an oracle says of itself.
+
+    Parameters
+    ----------
+    cell_types
+        Names of the outputs.
+    seq_len
+        Bases that are read; longer sequences are cut.
+    truncate
+        Which end is cut: ``right``, or both (``center``).
+    oracle
+        Kind of network.
+    panel
+        Statistics of its predictions.
+    best_epoch
+        Epoch of the weights, from 0; -1 if unknown.
+    """
+
+    cell_types: tuple[str, ...]
+    seq_len: int
+    oracle: str
+    panel: PredictionStatistics
+    truncate: str = "right"
+    best_epoch: int = -1
+
+
+SERVING = EnhancerServing  # by this name the registry finds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 from seqfoundry.core.compiled import compiled
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.data import NOTHING
-from seqfoundry.training.torch import Group, SharedNorm
+from seqfoundry.training.torch import GlobalBatchNorm, TorchProcess
 
 
 class Moments(NamedTuple):
@@ -45,13 +45,14 @@ class Moments(NamedTuple):
     n: int
 
 
-def of_all(found: Moments, group: Group) -> Moments:
+def of_all_processes(local: Moments, process: TorchProcess) -> Moments:
     """Return the moments of the windows of all processes.
 
     The sums are exact whatever the shares.
     """
-    rows = torch.cat([found.second, found.mean[None], torch.ones_like(found.mean)[None]]) * found.n
-    total = group.sum(rows)
+    ones = torch.ones_like(local.mean)
+    sums = torch.cat([local.second, local.mean[None], ones[None]]) * local.n
+    total = process.all_reduce(sums)
     n = round(float(total[-1, 0]))
     return Moments(total[-2] / n, total[:-2] / n, n)
 
@@ -177,8 +178,8 @@ def fold(conv: nn.Conv1d, norm: nn.BatchNorm1d, found: Moments | None) -> Folded
         return Folded(
             weight * scale[:, None, None], norm.bias + (bias - _running(norm)[0]) * scale
         )
-    if isinstance(norm, SharedNorm):
-        found = of_all(found, norm.group)
+    if isinstance(norm, GlobalBatchNorm):
+        found = of_all_processes(found, norm.process)
     w = weight.transpose(1, 2).flatten(1).double()
     mean = w @ found.mean
     variance = ((w @ found.second) * w).sum(dim=1) - mean.square()

@@ -15,7 +15,7 @@ are those of the plain layers up to rounding. One-hot columns go through the pla
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seqfoundry.core.errors import ConfigError, InputError, ModelError
-from seqfoundry.core.runs.processes import prefetch
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import (
     NOTHING,
@@ -39,27 +38,18 @@ from seqfoundry.families.enhancer.scores.agreement import correlation as correla
 from seqfoundry.families.enhancer.scores.agreement import mean_of as mean_of
 from seqfoundry.families.enhancer.scores.agreement import measure as measure
 from seqfoundry.families.enhancer.scores.agreement import ranks as ranks
-from seqfoundry.training.torch import Group, SharedNorm, share_norms
+from seqfoundry.training.prefetch import prefetch
+from seqfoundry.training.torch import (
+    GlobalBatchNorm,
+    TorchProcess,
+    load_training_state,
+    training_state,
+    use_global_batch_norm,
+)
 
 Values = NDArray[np.float32]
 
 BATCH = 512  # rows of a prediction at a time
-
-
-def choose_device(device: str) -> torch.device:
-    """Return where to compute: auto is a GPU if there is one.
-
-    Raises
-    ------
-    ConfigError
-        If ``gpu`` is asked for and there is none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if device == "gpu" and not has_gpu:
-        raise ConfigError(
-            "--device gpu: must be on a machine with a GPU that PyTorch can use, got none"
-        )
-    return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
 
 
 class OracleNetwork(nn.Module):
@@ -158,11 +148,12 @@ def _normed(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     if not norm.training:
         weight, bias = fold(conv, norm, None)
         return nn.functional.conv2d(x, weight[:, :, None], bias, padding=padding)
-    if isinstance(norm, SharedNorm):
-        bias = cast("Tensor", conv.bias).detach()
-        return cast(
-            "Tensor", norm(nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding))
-        )
+    if isinstance(norm, GlobalBatchNorm):
+        trained_bias = cast("Tensor", conv.bias)
+        # data-parallel training wants a gradient of every weight: that of the bias is 0
+        bias = trained_bias.detach() + 0 * trained_bias
+        y = nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding)
+        return cast("Tensor", norm(y))
     y = nn.functional.conv2d(x, conv.weight[:, :, None], padding=padding)
     bias, running = cast("Tensor", conv.bias), cast("Tensor", norm.running_mean)
     shift, mean, momentum = (
@@ -320,38 +311,19 @@ def begin_at_means(head: nn.Linear, activities: Values) -> None:
         head.bias.copy_(torch.from_numpy(total / there.sum(axis=0).clip(1)))
 
 
-def load_training(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], where: str
-) -> None:
-    """Set weights and the optimizer's moments, so that training goes on as if it had not stopped.
-
-    Raises
-    ------
-    ModelError
-        If they are those of another network.
-    """
-    if not all(isinstance(state.get(key), Mapping) for key in ("model", "optimizer")):
-        raise ModelError(
-            f"{where}: must hold a model and its optimizer, got {', '.join(map(str, state))}"
-        )
-    load_weights(model, state["model"], where)
-    try:
-        optimizer.load_state_dict(dict(state["optimizer"]))
-    except (ValueError, KeyError) as error:
-        raise ModelError(
-            f"{where}: must hold the optimizer of the network, got: {error}"
-        ) from None
+ALONE = TorchProcess()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetworkTraining:
-    """A network, its optimizer (AdamW), settings, seed, and who shares the batches."""
+    """A network, its optimizer (AdamW), settings, seed, and the process with its batch share."""
 
     model: DeepStarr
+    forward: nn.Module  # the model as training calls it
     optimizer: torch.optim.AdamW
     config: Config
     seed: int
-    group: Group = field(default_factory=Group)
+    process: TorchProcess
 
     @classmethod
     def start(
@@ -359,9 +331,8 @@ class NetworkTraining:
         config: Config,
         activities: Values,
         *,
-        device: str = "cpu",
         member: int = 0,
-        group: Group | None = None,
+        process: TorchProcess = ALONE,
     ) -> Self:
         """Begin with random weights; ``member`` k of an ensemble has the seed of the settings + k.
 
@@ -369,21 +340,23 @@ class NetworkTraining:
         raises as `DeepStarr`, and ConfigError if batches are too small for the processes that
         share them.
         """
-        if group is not None and config.train.batch_size < 2 * group.size > 2:
+        recipe = config.train
+        smallest = 2 * process.world_size
+        if process.world_size > 1 and recipe.batch_size < smallest:
             raise ConfigError(
-                f"train.batch_size: must be {2 * group.size} or more with {group.size} processes, "
-                f"got {config.train.batch_size}"
+                f"train.batch_size: must be {smallest} or more with {process.world_size} "
+                f"processes, got {recipe.batch_size}"
             )
-        model, recipe = build(config, seed=config.seed + member), config.train
+        model = build(config, seed=config.seed + member)
         if recipe.head_bias == "mean":
             begin_at_means(model.head, activities)
-        group = Group(device=choose_device(device).type) if group is None else group
-        model = model.to(group.device)
-        share_norms(model, group)
+        model = model.to(process.device)
+        use_global_batch_norm(model, process)
         adamw = torch.optim.AdamW(
             model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
-        return cls(model, adamw, config, config.seed + member, group)
+        forward = process.data_parallel(model)
+        return cls(model, forward, adamw, config, config.seed + member, process)
 
     @property
     def device(self) -> torch.device:
@@ -391,15 +364,12 @@ class NetworkTraining:
         return next(self.model.parameters()).device
 
     def state(self) -> dict[str, Any]:
-        """Return weights and the optimizer's moments, tensors and plain values.
-
-        Random numbers need none: they follow from the seed and the number of the epoch.
-        """
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return weights and the optimizer's moments; see `training_state`."""
+        return training_state(self.model, self.optimizer)
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
-        """Set what `state` returned; raises as `load_training`."""
-        load_training(self.model, self.optimizer, state, where)
+        """Set what `state` returned; ModelError if it is that of another network."""
+        load_training_state(self.model, self.optimizer, state, where, load_weights)
 
     def step(self, codes: Codes, activities: Values) -> tuple[float, int]:
         """Take one step on a batch, of which this process has its share.
@@ -407,17 +377,16 @@ class NetworkTraining:
         Return the mean square before it over all that was measured in the whole batch, and of how
         many numbers.
         """
-        mine = self.group.share(len(codes))
+        mine = self.process.share(len(codes))
         with lowered(self.device, self.config.train.precision):
-            predicted = self.model(_tensor(codes[mine], self.device))
+            predicted = self.forward(_tensor(codes[mine], self.device))
         loss, n = squared_error(predicted, _tensor(activities[mine], self.device))
-        total = n if self.group.size == 1 else int(np.isfinite(activities).sum())
+        total = n if self.process.world_size == 1 else int(np.isfinite(activities).sum())
         part = loss * (n / max(total, 1))
         self.optimizer.zero_grad()
-        part.backward()  # type: ignore[no-untyped-call]
-        self.group.add_gradients(self.model)
+        self.process.backward(part)
         self.optimizer.step()
-        return float(self.group.sum(part.detach())), total
+        return float(self.process.all_reduce(part.detach())), total
 
 
 def augmented(
@@ -486,5 +455,5 @@ def _random(seed: int, number: int, training: NetworkTraining) -> Iterator[np.ra
     own, dropout = np.random.SeedSequence([seed, number]).spawn(2)
     device = training.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(dropout.generate_state(1)[0]) + training.group.rank)
+        torch.manual_seed(int(dropout.generate_state(1)[0]) + training.process.rank)
         yield np.random.default_rng(own)

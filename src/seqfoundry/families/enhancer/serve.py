@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 import seqfoundry
 from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError
@@ -24,7 +25,13 @@ from seqfoundry.core.settings.config import build_plain, to_dict
 from seqfoundry.families.enhancer.backbones.checkpoints import read_plain, save_trunk
 from seqfoundry.families.enhancer.backbones.frozen import Backbone, load_trunk, locus_of
 from seqfoundry.families.enhancer.backbones.probe import Probe
-from seqfoundry.families.enhancer.config import CELL_TYPES, REGISTERED, Config
+from seqfoundry.families.enhancer.config import (
+    CELL_TYPES,
+    REGISTERED,
+    Config,
+    EnhancerServing,
+    PredictionStatistics,
+)
 from seqfoundry.families.enhancer.data import NOTHING, Codes, encode, inset_of
 from seqfoundry.families.enhancer.effects import explain
 from seqfoundry.families.enhancer.model import (
@@ -32,17 +39,26 @@ from seqfoundry.families.enhancer.model import (
     Ensemble,
     NetworkOutputs,
     OracleNetwork,
-    choose_device,
     load_weights,
 )
 from seqfoundry.families.enhancer.model import predict as predict_network
 from seqfoundry.families.enhancer.scores.predictions import OracleStatistics
+from seqfoundry.training.torch import choose_device
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
 FORMAT_VERSION = 1
 REQUIREMENTS = pinned(
-    "dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch"
+    "dnaio",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "pyfaidx",
+    "pyyaml",
+    "safetensors",
+    "tangermeme",
+    "torch",
 )
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")
@@ -236,7 +252,7 @@ def save(model: Oracle, config: Config, folder: Path, *, simulated: bool = False
     owned = [path for path in sorted(folder.rglob("*")) if path.suffix in (".pt", ".safetensors")]
     sums = {path.relative_to(folder).as_posix(): files.md5(path) for path in owned}
     files.write_json(folder / "model.json", {"md5": sums})
-    files.write_json(folder / "served.json", _served(model, panel, simulated=simulated))
+    _serving(model, panel, simulated=simulated).write(folder)
 
 
 def _flat(config: Config) -> dict[str, Any]:
@@ -283,7 +299,7 @@ def _plain_panel(panel: OracleStatistics) -> dict[str, Any]:
     return {"cell_types": list(panel.cell_types), "pearson": dict(panel.pearson), **lists}
 
 
-def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[str, Any]:
+def _serving(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> EnhancerServing:
     config, weak = oracle.config, [cell for cell in oracle.panel.cells if oracle.panel.weak(cell)]
     kinds = {
         "deepstarr_7cell": "a DeepSTARR network",
@@ -309,24 +325,24 @@ def _served(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> dict[s
             "The backbone is a tiny one with random weights, for demonstration: it is no "
             "published model."
         )
-    return {
-        "format_version": FORMAT_VERSION,
-        "family": "enhancer",
-        "package_version": seqfoundry.__version__,
-        "registered_name": REGISTERED[config.oracle],
-        "about": f"Activity of a DNA sequence in {len(oracle.panel.cells)} cell types by "
+    return EnhancerServing(
+        format_version=FORMAT_VERSION,
+        family="enhancer",
+        package_version=seqfoundry.__version__,
+        registered_name=REGISTERED[config.oracle],
+        about=f"Activity of a DNA sequence in {len(oracle.panel.cells)} cell types by "
         f"{kinds[config.oracle]}{many}; "
         "`also` asks for embedding, mutagenesis or attribution (the latter two of the column "
         "`cell`).",
-        "limits": limits,
-        "input_columns": ["sequence", "also", "cell", *["locus"] * bool(config.backbone.genome)],
-        "cell_types": list(config.cell_types),
-        "seq_len": config.seq_len,
-        "truncate": config.truncate,
-        "oracle": config.oracle,
-        "panel": panel,
-        "best_epoch": oracle.best_epoch,
-    }
+        limits=tuple(limits),
+        input_columns=("sequence", "also", "cell", *["locus"] * bool(config.backbone.genome)),
+        cell_types=tuple(config.cell_types),
+        seq_len=config.seq_len,
+        truncate=config.truncate,
+        oracle=config.oracle,
+        panel=TypeAdapter(PredictionStatistics).validate_python(panel),
+        best_epoch=oracle.best_epoch,
+    )
 
 
 def load(folder: Path) -> Oracle:

@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.files.tables import write_history
 from seqfoundry.core.reporting import plots
-from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import TrainOptions, stopping_on_signals
-from seqfoundry.core.runs.processes import Place
+from seqfoundry.core.runs import provenance
+from seqfoundry.core.runs.options import TrainOptions
+from seqfoundry.core.runs.processes import Process
 from seqfoundry.core.settings.config import digest, to_dict
 from seqfoundry.families.enhancer import model as networks
 from seqfoundry.families.enhancer import serve
 from seqfoundry.families.enhancer.config import Config
 from seqfoundry.families.enhancer.data import find_rows, read_training
-from seqfoundry.families.enhancer.model import Ensemble, Figures, choose_device, mean_of
+from seqfoundry.families.enhancer.model import Ensemble, Figures, mean_of
 from seqfoundry.families.enhancer.scores.assessment import OracleAssessment, read_ceilings
 from seqfoundry.families.enhancer.scores.predictions import OracleStatistics, raw_columns
 from seqfoundry.families.enhancer.splits import check_columns, split, split_record
-from seqfoundry.families.enhancer.trainers import Learner, OracleTask, learners
-from seqfoundry.training.torch import Group, tensor_cores
+from seqfoundry.families.enhancer.trainers import OracleTask, Trainer, trainer_factory
+from seqfoundry.training.checkpoints import Checkpoint
+from seqfoundry.training.early_stopping import has_stalled, is_best
+from seqfoundry.training.session import TrainingSession, open_session
+from seqfoundry.training.torch import TorchFormat, TorchProcess, choose_device, tensor_cores
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +69,21 @@ class OracleProgress:
 
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def of(self, member: int) -> list[dict[str, Any]]:
+    def select_member(self, member: int) -> list[dict[str, Any]]:
         """Return the rows of one network."""
         return [row for row in self.history if row["member"] == member]
+
+    def losses(self, member: int) -> list[float]:
+        """Return the negative mean correlation of each epoch of a network."""
+        return [-row["score"] for row in self.select_member(member)]
 
     def best(self, member: int) -> int:
         """Tell the first epoch with the highest mean correlation of a network, from 0.
 
         -1 before the first.
         """
-        scores = [row["score"] for row in self.of(member)]
-        return int(np.argmax(scores)) if scores else -1
+        losses = self.losses(member)
+        return int(np.argmin(losses)) if losses else -1
 
 
 def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
@@ -95,51 +101,52 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
         If the process was asked to stop; the last epoch has been saved and the run ended as
         KILLED.
     """
-    device = choose_device(options.device).type
-    if config.oracle != "deepstarr_7cell" and config.train.ensemble > 1:
+    device = choose_device(options.device)
+    if config.oracle != "deepstarr_7cell":
+        _check_backbone_settings(config)
+    process = TorchProcess.start(device)
+    task = _task(config, data, process)
+    with open_session(
+        "enhancer",
+        _settings(config),
+        data=data,
+        out=out,
+        options=options,
+        checkpoint_format=TorchFormat(),
+        identity=_identity(config),
+        process=process,
+    ) as session:
+        start = time.perf_counter()
+        trainers, progress = _train_members(session, task)
+        if session.is_main:
+            metrics = _finish(session, task, trainers, progress, start)
+    process.wait_for_main()
+    return session.summary(metrics, _HEADLINES) if session.is_main else {}
+
+
+def _check_backbone_settings(config: Config) -> None:
+    """Refuse what is for networks that are trained whole: ensembles, several processes."""
+    members = config.train.ensemble
+    if members > 1:
         raise ConfigError(
-            f"train.ensemble: must be 1 with the oracle {config.oracle}, got "
-            f"{config.train.ensemble}"
+            f"train.ensemble: must be 1 with the oracle {config.oracle}, got {members}"
         )
-    if config.oracle != "deepstarr_7cell" and (size := Place.here().size) > 1:
+    n_processes = Process.from_environment().world_size
+    if n_processes > 1:
         raise ConfigError(
-            f"torchrun: must start one process with the oracle {config.oracle}, got {size}"
+            f"torchrun: must start one process with the oracle {config.oracle}, got {n_processes}"
         )
-    group = Group.join(device)
+
+
+def _task(config: Config, data: Path, process: TorchProcess) -> OracleTask:
+    """Read the rows and split them."""
     rows = read_training(find_rows(data, "train"), config)
-    chosen = split(rows, config)
-    task = OracleTask(
-        config,
-        rows,
-        *chosen,
-        read_ceilings(data, "train", config.cell_types),
-        device,
-        group,
-        _identity(config),
-    )
+    train_rows, valid_rows = split(rows, config)
+    check_columns(rows, train_rows, valid_rows, config.cell_types)
+    ceilings = read_ceilings(data, "train", config.cell_types)
     if config.train.split == "file":
-        task = replace(
-            task, ceilings=None
-        )  # known of the simulated rows, not of those of another file
-    check_columns(rows, *chosen, config.cell_types)
-    if group.rank:
-        _help(task)
-        group.stay()
-        return {}
-    with tracking.run("enhancer", _settings(config), data=data, out=out, options=options) as run:
-        try:
-            metrics = _carry_out(run, task)
-        except InterruptedRunError:
-            raise InterruptedRunError(
-                f"stopped on request; go on with the same command and --resume {run.id}"
-            ) from None
-    group.stay()
-    shown = {key: metrics[key] for key in _HEADLINES if metrics.get(key) is not None}
-    return {
-        "run_id": run.id,
-        "out": str(run.out),
-        **{key: round(value, 4) for key, value in shown.items()},
-    }
+        ceilings = None  # known of the simulated rows, not of those of another file
+    return OracleTask(config, rows, train_rows, valid_rows, ceilings, process)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -169,94 +176,88 @@ def _identity(config: Config) -> str:
 # ---- the loop
 
 
-def _help(task: OracleTask) -> None:
-    """Train together with the first process, which writes and tracks."""
-    run, make, progress = tracking.Run("", Path(), resumed=False), learners(task), OracleProgress()
-    with stopping_on_signals(run.request_stop):
-        for member in range(task.config.train.ensemble):
-            progress = _fit(run, task, make(member), member, progress)
-    task.group.leave()
+def _train_members(
+    session: TrainingSession, task: OracleTask
+) -> tuple[list[Trainer], OracleProgress]:
+    """Train the networks of the ensemble one after the other.
 
-
-def _carry_out(run: tracking.Run, task: OracleTask) -> dict[str, Any]:
-    start = time.perf_counter()
-    files.write_json(run.out / "split.json", split_record(task.train, task.valid, task.config))
-    make = learners(task)
-    settings = task.identity
-    members: list[Learner] = []
+    In the main process each then has the weights of its best epoch.
+    """
+    if session.is_main:
+        record = split_record(task.train, task.valid, task.config)
+        files.write_json(session.out / "split.json", record)
+    make_trainer = trainer_factory(task)
+    trainers: list[Trainer] = []
     progress = OracleProgress()
     for member in range(task.config.train.ensemble):
-        learner = make(member)
-        progress = _fit(run, task, learner, member, progress)
-        best = _read_checkpoint(run.out / "checkpoints" / _best_name(member), settings)
-        learner.load_state(best["state"], _best_name(member))
-        members.append(learner)
-    task.group.leave()
-    metrics = _finish(run, task, members, progress, start)
-    scalars = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    run.metrics(
-        scalars, step=len(progress.history) + 1
-    )  # after the epochs, whose last one need not be the best
-    return metrics
+        trainer = make_trainer(member)
+        progress = _fit(session, task, trainer, member, progress)
+        if session.is_main:
+            best = _best_name(member)
+            state = session.checkpoints.load(best).state
+            trainer.load_state(state, str(session.checkpoints.path(best)))
+        trainers.append(trainer)
+    task.process.stop()
+    return trainers, progress
 
 
 def _best_name(member: int) -> str:
-    return f"best-{member}.pt" if member else "best.pt"
+    return f"best-{member}" if member else "best"
 
 
 def _fit(
-    run: tracking.Run, task: OracleTask, learner: Learner, member: int, progress: OracleProgress
+    session: TrainingSession,
+    task: OracleTask,
+    trainer: Trainer,
+    member: int,
+    progress: OracleProgress,
 ) -> OracleProgress:
     """Train one network until its epochs are done or its correlation stalls.
 
     It stalls when it has not risen for ``patience`` epochs.
     """
-    recipe, group = task.config.train, task.group
-    settings = task.identity
-    progress = _begin(run, task, learner, member, progress)
+    process = task.process
+    patience = task.config.train.patience
+    progress = _resume(session, task, trainer, member, progress)
 
-    def watch() -> None:
-        if group.sum(torch.tensor(float(run.stop_requested), device=group.device)):
-            raise InterruptedRunError("asked to stop")
+    def stop_if_requested() -> None:
+        if process.any_process(session.stop_requested):
+            raise InterruptedRunError("stopped on request")
 
-    while (number := len(progress.of(member))) < learner.epochs and _patience(
-        progress, member
-    ) < recipe.patience:
-        watch()
+    while True:
+        number = len(progress.select_member(member))
+        stalled = has_stalled(progress.losses(member), patience=patience)
+        if stalled or number >= trainer.epochs:
+            return progress
+        stop_if_requested()
         begin = time.perf_counter()
-        with tensor_cores(task.device):
-            loss = learner.epoch(number, watch)
+        with tensor_cores(process.device):
+            loss = trainer.epoch(number, stop_if_requested)
         trained = time.perf_counter() - begin
-        found = networks.measure(_predicted(task, learner), task.rows.activities[task.valid])
-        for name, value in (("loss", loss), ("error of held-out rows", found.total)):
-            if value is None or not math.isfinite(value):
-                advice = "lower train.lr, or rescale cell_activities"
-                raise InputError(
-                    f"epoch {number}: the {name} must be a number, got {value}; {advice}"
-                )
-        assert loss is not None
-        row = _row(task, found, loss, progress, member)
-        row |= {
-            "seconds": round(time.perf_counter() - begin, 3),
-            "samples_per_s": round(len(task.train) / trained, 1),
-        }
+        predictions = _predict_validation(task, trainer)
+        correlations = networks.measure(predictions, task.rows.activities[task.valid])
+        loss = _finite(loss, "loss", number)
+        _finite(correlations.total, "error of held-out rows", number)
+        row = _row(task, correlations, loss, progress, member)
+        row["seconds"] = round(time.perf_counter() - begin, 3)
+        row["samples_per_s"] = round(len(task.train) / trained, 1)
         progress.history.append(row)
-        if group.rank == 0:
-            _record(run, learner, progress, settings)
-    return progress
+        _record(session, trainer, progress)
 
 
-def _predicted(task: OracleTask, learner: Learner) -> NDArray[np.float32]:
+def _finite(value: float | None, name: str, epoch: int) -> float:
+    if value is None or not math.isfinite(value):
+        advice = "lower train.lr, or rescale cell_activities"
+        raise InputError(f"epoch {epoch}: the {name} must be a number, got {value}; {advice}")
+    return value
+
+
+def _predict_validation(task: OracleTask, trainer: Trainer) -> NDArray[np.float32]:
     """Predict the validation rows, of which each process has its share."""
-    group, n = task.group, len(task.valid)
-    part = torch.from_numpy(learner.predict(task.valid[group.share(n)]))
-    return np.asarray(group.gather(part.to(group.device), n).cpu().numpy())
-
-
-def _patience(progress: OracleProgress, member: int) -> int:
-    """Count the epochs since the best."""
-    done = len(progress.of(member))
-    return done - 1 - progress.best(member) if done else 0
+    process = task.process
+    n = len(task.valid)
+    part = torch.from_numpy(trainer.predict(task.valid[process.share(n)]))
+    return np.asarray(process.gather_rows(part.to(process.device), n).cpu().numpy())
 
 
 def _row(
@@ -268,7 +269,6 @@ def _row(
     """
     config, raw = task.config, raw_columns(task.config.cell_types)
     mean = mean_of(found.pearson, config.nan_policy)
-    own = [row["score"] for row in progress.of(member)]
     score = -math.inf if mean is None else mean
     return {
         "epoch": len(progress.history) + 1,
@@ -287,107 +287,101 @@ def _row(
             for cell, value in zip(config.cell_types, found.spearman, strict=True)
         },
         "score": score,
-        "improved": score > max(own, default=-math.inf) or not own,
+        "improved": is_best([*progress.losses(member), -score]),
         "lr": config.train.lr,
     }
 
 
-def _record(run: tracking.Run, learner: Learner, progress: OracleProgress, settings: str) -> None:
-    """Save an epoch, as the best too if it is, and log it."""
-    row, checkpoints = progress.history[-1], run.out / "checkpoints"
-    content = {"state": learner.state(), "history": progress.history, "settings": settings}
-    names = [_best_name(row["member"])] if row["improved"] else []
-    for name in [*names, "last.pt"]:
-        with files.atomic_bytes(checkpoints / name) as file:
-            torch.save(content, file)
-    _write_history(run.out, progress)
-    _log_row(run, row)
-    shown = (
-        "undefined" if row["valid.pearson_mean"] is None else f"{row['valid.pearson_mean']:.4f}"
+def _record(session: TrainingSession, trainer: Trainer, progress: OracleProgress) -> None:
+    """Save the last epoch, as the best too if it is, and log it."""
+    row = progress.history[-1]
+    metrics = {
+        key: value
+        for key, value in row.items()
+        if key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s")
+    }
+    session.record(
+        row["epoch"],
+        metrics,
+        _history(progress),
+        Checkpoint(trainer.state(), {"history": progress.history}),
+        best=_best_name(row["member"]) if row["improved"] else None,
     )
-    loss, seconds = row["train.mse"], row["seconds"]
+    if session.is_main:
+        _write_mission_log(session.out, progress)
+    pearson = row["valid.pearson_mean"]
     log.info(
         "epoch %d: mse %.4f, Pearson of held-out rows %s, %.1f s",
         row["epoch"],
-        loss,
-        shown,
-        seconds,
+        row["train.mse"],
+        "undefined" if pearson is None else f"{pearson:.4f}",
+        row["seconds"],
     )
-    run.checkpoint(checkpoints)
 
 
-def _log_row(run: tracking.Run, row: Mapping[str, Any]) -> None:
-    own = {
-        key: row[key]
-        for key in row
-        if key.startswith(("train.", "valid.")) or key in ("seconds", "samples_per_s")
-    }
-    run.metrics({key: value for key, value in own.items() if value is not None}, step=row["epoch"])
+def _history(progress: OracleProgress) -> list[dict[str, Any]]:
+    """Rows of ``history.tsv``: without the score, which may be infinite."""
+    rows = []
+    for row in progress.history:
+        shown = {key: value for key, value in row.items() if key != "score"}
+        rows.append({**shown, "improved": int(row["improved"])})
+    return rows
 
 
-def _write_history(out: Path, progress: OracleProgress) -> None:
-    """Write ``history.tsv``, and ``log.jsonl`` with the mission's keys."""
-    left_out = ("score",)
-    rows = [
-        {key: value for key, value in row.items() if key not in left_out}
-        for row in progress.history
-    ]
-    write_history(out / "history.tsv", [{**row, "improved": int(row["improved"])} for row in rows])
+def _write_mission_log(out: Path, progress: OracleProgress) -> None:
+    """Write ``log.jsonl`` with the mission's keys: a line per epoch, counted from 0."""
     lines = []
     for row in progress.history:
-        own = progress.of(row["member"])
-        number = own.index(row)
-        scores = [one["score"] for one in own[: number + 1]]
-        per_cell = {
-            f"val_{name}_per_cell": [
-                value for key, value in row.items() if key.startswith(f"valid.{name}.")
-            ]
-            for name in ("pearson", "spearman")
-        }
+        rows = progress.select_member(row["member"])
+        number = rows.index(row)
+        scores = [earlier["score"] for earlier in rows[: number + 1]]
         line = {
-            **{"epoch": number, "train_mse": row["train.mse"], "val_mse": row["valid.mse"]},
-            **{f"val_{name}_mean": row[f"valid.{name}_mean"] for name in ("pearson", "spearman")},
-            **per_cell,
-            **{
-                "patience": number - int(np.argmax(scores)),
-                "improved": row["improved"],
-                "lr": row["lr"],
-            },
-            **{"time_s": row["seconds"], "member": row["member"]},
+            "epoch": number,
+            "train_mse": row["train.mse"],
+            "val_mse": row["valid.mse"],
+            "val_pearson_mean": row["valid.pearson_mean"],
+            "val_spearman_mean": row["valid.spearman_mean"],
+            "val_pearson_per_cell": _per_cell(row, "pearson"),
+            "val_spearman_per_cell": _per_cell(row, "spearman"),
+            "patience": number - int(np.argmax(scores)),
+            "improved": row["improved"],
+            "lr": row["lr"],
+            "time_s": row["seconds"],
+            "member": row["member"],
         }
         lines.append(json.dumps(line, allow_nan=False))
     files.write_text(out / "log.jsonl", "".join(f"{line}\n" for line in lines))
 
 
-# ---- checkpoints
+def _per_cell(row: Mapping[str, Any], name: str) -> list[float | None]:
+    return [value for key, value in row.items() if key.startswith(f"valid.{name}.")]
 
 
-def _read_checkpoint(path: Path, settings: str) -> Mapping[str, Any]:
-    content = serve.read_weights(path)
-    if content.get("settings") != settings:
-        raise ModelError(f"{path}: must be of these settings, got others")
-    return content
-
-
-def _begin(
-    run: tracking.Run, task: OracleTask, learner: Learner, member: int, progress: OracleProgress
+def _resume(
+    session: TrainingSession,
+    task: OracleTask,
+    trainer: Trainer,
+    member: int,
+    progress: OracleProgress,
 ) -> OracleProgress:
-    """Load the last checkpoint if there is one to go on from, in all processes that of the first.
+    """Load the last checkpoint of a resumed run; all processes get that of the main one.
 
-    A run that was killed before its first one begins anew. Of an ensemble the networks before
-    ``member`` are done, and this one is done, stands in the checkpoint, or has not begun.
+    Of an ensemble the networks before ``member`` are done, and this one is done, stands in the
+    checkpoint, or has not begun.
     """
-    path, content = run.out / "checkpoints" / "last.pt", {}
-    resumes = run.resumed and not progress.history
-    if resumes and not path.is_file():
-        log.warning("%s: there is no checkpoint yet, training begins anew", path.parent)
-    elif resumes or (progress.of(member) and task.group.rank == 0):
-        content = dict(_read_checkpoint(path, task.identity))
-    content = dict(task.group.same(content))
+    checkpoint = None
+    if not progress.history:
+        checkpoint = session.last_checkpoint()
+    elif progress.select_member(member) and session.is_main:
+        checkpoint = session.checkpoints.load("last")
+    content: dict[str, Any] = {}
+    if checkpoint is not None:
+        content = {"state": dict(checkpoint.state), "history": checkpoint.progress["history"]}
+    content = dict(task.process.broadcast_state(content))
     if not content:
         return progress
     if content["history"][-1]["member"] == member:
-        learner.load_state(content["state"], str(path))
+        trainer.load_state(content["state"], str(session.checkpoints.path("last")))
     return OracleProgress([dict(row) for row in content["history"]])
 
 
@@ -395,16 +389,16 @@ def _begin(
 
 
 def _finish(
-    run: tracking.Run,
+    session: TrainingSession,
     task: OracleTask,
-    members: list[Learner],
+    trainers: list[Trainer],
     progress: OracleProgress,
     start: float,
 ) -> dict[str, Any]:
     """Predict all rows with the finished oracle, write every file, and return the metrics."""
     config, measured = task.config, task.rows.activities
     on_train, on_valid = (
-        np.mean([one.predict(chosen) for one in members], axis=0)
+        np.mean([one.predict(chosen) for one in trainers], axis=0)
         for chosen in (task.train, task.valid)
     )
     groups = [task.rows.groups[i] for i in task.valid.tolist()]
@@ -419,14 +413,12 @@ def _finish(
         predicted_sd=on_train.std(axis=0, dtype=np.float64),
         activity_sd=_spread(measured[task.train]),
     )
-    parts = [one.network() for one in members]
+    parts = [one.network() for one in trainers]
     network = parts[0] if len(parts) == 1 else Ensemble(parts)
-    best = max(range(len(members)), key=lambda i: progress.of(i)[progress.best(i)]["score"])
+    best = min(range(len(trainers)), key=lambda member: min(progress.losses(member)))
     oracle = serve.Oracle(network, config, panel, progress.best(best))
-    serve.save(oracle, config, run.out / "model", simulated=task.ceilings is not None)
-    for name, folder in (("oracle.pt", run.out), ("run.json", run.out / "model")):
-        source = run.out / "model" / name if name == "oracle.pt" else run.out / name
-        files.copy_whole(source, folder / name)
+    serve.save(oracle, config, session.out / "model", simulated=task.ceilings is not None)
+    files.copy_whole(session.out / "model" / "oracle.pt", session.out / "oracle.pt")
     metrics = own.metrics("valid") | _mission(own, progress)
     seconds = sum(row["seconds"] for row in progress.history)
     whole = max(
@@ -448,12 +440,13 @@ def _finish(
         "samples_per_s": len(progress.history) * len(task.train) / seconds if seconds else None,
         "config": _settings(config),
     }
-    files.write_json(run.out / "metrics.json", metrics)
     files.write_text(
-        run.out / "evaluation.txt",
+        session.out / "evaluation.txt",
         own.text("enhancer: oracle on held-out rows", _paragraphs(task)),
     )
-    _plot(run.out / "plots", own, progress)
+    _plot(session.out / "plots", own, progress)
+    # after the epochs, whose last one need not be the best
+    session.finish(metrics, step=len(progress.history) + 1)
     return metrics
 
 

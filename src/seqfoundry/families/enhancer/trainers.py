@@ -5,7 +5,7 @@ A network as a whole, or a linear head on the features of a frozen backbone.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ from seqfoundry.families.enhancer.model import (
     load_weights,
     measure,
 )
-from seqfoundry.training.torch import Group
+from seqfoundry.training.torch import TorchProcess
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 class OracleTask:
     """All that training needs and does not change.
 
-    ``device`` is cpu or cuda, ``group`` who shares the batches, ``identity`` a digest of settings
-    and named files.
+    ``process`` has the device and a share of every batch.
     """
 
     config: Config
@@ -48,12 +47,10 @@ class OracleTask:
     train: Indices
     valid: Indices
     ceilings: list[float | None] | None
-    device: str
-    group: Group = field(default_factory=Group)
-    identity: str = ""
+    process: TorchProcess = networks.ALONE
 
 
-class Learner(Protocol):
+class Trainer(Protocol):
     """What is trained, for at most ``epochs``."""
 
     epochs: int
@@ -77,14 +74,14 @@ class Learner(Protocol):
         """Return what is served, on the CPU and in evaluation mode."""
 
 
-class _Whole:
+class _NetworkTrainer:
     """A network that is trained whole."""
 
     def __init__(self, task: OracleTask, member: int) -> None:
         self.task, self.epochs = task, task.config.train.epochs
         activities = task.rows.activities[task.train]
         self.training = NetworkTraining.start(
-            task.config, activities, member=member, group=task.group
+            task.config, activities, member=member, process=task.process
         )
 
     def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
@@ -105,14 +102,14 @@ class _Whole:
         return self.training.model.cpu().eval()
 
 
-class _Head:
+class _HeadTrainer:
     """A head on features, trained step by step."""
 
     def __init__(self, task: OracleTask, backbone: Backbone, features: Features) -> None:
         self.task, self.backbone, self.features = task, backbone, features
         self.epochs, activities = task.config.train.epochs, task.rows.activities
         self.training = HeadTraining.start(
-            task.config, features, activities, task.train, _asked(task)
+            task.config, features, activities, task.train, task.process.device
         )
 
     def epoch(self, number: int, watch: Callable[[], None]) -> float | None:
@@ -132,7 +129,7 @@ class _Head:
         return _probe(self.backbone, self.training.model.plain())
 
 
-class _Solved:
+class _RidgeSolver:
     """A head on features in closed form: its one epoch is the solution."""
 
     epochs = 1
@@ -165,18 +162,14 @@ class _Solved:
         return _probe(self.backbone, self.head)
 
 
-def _asked(task: OracleTask) -> str:
-    return "gpu" if task.device == "cuda" else "cpu"
-
-
 def _probe(backbone: Backbone, head: torch.nn.Linear) -> Probe:
     made = Probe(backbone.cpu(), head.out_features)
     made.head = head
     return made.eval()
 
 
-def learners(task: OracleTask) -> Callable[[int], Learner]:
-    """Return what makes the k-th network.
+def trainer_factory(task: OracleTask) -> Callable[[int], Trainer]:
+    """Return what makes the trainer of the k-th network.
 
     Features of a backbone are computed here, once for all epochs.
 
@@ -187,11 +180,11 @@ def learners(task: OracleTask) -> Callable[[int], Learner]:
     """
     config = task.config
     if config.oracle == "deepstarr_7cell":
-        return lambda member: _Whole(task, member)
-    backbone = load_backbone(config, device=task.device)
+        return lambda member: _NetworkTrainer(task, member)
+    backbone = load_backbone(config, device=task.process.device)
     log.info(
         "features of %d sequences by %s, %d each", len(task.rows), config.oracle, backbone.width
     )
     features = features_of(backbone, task.rows.codes, config, task.rows.ids)
-    kind = _Solved if config.backbone.solver == "ridge" else _Head
+    kind = _RidgeSolver if config.backbone.solver == "ridge" else _HeadTrainer
     return lambda _: kind(task, backbone, features)

@@ -32,6 +32,7 @@ from seqfoundry.families.reads.barcodes.whitelist import (
 )
 from seqfoundry.families.reads.output import demultiplex, molecule_table
 from seqfoundry.families.reads.output.molecule_table import Molecule
+from seqfoundry.families.reads.protocol.serving import Serving, read_serving
 from seqfoundry.registry.portable_model import Portable
 
 CHUNK = 4096  # reads in a chunk at most
@@ -172,14 +173,14 @@ class AnnotateReads(Job):
             Read(name, sequence, qualities if isinstance(qualities, str) else None)
             for name, sequence, qualities in chunk.rows.itertuples(index=False)
         ]
-        with ChunkWriter(folder, model.served, self.cells(model)) as writer:
+        with ChunkWriter(folder, _read_serving_once(model), self.cells(model)) as writer:
             return writer.write(reads, answer.to_dict("records"), chunk.first)
 
     def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
         totals = _sum_counts(parts)
         for kind in TABLES:
             schema = molecule_table.schema(
-                model.served, kind, has_whitelist=self.whitelist is not None
+                _read_serving_once(model), kind, has_whitelist=self.whitelist is not None
             )
             join_tables(parts.folders, out / f"annotations_{kind}.parquet", schema)
         join_files(parts.folders, out / FATES_FILE, header=FATES_HEADER)
@@ -190,7 +191,7 @@ class AnnotateReads(Job):
             match_types = demultiplex.match_type_table(totals.match_types)
             files.write_text(out / "matchType_readCount.tsv", match_types)
             files.write_text(out / "cellId_readCount.tsv", demultiplex.cell_table(totals.cells))
-        _plot(out / "plots", totals, model.served)
+        _plot(out / "plots", totals, _read_serving_once(model).insert)
         return _write_summary(out, totals, model)
 
 
@@ -248,22 +249,27 @@ def split_by_bases(sequences: Sequence[str]) -> Iterator[list[str]]:
 
 @lru_cache(maxsize=1)
 def _read_cells_once(path: Path, _changed: int, model: Portable) -> Whitelist:
-    return read_cells(path, model.served)
+    return read_cells(path, _read_serving_once(model))
 
 
-def read_cells(path: Path, served: Mapping[str, Any]) -> Whitelist:
+@lru_cache(maxsize=1)
+def _read_serving_once(model: Portable) -> Serving:
+    return read_serving(model.model_folder)
+
+
+def read_cells(path: Path, serving: Serving) -> Whitelist:
     """Read the list of cells and compare its barcodes with those that the model finds."""
-    if not served["barcodes"]:
+    if not serving.barcodes:
         raise InputError(
-            f"{path}: must not be given for {served['registered_name']}, whose reads have no "
-            "barcode"
+            f"{path}: must not be given for {serving.registered_name}, whose reads have no barcode"
         )
-    cells = read_whitelist(path, served["barcodes"])
-    for name, length in served.get("barcode_lengths", {}).items():
-        got = cells.columns[name].length
-        if got != length:
+    cells = read_whitelist(path, serving.barcodes)
+    for name in serving.barcodes:
+        length = cells.columns[name].length
+        if length != serving.lengths[name]:
             raise InputError(
-                f"{path}: {name} must have {length} bases as in the model's library, got {got}"
+                f"{path}: {name} must have {serving.lengths[name]} bases as in the model's "
+                f"library, got {length}"
             )
     return cells
 
@@ -297,7 +303,7 @@ class ChunkWriter:
     """
 
     folder: Path
-    served: Mapping[str, Any]
+    serving: Serving
     cells: Whitelist | None
     fates: Counter[str] = field(default_factory=Counter)
     match_types: Counter[str] = field(default_factory=Counter)
@@ -319,7 +325,7 @@ class ChunkWriter:
         """Write all of a chunk, whose first read is number ``first`` of the input."""
         molecules: list[Molecule] = []
         for number, (read, answer) in enumerate(zip(reads, answers, strict=True)):
-            molecules += molecule_table.split(read, answer, self.served, number)
+            molecules += molecule_table.split(read, answer, self.serving, number)
         assignments = self._assign_cells(molecules)
         for molecule, assignment in zip(molecules, assignments, strict=True):
             self._demultiplex(molecule, assignment)
@@ -328,7 +334,7 @@ class ChunkWriter:
             rows_by_kind[molecule.row["architecture"]].append(molecule.row)
         for read, answer in zip(reads, answers, strict=True):
             if answer["architecture"] != "valid":
-                row = molecule_table.invalid_row(read, answer, self.served)
+                row = molecule_table.invalid_row(read, answer, self.serving)
                 rows_by_kind["invalid"].append(row)
         for kind, rows in rows_by_kind.items():
             self._write_table(kind, rows)
@@ -358,7 +364,7 @@ class ChunkWriter:
                 barcode=name,
                 max_distance=_MAX_DISTANCE,
             )
-            for name in self.served["barcodes"]
+            for name in self.serving.barcodes
         }
         numbers, match_types = cells.assign(matches)
         assignments = []
@@ -405,11 +411,11 @@ class ChunkWriter:
         """Write the rows of one table, if there are any."""
         if not rows:
             return
-        schema = molecule_table.schema(self.served, kind, has_whitelist=self.cells is not None)
+        schema = molecule_table.schema(self.serving, kind, has_whitelist=self.cells is not None)
         columns: dict[str, list[Any]] = {}
         for name in schema.names:
             columns[name] = [row.get(name) for row in rows]
-        columns["model_name"] = [self.served["registered_name"]] * len(rows)
+        columns["model_name"] = [self.serving.registered_name] * len(rows)
         table = pa.table(columns, schema=schema)
         write_table(self.folder / f"annotations_{kind}.parquet", table)
 
@@ -495,7 +501,7 @@ def _sum_counts(parts: Parts) -> Totals:
     return totals
 
 
-def _plot(folder: Path, totals: Totals, served: Mapping[str, Any]) -> None:
+def _plot(folder: Path, totals: Totals, insert: str) -> None:
     """Draw fates, lengths and the first reads."""
     from seqfoundry.core.reporting import plots
     from seqfoundry.core.reporting.metrics import proportion
@@ -515,7 +521,7 @@ def _plot(folder: Path, totals: Totals, served: Mapping[str, Any]) -> None:
             label=f"{name} length (bases)",
             log=True,
         )
-    colours = {str(served["insert"]): "#E4E6EA"}
+    colours = {insert: "#E4E6EA"}
     views = []
     for view in totals.views:
         labels = np.repeat(np.array(view["labels"], dtype=str), view["sizes"])
@@ -528,7 +534,7 @@ def _write_summary(folder: Path, totals: Totals, model: Portable) -> Summary:
     fates = {name: totals.fates[name] for name in FATES if totals.fates[name]}
     summary = {
         "model": model.reference,
-        "registered_name": model.served["registered_name"],
+        "registered_name": _read_serving_once(model).registered_name,
         "reads": totals.fates["reads"],
         "fates": fates,
         "molecules": totals.fates["molecules"],

@@ -6,18 +6,49 @@ Every default stands in ``params/reads/full.yaml``.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from seqfoundry.core.errors import ConfigError, MissingError, ModelError
+from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import PATH, Gate, build_plain, read_yaml
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsServing(Serving):
+    """What a reads model says of itself.
+
+    Parameters
+    ----------
+    labels
+        Names of the segments that it tells apart.
+    barcodes, umis, tails
+        Segments that are cell barcodes, UMIs, or poly-A/T tails.
+    barcode_lengths
+        Bases of each barcode; empty in models of the first edition's first formats.
+    insert
+        Segment with the molecule's own sequence.
+    strand
+        Strand of the transcript that Read 1's sense has.
+    """
+
+    labels: tuple[str, ...]
+    barcodes: tuple[str, ...]
+    umis: tuple[str, ...]
+    insert: str
+    strand: str
+    barcode_lengths: dict[str, int | None] = field(default_factory=dict)
+    tails: tuple[str, ...] = ()
+
+
+SERVING = ReadsServing  # by this name the registry finds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,13 @@ import numpy as np
 from dnaio.readers import FastaReader, FastqReader
 from numpy.typing import NDArray
 
+from seqfoundry.core.dna import IUPAC_LETTERS
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 
 Record: TypeAlias = Any  # dnaio.SequenceRecord, which carries no types
 SUFFIXES = (".fa", ".fasta", ".fq", ".fastq")
 
-_LETTERS = b"ACGTURYSWKMBDHVN"
+_LETTERS = IUPAC_LETTERS.encode("ascii")
 _QUALITIES = bytes(range(33, 127))  # Phred + 33, the printable letters
 _READERS = {b"@": FastqReader, b">": FastaReader}
 _CHUNK_BASES = 16_000_000

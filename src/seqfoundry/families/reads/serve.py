@@ -31,6 +31,7 @@ from seqfoundry.families.reads import model as networks
 from seqfoundry.families.reads.config import (
     ConvNetwork,
     DecodeConfig,
+    ReadsServing,
     ResidualNetwork,
     build_network,
 )
@@ -120,15 +121,15 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     protocol = model.protocol
-    served = {
-        "format_version": FORMAT_VERSION,
-        "family": "reads",
-        "package_version": seqfoundry.__version__,
-        "registered_name": f"reads-{config.model}",
-        "about": f"Labels every base of a long RNA-seq read of the library {protocol.library} "
+    serving = ReadsServing(
+        format_version=FORMAT_VERSION,
+        family="reads",
+        package_version=seqfoundry.__version__,
+        registered_name=f"reads-{config.model}",
+        about=f"Labels every base of a long RNA-seq read of the library {protocol.library} "
         f"({', '.join(segment.name for segment in protocol.segments)}) and finds the molecules in "
         "it.",
-        "limits": [
+        limits=(
             "Trained and measured on simulated data only: shares on real reads are to be checked "
             "on your own.",
             "Segment ends are uncertain by a base or two where insertions and deletions are "
@@ -139,19 +140,19 @@ def save(model: ReadModel, config: Any, folder: Path) -> None:
             "of most of them.",
             "Reads of another library are labelled too, and wrongly; most of them come out as "
             "invalid.",
-        ],
-        "input_columns": list(EXAMPLE.columns),
-        "labels": list(protocol.labels),
-        "barcodes": list(protocol.barcodes),
-        "barcode_lengths": {
+        ),
+        input_columns=tuple(EXAMPLE.columns),
+        labels=tuple(protocol.labels),
+        barcodes=tuple(protocol.barcodes),
+        barcode_lengths={
             one.name: one.length for one in protocol.segments if one.name in protocol.barcodes
         },
-        "umis": list(protocol.umis),
-        "insert": CDNA,
-        "strand": protocol.strand,
-        "tails": [segment.name for segment in protocol.segments if segment.kind == "tail"],
-    }
-    files.write_json(folder / "served.json", served)
+        umis=tuple(protocol.umis),
+        insert=CDNA,
+        strand=protocol.strand,
+        tails=tuple(part.name for part in protocol.segments if part.kind == "tail"),
+    )
+    serving.write(folder)
     networks.save_weights(model.network, folder / "weights.h5")
     shape = {
         "network": asdict(model.config),

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError,
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import write_history, write_tsv
 from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import UNFINISHED, Epoch, TrainOptions, stalled
+from seqfoundry.core.runs.options import UNFINISHED, TrainOptions
 from seqfoundry.core.settings.config import digest, to_dict
 from seqfoundry.families.reads import data as batches
 from seqfoundry.families.reads import metrics as quality
@@ -41,6 +41,9 @@ from seqfoundry.families.reads.data import Reads, read_reads
 from seqfoundry.families.reads.protocol.molecules import read_transcripts
 from seqfoundry.families.reads.protocol.seq_orders import Protocol, check_labels, read_protocol
 from seqfoundry.families.reads.simulate import draw
+from seqfoundry.training.checkpoints import ArrayFormat, Checkpoint
+from seqfoundry.training.early_stopping import has_stalled, is_best
+from seqfoundry.training.session import TrainingSession, open_session
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ _FRESH, _FRESH_TRANSCRIPTS = (
     64,
     65,
 )  # reads for the last check, far from the streams of the data set
-_PARENT = "SEQFOUNDRY_PARENT_RUN_ID"  # whose children new runs are; see core.tracking
+_PARENT = "SEQFOUNDRY_PARENT_RUN_ID"  # whose children new runs are; see core.runs.tracking
 _HEADLINES = ("valid.macro_f1", "valid.valid_recall", "valid.false_valid", "train.seconds")
 
 
@@ -67,6 +70,15 @@ class ReadsProgress:
     step: int = 0
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "bases": 0.0})
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass: its number from 1, what it measured, and whether it is the best so far."""
+
+    number: int
+    metrics: dict[str, float]
+    is_best: bool
 
 
 @dataclass(frozen=True)
@@ -111,13 +123,19 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     def train_one(
         shape: ConvNetwork | ResidualNetwork, out: Path | None, options: TrainOptions
     ) -> dict[str, Any]:
-        with tracking.run(
-            "reads", _settings(config, shape, protocol), data=data, out=out, options=options
-        ) as run:
+        with open_session(
+            "reads",
+            _settings(config, shape, protocol),
+            data=data,
+            out=out,
+            options=options,
+            checkpoint_format=ArrayFormat(),
+            identity=digest(to_dict(config) | to_dict(shape)),
+        ) as session:
             with strategy.scope():
                 task = _task(config, shape, protocol, data)
-            metrics = _carry_out(run, task)
-        return {"run_id": run.id, "out": str(run.out), **metrics}
+            metrics = _fit_and_assess(session, task)
+        return {"run_id": session.run.id, "out": str(session.out), **metrics}
 
     if len(points) > 1 and options.resume == UNFINISHED:
         raise ConfigError(
@@ -130,21 +148,23 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
     return _summary(train_one(points[0].network, out, options))
 
 
-def _carry_out(run: tracking.Run, task: ReadsTask) -> dict[str, float]:
+def _fit_and_assess(session: TrainingSession, task: ReadsTask) -> dict[str, float]:
     """Fit, record every epoch, write the results, and return the metrics."""
-    checkpoints = run.out / "checkpoints"
-    progress = _restore(task, checkpoints) if run.resumed else ReadsProgress()
+    progress = ReadsProgress()
+    if checkpoint := session.last_checkpoint():
+        progress = restore(task, checkpoint)
+        log.info("resumed after epoch %d, step %d", progress.epoch, progress.step)
     try:
-        for epoch in fit(task, progress, lambda: run.stop_requested):
-            _record(run, task, progress, epoch)
+        for epoch in fit(task, progress, lambda: session.stop_requested):
+            _record(session, task, progress, epoch)
     except InterruptedRunError:
-        _save(task, progress, checkpoints / "last.npz")
+        session.checkpoints.save("last", checkpoint_of(task, progress))
         raise InterruptedRunError(
-            f"stopped on request after epoch {progress.epoch}, step {progress.step}; "
-            f"go on with the same command and --resume {run.id}"
+            f"stopped on request after epoch {progress.epoch}, step {progress.step}"
         ) from None
-    metrics = _finish(run.out, task, progress)
-    run.metrics(metrics, step=progress.epoch)
+    restore(task, session.checkpoints.load("best"))
+    metrics = _assess(session.out, task, progress)
+    session.finish(metrics, step=progress.epoch)
     return metrics
 
 
@@ -347,7 +367,7 @@ def fit(
     )
     valid_step = training_step.make_valid_step(task.model.network)
     losses = [row["valid.loss"] for row in progress.history]
-    while progress.epoch < task.model.config.epochs and not stalled(
+    while progress.epoch < task.model.config.epochs and not has_stalled(
         losses, patience=config.train.patience
     ):
         start, n_steps = time.perf_counter(), progress.step
@@ -386,7 +406,7 @@ def fit(
                 f"epoch {progress.epoch}: the loss must be a number, got NaN; lower the learning "
                 "rate"
             )
-        yield Epoch(progress.epoch, row, is_best=min(losses[:-1], default=math.inf) > losses[-1])
+        yield Epoch(progress.epoch, row, is_best(losses))
 
 
 def _batch(reads: Reads, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -414,78 +434,58 @@ def _validate(task: ReadsTask, valid_step: Any) -> dict[str, float]:
     }
 
 
-def _record(run: tracking.Run, task: ReadsTask, progress: ReadsProgress, epoch: Epoch) -> None:
+def _record(
+    session: TrainingSession, task: ReadsTask, progress: ReadsProgress, epoch: Epoch
+) -> None:
     """Log an epoch, save the checkpoints and the history so far."""
     row = epoch.metrics
     log.info(
         "epoch %d of %d: loss %.4f, validation loss %.4f, macro F1 %.4f, valid reads %.4f, %.0f s",
-        *(
-            epoch.number,
-            task.model.config.epochs,
-            row["train.loss"],
-            row["valid.loss"],
-            row["valid.macro_f1"],
-        ),
-        *(row["valid.valid_recall"], row["seconds"]),
+        epoch.number,
+        task.model.config.epochs,
+        row["train.loss"],
+        row["valid.loss"],
+        row["valid.macro_f1"],
+        row["valid.valid_recall"],
+        row["seconds"],
     )
-    run.metrics(row, step=epoch.number)
-    checkpoints = run.out / "checkpoints"
-    if epoch.is_best:  # before the last: a run killed between the two does this epoch again
-        _save(task, progress, checkpoints / "best.npz")
-    _save(task, progress, checkpoints / "last.npz")
-    write_history(run.out / "history.tsv", _history(progress))
-    run.checkpoint(checkpoints)
+    session.record(
+        epoch.number,
+        row,
+        _history(progress),
+        checkpoint_of(task, progress),
+        best="best" if epoch.is_best else None,
+    )
 
 
 def _history(progress: ReadsProgress) -> list[dict[str, float]]:
     return [{"epoch": number, **row} for number, row in enumerate(progress.history, start=1)]
 
 
-def _save(task: ReadsTask, progress: ReadsProgress, path: Path) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Every array of network and optimizer, and where training stands.
-    """
-    place = {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "sums": progress.sums,
-        "history": progress.history,
-        "settings": digest(to_dict(task.config) | to_dict(task.model.config)),
-    }
-    training_step.save_checkpoint(task.model.network, task.optimizer, place, path)
+def checkpoint_of(task: ReadsTask, progress: ReadsProgress) -> Checkpoint:
+    """Take every array of network and optimizer, and where training stands."""
+    state = training_step.state(task.model.network, task.optimizer)
+    return Checkpoint(state, asdict(progress))
 
 
-def _restore(task: ReadsTask, checkpoints: Path) -> ReadsProgress:
-    """Load the last checkpoint; a run that was killed before its first one begins anew.
+def restore(task: ReadsTask, checkpoint: Checkpoint) -> ReadsProgress:
+    """Set network and optimizer to a checkpoint, and return where training stood.
 
     Raises
     ------
     ModelError
-        If the checkpoint is damaged.
+        If the checkpoint is that of another network.
     """
-    path = checkpoints / "last.npz"
-    if not path.is_file():
-        log.warning("%s: there is no checkpoint yet, training begins anew", checkpoints)
-        return ReadsProgress()
-    place = training_step.load_checkpoint(task.model.network, task.optimizer, path)
-    log.info("resumed after epoch %d, step %d", place["epoch"], place["step"])
-    return ReadsProgress(place["epoch"], place["step"], place["sums"], place["history"])
+    training_step.load_state(task.model.network, task.optimizer, checkpoint.state)
+    return ReadsProgress(**checkpoint.progress)
 
 
-def _finish(out: Path, task: ReadsTask, progress: ReadsProgress) -> dict[str, float]:
-    """Take the best weights, measure them, and write everything a run leaves.
-
-    They are measured on validation and fresh reads.
-    """
-    training_step.load_checkpoint(
-        task.model.network, task.optimizer, out / "checkpoints" / "best.npz"
-    )
+def _assess(out: Path, task: ReadsTask, progress: ReadsProgress) -> dict[str, float]:
+    """Measure the network on validation and fresh reads, and write everything a run leaves."""
     serve.save(task.model, task.config, out / "model")
-    files.copy_whole(out / "run.json", out / "model" / "run.json")
-    model = (
-        serve.load(out / "model") if task.config.train.mixed_precision else task.model
-    )  # what is served
+    model = task.model
+    if task.config.train.mixed_precision:
+        model = serve.load(out / "model")  # what is served
     structures = [structure.name for structure in model.protocol.training_structures]
     results = {}
     for name, reads in (("valid", task.valid), ("fresh", task.fresh)):
@@ -502,7 +502,6 @@ def _finish(out: Path, task: ReadsTask, progress: ReadsProgress) -> dict[str, fl
     }
     views = quality.read_views(task.fresh, runs, model.grammar, count=task.config.train.views)
     _write_results(out, task.config, model, results, views, _history(progress))
-    files.write_json(out / "metrics.json", metrics)
     return metrics
 
 

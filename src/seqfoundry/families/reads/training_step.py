@@ -3,16 +3,12 @@
 Which devices, the loss of a batch, a step, and checkpoints of its state.
 """
 
-import json
-import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from seqfoundry.core.errors import ConfigError, ModelError
-from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.core.runs.logging_setup import silenced
 from seqfoundry.families.reads.labelling.crf import Crf
 from seqfoundry.families.reads.model import (
@@ -23,6 +19,7 @@ from seqfoundry.families.reads.model import (
     crf_loss_fused,
     over_replicas,
 )
+from seqfoundry.training.device import wants_gpu
 
 with silenced():
     import keras
@@ -32,9 +29,7 @@ _BFLOAT16 = (8, 0)  # least compute capability of a GPU that computes in it
 
 
 def choose_devices(device: str, *, deterministic: bool, mixed_precision: bool) -> Any:
-    """Let TensorFlow use the GPUs (auto: those there are; gpu: at least one; cpu.
-
-    None) and deterministic operations.
+    """Let TensorFlow use all GPUs, or none, and deterministic operations if asked for.
 
     Returns
     -------
@@ -49,11 +44,8 @@ def choose_devices(device: str, *, deterministic: bool, mixed_precision: bool) -
     """
     with silenced():
         gpus = tf.config.list_physical_devices("GPU")
-    if device == "gpu" and not gpus:
-        raise ConfigError(
-            "--device gpu: must be on a machine with a GPU that TensorFlow can use, got none"
-        )
-    gpus = [] if device == "cpu" else gpus
+    if not wants_gpu(device, bool(gpus), "TensorFlow"):
+        gpus = []
     if mixed_precision:
         found = [
             tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
@@ -232,31 +224,3 @@ def load_state(model: Annotator, optimizer: Any, arrays: Mapping[str, Array]) ->
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])
-
-
-def save_checkpoint(
-    model: Annotator, optimizer: Any, place: Mapping[str, Any], path: Path
-) -> None:
-    """Write the ``state`` and where training stands, as plain JSON values, whole or not at all."""
-    arrays = state(model, optimizer)
-    arrays["progress"] = np.frombuffer(json.dumps(place).encode(), dtype=np.uint8)
-    with atomic_write(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
-
-
-def load_checkpoint(model: Annotator, optimizer: Any, path: Path) -> dict[str, Any]:
-    """Set what ``save_checkpoint`` wrote, and return where training stood.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, damaged, or of another network.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        place: dict[str, Any] = json.loads(arrays.pop("progress").tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
-    load_state(model, optimizer, arrays)
-    return place

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from seqfoundry.core.errors import ConfigError, MissingError
+from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import PATH, Gate, build_plain, read_yaml
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -34,6 +35,23 @@ Variable = Literal[
     "average_interior_mh",
     "mh",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VdjServing(Serving):
+    """What a vdj model says of itself: its locus, and names of its coefficients."""
+
+    locus: str
+    coefficients: tuple[str, ...]
+
+    @property
+    def gene_columns(self) -> tuple[str, ...]:
+        """Input columns that name genes."""
+        return tuple(name for name in self.input_columns if name.endswith("_gene"))
+
+
+SERVING = VdjServing  # by this name the registry finds it
+
 
 REGISTERED: dict[Trainer, str] = {
     "fit_model": "vdj-trimming",

@@ -5,11 +5,11 @@ were observed, which are summed by genes.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from seqfoundry.core.files.tables import distinct
 from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
 from seqfoundry.engine.parts import explode, has_table, join_tables, read_table, write_table
 from seqfoundry.families.vdj import data
+from seqfoundry.families.vdj.config import VdjServing
 from seqfoundry.registry.portable_model import Portable
 
 SCORES = "scores.parquet"
@@ -80,8 +81,8 @@ class ScoreRearrangements(Job):
         return data.CHUNK
 
     def table_columns(self, model: Portable) -> TableColumns:
-        genes = gene_columns(model.served)
-        choices = [name for name in model.served["input_columns"] if name not in genes]
+        genes = gene_columns(model)
+        choices = [name for name in model.serving.input_columns if name not in genes]
         return TableColumns("sequence_id", genes, (*choices, "ligation_mh", "count"))
 
     def parse_table(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +94,7 @@ class ScoreRearrangements(Job):
         return data.frames(source, model.model_folder, left_out)
 
     def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
-        columns = [name for name in model.served["input_columns"] if name in chunk.rows]
+        columns = [name for name in model.serving.input_columns if name in chunk.rows]
         return model.predict(chunk.rows[columns], arrow_lists=True)
 
     def write_part(
@@ -110,13 +111,13 @@ class ScoreRearrangements(Job):
                 chunk.rows.set_axis(numbers),
                 answer["probability"].to_numpy(),
                 configurations,
-                gene_columns(model.served),
+                gene_columns(model),
             )
             write_table(folder / _OBSERVED, _to_arrow(observations))
         return count_rows(chunk.rows, answer)
 
     def merge_parts(self, model: Portable, parts: Parts, out: Path) -> Summary:
-        observations = _sum_observations(parts, gene_columns(model.served))
+        observations = _sum_observations(parts, gene_columns(model))
         totals: Counter[str] = Counter()
         for counts in parts.read_counts(RowCounts):
             totals.update(vars(counts))
@@ -132,7 +133,7 @@ class ScoreRearrangements(Job):
         reasons = sorted(parts.left_out.items(), key=lambda reason: (-reason[1], reason[0]))
         summary = {
             "model": model.reference,
-            "registered_name": model.served["registered_name"],
+            "registered_name": model.serving.registered_name,
             "read": totals["rows"] + n_left_out,
             "left_out": dict(reasons),
             "rows": totals["rows"],
@@ -145,14 +146,14 @@ class ScoreRearrangements(Job):
         return summary
 
 
-def gene_columns(served: Mapping[str, Any]) -> list[str]:
+def gene_columns(model: Portable) -> list[str]:
     """Name the columns of genes that a model takes."""
-    return [name for name in served["input_columns"] if name.endswith("_gene")]
+    return list(cast("VdjServing", model.serving).gene_columns)
 
 
 def _repeated(model: Portable) -> list[str]:
     """Name the columns with few distinct values."""
-    columns = model.served["input_columns"]
+    columns = model.serving.input_columns
     return [*columns, *(f"likely_{name}" for name in columns), "count"]
 
 
@@ -271,7 +272,7 @@ def write_distributions(path: Path, observations: pd.DataFrame, model: Portable)
     -------
     The number of pairs.
     """
-    genes = gene_columns(model.served)
+    genes = gene_columns(model)
     pairs = observations[genes].drop_duplicates(ignore_index=True)
     answer = model.predict(pairs, arrow_lists=True)
     configurations = explode(answer[NESTED]).rename(columns={"probability": "predicted_prob"})

@@ -26,7 +26,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files.tables import distinct, nested, refuse_rows, whole_numbers
 from seqfoundry.core.runs.provenance import pinned, read_model_record
 from seqfoundry.core.settings.config import build_plain
-from seqfoundry.families.vdj.config import REGISTERED, Config, Specification
+from seqfoundry.families.vdj.config import REGISTERED, Config, Specification, VdjServing
 from seqfoundry.families.vdj.genes.choices import (
     MAX_LIGATION,
     P_NUCLEOTIDES,
@@ -124,16 +124,16 @@ def save(model: VdjModel, config: Config, folder: Path) -> None:
     joined = " and how their ends are joined" if group.ligation else ""
     artificial = "artificial " * (model.germline.source.get("format") == "artificial")
     simulated = "simulated " * bool(model.settings.get("simulated"))
-    served = {
-        "format_version": FORMAT_VERSION,
-        "family": "vdj",
-        "package_version": seqfoundry.__version__,
-        "registered_name": REGISTERED[config.trainer],
-        "about": f"How V(D)J recombination trims {artificial}genes of {model.germline.locus} "
+    serving = VdjServing(
+        format_version=FORMAT_VERSION,
+        family="vdj",
+        package_version=seqfoundry.__version__,
+        registered_name=REGISTERED[config.trainer],
+        about=f"How V(D)J recombination trims {artificial}genes of {model.germline.locus} "
         f"({'-'.join(group.sides)})"
         f"{joined}: the model {model.settings['model_type']}, fitted to {fit.total:,.0f} "
         f"{simulated}rearrangements.",
-        "limits": [
+        limits=(
             *["Trained and measured on simulated data only."] * bool(simulated),
             *group.limits,
             "An allele that the germline lacks is to be given by its sequence.",
@@ -144,12 +144,12 @@ def save(model: VdjModel, config: Config, folder: Path) -> None:
                     f"The fit has not converged ({fit.reason}): the coefficients are no optimum."
                 ]
             ),
-        ],
-        "input_columns": [*model.genes, *model.parts, *["sequence"] * group.ligation],
-        "locus": model.germline.locus,
-        "coefficients": list(fit.names),
-    }
-    files.write_json(folder / "served.json", served)
+        ),
+        input_columns=(*model.genes, *model.parts, *["sequence"] * group.ligation),
+        locus=model.germline.locus,
+        coefficients=tuple(fit.names),
+    )
+    serving.write(folder)
     write_germline(folder, model.germline)
     content = {
         "specification": asdict(model.specification),

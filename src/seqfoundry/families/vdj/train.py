@@ -6,11 +6,9 @@ likelihood, and where configurations are latent the counts of ``predicted_dist_d
 among them by their probabilities instead of being repeated for each.
 """
 
-import json
 import logging
 import math
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError, ModelError
+from seqfoundry.core.errors import ConfigError, InputError, InterruptedRunError
 from seqfoundry.core.files import atomic as files
-from seqfoundry.core.files.tables import write_history, write_tsv
+from seqfoundry.core.files.tables import write_tsv
 from seqfoundry.core.reporting import group_plots, plots
 from seqfoundry.core.reporting.html import text_table
-from seqfoundry.core.runs import provenance, tracking
-from seqfoundry.core.runs.loop import TrainOptions
-from seqfoundry.core.settings.config import digest, to_dict
+from seqfoundry.core.runs import provenance
+from seqfoundry.core.runs.options import TrainOptions
+from seqfoundry.core.settings.config import to_dict
 from seqfoundry.families.vdj import model as likelihood
 from seqfoundry.families.vdj import serve
 from seqfoundry.families.vdj.config import Config, Specification, read_specification
@@ -47,6 +45,8 @@ from seqfoundry.families.vdj.inference.uncertainty import (
     wald,
 )
 from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
+from seqfoundry.training.checkpoints import ArrayFormat, Checkpoint
+from seqfoundry.training.session import TrainingSession, open_session
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,30 @@ class FitProgress:
     states: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     seconds: float = 0.0
 
+    def to_checkpoint(self) -> Checkpoint:
+        """Return what `from_checkpoint` reads."""
+        arrays = {
+            f"{i} {name}": array
+            for i, state in enumerate(self.states)
+            for name, array in state.items()
+        }
+        progress = {
+            "penalty": self.penalty,
+            "grid": self.grid,
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        return Checkpoint(arrays, progress)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "FitProgress":
+        """Return where a fit stood."""
+        states: list[dict[str, NDArray[Any]]] = [{}, {}]
+        for key, array in checkpoint.state.items():
+            number, _, name = key.partition(" ")
+            states[int(number)][name] = array
+        return cls(**checkpoint.progress, states=[state for state in states if state])
+
 
 @dataclass(frozen=True)
 class Results:
@@ -131,14 +155,16 @@ def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -
             raise ConfigError(f"fit.against must {wanted}, got {config.fit.against}")
     fitting.choose_device(options.device)
     task = _task(config, specification, data)
-    settings = _settings(config, specification)
-    with tracking.run("vdj", settings, data=data, out=out, options=options) as run:
-        metrics = _carry_out(run, task, digest(settings))
-    return {
-        "run_id": run.id,
-        "out": str(run.out),
-        **{key: round(metrics[key], 6) for key in _HEADLINES},
-    }
+    with open_session(
+        "vdj",
+        _settings(config, specification),
+        data=data,
+        out=out,
+        options=options,
+        checkpoint_format=ArrayFormat(),
+    ) as session:
+        metrics = _fit_and_test(session, task)
+    return session.summary(metrics, _HEADLINES, digits=6)
 
 
 def _settings(config: Config, specification: Specification) -> dict[str, Any]:
@@ -179,37 +205,44 @@ def _task(config: Config, specification: Specification, data: Path) -> FitTask:
     )
 
 
-def _carry_out(run: tracking.Run, task: FitTask, settings: str) -> dict[str, float]:
+def _fit_and_test(session: TrainingSession, task: FitTask) -> dict[str, float]:
     """Fit, record every iteration, write the results, and return the metrics."""
-    last = run.out / "checkpoints" / "last.npz"
-    progress = _restore(last, settings) if run.resumed else FitProgress()
-    start, before = time.perf_counter(), progress.seconds
+    progress = FitProgress()
+    if checkpoint := session.last_checkpoint():
+        progress = FitProgress.from_checkpoint(checkpoint)
+    start = time.perf_counter()
+    before = progress.seconds
 
     def watch(iteration: fitting.Iteration) -> bool:
         progress.seconds = before + time.perf_counter() - start
-        _record(run, task, progress, iteration, settings)
-        return run.stop_requested
+        _record(session, task, progress, iteration)
+        return session.stop_requested
 
     try:
         if progress.penalty is None:
             _choose_penalty(task, progress)
-        begun, penalty = progress.states[0] if progress.states else None, progress.penalty or 0.0
-        counts, names = task.observed.counts, task.design.names
-        fit = fitting.fit(task.problem, counts, names, task.config.fit, penalty, begun, watch)
-        _stop_if(run.stop_requested)
-        results = _results(task, fit, lambda: _stop_if(run.stop_requested))
+        fit = fitting.fit(
+            task.problem,
+            task.observed.counts,
+            task.design.names,
+            task.config.fit,
+            progress.penalty or 0.0,
+            progress.states[0] if progress.states else None,
+            watch,
+        )
+        _stop_if(session.stop_requested)
+        results = _results(task, fit, lambda: _stop_if(session.stop_requested))
     except InterruptedRunError:
-        _save(last, progress, settings)
-        done = f"stopped on request after {len(progress.history)} iterations"
+        session.checkpoints.save("last", progress.to_checkpoint())
         raise InterruptedRunError(
-            f"{done}; go on with the same command and --resume {run.id}"
+            f"stopped on request after {len(progress.history)} iterations"
         ) from None
     if not fit.converged:
         log.warning("the fit has not converged (%s): its coefficients are no optimum", fit.reason)
     progress.seconds = before + time.perf_counter() - start
     metrics = _metrics(task, results, progress)
-    _write(run.out, task, results, progress, metrics)
-    run.metrics(metrics, step=fit.iterations)
+    _write(session.out, task, results, progress, metrics)
+    session.finish(metrics, step=fit.iterations)
     return metrics
 
 
@@ -232,11 +265,10 @@ def _choose_penalty(task: FitTask, progress: FitProgress) -> None:
 
 
 def _record(
-    run: tracking.Run,
+    session: TrainingSession,
     task: FitTask,
     progress: FitProgress,
     iteration: fitting.Iteration,
-    settings: str,
 ) -> None:
     """Log an iteration, save the checkpoints and the history so far."""
     row = {
@@ -255,56 +287,18 @@ def _record(
         iteration.loss,
         iteration.gradient_norm,
     )
-    before = [one for one in progress.history if one["iteration"] < iteration.number]
-    lowest = min((one["train.loss"] for one in before), default=math.inf)
-    progress.history = [*before, row]
+    earlier = [known for known in progress.history if known["iteration"] < iteration.number]
+    progress.history = [*earlier, row]
     progress.states = [*progress.states, iteration.state][-2:]
-    checkpoints = run.out / "checkpoints"
-    if (
-        iteration.loss <= lowest
-    ):  # before the last: a run killed between the two does this iteration again
-        _save(checkpoints / "best.npz", progress, settings)
-    _save(checkpoints / "last.npz", progress, settings)
-    write_history(run.out / "history.tsv", progress.history, "iteration")
-    run.metrics(
-        {key: value for key, value in row.items() if key != "iteration"}, step=iteration.number
+    lowest = min((known["train.loss"] for known in earlier), default=math.inf)
+    session.record(
+        iteration.number,
+        {key: value for key, value in row.items() if key != "iteration"},
+        progress.history,
+        progress.to_checkpoint(),
+        best="best" if iteration.loss <= lowest else None,
+        unit="iteration",
     )
-    run.checkpoint(checkpoints)
-
-
-def _save(path: Path, progress: FitProgress, settings: str) -> None:
-    """Write a checkpoint, whole or not at all."""
-    place = {"penalty": progress.penalty, "grid": progress.grid, "history": progress.history}
-    content = json.dumps({**place, "seconds": progress.seconds, "settings": settings})
-    arrays: dict[str, Any] = {
-        f"{i} {key}": a for i, state in enumerate(progress.states) for key, a in state.items()
-    }
-    with files.atomic_write(path) as temporary:
-        np.savez(temporary, place=np.array(content), **arrays)
-
-
-def _restore(path: Path, settings: str) -> FitProgress:
-    """Load the last checkpoint; a run that was killed before its first one begins anew.
-
-    Raises
-    ------
-    ModelError
-        If the checkpoint is damaged or of other settings.
-    """
-    if not path.is_file():
-        log.warning("%s: there is no checkpoint yet, the fit begins anew", path.parent)
-        return FitProgress()
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            place = json.loads(str(file["place"]))
-            states: list[dict[str, NDArray[Any]]] = [{}, {}]
-            for name in set(file.files) - {"place"}:
-                states[int(name[0])][name[2:]] = file[name]
-        if place.pop("settings") != settings:
-            raise ModelError(f"{path}: must be of these settings, got others")
-        return FitProgress(**place, states=[state for state in states if state])
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
 
 
 def _results(task: FitTask, fit: Fit, check: Callable[[], None]) -> Results:
@@ -376,7 +370,6 @@ def _write(
     )
     model = serve.VdjModel(task.specification, task.germline, *found)
     serve.save(model, task.config, out / "model")
-    files.copy_whole(out / "run.json", out / "model" / "run.json")
     _write_tables(out, task, results, progress)
     files.write_text(out / "evaluation.txt", _text(task, results, metrics))
     logs = [
@@ -404,7 +397,6 @@ def _write(
         group_plots.distributions(
             out / "plots" / "bootstrap.png", groups, columns=4, label="coefficient"
         )
-    files.write_json(out / "metrics.json", metrics)
 
 
 def _write_tables(out: Path, task: FitTask, results: Results, progress: FitProgress) -> None:

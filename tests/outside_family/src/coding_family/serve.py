@@ -12,6 +12,7 @@ from coding_family.model import CodingModel
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.core.files import atomic
 from seqfoundry.core.runs.provenance import pinned
+from seqfoundry.core.serving import Serving
 
 FORMAT_VERSION = 1
 REQUIREMENTS = pinned("numpy", "pandas", "pydantic", "pyyaml", "click")
@@ -22,16 +23,16 @@ ANSWER = pd.DataFrame({"coding_probability": [0.5, 0.5]})
 def save(model: CodingModel, config: Config, folder: Path) -> None:
     """Write a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    served = {
-        "format_version": FORMAT_VERSION,
-        "family": "coding",
-        "package_version": "0.1",
-        "registered_name": "coding-codons",
-        "about": "Tells coding sequences from others by their codons in frame 1.",
-        "limits": ["Trained on simulated data only."],
-        "input_columns": ["sequence"],
-    }
-    atomic.write_json(folder / "served.json", served)
+    serving = Serving(
+        format_version=FORMAT_VERSION,
+        family="coding",
+        package_version="0.1",
+        registered_name="coding-codons",
+        about="Tells coding sequences from others by their codons in frame 1.",
+        limits=("Trained on simulated data only.",),
+        input_columns=("sequence",),
+    )
+    serving.write(folder)
     values = {"weights": model.weights.tolist(), "constant": model.constant}
     atomic.write_json(folder / "model.json", values)
 

@@ -1,6 +1,5 @@
 """Training: one tracked run with a checkpoint after each epoch."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,52 @@ from coding_family.config import Config
 from coding_family.model import CodingModel
 from seqfoundry.core.errors import InterruptedRunError
 from seqfoundry.core.files import atomic
-from seqfoundry.core.files.tables import write_history
-from seqfoundry.core.runs import tracking
-from seqfoundry.core.runs.loop import TrainOptions
-from seqfoundry.core.settings.config import dump_yaml, to_dict
+from seqfoundry.core.runs.options import TrainOptions
+from seqfoundry.core.settings.config import to_dict
+from seqfoundry.training.checkpoints import ArrayFormat, Checkpoint
+from seqfoundry.training.early_stopping import is_best
+from seqfoundry.training.session import TrainingSession, open_session
 
 
 def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
     """Run the whole step and return the run's id, folder and loss."""
-    settings = to_dict(config)
-    with tracking.run("coding", settings, data=data, out=out, options=options) as run:
-        loss = fit(config, data, run)
-        atomic.write_text(run.out / "params.yaml", dump_yaml(settings))
-    return {"run_id": run.id, "out": str(run.out), "train.loss": round(loss, 6)}
+    with open_session(
+        "coding",
+        to_dict(config),
+        data=data,
+        out=out,
+        options=options,
+        checkpoint_format=ArrayFormat(),
+    ) as session:
+        metrics = fit(session, config, data)
+    return session.summary(metrics, ("train.loss",), digits=6)
 
 
-def fit(config: Config, data: Path, run: tracking.Run) -> float:
-    """Fit the model, and write history, checkpoint, metrics and the model's folder."""
+def fit(session: TrainingSession, config: Config, data: Path) -> dict[str, float]:
+    """Fit the model, record every epoch, and write the model's folder and metrics."""
     frame = pd.concat(tables.read_table(data / "train.tsv"))
     shares = tables.codon_shares(frame["sequence"].tolist())
     is_coding = frame["coding"].to_numpy(np.float64)
-    checkpoint = run.out / "checkpoints" / "last.npz"
-    model, losses = CodingModel(np.zeros(64), 0.0), list[float]()
-    if run.resumed and checkpoint.is_file():
-        with np.load(checkpoint, allow_pickle=False) as state:
-            model = CodingModel(state["weights"], float(state["constant"]))
-            losses = state["losses"].tolist()
+    model = CodingModel(np.zeros(64), 0.0)
+    losses: list[float] = []
+    if checkpoint := session.last_checkpoint():
+        model = CodingModel(checkpoint.state["weights"], float(checkpoint.state["constant"]))
+        losses = list(checkpoint.progress["losses"])
     while len(losses) < config.epochs:
         losses.append(model.step(shares, is_coding, config.learning_rate))
-        run.metrics({"train.loss": losses[-1]}, step=len(losses))
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.atomic_write(checkpoint) as path, path.open("wb") as file:
-            np.savez(file, weights=model.weights, constant=model.constant, losses=np.array(losses))
-        if run.stop_requested:
-            raise InterruptedRunError(f"stopped; go on with --resume {run.id}")
-    history = [{"epoch": n, "train.loss": loss} for n, loss in enumerate(losses, start=1)]
-    write_history(run.out / "history.tsv", history, "epoch")
-    atomic.write_json(run.out / "metrics.json", {"train.loss": losses[-1]})
-    atomic.write_text(run.out / "evaluation.txt", f"loss {losses[-1]:.4f}\n")
-    serve.save(model, config, run.out / "model")
-    shutil.copyfile(run.out / "run.json", run.out / "model" / "run.json")
-    return losses[-1]
+        state = {"weights": model.weights, "constant": np.array(model.constant)}
+        history = [{"epoch": n, "train.loss": loss} for n, loss in enumerate(losses, start=1)]
+        session.record(
+            len(losses),
+            {"train.loss": losses[-1]},
+            history,
+            Checkpoint(state, {"losses": losses}),
+            best="best" if is_best(losses) else None,
+        )
+        if session.stop_requested:
+            raise InterruptedRunError(f"stopped on request after epoch {len(losses)}")
+    metrics = {"train.loss": losses[-1]}
+    atomic.write_text(session.out / "evaluation.txt", f"loss {losses[-1]:.4f}\n")
+    serve.save(model, config, session.out / "model")
+    session.finish(metrics, step=len(losses))
+    return metrics

@@ -23,10 +23,10 @@ from seqfoundry.families.enhancer.data import Indices
 from seqfoundry.families.enhancer.model import (
     OracleNetwork,
     begin_at_means,
-    choose_device,
-    load_training,
+    load_weights,
     squared_error,
 )
+from seqfoundry.training.torch import load_training_state, training_state
 
 Array = NDArray[np.float64]
 
@@ -146,7 +146,12 @@ class HeadTraining:
 
     @classmethod
     def start(
-        cls, config: Config, features: Features, activities: Values, chosen: Indices, device: str
+        cls,
+        config: Config,
+        features: Features,
+        activities: Values,
+        chosen: Indices,
+        device: torch.device,
     ) -> Self:
         """Begin with random weights.
 
@@ -156,8 +161,6 @@ class HeadTraining:
         ------
         InputError
             If none is chosen.
-        ConfigError
-            As `choose_device`.
         """
         recipe = config.train
         with torch.random.fork_rng(devices=[]):
@@ -165,7 +168,7 @@ class HeadTraining:
             head = Head(scale_of(features, chosen), activities.shape[1])
         if recipe.head_bias == "mean":
             begin_at_means(head.linear, activities[chosen])
-        head = head.to(choose_device(device))
+        head = head.to(device)
         adamw = torch.optim.AdamW(
             head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
@@ -178,11 +181,11 @@ class HeadTraining:
 
     def state(self) -> dict[str, Any]:
         """Return weights, scale and the optimizer's moments."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return training_state(self.model, self.optimizer)
 
     def load_state(self, state: Mapping[str, Any], where: str) -> None:
-        """Set what `state` returned; raises as `load_training`."""
-        load_training(self.model, self.optimizer, state, where)
+        """Set what `state` returned; ModelError if it is that of another head."""
+        load_training_state(self.model, self.optimizer, state, where, load_weights)
 
     def step(self, features: Values, activities: Values) -> tuple[float, int]:
         """Take one step on a batch; return the mean square before it, and of how many numbers."""

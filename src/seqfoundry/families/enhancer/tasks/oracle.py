@@ -6,11 +6,11 @@ What it says of sequences, each read once, and what is known of it.
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ import pandas as pd
 import seqfoundry
 from seqfoundry.core.errors import InputError, ModelError
 from seqfoundry.engine.local import Progress
+from seqfoundry.families.enhancer.config import EnhancerServing
 from seqfoundry.families.enhancer.scores.predictions import OracleOutputs, OracleStatistics
 from seqfoundry.registry import models
 from seqfoundry.registry.portable_model import Portable
@@ -38,6 +39,7 @@ class LoadedOracle:
     """
 
     loaded: models.Loaded | Portable
+    serving: EnhancerServing
     panel: Any
     meta: dict[str, Any]
 
@@ -70,13 +72,13 @@ class LoadedOracle:
         """Return the part of a sequence that is read."""
         most = self.meta["seq_len"]
         excess = max(len(sequence) - most, 0)
-        start = excess // 2 if self.loaded.served.get("truncate") == "center" else 0
+        start = excess // 2 if self.serving.truncate == "center" else 0
         return sequence[start : start + most]
 
     def frame(self, sequences: Sequence[str], ids: Sequence[str] | None) -> pd.DataFrame:
         """Make what the model is asked; ids are loci where it reads the genome."""
         made = pd.DataFrame({"sequence": sequences})
-        needs_locus = ids is not None and "locus" in self.loaded.served["input_columns"]
+        needs_locus = ids is not None and "locus" in self.serving.input_columns
         return made.assign(locus=list(ids or ())) if needs_locus else made
 
     def read(
@@ -178,31 +180,23 @@ def oracle_of(model: Portable) -> LoadedOracle:
 def _describe(model: models.Loaded | Portable, folder: Path) -> LoadedOracle:
     """Tell what is known of an oracle, whose own files are in ``folder``."""
     digest = _sha256(folder / "oracle.pt")
-    served = model.served
+    serving = cast("EnhancerServing", model.serving)
     try:
-        statistics = {
-            **served["panel"],
-            "cell_types": tuple(served["panel"]["cell_types"]),
-        }
-        panel = OracleStatistics(**statistics)
-        kind = served["oracle"]
-        seq_len = served["seq_len"]
-    except (LookupError, TypeError, InputError) as error:
-        raise ModelError(
-            f"{model.reference}: served.json must have panel, oracle and seq_len, got: {error}"
-        ) from None
+        panel = OracleStatistics(**asdict(serving.panel))
+    except InputError as error:
+        raise ModelError(f"{model.reference}: served.json: panel.{error}") from None
     meta = {
         "oracle": model.reference,
-        "registered_name": served["registered_name"],
+        "registered_name": serving.registered_name,
         "oracle_sha256": digest,
-        "oracle_type": kind,
-        "seq_len": seq_len,
+        "oracle_type": serving.oracle,
+        "seq_len": serving.seq_len,
         "versions": {
             "seqfoundry": seqfoundry.__version__,
             **{name: version(name) for name in _PACKAGES},
         },
     }
-    return LoadedOracle(model, panel, meta)
+    return LoadedOracle(model, serving, panel, meta)
 
 
 def _sha256(path: Path) -> str:

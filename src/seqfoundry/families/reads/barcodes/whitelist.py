@@ -5,8 +5,6 @@ soft by a base or two; a listed barcode may lie anywhere in it (infix alignment,
 distance).
 """
 
-import gzip
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.dna import Codes, Offsets, encode
+from seqfoundry.core.dna import Codes, Offsets, decode_ascii, encode, encode_ascii
 from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.files.compression import DAMAGED_GZIP, read_plain
 from seqfoundry.core.files.tables import refuse_wide
 from seqfoundry.families.reads.barcodes.search import LONGEST, Index, build_index, search
 
@@ -256,9 +255,8 @@ def _read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise MissingError(f"{path}: a list of barcodes must be a file, got none of that name")
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("ascii")
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        text = read_plain(path).decode("ascii")
+    except (OSError, *DAMAGED_GZIP, UnicodeDecodeError) as error:
         raise InputError(f"{path}: must be ASCII text, plain or whole gzip, got {error}") from None
     return text.rstrip().replace("\r\n", "\n").split("\n") if text.strip() else []
 
@@ -343,14 +341,13 @@ def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
 
 def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Column:
     listed = column.codes()
-    letters = np.frombuffer(b"ACGT", dtype=np.uint8)
     taken = np.sort(_keys(column.sequences))
     result = column.sequences.copy()
     open_rows = np.arange(len(listed))
     sources = open_rows
     for _ in range(_DECOY_ROUNDS):
         mixed = generator.permuted(listed[sources], axis=1)
-        result[open_rows] = letters[mixed].reshape(-1).view(result.dtype)
+        result[open_rows] = decode_ascii(mixed).reshape(-1).view(result.dtype)
         keys = _keys(result)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
@@ -363,15 +360,13 @@ def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Colu
             return Column(result)
         sources = generator.integers(len(listed), size=open_rows.size)
     raise InputError(
-        f"decoys: {name} must leave family for as many other sequences, got {len(listed)} barcodes"
+        f"decoys: {name} must leave room for as many other sequences, got {len(listed)} barcodes"
     )
 
 
 def _codes(sequences: NDArray[np.bytes_]) -> Codes:
     raw = np.ascontiguousarray(sequences).view(np.uint8)
-    table = np.full(256, 4, dtype=np.uint8)
-    table[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
-    return table[raw].reshape(len(sequences), sequences.dtype.itemsize)
+    return encode_ascii(raw).reshape(len(sequences), sequences.dtype.itemsize)
 
 
 def _keys(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:

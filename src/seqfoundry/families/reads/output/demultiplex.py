@@ -8,12 +8,11 @@ from alignments.
 
 from collections.abc import Mapping
 
+from seqfoundry.core.dna import reverse_complement_iupac
 from seqfoundry.core.errors import InputError
 
 ORIENTATIONS = ("+", "-")
 STRANDS = ("fwd", "rev")
-
-_COMPLEMENT = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
 
 
 def header(
@@ -94,7 +93,7 @@ def oriented(
     sequence = sequence.upper()
     if (orientation == "+") == (strand == "fwd"):
         return sequence, qualities
-    return sequence.translate(_COMPLEMENT)[::-1], None if qualities is None else qualities[::-1]
+    return reverse_complement_iupac(sequence), None if qualities is None else qualities[::-1]
 
 
 def match_type_table(counts: Mapping[str, int]) -> str:

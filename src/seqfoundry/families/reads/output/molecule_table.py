@@ -8,131 +8,196 @@ ones. Molecules without one of their ends are rows of their own kind, ``<ReadNam
 Positions are 0-based, half-open, within ``read``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from seqfoundry.families.reads.output.demultiplex import oriented
+from seqfoundry.families.reads.protocol.serving import Serving
 
 # bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or
 # two
 WINDOW = 3
 TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read as polyA or polyT
 
+Segment: TypeAlias = Mapping[str, Any]  # label, start, end and confidence, as the model answers
+Bases: TypeAlias = tuple[str, str | None]  # letters and qualities
+
 
 @dataclass(frozen=True, slots=True)
 class Molecule:
     """One molecule: its row of the table, and what demultiplexing needs of it.
 
-    Barcodes, and the windows around them, lie in the orientation of a list of cells; cDNA and UMI
-    in the sense of the transcript.
+    Parameters
+    ----------
+    row
+        Values of the table's columns, by name.
+    barcodes, windows
+        Barcode segments and what stands around them, in the sense of a list of cells.
+    cdna, umi
+        In the sense of the transcript.
+    parent
+        Number of its read in the chunk.
     """
 
     row: dict[str, Any]
     barcodes: dict[str, str]
     windows: dict[str, str]
-    cdna: tuple[str, str | None]
+    cdna: Bases
     umi: str
     parent: int
 
 
-def split(
-    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any], parent: int
-) -> list[Molecule]:
-    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules.
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a read that holds one molecule.
 
-    None if there is nothing in it.
+    Parameters
+    ----------
+    sequence, qualities
+        Of the part, as it stands in the read.
+    segments
+        Segments in the part; positions are within it.
+    start, end
+        Where the molecule begins and ends in the part: what lies outside are random ends.
+    orientation
+        ``+`` or ``-``.
     """
-    kinds = [
-        [one for one in answer["fragments"] if bool(one["whole"]) is whole]
-        for whole in (True, False)
+
+    sequence: str
+    qualities: str | None
+    segments: Sequence[Segment]
+    start: int
+    end: int
+    orientation: str
+
+    @property
+    def molecule_segments(self) -> list[Segment]:
+        """Segments of the molecule itself."""
+        return [
+            segment
+            for segment in self.segments
+            if segment["start"] >= self.start and segment["end"] <= self.end
+        ]
+
+
+def split(read: Any, answer: Mapping[str, Any], serving: Serving, parent: int) -> list[Molecule]:
+    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules, if it has any.
+
+    Whole ones come first, then incomplete ones.
+    """
+    molecules = []
+    for is_whole in (True, False):
+        fragments = [
+            fragment for fragment in answer["fragments"] if bool(fragment["whole"]) is is_whole
+        ]
+        for number, fragment in enumerate(fragments, start=1):
+            cut = _cut_fragment(read, answer, fragment)
+            row = _describe_molecule(
+                read, answer, serving, cut, fragment, number=number, n_fragments=len(fragments)
+            )
+            molecules.append(_to_molecule(row, cut, serving, parent))
+    return molecules
+
+
+def _cut_fragment(read: Any, answer: Mapping[str, Any], fragment: Mapping[str, Any]) -> Cut:
+    """Cut the part of a read that a fragment spans; all of a valid read."""
+    start, end = fragment["start"], fragment["end"]
+    if answer["architecture"] == "valid":
+        start, end = 0, len(read.sequence)
+    segments = [
+        {**segment, "start": segment["start"] - start, "end": segment["end"] - start}
+        for segment in answer["segments"]
+        if segment["start"] >= start and segment["end"] <= end
     ]
-    return [one for fragments in kinds for one in _cut(record, answer, served, parent, fragments)]
+    return Cut(
+        sequence=read.sequence[start:end],
+        qualities=None if read.qualities is None else read.qualities[start:end],
+        segments=segments,
+        start=fragment["start"] - start,
+        end=fragment["end"] - start,
+        orientation=fragment["orientation"],
+    )
 
 
-def _cut(
-    record: Any,
+def _describe_molecule(
+    read: Any,
     answer: Mapping[str, Any],
-    served: Mapping[str, Any],
-    parent: int,
-    fragments: Sequence[Any],
-) -> list[Molecule]:
-    """Cut the molecules of one kind, whole ones or incomplete ones, out of a read."""
-    is_valid = answer["architecture"] == "valid"
-    found = []
-    for number, fragment in enumerate(fragments, start=1):
-        whole = bool(fragment["whole"])
-        start, end = (
-            (0, len(record.sequence)) if is_valid else (fragment["start"], fragment["end"])
-        )
-        inside = [s for s in answer["segments"] if s["start"] >= start and s["end"] <= end]
-        name = record.name if is_valid else f"{record.name}__{'frag' if whole else 'part'}{number}"
-        parent_kind = "concatenated" if len(fragments) > 1 else "a read with extra segments"
-        split_off = f"split from {parent_kind} (frag {number}/{len(fragments)})"
-        reason = split_off if whole and not is_valid else answer["reason"]
-        qualities = record.qualities
-        piece = (
-            record.sequence[start:end],
-            qualities[start:end] if qualities is not None else None,
-        )
-        shifted = [{**s, "start": s["start"] - start, "end": s["end"] - start} for s in inside]
-        span = (fragment["start"] - start, fragment["end"] - start)
-        row = {
-            "ReadName": name,
-            "read_length": end - start,
-            "read": piece[0],
-            "base_qualities": piece[1],
-        }
-        row |= segment_columns(shifted, served, span, fragment["orientation"])
-        row |= {"architecture": "valid" if whole else "incomplete", "reason": reason}
-        row["orientation"] = fragment["orientation"]
-        row |= {"parent": record.name, "parent_start": start}
-        found.append(_molecule(row, piece, (shifted, span), served, parent))
-    return found
+    serving: Serving,
+    cut: Cut,
+    fragment: Mapping[str, Any],
+    *,
+    number: int,
+    n_fragments: int,
+) -> dict[str, Any]:
+    """Write the columns that need no barcode: names, positions, architecture."""
+    is_valid_read = answer["architecture"] == "valid"
+    is_whole = bool(fragment["whole"])
+    name = read.name
+    reason = answer["reason"]
+    if not is_valid_read:
+        name = f"{read.name}__{'frag' if is_whole else 'part'}{number}"
+    if is_whole and not is_valid_read:
+        origin = "concatenated" if n_fragments > 1 else "a read with extra segments"
+        reason = f"split from {origin} (frag {number}/{n_fragments})"
+    return {
+        "ReadName": name,
+        "read_length": len(cut.sequence),
+        "read": cut.sequence,
+        "base_qualities": cut.qualities,
+        **segment_columns(cut.segments, serving, (cut.start, cut.end), cut.orientation),
+        "architecture": "valid" if is_whole else "incomplete",
+        "reason": reason,
+        "orientation": cut.orientation,
+        "parent": read.name,
+        "parent_start": 0 if is_valid_read else fragment["start"],
+    }
 
 
-def _molecule(
-    row: dict[str, Any],
-    piece: tuple[str, str | None],
-    places: tuple[list[dict[str, Any]], tuple[int, int]],
-    served: Mapping[str, Any],
-    parent: int,
-) -> Molecule:
+def _to_molecule(row: dict[str, Any], cut: Cut, serving: Serving, parent: int) -> Molecule:
     """Cut barcode windows, cDNA and UMI out of a molecule, oriented as they are used."""
-    (sequence, qualities), (segments, span), turn = piece, places, row["orientation"]
-    within = [s for s in segments if s["start"] >= span[0] and s["end"] <= span[1]]
-    barcodes, windows = {}, {}
-    for name in served["barcodes"]:
-        first = next((s for s in within if s["label"] == name), None)
-        if first is None:
+    segments = cut.molecule_segments
+    barcodes = {}
+    windows = {}
+    for name in serving.barcodes:
+        called = next((segment for segment in segments if segment["label"] == name), None)
+        if called is None:
             barcodes[name] = windows[name] = ""
             continue
-        seen = sequence[first["start"] : first["end"]]
-        window = sequence[max(0, first["start"] - WINDOW) : first["end"] + WINDOW]
-        row[f"{name}_Sequences"] = seen  # as it stands in the read
-        barcodes[name] = oriented(seen, None, orientation=turn, strand="fwd")[0]
-        windows[name] = oriented(window, None, orientation=turn, strand="fwd")[0]
-    inserts = [s for s in within if s["label"] == served["insert"]]
-    start, end = (inserts[0]["start"], inserts[-1]["end"]) if inserts else (0, 0)
+        start, end = called["start"], called["end"]
+        barcode = cut.sequence[start:end]
+        window = cut.sequence[max(0, start - WINDOW) : end + WINDOW]
+        row[f"{name}_Sequences"] = barcode  # as it stands in the read
+        barcodes[name] = oriented(barcode, None, orientation=cut.orientation, strand="fwd")[0]
+        windows[name] = oriented(window, None, orientation=cut.orientation, strand="fwd")[0]
+    inserts = [segment for segment in segments if segment["label"] == serving.insert]
+    insert = slice(inserts[0]["start"], inserts[-1]["end"]) if inserts else slice(0, 0)
     cdna = oriented(
-        sequence[start:end],
-        qualities[start:end] if qualities is not None else None,
-        orientation=turn,
-        strand=served["strand"],
+        cut.sequence[insert],
+        None if cut.qualities is None else cut.qualities[insert],
+        orientation=cut.orientation,
+        strand=serving.strand,
     )
-    umis = "".join(sequence[s["start"] : s["end"]] for s in within if s["label"] in served["umis"])
+    umis = [
+        cut.sequence[segment["start"] : segment["end"]]
+        for segment in segments
+        if segment["label"] in serving.umis
+    ]
     # joined before they are turned, since that changes their order
-    umi, _ = oriented(umis, None, orientation=turn, strand=served["strand"])
-    tails = [str(s["end"] - s["start"]) for s in within if s["label"] in served.get("tails", ())]
-    row[TAIL_LENGTHS] = ", ".join(tails)
+    umi, _ = oriented("".join(umis), None, orientation=cut.orientation, strand=serving.strand)
+    row[TAIL_LENGTHS] = ", ".join(
+        str(segment["end"] - segment["start"])
+        for segment in segments
+        if segment["label"] in serving.tails
+    )
     return Molecule(row, barcodes, windows, cdna, umi, parent)
 
 
 def segment_columns(
-    segments: Sequence[Mapping[str, Any]],
-    served: Mapping[str, Any],
+    segments: Iterable[Segment],
+    serving: Serving,
     span: tuple[int, int],
     orientation: str,
 ) -> dict[str, Any]:
@@ -144,60 +209,72 @@ def segment_columns(
     molecule begins in the orientation of the read, ``random_e`` where it ends.
     """
     before, after = ("random_s", "random_e") if orientation != "-" else ("random_e", "random_s")
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    segments_by_name: dict[str, list[Segment]] = {}
     for segment in segments:
         name = segment["label"]
-        if name == served["insert"] and segment["end"] <= span[0]:
+        if name == serving.insert and segment["end"] <= span[0]:
             name = before
-        elif name == served["insert"] and segment["start"] >= span[1]:
+        elif name == serving.insert and segment["start"] >= span[1]:
             name = after
-        grouped.setdefault(name, []).append(segment)
+        segments_by_name.setdefault(name, []).append(segment)
     columns: dict[str, Any] = {}
-    for name in (*served["labels"], "random_s", "random_e"):
-        found = grouped.get(name, [])
-        columns[f"{name}_Starts"] = ", ".join([str(s["start"]) for s in found])
-        columns[f"{name}_Ends"] = ", ".join([str(s["end"]) for s in found])
-        columns[f"{name}_Confidence"] = min([s["confidence"] for s in found], default=None)
+    for name in (*serving.labels, "random_s", "random_e"):
+        named = segments_by_name.get(name, [])
+        columns[f"{name}_Starts"] = ", ".join([str(segment["start"]) for segment in named])
+        columns[f"{name}_Ends"] = ", ".join([str(segment["end"]) for segment in named])
+        columns[f"{name}_Confidence"] = min(
+            [segment["confidence"] for segment in named], default=None
+        )
     return columns
 
 
-def invalid_row(
-    record: Any, answer: Mapping[str, Any], served: Mapping[str, Any]
-) -> dict[str, Any]:
+def invalid_row(read: Any, answer: Mapping[str, Any], serving: Serving) -> dict[str, Any]:
     """Write the row of a read that is not one valid molecule."""
-    row = {"ReadName": record.name, "read_length": len(record.sequence), "read": record.sequence}
-    row["base_qualities"] = record.qualities
-    row |= segment_columns(answer["segments"], served, (0, len(record.sequence)), "+")
-    return row | {"architecture": "invalid", "reason": answer["reason"], "orientation": ""}
-
-
-def view(record: Any, answer: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """Describe the first ``most`` bases of a read as a drawing needs them.
-
-    Title, letters, labels and their lengths.
-    """
-    length = len(record.sequence)
-    part = f", first {most:,} of {length:,} bases" if length > most else ""
-    shown = [s for s in answer["segments"] if s["start"] < most]
+    length = len(read.sequence)
     return {
-        "title": f"{record.name}: {answer['reason'][:60]}{part}",
-        "sequence": record.sequence[:most],
-        "labels": [s["label"] for s in shown],
-        "sizes": [min(s["end"], most) - s["start"] for s in shown],
+        "ReadName": read.name,
+        "read_length": length,
+        "read": read.sequence,
+        "base_qualities": read.qualities,
+        **segment_columns(answer["segments"], serving, (0, length), "+"),
+        "architecture": "invalid",
+        "reason": answer["reason"],
+        "orientation": "",
     }
 
 
-def schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
+def view(read: Any, answer: Mapping[str, Any], n_bases: int) -> dict[str, Any]:
+    """Describe the first ``n_bases`` bases of a read as a drawing needs them.
+
+    Title, letters, labels and their lengths.
+    """
+    length = len(read.sequence)
+    part = f", first {n_bases:,} of {length:,} bases" if length > n_bases else ""
+    shown = [segment for segment in answer["segments"] if segment["start"] < n_bases]
+    return {
+        "title": f"{read.name}: {answer['reason'][:60]}{part}",
+        "sequence": read.sequence[:n_bases],
+        "labels": [segment["label"] for segment in shown],
+        "sizes": [min(segment["end"], n_bases) - segment["start"] for segment in shown],
+    }
+
+
+def schema(serving: Serving, kind: str, *, has_whitelist: bool) -> Any:
     """Columns of a table and their types; the same for every model of a protocol."""
-    text, number, real = pa.string(), pa.int64(), pa.float64()
+    text = pa.string()
+    number = pa.int64()
     columns = [
         ("ReadName", text),
         ("read_length", number),
         ("read", text),
         ("base_qualities", text),
     ]
-    for name in (*served["labels"], "random_s", "random_e"):
-        columns += [(f"{name}_Starts", text), (f"{name}_Ends", text), (f"{name}_Confidence", real)]
+    for name in (*serving.labels, "random_s", "random_e"):
+        columns += [
+            (f"{name}_Starts", text),
+            (f"{name}_Ends", text),
+            (f"{name}_Confidence", pa.float64()),
+        ]
     columns += [
         ("architecture", text),
         ("reason", text),
@@ -205,18 +282,21 @@ def schema(served: Mapping[str, Any], kind: str, *, has_whitelist: bool) -> Any:
         ("model_name", text),
     ]
     if kind != "invalid":
-        columns += [(f"{name}_Sequences", text) for name in served["barcodes"]]
+        columns += [(f"{name}_Sequences", text) for name in serving.barcodes]
         columns += [
             ("parent", text),
             ("parent_start", number),
             ("cDNA_length", number),
             ("UMI", text),
         ]
-        columns += [(TAIL_LENGTHS, text)] if served.get("tails") else []
+        columns += [(TAIL_LENGTHS, text)] if serving.tails else []
         columns += [("demux_header", text), ("demux_bucket", text)]
     if kind != "invalid" and has_whitelist:
-        for name in served["barcodes"]:
-            columns += [(f"corrected_{name}", text), (f"corrected_{name}_min_dist", number)]
-            columns += [(f"corrected_{name}_counts_with_min_dist", number)]
+        for name in serving.barcodes:
+            columns += [
+                (f"corrected_{name}", text),
+                (f"corrected_{name}_min_dist", number),
+                (f"corrected_{name}_counts_with_min_dist", number),
+            ]
         columns += [("cell_id", number), ("match_type", text)]
     return pa.schema(columns)

@@ -8,17 +8,16 @@ ships with this package.
 """
 
 import csv
-import gzip
 import hashlib
 import logging
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.atomic import read_json, write_json, write_text
+from seqfoundry.core.files.compression import DAMAGED_GZIP, read_plain
 from seqfoundry.families.vdj.genes.germline import END, Germline, GermlineGene, Segment
 
 logger = logging.getLogger(__name__)
@@ -191,11 +190,8 @@ def _form(path: Path) -> tuple[str, list[Path]]:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        text = read_plain(path).decode("utf-8-sig")
+    except DAMAGED_GZIP as error:
         raise InputError(
             f"{path}: must be a whole gzip file, got a damaged one ({error})"
         ) from None

@@ -19,7 +19,7 @@ import optax
 import pandas as pd
 from numpy.typing import NDArray
 
-from seqfoundry.core.errors import ConfigError, InputError
+from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj.config import FitConfig
 from seqfoundry.families.vdj.inference.sharding import weights_of
 from seqfoundry.families.vdj.inference.uncertainty import Fit, runaways
@@ -33,6 +33,7 @@ from seqfoundry.families.vdj.model import (
     responsibilities,
     value_gradient_hessian,
 )
+from seqfoundry.training.device import wants_gpu
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ class Iteration:
 
 
 def choose_device(device: str) -> str:
-    """Let JAX use a GPU (auto: if there is one; gpu: or else refuse; cpu.
-
-    None), and return what it uses.
+    """Let JAX use a GPU, or none, and return what it uses: ``gpu`` or ``cpu``.
 
     Raises
     ------
@@ -73,14 +72,10 @@ def choose_device(device: str) -> str:
         If ``gpu`` is asked for and there is none.
     """
     try:
-        found = jax.devices("gpu") if device != "cpu" else []
+        gpus = jax.devices("gpu") if device != "cpu" else []
     except RuntimeError:
-        found = []
-    if device == "gpu" and not found:
-        raise ConfigError(
-            "--device gpu: must be on a machine with a GPU that JAX can use, got none"
-        )
-    chosen = (found or jax.devices("cpu"))[0]
+        gpus = []
+    chosen = gpus[0] if wants_gpu(device, bool(gpus), "JAX") else jax.devices("cpu")[0]
     jax.config.update("jax_default_device", chosen)
     return str(chosen.platform)
 

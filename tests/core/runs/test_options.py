@@ -3,27 +3,7 @@ import threading
 
 import pytest
 
-from seqfoundry.core.runs.loop import stalled, stopping_on_signals
-
-NAN = float("nan")
-
-
-@pytest.mark.parametrize(
-    ("scores", "patience", "answer"),
-    [
-        ([], 1, False),
-        ([1.0], 1, False),
-        ([1.0, 1.0], 1, True),  # equal is not better
-        ([3.0, 2.0, 2.5], 2, False),
-        ([3.0, 2.0, 2.5, 2.5], 2, True),
-        ([NAN, NAN, NAN], 2, True),
-        ([NAN, 5.0, NAN], 2, False),
-        ([1.0, NAN, NAN], 2, True),
-        ([float("inf"), 5.0], 1, False),
-    ],
-)
-def test_stalled(scores, patience, answer):
-    assert stalled(scores, patience=patience) is answer
+from seqfoundry.core.runs.options import stopping_on_signals
 
 
 @pytest.mark.parametrize(
