@@ -11,8 +11,9 @@ poly-A tail as basecallers write it. Lower case tags are ours: ``ft`` fate, ``or
 by which tools see that they are not those of the cut cDNA.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class BamWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        pysam.set_verbosity(0)  # a fault is raised; htslib would print it besides
         try:
             self._file = pysam.AlignmentFile(
                 os.fspath(path), "wb", header=_header(()), format_options=[b"level=1"]
@@ -111,6 +113,11 @@ class BamWriter:
         ----------
         tags
             As of `molecule_tags`.
+
+        Raises
+        ------
+        OutputError
+            If there is no space.
         """
         fields = [
             shorten_name(name, LONGEST_NAME),
@@ -121,11 +128,30 @@ class BamWriter:
             *tags,
         ]
         line = "\t".join(fields)
-        self._file.write(pysam.AlignedSegment.fromstring(line, self._file.header))
+        segment = pysam.AlignedSegment.fromstring(line, self._file.header)
+        with self._full_disk():
+            self._file.write(segment)
 
     def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
+        """Finish the file.
+
+        Raises
+        ------
+        OutputError
+            If there is no space for the rest of it.
+        """
+        with self._full_disk():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Say what htslib, which gives no reason, most likely failed of."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self._path}: must have space, got: {error}; free some, and go on with --resume"
+            ) from None
 
 
 def _header(samples: Sequence[str], groups: Sequence[Mapping[str, Any]] = ()) -> Any:

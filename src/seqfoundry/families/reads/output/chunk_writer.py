@@ -134,11 +134,17 @@ class ChunkWriter:
     def __enter__(self) -> "ChunkWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for fastq_file in self.fastq_files.values():
-            fastq_file.close()
-        for bam_file in self.bam_files.values():
-            bam_file.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        faults: list[OSError] = []
+        closers = [file.close for file in self.fastq_files.values()]
+        closers += [file.close for file in self.bam_files.values()]
+        for close in closers:
+            try:
+                close()
+            except OSError as fault:  # the others must be closed too, or they complain later
+                faults.append(fault)
+        if faults and error is None:
+            raise faults[0]
 
     def write(
         self, reads: Sequence[Read], answers: Sequence[Mapping[str, Any]], first: int
