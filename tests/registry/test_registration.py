@@ -41,15 +41,6 @@ def test_the_candidate_is_the_newest_of_two_that_come_at_once(
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "3"
 
 
-def test_the_alias_is_set_in_turn(
-    registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen, turn = [], models.turn
-    monkeypatch.setattr(models, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
-    models.register("reads", trained.run_id)
-    assert seen == [(NAME, "2")]
-
-
 @pytest.mark.parametrize("kind", ["mlflow", "requests"])
 def test_a_store_that_stops_while_a_model_is_packaged(
     registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch, kind: str

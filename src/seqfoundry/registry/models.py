@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -221,10 +220,9 @@ def register(family: str, run_id: str) -> str:
         answer = serve.predict(model, example)
         version = _package(found, folder, serving, (example, answer))
     with tracking.as_tracking_error():
-        with turn(opened, name, version):
-            newest = opened.get_registered_model(name).aliases.get(CANDIDATE, 0)
-            if int(newest) < int(version):  # another registration may have overtaken this one
-                opened.set_registered_model_alias(name, CANDIDATE, version)
+        # read, set, read again: another registration may come at the same time, the newest stays
+        while int(opened.get_registered_model(name).aliases.get(CANDIDATE, 0)) < int(version):
+            opened.set_registered_model_alias(name, CANDIDATE, version)
         card.publish(opened, found, serving, name, version)
     return f"models:/{name}/{version}"
 
@@ -478,88 +476,3 @@ def export(reference: str, folder: Path) -> None:
         no_bytecode = shutil.ignore_patterns("__pycache__")
         shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)
         model_safety.write_sums(made)
-
-
-log = logging.getLogger(__name__)
-_FLAG = "promoting."
-# seconds after which a flag is taken for that of a process that was killed; the work takes one
-_PATIENCE = 30.0
-_PAUSE = 0.05
-
-
-@contextlib.contextmanager
-def turn(opened: Any, name: str, number: str) -> Iterator[None]:
-    """Keep others' work on the model ``name`` out.
-
-    ``number`` is the version to work for, one process for each.
-
-    Raises
-    ------
-    TrackingError
-        If the store fails, or does not let this user change the model.
-    """
-    uri = tracking.store_uri()
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        with files.lock(database.with_name(f"{database.name}.promote.lock")):
-            yield
-        return
-    with tracking.as_tracking_error():
-        try:
-            _wait(opened, name, number)
-            yield
-        finally:
-            _lower(opened, name, number)
-
-
-def _wait(opened: Any, name: str, number: str) -> None:
-    """Raise our flag, give way to versions before ours, and wait for those after it.
-
-    Those give way to us.
-    """
-    opened.set_registered_model_tag(name, _FLAG + number, "1")
-    while before := [other for other in _others(opened, name, number) if int(other) < int(number)]:
-        _lower(opened, name, number)
-        _until_lowered(opened, name, number, before)
-        opened.set_registered_model_tag(name, _FLAG + number, "1")
-    _until_lowered(
-        opened,
-        name,
-        number,
-        [other for other in _others(opened, name, number) if int(other) > int(number)],
-    )
-
-
-def _others(opened: Any, name: str, number: str) -> list[str]:
-    """Return the versions whose flags are up, without ours."""
-    tags = opened.get_registered_model(name).tags
-    up = [
-        key.removeprefix(_FLAG) for key, value in tags.items() if key.startswith(_FLAG) and value
-    ]
-    return [other for other in up if other.isdigit() and other != number]
-
-
-def _until_lowered(opened: Any, name: str, number: str, versions: list[str]) -> None:
-    """Wait until the flags of ``versions`` were down once each.
-
-    Lower those that nobody seems to hold.
-    """
-    end, waiting = time.monotonic() + _PATIENCE, set(versions)
-    while waiting := waiting & set(_others(opened, name, number)):
-        if time.monotonic() > end:
-            log.warning(
-                "%s: work for version %s was broken off, going on",
-                name,
-                ", ".join(sorted(waiting)),
-            )
-            for other in waiting:
-                _lower(opened, name, other)
-            return
-        time.sleep(_PAUSE)
-
-
-def _lower(opened: Any, name: str, number: str) -> None:
-    """Take a flag down; a user who may not delete it leaves an empty one."""
-    with store_errors.passed_over():
-        opened.set_registered_model_tag(name, _FLAG + number, "")
-        opened.delete_registered_model_tag(name, _FLAG + number)

@@ -32,6 +32,16 @@ def settings(**changes: Any) -> SimulateConfig:
     return build_plain(values, SimulateConfig, origin=lambda _: "full.yaml")
 
 
+def error_rates(total: float) -> dict[str, float]:
+    """Simulator settings of an error rate per base; its kinds are as 5 : 5 : 6."""
+    return {
+        "mismatch_rate": total * 5 / 16,
+        "insertion_rate": total * 5 / 16,
+        "deletion_rate": total * 6 / 16,
+        "polyt_error_rate": total / 8,
+    }
+
+
 def simulated(
     n_molecules: int,
     structures: tuple[str, ...],

@@ -1,12 +1,15 @@
 import gzip
 import json
 import logging
+import random
 from pathlib import Path
 
 import pytest
 
+from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene, resolve
+from seqfoundry.families.vdj.genes.igor import read_deletions
 from seqfoundry.families.vdj.genes.references import import_germline, read_germline, write_germline
 
 # own sequences: a V of 30 nt with its Cys codon at 18, a J of 24 nt with its Phe codon at 11
@@ -123,15 +126,13 @@ def test_fasta(tmp_path: Path, name: str) -> None:
     )
     found = import_germline(path, "TRA")
     assert [(one.name, one.segment, one.sequence, one.anchor) for one in found.genes] == [
-        ("TRAJ2*01", "J", J, None),
-        ("TRAV1*01", "V", V, None),
+        ("TRAJ2*01", "J", J, J_ANCHOR),
+        ("TRAV1*01", "V", V, V_ANCHOR),
     ]
     assert found.source["format"] == "fasta"
     assert found.source["licence"] == "unknown"
     assert len(found.source["sha256"]) == 64
     assert found.source["file"] == name
-    anchored = import_germline(path, "TRA", find_anchors=True)
-    assert [one.anchor for one in anchored.genes] == [J_ANCHOR, V_ANCHOR]
 
 
 def test_anchors_beside_fasta(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_folder_of_fasta_files(tmp_path: Path) -> None:
     fasta(tmp_path / "TRAJ.fa.gz", ("TRAJ2*01", J))
     (tmp_path / "anchors.tsv").write_text("gene\tanchor\nTRAV1*01\t18\n")
     assert [(one.name, one.anchor) for one in import_germline(tmp_path, "TRA").genes] == [
-        ("TRAJ2*01", None),
+        ("TRAJ2*01", J_ANCHOR),
         ("TRAV1*01", 18),
     ]
 
@@ -286,19 +287,209 @@ def test_plain_table(tmp_path: Path) -> None:
         f"gene\tsequence\tname\nTRAV1*01\t{whole}\tx|TRAV1*01|288+33=321|\nTRAJ2*01\t{J.lower()}\t\nTRBV1*01\tA\t\n"
     )
     assert [(one.name, one.anchor) for one in import_germline(path, "TRA").genes] == [
-        ("TRAJ2*01", None),
+        ("TRAJ2*01", J_ANCHOR),
         ("TRAV1*01", 276),
     ]
     path.write_text(
         f"gene\tsegment\tlocus\tsequence\tanchor\nmine\tV\tTRA\t{V}\t18\nother\tJ\tTRA\t{J}\t\n"
     )
     assert [(one.name, one.anchor) for one in import_germline(path, "TRA").genes] == [
-        ("other", None),
+        ("other", J_ANCHOR),
         ("mine", 18),
     ]
     path.write_text(f"gene\tsegment\tlocus\tsequence\tanchor\nmine\tW\tTRA\t{V}\t18\n")
     with pytest.raises(InputError, match="segment of mine must be V, D or J, got 'W'"):
         import_germline(path, "TRA")
+
+
+# ---- IGoR, AIRR's JSON
+
+
+def igor_folder(folder: Path) -> Path:
+    """A model folder of IGoR: names are IMGT's headers, and values are not in their order."""
+    (folder / "models").mkdir(parents=True)
+    (folder / "ref_genome").mkdir()
+    parameters = f"""@Event_list
+#GeneChoice;V_gene;Undefined_side;7;v_choice
+%X1|TRAV2*01|Homo sapiens|F|;{V}AC;1
+%X1|TRAV1*01|Homo sapiens|F|;{V};0
+#GeneChoice;J_gene;Undefined_side;7;j_choice
+%X2|TRAJ2*01|Homo sapiens|F|;{J};0
+#Deletion;V_gene;Three_prime;5;v_3_del
+%2;1
+%-1;0
+#Deletion;J_gene;Five_prime;5;j_5_del
+%0;0
+%1;1
+%5;2
+#Insertion;VJ_gene;Undefined_side;4;vj_ins
+%0;0
+%3;1
+#DinucMarkov;VJ_gene;Undefined_side;3;vj_dinucl
+%A;0
+@Edges
+"""
+    marginals = """@v_choice
+$Dim[2]
+#
+%0.5,0.5
+@j_choice
+$Dim[1]
+#
+%1
+@v_3_del
+$Dim[2,2]
+#[v_choice,0]
+%0.25,0.75
+#[v_choice,1]
+%1,0
+@j_5_del
+$Dim[1,3]
+#[j_choice,0]
+%0.5,0.25,0.25
+"""
+    (folder / "models" / "model_parms.txt").write_text(parameters)
+    (folder / "models" / "model_marginals.txt").write_text(marginals)
+    anchors = "gene;anchor_index\nX1|TRAV1*01|Homo sapiens|F|;18\nX1|TRAV2*01|Homo|F|;18\n"
+    (folder / "ref_genome" / "V_gene_CDR3_anchors.csv").write_text(anchors)
+    (folder / "ref_genome" / "J_gene_CDR3_anchors.csv").write_text(
+        "gene;anchor_index\nX2|TRAJ2*01|Homo sapiens|F|;11\n"
+    )
+    return folder
+
+
+def test_igor_folder(tmp_path: Path) -> None:
+    folder = igor_folder(tmp_path / "igor")
+    found = import_germline(folder, "TRA")
+    assert [(one.name, one.sequence, one.anchor) for one in found.genes] == [
+        ("TRAJ2*01", J, 11),
+        ("TRAV1*01", V, 18),
+        ("TRAV2*01", V + "AC", 18),
+    ]
+    assert found.source["format"] == "igor"
+    deletions = read_deletions(folder / "models" / "model_parms.txt")
+    assert deletions is not None
+    assert deletions == [
+        ("j", "TRAJ2*01", 0, 0.5),
+        ("j", "TRAJ2*01", 1, 0.25),
+        ("j", "TRAJ2*01", 5, 0.25),
+        ("v", "TRAV1*01", -1, 0.25),
+        ("v", "TRAV1*01", 2, 0.75),
+        ("v", "TRAV2*01", -1, 1.0),
+        ("v", "TRAV2*01", 2, 0.0),
+    ]
+
+
+def test_igor_folder_without_its_parameters(tmp_path: Path) -> None:
+    folder = igor_folder(tmp_path / "igor")
+    (folder / "models" / "model_parms.txt").unlink()
+    with pytest.raises(InputError, match=r"must hold model_parms\.txt beside"):
+        import_germline(folder, "TRA")
+
+
+def test_igor_marginals_of_another_model(tmp_path: Path) -> None:
+    folder = igor_folder(tmp_path / "igor")
+    path = folder / "models" / "model_marginals.txt"
+    path.write_text(path.read_text().replace("$Dim[2,2]", "$Dim[4]"))
+    with pytest.raises(InputError, match="v_3_del must hold 2 x 2 probabilities"):
+        read_deletions(folder / "models" / "model_parms.txt")
+
+
+def germline_set(*alleles: dict[str, object]) -> dict[str, object]:
+    about = {"germline_set_ref": "OGRDB:G1", "release_version": 7, "doi": "10.5281/zenodo.1"}
+    return {"GermlineSet": [{**about, "allele_descriptions": list(alleles)}]}
+
+
+def test_germline_set_of_airr(tmp_path: Path) -> None:
+    whole = "ACG" * 92 + "TGTGCTGTGAGA"  # Cys codon at 276; 33 gaps make column 309
+    gapped = whole[:90] + "." * 33 + whole[90:]
+    alleles = (
+        {
+            "label": "IGKV1-1*01",
+            "sequence_type": "V",
+            "coding_sequence": whole,
+            "v_gene_delineations": [{"aligned_sequence": gapped}],
+        },
+        {
+            "label": "IGKV1-2*01",
+            "sequence_type": "V",
+            "coding_sequence": whole,
+            "v_gene_delineations": [{"cdr3_start": 280}],
+        },
+        {
+            "label": "IGKJ1*01",
+            "sequence_type": "J",
+            "coding_sequence": J,
+            "j_cdr3_end": 11,
+        },
+        {"label": "IGHV1-2*01", "sequence_type": "V", "coding_sequence": whole},
+    )
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(germline_set(*alleles)))
+    found = import_germline(path, "IGK")
+    assert [(one.name, one.anchor) for one in found.genes] == [
+        ("IGKJ1*01", 11),
+        ("IGKV1-1*01", 276),
+        ("IGKV1-2*01", 276),
+    ]
+    assert {key: found.source[key] for key in ("format", "set", "version", "doi")} == {
+        "format": "airr",
+        "set": "OGRDB:G1",
+        "version": "7",
+        "doi": "10.5281/zenodo.1",
+    }
+    path.write_text('{"Repertoire": []}')
+    with pytest.raises(InputError, match="must hold a GermlineSet with allele_descriptions"):
+        import_germline(path, "IGK")
+
+
+# ---- genes that cannot be right
+
+
+def many_genes(generator: random.Random, n: int = 6) -> list[tuple[str, str]]:
+    """Genes that share most of their sequence, as those of a locus do."""
+    core = "".join(generator.choice("ACGT") for _ in range(60))
+    records = []
+    for number in range(1, n + 1):
+        ending = "".join(generator.choice("ACGT") for _ in range(6))
+        records.append((f"TRAV{number}*01", f"{core}TACTTCTGTGC{ending}"))
+    return [*records, ("TRAJ2*01", J)]
+
+
+def test_a_reversed_gene_is_named(tmp_path: Path) -> None:
+    records = many_genes(random.Random(3))
+    assert import_germline(fasta(tmp_path / "a.fa", *records), "TRA")
+    records[2] = (records[2][0], reverse_complement_text(records[2][1]))
+    with pytest.raises(InputError, match=r"got the reverse complement of TRAV3\*01 "):
+        import_germline(fasta(tmp_path / "b.fa", *records), "TRA")
+
+
+def test_impossible_anchors_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = many_genes(random.Random(3))
+    path = fasta(tmp_path / "genes.fa", *records)
+    anchors = {name: 66 for name, _ in records[:-1]}
+
+    def write(values: dict[str, int]) -> None:
+        lines = [f"{name}\t{value}" for name, value in values.items()]
+        (tmp_path / "genes.anchors.tsv").write_text("\n".join(["gene\tanchor", *lines]) + "\n")
+
+    write({**anchors, "TRAV2*01": 60})
+    import_germline(path, "TRA")
+    assert (
+        "anchors of 1 V genes are at other codons than TGT or TGC: TRAV2*01 (TAC)" in caplog.text
+    )
+    write({name: value + 1 for name, value in anchors.items()})
+    with pytest.raises(InputError, match="anchors of V genes must be starts of TGT or TGC"):
+        import_germline(path, "TRA")
+
+
+def test_conserved_anchors_in_another_frame(tmp_path: Path) -> None:
+    """Tyr, any codon, Cys tells where the sequence does not begin in frame."""
+    generator = random.Random(5)
+    core = "".join(generator.choice("ACG") for _ in range(40))
+    v = f"{core}GTATTACTGTGCTGTGAGA"
+    path = fasta(tmp_path / "genes.fa", ("TRAV1*01", v), ("TRAJ2*01", J))
+    assert [one.anchor for one in import_germline(path, "TRA").of("v")] == [v.index("TGTGCT")]
 
 
 # ---- bad input
@@ -314,7 +505,7 @@ def test_plain_table(tmp_path: Path) -> None:
         ),
         (b"\x1f\x8bnonsense", "must be a whole gzip file"),
         (b"\xff\xfe>T\xe9", "must be a readable text file"),
-        (b"a,b,c\n1,2,3\n", "must be FASTA, a model's parameters or a table"),
+        (b"a,b,c\n1,2,3\n", "must be FASTA, AIRR's JSON, a model's parameters or a table"),
         (
             f">TRAV1*01\n{V[:12]}X{V[13:]}\n".encode(),
             r"TRAV1\*01 must have nucleotides only, got 'X' as letter 13",
@@ -352,7 +543,8 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="must be a file or folder with germline genes"):
         import_germline(tmp_path / "none", "TRA")
     with pytest.raises(
-        InputError, match=r"must hold germline\.tsv, FASTA files or model_params\.txt"
+        InputError,
+        match=r"must hold germline\.tsv, FASTA files, model_params\.txt or model_parms\.txt",
     ):
         import_germline(tmp_path, "TRA")
     (tmp_path / "germline.tsv").write_text("gene\tsegment\tlocus\tsequence\tanchor\n")

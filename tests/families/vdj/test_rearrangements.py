@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import itertools
 from pathlib import Path
@@ -12,7 +13,8 @@ from seqfoundry.families.vdj import data
 from seqfoundry.families.vdj.data import read_rearrangements
 from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.rearrangements.chunks import Rejected, normal_columns
-from seqfoundry.families.vdj.rearrangements.gene_names import imgt_name
+from seqfoundry.families.vdj.rearrangements.gene_names import CallRules, imgt_name, nearest_name
+from seqfoundry.families.vdj.rearrangements.normalise import COUNTS
 
 START = "GATACTTGTGCTGTGAG"  # Cys codon at 6
 PLAIN = "TRAV1-1*01"  # P-nucleotides TG
@@ -73,7 +75,7 @@ def test_igor_rows_by_hand(tmp_path):
         "TRAV1-1 TRAJ2 1 0 4 nonproductive 3",
     ]
     frame, rejected = read(write(tmp_path, IGOR, *rows))
-    assert list(frame) == ["id", *normal_columns(GERMLINE), "count"]
+    assert list(frame) == ["id", *normal_columns(GERMLINE), *COUNTS]
     assert values(
         frame,
         "id",
@@ -112,7 +114,7 @@ def test_igor_d_genes_by_both_names(tmp_path):
     row = "TRBV2*01 TRBD1 TRBJ1-1*01 3 -1 2 5 4 0 F"
     for names in (("d5", "d3"), ("d0", "d1")):
         frame, _ = read(write(tmp_path, columns.format(*names), row), BETA)
-        assert list(frame)[1:-1] == normal_columns(BETA)
+        assert list(frame)[1:-3] == normal_columns(BETA)
         wanted = ("TRBD1*01", 3, -1, 2, 5, 4, 0, 0, 0, False)
         assert values(frame, *normal_columns(BETA))[0] == (
             "TRBV2*01",
@@ -258,7 +260,11 @@ def test_airr_productivity_by_column_then_frame_then_junction(tmp_path, airr):
     names = ("productive", "vj_in_frame", "stop_codon", "junction")
     table = pd.DataFrame([{**row, **dict(zip(names, case, strict=False))} for case in cases])
     table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
-    assert list(read(tmp_path / "a.tsv")[0]["productive"]) == [case[-1] for case in cases]
+    without_anchors = [dataclasses.replace(gene, anchor=None) for gene in GENES]
+    germline = Germline("TRA", tuple(without_anchors))  # else junctions must fit the trims
+    assert list(read(tmp_path / "a.tsv", germline)[0]["productive"]) == [
+        case[-1] for case in cases
+    ]
 
 
 def test_airr_productivity_by_arithmetic_without_insertions(tmp_path, airr):
@@ -286,8 +292,8 @@ def test_airr_with_d_gene(tmp_path):
     )
     rows = [
         # 1 P + 2 N in a gap of 3; D and J share 2
-        "TRBV2 TRBD1 TRBJ1-1 20 4 9 3 20 24 29 28 0 1 0 0 2 F .",
-        "TRBV2 . TRBJ1-1 20 4 9 3 20 24 29 28 0 1 0 0 2 F .",
+        "TRBV2 TRBD1 TRBJ1-1 20 1 9 3 20 24 29 28 0 1 0 0 2 F .",
+        "TRBV2 . TRBJ1-1 20 1 9 3 20 24 29 28 0 1 0 0 2 F .",
         "TRBV2 TRBD1 TRBJ1-1 20 . . 3 20 . . 29 0 0 0 0 3 F 3N23S6=300S3N",
     ]
     frame, rejected = read(write(tmp_path, columns, *rows), BETA)
@@ -301,7 +307,7 @@ def test_airr_with_d_gene(tmp_path):
         "vd_ligation_mh",
         "dj_ligation_mh",
     ]
-    assert values(frame, *wanted) == [(3, 2, 3, 2, 2, 0, 0, 2), (3, 3, 3, 2, 3, 0, 0, 1)]
+    assert values(frame, *wanted) == [(3, -1, 3, 2, 2, 0, 0, 2), (3, 3, 3, 2, 3, 0, 0, 1)]
     assert rejected.counts == {"no D gene": 1}
 
 
@@ -340,6 +346,290 @@ def test_airr_words_are_those_of_the_library():
     assert not set(used) - set(Schema.properties)
 
 
+def untold_truth(
+    v: GermlineGene, j: GermlineGene, t: int, u: int, insert: str
+) -> tuple[int, int, int]:
+    """What the sequence alone tells: inserted nucleotides that continue a hairpin are its."""
+    n_v = n_j = 0
+    if t <= 0:
+        hairpin = reverse_complement_text(v.sequence)[max(-t, 0) : 2]
+        while n_v < min(len(hairpin), len(insert)) and insert[n_v] == hairpin[n_v]:
+            n_v += 1
+    if u <= 0:
+        hairpin = reverse_complement_text(j.sequence[:2])[: 2 - max(-u, 0)][::-1]
+        turned = insert[::-1]
+        while n_j < min(len(hairpin), len(insert)) and turned[n_j] == hairpin[n_j]:
+            n_j += 1
+    return t - n_v, u - n_j, len(insert) - n_v - n_j
+
+
+def test_airr_without_np1_tells_palindromes_by_sequence_and_positions(tmp_path):
+    by_name = {gene.name: gene for gene in GENES}
+    v, j = by_name[PLAIN], by_name["TRAJ1*01"]
+    rows = []
+    wanted = []
+    for t, u in itertools.product((-2, -1, 0, 3), (-2, -1, 0, 2)):
+        for insert in ("GG", "GGC", "TCC", "GTGTG"):
+            rows.append(airr_row(v, j, t, u, 0, insert))
+            wanted.append(untold_truth(v, j, t, u, insert))
+    table = pd.DataFrame(rows)
+    columns = ["np1", "np1_length", "n1_length", "p3v_length", "p5j_length"]
+    table = table.drop(columns=columns)
+    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    frame, rejected = read(tmp_path / "a.tsv")
+    assert not rejected.counts
+    assert values(frame, "v_trim", "j_trim", "vj_insert") == wanted
+    turned = table.assign(
+        sequence=[reverse_complement_text(text) for text in table["sequence"]], rev_comp="T"
+    )
+    turned.to_csv(tmp_path / "b.tsv", sep="\t", index=False)
+    pd.testing.assert_frame_equal(read(tmp_path / "b.tsv")[0], frame)
+    table.drop(columns="sequence").to_csv(tmp_path / "c.tsv", sep="\t", index=False)
+    frame, rejected = read(tmp_path / "c.tsv")
+    assert (frame[["v_trim", "j_trim"]].min(axis=1) > 0).all()
+    (reason,) = rejected.counts
+    assert "no nucleotides (np1, sequence) to tell P from N-nucleotides" in reason
+
+
+def test_airr_positions_from_0_are_refused(tmp_path, airr):
+    starts = [f"{segment}_{kind}_start" for segment in "vj" for kind in ("germline", "sequence")]
+    table = airr.assign(**{name: airr[name] - 1 for name in starts}).drop(columns="v_cigar")
+    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    with pytest.raises(InputError, match=r"a\.tsv: v_germline_start must begin at 1 .* got 0 in"):
+        read(tmp_path / "a.tsv")
+    table = airr.assign(j_germline_start=[0, *airr["j_germline_start"][1:]])
+    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    frame, rejected = read(tmp_path / "a.tsv")
+    assert len(frame) == len(table) - 1
+    assert rejected.counts == {"coordinates of J below 1 (AIRR counts from 1)": 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("p3v_length", "-1", "negative p3v_length"),
+        ("p5j_length", "-2", "negative p5j_length"),
+        ("p3v_length", "2", "P-nucleotides of a V gene that is trimmed"),
+        ("np1_length", "9", "np1_length is not the length of np1"),
+        ("junction_length", "7", "junction_length is not the length of junction"),
+        ("junction", "TGTGCTGTGTTT", "junction contradicts the trims"),
+        ("v_germline_start", "30", "coordinates of V that end before they start"),
+        ("d_call", "TRAD1*01", "a D gene, which TRA does not have"),
+        ("sequence", "ACGT" * 12, "the V gene does not fit the sequence"),
+    ],
+)
+def test_airr_rows_that_contradict_themselves(tmp_path, airr, column, value, reason):
+    row = airr[airr["sequence_id"] == f"{PLAIN}|TRAJ1*01|1|1|0|GGC"].iloc[0].to_dict()
+    row |= {"junction": "TGTGCTGTGAGTGCC" + "GGC" + "GGCACTGGAGGCTTC"[:15]}
+    row |= {"junction_length": len(row["junction"]), "d_call": ""}
+    changed = {**row, column: value}
+    if column == "junction":
+        changed["junction_length"] = len(value)
+    table = pd.DataFrame([row, changed]).astype(str)
+    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    frame, rejected = read(tmp_path / "a.tsv")
+    assert len(frame) == 1
+    assert [known.startswith(reason) for known in rejected.counts] == [True]
+
+
+def test_airr_of_a_reference_with_leader(tmp_path, airr):
+    """Cell Ranger's genes begin with the leader: its coordinates lie behind the gene's end."""
+    leader = "ATGGCATTGCTCTGGGCA"
+    table = airr[["sequence_id", "v_call", "j_call", "productive"]].copy()
+    table["sequence"] = leader + airr["sequence"]
+    table["v_call"] = table["v_call"].str.partition("*")[0]
+    table["v_cigar"] = [
+        f"{len(leader) + end}M{len(read_text) - end}S"
+        for end, read_text in zip(airr["v_germline_end"], airr["sequence"], strict=True)
+    ]
+    table["j_cigar"] = [
+        f"{start - 1}N{len(leader) + first - 1}S{len(read_text) - first + 1}M"
+        for start, first, read_text in zip(
+            airr["j_germline_start"], airr["j_sequence_start"], airr["sequence"], strict=True
+        )
+    ]
+    table.to_csv(tmp_path / "a.csv", index=False)
+    frame, rejected = read(tmp_path / "a.csv")
+    wanted = {row[0]: row[3:] for row in truth(airr)}
+    # of untrimmed ends, sequences do not tell P-nucleotides from others
+    is_sure = [min(t, u) >= bool(insert) for _, _, _, t, u, insert, _ in _parts(frame)]
+    found = frame[is_sure]
+    assert values(found, "v_trim", "j_trim", "vj_insert", "ligation_mh") == [
+        wanted[name] for name in found["id"]
+    ]
+    assert len(found) > 250
+    assert rejected.assumed == {
+        "V coordinates of another reference: the sequence tells the gene's end": len(frame)
+    }
+
+
+def _parts(frame: pd.DataFrame) -> list[tuple[object, ...]]:
+    names = [name.split("|") for name in frame["id"]]
+    return [
+        (i, v, j, int(t), int(u), insert, m) for i, (v, j, t, u, m, insert) in enumerate(names)
+    ]
+
+
+def test_cigars_of_trust4_exchange_insertions_and_deletions(tmp_path):
+    """22 nt of the V: 10 match, 3 are missing in the read (written I), 9 match."""
+    v, j = GENES[4], GENES[0]
+    sequence = v.sequence[:7] + v.sequence[10:] + j.sequence
+    after = len(j.sequence)
+    columns = "v_call j_call v_cigar j_cigar productive sequence"
+    cigars = {
+        "written": f"7M3I{len(v.sequence) - 10}M{after}S",
+        "standard": f"7M3D{len(v.sequence) - 10}M{after}S",
+    }
+    for cigar in cigars.values():
+        row = f"{v.name} {j.name} {cigar} {len(v.sequence) - 3}S{after}M F {sequence}"
+        frame, rejected = read(write(tmp_path, columns, row))
+        assert values(frame, "v_trim", "j_trim", "vj_insert") == [(0, 0, 0)]
+        assert not rejected.counts
+
+
+# --- Change-O, IMGT/HighV-QUEST, partis, OLGA, IGoR
+
+
+def test_change_o(tmp_path, airr):
+    table = pd.DataFrame(
+        {
+            "SEQUENCE_ID": airr["sequence_id"],
+            "SEQUENCE_INPUT": airr["sequence"],
+            "FUNCTIONAL": "F",
+            "V_CALL": airr["v_call"],
+            "J_CALL": airr["j_call"],
+            "V_SEQ_START": 1,
+            "V_SEQ_LENGTH": airr["v_sequence_end"],
+            "V_GERM_START_VDJ": 1,
+            "V_GERM_LENGTH_VDJ": airr["v_germline_end"],
+            "NP1_LENGTH": airr["np1_length"],
+            "J_SEQ_START": airr["j_sequence_start"],
+            "J_SEQ_LENGTH": airr["j_sequence_end"] - airr["j_sequence_start"] + 1,
+            "J_GERM_START": airr["j_germline_start"],
+            "J_GERM_LENGTH": airr["j_germline_end"] - airr["j_germline_start"] + 1,
+            "P3V_LENGTH": airr["p3v_length"],
+            "P5J_LENGTH": airr["p5j_length"],
+            "DUPCOUNT": 3,
+        }
+    )
+    table.to_csv(tmp_path / "a.tab", sep="\t", index=False)
+    frame, rejected = read(tmp_path / "a.tab")
+    assert not rejected.counts
+    columns = "id v_gene j_gene v_trim j_trim vj_insert ligation_mh".split()
+    assert values(frame, *columns) == truth(airr)
+    assert (frame["count"] == 3).all()
+    gapped = table.drop(columns=["V_GERM_START_VDJ", "V_GERM_LENGTH_VDJ"]).assign(
+        V_GERM_START_IMGT=1, V_GERM_LENGTH_IMGT=airr["v_germline_end"] - 6 + 309
+    )
+    gapped.to_csv(tmp_path / "b.tab", sep="\t", index=False)
+    assert values(read(tmp_path / "b.tab")[0], *columns) == truth(airr)
+
+
+def test_imgt_junctions(tmp_path):
+    header = [
+        "Sequence ID",
+        "V-DOMAIN Functionality",
+        "V-GENE and allele",
+        "J-GENE and allele",
+        "N-REGION-nt nb",
+        "P3'V-nt nb",
+        "P5'J-nt nb",
+        "3'V-REGION trimmed-nt nb",
+        "5'J-REGION trimmed-nt nb",
+    ]
+    call = "Homsap TRAV1-1*01 F", "Homsap TRAJ1*01 F"
+    rows = [
+        ["a", "productive", *call, "3", "", "", "4", "2"],
+        ["b", "unproductive (see comment)", *call, "", "2", "1", "", "0"],
+        ["c", "No results", "", "", "", "", "", "", ""],
+        ["d", "productive", *call, "0", "2", "", "3", "1"],
+    ]
+    text = "\n".join("\t".join(row) for row in (header, *rows))
+    (tmp_path / "6_Junction.txt").write_text(text + "\n")
+    frame, rejected = read(tmp_path / "6_Junction.txt")
+    assert values(frame, "v_trim", "j_trim", "vj_insert", "productive") == [
+        (4, 2, 3, True),
+        (-2, -1, 0, False),
+    ]
+    assert rejected.counts == {"no V gene": 1, "P-nucleotides of a trimmed end (v)": 1}
+    header[-2:] = ["a", "b"]
+    (tmp_path / "1_Summary.txt").write_text("\t".join(header) + "\n")
+    with pytest.raises(InputError, match=r"other than 6_Junction .* give 6_Junction\.txt"):
+        read(tmp_path / "1_Summary.txt")
+
+
+def test_partis(tmp_path):
+    header = (
+        "unique_ids,v_gene,d_gene,j_gene,v_3p_del,d_5p_del,d_3p_del,j_5p_del,vd_insertion,"
+        "dj_insertion,in_frames,stops,invalid"
+    )
+    rows = [
+        "a:b,TRAV1-1*01,TRADx-x*x,TRAJ1*01,0,0,0,2,,TGGG,True:False,False:False,False",
+        "c,TRAV1-1*01,TRADx-x*x,TRAJ1*01,3,0,0,2,,,False,True,False",
+        "d,TRAV1-1*01,TRADx-x*x,TRAJ1*01,3,0,0,2,,,False,True,True",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]) + "\n")
+    frame, rejected = read(tmp_path / "a.csv")
+    assert values(frame, "v_trim", "j_trim", "vj_insert", "productive", "count") == [
+        (-2, 2, 2, True, 2.0),
+        (3, 2, 0, False, 1.0),
+    ]
+    assert rejected.counts == {"invalid (partis)": 1}
+
+
+def test_olga_by_the_longest_matches(tmp_path):
+    """Rearrangements without insertions come back as they were joined."""
+    v, j = GENES[4], GENES[0]
+    rows = []
+    joined = []
+    for t, u in itertools.product(range(-2, 7), range(-2, 7)):
+        row = airr_row(v, j, t, u, 0, "")
+        joined.append(row["sequence"])
+        cdr3 = row["sequence"][6 : len(row["sequence"]) - len(j.sequence) + 13 + 3]
+        rows.append(f"{cdr3}\tCX\tTRAV1-1\tTRAJ1")
+    (tmp_path / "a.tsv").write_text("\n".join(rows) + "\n")
+    frame, _ = read(tmp_path / "a.tsv")
+    assert (frame["vj_insert"] == 0).all()
+    for sequence, t, u, m in zip(
+        joined, frame["v_trim"], frame["j_trim"], frame["ligation_mh"], strict=True
+    ):
+        assert airr_row(v, j, int(t), int(u), int(m), "")["sequence"] == sequence
+    with pytest.raises(InputError, match="must be of a locus without D genes, got TRB"):
+        read(tmp_path / "a.tsv", BETA)
+    (tmp_path / "a.tsv").write_text("TGTGCAGCAACTTTC\tCAATF\n")
+    with pytest.raises(InputError, match="must stand beside their V and J genes"):
+        read(tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize(
+    ("header", "way"),
+    [
+        ("barcode,contig_id,v_gene,j_gene,cdr3_nt,reads", r"airr_rearrangement\.tsv"),
+        ("cloneId\treadCount\ttargetSequences\tallVHitsWithScore", "mixcr exportAirr"),
+        ("count\tfreq\tcdr3nt\tcdr3aa\tv\td\tj\tVEnd", "AIRR table of the program"),
+        ("seq_index;nt_sequence", r"generated_realizations_werr\.csv"),
+    ],
+)
+def test_tables_that_do_not_tell_trims_are_refused_with_the_way(tmp_path, header, way):
+    (tmp_path / "a").write_text(header + "\n")
+    with pytest.raises(InputError, match=f"does not tell .*; give .*{way}"):
+        read(tmp_path / "a")
+
+
+def test_utf16_commas_and_words_for_nothing(tmp_path):
+    rows = ["TRAV1-1*01 TRAJ1*01 20 1 20 21 0 TRA F", "NA TRAJ1*01 20 1 20 21 0 None F"]
+    path = write(tmp_path, AIRR, *rows)
+    plain, rejected = read(path)
+    assert rejected.counts == {"no V gene": 1}
+    text = path.read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        path.write_text(text, encoding=encoding)
+        pd.testing.assert_frame_equal(read(path)[0], plain)
+    for mark in (",", ";"):
+        path.write_text(text.replace("\t", mark), encoding="utf-16")
+        pd.testing.assert_frame_equal(read(path)[0], plain)
+
+
 AIRR = (
     "v_call j_call v_germline_end j_germline_start v_sequence_end j_sequence_start np1_length "
     "locus productive"
@@ -372,7 +662,7 @@ def test_airr_rows_left_out(tmp_path, row, reason):
         germline = GERMLINE
     good = "TRAV1-1*01 TRAJ1*01 20 1 20 21 0 TRA F"
     path = write(tmp_path, AIRR, good, row)
-    frame, rejected = read(path, germline, ambiguous="reject")
+    frame, rejected = read(path, germline, rules=CallRules(ambiguous="reject"))
     assert len(frame) == 1 - ("v_trim" in reason and rejected.counts.get(reason, 0) == 0)
     assert rejected.counts == {reason: 1}
     assert rejected.examples == {reason: "table.tsv: 2"}
@@ -383,16 +673,85 @@ def test_a_call_of_several_genes_means_the_first(tmp_path):
     assert list(frame["v_gene"]) == [PLAIN]
 
 
-def test_a_gene_without_allele_needs_alleles_of_one_end(tmp_path):
+@pytest.mark.parametrize(
+    ("allele", "genes", "rejected_rows"),
+    [
+        ("first", ["TRAV1-1*01", "TRAV1-1*02", "TRAV12-1*01", "TRAV1-1*01"], {}),
+        (
+            "only",
+            ["TRAV1-1*02", "TRAV12-1*01"],
+            {"V gene TRAV1-1 without an allele, and its alleles differ": 2},
+        ),
+        (
+            "reject",
+            ["TRAV1-1*02"],
+            {
+                "V gene TRAV1-1 without an allele": 2,
+                "V gene TRAV12-1 without an allele": 1,
+            },
+        ),
+    ],
+)
+def test_calls_without_an_allele_follow_the_rule(tmp_path, allele, genes, rejected_rows):
     more = (
         GermlineGene("TRAV1-1*02", "V", START + "TGCCT", 6),
         GermlineGene("TRAV12-1*02", "V", START + "AGATT", 6),
     )
     germline = Germline("TRA", (*GENES[:4], GENES[4], more[0], GENES[5], more[1]))
-    rows = ["TRAV1-1 TRAJ1 0 0 0 F 1", "TRAV1-1*02 TRAJ1 0 0 0 F 1", "TRAV12-1 TRAJ1 0 0 0 F 1"]
-    frame, rejected = read(write(tmp_path, IGOR, *rows), germline)
-    assert list(frame["v_gene"]) == ["TRAV1-1*02", "TRAV12-1*01"]
-    assert rejected.counts == {"V gene TRAV1-1 without an allele, and its alleles differ": 1}
+    calls = ["TRAV1-1", "TRAV1-1*02", "TRAV12-1", "TRAV1-1*00"]
+    rows = [f"{call} TRAJ1*01 0 0 0 F 1" for call in calls]
+    path = write(tmp_path, IGOR, *rows)
+    frame, rejected = read(path, germline, rules=CallRules(allele=allele))
+    assert list(frame["v_gene"]) == genes
+    assert rejected.counts == rejected_rows
+    assumption = "V gene without an allele: its first one is meant"
+    assert rejected.assumed == ({assumption: 2} if allele == "first" else {})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Homsap TRAV1-1*01 F",
+        "Homsap TRAV1-1*01 F, or Homsap TRAV12-1*01 F",
+        "Homsap TRAV1-1*01 (F) (see comment)",
+        "TRAV1-1*01|TRAV12-1*01",
+        "TRAV1-1*01;TRAV12-1*01",
+        "TRAV1-1*01 or TRAV12-1*01",
+        "TRAV1-1*01(1234.5),TRAV12-1*01(1200)",
+        "TRAV1-1*00(1234.5)",
+        "TRAV1-1*01 [F]",
+        "X1|TRAV1-1*01|Homo sapiens|F|V-REGION|",
+        "TRAV99*01,TRAV1-1*01",
+    ],
+)
+def test_calls_as_programs_write_them(tmp_path, call):
+    columns = IGOR.replace(" ", "\t")
+    (tmp_path / "a.tsv").write_text(f"{columns}\n{call}\tTRAJ1*01\t0\t0\t0\tF\t1\n")
+    frame, rejected = read(tmp_path / "a.tsv")
+    assert list(frame["v_gene"]) == [PLAIN]
+    assert not rejected.counts
+
+
+def test_loci_by_the_names_of_igblast(tmp_path):
+    rows = [f"TRAV1-1*01 TRAJ1*01 20 1 20 21 0 {locus} F" for locus in ("VA", "TRA", "tra", "VH")]
+    frame, rejected = read(write(tmp_path, AIRR, *rows))
+    assert len(frame) == 3
+    assert rejected.counts == {"other locus: IGH": 1}
+
+
+def test_an_allele_that_the_germline_lacks_is_named_with_those_it_has(tmp_path):
+    _, rejected = read(
+        write(tmp_path, IGOR, "TRAV1-1*07 TRAJ1 0 0 0 F 1", "TRAV1-1 TRAJ1 0 0 0 F 1")
+    )
+    reason = "V allele TRAV1-1*07 is not in the germline, which has TRAV1-1*01"
+    assert rejected.counts == {reason: 1}
+
+
+def test_nearest_names_are_of_the_gene_first():
+    known = ["TRAV2*01", "TRAV1-2*01", "TRAV1-1*01", "TRAV21*01"]
+    assert nearest_name("TRAV1-1*02", known) == "TRAV1-1*01"
+    assert nearest_name("TRAV1-9*01", known) in ("TRAV1-1*01", "TRAV1-2*01")
+    assert nearest_name("TRAV2-7", known) == "TRAV2*01"
 
 
 # --- P-nucleotides
@@ -444,15 +803,15 @@ def test_adaptive_names():
     )
     names = {
         "TCRAV01-01*01": "TRAV1-1*01",
-        "TCRAV03-01": "TRAV3*01",
+        "TCRAV03-01": "TRAV3",
         "TCRAV03-01*02": "TRAV3*02",
         "TCRAV03-01*07": "TRAV3*01",
-        "TCRAV14-01": "TRAV14/DV4*01",
+        "TCRAV14-01": "TRAV14/DV4",
         "TCRAV14-01/DV04-01*02": "TRAV14/DV4*01",
-        "TCRAV38-02": "TRAV38-2/DV8*01",
+        "TCRAV38-02": "TRAV38-2/DV8",
         "TCRAJ01-01*01": "TRAJ1*01",
-        "TCRBV20-or09_02": "TRBV20/OR9-2*01",
-        "TCRGVB-01": "TRGVB*01",
+        "TCRBV20-or09_02": "TRBV20/OR9-2",
+        "TCRGVB-01": "TRGVB",
         "TCRAV12-01/12-02*01": "TRAV12-1*01,TRAV12-2*01",
         "TCRAV40-01": "TRAV40-1",
         "TRAV1-2": "TRAV1-2",
@@ -491,38 +850,69 @@ def test_immunoseq_rows_by_hand(tmp_path):
         (PLAIN, -2, 4, 2, False, 5.0),
         (PLAIN, -2, 4, 2, False, 5.0),
         ("TRAV14/DV4*01", 0, 4, 4, True, 1.0),
+        (PLAIN, 3, 4, 4, True, 1.0),
     ]
+    assert rejected.assumed == {"no number of reads: one is meant": 1}
     assert rejected.counts == {
         "no V gene": 1,
-        "unknown V gene TRAV12 (nearest: TRAV12-2*01)": 1,
+        "V family TRAV12 without a gene": 1,
         "no reads (count 0)": 1,
-        "count missing or no number": 1,
         "vj_insert above 15 (immunoSEQ)": 1,
         "rearrangement of another type (VJ, VDJ, DJ)": 1,
     }
 
 
-def test_immunoseq_frequency_is_a_count_in_percent(tmp_path):
+def test_immunoseq_without_templates_counts_one(tmp_path):
     columns = IMMUNOSEQ.replace("templates", "frequency")
     frame, _ = read(write(tmp_path, columns, "A TCRAV01-01 TCRAJ02-01 3 4 0 -1 14 In VJ 0.25"))
-    assert values(frame, "count", "vj_insert") == [(25.0, 0)]
+    assert values(frame, "count", "vj_insert") == [(1.0, 0)]
 
 
 def test_immunoseq_with_d(tmp_path):
+    """Adaptive's n1 lies before the J and begins at n2_index; n2 lies behind the V."""
     columns = (
         "rearrangement v_resolved d_resolved j_resolved v_deletions d5_deletions d3_deletions "
-        "j_deletions "
-        "n1_insertions n2_insertions d_index j_index frame_type rearrangement_type templates"
+        "j_deletions n1_insertions n2_insertions n1_index d_index n2_index j_index frame_type "
+        "rearrangement_type templates"
     )
-    # V ends at 8, then GC: P-nucleotides of the V; the D from 10 to 14; then TTCA, whose CA is the
+    # V ends at 8, then GC: P-nucleotides of the V; the D from 10 to 15; then TTCA, whose CA is the
     # J's
-    row = (
-        "AAAAAAAAGCACAGGTTCATGAACACTG TCRBV02-01*01 TCRBD01-01*01 TCRBJ01-01*01 0 3 4 0 2 4 10 "
-        "19 Out VDJ 2"
-    )
-    frame, _ = read(write(tmp_path, columns, row), BETA)
+    read_text = "AAAAAAAAGCACAGGTTCATGAACACTG"
+    indices = ("8 10 15 19", "-1 10 -1 19")  # where indices of insertions lack, lengths tell
+    genes = "TCRBV02-01*01 TCRBD01-01*01 TCRBJ01-01*01"
+    rows = [f"{read_text} {genes} 0 3 4 0 4 2 {index} Out VDJ 2" for index in indices]
+    frame, _ = read(write(tmp_path, columns, *rows), BETA)
     wanted = ["v_trim", "d5_trim", "d3_trim", "j_trim", "vd_insert", "dj_insert"]
-    assert values(frame, *wanted) == [(-2, 3, 4, -2, 0, 2)]
+    assert values(frame, *wanted) == [(-2, 3, 4, -2, 0, 2)] * 2
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_immunoseq_of_the_first_versions(tmp_path, version):
+    header = {
+        1: "nucleotide count vGeneName vGeneAllele jGeneName jGeneAllele vDeletion jDeletion "
+        "n1Insertion n2Index jIndex sequenceStatus",
+        2: "nucleotide count_(templates/reads) vMaxResolved vGeneAllele jMaxResolved jGeneAllele "
+        "vDeletion jDeletion n1Insertion n2Index jIndex sequenceStatus",
+    }[version]
+    calls = {1: "TCRAV01-01 1 TCRAJ02-01 1", 2: "TCRAV01-01*01 1 TCRAJ02-01*01 1"}[version]
+    row = f"AAAAAAAAAATGCCGGGGGGGG 5 {calls} 0 4 4 10 14 Out"
+    path = write(tmp_path, header, row)
+    path.write_text(path.read_text().replace("count_(", "count ("))
+    frame, rejected = read(path)
+    assert values(frame, "v_gene", "v_trim", "j_trim", "vj_insert", "count") == [
+        (PLAIN, -2, 4, 2, 5.0)
+    ]
+    assert not rejected.counts
+
+
+def test_immunoseq_undecided_between_genes_takes_the_first_tie(tmp_path):
+    columns = f"{IMMUNOSEQ} v_gene v_gene_ties"
+    text = f"{columns}\n".replace(" ", "\t")
+    row = "A TCRAV12 TCRAJ02-01*01 3 4 0 -1 14 In VJ 1 unresolved TCRAV12-02,TCRAV12-01"
+    (tmp_path / "a.tsv").write_text(text + row.replace(" ", "\t") + "\n")
+    frame, rejected = read(tmp_path / "a.tsv")
+    assert list(frame["v_gene"]) == ["TRAV12-2*01"]
+    assert rejected.assumed == {"V call of several genes: the first is meant": 1}
 
 
 # --- files
@@ -531,15 +921,13 @@ def test_immunoseq_with_d(tmp_path):
 def test_formats_are_recognised_or_forced(tmp_path):
     path = write(tmp_path, PARSIMONY, "TRAV1-1 TRAJ1 0 2 4 TGTGCTGTGAGTGCCATGGG FALSE")
     assert list(read(path)[0]["v_trim"]) == [-2]
-    assert list(read(path, form="igor")[0]["v_trim"]) == [0]
-    with pytest.raises(
-        InputError, match="format must be one of airr, immunoseq, parsimony, igor, got mixcr"
-    ):
-        read(path, form="mixcr")
+    assert list(read(path, file_format="igor")[0]["v_trim"]) == [0]
+    with pytest.raises(InputError, match=r"format must be one of airr, changeo, .*, got mixcr"):
+        read(path, file_format="mixcr")
     with pytest.raises(
         InputError, match=r"must have the columns v_call, j_call, .* \(airr\), got: v_gene"
     ):
-        read(path, form="airr")
+        read(path, file_format="airr")
 
 
 def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monkeypatch):
@@ -568,11 +956,11 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
         ),
         (
             b"v_gene,j_gene\nTRAV1-1,TRAJ1\n",
-            r"of one format .*, got: v_gene,j_gene \(one column: there must be tabs",
+            r"of one format .*, got: v_gene, j_gene",
         ),
         (
             (",".join(f"column{i}" for i in range(40)) + "\n").encode(),
-            r"got: column0,.{92} \(one column",
+            r"got: column0, .{91}$",
         ),
         (
             b"v_gene\tj_gene\tv_trim\tj_trim\nTRAV1-1\tTRAJ1\t0\t0\n",
@@ -584,15 +972,15 @@ def test_gzip_windows_line_ends_byte_order_mark_quotes_and_chunks(tmp_path, monk
         ),
         (
             b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\nTRAV\xff\tTRAJ1\t0\t0\t0\n",
-            "must be a whole table with tabs",
+            "must be a whole table with tabs or commas",
         ),
         (
             gzip.compress(b"v_gene\tj_gene\tv_trim\tj_trim\tvj_insert\n" * 99, mtime=0)[:-9],
-            "must be a whole table with tabs",
+            "must be a whole table with tabs or commas",
         ),
         (
             gzip.compress(np.random.default_rng(1).bytes(999), mtime=0)[:20],
-            "must be a whole table with tabs",
+            "must be a whole table with tabs or commas",
         ),
     ],
     ids=[
@@ -635,6 +1023,8 @@ def test_rows_with_too_few_fields_are_counted_and_fields_beyond_the_header_ignor
         ("TRAV1-1 TRAJ1 0 0 -1 F 1", "vj_insert missing or no number from 0 on"),
         ("TRAV1-1 TRAJ1 0 0 NaN F 1", "vj_insert missing or no number from 0 on"),
         ("TRAV1-1 TRAJ1 0 0 0 F -1", "negative count"),
+        ("TRAV1-1 TRAJ1 0 0 0 F 2.5", "count is no whole number"),
+        ("TRAV1-1 TRAJ1 0 0 0 F many", "count missing or no number"),
         ("TRAV1-1 TRAJ1 0 0 0 F inf", "count missing or no number"),
         ("TRAV1-1 TRAJ1 inf 0 0 F 1", "v_trim missing or no whole number"),
         ("TRAV14 TRAJ1 0 0 0 F 1", "unknown V gene TRAV14 (nearest: TRAV14/DV4*01)"),

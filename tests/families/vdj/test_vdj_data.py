@@ -17,6 +17,7 @@ from seqfoundry.families.vdj.genes.choices import build
 from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.genes.references import read_germline, write_germline
 from seqfoundry.families.vdj.rearrangements.chunks import Rejected, normal_columns
+from seqfoundry.families.vdj.rearrangements.normalise import COUNTS
 from seqfoundry.families.vdj.rearrangements.observations import Observed, observe
 
 ROOT = Path(__file__).parents[3]
@@ -333,7 +334,10 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
         file.write("TRAV1*01\tTRAJ1*01\t1\t1\t0\tTRUE\t-5\nTRAV1*01\tTRAJ1*01\t1\t1\t1\t\t5\n")
     out = tmp_path / "out"
     summary = prepare(
-        config(test_share=0.25), [tmp_path / "a.tsv", tmp_path / "b.tsv"], genes, out
+        config(test_share=0.25, count="reads"),
+        [tmp_path / "a.tsv", tmp_path / "b.tsv"],
+        genes,
+        out,
     )
     assert sorted(path.name for path in out.iterdir()) == [
         "germline.json",
@@ -357,6 +361,8 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
         "format_version": 1,
         "locus": "TRA",
         "annotation": "igor_mh_sim_alpha",
+        "count": "reads",
+        "assumed": {},
         "splits": {name: summary[name] for name in ("train", "test")},
     }
     assert read_germline(out).digest == GERMLINE.digest
@@ -371,6 +377,92 @@ def test_prepare_keeps_every_read_once(tmp_path, genes):
     found = pd.concat(parts.values()).groupby(columns, observed=True)["count"].sum()
     assert found.to_dict() == wanted.to_dict()
     assert 0.2 < parts["test"]["count"].sum() / wanted.sum() < 0.3
+
+
+def test_prepare_counts_rearrangements_once(tmp_path, genes):
+    """Rows of 2 and 5 reads are one rearrangement each; as reads they keep both sums."""
+    rows = ["TRAV1*01\tTRAJ1*01\t1\t1\t1\tFALSE\t2", "TRAV1*01\tTRAJ1*01\t1\t1\t1\tFALSE\t5"]
+    (tmp_path / "a.tsv").write_text(HEADER + "\n".join(rows) + "\n")
+    prepare(config(test_share=0), [tmp_path / "a.tsv"], genes, tmp_path / "once")
+    once = read_observations(tmp_path / "once", "train")
+    assert once[list(COUNTS)].to_numpy().tolist() == [[2, 2, 2]]
+    assert "squared_count" not in (tmp_path / "once" / "train.tsv").read_text()
+    prepare(config(test_share=0, count="reads"), [tmp_path / "a.tsv"], genes, tmp_path / "reads")
+    reads = read_observations(tmp_path / "reads", "train")
+    assert reads[list(COUNTS)].to_numpy().tolist() == [[7, 2, 29]]
+
+
+def test_prepare_keeps_donors_apart(tmp_path, genes):
+    header = HEADER.replace("count\n", "count\tsubject\n")
+    rows = [f"TRAV1*01\tTRAJ1*01\t1\t1\t1\tFALSE\t2\t{name}" for name in ("A", "B", "A", "")]
+    (tmp_path / "a.tsv").write_text(header + "\n".join(rows) + "\n")
+    summary = prepare(
+        config(test_share=0, donor="subject"), [tmp_path / "a.tsv"], genes, tmp_path / "out"
+    )
+    frame = read_observations(tmp_path / "out", "train")
+    assert frame[["donor", "count"]].to_numpy().tolist() == [["A", 2], ["B", 1]]
+    assert summary["rejected"] == {"no donor": 1}
+    (tmp_path / "b.tsv").write_text(header + rows[0] + "\n")
+    files = [tmp_path / "a.tsv", tmp_path / "b.tsv"]
+    prepare(config(test_share=0, donor="file"), files, genes, tmp_path / "files")
+    frame = read_observations(tmp_path / "files", "train")
+    assert frame[["donor", "count"]].to_numpy().tolist() == [["a", 4], ["b", 1]]
+    with pytest.raises(InputError, match=r"prepare\.donor must name a column, got mouse"):
+        prepare(config(donor="mouse"), files, genes, tmp_path / "none")
+
+
+def test_prepare_names_another_locus(tmp_path, genes, caplog):
+    rows = [f"{v}\t{j}\t1\t1\t1\tFALSE\t2\n" for v, j in (("TRAV1*01", "TRAJ1*01"),) * 2]
+    rows.append("TRBV1*01\tTRBJ1*01\t1\t1\t1\tFALSE\t2\n")
+    (tmp_path / "a.tsv").write_text(HEADER + "".join(rows))
+    prepare(config(), [tmp_path / "a.tsv"], genes, tmp_path / "out")
+    assert "the tables also hold TRB: 1 rows are left out" in caplog.text
+    (tmp_path / "b.tsv").write_text(HEADER + rows[-1])
+    with pytest.raises(InputError, match=r"1 x other locus: TRB; set prepare\.locus=TRB"):
+        prepare(config(), [tmp_path / "b.tsv"], genes, tmp_path / "none")
+
+
+def igor_model(folder: Path) -> Path:
+    v, j = "GATACAGCCACCTACTTCTGTGCTGTGAGA", "ATAGCAACACTTTTGGAAAAGGGA"
+    folder.mkdir()
+    (folder / "model_parms.txt").write_text(
+        f"@Event_list\n#GeneChoice;V_gene;Undefined_side;7;v_choice\n%TRAV2*01;{v}AC;1\n"
+        f"%TRAV1*01;{v};0\n#GeneChoice;J_gene;Undefined_side;7;j_choice\n%TRAJ2*01;{j};0\n"
+        "#Deletion;V_gene;Three_prime;5;v_3_del\n%2;1\n%-1;0\n"
+        "#Deletion;J_gene;Five_prime;5;j_5_del\n%0;0\n%1;1\n%5;2\n"
+        "#Insertion;VJ_gene;Undefined_side;4;vj_ins\n%0;0\n%3;1\n@Edges\n"
+    )
+    (folder / "model_marginals.txt").write_text(
+        "@v_3_del\n$Dim[2,2]\n#[v_choice,0]\n%0.25,0.75\n#[v_choice,1]\n%1,0\n"
+        "@j_5_del\n$Dim[1,3]\n#[j_choice,0]\n%0.5,0.25,0.25\n"
+    )
+    return folder
+
+
+def test_prepare_reads_what_igor_generated(tmp_path):
+    """TRAV1*01 trimmed by 2 and TRAJ2*01 by 5, with 3 inserted; then without insertion."""
+    folder = igor_model(tmp_path / "igor")
+    header = (
+        "seq_index;GeneChoice_V_gene_Undefined_side_prio7_size2;"
+        "GeneChoice_J_gene_Undefined_side_prio7_size1;Deletion_V_gene_Three_prime_prio5_size2;"
+        "Deletion_J_gene_Five_prime_prio5_size3;Insertion_VJ_gene_Undefined_side_prio4_size2;"
+        "DinucMarkov_VJ_gene_Undefined_side_prio3_size16;Errors\n"
+    )
+    rows = "0;(0);(0);(1);(2);(1);(0,1,2);()\n1;(1);(0);(0);(0);(0);();()\n"
+    path = tmp_path / "generated_realizations_werr.csv"
+    path.write_text(header + rows)
+    summary = prepare(config(test_share=0), [path], folder, tmp_path / "out")
+    assert summary["rejected"] == {}
+    assert (tmp_path / "out" / "deletions.tsv").is_file()
+    frame = read_observations(tmp_path / "out", "train")
+    columns = ["v_gene", "j_gene", "v_trim", "j_trim", "vj_insert"]
+    assert frame[columns].astype(object).to_numpy().tolist() == [
+        ["TRAV1*01", "TRAJ2*01", 2, 5, 3],
+        ["TRAV2*01", "TRAJ2*01", -1, 0, 0],
+    ]
+    path.write_text(header + rows.replace(";(2);", ";(9);"))
+    with pytest.raises(InputError, match="must have the events that were generated"):
+        prepare(config(test_share=0), [path], folder, tmp_path / "none")
 
 
 def test_prepare_warns_of_ids_that_a_table_has_twice(tmp_path, genes, caplog):

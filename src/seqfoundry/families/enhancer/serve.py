@@ -58,7 +58,16 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 REQUIREMENTS = pinned(
-    "dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch"
+    "dnaio",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "pyfaidx",
+    "pyyaml",
+    "safetensors",
+    "tangermeme",
+    "torch",
 )
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")

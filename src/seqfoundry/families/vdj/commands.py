@@ -20,12 +20,17 @@ evaluate = standard_commands.evaluate_command(FAMILY)
 @command_line.params
 @command_line.overrides
 @command_line.option(
-    "--germline", type=command_line.PATH, metavar="FILE", help="Genes: FASTA or a table."
+    "--germline",
+    type=command_line.PATH,
+    metavar="FILE",
+    help="Genes: FASTA, a table, JSON of OGRDB, or a model folder of IGoR or OLGA.",
 )
 @command_line.option(
     "--format",
     "file_format",
-    type=command_line.Choice(("airr", "immunoseq", "parsimony", "igor")),
+    type=command_line.Choice(
+        ("airr", "changeo", "immunoseq", "parsimony", "igor", "imgt", "partis")
+    ),
     help="Format of the tables, if they do not tell.",
 )
 @command_line.out

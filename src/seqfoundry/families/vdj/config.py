@@ -63,6 +63,7 @@ OPTION_VARIABLES = (
     "weighted_avg_mh",
     "mh_config_count",
 )  # functions of the ligation options only
+DONOR_IS_FILE = "file"  # a value of prepare.donor
 JUNCTIONS = {("v", "j"): "vj", ("v", "d5"): "vd", ("d3", "j"): "dj"}
 
 
@@ -94,13 +95,19 @@ class PrepareConfig:
 
     ``locus`` is that of the genes; ``organism`` chooses among those of a germline table. A share
     ``test_share`` of the rearrangements is kept for evaluation. A call that lists several genes is
-    used when ``ambiguous`` is first, else rejected.
+    used when ``ambiguous`` is first, else rejected. ``allele``: a call without an allele means the
+    gene's first one, or its only one (other rows are rejected), or is rejected. ``count``: every
+    row is one rearrangement, or counts with its reads, which then are clustered by rearrangement.
+    ``donor``: the column that names a row's donor, ``file`` (each table is a donor) or nothing.
     """
 
     locus: Literal["TRA", "TRB", "TRG", "TRD", "IGH", "IGK", "IGL"]
     organism: str
     test_share: Rate
     ambiguous: Literal["first", "reject"]
+    allele: Literal["first", "only", "reject"]
+    count: Literal["rearrangements", "reads"]
+    donor: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,8 +207,8 @@ class _Sets(NamedTuple):
 
     base: Array  # exponent of a configuration without gamma m and without features of genes
     of_domain: Array  # log sum over N of exp(gamma m)
-    slopes: tuple[Array, Array]  # of both, (n, KH)
-    bends: tuple[Array, Array]  # second derivatives, (n, KH, KH)
+    gradients: tuple[Array, Array]  # of both, (n, KH)
+    hessians: tuple[Array, Array]  # second derivatives, (n, KH, KH)
     gamma: Array
     unit: Array  # (KH,) derivative of gamma
 
@@ -243,14 +243,15 @@ def _sets(phi: Array, problem: Problem) -> _Sets:
     of_all, all_mean, all_variance, _ = _cumulants(gamma, problem.options)
     of_domain, mean, variance, third = _cumulants(gamma, problem.domain)
     fixed = jnp.pad(problem.fixed, ((0, 0), (0, len(unit) - len(zeros[0]))))
-    slope = fixed + mean[:, None] * weigh + (weight * variance - all_mean)[:, None] * unit
+    gradient = fixed + mean[:, None] * weigh + (weight * variance - all_mean)[:, None] * unit
     cross, square = jnp.outer(weigh, unit), jnp.outer(unit, unit)
-    bend = (
+    hessian = (
         variance[:, None, None] * (cross + cross.T)
         + (weight * third - all_variance)[:, None, None] * square
     )
-    slopes, bends = (slope, mean[:, None] * unit), (bend, variance[:, None, None] * square)
-    return _Sets(fixed @ phi + weight * mean - of_all, of_domain, slopes, bends, gamma, unit)
+    gradients = (gradient, mean[:, None] * unit)
+    hessians = (hessian, variance[:, None, None] * square)
+    return _Sets(fixed @ phi + weight * mean - of_all, of_domain, gradients, hessians, gamma, unit)
 
 
 class _Pass(NamedTuple):
@@ -429,9 +430,9 @@ def value_gradient_hessian(
     masses, sets = _masses(passed, problem, weights), passed.sets
     hessian = _options_hessian(masses, sets, problem) - _shared_hessian(masses, sets, problem)
     start = len(theta) - len(sets.unit)
-    bend = jnp.einsum("n,nkl->kl", masses.sets[0] - masses.sets[1], sets.bends[0])
+    curvature = jnp.einsum("n,nkl->kl", masses.sets[0] - masses.sets[1], sets.hessians[0])
     hessian = hessian.at[start:, start:].add(
-        bend + jnp.einsum("n,nkl->kl", masses.sets[0], sets.bends[1])
+        curvature + jnp.einsum("n,nkl->kl", masses.sets[0], sets.hessians[1])
     )
     back = jnp.argsort(problem.order)
     scale = penalty / problem.n_valid * problem.penalised
@@ -453,7 +454,9 @@ def _gradient(masses: _Masses, sets: _Sets, problem: Problem) -> Array:
     left = jnp.einsum("gt,gtk->k", excess.sum(axis=2), problem.left[problem.left_gene])
     right = jnp.einsum("gu,guk->k", excess.sum(axis=1), problem.right[problem.right_gene])
     both = jnp.einsum("gtu,gtuk->k", excess, problem.pair)
-    last = (masses.sets[0] - masses.sets[1]) @ sets.slopes[0] + masses.sets[0] @ sets.slopes[1]
+    last = (masses.sets[0] - masses.sets[1]) @ sets.gradients[0] + masses.sets[0] @ sets.gradients[
+        1
+    ]
     return jnp.concatenate([left, right, both, last - masses.each @ problem.ligation * sets.unit])
 
 
@@ -461,7 +464,7 @@ def _options_hessian(masses: _Masses, sets: _Sets, problem: Problem) -> Array:
     """Sum over pairs of weight times covariance of the features over the options, in blocks."""
     left, right = problem.left[problem.left_gene], problem.right[problem.right_gene]
     both = jnp.concatenate(
-        [problem.pair, (sets.slopes[0] + sets.slopes[1])[problem.option_set]], axis=3
+        [problem.pair, (sets.gradients[0] + sets.gradients[1])[problem.option_set]], axis=3
     )
     mass = masses.expected
     of_left, of_right = mass.sum(axis=2), mass.sum(axis=1)
@@ -490,7 +493,7 @@ def _shared_hessian(masses: _Masses, sets: _Sets, problem: Problem) -> Array:
     right = problem.right[problem.right_gene[pair], u]
     both = problem.pair[pair, t, u]
     m = problem.ligation[problem.shared]
-    last = sets.slopes[0][problem.option_set.reshape(-1)[cell]] + m[:, None] * sets.unit
+    last = sets.gradients[0][problem.option_set.reshape(-1)[cell]] + m[:, None] * sets.unit
     features = jnp.concatenate([left, right, both, last], axis=1)
     share = masses.shares[problem.shared][:, None]
     means = segment_sum(share * features, problem.shared_sequence, n, indices_are_sorted=True)

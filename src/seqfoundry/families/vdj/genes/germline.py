@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
@@ -49,6 +50,24 @@ class Germline:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def find_exact(genes: Sequence[GermlineGene], name: str) -> str:
+    """Return the gene of exactly this name (a slash may be missing: TRAV14DV4); else nothing."""
+    names = {gene.name.replace("/", ""): gene.name for gene in genes}
+    names |= {gene.name: gene.name for gene in genes}
+    return names.get(name, names.get(name.replace("/", ""), ""))
+
+
+def alleles_of(genes: Sequence[GermlineGene], gene: str) -> list[GermlineGene]:
+    """Return the alleles of a gene; a slash in its name may be missing."""
+    key = gene.replace("/", "")
+    return [one for one in genes if one.name.replace("/", "").partition("*")[0] == key]
+
+
+def first_allele(alleles: Sequence[GermlineGene]) -> str:
+    r"""Return the name of the allele \*01 if present, else of the first."""
+    return next((gene.name for gene in alleles if gene.name.endswith("*01")), alleles[0].name)
+
+
 def resolve(germline: Germline, side: str, name: str) -> str:
     r"""Find the allele that a call names.
 
@@ -61,14 +80,11 @@ def resolve(germline: Germline, side: str, name: str) -> str:
     MissingError
         If there is no such gene, and which are near; or only several alleles with different ends.
     """
-    genes, first = germline.of(side), name.split(",")[0].strip()
-    key = first.replace("/", "")
-    names = {gene.name.replace("/", ""): gene.name for gene in genes} | {
-        gene.name: gene.name for gene in genes
-    }
-    if found := names.get(first, names.get(key)):
-        return found
-    alleles = [gene for gene in genes if gene.name.replace("/", "").partition("*")[0] == key]
+    genes = germline.of(side)
+    first = name.split(",")[0].strip()
+    if exact := find_exact(genes, first):
+        return exact
+    alleles = [] if "*" in first else alleles_of(genes, first)
     if not alleles:
         near = (
             ", ".join(get_close_matches(first, [gene.name for gene in genes], n=3, cutoff=0.0))
@@ -78,16 +94,16 @@ def resolve(germline: Germline, side: str, name: str) -> str:
         raise MissingError(
             f"{where}: a name must be one of the germline, got {first!r}; near: {near}"
         )
-    if not _same_end(alleles):
+    if not have_same_end(alleles):
         listed = ", ".join(gene.name for gene in alleles)
         raise MissingError(
             f"{germline.locus}: {first} must say which allele, as ends differ, got none of "
             f"{listed}"
         )
-    return next((gene.name for gene in alleles if gene.name.endswith("*01")), alleles[0].name)
+    return first_allele(alleles)
 
 
-def _same_end(alleles: list[GermlineGene]) -> bool:
+def have_same_end(alleles: Sequence[GermlineGene]) -> bool:
     """Whether alleles have the same end; a V sequenced less far may lack the last nucleotides."""
     if alleles[0].segment == "V" and all(gene.anchor is not None for gene in alleles):
         ends = [gene.sequence[max((gene.anchor or 0) - END // 2, 0) :] for gene in alleles]

@@ -18,15 +18,22 @@ from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
 
 Numbers = NDArray[np.float64]
 
+# words for no value; in text columns they are empty
+MISSING = ("NA", "N/A", "na", "NaN", "nan", "None", "none", "null", "NULL")
+
 SIDES = {"vj": ("v", "j"), "vd": ("v", "d5"), "dj": ("d3", "j")}  # of each junction
 
 
 @dataclass(slots=True)
 class Rejected:
-    """Rows left out: how many for each reason, and the first of each as an example."""
+    """Rows left out: how many for each reason, and the first of each as an example.
+
+    ``assumed`` counts the rows that are kept although something of them was assumed.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    assumed: dict[str, int] = field(default_factory=dict)
 
     def add(self, reason: str, number: int, example: str) -> None:
         """Count ``number`` rows more under ``reason``."""
@@ -43,24 +50,25 @@ def most_common_reasons(rejected: Rejected) -> str:
 
 @dataclass(slots=True)
 class RawRows:
-    """Rows of one form on their way to the normal one; ``keep`` says which are still good."""
+    """Rows of one form on their way to the normal one; ``is_kept`` says which are still good."""
 
     raw: pd.DataFrame
     germline: Germline
     rejected: Rejected
     where: str
     ids: pd.Series
-    keep: NDArray[np.bool_]
+    is_kept: NDArray[np.bool_]
     genes: dict[str, NDArray[np.int64]] = field(
         default_factory=dict
     )  # of each segment: index among its genes
-    made: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
-    inserted: dict[str, pd.Series] = field(
-        default_factory=dict
-    )  # nucleotides of each junction, empty: not known
+    values: dict[str, Any] = field(default_factory=dict)  # numbers of the normal form
+    # nucleotides of each junction, empty: not known
+    inserted: dict[str, pd.Series] = field(default_factory=dict)
+    has_indels: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    assumptions: list[tuple[NDArray[np.bool_], str]] = field(default_factory=list)
 
     @classmethod
-    def of(
+    def from_table(
         cls, raw: pd.DataFrame, germline: Germline, rejected: Rejected, where: str, first: int
     ) -> "RawRows":
         """Take rows of text, the first of which is number ``first`` of the table ``where``."""
@@ -71,22 +79,39 @@ class RawRows:
         ids = pd.Series("", raw.index) if known is None else known.astype("str").fillna("")
         if (ids == "").any():
             ids = ids.where(ids != "", pd.Series(np.arange(first, first + len(raw)).astype(str)))
-        return cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
+        rows = cls(raw, germline, rejected, where, ids, np.ones(len(raw), dtype=bool))
+        rows.has_indels = np.zeros(len(raw), dtype=bool)
+        return rows
 
     def drop(self, wrong: Any, reason: str) -> None:
         """Leave out good rows where ``wrong``, counted under ``reason``."""
-        bad = self.keep & np.asarray(wrong, dtype=bool)
+        bad = self.is_kept & np.asarray(wrong, dtype=bool)
         if bad.any():
             self.rejected.add(
                 reason, int(bad.sum()), f"{self.where}: {self.ids.iloc[int(np.argmax(bad))]}"
             )
-            self.keep &= ~bad
+            self.is_kept &= ~bad
+
+    def assume(self, rows: Any, assumption: str) -> None:
+        """Note what is assumed of rows; those that are kept in the end are counted."""
+        self.assumptions.append((np.asarray(rows, dtype=bool), assumption))
+
+    def count_assumptions(self) -> None:
+        """Count the rows that are kept although something of them was assumed."""
+        for rows, assumption in self.assumptions:
+            if number := int((rows & self.is_kept).sum()):
+                before = self.rejected.assumed.get(assumption, 0)
+                self.rejected.assumed[assumption] = before + number
+
+    def has(self, *columns: str) -> bool:
+        """Whether the table has any of the columns."""
+        return any(column in self.raw for column in columns)
 
     def text(self, column: str) -> pd.Series:
         """Return a column; empty text where the table has none."""
         if column not in self.raw:
             return pd.Series("", index=self.raw.index, dtype="str")
-        return self.raw[column].astype("str").fillna("")
+        return self.raw[column].astype("str").fillna("").str.strip()
 
     def factors(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
         """Give each row the number of its text, and the texts; for columns with few.
@@ -108,7 +133,7 @@ class RawRows:
         )
         return np.asarray(np.where(np.isfinite(values), values, np.nan)[codes])
 
-    def of_gene(self, side: str, values: Any) -> Any:
+    def spread_by_gene(self, side: str, values: Any) -> Any:
         """Spread values of the genes of a side over the rows.
 
         Nonsense where the gene is unknown.
@@ -118,8 +143,31 @@ class RawRows:
     def length(self, side: str) -> Numbers:
         """Return the length of each row's gene, in nucleotides."""
         return np.asarray(
-            self.of_gene(side, [float(len(gene.sequence)) for gene in self.germline.of(side)])
+            self.spread_by_gene(
+                side, [float(len(gene.sequence)) for gene in self.germline.of(side)]
+            )
         )
+
+
+def read_truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
+    """Read the words of a column as 1 and 0; NaN where neither."""
+    codes, words = chunk.factors(column)
+    values = [np.nan] * len(words)
+    for number, word in enumerate(words):
+        if word.strip().lower() in true:
+            values[number] = 1.0
+        elif word.strip().lower() in false:
+            values[number] = 0.0
+    return np.array(values)[codes]
+
+
+def read_counts(chunk: RawRows, *columns: str) -> Numbers:
+    """Read how many reads a row stands for: 1 where none of the columns tells."""
+    column = next((name for name in columns if name in chunk.raw), columns[0])
+    untold = (chunk.text(column) == "").to_numpy()
+    if column in chunk.raw and untold.any():
+        chunk.assume(untold, "no number of reads: one is meant")
+    return np.where(untold, 1.0, chunk.number(column))
 
 
 def junctions(germline: Germline) -> tuple[str, ...]:
@@ -160,7 +208,7 @@ def leave_out(
     return frame[~bad]
 
 
-def of_group(
+def select_group(
     frame: pd.DataFrame, specification: Specification, rejected: Rejected
 ) -> pd.DataFrame:
     """Leave out rows of another productivity or with insertions.
@@ -169,7 +217,7 @@ def of_group(
     """
     group = specification.group
     if not group.ligation:
-        frame = of_productivity(frame, frame["productive"], group.productivity, rejected)
+        frame = select_productivity(frame, frame["productive"], group.productivity, rejected)
     if group.insertions != "all":
         inserted = frame[f"{specification.junction}_insert"] > 0
         wrong = ~inserted if group.insertions == "nonzero" else inserted
@@ -182,7 +230,7 @@ def of_group(
     return frame
 
 
-def of_productivity(
+def select_productivity(
     frame: pd.DataFrame, productive: Any, wanted: str, rejected: Rejected
 ) -> pd.DataFrame:
     """Leave out rows that are not of the productivity ``wanted``, or not known to be."""

@@ -1,304 +1,353 @@
-"""Readers of rearrangement tables: AIRR, immunoSEQ, parsimony, IGoR.
+"""Formats of rearrangement tables: how each is recognised, what it must have, who reads it."""
 
-The readers of the ``airr`` library go row by row, or give up at an empty boolean; tests hold our
-AIRR tables against it.
-"""
-
+import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.tables import refuse_wide
-from seqfoundry.families.vdj.genes.choices import LEFT_SIDES
-from seqfoundry.families.vdj.genes.germline import SEGMENT_OF, Germline
-from seqfoundry.families.vdj.rearrangements.chunks import (
-    SIDES,
-    Numbers,
-    RawRows,
-    junctions,
-    ligation_column,
-    sides_of,
-)
-from seqfoundry.families.vdj.rearrangements.gene_names import NO_CALL, imgt_name
-
-KNOWN = re.compile(  # columns that are read
-    r"([vdj]|adaptive_v_gene)_(call|gene|resolved|cigar|index|(sequence|germline)_(start|end))|locus|junction|count"
-    r"|([vj]|d[0135])_(trim|pnuc|deletions)|(vj|vd|dj)_(insert|ligation_mh)|n[12]_(insertions|length|index)|np[12]"
-    r"|(np[12]|p3[vd]|p5[dj])_length|ligation_mh|productive|vj_in_frame|stop_codon|(duplicate|consensus)_count|templates"
-    r"|frequency|frame_type|rearrangement(_type)?|cdr3_nucseq|sequence_id|seq_index"
+from seqfoundry.families.vdj.genes.germline import Germline
+from seqfoundry.families.vdj.rearrangements.airr import read_airr
+from seqfoundry.families.vdj.rearrangements.chunks import RawRows, junctions
+from seqfoundry.families.vdj.rearrangements.readers import (
+    immunoseq_calls,
+    read_igor,
+    read_imgt,
+    read_immunoseq,
+    read_olga,
+    read_parsimony,
+    read_partis,
+    read_realizations,
 )
 
-MANY = re.compile(
-    r"[vdj]_cigar|junction|np[12]|rearrangement|cdr3_nucseq|sequence_id|seq_index"
-)  # distinct values
+READ_COLUMNS = re.compile(  # columns that are read, by our names
+    r"([vdj]|adaptive_v_gene)_(call|gene|resolved|cigar|index|gene_ties|allele"
+    r"|(sequence|germline)_(start|end|length))|locus|junction(_length)?|count"
+    r"|([vj]|d[0135])_(trim|pnuc|deletions)|(vj|vd|dj)_(insert|ligation_mh|bases|insertion)"
+    r"|n[12]_(insertions|length|index)|np[12]|(np[12]|p3[vd]|p5[dj])_length|ligation_mh"
+    r"|productive|vj_in_frame|stop_codon|(duplicate|consensus|umi)_count|templates|frame_type"
+    r"|rearrangement(_type|s)?|cdr3_nucseq|sequence(_id)?|seq_index|rev_comp|v_imgt_(start|length)"
+    r"|functionality|([vj]_[35]p|d_[35]p)_del|invalid|unique_ids|in_frames|stops"
+    r"|squared_count|donor"
+)
+TEXT_COLUMNS = re.compile(  # columns with many distinct values
+    r"[vdj]_cigar|junction|np[12]|rearrangement|cdr3_nucseq|sequence(_id)?|seq_index|unique_ids"
+    r"|(vd|dj)_insertion|vj_bases"
+)
 
-# nucleotides, of TRA rearrangements read by Adaptive: with more, the reference doubts the call
-MOST_INSERTED = 15
-_TRUE, _FALSE = {"true", "t", "1"}, {"false", "f", "0"}  # in AIRR tables
-_STOP = r"^(?:[ACGTN]{3})*?(?:TAA|TAG|TGA)"
 
+@dataclass(frozen=True, slots=True)
+class TableFormat:
+    """One format of tables.
 
-def form_of(path: Path, header: list[str], germline: Germline, form: str | None) -> str:
-    """Tell which format a table has, unless given, and refuse one that lacks columns.
-
-    Of ``a|b`` any column does.
+    Attributes
+    ----------
+    name
+        As ``--format`` takes it.
+    marks
+        Columns that it is known by.
+    required, required_vj, required_d
+        More that a table must have; for loci without, and with D genes. Of ``a|b`` either does.
+    read
+        Reader of its rows.
+    calls
+        What the columns of the calls are named after the segment.
+    rename
+        Our names of its columns, where they have others.
+    translate
+        Changes to the columns before the rows are read.
     """
-    if form is not None and form not in FORMS:
-        raise InputError(f"{path}: the format must be one of {', '.join(FORMS)}, got {form}")
+
+    name: str
+    marks: tuple[str, ...]
+    read: Callable[[RawRows], None]
+    calls: str
+    required: str = ""
+    required_vj: str = ""
+    required_d: str = ""
+    rename: Callable[[str], str] = str
+    translate: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+
+    def call_column(self, segment: str) -> str:
+        """Name of the column with the calls of a segment."""
+        return f"{segment}_{self.calls}"
+
+
+_CHANGE_O = {
+    "SEQUENCE_INPUT": "sequence",
+    "V_GERM_START_VDJ": "v_germline_start",
+    "V_GERM_LENGTH_VDJ": "v_germline_length",
+    "V_GERM_START_IMGT": "v_imgt_start",
+    "V_GERM_LENGTH_IMGT": "v_imgt_length",
+    "FUNCTIONAL": "productive",
+    "IN_FRAME": "vj_in_frame",
+    "STOP": "stop_codon",
+    "DUPCOUNT": "duplicate_count",
+    "CONSCOUNT": "consensus_count",
+}
+_CHANGE_O_PARTS = (("_SEQ_", "_sequence_"), ("_GERM_", "_germline_"))
+
+
+def change_o_name(column: str) -> str:
+    """Return AIRR's name of a column of Change-O.
+
+    Examples
+    --------
+    >>> change_o_name("J_GERM_LENGTH"), change_o_name("V_CALL")
+    ('j_germline_length', 'v_call')
+    """
+    if column in _CHANGE_O:
+        return _CHANGE_O[column]
+    for theirs, ours in _CHANGE_O_PARTS:
+        column = column.replace(theirs, ours)
+    return column.lower()
+
+
+_IMMUNOSEQ = {
+    "nucleotide": "rearrangement",
+    "count": "templates",
+    "count (templates)": "templates",
+    "count (templates/reads)": "templates",
+    "count (reads)": "templates",
+    "estimatedNumberGenomes": "templates",
+    "sequenceStatus": "frame_type",
+    "frameType": "frame_type",
+    "vMaxResolved": "v_resolved",
+    "dMaxResolved": "d_resolved",
+    "jMaxResolved": "j_resolved",
+}
+
+
+def immunoseq_name(column: str) -> str:
+    """Return the third version's name of a column of immunoSEQ's first or second.
+
+    Examples
+    --------
+    >>> immunoseq_name("d5Deletion"), immunoseq_name("vIndex"), immunoseq_name("VGeneName")
+    ('d5_deletions', 'v_index', 'v_gene')
+    """
+    if column in _IMMUNOSEQ:
+        return _IMMUNOSEQ[column]
+    if found := re.fullmatch(r"([vdj][35]?)Deletion", column):
+        return f"{found[1]}_deletions"
+    if found := re.fullmatch(r"(n[12])Insertion", column):
+        return f"{found[1]}_insertions"
+    if found := re.fullmatch(r"([vdj]|n[12])Index", column):
+        return f"{found[1]}_index"
+    if found := re.fullmatch(r"([VDJvdj])Gene(Name|Allele|NameTies)", column):
+        kind = {"Name": "gene", "Allele": "allele", "NameTies": "gene_ties"}[found[2]]
+        return f"{found[1].lower()}_{kind}"
+    return column
+
+
+_IMGT = {
+    "Sequence ID": "sequence_id",
+    "V-DOMAIN Functionality": "functionality",
+    "Functionality": "functionality",
+    "V-GENE and allele": "v_call",
+    "D-GENE and allele": "d_call",
+    "J-GENE and allele": "j_call",
+    "JUNCTION": "junction",
+    "3'V-REGION trimmed-nt nb": "v_trim",
+    "5'D-REGION trimmed-nt nb": "d5_trim",
+    "3'D-REGION trimmed-nt nb": "d3_trim",
+    "5'J-REGION trimmed-nt nb": "j_trim",
+    "P3'V-nt nb": "v_pnuc",
+    "P5'D-nt nb": "d5_pnuc",
+    "P3'D-nt nb": "d3_pnuc",
+    "P5'J-nt nb": "j_pnuc",
+    "N-REGION-nt nb": "vj_insert",
+    "N1-REGION-nt nb": "vd_insert",
+    "N2-REGION-nt nb": "dj_insert",
+}
+_PARTIS = {f"{segment}_gene": f"{segment}_call" for segment in "vdj"}
+_AIRR_VJ = "v_germline_end|v_germline_length|v_imgt_length|v_cigar j_germline_start|j_cigar"
+_AIRR_D = "d_call d_germline_start|d_cigar d_germline_end|d_germline_length|d_cigar"
+
+FORMATS = {
+    known.name: known
+    for known in (
+        TableFormat("airr", ("v_call", "j_call"), read_airr, "call", _AIRR_VJ, required_d=_AIRR_D),
+        TableFormat(
+            "changeo",
+            ("V_CALL", "J_CALL"),
+            read_airr,
+            "call",
+            _AIRR_VJ,
+            required_d=_AIRR_D,
+            rename=change_o_name,
+        ),
+        TableFormat(
+            "immunoseq",
+            ("v_deletions", "j_deletions", "n1_insertions"),
+            read_immunoseq,
+            "call",
+            "v_resolved|v_gene j_resolved|j_gene frame_type",
+            required_d="d_resolved|d_gene d5_deletions d3_deletions n2_insertions",
+            rename=immunoseq_name,
+            translate=immunoseq_calls,
+        ),
+        TableFormat(
+            "parsimony",
+            ("v_gene", "j_gene", "v_trim", "j_trim", "vj_insert", "cdr3_nucseq"),
+            read_parsimony,
+            "gene",
+            required_d="locus_without_D",
+        ),
+        TableFormat(
+            "igor",
+            ("v_gene", "j_gene", "v_trim", "j_trim"),
+            read_igor,
+            "gene",
+            required_vj="vj_insert",
+            required_d="d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert",
+        ),
+        TableFormat(
+            "imgt",
+            ("V-GENE and allele", "3'V-REGION trimmed-nt nb"),
+            read_imgt,
+            "call",
+            "j_call j_trim",
+            required_vj="vj_insert",
+            required_d="d_call d5_trim d3_trim vd_insert dj_insert",
+            rename=lambda column: _IMGT.get(column, column),
+        ),
+        TableFormat(
+            "partis",
+            ("v_gene", "v_3p_del", "j_5p_del"),
+            read_partis,
+            "call",
+            "vd_insertion dj_insertion in_frames stops",
+            required_d="d_call d_5p_del d_3p_del",
+            rename=lambda column: _PARTIS.get(column, column),
+        ),
+        TableFormat("olga", ("no header",), read_olga, "call", required_d="locus_without_D"),
+        TableFormat("realizations", ("GeneChoice_V_gene",), read_realizations, "call"),
+    )
+}
+OLGA_COLUMNS = ("junction", "junction_aa", "v_call", "j_call")
+TAKEN_FORMATS = ("airr", "changeo", "immunoseq", "parsimony", "igor", "imgt", "partis")
+
+_REFUSED = (  # columns, what such a table is, why it cannot be read, what to do
+    (
+        {"contig_id", "cdr3_nt", "v_gene"},
+        "a contig table of Cell Ranger",
+        "where the genes end",
+        "give airr_rearrangement.tsv of the same run",
+    ),
+    (
+        {"targetSequences"},
+        "a table of MiXCR clones",
+        "positions in the genes in a form that others share",
+        "give what `mixcr exportAirr` writes",
+    ),
+    (
+        {"bestVHit", "bestJHit"},
+        "a table of MiXCR clones",
+        "where the genes end",
+        "give what `mixcr exportAirr` writes",
+    ),
+    (
+        {"allVHitsWithScore", "allJHitsWithScore"},
+        "a table of MiXCR clones",
+        "positions in the genes in a form that others share",
+        "give what `mixcr exportAirr` writes",
+    ),
+    (
+        {"cdr3nt", "v", "j"},
+        "a table of vdjtools",
+        "how much of the genes was trimmed",
+        "give the AIRR table of the program that annotated the reads",
+    ),
+    (
+        {"Sequence ID", "V-GENE and allele"},
+        "a table of IMGT/HighV-QUEST other than 6_Junction",
+        "how much of the genes was trimmed",
+        "give 6_Junction.txt of the same analysis",
+    ),
+    (
+        {"seq_index", "nt_sequence"},
+        "the sequences that IGoR generated",
+        "genes and trims",
+        "give generated_realizations_werr.csv of the same folder",
+    ),
+)
+
+
+def split_header(line: str) -> tuple[list[str], str]:
+    """Split the first line of a table; return its fields and what is between them."""
+    delimiter = next((mark for mark in "\t;," if mark in line), "\t")
+    fields = next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [""])
+    return [field.strip(' "') for field in fields], delimiter
+
+
+def is_olga(fields: Sequence[str]) -> bool:
+    """Whether a first line is already a row of OLGA's generated sequences, which have no header.
+
+    Examples
+    --------
+    >>> is_olga(["TGTGCAGCAACTTTC", "CAATF", "TRAV1-1", "TRAJ1"]), is_olga(["v_call", "j_call"])
+    (True, False)
+    """
+    return re.fullmatch(r"[ACGT]{9,}", fields[0]) is not None
+
+
+def detect_format(
+    path: Path, header: Sequence[str], germline: Germline, file_format: str | None
+) -> TableFormat:
+    """Tell which format a table has, unless given, and refuse one that lacks columns."""
+    if file_format is not None and file_format not in FORMATS:
+        listed = ", ".join(TAKEN_FORMATS)
+        raise InputError(f"{path}: the format must be one of {listed}, got {file_format}")
     refuse_wide(path, len(header))
-    present = ", ".join(header)[:100] + " (one column: there must be tabs between them)" * (
-        len(header) == 1
-    )
-    form = form or next(
-        (name for name, (marks, *_) in FORMS.items() if set(marks.split()) <= set(header)), None
-    )
-    if form is None:
-        known = "; ".join(f"{name}: {marks}" for name, (marks, *_) in FORMS.items())
-        raise InputError(f"{path}: must have the columns of one format ({known}), got: {present}")
-    marks, always, with_vj, with_d, _ = FORMS[form]
-    needed = f"{marks} {always} {with_vj if junctions(germline) == ('vj',) else with_d}".split()
-    missing = [column for column in needed if not set(column.split("|")) & set(header)]
+    present = ", ".join(header)[:100]
+    if len(header) == 1:
+        present += " (one column: there must be tabs or commas between them)"
+    if file_format is None:
+        table_format = _recognise(path, header, germline, present)
+    else:
+        table_format = FORMATS[file_format]
+    columns = {table_format.rename(column) for column in header}
+    marks = [table_format.rename(mark) for mark in table_format.marks if file_format is not None]
+    by_locus = table_format.required_vj
+    if junctions(germline) != ("vj",):
+        by_locus = table_format.required_d
+    required = [*marks, *table_format.required.split(), *by_locus.split()]
+    missing = [column for column in required if not set(column.split("|")) & columns]
+    if "locus_without_D" in missing:
+        raise InputError(
+            f"{path}: a {table_format.name} table must be of a locus without D genes, "
+            f"got {germline.locus}"
+        )
     if missing:
         raise InputError(
-            f"{path}: must have the columns {', '.join(missing)} ({form}), got: {present}"
+            f"{path}: must have the columns {', '.join(missing)} ({table_format.name}), "
+            f"got: {present}"
         )
-    return form
+    return table_format
 
 
-def _truth(chunk: RawRows, column: str, true: set[str], false: set[str]) -> Numbers:
-    """Read the words of a column as 1 and 0; NaN where neither."""
-    codes, words = chunk.factors(column)
-    return np.array(
-        [
-            1.0 if (low := word.lower()) in true else 0.0 if low in false else np.nan
-            for word in words
-        ]
-    )[codes]
-
-
-def _cut_out(texts: pd.Series, start: Numbers, size: Numbers) -> pd.Series:
-    """Cut ``size`` letters out of each text.
-
-    Empty where the start is not known or the text too short.
-    """
-    known = np.isfinite(start) & np.isfinite(size) & (start >= 0)
-    first, last = (np.where(known, end, 0).astype(int) for end in (start, start + size))
-    return pd.Series(
-        [text[a:b] for text, a, b in zip(texts, first, last, strict=True)],
-        index=texts.index,
-        dtype="str",
-    )
-
-
-def _read_airr(chunk: RawRows) -> None:
-    """AIRR counts from 1, ends included, in the ungapped gene.
-
-    Where positions are missing, the CIGARs give them.
-    """
-    ends = {segment: _positions(chunk, segment) for segment in chunk.genes}
-    columns = {
-        side: f"p{3 if side in LEFT_SIDES else 5}{side[0]}_length"
-        for side in sides_of(chunk.germline)
-    }
-    palindromes = {side: chunk.number(column) for side, column in columns.items()}
-    for side, palindrome in palindromes.items():
-        segment = SEGMENT_OF[side]
-        start, end, *_ = ends[segment.lower()]
-        cut = chunk.length(side) - end if side in LEFT_SIDES else start - 1
-        chunk.made[f"{side}_trim"] = cut - np.nan_to_num(palindrome)
-        chunk.drop(np.isnan(cut), f"missing germline coordinates of {segment}")
-        chunk.drop(end > chunk.length(side), f"germline coordinates beyond the {segment} gene")
-    for number, junction in enumerate(junctions(chunk.germline), start=1):
-        left, right = SIDES[junction]
-        known = np.isfinite(palindromes[left]) | np.isfinite(palindromes[right])
-        palindrome = np.nan_to_num(palindromes[left]) + np.nan_to_num(palindromes[right])
-        gap = ends[SEGMENT_OF[right].lower()][2] - ends[SEGMENT_OF[left].lower()][3] - 1
-        text = chunk.text(f"np{number}")
-        total, added = chunk.number(f"np{number}_length"), chunk.number(f"n{number}_length")
-        total = np.where(np.isnan(total) & (text != ""), text.str.len(), total)
-        chunk.drop(
-            np.isfinite(gap + total) & (total != np.maximum(gap, 0)), f"{junction}: inconsistent"
-        )
-        total = np.where(np.isfinite(gap), np.maximum(gap - palindrome, 0), total - palindrome)
-        insert = np.where(np.isfinite(added) & (known | np.isnan(total)), added, total)
-        chunk.made[f"{junction}_insert"] = insert
-        ligation = np.where(
-            np.isfinite(gap), palindrome + insert - gap, np.where(insert > 0, 0, np.nan)
-        )
-        chunk.made[ligation_column(junction)] = ligation
-        chunk.inserted[junction] = text.where(~known, "")
-    counted = "duplicate_count" if "duplicate_count" in chunk.raw else "consensus_count"
-    chunk.made["count"] = np.where(chunk.text(counted) == "", 1, chunk.number(counted))
-    chunk.made["productive"] = _airr_productivity(chunk)
-
-
-def _airr_productivity(chunk: RawRows) -> Numbers:
-    """Say what ``productive`` says.
-
-    Else frame and stop codons as given, else those of the junction.
-    """
-    names = ("productive", "vj_in_frame", "stop_codon")
-    given, in_frame, stop = (_truth(chunk, name, _TRUE, _FALSE) for name in names)
-    junction = chunk.text("junction").str.upper()
-    whole = (junction.str.len() % 3 == 0) & ~junction.str.contains(_STOP)
-    found = np.where(junction == "", np.nan, whole.astype(float))
-    found = np.where(
-        (in_frame == 0) | (stop == 1), 0, np.where((in_frame == 1) & (stop == 0), 1, found)
-    )
-    return np.where(np.isnan(given), found, given)
-
-
-def _positions(chunk: RawRows, segment: str) -> list[Numbers]:
-    """Find where gene and read are aligned (start, end in the gene.
-
-    In the read), from columns or else CIGARs.
-    """
-    names = ("germline_start", "germline_end", "sequence_start", "sequence_end")
-    found = [chunk.number(f"{segment}_{name}") for name in names]
-    cigars = chunk.text(f"{segment}_cigar")
-    rows = np.flatnonzero(np.isnan(sum(found)) & cigars.str.contains("[M=X]").to_numpy())
-    runs = (
-        cigars.iloc[rows]
-        .reset_index(drop=True)
-        .str.extractall(r"(?P<size>\d+)(?P<kind>[MIDNSHPX=])")
-    )
-    row, kind, size = runs.index.get_level_values(0), runs["kind"], runs["size"].astype(float)
-    before = (kind.isin(list("M=XID")).groupby(level=0).cumsum() == 0).to_numpy()
-
-    def total(kinds: str, where: Any) -> Numbers:
-        return np.bincount(
-            row, np.where(kind.isin(list(kinds)) & where, size, 0.0), len(rows)
-        ).astype(np.float64)
-
-    gene, read, after = total("N", before), total("S", before), total("N", ~before)
-    length = chunk.length("d3" if segment == "d" else segment)[rows]
-    end = np.where(after > 0, length - after, gene + total("M=XD", True))
-    for numbers, values in zip(
-        found, (gene + 1, end, read + 1, read + total("M=XI", True)), strict=True
-    ):
-        numbers[rows] = np.where(np.isnan(numbers[rows]), values, numbers[rows])
-    return found
-
-
-def _read_immunoseq(chunk: RawRows) -> None:
-    """Insert sizes n1 and n2 are V-D and D-J; ``no data`` is 0; a count of -1 is none."""
-    chunk.raw = chunk.raw.astype("str").replace("no data", "0")
-    found, kinds = junctions(chunk.germline), chunk.text("rearrangement_type")
-    chunk.drop(
-        ~kinds.isin(["", "VJ" if found == ("vj",) else "VDJ"]),
-        "rearrangement of another type (VJ, VDJ, DJ)",
-    )
-    for side in sides_of(chunk.germline):
-        chunk.made[f"{side}_trim"] = chunk.number(f"{side}_deletions")
-    for number, junction in enumerate(found, start=1):
-        size = chunk.made[f"{junction}_insert"] = chunk.number(f"n{number}_insertions")
-        chunk.made[ligation_column(junction)] = np.zeros(len(size))
-        start = chunk.number("d_index" if junction == "vd" else "j_index") - size
-        if junction == "vj":
-            start = np.where(chunk.number("n2_index") >= 0, chunk.number("n2_index"), start)
-        chunk.inserted[junction] = _cut_out(chunk.text("rearrangement"), start, size)
-    _drop_long(chunk, np.ones(len(chunk.raw), dtype=bool))
-    counts = (
-        chunk.number("templates") if "templates" in chunk.raw else 100 * chunk.number("frequency")
-    )
-    chunk.made["count"] = np.where(counts == -1, 0, counts)
-    chunk.made["productive"] = _truth(chunk, "frame_type", {"in"}, {"out", "stop"})
-
-
-def _drop_long(chunk: RawRows, adaptive: Any) -> None:
-    wrong = (
-        adaptive
-        & (chunk.germline.locus == "TRA")
-        & (chunk.made.get("vj_insert", 0) > MOST_INSERTED)
-    )
-    chunk.drop(wrong, f"vj_insert above {MOST_INSERTED} (immunoSEQ)")
-
-
-def _read_igor(chunk: RawRows) -> None:
-    """Trims as they are, or with P-nucleotides in columns of their own.
-
-    Reads without a count column count 1.
-    """
-    for side in sides_of(chunk.germline):
-        old = side.replace("5", "0").replace("3", "1")  # the ends of a D by IGoR's other names
-        palindrome = np.nan_to_num(chunk.number(f"{side}_pnuc", f"{old}_pnuc"))
-        chunk.made[f"{side}_trim"] = chunk.number(f"{side}_trim", f"{old}_trim") - np.maximum(
-            palindrome, 0
-        )
-    for junction in junctions(chunk.germline):
-        column = ligation_column(junction)
-        chunk.made[f"{junction}_insert"] = chunk.number(f"{junction}_insert")
-        chunk.made[column] = (
-            chunk.number(column) if column in chunk.raw else np.zeros(len(chunk.raw))
-        )
-    known = [gene.name for gene in chunk.germline.of("v")]
-    codes, calls = chunk.factors("adaptive_v_gene_call")
-    other = [
-        imgt_name(call, tuple(known)).partition("*")[0] if call not in NO_CALL else ""
-        for call in calls
-    ]
-    ours, theirs = (
-        chunk.of_gene("v", [name.partition("*")[0] for name in known]),
-        np.array(other)[codes],
-    )
-    adaptive = theirs != ""
-    chunk.drop(adaptive & (theirs != ours), "V gene is not adaptive_v_gene_call")
-    _drop_long(chunk, adaptive)
-    chunk.made["count"] = (
-        chunk.number("count") if "count" in chunk.raw else np.ones(len(chunk.raw))
-    )
-    true, false = (
-        {"true", "t", "1", "productive"},
-        {"false", "f", "0", "nonproductive", "unproductive"},
-    )
-    chunk.made["productive"] = _truth(chunk, "productive", true, false)
-
-
-def _read_parsimony(chunk: RawRows) -> None:
-    """Find the insert in the CDR3, behind what is left of the V gene from its anchor on."""
-    _read_igor(chunk)
-    ends = [
-        np.nan if gene.anchor is None else len(gene.sequence) - gene.anchor
-        for gene in chunk.germline.of("v")
-    ]
-    start = chunk.of_gene("v", ends) - chunk.made["v_trim"]
-    chunk.inserted["vj"] = _cut_out(chunk.text("cdr3_nucseq"), start, chunk.made["vj_insert"])
-
-
-# of each form: columns that it is known by; more that every table must have, with vj and with D
-# genes; its reader
-FORMS: dict[str, tuple[str, str, str, str, Callable[[RawRows], None]]] = {
-    "airr": (
-        "v_call j_call",
-        "v_germline_end|v_cigar j_germline_start|j_cigar",
-        "",
-        "d_call d_germline_start|d_cigar d_germline_end|d_cigar",
-        _read_airr,
-    ),
-    "immunoseq": (
-        "v_resolved j_resolved v_deletions j_deletions",
-        "n1_insertions frame_type templates|frequency",
-        "",
-        "d_resolved d5_deletions d3_deletions n2_insertions",
-        _read_immunoseq,
-    ),
-    "parsimony": (
-        "v_gene j_gene v_trim j_trim vj_insert cdr3_nucseq",
-        "",
-        "",
-        "locus_without_D",
-        _read_parsimony,
-    ),
-    "igor": (
-        "v_gene j_gene v_trim j_trim",
-        "",
-        "vj_insert",
-        "d_gene d5_trim|d0_trim d3_trim|d1_trim vd_insert dj_insert",
-        _read_igor,
-    ),
-}
+def _recognise(path: Path, header: Sequence[str], germline: Germline, present: str) -> TableFormat:
+    if is_olga(header):
+        if len(header) < len(OLGA_COLUMNS):
+            raise InputError(
+                f"{path}: sequences of OLGA must stand beside their V and J genes, got "
+                f"{len(header)} columns; generate them with genes recorded"
+            )
+        return FORMATS["olga"]
+    if any(column.startswith("GeneChoice_V_gene") for column in header):
+        return FORMATS["realizations"]
+    columns = set(header)
+    for table_format in FORMATS.values():
+        named = {table_format.rename(column) for column in columns}
+        if set(table_format.marks) <= columns or set(table_format.marks) <= named:
+            return table_format
+    for marks, what, lacking, way in _REFUSED:
+        if marks <= columns:
+            raise InputError(f"{path}: {what} does not tell {lacking}; {way}")
+    listed = "; ".join(f"{name}: {' '.join(FORMATS[name].marks)}" for name in TAKEN_FORMATS)
+    raise InputError(f"{path}: must have the columns of one format ({listed}), got: {present}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj.config import Specification
-from seqfoundry.families.vdj.genes import choices as ways
+from seqfoundry.families.vdj.genes import choices as trim_options
 from seqfoundry.families.vdj.genes.choices import MAX_LIGATION, Choices
 from seqfoundry.families.vdj.genes.germline import SEGMENT_OF
 from seqfoundry.families.vdj.rearrangements.chunks import (
@@ -21,8 +21,8 @@ from seqfoundry.families.vdj.rearrangements.chunks import (
     leave_out,
     ligation_column,
     most_common_reasons,
-    of_group,
-    of_productivity,
+    select_group,
+    select_productivity,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
         If nothing is left; the message counts what was left out.
     """
     rejected = Rejected()
-    rows = of_group(frame, specification, rejected)
+    rows = select_group(frame, specification, rejected)
     sides = specification.group.sides
     genes = []
     for side, known in zip(sides, (choices.left, choices.right), strict=False):
@@ -114,18 +114,20 @@ def _latent(
         cuts, cuts["m"] > MAX_LIGATION, f"microhomology above {MAX_LIGATION}", rejected
     )
     genes = cuts["left"], cuts["right"]
-    t, k = ways.sequence_of(choices, *genes, cuts["t"], cuts["u"] + cuts["m"])
+    t, k = trim_options.sequence_of(choices, *genes, cuts["t"], cuts["u"] + cuts["m"])
     same = np.equal(
-        (t, k), ways.sequence_of(choices, *genes, cuts["t"] + cuts["m"], cuts["u"])
+        (t, k), trim_options.sequence_of(choices, *genes, cuts["t"] + cuts["m"], cuts["u"])
     ).all(axis=0)
     cuts = leave_out(
         cuts.assign(t=t, k=k), ~same, "microhomology that the genes do not have", rejected
     )
     cuts = cuts.groupby(["left", "right", "t", "k"], as_index=False)["count"].sum()
-    in_frame, stop = ways.frames(choices, *(cuts[name] for name in ("left", "right", "t", "k")))
+    in_frame, stop = trim_options.frames(
+        choices, *(cuts[name] for name in ("left", "right", "t", "k"))
+    )
     productive = _by_sequence(cuts, in_frame & ~stop, choices)
-    cuts = of_productivity(cuts, productive, specification.group.productivity, rejected)
-    sequence, t, u, m = ways.configurations(
+    cuts = select_productivity(cuts, productive, specification.group.productivity, rejected)
+    sequence, t, u, m = trim_options.configurations(
         choices, *(cuts[name] for name in ("left", "right", "t", "k"))
     )
     bits = _bits(choices.feasible, cuts.iloc[sequence], choices, t, u)
@@ -152,7 +154,7 @@ def _known(
     if specification.group.ligation:
         bits = _bits(choices.nonproductive, cuts, choices, cuts["t"], cuts["u"])
         productive = _by_sequence(cuts, (bits >> cuts["m"]) & 1 == 0, choices)
-        cuts = of_productivity(cuts, productive, specification.group.productivity, rejected)
+        cuts = select_productivity(cuts, productive, specification.group.productivity, rejected)
     return _observed(cuts, choices, np.arange(len(cuts)), cuts["t"], cuts["u"], cuts["m"])
 
 
