@@ -91,6 +91,7 @@ class Family:
     examples: tuple[Example, ...] = ()
     has_worker_processes: bool = False
     reference_suffix: str = ""
+    reference_file_suffix: str = ""
     champion: str = ""
     parameters: str = ""
 
@@ -269,10 +270,16 @@ def find_family(name: str, verb: str | None = None) -> Family:
 
 
 def family_of_reference_model(folder: Path) -> Family | None:
-    """Find the family whose reference tool made a model folder.
+    """Find the family whose reference tool made a model folder, or a model that is one file.
 
     None for a folder of ours, or of nobody we know.
     """
+    if os.path.isfile(folder):
+        for family in all_families().values():
+            suffix = family.reference_file_suffix
+            if suffix and folder.name.endswith(suffix):
+                return family
+        return None
     # Path.is_file would raise where the user may not look
     if any(
         os.path.isfile(folder / inside / "served.json")

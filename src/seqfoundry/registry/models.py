@@ -22,6 +22,7 @@ import pandas as pd
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError, TrackingError
 from seqfoundry.core.family import (
+    Family,
     all_families,
     family_of_reference_model,
     find_family,
@@ -31,6 +32,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.core.serving import FILE as SERVED
 from seqfoundry.core.serving import Serving
+from seqfoundry.core.settings.config import flatten, to_dict
 from seqfoundry.registry import card, model_safety, zoo
 from seqfoundry.registry.source_copy import copy_source
 
@@ -251,11 +253,19 @@ def _refuse_anothers(opened: Any, name: str, family: str) -> None:
 def run_id_of(text: str) -> str:
     """Return a run id: ``text`` itself, or the one in ``run.json`` of the folder that it names.
 
+    A file that is a model of another tool (``oracle.pt`` of the mission) becomes a run first.
+
     Raises
     ------
     MissingError
         If the folder holds no run, or one that was not tracked.
+    ModelError, TrackingError
+        If a model file is damaged, or the store fails.
     """
+    if text and os.path.isfile(text):
+        family = family_of_reference_model(Path(text))
+        if family is not None:
+            return _record_reference_model(family, Path(text))
     folder = Path(text)
     if not text or not files.is_there(folder) or not folder.is_dir():
         return text
@@ -268,6 +278,28 @@ def run_id_of(text: str) -> str:
         ) from None
     if not tracked:
         raise MissingError(f"{folder}: must hold a tracked run, got one made with --no-track")
+    return run_id
+
+
+def _record_reference_model(family: Family, path: Path) -> str:
+    """Record a model of another tool as a finished run with the gates of ``full.yaml``."""
+    config = family.settings(family.parameters_folder / "full.yaml")
+    client = tracking.client()
+    with fetch(str(path)) as folder, tracking.as_tracking_error():
+        experiment = tracking.experiment_id(client)
+        run_id = str(client.create_run(experiment, run_name=path.stem).info.run_id)
+        tags = {
+            "family": family.name,
+            "imported.md5": files.md5(path),
+            "package.version": read_serving(folder).package_version,
+        }
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        for key, setting in flatten(to_dict(config)).items():
+            if key == "headline" or key.startswith("gates."):
+                client.log_param(run_id, f"cfg.{key}", setting)
+        client.log_artifacts(run_id, str(folder), "model")
+        client.set_terminated(run_id)
     return run_id
 
 
