@@ -45,9 +45,9 @@ class _Verb(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        found = getattr(find_family(cmd_name).module("commands"), str(self.name))
-        assert isinstance(found, click.Command)
-        return found
+        command = getattr(find_family(cmd_name).module("commands"), str(self.name))
+        assert isinstance(command, click.Command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the families without importing their commands."""

@@ -101,7 +101,9 @@ def run_all(profile: str, *, again: bool = False) -> str:
 def _read_families(root: Path) -> list[str]:
     """Read which families ``dvc.yaml`` lists."""
     pipeline = yaml12.load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    (families,) = (part["families"] for part in pipeline["vars"] if "families" in part)
+    (families,) = (
+        variables["families"] for variables in pipeline["vars"] if "families" in variables
+    )
     return [find_family(name).name for name in families]
 
 

@@ -107,19 +107,19 @@ def entry_points() -> list[EntryPoint]:
     """
     families = built_in_families()
     product = cli.program.commands
-    made = [
+    lines = [
         EntryPoint("main", "demo", product["demo"], {}),
         EntryPoint("data", "data", product["data"], {"action": "build"}),
         EntryPoint("register", "register", product["register"], {}),
         EntryPoint("promote", "promote", product["promote"], {}),
     ]
     for family in families.values():
-        made += family_entry_points(family)
-    made += [
+        lines += family_entry_points(family)
+    lines += [
         _family_entry_point(name, verb, families[family])
         for name, (verb, family) in MISSION_NAMES.items()
     ]
-    return made
+    return lines
 
 
 def write_mlproject() -> str:

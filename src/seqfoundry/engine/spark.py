@@ -214,10 +214,10 @@ def make_group(task: Task, ranges: Sequence[RowRange]) -> int:
     try:
         for chunk in read_ranges(task.job, unfinished, task.columns):
             number = chunk.number
-            with write_part_folder(folder, number) as part:
+            with write_part_folder(folder, number) as part_folder:
                 answer = predict_chunk(task.job, task.model, chunk)
-                write_chunk(task.job, task.model, part, chunk, answer)
-                atomic.write_json(part / _WORK, watch.describe(chunk))
+                write_chunk(task.job, task.model, part_folder, chunk, answer)
+                atomic.write_json(part_folder / _WORK, watch.describe(chunk))
             n_rows += len(chunk.rows)
             watch = _Stopwatch()
     except SeqfoundryError as error:

@@ -101,10 +101,10 @@ def evaluate_command(family: Family) -> Command:
         from seqfoundry.registry import dataset, promotion
 
         metrics = promotion.evaluate(family.name, model, dataset.ensure(family.name, data), out)
-        shown = {
+        headlines = {
             key: value for key, value in metrics.items() if not key.endswith((".low", ".high"))
         }
-        return {**shown, "report": str(out / "evaluation.txt")}
+        return {**headlines, "report": str(out / "evaluation.txt")}
 
     return evaluate
 

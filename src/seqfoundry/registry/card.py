@@ -19,12 +19,12 @@ _MOST_OTHERS = 12  # metrics of a card beside the headline and those with gates
 
 def gates(run: Any) -> dict[str, Gate]:
     """Read the gates from the settings that the run logged: metric -> gate."""
-    found = {}
+    gate_of = {}
     for key, value in run.data.params.items():
         metric, _, side = key.removeprefix("cfg.gates.").rpartition(".")
         if key.startswith("cfg.gates.") and side in ("min", "max") and value != "None":
-            found[metric] = Gate(min=float(value)) if side == "min" else Gate(max=float(value))
-    return found
+            gate_of[metric] = Gate(min=float(value)) if side == "min" else Gate(max=float(value))
+    return gate_of
 
 
 def measured(run: Any, name: str) -> float | None:
@@ -71,16 +71,16 @@ def verdict(run: Any) -> str:
 
     None where its settings have none.
     """
-    parts, passes = [], []
+    statements, passes = [], []
     for name, gate in sorted(gates(run).items()):
         value = measured(run, name)
-        parts.append(f"{name} {_number(value)}, must be {gate}")
+        statements.append(f"{name} {_number(value)}, must be {gate}")
         passes.append(value is not None and gate.passes(value))
-    if not parts:
+    if not statements:
         return "none"
     evaluated = any(name in run.data.metrics for name in gates(run))
     word = "passed" if all(passes) else "missed" if evaluated else "not measured"
-    return f"{word}: {'; '.join(parts)}"
+    return f"{word}: {'; '.join(statements)}"
 
 
 def introduce(serving: Serving, name: str) -> str:
@@ -142,8 +142,8 @@ def _data(run: Any) -> str:
 
 
 def _loading(reference: str, serving: Serving) -> list[str]:
-    *others, last = serving.input_columns
-    columns = f"columns {', '.join(others)} and {last}" if others else f"column {last}"
+    *leading, last = serving.input_columns
+    columns = f"columns {', '.join(leading)} and {last}" if leading else f"column {last}"
     return [
         "```python",
         "import mlflow",

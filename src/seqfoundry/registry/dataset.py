@@ -142,18 +142,18 @@ def check() -> dict[str, str]:
     """
     root = provenance.project_root()
     pin = files.read_pin(root)
-    found = {family: files.digest(data_folder(family)) for family in built_in_families()}
-    found["data"] = files.digest(root / "data")
-    if found["data"] == pin["md5"]:
-        return found
+    digests = {family: files.digest(data_folder(family)) for family in built_in_families()}
+    digests["data"] = files.digest(root / "data")
+    if digests["data"] == pin["md5"]:
+        return digests
     for family in built_in_families():
-        if found[family] != pin["families"].get(family):
+        if digests[family] != pin["families"].get(family):
             raise InputError(
                 f"{data_folder(family)}: must have the digest {pin['families'].get(family)} "
-                f"(data.dvc), got {found[family]}"
+                f"(data.dvc), got {digests[family]}"
             )
     raise InputError(
-        f"{root / 'data'}: must have the digest {pin['md5']} (data.dvc), got {found['data']}"
+        f"{root / 'data'}: must have the digest {pin['md5']} (data.dvc), got {digests['data']}"
     )
 
 
@@ -167,11 +167,11 @@ def ensure(family: str, folder: Path | None) -> Path:
     MissingError
         If a folder that was named is absent or empty.
     """
-    own = data_folder(family)
-    if folder is None or folder.resolve() == own.resolve():
-        if not own.is_dir() or not any(own.iterdir()):
+    default_folder = data_folder(family)
+    if folder is None or folder.resolve() == default_folder.resolve():
+        if not default_folder.is_dir() or not any(default_folder.iterdir()):
             build(family)
-        return own
+        return default_folder
     there = files.is_there(folder) and folder.is_dir()
     if not there or not any(folder.iterdir()):
         raise MissingError(

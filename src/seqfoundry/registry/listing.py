@@ -69,11 +69,11 @@ def version_of(run_id: str) -> str:
     """
     opened = store.connect()
     with tracking.as_tracking_error():
-        found = opened.search_model_versions(f"run_id = '{run_id}'")
-    whole = [
-        int(one.version) for one in found if card.GATES in one.tags
+        versions = opened.search_model_versions(f"run_id = '{run_id}'")
+    finished = [
+        int(version.version) for version in versions if card.GATES in version.tags
     ]  # written when the alias is
-    return str(max(whole)) if whole else ""
+    return str(max(finished)) if finished else ""
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
@@ -88,10 +88,10 @@ def _pages(search: Callable[..., Any]) -> Iterator[Any]:
 
 
 def _aliases_by_version(model: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    aliases_by_version: dict[str, list[str]] = {}
     for alias, version in model.aliases.items():
-        found.setdefault(str(version), []).append(alias)
-    return found
+        aliases_by_version.setdefault(str(version), []).append(alias)
+    return aliases_by_version
 
 
 def _headline(opened: Any, run_id: str | None) -> str:

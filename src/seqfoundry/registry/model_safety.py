@@ -54,12 +54,12 @@ def warn_of_requirements(path: Path, reference: str) -> None:
         return
     with damaged(f"{path}: must be a readable list"), path.open("rb") as file:
         text = file.read(_LONGEST_LIST).decode("utf-8", errors="replace")
-    for found in _PINNED.finditer(text):
-        if (here := provenance.installed(found["name"])) != found["version"]:
+    for requirement in _PINNED.finditer(text):
+        if (here := provenance.installed(requirement["name"])) != requirement["version"]:
             _LOG.warning(
                 "%s: made with %s, got %s here: answers may differ",
                 reference,
-                found[0],
+                requirement[0],
                 here or "none",
             )
 
@@ -103,10 +103,10 @@ def check_sums(folder: Path) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelError(f"{folder / SUMS}: must name files of the model, got {shown(name)}")
         path = folder / name
-        found = _sha256(path) if files.is_there(path) and path.is_file() else "no such file"
-        if found != wanted:
+        digest = _sha256(path) if files.is_there(path) and path.is_file() else "no such file"
+        if digest != wanted:
             raise ModelError(
-                f"{shown(str(path))}: must have the SHA-256 {shown(wanted)} ({SUMS}), got {found}"
+                f"{shown(str(path))}: must have the SHA-256 {shown(wanted)} ({SUMS}), got {digest}"
             )
 
 

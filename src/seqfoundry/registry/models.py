@@ -195,15 +195,15 @@ def register(family: str, run_id: str) -> str:
     """
     find_family(family)
     opened = connect()
-    found = tracking.get_run(run_id, opened)
-    if recorded_family(found.data.tags) != family:
+    run = tracking.get_run(run_id, opened)
+    if recorded_family(run.data.tags) != family:
         raise InputError(
             f"run {run_id}: must be a run of the family {family}, got "
-            f"{recorded_family(found.data.tags)}"
+            f"{recorded_family(run.data.tags)}"
         )
-    if found.info.status != "FINISHED":
+    if run.info.status != "FINISHED":
         raise InputError(
-            f"run {run_id}: must be finished, got {found.info.status}; continue it with --resume "
+            f"run {run_id}: must be finished, got {run.info.status}; continue it with --resume "
             f"{run_id}"
         )
     with model_folder(run_id) as folder:
@@ -212,18 +212,18 @@ def register(family: str, run_id: str) -> str:
         name = serving.registered_name
         _refuse_anothers(opened, name, family)
         card.describe(
-            found, serving, name, "1"
+            run, serving, name, "1"
         )  # as the next two, fails before anything is packaged
         serve = find_family(family).module("serve")
         model = serve.load(folder)
         example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
         answer = serve.predict(model, example)
-        version = _package(found, folder, serving, (example, answer))
+        version = _package(run, folder, serving, (example, answer))
     with tracking.as_tracking_error():
         # read, set, read again: another registration may come at the same time, the newest stays
         while int(opened.get_registered_model(name).aliases.get(CANDIDATE, 0)) < int(version):
             opened.set_registered_model_alias(name, CANDIDATE, version)
-        card.publish(opened, found, serving, name, version)
+        card.publish(opened, run, serving, name, version)
     return f"models:/{name}/{version}"
 
 
@@ -471,8 +471,8 @@ def export(reference: str, folder: Path) -> None:
 
     if not reference.startswith("models:/"):
         raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
-    with files.atomic_folder(folder) as made, fetch(reference) as fetched:
+    with files.atomic_folder(folder) as target, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
         no_bytecode = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)
-        model_safety.write_sums(made)
+        shutil.copytree(fetched, target, ignore=no_bytecode, dirs_exist_ok=True)
+        model_safety.write_sums(target)

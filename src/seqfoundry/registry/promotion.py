@@ -88,7 +88,7 @@ def _check_out(out: Path) -> None:
     entries = list(out.iterdir()) if out.is_dir() else []
     # DVC removes the files that it tracks before a stage runs, and leaves the rest
     is_leftover = (out / "plots").is_dir() and all(
-        one.name == "plots" or one.suffix == ".pdf" for one in entries
+        entry.name == "plots" or entry.suffix == ".pdf" for entry in entries
     )
     if entries and not is_leftover and not (out / "evaluation.txt").is_file():
         raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got other files")
@@ -180,9 +180,9 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
         opened.get_registered_model(name)
     except MlflowException as error:
         _refuse_unless_absent(error)
-        known = ", ".join(sorted({row["model"] for row in listing.models()})) or "none"
+        existing = ", ".join(sorted({row["model"] for row in listing.models()})) or "none"
         raise MissingError(
-            f"{name}: must be a registered model, got none of this name; there are: {known}"
+            f"{name}: must be a registered model, got none of this name; there are: {existing}"
         ) from None
     if version is None:
         candidate = _alias(opened, name, models.CANDIDATE)
@@ -195,11 +195,11 @@ def _version(opened: Any, name: str, version: str | None) -> Any:
         return opened.get_model_version(name, version)
     except MlflowException as error:
         _refuse_unless_absent(error)
-        known = ", ".join(
+        existing = ", ".join(
             sorted((row["version"] for row in listing.models() if row["model"] == name), key=int)
         )
         raise MissingError(
-            f"{name}: must have a version {version}, got none; there are: {known or 'none'}"
+            f"{name}: must have a version {version}, got none; there are: {existing or 'none'}"
         ) from None
 
 
@@ -288,11 +288,11 @@ def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> floa
     SeqfoundryError
         If those data are no longer there, or the champion cannot be measured.
     """
-    other = tracking.get_run(champion.run_id or "", opened)
+    champion_run = tracking.get_run(champion.run_id or "", opened)
     tags = run.data.tags
     digest, path = tags.get("test.data.md5", ""), Path(tags.get("test.data.path") or "(unknown)")
-    if digest and other.data.tags.get("test.data.md5") == digest:
-        return card.measured(other, headline)
+    if digest and champion_run.data.tags.get("test.data.md5") == digest:
+        return card.measured(champion_run, headline)
     found = files.digest(path)
     if found != digest:
         raise InputError(f"{path}: must have the digest {digest or '(unknown)'}, got {found}")

@@ -36,13 +36,14 @@ def limits(environment: Mapping[str, str]) -> tuple[int, int]:
     ConfigError
         If a variable is set to something else than a whole number from 1 on.
     """
-    found = {}
+    limits_by_name = {}
     for name, default in _LIMITS.items():
         text = environment.get(name, "") or str(default)
         if not (text.isascii() and text.isdigit() and int(text)):
             raise ConfigError(f"{name}: must be a whole number from 1 on, got {text!r}")
-        found[name] = int(text)
-    return found["SEQFOUNDRY_MAX_ROWS"], found["SEQFOUNDRY_MAX_MEGABYTES"] * _MEGABYTE
+        limits_by_name[name] = int(text)
+    most_bytes = limits_by_name["SEQFOUNDRY_MAX_MEGABYTES"] * _MEGABYTE
+    return limits_by_name["SEQFOUNDRY_MAX_ROWS"], most_bytes
 
 
 def guard() -> None:

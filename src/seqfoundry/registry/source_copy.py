@@ -68,8 +68,10 @@ def copy_source(family: Family, folder: Path) -> SourceCopy:
     plugin, _, rest = family.package.partition(".")
     if plugin == _PRODUCT:
         return SourceCopy((product,), product.name, f"{product.name}.{rest}")
-    own = _copy_package(plugin, {_PRODUCT: product.name}, folder)
-    return SourceCopy((product, own), product.name, ".".join(filter(None, (own.name, rest))))
+    plugin_copy = _copy_package(plugin, {_PRODUCT: product.name}, folder)
+    return SourceCopy(
+        (product, plugin_copy), product.name, ".".join(filter(None, (plugin_copy.name, rest)))
+    )
 
 
 def copy_name(package: str) -> str:
@@ -132,7 +134,7 @@ def _package_folder(package: str) -> Path:
 
 
 def _is_cache(relative: Path) -> bool:
-    hidden = any(part.startswith(".") for part in relative.parts)
+    hidden = any(name.startswith(".") for name in relative.parts)
     return hidden or "__pycache__" in relative.parts or relative.suffix == ".pyc"
 
 
