@@ -55,7 +55,8 @@ class EntryPoint:
 
     def to_yaml(self) -> str:
         """Write the entry point as it stands in the file."""
-        parameters, words = [], [f"PYTHONPATH=src python -m seqfoundry {self.words}"]
+        parameters = []
+        words = [f"PYTHONPATH=src python -m seqfoundry {self.words}"]
         for param in self.command.params:
             if isinstance(param, Argument):
                 name = str(param.name).removesuffix("s") if param.nargs == -1 else str(param.name)

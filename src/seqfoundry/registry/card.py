@@ -71,7 +71,8 @@ def verdict(run: Any) -> str:
 
     None where its settings have none.
     """
-    statements, passes = [], []
+    statements = []
+    passes = []
     for name, gate in sorted(gates(run).items()):
         value = measured(run, name)
         statements.append(f"{name} {_number(value)}, must be {gate}")

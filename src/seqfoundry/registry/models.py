@@ -271,7 +271,8 @@ def run_id_of(text: str) -> str:
         return text
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        run_id, tracked = str(record["run_id"]), record.get("tracked", True)
+        run_id = str(record["run_id"])
+        tracked = record.get("tracked", True)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise MissingError(
             f"{folder}: must be the folder of a run, with run.json, got: {error}"
@@ -315,7 +316,9 @@ def _package(
     """
     import mlflow
 
-    client, name, run = mlflow.MlflowClient(), serving.registered_name, found.info
+    client = mlflow.MlflowClient()
+    name = serving.registered_name
+    run = found.info
     with tracking.as_tracking_error():
         logged = client.create_logged_model(
             run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)

@@ -21,7 +21,8 @@ from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.core.serving import Serving
 from seqfoundry.registry import card, listing, models
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION = "champion"
+PREVIOUS = "previous"
 FORCED = "promotion.forced"
 _LONGEST_TAG = 5000  # characters that the store keeps
 
@@ -144,7 +145,8 @@ def _take_over(opened: Any, run: Any, chosen: Any, serving: Serving, *, force: b
     GateError
         If it may not become the champion, unless ``force``.
     """
-    name, number = chosen.name, _number(chosen)
+    name = chosen.name
+    number = _number(chosen)
     champion = _alias(opened, name, CHAMPION)
     if _number(champion) == number:
         return True
@@ -290,7 +292,8 @@ def _champion_value(opened: Any, run: Any, champion: Any, headline: str) -> floa
     """
     champion_run = tracking.get_run(champion.run_id or "", opened)
     tags = run.data.tags
-    digest, path = tags.get("test.data.md5", ""), Path(tags.get("test.data.path") or "(unknown)")
+    digest = tags.get("test.data.md5", "")
+    path = Path(tags.get("test.data.path") or "(unknown)")
     if digest and champion_run.data.tags.get("test.data.md5") == digest:
         return card.measured(champion_run, headline)
     found = files.digest(path)

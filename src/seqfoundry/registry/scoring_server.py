@@ -99,7 +99,8 @@ class _Limited:
     """A model that answers no more rows at a time than it may."""
 
     def __init__(self, model: Any, most_rows: int) -> None:
-        self._model, self._most_rows = model, most_rows
+        self._model = model
+        self._most_rows = most_rows
         self.metadata = model.metadata
 
     def predict(self, data: Any, params: Any = None) -> Any:

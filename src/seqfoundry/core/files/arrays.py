@@ -70,7 +70,9 @@ class Rows:
     """
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: DTypeLike) -> None:
-        self._path, self._shape, self._dtype = path, shape, np.dtype(dtype)
+        self._path = path
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -188,7 +190,8 @@ def rows_of(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:
     mapped: Any = array
     if not isinstance(mapped.base, mmap.mmap) or not array.flags.c_contiguous or array.size == 0:
         return np.array(array[first:last])
-    count, width = len(range(len(array))[first:last]), array.size // len(array)
+    count = len(range(len(array))[first:last])
+    width = array.size // len(array)
     start = mapped.offset + first * width * array.itemsize
     flat = np.fromfile(mapped.filename, dtype=array.dtype, count=count * width, offset=start)
     return flat.reshape(count, *array.shape[1:])

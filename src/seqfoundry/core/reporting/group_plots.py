@@ -336,7 +336,8 @@ def estimates(
             plots.no_data(axes)
         else:
             axes.axvline(0, color=plots.GREY, linewidth=0.8)
-            places, spread = np.arange(len(rows)), np.nan_to_num([below, above]).clip(0)
+            places = np.arange(len(rows))
+            spread = np.nan_to_num([below, above]).clip(0)
             drawn = plots.PALETTE[0], plots.PALETTE[1]
             axes.errorbar(
                 values,

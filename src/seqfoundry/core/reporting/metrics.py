@@ -117,7 +117,8 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n_classes: int) -> C
     InputError
         If shapes differ, a number is no integer or no class.
     """
-    flat_true, flat_predicted = np.asarray(true), np.asarray(predicted)
+    flat_true = np.asarray(true)
+    flat_predicted = np.asarray(predicted)
     if flat_true.shape != flat_predicted.shape:
         raise InputError(
             "confusion_matrix: true and predicted must have one shape,"
@@ -173,12 +174,11 @@ def classification_report(confusion: ArrayLike, names: Sequence[str]) -> list[Re
     """
     counts = check_confusion(confusion, names)
     hits = np.diagonal(counts)
-    support, called = counts.sum(axis=1), counts.sum(axis=0)
-    precision, recall, f1 = (
-        _rate(hits, called),
-        _rate(hits, support),
-        _rate(2 * hits, support + called),
-    )
+    support = counts.sum(axis=1)
+    called = counts.sum(axis=0)
+    precision = _rate(hits, called)
+    recall = _rate(hits, support)
+    f1 = _rate(2 * hits, support + called)
     rows = [
         ReportRow(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]))
         for k, name in enumerate(names)
@@ -227,10 +227,8 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) ->
             "reliability: confidence and correct must have one shape,"
             f" got {np.shape(confidence)} and {np.shape(correct)}"
         )
-    sure, right = (
-        np.asarray(confidence, dtype=np.float64).ravel(),
-        np.asarray(correct, dtype=np.float64).ravel(),
-    )
+    sure = np.asarray(confidence, dtype=np.float64).ravel()
+    right = np.asarray(correct, dtype=np.float64).ravel()
     if not ((sure >= 0) & (sure <= 1)).all():
         raise InputError("reliability: confidence must be from 0 to 1 everywhere")
     if not ((right == 0) | (right == 1)).all():

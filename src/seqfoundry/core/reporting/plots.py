@@ -59,9 +59,12 @@ _MOST_MARKED_ROWS, _MOST_INSIDE = 60, 4  # the latter: curves whose legend finds
 _MOST_COUNTED_CLASSES = 20
 
 # read views: in points (1/72 inch) on A4, from the top left corner
-_PAGE_WIDTH, _PAGE_HEIGHT, _MARGIN = 595, 842, 36
+_PAGE_WIDTH = 595
+_PAGE_HEIGHT = 842
+_MARGIN = 36
 _BASES_PER_LINE, _KEPT_TOGETHER = 100, 10  # reads of at most 10 lines are not broken over pages
-_FONT, _SMALL = 8.0, 5.5
+_FONT = 8.0
+_SMALL = 5.5
 _ADVANCE = 1233 / 2048  # width of a letter of DejaVu Sans Mono, in units of the font size
 _BASE = _FONT * _ADVANCE
 _BASE_X = 75.0  # where the first base of a line stands
@@ -120,7 +123,8 @@ def _curves(axes: Axes, steps: NDArray[np.float64], rows: History, names: Sequen
         no_data(axes)
         return
     for index, (name, column) in enumerate(values.items()):
-        colour, is_finite = PALETTE[index % len(PALETTE)], np.isfinite(column)
+        colour = PALETTE[index % len(PALETTE)]
+        is_finite = np.isfinite(column)
         marker = "o" if is_finite.sum() <= _MOST_MARKED_ROWS else None
         axes.plot(
             steps[is_finite],
@@ -398,7 +402,8 @@ class _Page:
         for label, colour in colours.items():
             width = 7 * _ADVANCE * len(label) + 26
             if x > _MARGIN and x + width > _PAGE_WIDTH - _MARGIN:
-                x, self._y = _MARGIN, self._y + 13
+                x = _MARGIN
+                self._y = self._y + 13
             self.axes.broken_barh([(x, 9)], (self._y, 9), facecolors=[colour])
             self._write(x + 13, self._y + 4.5, label, size=7)
             x += width
@@ -431,7 +436,8 @@ class _Page:
         The number of the last base stands behind.
         """
         stop = min(start + _BASES_PER_LINE, len(view.sequence))
-        predicted, middle = np.asarray(view.predicted[start:stop]), self._y + _STRIP + _LETTERS / 2
+        predicted = np.asarray(view.predicted[start:stop])
+        middle = self._y + _STRIP + _LETTERS / 2
         self._track("predicted", predicted, self._y + _STRIP, _LETTERS)
         if view.true is not None:
             true = np.asarray(view.true[start:stop])

@@ -89,7 +89,8 @@ def _window(values: NDArray[np.float64]) -> int:
 
 def _letters(axes: Axes, letters: str, values: NDArray[np.float64], first: int) -> None:
     last = min(first + LETTERS_SHOWN, len(values))
-    shapes, colours = [], []
+    shapes = []
+    colours = []
     for position in range(first, last):
         letter = letters[position].upper().replace("U", "T")
         if letter not in _COLOURS or not values[position]:
@@ -99,7 +100,8 @@ def _letters(axes: Axes, letters: str, values: NDArray[np.float64], first: int) 
     axes.add_collection(PathCollection(shapes, facecolors=colours, linewidths=0))
     axes.set_xlim(first - 0.5, first + LETTERS_SHOWN - 0.5)
     window = values[first:last]
-    low, high = min(float(window.min()), 0.0), max(float(window.max()), 0.0)
+    low = min(float(window.min()), 0.0)
+    high = max(float(window.max()), 0.0)
     axes.set_ylim(low * 1.05, high * 1.05)
 
 
@@ -150,7 +152,8 @@ def _calibrated(axes: Axes, one: Calibrated) -> None:
     if not is_finite.any():
         plots.no_data(axes)
         return
-    x, y = x[is_finite], y[is_finite]
+    x = x[is_finite]
+    y = y[is_finite]
     axes.plot(x, y, ".", color=plots.PALETTE[4], markersize=2.5, alpha=0.5, markeredgewidth=0)
     ends = [float(x.min()), float(x.max())]
     axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)

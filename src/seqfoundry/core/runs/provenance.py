@@ -203,11 +203,9 @@ def read_model_record(
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        recorded, version, package = (
-            recorded_family(served),
-            served["format_version"],
-            served["package_version"],
-        )
+        recorded = recorded_family(served)
+        version = served["format_version"]
+        package = served["package_version"]
         content = {key: content[key] for key in keys}
         if recorded is None:
             raise KeyError("family")

@@ -307,7 +307,8 @@ def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
     ]
     key = ".".join(str(part) for part in location)
     where = origin(key)
-    kind, value = error["type"], error["input"]
+    kind = error["type"]
+    value = error["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         legal = _legal_keys(cls, location[:-1])
         return f"{where}: {key} must be a known key, got an unknown one; legal: {', '.join(legal)}"
