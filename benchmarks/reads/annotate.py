@@ -29,6 +29,7 @@ from seqfoundry.families.reads.data import Reads
 from seqfoundry.registry import models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "engine"))
 from simulated_reads import Replay, simulated, truth_answer, write_fastq
 
 N_READS, REPEATS, SEED = 16_384, 3, 1

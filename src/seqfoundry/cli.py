@@ -7,6 +7,7 @@ command imports its work when it runs.
 """
 
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -243,7 +244,15 @@ def _explain_surroundings(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         must = f"must be text of the locale ({sys.getfilesystemencoding()})"
         return f"{error.object[:300]!a}: {must}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    if isinstance(error, OSError) and _is_full(error):
+        place = error.filename or "the output's disk"
+        return f"{place}: must have space, got: no space left; free some, and go on with --resume"
     return ""
+
+
+def _is_full(error: OSError) -> bool:
+    """Tell whether a disk or a quota is full; libraries do not always say so by number."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _explain_usage(error: click.ClickException) -> str:

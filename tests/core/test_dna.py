@@ -39,6 +39,21 @@ def test_every_iupac_letter():
     assert codes.tolist() == [0, 1, 2, 3, 3, *[4] * 11] * 2
 
 
+def test_letters_that_are_no_bases_become_n():
+    letters = np.frombuffer(b"AcgTUu-.?\xc3RN", dtype=np.uint8).reshape(2, 6)
+
+    assert dna.encode_ascii(letters).tolist() == [[0, 1, 2, 3, 3, 3], [4] * 6]
+    assert dna.decode_ascii(np.array([[0, 4]])).tobytes() == b"AN"
+
+
+def test_complements_of_ambiguity_letters_stand_for_the_complements_of_their_bases():
+    letters = {**{base: base for base in "ACGT"}, **dna.AMBIGUITY}
+    for letter, bases in letters.items():
+        complement = letters[dna.reverse_complement_iupac(letter)]
+        assert sorted(complement) == sorted(dna.reverse_complement_text(bases))
+    assert sorted(dna.IUPAC_LETTERS) == sorted({*letters, "U"})
+
+
 def test_nothing():
     assert [array.tolist() for array in dna.encode([])] == [[], [0]]
     assert [array.tolist() for array in dna.encode(["", ""])] == [[], [0, 0, 0]]

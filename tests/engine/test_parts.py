@@ -57,14 +57,14 @@ def test_of_two_processes_at_one_part_the_first_wins(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="must be a writable folder, got: "):
+    with pytest.raises(OutputError, match="must be writable, got: "):
         PartialFolder(tmp_path / "file" / "out", {}, resume=False).__enter__()
 
 
 def test_two_processes_do_not_share_their_work(tmp_path: Path) -> None:
     with (
         PartialFolder(tmp_path / "out", {}, resume=False),
-        pytest.raises(OutputError, match="got one in which another process works"),
+        pytest.raises(OutputError, match="must be free, got a lock that another process holds"),
     ):
         PartialFolder(tmp_path / "out", {}, resume=False).__enter__()
 

@@ -3,19 +3,24 @@
 Headline and gates first, a short table, and what a version's tags and a model's page say.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from seqfoundry.core.serving import Serving
 from seqfoundry.registry import card
 
-SERVED = {
-    "family": "reads",
-    "about": "Labels every base of a read.",
-    "limits": ["Trained on simulated reads only."],
-    "input_columns": ["sequence"],
-}
+SERVING = Serving(
+    format_version=1,
+    family="reads",
+    package_version="0.0",
+    registered_name="reads-x",
+    about="Labels every base of a read.",
+    limits=("Trained on simulated reads only.",),
+    input_columns=("sequence",),
+)
 METRICS = {
     "test.f1": 0.91234,
     "test.f1.low": 0.9,
@@ -46,7 +51,7 @@ def run(metrics: dict[str, float], params: dict[str, str] = GATES, **tags: str) 
 
 
 def test_headline_and_gates_come_first_and_segments_are_counted() -> None:
-    text = card.describe(run(METRICS, **{"test.data.md5": "t.dir"}), SERVED, "reads-x", "3")
+    text = card.describe(run(METRICS, **{"test.data.md5": "t.dir"}), SERVING, "reads-x", "3")
     assert text.startswith("test.f1 0.9123 (95 % interval 0.9000 to 0.9200).\n")
     table = text[text.index("```text\n") : text.index("```\n\n40 more")].splitlines()[1:]
     assert [" ".join(line.split()) for line in table] == [
@@ -62,7 +67,7 @@ def test_headline_and_gates_come_first_and_segments_are_counted() -> None:
 
 def test_a_card_says_where_a_version_is_from_and_how_to_load_it() -> None:
     text = card.describe(
-        run(METRICS, **{"git.dirty": "true", "test.data.md5": "t.dir"}), SERVED, "reads-x", "3"
+        run(METRICS, **{"git.dirty": "true", "test.data.md5": "t.dir"}), SERVING, "reads-x", "3"
     )
     for part in (
         "[train-reads](#/experiments/7/runs/r1) (`r1`) on `data/reads` `d.dir` with settings "
@@ -78,14 +83,14 @@ def test_a_card_says_where_a_version_is_from_and_how_to_load_it() -> None:
 
 
 def test_many_metrics_of_the_whole_are_cut() -> None:
-    text = card.describe(run({f"test.m{i:02}": 0.5 for i in range(30)}), SERVED, "reads-x", "1")
+    text = card.describe(run({f"test.m{i:02}": 0.5 for i in range(30)}), SERVING, "reads-x", "1")
     assert "test.m11" in text
     assert "test.m12" not in text
     assert "18 more are on the page of the run" in text
 
 
 def test_a_run_that_was_not_evaluated() -> None:
-    text = card.describe(run({"train.loss": 1.0}), SERVED, "reads-x", "1")
+    text = card.describe(run({"train.loss": 1.0}), SERVING, "reads-x", "1")
     assert text.startswith("Not evaluated yet.\n")
     assert text.count("Not evaluated yet.") == 2
     assert "```text" not in text
@@ -94,7 +99,7 @@ def test_a_run_that_was_not_evaluated() -> None:
 def test_a_run_without_a_name_for_its_data() -> None:
     bare = run(METRICS)
     bare.inputs = None
-    assert "on data `d.dir`" in card.describe(bare, SERVED, "reads-x", "1")
+    assert "on data `d.dir`" in card.describe(bare, SERVING, "reads-x", "1")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,9 @@ def test_gates_in_one_line(
 
 
 def test_the_page_of_a_model() -> None:
-    text = card.introduce(SERVED | {"input_columns": ["v_gene", "j_gene", "sequence"]}, "vdj-x")
+    text = card.introduce(
+        replace(SERVING, input_columns=("v_gene", "j_gene", "sequence")), "vdj-x"
+    )
     assert text.startswith("Labels every base of a read.\n")
     assert 'load_model("models:/vdj-x@champion")' in text
     assert "the columns v_gene, j_gene and sequence." in text
@@ -152,7 +159,7 @@ def test_the_page_of_a_model() -> None:
 def test_what_is_published(registry_store: Any, trained: Any) -> None:
     name = "reads-10x3p_sc_ont_016"
     found = registry_store.get_run(trained.run_id)
-    card.publish(registry_store, found, SERVED, name, "1")
+    card.publish(registry_store, found, SERVING, name, "1")
     card.annotate_run(registry_store, found)
     version, model = (
         registry_store.get_model_version(name, "1"),
@@ -160,7 +167,7 @@ def test_what_is_published(registry_store: Any, trained: Any) -> None:
     )
     assert version.tags["gates"].startswith("passed: ")
     assert version.description.startswith("test.macro_f1 ")
-    assert model.description.startswith(SERVED["about"])
+    assert model.description.startswith(SERVING.about)
     assert model.tags["family"] == "reads"
     note = registry_store.get_run(trained.run_id).data.tags["mlflow.note.content"]
     assert note.startswith("test.macro_f1 ")

@@ -233,7 +233,7 @@ def _overwrite(path: Path) -> None:
         ),
         (
             lambda folder: _change(folder / "served.json", limits=None),
-            "limits must be a list of texts, got None",
+            "must have limits, got none",
         ),
         (
             lambda folder: _change(folder / "served.json", format_version=99),

@@ -41,15 +41,6 @@ def test_the_candidate_is_the_newest_of_two_that_come_at_once(
     assert str(registry_store.get_model_version_by_alias(NAME, "candidate").version) == "3"
 
 
-def test_the_alias_is_set_in_turn(
-    registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen, turn = [], models.turn
-    monkeypatch.setattr(models, "turn", lambda *words: seen.append(words[1:]) or turn(*words))
-    models.register("reads", trained.run_id)
-    assert seen == [(NAME, "2")]
-
-
 @pytest.mark.parametrize("kind", ["mlflow", "requests"])
 def test_a_store_that_stops_while_a_model_is_packaged(
     registry_store: Any, trained: Any, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -73,7 +64,7 @@ def test_a_store_that_stops_while_a_model_is_packaged(
 
 
 def test_a_figure_of_other_data_opens_no_gate(
-    registry_store: Any, add_version: Callable[..., str], tmp_path: Path
+    registry_store: Any, trained: Any, add_version: Callable[..., str], tmp_path: Path
 ) -> None:
     promotion.promote(NAME)
     version = registry_store.get_model_version(
@@ -89,8 +80,7 @@ def test_a_figure_of_other_data_opens_no_gate(
         GateError, match=r"must be at least 0, got nothing \(undefined on its test data\)"
     ):
         promotion.promote(NAME)
-    served = {"about": "", "limits": [], "input_columns": ["sequence"]}
-    text = card.describe(run, served, NAME, "2")
+    text = card.describe(run, models.read_serving(trained.model), NAME, "2")
     assert text.startswith(f"{HEADLINE} not measured.\n")
     assert "nan" not in text
     assert card.verdict(run) == f"missed: {HEADLINE} not measured, must be at least 0"

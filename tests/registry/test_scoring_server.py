@@ -144,111 +144,40 @@ def test_nesting_too_deep_is_refused(scoring_server: Any) -> None:
     assert caught.value.get_http_status_code() == 400
 
 
-def _split(**parts: Any) -> dict[str, Any]:
-    return {"dataframe_split": {"columns": ["a"], "data": [["A"]], **parts}}
-
-
-def _csv(*lines: str) -> bytes:
-    return "\n".join(lines).encode()
-
-
-ROWS, COLUMNS = (
-    "must have at most 3 rows, got 4; send it in parts",
-    "must have at most 100 columns, got 101",
-)
-PLAIN = (
-    "request: line {} of CSV must have at most 100 fields, quoted whole or not at all and "
-    "without line breaks"
-)
-WIDE, NAMES = [1] * 101, {f"c{n}": 1 for n in range(101)}
-TOO_LARGE = [
-    ({"dataframe_records": [{}] * 4}, JSON, ROWS),
-    (
-        {"dataframe_records": [{f"c{n + i}": 1 for i in range(34)} for n in (0, 34, 67)]},
-        JSON,
-        COLUMNS,
-    ),
-    ({"dataframe_records": [[1], WIDE]}, JSON, COLUMNS),
-    ({"instances": [1] * 4}, JSON, ROWS),
-    ({"instances": [NAMES]}, JSON, COLUMNS),
-    ({"instances": {"a": [1] * 4}}, JSON, ROWS),
-    ({"inputs": {"a": [1], "b": [1] * 4}}, JSON, ROWS),
-    ({"inputs": {"a": {str(n): n for n in range(4)}}}, JSON, ROWS),
-    ({"inputs": NAMES}, JSON, COLUMNS),
-    ({"inputs": [WIDE]}, JSON, COLUMNS),
-    ({"messages": [{}] * 4}, JSON, ROWS),  # as to a chatbot, which goes to the model as it is
-    ({"messages": [{}], **NAMES}, JSON, "must have at most 100 columns, got 102"),
-    (_split(data=[[1]] * 4), JSON, ROWS),
-    (_split(data=[WIDE]), JSON, COLUMNS),
-    (_split(data=[NAMES]), JSON, COLUMNS),
-    (_split(data={"a": [1] * 4}), JSON, ROWS),
-    (_split(columns=WIDE, data=[]), JSON, COLUMNS),
-    (
-        _split(columns=[WIDE], data=[]),
-        JSON,
-        "request: columns must be a list of plain labels, got another",
-    ),
-    (
-        _split(columns=NAMES, data=[]),
-        JSON,
-        "request: columns must be a list of plain labels, got another",
-    ),
-    (_split(index=[1] * 4, data=[]), JSON, ROWS),
-    (
-        _split(index=[[1] * 4], data=[]),
-        JSON,
-        "request: index must be a list of plain labels, got another",
-    ),
-    (_csv("sequence", "A", "A", "A", "A", ""), "text/csv", ROWS),
-    (b"sequence\rA\rA\rA\rA", "text/csv; charset=utf-8", ROWS),
-    (_csv("", ",".join(NAMES), "A"), "text/csv", PLAIN.format(0)),
-    (_csv("sequence", "1," * 100), "text/csv", PLAIN.format(1)),
-    (_csv('a,"b', 'c",d'), "text/csv", PLAIN.format(0)),  # lines of one header
-    (_csv('a","', '",d'), "text/csv", PLAIN.format(0)),
-    (b"PAR1", "application/x-parquet", "request: must be JSON or CSV, got Parquet"),
-]
-
-
-@pytest.mark.parametrize(("payload", "kind", "message"), TOO_LARGE)
-def test_what_is_too_large_never_becomes_a_table(payload: Any, kind: str, message: str) -> None:
-    def genuine(*_: Any) -> None:
-        pytest.fail("the server must not see it")
-
-    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+def test_what_the_server_says_by_itself(scoring_server: Any) -> None:
+    """Why it is guarded: a reason behind a traceback, a fault of ours, and what is no JSON."""
+    wrong_letter = json.dumps({"dataframe_records": [{"sequence": "!"}]}).encode()
     with pytest.raises(MlflowException) as caught:
-        http.guarded(genuine, 3, 10_000)(body, kind, Model(), None)
-    assert message in caught.value.message
-    assert caught.value.get_http_status_code() == 400
+        scoring_server.invocations(wrong_letter, JSON, Model(), None)
+    assert "letters" not in caught.value.message
+    assert "letters must be IUPAC" in json.loads(caught.value.serialize_as_json())["stack_trace"]
+
+    no_column = json.dumps({"dataframe_records": [{"other": "A"}]}).encode()
+    with pytest.raises(MlflowException) as caught:
+        scoring_server.invocations(no_column, JSON, Model(), None)
+    assert caught.value.get_http_status_code() == 500
+
+    right = json.dumps({"dataframe_records": [{"sequence": "A"}]}).encode()
+    answer = scoring_server.invocations(right, JSON, Model(), None)
+    assert '"odd": NaN' in answer.response
 
 
 @pytest.mark.parametrize(
     ("payload", "kind"),
     [
-        (
-            {"dataframe_records": [{"sequence": "ACGT", **dict(list(NAMES.items())[:99])}] * 3},
-            JSON,
-        ),
-        (_split(columns=["sequence"], index=["x", 2, None], data=[["ACGT"]] * 3), JSON),
-        (_split(columns=["sequence", *range(99)], data=[["ACGT", *range(99)]] * 3), JSON),
-        ({"instances": [{"sequence": "ACGT"}] * 3}, JSON),
-        ({"inputs": {"sequence": ["ACGT"] * 3}}, f"{JSON}; charset=utf-8"),
-        (_csv("sequence", "ACGT", "ACGT", "ACGT", "", ""), "text/csv"),
-        (
-            b'"sequence","also"\r\n"ACGT",\r\nACGT,"a ""b"", c"\r\n"ACGT",x\r\n',
-            "text/csv; charset=utf-8",
-        ),
-        (_csv("sequence" + ",x" * 99, *["ACGT" + ",1" * 99] * 3), "text/csv"),
+        ({"dataframe_records": [{"sequence": "A"}] * 4}, JSON),
+        ({"dataframe_split": {"columns": ["sequence"], "data": [["A"]] * 4}}, JSON),
+        ({"instances": [{"sequence": "A"}] * 4}, JSON),
+        ({"inputs": {"sequence": ["A"] * 4}}, JSON),
+        (b"sequence\nA\nA\nA\nA\n", "text/csv"),
     ],
 )
-def test_what_is_just_not_too_large_is_answered(
-    scoring_server: Any, payload: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_a_table_of_too_many_rows_does_not_reach_the_model(
+    ask: Callable[..., Any], payload: Any, kind: str
 ) -> None:
-    body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    monkeypatch.setattr(
-        Model, "predict", lambda _, data, params=None: [len(one) for one in data["sequence"]]
-    )
-    found = http.guarded(scoring_server.invocations, 3, 10_000)(body, kind, Model(), None)
-    assert (found.status, json.loads(found.response)) == (200, {"predictions": [4, 4, 4]})
+    with pytest.raises(MlflowException) as caught:
+        ask(payload, kind)
+    assert caught.value.message == "request: must have at most 3 rows, got 4; send it in parts"
 
 
 def test_messages_are_cut() -> None:

@@ -430,7 +430,7 @@ def test_a_wide_table_of_sequences(wide: dict[str, Path], mark: Path, ending: st
 
 
 def test_a_wide_list_of_barcodes(wide: dict[str, Path], mark: Path) -> None:
-    from seqfoundry.families.reads.barcodes.whitelist import read_whitelist
+    from seqfoundry.families.reads.barcodes.lists import read_whitelist
 
     with pytest.raises(InputError, match=MESSAGE):
         read_whitelist(wide["tsv"], ["CBC"])

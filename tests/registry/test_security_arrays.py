@@ -28,7 +28,6 @@ from seqfoundry.families.vdj import serve as served
 from seqfoundry.families.vdj.config import read_specification
 from seqfoundry.families.vdj.genes.germline import Germline, GermlineGene
 from seqfoundry.families.vdj.inference.uncertainty import Fit, read_fit
-from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[2]
 HUGE = 1 << 40  # bytes
@@ -221,7 +220,9 @@ def test_safetensors_of_a_claimed_size(tmp_path: Path, mark: Path, header: Any) 
     with pytest.raises(InputError, match="must be a whole safetensors file"):
         read_safetensors(path)
     path.write_bytes(HUGE.to_bytes(8, "little") + text)
-    with pytest.raises(InputError, match="a header of 1099511627776 bytes"):
+    with pytest.raises(
+        InputError, match=r"must be a whole safetensors file, got: .*header too large"
+    ):
         read_safetensors(path)
 
 
@@ -260,16 +261,3 @@ def test_weights_of_keras(tmp_path: Path, mark: Path, write: Any) -> None:
     network.load_weights = lambda _: pytest.fail("must not get there")
     with pytest.raises(ModelError, match=r"weights\.h5: must be Keras weights of this network"):
         networks.load_weights(network, path)
-
-
-def test_networks_larger_than_their_file(model_copy: Path, mark: Path) -> None:
-    path = model_copy / "model.json"
-    shape = json.loads(path.read_text())
-    key = "channels" if "channels" in shape["network"] else "embedding_dim"
-    shape["network"][key] = 1 << 24
-    path.write_text(json.dumps(shape))
-    with pytest.raises(
-        ModelError,
-        match=r"weights\.h5: must be Keras weights of this network, [\d,]+ or more, got at most",
-    ):
-        models.load("reads", str(model_copy))

@@ -231,7 +231,8 @@ def test_anothers_broken_off_run_is_theirs_to_end(
 
     servers.log_in(monkeypatch, "closed", "trainer")
     opened = tracking.client()
-    tags = {**provenance.process_tags(), "pid": "1", "pid.started": "0"}
+    beyond_the_last_process = str(1 << 30)
+    tags = {**provenance.process_tags(), "pid": beyond_the_last_process}
     stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
     assert tracking.close_stale_runs(tracking.client()) == []

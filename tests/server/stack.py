@@ -15,7 +15,6 @@ import contextlib
 import glob
 import json
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -30,6 +29,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,10 +191,12 @@ def add_user(uri: str, admin: str, name: str, password: str) -> None:
     urllib.request.urlopen(request, timeout=60).close()
 
 
-def _database_user() -> pwd.struct_passwd | None:
+def _database_user() -> Any:
     """User that PostgreSQL runs as where we are root, since it refuses that."""
     if os.geteuid() != 0:
         return None
+    import pwd
+
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres")
     return pwd.getpwnam("nobody")

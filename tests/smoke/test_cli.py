@@ -131,8 +131,10 @@ def test_a_parameter_of_mlproject_that_is_empty_counts_as_absent(
     assert given == {
         "input": Path("reads.fastq"),
         "model": "m",
+        "kit": None,
         "out": Path("o"),
-        "whitelist": None,
+        "whitelist": (),
+        "samples": None,
         "engine": "local",
         "master": None,
         "overwrite": False,

@@ -28,7 +28,9 @@ class _EmptyIsAbsent(click.Parameter):
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
         value, source = super().consume_value(ctx, opts)
         if _is_empty(value):
-            rest = {name: given for name, given in opts.items() if name != self.name}
+            rest = {
+                name: option_values for name, option_values in opts.items() if name != self.name
+            }
             return super().consume_value(ctx, rest)
         if isinstance(value, tuple | list):
             value = tuple(part for part in value if part != "")

@@ -3,9 +3,13 @@
 A batch of sequences of unequal length is *flat*: one ``uint8`` array with all codes and one
 ``int64`` array of ``n + 1`` offsets, so that sequence ``i`` is ``codes[offsets[i]:offsets[i +
 1]]``. Every IUPAC ambiguity letter becomes N, lower case is read as upper case, U as T.
+
+This is the one table of bases: letters, codes, complements, and what ambiguity letters stand for.
 """
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +21,28 @@ Offsets = NDArray[np.int64]
 
 LETTERS = "ACGTN"
 N = 4
+AMBIGUITY = {  # letter to the bases that it stands for
+    "R": "AG",
+    "Y": "CT",
+    "S": "CG",
+    "W": "AT",
+    "K": "GT",
+    "M": "AC",
+    "B": "CGT",
+    "D": "AGT",
+    "H": "ACT",
+    "V": "ACG",
+    "N": "ACGT",
+}
+IUPAC_LETTERS = "ACGTU" + "".join(AMBIGUITY)
+COMPLEMENT: Codes = np.array([3, 2, 1, 0, N], dtype=np.uint8)  # code to code
+_COMPLEMENT_LETTERS = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
 _ILLEGAL = 255
 
 
 def _code_table() -> Codes:
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
-    for letter in "RYSWKMBDHVN":
+    for letter in AMBIGUITY:
         table[[ord(letter), ord(letter.lower())]] = N
     for code, letter in enumerate("ACGT"):
         table[[ord(letter), ord(letter.lower())]] = code
@@ -31,8 +51,8 @@ def _code_table() -> Codes:
 
 
 _CODE = _code_table()
+_CODE_OR_N = np.minimum(_CODE, N)
 _LETTER = np.frombuffer(LETTERS.encode("ascii"), dtype=np.uint8)
-_COMPLEMENT = np.array([3, 2, 1, 0, 4], dtype=np.uint8)
 
 
 def encode(sequences: Sequence[str]) -> tuple[Codes, Offsets]:
@@ -68,6 +88,22 @@ def encode(sequences: Sequence[str]) -> tuple[Codes, Offsets]:
     return codes, offsets
 
 
+def encode_ascii(letters: NDArray[np.uint8]) -> Codes:
+    """Encode letters given as ASCII numbers, any shape; N for everything that is no base.
+
+    Examples
+    --------
+    >>> encode_ascii(np.frombuffer(b"ACg-R", dtype=np.uint8)).tolist()
+    [0, 1, 2, 4, 4]
+    """
+    return _CODE_OR_N[letters]
+
+
+def decode_ascii(codes: Codes) -> NDArray[np.uint8]:
+    """Write codes as letters given as ASCII numbers, any shape."""
+    return _LETTER[codes]
+
+
 def decode(codes: Codes) -> str:
     """Write codes as letters.
 
@@ -76,7 +112,7 @@ def decode(codes: Codes) -> str:
     >>> decode(np.array([0, 1, 2, 3, 4], dtype=np.uint8))
     'ACGTN'
     """
-    return _LETTER[codes].tobytes().decode("ascii")
+    return decode_ascii(codes).tobytes().decode("ascii")
 
 
 def reverse_complement(codes: Codes) -> Codes:
@@ -87,7 +123,7 @@ def reverse_complement(codes: Codes) -> Codes:
     >>> decode(reverse_complement(np.array([0, 0, 1, 4], dtype=np.uint8)))
     'NGTT'
     """
-    return _COMPLEMENT[codes[::-1]]
+    return COMPLEMENT[codes[::-1]]
 
 
 def reverse_complement_text(sequence: str) -> str:
@@ -101,3 +137,36 @@ def reverse_complement_text(sequence: str) -> str:
     'NGTT'
     """
     return decode(reverse_complement(encode([sequence])[0]))
+
+
+def reverse_complement_iupac(sequence: str) -> str:
+    """Reverse complement upper-case IUPAC letters; ambiguity letters have theirs.
+
+    Examples
+    --------
+    >>> reverse_complement_iupac("AACR")
+    'YGTT'
+    """
+    return sequence.translate(_COMPLEMENT_LETTERS)[::-1]
+
+
+def has_motif(sequence: str, motif: str) -> bool:
+    """Tell whether a motif in IUPAC letters stands in a sequence (upper case) on either strand.
+
+    Only A, C, G and T of the sequence match, except that N of the motif matches every letter.
+
+    Examples
+    --------
+    >>> has_motif("TTTGACAA", "TGACR"), has_motif("TTCGTCATT", "TGACR"), has_motif("AANN", "AAC")
+    (True, True, False)
+    """
+    return _motif_pattern(motif).search(sequence) is not None
+
+
+@lru_cache(maxsize=4096)
+def _motif_pattern(motif: str) -> re.Pattern[str]:
+    strands = []
+    for strand in (motif, reverse_complement_iupac(motif)):
+        classes = [f"[{AMBIGUITY.get(letter, letter)}]" for letter in strand]
+        strands.append("".join(classes).replace("[ACGT]", "."))
+    return re.compile("|".join(strands))

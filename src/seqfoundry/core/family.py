@@ -91,6 +91,7 @@ class Family:
     examples: tuple[Example, ...] = ()
     has_worker_processes: bool = False
     reference_suffix: str = ""
+    reference_file_suffix: str = ""
     champion: str = ""
     parameters: str = ""
 
@@ -122,8 +123,8 @@ class Family:
         """What a model of the family says of itself: ``SERVING`` of its ``config``, or ours."""
         from seqfoundry.core.serving import Serving
 
-        own: type[Serving] = getattr(self.module("config"), "SERVING", Serving)
-        return own
+        serving: type[Serving] = getattr(self.module("config"), "SERVING", Serving)
+        return serving
 
     def settings(self, path: Path, overrides: str = "") -> Any:
         """Read a settings file into the family's own ``Config``.
@@ -189,26 +190,26 @@ def all_families() -> Mapping[str, Family]:
     A plug-in that cannot be loaded, or whose name is taken, is one warning. A copy of this package
     in a model knows the built-in families only.
     """
-    found: dict[str, Family] = {}
+    families: dict[str, Family] = {}
     package = importlib.import_module(f"{_PRODUCT}.families")
     for module in pkgutil.iter_modules(package.__path__):
         family = importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
-        found[family.name] = family
+        families[family.name] = family
     is_copy = _PRODUCT != _DISTRIBUTION
     plugins = [] if is_copy else entry_points(group=ENTRY_POINTS)
     for entry in sorted(plugins, key=lambda entry: entry.name):
         family = _load_plugin(entry)
         if family is None:
             continue
-        if family.name in found:
+        if family.name in families:
             log.warning(
                 "%s: its family %s is left out, since there is one of that name",
                 _origin(entry),
                 family.name,
             )
         else:
-            found[family.name] = family
-    return found
+            families[family.name] = family
+    return families
 
 
 def _load_plugin(entry: EntryPoint) -> Family | None:
@@ -269,10 +270,16 @@ def find_family(name: str, verb: str | None = None) -> Family:
 
 
 def family_of_reference_model(folder: Path) -> Family | None:
-    """Find the family whose reference tool made a model folder.
+    """Find the family whose reference tool made a model folder, or a model that is one file.
 
     None for a folder of ours, or of nobody we know.
     """
+    if os.path.isfile(folder):
+        for family in all_families().values():
+            suffix = family.reference_file_suffix
+            if suffix and folder.name.endswith(suffix):
+                return family
+        return None
     # Path.is_file would raise where the user may not look
     if any(
         os.path.isfile(folder / inside / "served.json")

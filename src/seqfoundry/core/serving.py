@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -53,7 +53,7 @@ class Serving:
 
     def write(self, folder: Path) -> None:
         """Write ``served.json`` into a model folder."""
-        files.write_json(folder / FILE, TypeAdapter(type(self)).dump_python(self, mode="json"))
+        files.write_json(folder / FILE, asdict(self))
 
     @classmethod
     def from_record(cls, record: dict[str, Any], where: str) -> Self:

@@ -6,7 +6,6 @@ on.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -152,25 +151,10 @@ class PartialFolder:
         self._resume = resume
 
     def __enter__(self) -> Self:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a")
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: must be a writable folder, got: {error.strerror}"
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise OutputError(
-                f"{self.folder}: must be free, got one in which another process works"
-            ) from None
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(atomic.lock(self.folder / "lock", wait=False))
             self._take_over()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(

@@ -13,7 +13,6 @@ connection. No model is pickled; workers load it from its folder, with unpicklin
 import contextlib
 import logging
 import os
-import resource
 import shutil
 import socket
 import time
@@ -260,5 +259,14 @@ class _Stopwatch:
             "host": socket.gethostname(),
             "process": os.getpid(),
             "models_loaded": portable_model.load_count(),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_mib": _peak_mib(),
         }
+
+
+def _peak_mib() -> int | None:
+    """Return the most memory that this process has held, None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

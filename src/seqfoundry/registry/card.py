@@ -5,6 +5,7 @@ model.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from seqfoundry.core.reporting.html import text_table
@@ -159,43 +160,44 @@ def _loading(reference: str, serving: Serving) -> list[str]:
 
 
 def _metric_lines(run: Any) -> list[str]:
-    """Write the test metrics as a table: the headline, those with gates, then those of the whole.
+    """Write the test metrics as a table: the headline, those with gates, then overall ones.
 
-    Others are counted.
-
-    A block of text, not a Markdown table: the browser would draw that one without any space
-    between its columns.
+    Others are counted. A block of text, not a Markdown table: the browser would draw that one
+    without any space between its columns.
     """
-    metrics, gate_of, tags = run.data.metrics, gates(run), run.data.tags
-    names = sorted(
+    metrics = run.data.metrics
+    run_gates = gates(run)
+    measured_names = sorted(
         key for key in metrics if key.startswith("test.") and not key.endswith((".low", ".high"))
     )
-    if not names:
+    if not measured_names:
         return ["Not evaluated yet."]
-    first = [
-        name
-        for name in (run.data.params.get("cfg.headline", ""), *sorted(gate_of))
-        if name in metrics
-    ]
-    whole = [name for name in names if name.count(".") == 1 and name not in first]
-    shown = [*dict.fromkeys(first), *whole[:_MOST_OTHERS]]
-    values = [_number(metrics[name]) for name in shown]
-    width = max(map(len, values))
-    rows = [
-        [name, value.rjust(width), _interval(metrics, name), _gate(name, metrics, gate_of)]
-        for name, value in zip(shown, values, strict=True)
-    ]
-    where = (
-        f"Measured on the test data `{tags['test.data.md5']}`." if "test.data.md5" in tags else ""
-    )
-    lines = [*([where, ""] if where else []), "```text"]
-    lines += [text_table(["metric", "value", "95 % interval", "gate"], rows), "```"]
-    if rest := len(names) - len(shown):
-        lines += [
-            "",
-            f"{rest} more are on the page of the run, with `evaluate/report.html` and its plots.",
-        ]
+    headline_and_gated = (run.data.params.get("cfg.headline", ""), *sorted(run_gates))
+    first = list(dict.fromkeys(name for name in headline_and_gated if name in metrics))
+    overall = [name for name in measured_names if name.count(".") == 1 and name not in first]
+    names = [*first, *overall[:_MOST_OTHERS]]
+    lines = []
+    if digest := run.data.tags.get("test.data.md5"):
+        lines += [f"Measured on the test data `{digest}`.", ""]
+    lines += ["```text", _metric_table(names, metrics, run_gates), "```"]
+    n_more = len(measured_names) - len(names)
+    if n_more:
+        more = "are on the page of the run, with `evaluate/report.html` and its plots."
+        lines += ["", f"{n_more} more {more}"]
     return lines
+
+
+def _metric_table(
+    names: Sequence[str], metrics: dict[str, float], run_gates: dict[str, Gate]
+) -> str:
+    """Write metrics with intervals and gates, numbers to the right."""
+    numbers = [_number(metrics[name]) for name in names]
+    width = max(len(number) for number in numbers)
+    rows = []
+    for name, number in zip(names, numbers, strict=True):
+        gate = _gate(name, metrics, run_gates)
+        rows.append([name, number.rjust(width), _interval(metrics, name), gate])
+    return text_table(["metric", "value", "95 % interval", "gate"], rows)
 
 
 def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str:
@@ -205,12 +207,12 @@ def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str
 
 
 def _interval(metrics: dict[str, float], name: str) -> str:
-    low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
-    return (
-        ""
-        if low is None or high is None or math.isnan(low + high)
-        else f"{_number(low)} to {_number(high)}"
-    )
+    """Write the interval of a metric; empty where there is none."""
+    low = metrics.get(f"{name}.low")
+    high = metrics.get(f"{name}.high")
+    if low is None or high is None or math.isnan(low + high):
+        return ""
+    return f"{_number(low)} to {_number(high)}"
 
 
 def _number(value: float | None) -> str:

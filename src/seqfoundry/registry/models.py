@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import pandas as pd
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError, TrackingError
 from seqfoundry.core.family import (
+    Family,
     all_families,
     family_of_reference_model,
     find_family,
@@ -32,6 +32,7 @@ from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs import store_errors, tracking
 from seqfoundry.core.serving import FILE as SERVED
 from seqfoundry.core.serving import Serving
+from seqfoundry.core.settings.config import flatten, to_dict
 from seqfoundry.registry import card, model_safety, zoo
 from seqfoundry.registry.source_copy import copy_source
 
@@ -153,13 +154,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_serving(folder: Path) -> Serving:
+def read_serving(folder: Path, *, family: str = "", reference: str = "") -> Serving:
     """Read what a model folder says of itself, as the family's own type; loads no framework.
 
     Raises
     ------
     ModelError
-        If it is damaged, or of a family that is not installed.
+        If it is damaged, of a family that is not installed, or of another family than ``family``,
+        where one is given; the message then names ``reference``.
     """
     path = folder / SERVED
     with model_safety.damaged(f"{path}: must describe a model of a known family"):
@@ -167,6 +169,10 @@ def read_serving(folder: Path) -> Serving:
         name = recorded_family(record)
         if name is None or name not in all_families():
             raise ValueError(f"family must be one of {', '.join(all_families())}, got {name!r}")
+        if family and name != family:
+            raise ModelError(
+                f"{reference}: must be a model of the family {family}, got one of {name}"
+            )
         return find_family(name).serving_class.from_record(record, str(path))
 
 
@@ -202,13 +208,8 @@ def register(family: str, run_id: str) -> str:
         )
     with model_folder(run_id) as folder:
         model_safety.refuse_links(folder)
-        serving = read_serving(folder)
+        serving = read_serving(folder, family=family, reference=f"run {run_id}")
         name = serving.registered_name
-        if serving.family != family:
-            raise ModelError(
-                f"run {run_id}: must hold a model of the family {family}, got one of "
-                f"{serving.family}"
-            )
         _refuse_anothers(opened, name, family)
         card.describe(
             found, serving, name, "1"
@@ -219,10 +220,9 @@ def register(family: str, run_id: str) -> str:
         answer = serve.predict(model, example)
         version = _package(found, folder, serving, (example, answer))
     with tracking.as_tracking_error():
-        with turn(opened, name, version):
-            newest = opened.get_registered_model(name).aliases.get(CANDIDATE, 0)
-            if int(newest) < int(version):  # another registration may have overtaken this one
-                opened.set_registered_model_alias(name, CANDIDATE, version)
+        # read, set, read again: another registration may come at the same time, the newest stays
+        while int(opened.get_registered_model(name).aliases.get(CANDIDATE, 0)) < int(version):
+            opened.set_registered_model_alias(name, CANDIDATE, version)
         card.publish(opened, found, serving, name, version)
     return f"models:/{name}/{version}"
 
@@ -253,11 +253,19 @@ def _refuse_anothers(opened: Any, name: str, family: str) -> None:
 def run_id_of(text: str) -> str:
     """Return a run id: ``text`` itself, or the one in ``run.json`` of the folder that it names.
 
+    A file that is a model of another tool (``oracle.pt`` of the mission) becomes a run first.
+
     Raises
     ------
     MissingError
         If the folder holds no run, or one that was not tracked.
+    ModelError, TrackingError
+        If a model file is damaged, or the store fails.
     """
+    if text and os.path.isfile(text):
+        family = family_of_reference_model(Path(text))
+        if family is not None:
+            return _record_reference_model(family, Path(text))
     folder = Path(text)
     if not text or not files.is_there(folder) or not folder.is_dir():
         return text
@@ -270,6 +278,28 @@ def run_id_of(text: str) -> str:
         ) from None
     if not tracked:
         raise MissingError(f"{folder}: must hold a tracked run, got one made with --no-track")
+    return run_id
+
+
+def _record_reference_model(family: Family, path: Path) -> str:
+    """Record a model of another tool as a finished run with the gates of ``full.yaml``."""
+    config = family.settings(family.parameters_folder / "full.yaml")
+    client = tracking.client()
+    with fetch(str(path)) as folder, tracking.as_tracking_error():
+        experiment = tracking.experiment_id(client)
+        run_id = str(client.create_run(experiment, run_name=path.stem).info.run_id)
+        tags = {
+            "family": family.name,
+            "imported.md5": files.md5(path),
+            "package.version": read_serving(folder).package_version,
+        }
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        for key, setting in flatten(to_dict(config)).items():
+            if key == "headline" or key.startswith("gates."):
+                client.log_param(run_id, f"cfg.{key}", setting)
+        client.log_artifacts(run_id, str(folder), "model")
+        client.set_terminated(run_id)
     return run_id
 
 
@@ -420,11 +450,7 @@ def load(family: str, reference: str) -> Loaded:
     """
     find_family(family)
     with model_folder(reference) as folder:
-        serving = read_serving(folder)
-        if serving.family != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {serving.family}"
-            )
+        serving = read_serving(folder, family=family, reference=reference)
         warn_of_requirements(reference, folder)
         return Loaded(_Predictor(family, folder), serving, reference)
 
@@ -450,88 +476,3 @@ def export(reference: str, folder: Path) -> None:
         no_bytecode = shutil.ignore_patterns("__pycache__")
         shutil.copytree(fetched, made, ignore=no_bytecode, dirs_exist_ok=True)
         model_safety.write_sums(made)
-
-
-log = logging.getLogger(__name__)
-_FLAG = "promoting."
-# seconds after which a flag is taken for that of a process that was killed; the work takes one
-_PATIENCE = 30.0
-_PAUSE = 0.05
-
-
-@contextlib.contextmanager
-def turn(opened: Any, name: str, number: str) -> Iterator[None]:
-    """Keep others' work on the model ``name`` out.
-
-    ``number`` is the version to work for, one process for each.
-
-    Raises
-    ------
-    TrackingError
-        If the store fails, or does not let this user change the model.
-    """
-    uri = tracking.store_uri()
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///")).resolve()
-        with files.lock(database.with_name(f"{database.name}.promote.lock")):
-            yield
-        return
-    with tracking.as_tracking_error():
-        try:
-            _wait(opened, name, number)
-            yield
-        finally:
-            _lower(opened, name, number)
-
-
-def _wait(opened: Any, name: str, number: str) -> None:
-    """Raise our flag, give way to versions before ours, and wait for those after it.
-
-    Those give way to us.
-    """
-    opened.set_registered_model_tag(name, _FLAG + number, "1")
-    while before := [other for other in _others(opened, name, number) if int(other) < int(number)]:
-        _lower(opened, name, number)
-        _until_lowered(opened, name, number, before)
-        opened.set_registered_model_tag(name, _FLAG + number, "1")
-    _until_lowered(
-        opened,
-        name,
-        number,
-        [other for other in _others(opened, name, number) if int(other) > int(number)],
-    )
-
-
-def _others(opened: Any, name: str, number: str) -> list[str]:
-    """Return the versions whose flags are up, without ours."""
-    tags = opened.get_registered_model(name).tags
-    up = [
-        key.removeprefix(_FLAG) for key, value in tags.items() if key.startswith(_FLAG) and value
-    ]
-    return [other for other in up if other.isdigit() and other != number]
-
-
-def _until_lowered(opened: Any, name: str, number: str, versions: list[str]) -> None:
-    """Wait until the flags of ``versions`` were down once each.
-
-    Lower those that nobody seems to hold.
-    """
-    end, waiting = time.monotonic() + _PATIENCE, set(versions)
-    while waiting := waiting & set(_others(opened, name, number)):
-        if time.monotonic() > end:
-            log.warning(
-                "%s: work for version %s was broken off, going on",
-                name,
-                ", ".join(sorted(waiting)),
-            )
-            for other in waiting:
-                _lower(opened, name, other)
-            return
-        time.sleep(_PAUSE)
-
-
-def _lower(opened: Any, name: str, number: str) -> None:
-    """Take a flag down; a user who may not delete it leaves an empty one."""
-    with store_errors.passed_over():
-        opened.set_registered_model_tag(name, _FLAG + number, "")
-        opened.delete_registered_model_tag(name, _FLAG + number)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 
-from seqfoundry.core.errors import ModelError
 from seqfoundry.core.family import find_family
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.serving import Serving
@@ -97,11 +96,7 @@ def open_portable(family: str, reference: str) -> Iterator[Portable]:
     """
     find_family(family)
     with models.model_folder(reference) as folder:
-        recorded = models.read_serving(folder).family
-        if recorded != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {recorded}"
-            )
+        models.read_serving(folder, family=family, reference=reference)
         models.warn_of_requirements(reference, folder)
         try:
             yield Portable(family, str(folder.resolve()), reference, files.digest(folder))

@@ -44,11 +44,7 @@ def evaluate(family: str, reference: str, data: Path, out: Path) -> dict[str, An
     """
     check_out(out)
     with models.model_folder(reference) as folder:
-        found = models.read_serving(folder).family
-        if found != family:
-            raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {found}"
-            )
+        models.read_serving(folder, family=family, reference=reference)
         run_id = _run_of(folder)
         measured_on = files.digest(data)
         metrics: dict[str, Any] = (
@@ -141,7 +137,7 @@ def promote(name: str, *, version: str | None = None, force: bool = False) -> st
 def _take_over(opened: Any, run: Any, chosen: Any, serving: Serving, *, force: bool) -> bool:
     """Judge a version and make it the champion.
 
-    False where the champion changed while it was judged.
+    False where the champion changed meanwhile: it is read, set, and read again.
 
     Raises
     ------
@@ -161,13 +157,14 @@ def _take_over(opened: Any, run: Any, chosen: Any, serving: Serving, *, force: b
         if faults:
             opened.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
         card.publish(opened, run, serving, name, number)
-        with models.turn(opened, name, number):
-            if _number(_alias(opened, name, CHAMPION)) != _number(champion):
-                return False
-            if champion is not None:
-                opened.set_registered_model_alias(name, PREVIOUS, _number(champion))
-            opened.set_registered_model_alias(name, CHAMPION, number)  # last: all else is in place
-    return True
+        if _number(_alias(opened, name, CHAMPION)) != _number(champion):
+            return False
+        # At once: of two promotions, the one that is between these two calls while the other one
+        # sets both aliases and reads again is not noticed.
+        opened.set_registered_model_alias(name, CHAMPION, number)
+        if champion is not None:
+            opened.set_registered_model_alias(name, PREVIOUS, _number(champion))
+    return _number(_alias(opened, name, CHAMPION)) == number
 
 
 def _number(version: Any) -> str:

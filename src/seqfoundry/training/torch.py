@@ -21,7 +21,6 @@ from typing import Any, Self, cast
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn import functional as differentiable
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -122,7 +121,7 @@ class TorchProcess(Process):
         if self.world_size == 1:
             return module
         with _naming_lost_processes(self):
-            return DistributedDataParallel(module, broadcast_buffers=False)
+            return DistributedDataParallel(module, forward_sync_buffers=False)
 
     def backward(self, loss_share: Tensor) -> None:
         """Compute gradients of the sum of all processes' losses."""
@@ -134,7 +133,7 @@ class TorchProcess(Process):
         if self.world_size == 1:
             return part
         with _naming_lost_processes(self):
-            return cast("Tensor", differentiable.all_reduce(part))  # type: ignore[no-untyped-call]
+            return cast("Tensor", _AllReduce.apply(part))  # type: ignore[no-untyped-call]
 
     def gather_rows(self, part: Tensor, n: int) -> Tensor:
         """Return all ``n`` rows of which each process has its `share`; gradients flow to all."""
@@ -192,6 +191,24 @@ def _naming_lost_processes(process: Process) -> Iterator[None]:
             f"that has ended or cannot be reached ({reason}); its own message says why; go on "
             "from the last checkpoint with --resume"
         ) from error
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over processes whose gradient is the sum over processes.
+
+    As `torch.distributed.nn.functional.all_reduce`, which PyTorch 2.13 deprecates in favour of a
+    private module.
+    """
+
+    @staticmethod
+    def forward(_: Any, part: Tensor) -> Tensor:
+        total = part.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return cast("Tensor", _AllReduce.apply(gradient))  # type: ignore[no-untyped-call]
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):

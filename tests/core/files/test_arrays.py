@@ -90,11 +90,16 @@ def test_a_planted_pickle_is_refused_by_name(
     ("body", "message"),
     [
         (b"cnumpy\nload\n(S'x'\ntR.", "names numpy.load; not executed"),
-        (b"cnumpy\nndarray\n(I1\no.", "uses OBJ; not executed"),
-        (b"(I1\ninumpy\nndarray\n.", "uses INST; not executed"),
-        (b"cnumpy\nndarray\n)\x81.", "uses NEWOBJ; not executed"),
-        (b"\x80\x02\x82\x01.", "uses EXT1; not executed"),
-        (b"P1\n.", "uses PERSID; not executed"),
+        (b"(cnumpy\nload\nI1\no.", "names numpy.load; not executed"),
+        (b"(I1\ninumpy\nload\n.", "names numpy.load; not executed"),
+        (b"(cnumpy\nndarray\nI1\no.", "got"),
+        (b"cnumpy\nndarray\n)\x81.", "got"),
+        (b"cnumpy\ndtype\n)\x81.", "got"),
+        (b"\x80\x02\x82\x01.", "got"),  # an extension
+        (b"P1\n.", "got"),  # a persistent id
+        (b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".", "got"),  # a bytearray
+        (b"K\x01r\xff\xff\xff\x7f.", "got"),  # a memo of 2^31 entries
+        (b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.", "got"),
         (b"\x80\x04\x95", "got"),
         (b"", "got"),
         (b".", "got"),
@@ -110,6 +115,46 @@ def test_every_other_operation_is_refused(tmp_path: Path, body: bytes, message: 
     write_npy(path, np.array(["x"], dtype=object), body)
     with pytest.raises(InputError, match=message):
         read_objects(path)
+
+
+def test_types_that_lie_are_not_believed(tmp_path: Path) -> None:
+    """A structure with an object, of which NumPy is told that it is plain, made of any address."""
+    path = tmp_path / "a.npy"
+    kind = pickle.dumps(np.dtype([("x", "O")]), protocol=2)[2:-1]
+    lie = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    lie += b"(K\x01(K\x01t" + kind + b"\x89U\x08AAAAAAAAtb."
+    write_npy(path, np.array(["x"], dtype=object), lie)
+    with pytest.raises(InputError, match="got: an array that is not a list of objects"):
+        read_objects(path)
+
+
+def test_a_pickle_does_not_change_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    names = np.array(NAMES, dtype=object)
+    body = b"c_codecs\nencode\n}(X\x08\x00\x00\x00__code__K\x01u}\x86b."
+    write_npy(path, names, body)
+    with pytest.raises(InputError, match="got"):
+        read_objects(path)
+    write_npy(path, names, pickle.dumps(names, protocol=2))
+    assert read_objects(path) == NAMES
+
+
+@given(st.data())
+def test_noise_in_a_pickle_is_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    array = np.array(["ERR1", np.str_("é"), np.float64(0.5), None], dtype=object)
+    body = bytearray(pickle.dumps(array, protocol=data.draw(st.sampled_from([0, 2, 4, 5]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(body) - 1))
+        body[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("noise") / "a.npy"
+    write_npy(path, array, bytes(body))
+    try:
+        rows = read_objects(path)
+    except InputError:
+        return
+    assert all(isinstance(row, str | int | float | tuple | None) for row in rows)
 
 
 @pytest.mark.filterwarnings(

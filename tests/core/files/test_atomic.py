@@ -197,6 +197,34 @@ def test_a_lock_keeps_another_process_out(tmp_path):
     assert (tmp_path / "log").read_text(encoding="utf-8") == "x" * 10
 
 
+def test_a_lock_ends_with_a_process_that_is_killed(tmp_path):
+    path = tmp_path / "x.lock"
+    code = """
+        import sys, time
+        from pathlib import Path
+        from seqfoundry.core.files import atomic
+        with atomic.lock(Path(sys.argv[1])):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)],
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(OutputError, match=r"x\.lock: must be free, got a lock that another"),
+            atomic.lock(path, wait=False),
+        ):
+            raise AssertionError("must not be reached")
+        holder.kill()
+    with atomic.lock(path, wait=False):
+        assert path.is_file()
+
+
 def test_a_lock_ends_with_its_block(tmp_path):
     def hold():
         with atomic.lock(tmp_path / "x.lock"):

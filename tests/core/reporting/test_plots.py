@@ -312,8 +312,7 @@ def test_pdf_has_no_date(tmp_path):
                 columns=1,
                 label="x",
             ),
-            r"profiles, V1: must have one share of both kinds per place, got \(2,\), \(1,\) and "
-            r"\(2,\)",
+            r"profiles, V1: must have one share of both kinds per place, got .*\(1,\)",
             id="profiles",
         ),
         pytest.param(

@@ -22,10 +22,9 @@ def kill_while_writing(path):
 import os, signal, sys
 from pathlib import Path
 from seqfoundry.core.files import atomic as data
-from seqfoundry.core.reporting import html as report
 path = Path(sys.argv[1])
 with data.atomic_write(path), data.atomic_folder(path.with_name("model")) as folder:
-    with report.whole_file(path.with_name("plot.png")) as plot:
+    with data.atomic_write(path.with_name("plot.png")) as plot:
         (folder / "half").write_text("")
         plot.write_text("")
         Path(f"{plot.with_name('.w.h5.ab_12xyz.h5')}.weights.h5").write_text("")

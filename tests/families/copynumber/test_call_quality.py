@@ -254,7 +254,7 @@ def test_an_event_is_found_by_one_segment_of_its_state() -> None:
     assert found.events.found.tolist() == [True, False, False, True, False]
     assert found.events.error[0] == pytest.approx([0.4, 0.6])
     assert np.isnan(found.events.error[1]).all()
-    assert found.changed.right.tolist() == [True, True, False, True]
+    assert found.altered.right.tolist() == [True, True, False, True]
     summary = found.summary()
     assert summary["segment_recall"][0] == 0.5
     assert summary["segment_recall"].n == 4, "events of samples that are uncallable do not count"
@@ -296,7 +296,7 @@ def test_a_deletion_beside_a_missing_region_is_found_with_it() -> None:
     found = matched(segments, absent, ("s0", 88_000, 100_000, 0.0, "event"))
     assert found.events.found.tolist() == [True]
     assert np.isnan(found.events.error).all()
-    assert found.changed.matched.tolist() == [True]
+    assert found.altered.matched.tolist() == [True]
     merged = matched(
         segments, ("s0", 50_000, 70_000, 0.0, "absent"), ("s0", 70_000, 100_000, 0.0, "event")
     )
@@ -308,7 +308,7 @@ def test_a_deletion_beside_a_missing_region_is_found_with_it() -> None:
 def test_segments_that_are_right_about_the_lineage_count_neither_way() -> None:
     segments = cohort_of([(0, 50, 1), (50, 70, 0), (70, 100, 1), (100, 120, 2), (120, 200, 1)])
     found = matched(segments, ("s0", 50_000, 70_000, 0.0, "absent"))
-    assert found.changed.lineage.tolist() == [True, False]
+    assert found.altered.lineage.tolist() == [True, False]
     summary = found.summary()
     assert summary["segment_precision"] == rate(0, 1, "")
     assert summary["segment_recall"].value is None
@@ -316,8 +316,8 @@ def test_segments_that_are_right_about_the_lineage_count_neither_way() -> None:
     wrong = matched(
         cohort_of([(0, 50, 1), (50, 70, 2), (70, 200, 1)]), ("s0", 50_000, 70_000, 0.0, "absent")
     )
-    assert not wrong.changed.lineage.any()
-    assert not wrong.changed.right.any()
+    assert not wrong.altered.lineage.any()
+    assert not wrong.altered.right.any()
 
 
 def test_classes_and_confidence() -> None:

@@ -408,15 +408,15 @@ except SeqfoundryError as error:
 def test_the_others_stay_until_the_first_is_done(tmp_path: Path) -> None:
     """Else torchrun ends the first one, too, once the others have been gone for some minutes."""
     script = """
-import sys, time
+import sys, time, torch
 from pathlib import Path
 from seqfoundry.training.torch import TorchProcess
-group, done = TorchProcess.start(torch.device("cpu")), Path(sys.argv[1])
+process, done = TorchProcess.start(torch.device("cpu")), Path(sys.argv[1])
 process.stop()
-if group.is_main:
+if process.is_main:
     time.sleep(2)
     done.touch()
-group.wait_for_main()
+process.wait_for_main()
 assert done.is_file()
 """
     for state, text in in_processes([sys.executable, "-c", script, str(tmp_path / "done")], 2):
@@ -469,13 +469,13 @@ def test_a_resumed_state_is_that_of_the_first_process(tmp_path: Path) -> None:
 import sys, torch
 from pathlib import Path
 from seqfoundry.training.torch import TorchProcess
-group = TorchProcess.start(torch.device("cpu"))
+process = TorchProcess.start(torch.device("cpu"))
 steps = {0: {"step": torch.tensor(2.0)}}
-state = {"a": torch.arange(3.0) + group.rank, "b": [{"x": 1.5 + group.rank}], "c": steps}
-found = group.broadcast_state(state if group.rank == 0 else {})
+state = {"a": torch.arange(3.0) + process.rank, "b": [{"x": 1.5 + process.rank}], "c": steps}
+found = process.broadcast_state(state if process.rank == 0 else {})
 assert found["a"].tolist() == [0, 1, 2] and found["b"] == [{"x": 1.5}]
 assert float(found["c"][0]["step"]) == 2
-Path(sys.argv[1], str(group.rank)).touch()
+Path(sys.argv[1], str(process.rank)).touch()
 process.stop()
 """
     for state, text in in_processes([sys.executable, "-c", script, str(tmp_path)], 2):

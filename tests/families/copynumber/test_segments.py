@@ -346,7 +346,7 @@ def test_short_runs_go_to_the_longer_neighbour(
     path: str, begins: tuple[int, ...], result: str, n: int
 ) -> None:
     runs, count = make_runs(path, begins)
-    count = runs_module.absorb(runs, count, 3)
+    count = runs_module.merge_short_runs(runs, count, 3)
     assert (written(runs, count, len(path)), count) == (result, n)
 
 
@@ -357,12 +357,14 @@ def test_runs_need_evidence_and_no_bin_decides_alone() -> None:
     ratio[12:15] = [1.5, np.nan, 1.5]
     means, sds = np.array([0, 0.5, 1, 1.5, 2, 3]), np.full(6, 0.1)
     assert (
-        written(runs, runs_module.weigh(runs, n, ratio, means, sds, 16.0), 19)
+        written(runs, runs_module.drop_weak_runs(runs, n, ratio, means, sds, 16.0), 19)
         == "2222222222223332222"
     )
     ratio[14] = 1.27
     runs, n = make_runs("2222444422223332222")
-    assert written(runs, runs_module.weigh(runs, n, ratio, means, sds, 16.0), 19) == "2" * 19
+    assert (
+        written(runs, runs_module.drop_weak_runs(runs, n, ratio, means, sds, 16.0), 19) == "2" * 19
+    )
 
 
 def test_amplified_neighbours_of_like_medians_are_one() -> None:
@@ -371,7 +373,7 @@ def test_amplified_neighbours_of_like_medians_are_one() -> None:
     )
     means = np.array([0, 0.5, 1, 1.5, 2, 3])
     runs, n = make_runs("2222444444555444111")
-    n = runs_module.recall(runs, n, ratio, means, 0.6)
+    n = runs_module.call_states(runs, n, ratio, means, 0.6)
     assert written(runs, n, 19) == "2222444444444555000"
 
 

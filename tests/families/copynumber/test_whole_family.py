@@ -316,7 +316,7 @@ def test_bad_cohorts(data: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         train.train(settings(), tmp_path / "nope", tmp_path / "out", UNTRACKED)
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="--device gpu: must find a GPU, got none"):
+        with pytest.raises(ConfigError, match="--device gpu: must be on a machine with a GPU"):
             train.train(settings(), data, tmp_path / "out", replace(UNTRACKED, device="gpu"))
     broken = Path(shutil.copytree(data / "train", tmp_path / "broken"))
     raw = bytearray((broken / "chromosome" / "counts.npy").read_bytes())

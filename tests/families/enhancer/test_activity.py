@@ -130,6 +130,7 @@ KILLED = """
 import importlib.util, os, pathlib, signal, sys
 spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
 fakes = importlib.util.module_from_spec(spec)
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[2] / "engine"))
 spec.loader.exec_module(fakes)
 from seqfoundry import engine
 from seqfoundry.families.enhancer.tasks import activity

@@ -4,6 +4,7 @@ equal their source."""
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -537,17 +538,40 @@ def test_loci() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "got no record"),
-        ("ACGT\n", "lines of equal length"),
-        (">a\nACGT\nACGTA\n", "lines of equal length"),
+        ("", "does not contain a valid sequence"),
+        ("ACGT\n", "text before the first sequence"),
+        (">a\nACGT\nACGTA\nAC\n", "lines of equal length"),
         (">a\nAC\nA\nAC\n", "lines of equal length"),
-        (">a\nAC\n>a\nAC\n", "'a' twice"),
+        (">a\nAC\n>a\nAC\n", 'Duplicate key "a"'),
+        (">\nAC\n", "Bad sequence name"),
     ],
 )
 def test_odd_genomes_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "g.fa").write_text(text)
     with pytest.raises(InputError, match=message):
         Genome(tmp_path / "g.fa")
+
+
+def test_an_index_beside_the_genome_is_used_unless_it_is_older(tmp_path: Path) -> None:
+    path, index = tmp_path / "g.fa", tmp_path / "g.fa.fai"
+    path.write_text(">a\nACGT\nAC\n>b\nTT\n")
+    assert Genome(path).fetch("b", 0, 2).tolist() == [3, 3]
+    assert [file.name for file in tmp_path.iterdir()] == ["g.fa"]
+    index.write_text("a\t6\t3\t4\t5\n")  # as samtools writes it, of an earlier genome without b
+    with pytest.raises(InputError, match="must have a record b, got a"):
+        Genome(path).fetch("b", 0, 2)
+    assert Genome(path).fetch("a", 3, 6).tolist() == [3, 0, 1]
+    os.utime(index, (0, 0))
+    assert Genome(path).fetch("b", 0, 2).tolist() == [3, 3]
+    index.write_text("a\t6\n")
+    with pytest.raises(InputError, match=r"g\.fa\.fai: must be an index of samtools faidx"):
+        Genome(path)
+
+
+def test_a_compressed_genome_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "g.fa.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"g\.fa\.gz: must be plain FASTA, got a compressed file"):
+        Genome(tmp_path / "g.fa.gz")
 
 
 @pytest.mark.parametrize("kind", ["enformer", "sei"])

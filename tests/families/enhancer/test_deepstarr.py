@@ -264,7 +264,7 @@ def test_what_was_not_measured_has_no_loss_and_no_gradient() -> None:
 def test_training_learns_what_can_be_learned() -> None:
     config = config_of(**SMALL, head_bias="mean", dropout=0.1)
     rows = rows_of(600, config)
-    training = NetworkTraining.start(config, rows.activities, device="cpu")
+    training = NetworkTraining.start(config, rows.activities)
     seen = [epoch(training, rows, np.arange(500), number) for number in range(6)]
     assert seen[-1] is not None
     assert seen[0] is not None
@@ -281,13 +281,13 @@ def test_training_that_was_cut_goes_on_bit_for_bit(
 ) -> None:
     config = config_of(**SMALL, **changes)
     rows, chosen = rows_of(60, config), np.arange(50)
-    whole = NetworkTraining.start(config, rows.activities, device="cpu")
+    whole = NetworkTraining.start(config, rows.activities)
     seen = [epoch(whole, rows, chosen, number) for number in range(3)]
-    first = NetworkTraining.start(config, rows.activities, device="cpu")
+    first = NetworkTraining.start(config, rows.activities)
     again = [epoch(first, rows, chosen, number) for number in range(2)]
     torch.save(first.state(), tmp_path / "last.pt")
     torch.rand(3)  # what the process draws has no influence
-    second = NetworkTraining.start(config, rows.activities[::-1], device="cpu", member=5)
+    second = NetworkTraining.start(config, rows.activities[::-1], member=5)
     second = dataclasses.replace(second, seed=config.seed)
     second.load_state(torch.load(tmp_path / "last.pt", weights_only=True), "last.pt")
     again.append(epoch(second, rows, chosen, 2))
@@ -308,7 +308,7 @@ def test_epochs_and_members_differ_and_the_outside_stream_does_not_move() -> Non
     states = []
     before = torch.random.get_rng_state()
     for member, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        training = NetworkTraining.start(config, rows.activities, device="cpu", member=member)
+        training = NetworkTraining.start(config, rows.activities, member=member)
         epoch(training, rows, np.arange(40), number)
         states.append(training.model.head.weight.detach().clone())
     assert torch.equal(states[0], states[3])
@@ -320,13 +320,11 @@ def test_epochs_and_members_differ_and_the_outside_stream_does_not_move() -> Non
 def test_outputs_begin_at_the_means_if_so_set() -> None:
     rows = rows_of(50, config_of(**SMALL))
     bias = NetworkTraining.start(
-        config_of(**SMALL, head_bias="mean"), rows.activities, device="cpu"
+        config_of(**SMALL, head_bias="mean"), rows.activities
     ).model.head.bias
     np.testing.assert_allclose(bias.detach(), np.nanmean(rows.activities, axis=0), rtol=1e-6)
     nothing = np.full((3, 14), np.nan, dtype=np.float32)
-    bias = NetworkTraining.start(
-        config_of(**SMALL, head_bias="mean"), nothing, device="cpu"
-    ).model.head.bias
+    bias = NetworkTraining.start(config_of(**SMALL, head_bias="mean"), nothing).model.head.bias
     assert not bias.detach().any()
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqfoundry.core.dna import has_motif
 from seqfoundry.core.errors import ConfigError, InputError, OutputError
 from seqfoundry.core.files.atomic import digest
 from seqfoundry.core.reporting.metrics import proportion
@@ -408,7 +409,7 @@ def succeeded(row: dict[str, object], change: np.ndarray) -> bool:
     source, target = (RAW_CELLS.index(row[f"{name}_cell_type"]) for name in ("source", "target"))
     others = (change.sum() - change[target]) / 6
     before, after = (
-        "target_motif" in meta and edits.has_motif(row[key], meta["target_motif"])
+        "target_motif" in meta and has_motif(row[key], meta["target_motif"])
         for key in ("ref_sequence", "pred_sequence")
     )
     return {

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from seqfoundry.core.dna import has_motif
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores.designs import score_designs
 from seqfoundry.families.enhancer.scores.predictions import (
     OracleOutputs,
     OracleStatistics,
     Prediction,
-    has_motif,
     parse_predictions,
     raw_columns,
     target_scores,

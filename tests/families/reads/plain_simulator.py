@@ -33,6 +33,8 @@ SETTINGS = SimulateConfig(
     max_trunc_5p=0,
     max_trunc_3p=0,
     broken_share=0.0,
+    min_error_rate=0.0,
+    max_error_rate=0.0,
     rc=True,
     transcriptome="",
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from served_records import served_record
 
 from seqfoundry.core.dna import decode
 from seqfoundry.core.settings.config import build_plain, read_yaml
@@ -29,6 +30,16 @@ def settings(**changes: Any) -> SimulateConfig:
     """Simulator settings of full.yaml without broken reads, changed."""
     values = read_yaml(PARAMS / "full.yaml")["simulate"] | {"broken_share": 0.0} | changes
     return build_plain(values, SimulateConfig, origin=lambda _: "full.yaml")
+
+
+def error_rates(total: float) -> dict[str, float]:
+    """Simulator settings of an error rate per base; its kinds are as 5 : 5 : 6."""
+    return {
+        "mismatch_rate": total * 5 / 16,
+        "insertion_rate": total * 5 / 16,
+        "deletion_rate": total * 6 / 16,
+        "polyt_error_rate": total / 8,
+    }
 
 
 def simulated(
@@ -89,13 +100,7 @@ def serving(protocol: Protocol = PROTOCOL) -> Serving:
 def write_model_folder(folder: Path, protocol: Protocol = PROTOCOL) -> None:
     """Write what is read of a model folder without loading its network."""
     folder.mkdir(exist_ok=True)
-    served = {
-        "family": "reads",
-        "registered_name": f"reads-{protocol.model}",
-        "about": "",
-        "limits": [],
-        "input_columns": ["sequence"],
-    }
+    served = served_record("reads", registered_name=f"reads-{protocol.model}")
     (folder / "served.json").write_text(json.dumps(served))
     (folder / "model.json").write_text(json.dumps({"protocol": asdict(protocol)}))
 

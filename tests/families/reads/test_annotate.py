@@ -12,15 +12,19 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pysam
 import pytest
 import simulated_reads
 
 from seqfoundry import engine
+from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.reporting import plots
 from seqfoundry.engine.parts import PartialFolder
 from seqfoundry.families.reads import annotate as module
-from seqfoundry.families.reads.annotate import FATES, AnnotateReads
+from seqfoundry.families.reads.annotate import AnnotateReads
+from seqfoundry.families.reads.output import chunk_writer
+from seqfoundry.families.reads.output.chunk_writer import FATES
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +91,8 @@ class Case:
     def annotate(self, **changes: Any) -> dict[str, Any]:
         words = {"source": self.source, "model": str(self.model), "out": self.out} | changes
         whitelist = words.pop("whitelist", self.whitelist)
-        return engine.run(AnnotateReads(whitelist), engine.Request(**words))
+        samples = words.pop("samples", None)
+        return engine.run(AnnotateReads(whitelist, samples), engine.Request(**words))
 
     def append(self, text: str) -> None:
         self.source.write_text(self.source.read_text() + text)
@@ -105,7 +110,7 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     """Let a fake model answer."""
 
     def load(family: str, folder: str) -> models.Loaded:
-        return models.Loaded(fake, models.read_served(Path(folder)), folder)
+        return models.Loaded(fake, models.read_serving(Path(folder)), folder)
 
     monkeypatch.setattr(models, "load", load)
 
@@ -149,7 +154,7 @@ def left_over(folder: Path) -> list[str]:
 def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
     summary = case.annotate()
     assert sorted(path.name for path in case.out.iterdir()) == sorted(
-        [*FILES, *COUNTS, "demuxed.fastq.gz"]
+        [*FILES, *COUNTS, "demuxed.fastq.gz", "molecules.bam"]
     )
     valid = table(case.out, "valid")
     assert set(valid["match_type"]) == {"Exact match (CBC)"}
@@ -167,7 +172,7 @@ def test_all_barcodes_of_true_labels_are_assigned_right(case: Case) -> None:
     assert len(counts) == summary["cells"] == valid["cell_id"].nunique()
     assert (case.out / "matchType_readCount.tsv").read_text().splitlines()[
         1
-    ] == f"Exact match (CBC)\t{n_molecules}"
+    ] == f"Exact match (CBC)\t{n_molecules}\treads"
 
 
 def test_demultiplexed_reads_have_the_header_and_the_sense_of_the_transcript(case: Case) -> None:
@@ -177,11 +182,11 @@ def test_demultiplexed_reads_have_the_header_and_the_sense_of_the_transcript(cas
     assert len(written) == len(valid)
     for (header, sequence, qualities), (_, row) in zip(written, valid.iterrows(), strict=True):
         cell, umi = row["corrected_CBC"], row["UMI"]
-        assert header == (
-            f"{row['ReadName']}_{cell}_{umi} "
-            f"cell_id:{row['cell_id']}|Barcodes:CBC:{cell}|UMI:{umi}"
-            f"|orientation:{row['orientation']}"
-        )
+        assert header == row["demux_header"]
+        name, *tags = header.split("\t")
+        assert name == f"{row['ReadName']}_{cell}_{umi}"
+        in_read_1 = reverse_complement_text(umi)
+        assert {f"CB:Z:{cell}", f"UB:Z:{in_read_1}", f"ci:i:{row['cell_id']}"} <= set(tags)
         window = slice(int(row["cDNA_Starts"]), int(row["cDNA_Ends"]))
         read, phred = row["read"][window], row["base_qualities"][window]
         if row["orientation"] == "+":  # the protocol's strand is rev
@@ -201,6 +206,7 @@ def test_every_read_has_one_fate_in_the_order_of_the_input(case: Case) -> None:
         "molecules",
         "assigned",
         "reason",
+        "sample",
     ]
     assert lines["ReadName"].tolist() == [
         *(record[0] for record in case.records),
@@ -252,15 +258,18 @@ def test_barcodes_that_are_far_or_between_two_cells(case: Case) -> None:
         record[0]: case.truths[number // 2].barcodes for number, record in enumerate(case.records)
     }
     for header, *_ in written:
-        name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
+        name, barcode, _ = header.split("\t")[0].rsplit("_", 2)
         assert barcode in truth_of[name.split("__")[0]]
-        assert " cell_id:0|" in header
+        assert "\tCB:Z:" not in header
+        assert "\tft:Z:ambiguous\t" in header or "\tft:Z:no match\t" in header
 
 
 def test_without_a_list_molecules_are_valid_and_named_by_the_barcode_as_read(case: Case) -> None:
     summary = case.annotate(whitelist=None)
     assert set(summary["fates"]) == {"valid", "split"}
-    assert sorted(path.name for path in case.out.iterdir()) == sorted([*FILES, "demuxed.fastq.gz"])
+    assert sorted(path.name for path in case.out.iterdir()) == sorted(
+        [*FILES, "demuxed.fastq.gz", "molecules.bam"]
+    )
     assert not [
         name
         for name in table(case.out, "valid").columns
@@ -268,7 +277,7 @@ def test_without_a_list_molecules_are_valid_and_named_by_the_barcode_as_read(cas
     ]
     by_read: dict[str, set[str]] = {}
     for header, *_ in fastq(case.out / "demuxed.fastq.gz"):
-        name, barcode, _ = header.split(" ")[0].rsplit("_", 2)
+        name, barcode, _ = header.split("\t")[0].rsplit("_", 2)
         by_read.setdefault(name.split("__")[0], set()).add(barcode)
     for number, (name, *_) in enumerate(case.records):
         assert by_read[name] == set(case.truths[number // 2].barcodes)
@@ -285,6 +294,7 @@ def test_columns_and_types(case: Case) -> None:
             f"{name}_Confidence": pa.float64(),
         }
     common |= {"architecture": text, "reason": text, "orientation": text, "model_name": text}
+    common["sample"] = text
     more = {"polyA_lengths": text, "demux_header": text, "demux_bucket": text}
     more |= {
         "CBC_Sequences": text,
@@ -327,9 +337,9 @@ def test_fasta_has_no_qualities(tmp_path: Path, case: Case) -> None:
     assert not (other.out / "demuxed.fastq.gz").exists()
     assert table(other.out, "valid")["base_qualities"].isna().all()
     lines = gzip.decompress((other.out / "demuxed.fasta.gz").read_bytes()).decode().splitlines()
-    assert [line.removeprefix(">") for line in lines[::2]] == [
-        one[0] for one in fastq(case.out / "demuxed.fastq.gz")
-    ]
+    names = [line.removeprefix(">").split("\t")[0] for line in lines[::2]]
+    assert names == [header.split("\t")[0] for header, *_ in fastq(case.out / "demuxed.fastq.gz")]
+    assert not [line for line in lines if "\tCY:Z:" in line]
 
 
 def test_a_folder_of_fastq_and_fasta_loses_nothing(tmp_path: Path, case: Case) -> None:
@@ -339,7 +349,7 @@ def test_a_folder_of_fastq_and_fasta_loses_nothing(tmp_path: Path, case: Case) -
     (folder / "a.fasta").write_text(
         "".join(f">other_{name}\n{bases}\n" for name, bases, _ in case.records)
     )
-    summary = case.annotate(source=folder)
+    summary = case.annotate(source=folder, samples="one")
     assert summary["reads"] == 2 * len(case.records)
     assert len(fastq(case.out / "demuxed.fastq.gz")) * 2 == summary["molecules"]
     assert (case.out / "demuxed.fasta.gz").is_file()
@@ -368,13 +378,13 @@ def test_reads_without_any_molecule(case: Case) -> None:
     summary = case.annotate()
     assert summary["fates"] == {"invalid": 1}
     assert len(table(case.out, "valid")) == 0
-    assert (case.out / "cellId_readCount.tsv").read_text() == "Cell_ID\tRead_Count\n"
+    assert (case.out / "cellId_readCount.tsv").read_text() == "Cell_ID\tRead_Count\tSample\n"
 
 
 def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "read_views", lambda path, views, colours: drawn.extend(views))
-    monkeypatch.setattr(module, "_VIEW_BASES", 300)
+    monkeypatch.setattr(chunk_writer, "_VIEW_BASES", 300)
     case.append("@empty\n\n+\n\n")
     case.annotate()
     assert len(drawn) == 20
@@ -390,6 +400,145 @@ def test_first_reads_are_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
             for _ in range(segment["start"], segment["end"])
         ]
         assert list(one.predicted) == labels[:300]
+
+
+# -------------------------------------------------------------------------------------------------
+# ---------- hand-over
+
+
+def bam_records(path: Path) -> list[Any]:
+    with pysam.AlignmentFile(str(path), check_sq=False) as file:
+        return list(file)
+
+
+def test_molecules_are_unaligned_bam_with_tags(case: Case) -> None:
+    case.annotate()
+    valid = table(case.out, "valid").set_index("ReadName")
+    written = {
+        header.split("\t")[0]: rest for header, *rest in fastq(case.out / "demuxed.fastq.gz")
+    }
+    records = bam_records(case.out / "molecules.bam")
+    assert [record.query_name for record in records] == valid.index.tolist()
+    for record in records:
+        row = valid.loc[record.query_name]
+        barcode = row["corrected_CBC"]
+        umi = reverse_complement_text(row["UMI"])
+        assert record.is_unmapped
+        assert record.get_tag("CB") == record.get_tag("CR") == barcode
+        assert record.get_tag("UB") == record.get_tag("UR") == umi
+        read = row["read"] if row["orientation"] == "+" else reverse_complement_text(row["read"])
+        phred = row["base_qualities"][:: 1 if row["orientation"] == "+" else -1]
+        start = read.index(barcode + umi)
+        assert record.get_tag("CY") == phred[start : start + 16]
+        assert record.get_tag("UY") == phred[start + 16 : start + 28]
+        assert record.get_tag("or") == row["orientation"]
+        assert record.get_tag("ft") == "assigned"
+        assert record.get_tag("sa") == record.get_tag("RG") == "reads"
+        if row["polyA_lengths"]:
+            assert record.get_tag("pt") == int(row["polyA_lengths"])
+        name = f"{record.query_name}_{barcode}_{row['UMI']}"
+        assert [record.query_sequence, record.qual] == written[name]
+    with pysam.AlignmentFile(str(case.out / "molecules.bam"), check_sq=False) as file:
+        assert file.header.to_dict()["RG"] == [{"ID": "reads", "SM": "reads"}]
+
+
+def test_headers_are_legal_sam_tags_and_go_through_samtools(case: Case, tmp_path: Path) -> None:
+    """What ``minimap2 -y`` does: the comment becomes the end of a SAM line."""
+    text = case.source.read_text().splitlines()
+    text[0] += "\tqs:f:20.5\tRG:Z:group\tMM:Z:C+m?,1,0;\tML:B:C,12,200\tCB:Z:other\tpt:i:999"
+    case.source.write_text("\n".join(text) + "\n")
+    case.annotate()
+    sam = tmp_path / "headers.sam"
+    lines = []
+    for header, sequence, qualities in fastq(case.out / "demuxed.fastq.gz"):
+        name, *tags = header.split("\t")
+        lines.append("\t".join([name, "4\t*\t0\t0\t*\t*\t0\t0", sequence, qualities, *tags]))
+    sam.write_text("@HD\tVN:1.6\n" + "".join(line + "\n" for line in lines))
+    back = pysam.view("--no-PG", str(sam)).splitlines()
+    assert [line.split("\t") for line in back] == [line.split("\t") for line in lines]
+    first = bam_records(case.out / "molecules.bam")[0]
+    tags = dict(first.get_tags())
+    assert (tags["RG"], tags["qs"], tags["MM"]) == ("group", 20.5, "C+m?,1,0;")
+    assert tags["MN"] == len(case.records[0][1])  # MM and ML are of the whole read
+    assert tags["CB"] == table(case.out, "valid")["corrected_CBC"][0]
+    assert first.get_tags().count(("pt", 999)) == 0
+
+
+def test_a_bam_file_gives_what_its_fastq_gives(case: Case, tmp_path: Path) -> None:
+    case.annotate()
+    bam = tmp_path / "reads.bam"
+    with pysam.AlignmentFile(
+        str(bam), "wb", header={"HD": {"VN": "1.6"}, "RG": [{"ID": "g", "PL": "ONT"}]}
+    ) as file:
+        for name, sequence, qualities in case.records:
+            line = f"{name}\t4\t*\t0\t0\t*\t*\t0\t0\t{sequence}\t{qualities}\tRG:Z:g"
+            file.write(pysam.AlignedSegment.fromstring(line, file.header))
+    again = tmp_path / "again"
+    case.annotate(source=bam, out=again)
+    pd.testing.assert_frame_equal(
+        table(case.out, "valid").drop(columns="demux_header"),
+        table(again, "valid").drop(columns="demux_header"),
+    )
+    with pysam.AlignmentFile(str(again / "molecules.bam"), check_sq=False) as file:
+        assert [group["ID"] for group in file.header.to_dict()["RG"]] == ["g", "reads"]
+        assert {record.get_tag("RG") for record in file} == {"g"}
+
+
+def test_cells_and_files_are_per_sample(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for name in ("barcode01", "barcode02"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.fastq").write_text(case.source.read_text())
+    summary = case.annotate(source=folder)
+    assert summary["reads"] == 2 * len(case.records)
+    one, two = (summary["samples"][name] for name in ("barcode01", "barcode02"))
+    assert one == two
+    assert summary["cells"] == 2 * one["cells"]
+    counts = pd.read_csv(case.out / "cellId_readCount.tsv", sep="\t")
+    assert counts.groupby("Sample")["Read_Count"].sum().to_dict() == {
+        "barcode01": one["molecules"],
+        "barcode02": one["molecules"],
+    }
+    for kind in ("valid", "invalid"):
+        assert set(table(case.out, kind)["sample"]) == {"barcode01", "barcode02"}
+    assert set(fates(case.out)["sample"]) == {"barcode01", "barcode02"}
+    for name in ("barcode01", "barcode02"):
+        records = bam_records(case.out / "samples" / name / "molecules.bam")
+        assert len(records) == one["molecules"]
+        assert {record.get_tag("RG") for record in records} == {name}
+        assert len(fastq(case.out / "samples" / name / "demuxed.fastq.gz")) == len(records)
+    assert not (case.out / "demuxed.fastq.gz").exists()
+
+
+def test_parquet_may_name_samples(case: Case, tmp_path: Path) -> None:
+    source = tmp_path / "reads.parquet"
+    rows = pd.DataFrame(case.records, columns=["id", "sequence", "qualities"])
+    rows["sample"] = ["a" if number % 2 else "b c" for number in range(len(rows))]
+    rows.to_parquet(source)
+    summary = case.annotate(source=source)
+    assert sorted(summary["samples"]) == ["a", "b_c"]
+    assert (case.out / "samples" / "b_c" / "molecules.bam").is_file()
+
+
+def test_what_does_not_fit_stands_in_the_summary(
+    case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 100)
+    turned = [reverse_complement_text(barcode) for barcode in case.listed]
+    case.whitelist.write_text("\n".join(turned) + "\n")
+    [notice] = case.annotate()["notices"]
+    assert "the list is reverse complemented" in notice
+    assert notice in caplog.messages
+    case.whitelist.write_text("\n".join(case.listed) + "\n")
+    assert "notices" not in case.annotate(overwrite=True)
+
+
+def test_empty_files_are_counted_in_the_summary(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    (folder / "a_0.fastq").write_text(case.source.read_text())
+    (folder / "a_1.fastq.gz").write_bytes(gzip.compress(b""))
+    assert case.annotate(source=folder)["left_out"] == {"empty files": 1}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -485,7 +634,7 @@ def test_work_of_other_reads_models_and_lists_is_not_resumed(
 def test_two_processes_do_not_share_their_work(case: Case) -> None:
     with (
         PartialFolder(case.out, {}, resume=False),
-        pytest.raises(OutputError, match="got one in which another process works"),
+        pytest.raises(OutputError, match="must be free, got a lock that another process holds"),
     ):
         case.annotate()
 
@@ -510,7 +659,7 @@ def test_a_fault_of_the_writer_reaches_the_caller(
     ("text", "message"),
     [
         ("@a\nACGT\n+\nIII\n", r"record \d+: sequence and qualities must have the same length"),
-        ("@a\nAC", r"record \d+: a FASTQ record must have four lines"),
+        ("@a\nAC", r"record \d+: a FASTQ record must have a header, bases, '\+' and qualities"),
         (
             "@read_3\nACGT\n+\nIIII\n",
             "read names must be unique, got 'read_3' again, first in .*record 4",
@@ -543,12 +692,7 @@ def test_unusual_reads_are_all_accounted_for(case: Case) -> None:
 
 def test_a_list_of_another_protocol_is_refused(case: Case) -> None:
     case.whitelist.write_text("i7\ti5\nACGT\tAAAA\n")
-    with pytest.raises(InputError, match="line 1: the header must name the columns CBC"):
-        case.annotate()
-    case.whitelist.write_text("ACGTACGTACGTACGT\nTTTTACGTACGTACGT\nACGTACGTACGTACGT\n")
-    with pytest.raises(
-        InputError, match="line 3: cells must differ, got ACGTACGTACGTACGT again, as in line 1"
-    ):
+    with pytest.raises(InputError, match="CBC must have 16 bases as in the model's library"):
         case.annotate()
     assert left_over(case.out.parent) == []
 

@@ -6,22 +6,27 @@ from seqfoundry.families.reads.output.demultiplex import (
     header,
     match_type_table,
     oriented,
+    shorten_name,
 )
 
 
 def test_header_has_the_form_that_downstream_tools_split():
     text = header(
-        "read1", {"CBC": "ACGTACGTACGTACGT"}, umi="TTTTGGGGCCCC", cell_id=12, orientation="-"
+        "read1", cell="AAAA-CCCC", umi="TTTTGGGG", tags=["CB:Z:AAAA-CCCC", "ft:Z:no match"]
     )
-    assert text == (
-        "read1_ACGTACGTACGTACGT_TTTTGGGGCCCC "
-        "cell_id:12|Barcodes:CBC:ACGTACGTACGTACGT|UMI:TTTTGGGGCCCC|orientation:-"
-    )
+    name, *tags = text.split("\t")
+    assert name.rsplit("_", 2) == ["read1", "AAAA-CCCC", "TTTTGGGG"]
+    assert tags == ["CB:Z:AAAA-CCCC", "ft:Z:no match"]
 
 
-def test_header_joins_several_barcodes_in_order():
-    text = header("r", {"i7": "AA", "i5": "CC", "CBC": "GG"}, umi="", cell_id=1, orientation="+")
-    assert text == "r_AA-CC-GG_ cell_id:1|Barcodes:i7:AA;i5:CC;CBC:GG|UMI:|orientation:+"
+def test_names_that_are_too_long_are_shortened_and_stay_apart():
+    names = ["x" * 300 + end for end in "ab"]
+    short = [header(name, cell="ACGT", umi="TTGG") for name in names]
+    assert [len(name) for name in short] == [254, 254]
+    assert short[0] != short[1]
+    assert all(name.endswith("_ACGT_TTGG") for name in short)
+    assert header("x" * 244, cell="ACGT", umi="TTGG") == "x" * 244 + "_ACGT_TTGG"
+    assert shorten_name("x" * 254, 254) == "x" * 254
 
 
 @pytest.mark.parametrize(
@@ -57,14 +62,13 @@ def test_illegal_choices_and_lengths_are_refused():
         InputError, match=r"^oriented: qualities must be as many as bases \(2\), got 1$"
     ):
         oriented("AC", "1", orientation="+", strand="fwd")
-    with pytest.raises(InputError, match=r"^orientation: must be one of"):
-        header("r", {"CBC": "A"}, umi="", cell_id=1, orientation="?")
 
 
 def test_tables_are_sorted_text():
     counts = {"No match": 2, "Exact match (CBC)": 10, "Ambiguous match": 2}
-    assert match_type_table(counts) == (
-        "Match_Type\tRead_Count\nExact match (CBC)\t10\nAmbiguous match\t2\nNo match\t2\n"
+    assert match_type_table({"a": counts, "b": {"No match": 1}}) == (
+        "Match_Type\tRead_Count\tSample\nExact match (CBC)\t10\ta\nAmbiguous match\t2\ta\n"
+        "No match\t2\ta\nNo match\t1\tb\n"
     )
-    assert cell_table({10: 1, 2: 5}) == "Cell_ID\tRead_Count\n2\t5\n10\t1\n"
-    assert cell_table({}) == "Cell_ID\tRead_Count\n"
+    assert cell_table({"a": {10: 1, 2: 5}}) == ("Cell_ID\tRead_Count\tSample\n2\t5\ta\n10\t1\ta\n")
+    assert cell_table({}) == "Cell_ID\tRead_Count\tSample\n"

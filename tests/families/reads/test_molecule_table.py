@@ -13,8 +13,8 @@ import pytest
 import simulated_reads
 
 from seqfoundry.core.dna import decode
+from seqfoundry.families.reads.output.cuts import cut_molecules
 from seqfoundry.families.reads.output.molecule_table import (
-    WINDOW,
     Molecule,
     invalid_row,
     segment_columns,
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[3]
 BENCH = simulated_reads
 P3 = BENCH.PROTOCOL
 P5 = read_protocol(BENCH.PARAMS / "seq_orders.yaml", "10x5p_sc_ont_010")
+WINDOW = 3
 NO_ERRORS = {
     "mismatch_rate": 0.0,
     "insertion_rate": 0.0,
@@ -62,7 +63,9 @@ def simulate(
     for number, answer in enumerate(answers):
         sequence = decode(reads.read(number)[0])
         qualities = "".join(chr(33 + (number + place) % 90) for place in range(len(sequence)))
-        record = SimpleNamespace(name=f"r{number}", sequence=sequence, qualities=qualities)
+        record = SimpleNamespace(
+            name=f"r{number}", sequence=sequence, qualities=qualities, sample="s"
+        )
         molecules = split(record, answer, BENCH.serving(protocol), number)
         found.append((record, answer, truths[number // 2], molecules))
     return found
@@ -96,6 +99,9 @@ def test_single_molecules(protocol: Protocol) -> None:
     for number, (record, answer, truth, molecules) in enumerate(reads):
         [one] = molecules
         row, turn = one.row, one.row["orientation"]
+        [cuts] = cut_molecules(molecules, BENCH.serving(protocol), [{}])
+        cdna = one.cdna(BENCH.serving(protocol))
+        window = one.window("CBC", 16, WINDOW)
         seen.add(turn)
         assert (row["ReadName"], row["parent"], row["parent_start"], one.parent) == (
             record.name,
@@ -108,16 +114,17 @@ def test_single_molecules(protocol: Protocol) -> None:
             "valid",
             record.sequence,
         )
-        assert one.barcodes == {"CBC": truth.barcodes[0]}
-        assert row["CBC_Sequences"] == (
-            truth.barcodes[0] if turn == "+" else turned(truth.barcodes[0])
-        )
-        assert truth.barcodes[0] in one.windows["CBC"]
-        assert len(one.windows["CBC"]) == 16 + 2 * WINDOW or int(row["CBC_Starts"]) < WINDOW
-        assert one.umi == (truth.umis[0] if protocol.strand == "fwd" else turned(truth.umis[0]))
-        assert one.cdna == expected_cdna(record, answer, 0, protocol.strand)
-        cdna_of.setdefault(number // 2, []).append(one.cdna[0])
-        assert len(one.cdna[0]) == int(row["cDNA_Ends"]) - int(row["cDNA_Starts"])
+        barcode, phred = cuts.barcodes["CBC"]
+        assert barcode == truth.barcodes[0]
+        in_read = slice(int(row["CBC_Starts"]), int(row["CBC_Ends"]))
+        in_read_phred = record.qualities[in_read]
+        assert phred == (in_read_phred if turn == "+" else in_read_phred[::-1])
+        assert truth.barcodes[0] in window
+        assert len(window) == 16 + 2 * WINDOW or int(row["CBC_Starts"]) < WINDOW
+        assert cuts.umi[0] == truth.umis[0]
+        assert cdna == expected_cdna(record, answer, 0, protocol.strand)
+        cdna_of.setdefault(number // 2, []).append(cdna[0])
+        assert len(cdna[0]) == int(row["cDNA_Ends"]) - int(row["cDNA_Starts"])
     assert seen == {"+", "-"}
     assert all(
         a == b for a, b in cdna_of.values()
@@ -130,11 +137,11 @@ def test_concatenates_are_split(protocol: Protocol) -> None:
         protocol, ALL[2:], 60, min_spacer=0, max_spacer=2
     ):
         assert len(molecules) == truth.expected_fragments == 2
-        barcodes = [one.barcodes["CBC"] for one in molecules]
+        serving = BENCH.serving(protocol)
+        cuts = cut_molecules(molecules, serving, [{} for _ in molecules])
+        barcodes = [one.barcodes["CBC"][0] for one in cuts]
         assert barcodes in (list(truth.barcodes), list(truth.barcodes)[::-1])
-        assert [molecules[0].umi, molecules[1].umi] in _both(
-            [_sense(umi, protocol) for umi in truth.umis]
-        )
+        assert [one.umi[0] for one in cuts] in _both(list(truth.umis))
         for number, (one, fragment) in enumerate(zip(molecules, answer["fragments"], strict=True)):
             row = one.row
             start, end = fragment["start"], fragment["end"]
@@ -147,15 +154,14 @@ def test_concatenates_are_split(protocol: Protocol) -> None:
             )
             assert row["read_length"] == end - start
             assert row["random_s_Starts"] == row["random_e_Ends"] == ""
-            assert one.cdna == expected_cdna(record, answer, number, protocol.strand)
+            assert one.cdna(serving) == expected_cdna(record, answer, number, protocol.strand)
             window = slice(
                 int(row["CBC_Starts"]), int(row["CBC_Ends"])
             )  # positions are within the cut read
-            assert row["read"][window] == row["CBC_Sequences"]
-
-
-def _sense(umi: str, protocol: Protocol) -> str:
-    return umi if protocol.strand == "fwd" else turned(umi)
+            barcode = barcodes[number]
+            assert row["read"][window] == (
+                barcode if row["orientation"] == "+" else turned(barcode)
+            )
 
 
 def _both(values: list[str]) -> tuple[list[str], list[str]]:
@@ -264,27 +270,34 @@ def test_barcodes_and_umis_in_several_parts_do_not_depend_on_the_orientation(str
             "segments": segments,
             "fragments": [fragment],
         }
-        record = SimpleNamespace(name="r", sequence=bases, qualities=None)
+        record = SimpleNamespace(name="r", sequence=bases, qualities=None, sample="s")
         molecules += split(record, answer, serving, 0)
     a, b = molecules
-    assert a.barcodes == b.barcodes == {"B1": "AACC", "B2": "GGTA"}
-    assert a.windows == b.windows
-    assert a.umi == b.umi == ("ACGTTC" if strand == "fwd" else turned("ACGTTC"))
-    assert a.cdna == b.cdna == ("ACCGGGT" if strand == "fwd" else turned("ACCGGGT"), None)
+    listed = {"B1": "AACC", "B2": "GGTA"}
+    cuts = cut_molecules(molecules, serving, [listed, listed])
+    assert cuts[0] == cuts[1]
+    assert cuts[0].barcodes == {"B1": ("AACC", None), "B2": ("GGTA", None)}
+    assert cuts[0].umi == ("ACGTTC", None)
+    assert a.window("B2", 4, WINDOW) == b.window("B2", 4, WINDOW) == "ACGGGTATTC"
+    cdna = "ACCGGGT" if strand == "fwd" else turned("ACCGGGT")
+    assert a.cdna(serving) == b.cdna(serving) == (cdna, None)
 
 
 def test_reads_without_a_barcode_segment_have_an_empty_window() -> None:
     serving = BENCH.serving(protocol_of({"B": "N4", "cDNA": "NN"}, barcodes=("B",)))
     answer = {"architecture": "valid", "reason": "valid", "segments": [segment("cDNA", 0, 4)]}
     answer["fragments"] = [{"start": 0, "end": 4, "orientation": "+", "whole": True}]
-    [one] = split(SimpleNamespace(name="r", sequence="ACGT", qualities="IIII"), answer, serving, 0)
-    assert (one.barcodes, one.windows, one.umi, one.cdna) == (
-        {"B": ""},
-        {"B": ""},
-        "",
-        ("ACGT", "IIII"),
+    [one] = split(
+        SimpleNamespace(name="r", sequence="ACGT", qualities="IIII", sample="s"),
+        answer,
+        serving,
+        0,
     )
-    assert "B_Sequences" not in one.row
+    assert one.window("B", 4, WINDOW) == ""
+    assert one.cdna(serving) == ("ACGT", "IIII")
+    [cuts] = cut_molecules([one], serving, [{}])
+    assert cuts.barcodes == {"B": ("", "")}
+    assert cuts.umi == ("", "")
 
 
 @pytest.mark.parametrize("protocol", [P3, P5], ids=["rev", "fwd"])
@@ -297,8 +310,10 @@ def test_cdna_reads_like_the_transcript_it_was_cut_from(protocol: Protocol) -> N
     )
     n_found = 0
     for number, answer in enumerate(BENCH.truth_answer(reads, protocol).to_dict("records")):
-        record = SimpleNamespace(name="r", sequence=decode(reads.read(number)[0]), qualities=None)
+        record = SimpleNamespace(
+            name="r", sequence=decode(reads.read(number)[0]), qualities=None, sample="s"
+        )
         for one in split(record, answer, BENCH.serving(protocol), number):
-            assert one.cdna[0] in decode(codes)
+            assert one.cdna(BENCH.serving(protocol))[0] in decode(codes)
             n_found += 1
     assert n_found >= 50

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from seqfoundry.core.dna import decode, reverse_complement_text
 from seqfoundry.core.errors import ConfigError, OutputError
+from seqfoundry.families.reads import simulate as simulator
 from seqfoundry.families.reads.config import SimulateConfig
 from seqfoundry.families.reads.data import Reads, read_reads
 from seqfoundry.families.reads.protocol.seq_orders import (
@@ -442,3 +443,27 @@ def test_folder_with_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="must be a new or empty folder, got one with content"):
         simulate(full_config(), tmp_path)
     assert files(tmp_path) == {"own.txt": b"mine"}
+
+
+def test_every_read_has_an_error_rate_of_its_own() -> None:
+    changes = {"mismatch_rate": 0.05, "insertion_rate": 0.0, "deletion_rate": 0.0}
+    settings = config(min_error_rate=0.002, max_error_rate=0.2, **changes)
+    bases = np.zeros(400 * 1000, dtype=np.uint8)
+    offsets = np.arange(0, bases.size + 1, 1000)
+    classes = np.ones(400, dtype=np.uint8)
+    generator = stream(1)
+    scales = simulator._draw_scales(400, settings, generator)
+    noisy, moved = add_errors(bases, offsets, classes, settings, generator, scales)
+    assert (moved == offsets).all()
+    shares = (noisy.reshape(400, 1000) != 0).mean(axis=1)
+    rates = scales * 0.05
+    assert 0.002 <= rates.min() < 0.003
+    assert 0.19 < rates.max() <= 0.2
+    assert np.median(rates) == pytest.approx(0.02, rel=0.3)  # the middle of the logarithms
+    assert abs((shares - rates) / np.sqrt(rates * (1 - rates) / 1000)).mean() < 1  # 0.80 expected
+    assert shares[rates < 0.004].max() < 0.02 < shares[rates > 0.1].min()
+
+
+def test_illegal_ranges_of_error_rates_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_error_rate must be above 0 and at most"):
+        config(min_error_rate=0.2, max_error_rate=0.1)

@@ -9,9 +9,19 @@ from hypothesis import strategies as st
 
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.families.reads.barcodes.whitelist import Column, Whitelist, decoys, read_whitelist
-from seqfoundry.families.reads.fastq import read_chunks
+from seqfoundry.families.reads.barcodes.lists import read_whitelist
+from seqfoundry.families.reads.barcodes.whitelist import (
+    CellMatch,
+    Column,
+    MatchRule,
+    Nearest,
+    Whitelist,
+    decoys,
+)
+from seqfoundry.families.reads.inputs import read_chunks
+from seqfoundry.families.reads.samples import ReadFile
 
+RULE = MatchRule(max_distance=2, slack=3, joint_distance=0.25, joint_margin=1, joint_slack=3)
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reads"
 
 
@@ -136,9 +146,12 @@ def test_several_nearest_barcodes_are_all_kept():
     assert matches.count.tolist() == [2, 1, 0]
     assert matches.tied.tolist() == [0, 1, 0]
     assert matches.offsets.tolist() == [0, 2, 3, 3]
-    cells, types = listed.assign({"CBC": matches})
-    assert cells.tolist() == [0, 1, 0]
-    assert types == ["Ambiguous match", "Exact match (CBC)", "No match"]
+    assigned = listed.assign({"CBC": ["AAAAGTTT", "AAAATTTT", ""]}, RULE)
+    assert assigned == [
+        CellMatch(0, "Ambiguous match", {"CBC": Nearest(("AAAATTTT", "AAAACTTT"), 1)}),
+        CellMatch(1, "Exact match (CBC)", {"CBC": Nearest(("AAAATTTT",), 0)}),
+        CellMatch(0, "No match", {"CBC": Nearest((), None)}),
+    ]
 
 
 def test_no_windows_give_empty_arrays():
@@ -152,20 +165,24 @@ def test_combinations_of_barcodes_name_a_cell(tmp_path):
     listed = read_whitelist(write(tmp_path, text), ["CBC", "i7"])
     assert len(listed) == 3
     assert listed.cell(3) == {"CBC": "GGGG", "i7": "TTTT"}
-    matches = {
-        "CBC": listed.match(
-            ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG"], barcode="CBC", max_distance=2
-        ),
-        "i7": listed.match(["AAAA", "TTTT", "TTTT", "", "AAAA"], barcode="i7", max_distance=1),
+    windows = {
+        "CBC": ["CCCC", "GGGG", "CCCC", "GGGG", "CGCG", "TTCG"],
+        "i7": ["AAAA", "TTTT", "TTTT", "", "AAAA", "TTAA"],
     }
-    cells, types = listed.assign(matches)
-    assert cells.tolist() == [1, 3, 0, 0, 0]
-    assigned = "Exact match (CBC + i7)"
-    assert types == [assigned, assigned, "No match", "No match", "Ambiguous match"]
-    with pytest.raises(
-        InputError, match=r"^assign: matches must hold every barcode, got none for i7$"
-    ):
-        listed.assign({"CBC": matches["CBC"]})
+    assigned = listed.assign(windows, RULE)
+    kind = "Exact match (CBC + i7)"
+    assert [(match.cell, match.match_type) for match in assigned] == [
+        (1, kind),
+        (3, kind),
+        (0, "No match"),
+        (0, "No match"),
+        (0, "Ambiguous match"),  # two edits from the first cell, two from the second
+        (0, "No match"),
+    ]
+    assert assigned[4].nearest == {
+        "CBC": Nearest(("CCCC", "GGGG"), 2),
+        "i7": Nearest(("AAAA",), 0),
+    }
 
 
 def test_match_refuses_illegal_arguments():
@@ -182,7 +199,21 @@ def test_match_refuses_illegal_arguments():
 
 @pytest.mark.parametrize("name", ["list.txt", "list.txt.gz"])
 @pytest.mark.parametrize(
-    "text", ["ACGT\nTTTT\n", "ACGT-1\r\nTTTT-1\r\n", "acgt\ntttt", "x\tCBC\n1\tACGT-1\n2\tTTTT\n"]
+    "text",
+    [
+        "ACGT\nTTTT\n",
+        "ACGT-1\r\nTTTT-1\r\n",
+        "acgt\nuuuu",
+        "x\tCBC\n1\tACGT-1\n2\tTTTT\n",
+        "\ufeffACGT\nTTTT\n",
+        "# run 3\n\nACGT\n\nTTTT\n\n",
+        "barcode\nACGT\nTTTT\n",
+        "cells\nACGT\nTTTT\n",
+        '"CBC"\n"ACGT"\n"TTTT"\n',
+        "barcode,cluster\nACGT-1,0\nTTTT-2,1\n",
+        "ACGT\t100\t3\nTTTT\t99\t1\n",
+        "n;Barcode\n1;ACGT\n2;TTTT\n",
+    ],
 )
 def test_forms_of_a_list_of_one_barcode(tmp_path, name, text):
     listed = read_whitelist(write(tmp_path, text, name), ["CBC"])
@@ -199,28 +230,19 @@ def test_forms_of_a_list_of_one_barcode(tmp_path, name, text):
         ("ACGT\nACG\n", "list.tsv: line 2: CBC must have 4 bases as the first, got 'ACG'"),
         ("CBC\nACGT\nACG\n", "list.tsv: line 3: CBC must have 4 bases as the first, got 'ACG'"),
         ("ACGT\nACGN\n", "list.tsv: line 2: CBC must be letters of ACGT, got 'ACGN'"),
-        ("ACGT\n\nTTTT\n", "list.tsv: line 2: CBC must have 4 bases as the first, got ''"),
-        (
-            "ACGT\nTTTT\nacgt\n",
-            "list.tsv: line 3: cells must differ, got ACGT again, as in line 1",
-        ),
-        (
-            "CBC\nACGT\nTTTT\nACGT-1\n",
-            "list.tsv: line 4: cells must differ, got ACGT again, as in line 2",
-        ),
+        ("ACGT\n\n#\nTTT\n", "list.tsv: line 4: CBC must have 4 bases as the first, got 'TTT'"),
         ("A" * 65, "list.tsv: line 1: CBC must have 2 to 64 bases, got '" + "A" * 65 + "'"),
         (
-            "i7\tx\nACGT\tA\n",
-            "list.tsv: line 1: the header must name the columns CBC, got 'i7\\tx'",
+            "CBC\tx\nACGT\tA\nTTTT\n",
+            "list.tsv: line 3: must have 2 fields as the first line, got 1",
         ),
-        ("CBC\tx\nACGT\tA\nTTTT\n", "list.tsv: line 3: must have 2 fields as the header, got 1"),
-        ("barcode\nACGTACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'BARCODE'"),
-        ("cells\nACGT\nACG\n", "list.tsv: line 1: CBC must be letters of ACGT, got 'CELLS'"),
+        ("cells\nACGT\nACG\n", "list.tsv: line 3: CBC must have 4 bases as the first, got 'ACG'"),
+        ("cells\nACGT\nplate\n", "list.tsv: line 3: CBC must be letters of ACGT, got 'PLATE'"),
         (
             "ACGT\n" + "N" * 99,
             "list.tsv: line 2: CBC must be letters of ACGT, got '" + "N" * 70 + "'",
         ),
-        ("ACGÖ\n", "list.tsv: must be ASCII text, plain or whole gzip, got "),
+        ("ACGÖ\nACGT\nACÖT", "list.tsv: line 3: CBC must be letters of ACGT, got 'ACÖT'"),
     ],
 )
 def test_faulty_lists_are_refused(tmp_path, text, message):
@@ -230,16 +252,26 @@ def test_faulty_lists_are_refused(tmp_path, text, message):
 
 
 def test_faulty_lists_of_several_barcodes_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"line 1: the header must name i5, got i7, CBC$"):
+    with pytest.raises(
+        InputError, match=r"line 1: the header must name the columns i7, i5, CBC, got 'i7\\tCBC'$"
+    ):
         read_whitelist(write(tmp_path, "i7\tCBC\nA\tA\n"), ["i7", "i5", "CBC"])
     with pytest.raises(
         InputError, match=r"line 1: the header must name the columns i7, CBC, got 'AAAA'$"
     ):
         read_whitelist(write(tmp_path, "AAAA\nCCCC\n"), ["i7", "CBC"])
-    with pytest.raises(
-        InputError, match=r"line 4: cells must differ, got AAA-CC again, as in line 2$"
-    ):
-        read_whitelist(write(tmp_path, "i7\tCBC\nAAA\tCC\nAAA\tGG\nAAA\tCC\n"), ["i7", "CBC"])
+
+
+def test_repeated_cells_count_once_and_are_said(tmp_path, caplog):
+    text = "i7\tCBC\nAAA\tCC\nAAA\tGG\nAAA\tCC\nAAA\tCC\n"
+    listed = read_whitelist(write(tmp_path, text), ["i7", "CBC"])
+    assert [listed.cell(number) for number in (1, 2)] == [
+        {"i7": "AAA", "CBC": "CC"},
+        {"i7": "AAA", "CBC": "GG"},
+    ]
+    assert len(listed) == 2
+    [message] = caplog.messages
+    assert "2 of its 4 lines repeat a cell and count once, the first is line 4" in message
 
 
 def test_missing_and_truncated_files_are_refused(tmp_path):
@@ -251,7 +283,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
     path.write_bytes(gzip.compress(b"ACGT\n" * 100, mtime=0)[:-9])
     with pytest.raises(
         InputError,
-        match=r"list\.gz: must be ASCII text, plain or whole gzip, got Compressed file ended",
+        match=r"list\.gz: must be text, plain or whole gzip, got Compressed file ended",
     ):
         read_whitelist(path, ["CBC"])
 
@@ -276,7 +308,7 @@ def test_decoys_of_a_full_list_are_refused():
     pairs = [a + b for a in "ACGT" for b in "ACGT"]
     with pytest.raises(
         InputError,
-        match=r"^decoys: CBC must leave family for as many other sequences, got 16 barcodes$",
+        match=r"^decoys: CBC must leave room for as many other sequences, got 16 barcodes$",
     ):
         decoys(one_column(pairs), seed=1)
 
@@ -288,8 +320,9 @@ def test_real_reads_carry_listed_barcodes_and_no_decoys():
     listed = read_whitelist(REAL / "ont_10x3p_barcodes.tsv", ["CBC"])
     assert len(listed) == 143
     windows = []
-    for chunk in read_chunks(REAL / "ont_10x3p_150.fastq.gz", size=1000):
-        for record in chunk:
+    reads = ReadFile(REAL / "ont_10x3p_150.fastq.gz", "s")
+    for chunk in read_chunks([reads], size=1000):
+        for record in chunk.records:
             turned = reverse_complement_text(record.sequence)
             hits = [
                 edlib.align("CTACACGACGCTCTTCCGATCT", text, mode="HW", task="locations")

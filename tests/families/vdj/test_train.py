@@ -238,11 +238,11 @@ class _Stopped:
         self.left = list(numbers)
         original = training._record
 
-        def record(run: Any, task: Any, progress: Any, iteration: Any, settings: str) -> None:
-            original(run, task, progress, iteration, settings)
+        def record(session: Any, task: Any, progress: Any, iteration: Any) -> None:
+            original(session, task, progress, iteration)
             if self.left and iteration.number == self.left[0]:
                 del self.left[0]
-                run.request_stop()
+                session.run.request_stop()
 
         monkeypatch.setattr(training, "_record", record)
 

@@ -3,18 +3,23 @@
 Written row by row, and object arrays of text and numbers read without executing the pickle inside.
 
 NumPy stores an object array as a pickle, and loading a pickle runs whatever code it names.
-`read_objects` interprets the few operations that a plain array needs as data, and refuses every
-other.
+`read_objects` unpickles with stand-ins for the few functions that a plain array needs, and refuses
+every other name. NumPy's own functions are not called either: what they rebuild may claim to be of
+any type.
 """
 
+import io
 import math
 import mmap
-import pickletools
+import pickle
+import re
+import struct
 import tokenize
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,42 +27,31 @@ from numpy.typing import DTypeLike, NDArray
 from seqfoundry.core.errors import InputError, MissingError
 
 _DEFLATED = 1032  # bytes that one byte of a compressed file can stand for
-_LARGEST, _RATIO = (
-    64_000_000,
-    20,
-)  # bytes of an archive's members, or times its own: numbers seldom compress further
-# what NumPy's reader of headers, and the one of pickles below, raise for damaged files
+# an archive's members have at most so many bytes, or times its own: numbers seldom compress more
+_LARGEST = 64_000_000
+_RATIO = 20
+# what NumPy's reader of headers raises for damaged files
 _DAMAGE = (
-    *(
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        RecursionError,
-        SyntaxError,
-        tokenize.TokenError,
-    ),
-    *(EOFError, OSError),
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RecursionError,
+    SyntaxError,
+    tokenize.TokenError,
+    EOFError,
+    OSError,
 )
-_GLOBALS = {
-    f"{package}.{name}"
-    for package, names in {
-        "numpy": ("ndarray", "dtype"),
-        "numpy.core.multiarray": ("_reconstruct", "scalar"),
-        "numpy._core.multiarray": ("_reconstruct", "scalar"),
-        "_codecs": ("encode",),
-    }.items()
-    for name in names
-}
-_IGNORED = {"PROTO", "FRAME"}
-_VALUES = {  # opcodes whose argument is the value
-    *("BININT", "BININT1", "BININT2", "LONG1", "INT", "BINFLOAT", "UNICODE"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK: Any = object()
+# what Python's reader of pickles raises besides, and NumPy for letters that are not Unicode
+_DAMAGED_PICKLE = (
+    pickle.UnpicklingError,
+    AttributeError,
+    struct.error,
+    SystemError,
+)
+# what reserves any size that a pickle tells of, or takes what another reader has looked up
+_REFUSED_OPCODES = {code[0] for code in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
+_SCALAR_TYPE = re.compile(r"[Uiuf][0-9]+")
 
 
 class Rows:
@@ -166,10 +160,8 @@ def check_archive(path: Path) -> None:
         ) from None
 
 
-def _check_member(file: Any, member: zipfile.ZipInfo) -> None:
-    old = np.lib.format.read_magic(file) == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+def _check_member(file: IO[bytes], member: zipfile.ZipInfo) -> None:
+    shape, dtype = _read_header(file)
     if dtype.hasobject:
         raise ValueError(f"{member.filename} of objects, which are a pickle; not executed")
     if (
@@ -177,6 +169,15 @@ def _check_member(file: Any, member: zipfile.ZipInfo) -> None:
         or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size
     ):
         raise ValueError(f"{member.filename} of shape {shape} in {member.file_size:,} bytes")
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read shape and type of a ``.npy`` file."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def rows_of(array: NDArray[Any], first: int, last: int) -> NDArray[Any]:
@@ -208,188 +209,109 @@ def read_objects(path: Path) -> list[Any]:
     """
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            old = version == (1, 0)
-            read = (
-                np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read(file)
+            shape, dtype = _read_header(file)
             if not dtype.hasobject:
                 return list(open_array(path).tolist())
-            found = _Machine(path).run(file.read())
+            rows = _read_pickled_rows(file.read())
     except FileNotFoundError:
         raise MissingError(f"{path}: must exist, got none") from None
-    except _DAMAGE as error:
+    except (*_DAMAGE, *_DAMAGED_PICKLE) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{path}: must be a whole NumPy array of text and numbers, got: {error}"
         ) from None
-    if len(shape) != 1 or not isinstance(found, list) or len(found) != shape[0]:
+    if shape != (len(rows),):
         raise InputError(
             f"{path}: must be a one-dimensional array of the length in its header {shape}, got "
             "another"
         )
-    return found
+    return rows
 
 
-class _Made(NamedTuple):
-    """Something that the pickle would have made.
+def _read_pickled_rows(body: bytes) -> list[Any]:
+    array = _PlainUnpickler(io.BytesIO(body)).load()
+    if not isinstance(array, _PickledArray):
+        raise ValueError(f"a pickle of {type(array).__name__}")
+    for row in array.rows:
+        for value in row if isinstance(row, tuple) else (row,):
+            if value is not None and not isinstance(value, int | float | str):
+                raise ValueError(f"an array with {type(value).__name__}")
+    return array.rows
 
-    The name of the maker, its arguments, and a cell for the state.
+
+class _PickledArray:
+    """Stands for an array that is unpickled."""
+
+    rows: list[Any]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, _, _, is_fortran, rows = state
+        if is_fortran or not isinstance(rows, list):
+            raise ValueError("an array that is not a list of objects")
+        self.rows = rows
+
+
+class _PickledType:
+    """Stands for a type that is unpickled."""
+
+    order = "|"
+
+    def __init__(self, code: Any) -> None:
+        self.code = str(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = str(state[1])
+
+
+# Functions only: a pickle may set attributes of what it names.
+
+
+def _pickled_array(*_: Any) -> _PickledArray:
+    return _PickledArray()
+
+
+def _pickled_type(code: Any, *_: Any) -> _PickledType:
+    return _PickledType(code)
+
+
+def _pickled_scalar(kind: Any, raw: Any) -> Any:
+    """Give a scalar, which is text or a number, as a value of Python."""
+    if not isinstance(kind, _PickledType) or not isinstance(raw, bytes):
+        raise ValueError("a scalar without type or bytes")
+    if not _SCALAR_TYPE.fullmatch(kind.code) or kind.order not in ("<", ">", "|", "="):
+        raise ValueError(f"a scalar of type {kind.code}")
+    return np.frombuffer(raw, dtype=kind.order + kind.code)[0].item()
+
+
+def _pickled_bytes(text: Any, *_: Any) -> bytes:
+    """Give the bytes that old pickles write as text."""
+    return str(text).encode("latin1")
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Unpickles an array of text and numbers.
+
+    It is Python's reader, since the compiled one reserves as many slots as a pickle tells of.
     """
 
-    name: str
-    arguments: tuple[Any, ...]
-    state: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: read
+        for code, read in pickle._Unpickler.dispatch.items()
+        if code not in _REFUSED_OPCODES
+    }
+    _stand_ins: ClassVar[dict[str, Any]] = {
+        "numpy.ndarray": "ndarray",  # an argument of _reconstruct
+        "numpy.dtype": _pickled_type,
+        "numpy.core.multiarray._reconstruct": _pickled_array,
+        "numpy._core.multiarray._reconstruct": _pickled_array,
+        "numpy.core.multiarray.scalar": _pickled_scalar,
+        "numpy._core.multiarray.scalar": _pickled_scalar,
+        "_codecs.encode": _pickled_bytes,
+    }
 
-
-class _Global(NamedTuple):
-    name: str
-
-
-class _Machine:
-    """Stack machine over the opcodes of one pickle; globals stay names and calls stay records."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self, body: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(body):
-            name = opcode.name
-            if name == "STOP":
-                return _plain(self._stack.pop())
-            if not (
-                name in _IGNORED or self._value(name, argument) or self._memory(name, argument)
-            ):
-                self._structure(name, argument)
-        raise ValueError("a pickle without an end")
-
-    def _value(self, name: str, argument: Any) -> bool:
-        """Push what the opcode holds itself; false if it is of another kind."""
-        if name in _VALUES:
-            self._stack.append(argument)
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name == "MARK":
-            self._stack.append(_MARK)
-        else:
-            return False
-        return True
-
-    def _memory(self, name: str, argument: Any) -> bool:
-        if name == "MEMOIZE":
-            self._memo[len(self._memo)] = self._stack[-1]
-        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._memo[int(argument)] = self._stack[-1]
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            self._stack.append(self._memo[int(argument)])
-        else:
-            return False
-        return True
-
-    def _structure(self, name: str, argument: Any) -> None:
-        stack = self._stack
-        if name in _TUPLES:
-            count = _TUPLES[name]
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(self._to_mark()))
-        elif name in ("APPEND", "APPENDS"):
-            items = self._to_mark() if name == "APPENDS" else [stack.pop()]
-            _of(list, stack[-1]).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._to_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-            _of(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
-        else:
-            self._object(name, argument)
-
-    def _object(self, name: str, argument: Any) -> None:
-        """Record a global, a call or a state; nothing is looked up, called or set."""
-        stack = self._stack
-        if name == "GLOBAL":
-            stack.append(self._global(*argument.split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            last = stack.pop()
-            stack.append(self._global(stack.pop(), last))
-        elif name == "REDUCE":
-            arguments = _of(tuple, stack.pop())
-            stack.append(_Made(_of(_Global, stack.pop()).name, arguments, []))
-        elif name == "BUILD":
-            state = stack.pop()
-            _of(_Made, stack[-1]).state[:] = [state]
-        else:
-            raise InputError(
-                f"{self._path}: must be an array of text and numbers, got one whose pickle uses "
-                f"{name}; not executed"
-            )
-
-    def _global(self, module: Any, name: Any) -> _Global:
-        if f"{module}.{name}" not in _GLOBALS:
-            raise InputError(
-                f"{self._path}: must be an array of text and numbers, got one whose pickle names "
-                f"{module}.{name}; "
-                "not executed"
-            )
-        return _Global(f"{module}.{name}")
-
-    def _to_mark(self) -> list[Any]:
-        """Pop what lies above the last mark, and the mark."""
-        place = len(self._stack) - 1
-        while self._stack[place] is not _MARK:
-            place -= 1
-        items = self._stack[place + 1 :]
-        del self._stack[place:]
-        return items
-
-
-def _of(kind: type, value: Any) -> Any:
-    """Return ``value`` if it is of the kind that the operation needs."""
-    if not isinstance(value, kind):
-        raise ValueError(f"a pickle with {type(value).__name__} for {kind.__name__}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Turn records of arrays into lists, of NumPy's text into text, all the way down."""
-    if isinstance(value, _Made):
-        return _plain_made(value)
-    if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, int | float | str):
-        return value
-    raise ValueError(f"an array with {type(value).__name__}")
-
-
-def _plain_made(made: _Made) -> Any:
-    maker = made.name.rpartition(".")[2]
-    if maker == "_reconstruct":
-        _, _, _, fortran, items = made.state[0]
-        if fortran or not isinstance(items, list):
-            raise ValueError("an array that is not a list of objects")
-        return _plain(items)
-    if maker == "scalar":
-        dtype, raw = made.arguments
-        return np.frombuffer(_bytes(raw), dtype=_dtype(dtype))[0].item()
-    raise ValueError(f"an array with {made.name}")
-
-
-def _dtype(made: Any) -> np.dtype[Any]:
-    """Type of a scalar: text and numbers only."""
-    code, order = str(_of(_Made, made).arguments[0]), made.state[0][1] if made.state else "|"
-    if code[:1] not in "Uiuf" or order not in ("<", ">", "|", "="):
-        raise ValueError(f"a scalar of type {code}")
-    return np.dtype(order + code)
-
-
-def _bytes(raw: Any) -> bytes:
-    """Bytes of a scalar; old pickles write them as text to be encoded as Latin 1."""
-    if isinstance(raw, _Made) and raw.name == "_codecs.encode":
-        raw = str(raw.arguments[0]).encode("latin1")
-    return bytes(_of(bytes, raw))
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name, or refuse it."""
+        if f"{module}.{name}" not in self._stand_ins:
+            raise pickle.UnpicklingError(f"one whose pickle names {module}.{name}; not executed")
+        return self._stand_ins[f"{module}.{name}"]

@@ -6,7 +6,6 @@ Knows no family: a family's data is a folder.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -27,9 +26,8 @@ from seqfoundry.core.errors import InputError, MissingError, OutputError
 from seqfoundry.core.settings import yaml as yaml12
 
 _BLOCK = 1 << 20
-# names that mkstemp and mkdtemp make below, those with an ending more, and those of
-# report.whole_file
-_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]{8}|\d+\.part)(\.\w+){0,3}")
+# names that mkstemp and mkdtemp make below, and those with an ending more
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+){0,3}")
 _BEGUN = re.compile(
     r"\.run\.json\.[a-z0-9_]{8}\.json"
 )  # all there is of a run that was killed at its begin
@@ -178,21 +176,26 @@ def check_replaceable(folder: Path) -> None:
 def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (made if absent); other processes on this machine wait.
 
+    The lock ends with its block or its process, however that ends; the file stays.
+
     Raises
     ------
     OutputError
         If the file cannot be made or locked, or (without ``wait``) another process holds it.
     """
-    with contextlib.ExitStack() as stack:
-        with as_output_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a"))  # closing it ends the lock
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(
-                    f"{path}: must be free, got a lock that another process holds"
-                ) from None
+    from filelock import FileLock, Timeout  # which served models need not have
+
+    # without "soft" locks, whose file outlives a killed process
+    file_lock = FileLock(path, blocking=wait, fallback_to_soft=False)
+    with as_output_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = file_lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"{path}: must be free, got a lock that another process holds"
+            ) from None
+    with held:
         yield
 
 
@@ -262,13 +265,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             raise OutputError(f"{path}: must be a new or empty folder, got a file")
         if path.is_dir() and any(path.iterdir()) and not replace:
             raise OutputError(f"{path}: must be a new or empty folder, got one with content")
-        place = Path(os.path.realpath(path))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
-            _put(temporary, place)
+            _put(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

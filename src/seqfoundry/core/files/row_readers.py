@@ -5,14 +5,13 @@ JSON lines, delimited tables, Parquet, FASTA; plain or gzip.
 Memory holds one chunk. What is wrong with a file is an `InputError` that names it and the line.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +20,7 @@ from dnaio import FileFormatError
 from dnaio.readers import FastaReader
 
 from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.files.compression import DAMAGED_GZIP, open_plain
 from seqfoundry.core.files.tables import refuse_wide
 
 _FORMS = {
@@ -37,7 +37,7 @@ _FORMS = {
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[gzip.GzipFile | IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """Open a file, gzip or plain by its content.
 
     Raises
@@ -53,11 +53,9 @@ def opened(path: Path) -> Iterator[gzip.GzipFile | IO[bytes]]:
             f"{'a folder' if path.is_dir() else 'nothing of that name'}"
         )
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        with open_plain(path) as file:
             yield file
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, *DAMAGED_GZIP) as error:
         raise InputError(f"{path}: must be a whole readable file, got: {error}") from None
 
 
@@ -213,10 +211,12 @@ def _parquet_rows(path: Path, column: str) -> Iterator[tuple[str, str]]:
         pass
     try:
         with pq.ParquetFile(path) as file:
-            known: Sequence[str] = file.schema_arrow.names
-            if column not in known:
-                raise InputError(f"{path}: must have the column {column}, got {', '.join(known)}")
-            wanted = [name for name in ("id", column) if name in known]
+            column_names: Sequence[str] = file.schema_arrow.names
+            if column not in column_names:
+                raise InputError(
+                    f"{path}: must have the column {column}, got {', '.join(column_names)}"
+                )
+            wanted = [name for name in ("id", column) if name in column_names]
             number = 0
             for batch in file.iter_batches(batch_size=10_000, columns=wanted):
                 for row in batch.to_pylist():

@@ -70,9 +70,9 @@ def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, d
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     for name in (key for key in (rows[0] if rows else ()) if key.startswith(("train.", "valid."))):
-        known = sent(name)
+        sent_epochs = sent(name)
         for epoch, text in ((int(float(next(iter(row.values())))), row[name]) for row in rows):
-            if text and epoch not in known:
+            if text and epoch not in sent_epochs:
                 yield epoch, {name: float(text)}
 
 

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.reporting import plots
 
+_TRACK_TOP = 4  # copies: what is more is drawn there
+
 
 def error_histograms(
     path: Path, groups: Mapping[str, ArrayLike], *, columns: int, limit: int, label: str
@@ -36,12 +38,12 @@ def error_histograms(
         figure = plots.new_figure(3.7 * columns, 0.6 + 1.55 * n_lines)
         if not groups:
             plots.no_data(figure.subplots())
-        for place, (name, errors) in enumerate(groups.items()):
-            axes = figure.add_subplot(n_lines, columns, place + 1)
+        for position, (name, errors) in enumerate(groups.items()):
+            axes = figure.add_subplot(n_lines, columns, position + 1)
             _errors(axes, name, np.asarray(errors, dtype=np.int64).ravel(), limit)
-            if place >= len(groups) - columns:
+            if position >= len(groups) - columns:
                 axes.set_xlabel(label)
-            if place % columns == 0:
+            if position % columns == 0:
                 axes.set_ylabel("share of reads")
         plots.save(figure, path)
 
@@ -77,19 +79,24 @@ def boxes(path: Path, groups: Mapping[str, ArrayLike], *, limit: float, label: s
         figure = plots.new_figure(6.4, 1.0 + 0.42 * max(len(values), 2))
         axes = figure.subplots()
         axes.set_xlabel(label)
-        known = any(group.size for group in values.values())
-        if not known:
+        has_values = any(group.size for group in values.values())
+        if not has_values:
             plots.no_data(axes)
-        for place, group in enumerate(values.values() if known else ()):
+        for position, group in enumerate(values.values() if has_values else ()):
             text = f"n = {group.size:,}" if group.size else "no data"
             beyond = int((group > limit).sum())
             text += f", {beyond:,} above {limit:g}" if beyond else ""
             axes.annotate(
-                text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+                text, (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=8
             )
             if group.size:
-                _box(axes, place, group.clip(max=limit), plots.PALETTE[place % len(plots.PALETTE)])
-        if known:
+                _box(
+                    axes,
+                    position,
+                    group.clip(max=limit),
+                    plots.PALETTE[position % len(plots.PALETTE)],
+                )
+        if has_values:
             axes.set_yticks(range(len(values)), list(values))
             axes.set_ylim(len(values) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
@@ -135,15 +142,14 @@ def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str)
     ``label`` names the axis of the places. InputError if ``columns`` is below 1, or a profile has
     not one share of both kinds per place.
     """
-    for one in groups:
-        if not np.shape(one.places) == np.shape(one.observed) == np.shape(one.predicted):
-            shapes = (
-                f"{np.shape(one.places)}, {np.shape(one.observed)} and {np.shape(one.predicted)}"
-            )
+    for group in groups:
+        if not np.shape(group.places) == np.shape(group.observed) == np.shape(group.predicted):
+            shapes = [np.shape(group.places), np.shape(group.observed), np.shape(group.predicted)]
             raise InputError(
-                f"profiles, {one.title}: must have one share of both kinds per place, got {shapes}"
+                f"profiles, {group.title}: must have one share of both kinds per place, "
+                f"got shapes {shapes}"
             )
-    drawing = [(one.title, lambda axes, one=one: _profile(axes, one)) for one in groups]
+    drawing = [(group.title, lambda axes, group=group: _profile(axes, group)) for group in groups]
     _grid(path, drawing, columns=columns, label=label, side="share of reads")
 
 
@@ -182,7 +188,8 @@ def distributions(
     ``columns`` is below 1.
     """
     drawing = [
-        (name, lambda axes, one=one: _distribution(axes, *one)) for name, one in groups.items()
+        (name, lambda axes, distribution=distribution: _distribution(axes, *distribution))
+        for name, distribution in groups.items()
     ]
     _grid(path, drawing, columns=columns, label=label, side="count")
 
@@ -224,15 +231,15 @@ def _grid(
         figure = plots.new_figure(2.6 * columns, 0.5 + 1.6 * n_lines)
         if not drawing:
             plots.no_data(figure.subplots())
-        for place, (title, draw) in enumerate(drawing):
-            axes = figure.add_subplot(n_lines, columns, place + 1)
+        for index, (title, draw) in enumerate(drawing):
+            axes = figure.add_subplot(n_lines, columns, index + 1)
             axes.set_title(title, loc="left", fontsize=8)
             draw(axes)
-            if place >= len(drawing) - columns:
+            if index >= len(drawing) - columns:
                 axes.set_xlabel(label, fontsize=8)
-            if place % columns == 0:
+            if index % columns == 0:
                 axes.set_ylabel(side, fontsize=8)
-            if place == 0 and axes.get_legend_handles_labels()[0]:
+            if index == 0 and axes.get_legend_handles_labels()[0]:
                 figure.legend(
                     *axes.get_legend_handles_labels(),
                     loc="outside upper right",
@@ -322,7 +329,7 @@ def estimates(
         axes = figure.subplots()
         axes.set_xlabel(label)
         table = np.array(
-            [[one.value, one.value - one.low, one.high - one.value, one.truth] for one in rows]
+            [[row.value, row.value - row.low, row.high - row.value, row.truth] for row in rows]
         )
         values, below, above, truth = table.reshape(-1, 4).T
         if not np.isfinite(values).any():
@@ -352,7 +359,7 @@ def estimates(
                     label=legend[1],
                 )
                 figure.legend(loc="outside upper right", ncols=2, fontsize=8)
-            axes.set_yticks(places, [one.name for one in rows], fontsize=8)
+            axes.set_yticks(places, [row.name for row in rows], fontsize=8)
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
@@ -364,53 +371,48 @@ def tracks(
 ) -> None:
     """Draw ratios along a chromosome as dots and called copies as a line, a panel per group.
 
-    ``places`` are in megabases.
-
-    A group is (ratios, copies), NaN where there are none. Those above 4 are drawn at 4, ratios as
-    triangles.
+    ``places`` are in megabases. A group is (ratios, copies), NaN where there are none. Those above
+    4 are drawn at 4, ratios as triangles.
     """
     with plots.style():
         figure = plots.new_figure(9.0, 0.5 + 1.3 * max(len(groups), 1))
         if not groups:
             plots.no_data(figure.subplots())
-        for row, (name, (values, levels)) in enumerate(groups.items()):
-            axes = figure.add_subplot(len(groups), 1, row + 1)
+        legend: tuple[list[Any], list[Any]] = ([], [])
+        for row, (name, (ratios, copies)) in enumerate(groups.items(), start=1):
+            axes = figure.add_subplot(len(groups), 1, row)
             axes.set_title(name, loc="left", fontsize=8)
-            shown = np.asarray(values, dtype=np.float64)
-            if not np.isfinite(shown).any():
+            if np.isfinite(np.asarray(ratios, dtype=np.float64)).any():
+                _track(axes, places, ratios, copies)
+                legend = axes.get_legend_handles_labels()
+            else:
                 plots.no_data(axes)
-                continue
-            above = np.where(shown > 4, 4, np.nan)
-            look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
-            axes.plot(
-                places,
-                np.where(shown > 4, np.nan, shown),
-                ".",
-                markersize=1.2,
-                label="depth ratio",
-                **look,
-            )
-            axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
-            called = np.minimum(np.asarray(levels, dtype=np.float64), 4)
-            axes.plot(
-                places,
-                called,
-                color=plots.PALETTE[1],
-                linewidth=1.1,
-                label="called copies (3: 3 and more)",
-            )
-            axes.set_ylim(0, 4.25)
-            axes.set_yticks(range(5))
-            axes.grid(axis="y")
         if groups:
             figure.axes[-1].set_xlabel("position (Mb)")
             figure.supylabel("copies", fontsize=9)
-            marks = next(
-                (found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]),
-                ([], []),
-            )
-            figure.legend(*marks, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
+            figure.legend(*legend, loc="outside upper right", ncols=3, fontsize=8, markerscale=2)
         plots.save(figure, path)
+
+
+def _track(axes: Axes, places: ArrayLike, ratios: ArrayLike, copies: ArrayLike) -> None:
+    """Draw the ratios and copies of one group."""
+    ratio = np.asarray(ratios, dtype=np.float64)
+    within = np.where(ratio > _TRACK_TOP, np.nan, ratio)
+    above = np.where(ratio > _TRACK_TOP, _TRACK_TOP, np.nan)
+    called = np.minimum(np.asarray(copies, dtype=np.float64), _TRACK_TOP)
+    look: dict[str, Any] = {"color": plots.PALETTE[4], "rasterized": True}
+    axes.plot(places, within, ".", markersize=1.2, label="depth ratio", **look)
+    axes.plot(places, above, "^", markersize=3, label="depth ratio above 4", **look)
+    axes.plot(
+        places,
+        called,
+        color=plots.PALETTE[1],
+        linewidth=1.1,
+        label="called copies (3: 3 and more)",
+    )
+    axes.set_ylim(0, _TRACK_TOP + 0.25)
+    axes.set_yticks(range(_TRACK_TOP + 1))
+    axes.grid(axis="y")
 
 
 def scatters(
@@ -425,14 +427,14 @@ def scatters(
     places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     with plots.style():
         figure = plots.new_figure(4.6 * len(colours), 4.0)
-        for place, (title, given) in enumerate(colours.items()):
-            values = np.asarray(given)
+        for index, (title, colour_values) in enumerate(colours.items()):
+            values = np.asarray(colour_values)
             if len(values) != len(places):
                 raise InputError(
                     f"scatters, {title}: must have one value per point, got {len(values)} for "
                     f"{len(places)}"
                 )
-            axes = figure.add_subplot(1, len(colours), place + 1)
+            axes = figure.add_subplot(1, len(colours), index + 1)
             axes.set_title(title, loc="left", fontsize=9)
             axes.set_xlabel(labels[0], fontsize=8)
             axes.set_ylabel(labels[1], fontsize=8)
@@ -448,10 +450,10 @@ def scatters(
             for number, name in enumerate(
                 names[np.argsort(-counts, kind="stable")][: len(plots.PALETTE)]
             ):
-                own = places[values == name]
+                group_points = places[values == name]
                 axes.scatter(
-                    own[:, 0],
-                    own[:, 1],
+                    group_points[:, 0],
+                    group_points[:, 1],
                     color=plots.PALETTE[number],
                     s=9,
                     linewidths=0,
@@ -474,21 +476,30 @@ def pairs(
 
     Pairs that are not finite are left out. InputError if ``columns`` is below 1.
     """
-    drawing = [(name, lambda axes, one=one: _pairs(axes, *one)) for name, one in groups.items()]
+    drawing = [(name, lambda axes, xy=xy: _pairs(axes, *xy)) for name, xy in groups.items()]
     _grid(path, drawing, columns=columns, label=labels[0], side=labels[1])
 
 
 def _pairs(axes: Axes, measured: ArrayLike, predicted: ArrayLike) -> None:
     x, y = (np.asarray(values, dtype=np.float64).ravel() for values in (measured, predicted))
-    known = np.isfinite(x) & np.isfinite(y)
-    if not known.any():
+    is_finite = np.isfinite(x) & np.isfinite(y)
+    if not is_finite.any():
         plots.no_data(axes)
         return
     axes.plot(
-        x[known], y[known], ".", color=plots.PALETTE[0], markersize=3, alpha=0.4, markeredgewidth=0
+        x[is_finite],
+        y[is_finite],
+        ".",
+        color=plots.PALETTE[0],
+        markersize=3,
+        alpha=0.4,
+        markeredgewidth=0,
     )
     axes.ticklabel_format(useOffset=False)
-    ends = [max(x[known].min(), y[known].min()), min(x[known].max(), y[known].max())]
+    ends = [
+        max(x[is_finite].min(), y[is_finite].min()),
+        min(x[is_finite].max(), y[is_finite].max()),
+    ]
     if ends[0] < ends[1]:
         axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)
     for axis in (axes.xaxis, axes.yaxis):

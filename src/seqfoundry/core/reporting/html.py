@@ -8,16 +8,15 @@ so that the same results give the same bytes. All text is escaped.
 
 import base64
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
-from seqfoundry.core.errors import InputError, MissingError, OutputError
+from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.files import atomic
 from seqfoundry.core.reporting.metrics import Proportion
 
 Cell = str | int | float | Proportion | None
@@ -142,31 +141,6 @@ _MACROS = """\
 </ul>
 {%- endmacro -%}
 """
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to.
-
-    At the end it becomes ``path``, after an error nothing stays.
-
-    Missing folders are made.
-
-    Raises
-    ------
-    OutputError
-        If the file system refuses.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: must be writable, got {error.strerror or error}") from error
 
 
 def number(value: float | int | None, digits: int) -> str:
@@ -329,8 +303,7 @@ class Report:
         page = environment.from_string(_MACROS + _TEMPLATE).render(
             title=self.title, subtitle=self.subtitle, contents=self._contents(), parts=self._parts
         )
-        with whole_file(path) as temporary:
-            temporary.write_text(page + "\n", encoding="utf-8", newline="\n")
+        atomic.write_text(path, page + "\n")
 
     def _add(self, part: _Part) -> None:
         self._parts.append(part)
@@ -340,13 +313,13 @@ class Report:
 
     def _contents(self) -> list[_Entry]:
         entries: list[_Entry] = []
-        for part in self._parts:
-            if part.kind == "paragraph":
+        for block in self._parts:
+            if block.kind == "paragraph":
                 continue
             under_section = (
-                part.kind != "section" and entries and entries[-1].part.kind == "section"
+                block.kind != "section" and entries and entries[-1].part.kind == "section"
             )
-            (entries[-1].inside if under_section else entries).append(_Entry(part))
+            (entries[-1].inside if under_section else entries).append(_Entry(block))
         return entries
 
 

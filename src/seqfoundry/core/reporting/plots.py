@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from numpy.typing import ArrayLike, NDArray
 
 from seqfoundry.core.errors import InputError
-from seqfoundry.core.reporting.html import whole_file
+from seqfoundry.core.files.atomic import atomic_write
 from seqfoundry.core.reporting.metrics import Proportion, Reliability, check_confusion, reliability
 
 History = Sequence[Mapping[str, float | None]]
@@ -119,11 +119,16 @@ def _curves(axes: Axes, steps: NDArray[np.float64], rows: History, names: Sequen
     if not any(np.isfinite(column).any() for column in values.values()):
         no_data(axes)
         return
-    for place, (name, column) in enumerate(values.items()):
-        colour, known = PALETTE[place % len(PALETTE)], np.isfinite(column)
-        marker = "o" if known.sum() <= _MOST_MARKED_ROWS else None
+    for index, (name, column) in enumerate(values.items()):
+        colour, is_finite = PALETTE[index % len(PALETTE)], np.isfinite(column)
+        marker = "o" if is_finite.sum() <= _MOST_MARKED_ROWS else None
         axes.plot(
-            steps[known], column[known], color=colour, marker=marker, markersize=3, label=name
+            steps[is_finite],
+            column[is_finite],
+            color=colour,
+            marker=marker,
+            markersize=3,
+            label=name,
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.grid(axis="y")
@@ -147,14 +152,14 @@ def bars_with_intervals(
         axes.set_xlabel(axis_label)
         if not rows:
             no_data(axes)
-        for place, (_, rate) in enumerate(rows):
+        for index, (_, rate) in enumerate(rows):
             text = "undefined (n = 0)"
             if rate.n:
                 spread = [[max(rate.value - rate.low, 0)], [max(rate.high - rate.value, 0)]]
-                axes.barh(place, rate.value, height=0.62, color=PALETTE[4], xerr=spread, capsize=3)
+                axes.barh(index, rate.value, height=0.62, color=PALETTE[4], xerr=spread, capsize=3)
                 text = f"{rate.value:.3f}  (n = {rate.n:,})"
             axes.annotate(
-                text, (1.03, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+                text, (1.03, index), xycoords=("axes fraction", "data"), va="center", fontsize=8
             )
         if rows:
             axes.set_yticks(range(len(rows)), [name for name, _ in rows])
@@ -216,8 +221,8 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
     """
     if bins < 1:
         raise InputError(f"histogram: bins must be at least 1, got {bins}")
-    given = np.asarray(values, dtype=np.float64).ravel()
-    drawn = given[np.isfinite(given) & (given > 0)] if log else given[np.isfinite(given)]
+    data = np.asarray(values, dtype=np.float64).ravel()
+    drawn = data[np.isfinite(data) & (data > 0)] if log else data[np.isfinite(data)]
     with style():
         figure = new_figure(5.6, 3.4)
         axes = figure.subplots()
@@ -232,7 +237,7 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_formatter(_with_commas)
             axes.grid(axis="y")
-        left_out = f", {given.size - drawn.size:,} left out" if drawn.size < given.size else ""
+        left_out = f", {data.size - drawn.size:,} left out" if drawn.size < data.size else ""
         axes.set_title(f"n = {drawn.size:,}{left_out}", loc="left")
         save(figure, path)
 
@@ -258,14 +263,14 @@ def calibration(
     the cases; the title gives the expected calibration error. What goes in, and its errors:
     :func:`seqfoundry.core.reporting.metrics.reliability`.
     """
-    found = reliability(confidence, correct)
+    bins = reliability(confidence, correct)
     with style():
         figure = new_figure(4.8, 5.2)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.set(ylabel="share of right predictions")
         lower.set(xlabel=label, ylabel="count", xlim=(0, 1))
-        if found.rates:
-            _reliability(upper, lower, found)
+        if bins.rates:
+            _reliability(upper, lower, bins)
         else:
             no_data(upper, lower)
         save(figure, path)
@@ -335,7 +340,7 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
     with (
         style(),
-        whole_file(path_pdf) as temporary,
+        atomic_write(path_pdf) as temporary,
         PdfPages(temporary, metadata=_METADATA[".pdf"]) as pdf,
     ):
         for figure in _read_pages(views, colours):
@@ -350,10 +355,10 @@ def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator
         for label in {*view.predicted, *(() if view.true is None else view.true)}
     }
     colours = {label: colour for label, colour in given.items() if label in used}
-    for place, label in enumerate(sorted(used - set(given))):
-        tint = 0.35 if place < len(PALETTE) else 0.7
+    for index, label in enumerate(sorted(used - set(given))):
+        tint = 0.35 if index < len(PALETTE) else 0.7
         colours[label] = to_hex(
-            [tint + (1 - tint) * part for part in to_rgb(PALETTE[place % len(PALETTE)])]
+            [tint + (1 - tint) * channel for channel in to_rgb(PALETTE[index % len(PALETTE)])]
         )
     page = _Page(colours)
     if not views:
@@ -502,7 +507,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all; InputError unless the name ends in .png or .pdf."""
     if path.suffix not in _METADATA:
         raise InputError(f"{path}: must end in {' or '.join(_METADATA)}, got {path.suffix!r}")
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         # "tight" lets the page grow where a long name would be cut off
         figure.savefig(
             temporary,

@@ -51,15 +51,15 @@ def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> No
         figure = plots.new_figure(9.0, 0.5 + 2.6 * max(len(sequences), 1))
         if not sequences:
             plots.no_data(figure.subplots())
-        for row, one in enumerate(sequences):
-            values = np.nan_to_num(np.asarray(one.values, dtype=np.float64))
-            if values.shape != (len(one.letters),):
+        for row, sequence in enumerate(sequences):
+            values = np.nan_to_num(np.asarray(sequence.values, dtype=np.float64))
+            if values.shape != (len(sequence.letters),):
                 raise InputError(
-                    f"{one.title}: must have one value per letter, got {values.shape} for "
-                    f"{len(one.letters)}"
+                    f"{sequence.title}: must have one value per letter, got {values.shape} for "
+                    f"{len(sequence.letters)}"
                 )
             upper, lower = (figure.add_subplot(2 * len(sequences), 1, 2 * row + i) for i in (1, 2))
-            upper.set_title(one.title, loc="left", fontsize=8)
+            upper.set_title(sequence.title, loc="left", fontsize=8)
             if not values.any():
                 plots.no_data(upper, lower)
                 continue
@@ -67,7 +67,7 @@ def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> No
             upper.axvspan(first - 0.5, first + LETTERS_SHOWN - 0.5, color="#E9ECEF", linewidth=0)
             upper.bar(range(len(values)), values, width=1.0, color=plots.PALETTE[0])
             upper.set_xlim(-0.5, len(values) - 0.5)
-            _letters(lower, one.letters, values, first)
+            _letters(lower, sequence.letters, values, first)
             for axes in (upper, lower):
                 axes.axhline(0, color="#4A4F57", linewidth=0.6)
                 axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
@@ -90,16 +90,16 @@ def _window(values: NDArray[np.float64]) -> int:
 def _letters(axes: Axes, letters: str, values: NDArray[np.float64], first: int) -> None:
     last = min(first + LETTERS_SHOWN, len(values))
     shapes, colours = [], []
-    for place in range(first, last):
-        letter = letters[place].upper().replace("U", "T")
-        if letter not in _COLOURS or not values[place]:
+    for position in range(first, last):
+        letter = letters[position].upper().replace("U", "T")
+        if letter not in _COLOURS or not values[position]:
             continue
-        shapes.append(_outline(letter, place, values[place]))
+        shapes.append(_outline(letter, position, values[position]))
         colours.append(_COLOURS[letter])
     axes.add_collection(PathCollection(shapes, facecolors=colours, linewidths=0))
     axes.set_xlim(first - 0.5, first + LETTERS_SHOWN - 0.5)
-    shown = values[first:last]
-    low, high = min(float(shown.min()), 0.0), max(float(shown.max()), 0.0)
+    window = values[first:last]
+    low, high = min(float(window.min()), 0.0), max(float(window.max()), 0.0)
     axes.set_ylim(low * 1.05, high * 1.05)
 
 
@@ -108,8 +108,8 @@ def _outline(letter: str, place: int, height: float) -> Outline:
     drawn = TextPath((0, 0), letter, size=1, prop=_FONT)
     box = drawn.get_extents()
     fit = Affine2D().translate(-box.x0, -box.y0).scale(0.92 / box.width, height / box.height)
-    made: Outline = drawn.transformed(fit.translate(place - 0.46, 0))
-    return made
+    outline: Outline = drawn.transformed(fit.translate(place - 0.46, 0))
+    return outline
 
 
 class Calibrated(NamedTuple):
@@ -134,10 +134,10 @@ def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns:
         figure = plots.new_figure(2.6 * columns, 0.6 + 2.0 * n_lines)
         if not groups:
             plots.no_data(figure.subplots())
-        for place, (name, one) in enumerate(groups.items()):
-            axes = figure.add_subplot(n_lines, columns, place + 1)
+        for index, (name, group) in enumerate(groups.items()):
+            axes = figure.add_subplot(n_lines, columns, index + 1)
             axes.set_title(name, loc="left", fontsize=8)
-            _calibrated(axes, one)
+            _calibrated(axes, group)
         if groups:
             figure.supxlabel("predicted activity", fontsize=9)
             figure.supylabel("measured activity", fontsize=9)
@@ -146,11 +146,11 @@ def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns:
 
 def _calibrated(axes: Axes, one: Calibrated) -> None:
     x, y = (np.asarray(values, dtype=np.float64) for values in (one.predicted, one.measured))
-    known = np.isfinite(x) & np.isfinite(y)
-    if not known.any():
+    is_finite = np.isfinite(x) & np.isfinite(y)
+    if not is_finite.any():
         plots.no_data(axes)
         return
-    x, y = x[known], y[known]
+    x, y = x[is_finite], y[is_finite]
     axes.plot(x, y, ".", color=plots.PALETTE[4], markersize=2.5, alpha=0.5, markeredgewidth=0)
     ends = [float(x.min()), float(x.max())]
     axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)

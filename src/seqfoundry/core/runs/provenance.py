@@ -112,12 +112,10 @@ def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, 
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that name this very process, so that a later one can tell whether it still lives."""
-    pid = os.getpid()
+    """Tags that name this process, so that a later one can tell whether it still lives."""
     return {
         "host": platform.node(),
-        "pid": str(pid),
-        "pid.started": process_start(pid),
+        "pid": str(os.getpid()),
         "pid.namespace": _pid_namespace(),
     }
 
@@ -133,32 +131,21 @@ def _pid_namespace() -> str:
 def is_alive(tags: Mapping[str, str]) -> bool | None:
     """Tell whether the process that left these ``process_tags`` is alive.
 
-    None where that cannot be known from here.
+    None where that cannot be known from here. A process that got the number of a dead one counts
+    as that one.
     """
     here = process_tags()
-    started, pid = tags.get("pid.started"), tags.get("pid", "")
-    if any(tags.get(key) != here[key] for key in ("host", "pid.namespace")) or not (
-        started and pid.isdigit()
-    ):
+    pid = tags.get("pid", "")
+    is_here = all(tags.get(key) == here[key] for key in ("host", "pid.namespace"))
+    if not is_here or not pid.isdigit():
         return None
-    return process_start(int(pid)) == started
-
-
-def process_start(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot.
-
-    It is empty when there is no such process or it is dead already.
-
-    Together with the number it tells a process from a later one that got the same number.
-    """
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = status.rpartition(")")[2].split()
-    return (
-        "" if fields[0] in "ZX" else fields[19]
-    )  # a zombie: dead, and its parent has not asked how
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def version_tags() -> dict[str, str]:
@@ -175,10 +162,10 @@ def pinned(*names: str) -> list[str]:
 
     Local parts such as ``+cpu`` are left out.
     """
-    found = {name: installed(name) for name in names}
-    if missing := [name for name, version in found.items() if version is None]:
+    versions = {name: installed(name) for name in names}
+    if missing := [name for name, version in versions.items() if version is None]:
         raise importlib.metadata.PackageNotFoundError(missing[0])
-    return [f"{name}=={version}" for name, version in found.items()]
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def installed(name: str) -> str | None:
@@ -186,9 +173,9 @@ def installed(name: str) -> str | None:
 
     TensorFlow for CPUs alone has another name.
     """
-    for one in (name, f"{name}-cpu"):
+    for distribution in (name, f"{name}-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(one).partition("+")[0]
+            return importlib.metadata.version(distribution).partition("+")[0]
     return None
 
 
@@ -216,20 +203,22 @@ def read_model_record(
     try:
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        found, version, package = (
+        recorded, version, package = (
             recorded_family(served),
             served["format_version"],
             served["package_version"],
         )
         content = {key: content[key] for key in keys}
-        if found is None:
+        if recorded is None:
             raise KeyError("family")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: must be a whole model folder of the family {family}, got: {error}"
         ) from None
-    if found != family:
-        raise ModelError(f"{folder}: must be a model of the family {family}, got one of {found}")
+    if recorded != family:
+        raise ModelError(
+            f"{folder}: must be a model of the family {family}, got one of {recorded}"
+        )
     if version != format_version:
         raise ModelError(
             f"{folder}: format_version must be {format_version}, got {version}; update seqfoundry"

@@ -26,13 +26,14 @@ def shown(uri: str) -> str:
     Without user and password, and without options, which may hold others.
 
     Where an ``@`` stands after a ``?`` nobody can tell what belongs to a password, and only the
-    scheme is left.
+    scheme is left. SQLAlchemy's ``render_as_string(hide_password=True)`` shows passwords among the
+    options, and what follows the first ``@`` in a password.
     """
     scheme, slashes, rest = uri.partition("//")
-    place, _, options = rest.partition("?")
+    location, _, options = rest.partition("?")
     if rest.startswith("/"):  # a path: sqlite:////home/ada@work
-        return f"{scheme}{slashes}{place}"
-    return f"{scheme}{slashes}{'...' if '@' in options else place.rpartition('@')[2]}"
+        return f"{scheme}{slashes}{location}"
+    return f"{scheme}{slashes}{'...' if '@' in options else location.rpartition('@')[2]}"
 
 
 def without_password(text: str) -> str:
@@ -56,10 +57,10 @@ def _without_ours(text: str) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     rest = uri.partition("//")[2]
     login = "" if rest.startswith("/") else rest.rpartition("@")[0]
-    for part in (uri, login, login.partition(":")[2]):
-        for form in (part, urllib.parse.unquote(part)):
+    for secret in (uri, login, login.partition(":")[2]):
+        for form in (secret, urllib.parse.unquote(secret)):
             if len(form) >= _SHORTEST:
-                text = text.replace(form, shown(uri) if part == uri else "***")
+                text = text.replace(form, shown(uri) if secret == uri else "***")
     return text
 
 

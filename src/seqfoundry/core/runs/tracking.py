@@ -131,8 +131,8 @@ def experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
-        if found := opened.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
+        if experiment := opened.get_experiment_by_name(EXPERIMENT):
+            return str(experiment.experiment_id)
         with contextlib.suppress(MlflowException):
             return str(
                 opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND)
@@ -224,29 +224,31 @@ class Run:
     def finish(self, status: str) -> None:
         """Send everything that waits and all files of the run, and end it.
 
-        The error after three tries says how to.
+        The error after three tries says how to send them later.
         """
         if self.client is None:
             return
-        for number in range(1, _UPLOAD_TRIES + 1):
+        for attempt in range(1, _UPLOAD_TRIES + 1):
             try:
-                self.flush()
-                with as_tracking_error():
-                    if (
-                        files.run_in(self.out).get("run_id") == self.id
-                    ):  # else broken off before the folder was ours
-                        self.client.log_artifacts(self.id, str(self.out))
-                    self.client.set_terminated(self.id, status=status)
+                self._send_all(status)
                 return
             except TrackingError as error:
-                if number == _UPLOAD_TRIES:
+                if attempt == _UPLOAD_TRIES:
                     raise TrackingError(
                         f"run {self.id}: its files in {self.out} are complete, but could not be "
-                        f"sent: {error}; "
-                        f"send them with the same train command and --resume {self.id} --out "
-                        f"{self.out}"
+                        f"sent: {error}; send them with the same train command and --resume "
+                        f"{self.id} --out {self.out}"
                     ) from error
-                time.sleep(2.0**number)
+                time.sleep(2.0**attempt)
+
+    def _send_all(self, status: str) -> None:
+        self.flush()
+        # a run that ended before it had claimed its folder has no files there
+        owns_folder = files.run_in(self.out).get("run_id") == self.id
+        with as_tracking_error():
+            if owns_folder:
+                self.client.log_artifacts(self.id, str(self.out))
+            self.client.set_terminated(self.id, status=status)
 
 
 def _entities(values: Mapping[str, float | None], step: int) -> list[Any]:
@@ -338,23 +340,25 @@ def _open_run(
     opened: Any,
 ) -> Iterator[Run]:
     """Open, yield and end the run that ``options`` and ``out`` name."""
-    inherited = opened and os.environ.pop(
-        "MLFLOW_RUN_ID", None
-    )  # popped: a child of ours must not write into it
-    previous, known_out = _find(opened, options, out, tags)
-    out = out or known_out
+    inherited_id = ""
+    if opened is not None:
+        # taken out of the environment: a child process must not write into this run
+        inherited_id = os.environ.pop("MLFLOW_RUN_ID", "")
+    resumed_id = ""
+    if options.resume is not None:
+        recorded = _read_resumed_run(opened, options.resume, out)
+        _check_resumed_run(options.resume, recorded, tags)
+        resumed_id = options.resume
+        out = out or _folder_of(resumed_id, recorded)
+    known_id = resumed_id or inherited_id
     if out is not None:  # refused before a run is made
-        files.claim_folder(out, previous or inherited or "", overwrite=options.overwrite)
-    handle = Run(
-        previous or inherited or _new_id(opened, family),
-        Path(),
-        resumed=previous is not None,
-        client=opened,
-    )
-    handle.out = out or provenance.project_root() / "build" / family / "runs" / handle.id
+        files.claim_folder(out, known_id, overwrite=options.overwrite)
+    run_id = known_id or _new_id(opened, family)
+    folder = out or provenance.project_root() / "build" / family / "runs" / run_id
+    handle = Run(run_id, folder, resumed=bool(resumed_id), client=opened)
     with stopping_on_signals(handle.request_stop):
         try:
-            files.claim_folder(handle.out, handle.id, overwrite=options.overwrite)
+            files.claim_folder(folder, run_id, overwrite=options.overwrite)
             _begin(handle, settings, tags, data)
             yield handle
         except BaseException as error:
@@ -368,68 +372,81 @@ def _begin(
 ) -> None:
     """Write what a run's folder has from the start, and describe the run in the store."""
     tags = {**tags, **provenance.version_tags()}
+    is_tracked = handle.client is not None
     if handle.resumed:
-        stored = get_run(handle.id, handle.client).data.tags if handle.client is not None else {}
-        tags = provenance.resumed_tags(tags, {**files.run_in(handle.out), **stored})
-    files.write_json(
-        handle.out / "run.json",
-        {"run_id": handle.id, "tracked": handle.client is not None, **tags},
-    )
+        stored_tags = get_run(handle.id, handle.client).data.tags if is_tracked else {}
+        tags = provenance.resumed_tags(tags, {**files.run_in(handle.out), **stored_tags})
+    record = {"run_id": handle.id, "tracked": is_tracked, **tags}
+    files.write_json(handle.out / "run.json", record)
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
-    if handle.client is not None:
-        with as_tracking_error():
-            _describe(handle, settings, tags, data)
-            if handle.resumed:
-                _fetch_checkpoints(handle)
-                known = (
-                    handle.client.get_metric_history
-                )  # it lacks what was measured while it was down
-                for step, row in tables.unsent(
-                    handle.out / "history.tsv", lambda k: {m.step for m in known(handle.id, k)}
-                ):
-                    handle._metrics += _entities(row, step)
+    if not is_tracked:
+        return
+    with as_tracking_error():
+        _describe(handle, settings, tags, data)
+        if handle.resumed:
+            _fetch_checkpoints(handle)
+            _queue_unsent_metrics(handle)
 
 
-def _find(
-    opened: Any, options: TrainOptions, out: Path | None, tags: Mapping[str, str]
-) -> tuple[str | None, Path | None]:
-    """Check the run to be resumed, from the store or, untracked, from its folder.
+def _queue_unsent_metrics(handle: Run) -> None:
+    """Queue the metrics of the history that the store lacks, since it was down."""
 
-    Its id and where its files lie.
+    def sent_epochs(metric: str) -> set[int]:
+        return {entry.step for entry in handle.client.get_metric_history(handle.id, metric)}
+
+    for epoch, values in tables.unsent(handle.out / "history.tsv", sent_epochs):
+        handle._metrics += _entities(values, epoch)
+
+
+def _read_resumed_run(opened: Any, run_id: str, out: Path | None) -> dict[str, str]:
+    """Read the tags of the run to be resumed, from the store or, untracked, from its folder.
+
+    Raises
+    ------
+    MissingError, ConfigError
+        If there is no such run, or a process works on it.
     """
-    if options.resume is None:
-        return None, None
-    where = f"--resume {options.resume}"
+    where = f"--resume {run_id}"
+    recorded = files.run_in(out) if out is not None else {}
     if opened is None:
-        known = files.run_in(out) if out is not None else {}
-        if known.get("run_id") != options.resume:
+        if recorded.get("run_id") != run_id:
             raise MissingError(
                 f"{where}: with --no-track, --out must be the folder of this run, got "
                 f"{out or 'none'}"
             )
-    else:
-        found = get_run(options.resume, opened)
-        known = {
-            **(files.run_in(out) if out else {}),
-            **found.data.tags,
-        }  # killed at its begin, it may lack tags there
-        if (
-            found.info.status == "RUNNING"
-            and provenance.is_alive(known)
-            and known["pid"] != str(os.getpid())
-        ):
+        return recorded
+    run = get_run(run_id, opened)
+    # a run that was killed at its begin may lack tags in the store
+    recorded = {**recorded, **run.data.tags}
+    is_running = run.info.status == "RUNNING" and provenance.is_alive(recorded)
+    if is_running and recorded["pid"] != str(os.getpid()):
+        raise ConfigError(
+            f"{where}: must be a run that has ended, got one that process {recorded['pid']} "
+            "works on; if that is another program, end the run first: "
+            f"mlflow.MlflowClient().set_terminated({run_id!r}, 'KILLED')"
+        )
+    return recorded
+
+
+def _check_resumed_run(run_id: str, recorded: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Refuse a run of another family, other settings or other data."""
+    recorded_tags = {**recorded, "family": recorded_family(recorded)}
+    for tag, meaning in (
+        ("family", "family"),
+        ("settings.sha256", "settings"),
+        ("data.md5", "data"),
+    ):
+        if recorded_tags.get(tag) != tags[tag]:
             raise ConfigError(
-                f"{where}: must be a run that has ended, got one that process {known['pid']} "
-                "works on"
+                f"--resume {run_id}: must have the {meaning} of that run ({tag} "
+                f"{recorded_tags.get(tag)}), got {tags[tag]}"
             )
-    for tag, what in (("family", "family"), ("settings.sha256", "settings"), ("data.md5", "data")):
-        recorded = recorded_family(known) if tag == "family" else known.get(tag)
-        if recorded != tags[tag]:
-            raise ConfigError(
-                f"{where}: must have the {what} of that run ({tag} {recorded}), got {tags[tag]}"
-            )
-    last = Path(known.get("out", ""))
-    return options.resume, last if files.run_in(last).get("run_id") == options.resume else None
+
+
+def _folder_of(run_id: str, recorded: Mapping[str, str]) -> Path | None:
+    """Folder of a recorded run, if its files still lie there."""
+    folder = Path(recorded.get("out", ""))
+    return folder if files.run_in(folder).get("run_id") == run_id else None
 
 
 def get_run(run_id: str, opened: Any = None) -> Any:
@@ -492,12 +509,12 @@ def _describe(
 
     opened = handle.client
     opened.update_run(handle.id, status="RUNNING")
-    known = opened.get_run(handle.id).data.params
+    logged_params = opened.get_run(handle.id).data.params
     values = {
         f"cfg.{key}": str(value)[:_LONGEST_VALUE]
         for key, value in settings_module.flatten(settings).items()
     }
-    params = [Param(key, value) for key, value in values.items() if key not in known]
+    params = [Param(key, value) for key, value in values.items() if key not in logged_params]
     for start in range(0, len(params), 100):
         opened.log_batch(handle.id, params=params[start : start + 100])
     everything = {**tags, **provenance.process_tags(), "out": str(handle.out.resolve())}
@@ -526,12 +543,12 @@ def close_stale_runs(opened: Any) -> list[str]:
     with as_tracking_error():
         everywhere = [entry.experiment_id for entry in opened.search_experiments()]
         closed = []
-        for found in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
-            if provenance.is_alive(found.data.tags) is False:
+        for run in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
+            if provenance.is_alive(run.data.tags) is False:
                 with store_errors.passed_over():  # another user's run is theirs to end
-                    opened.set_tag(found.info.run_id, "stale", "its process was gone")
-                    opened.set_terminated(found.info.run_id, status="KILLED")
-                    closed.append(str(found.info.run_id))
+                    opened.set_tag(run.info.run_id, "stale", "its process was gone")
+                    opened.set_terminated(run.info.run_id, status="KILLED")
+                    closed.append(str(run.info.run_id))
     if closed:
         log.warning("closed %d run(s) whose process is gone: %s", len(closed), ", ".join(closed))
     return closed
@@ -551,14 +568,14 @@ def record(
 
     opened = client()
     try:
-        known = get_run(run_id, opened).data
+        run_data = get_run(run_id, opened).data
     except MissingError:
         return False
     with as_tracking_error():
         opened.log_artifacts(run_id, str(evaluation), "evaluate")
-        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in known.tags])
+        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in run_data.tags])
         sent = _entities(metrics, 0)
-        old = {key for key in known.metrics if key.startswith("test.")} - {
+        old = {key for key in run_data.metrics if key.startswith("test.")} - {
             metric.key for metric in sent
         }
         sent += [Metric(key, math.nan, int(time.time() * 1000), 0) for key in sorted(old)]

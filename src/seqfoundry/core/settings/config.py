@@ -100,7 +100,6 @@ class Settings:
     values: dict[str, Any]
     origins: dict[str, str]
     where: str
-    files: tuple[Path, ...]
 
     def origin(self, key: str) -> str:
         """Name the file or option that set ``key``, or the nearest key above it."""
@@ -109,16 +108,6 @@ class Settings:
                 return self.origins[key]
             key = key.rpartition(".")[0]
         return self.where
-
-    def blame(self, key: str, message: str) -> str:
-        """Name the source that had the last word on a fault of the mapping ``key``."""
-        named = {word.rstrip(".") for word in re.findall(r"[\w.]+", message)}
-        named |= {f"{key}.{word}" for word in named}
-        about = [name for name in self.origins if name in named] or [
-            name for name in self.origins if name == key or name.startswith(f"{key}.")
-        ]
-        order = ["--set", *map(str, self.files)]
-        return min((self.origins[name] for name in about), key=order.index, default=self.where)
 
 
 def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settings:
@@ -131,12 +120,12 @@ def resolve(path: Path, cls: type, *, full: Path, overrides: str = "") -> Settin
     for ``overrides``).
     """
     chain = _chain(path, full)
-    settings = Settings({}, {}, str(path), tuple(file for file, _ in chain))
+    settings = Settings({}, {}, str(path))
     paths = set(path_keys(cls))
     for file, values in reversed(chain):
         _merge(settings, _absolute(values, paths, file.resolve().parent), str(file))
-    given = _rejoin(parse_overrides(overrides), settings.values)
-    _merge(settings, _absolute(given, paths, Path.cwd()), "--set")
+    changes = _rejoin(parse_overrides(overrides), settings.values)
+    _merge(settings, _absolute(changes, paths, Path.cwd()), "--set")
     return settings
 
 
@@ -208,16 +197,18 @@ def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
 
     Such as ``test.macro_f1``.
     """
-    made: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
-            made[key] = value
+            nested[key] = value
         elif key not in known and any(str(name).startswith(f"{key}.") for name in known):
-            made.update(_rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known))
+            nested.update(
+                _rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known)
+            )
         else:
             below = known.get(key)
-            made[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
-    return made
+            nested[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
+    return nested
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
@@ -246,7 +237,7 @@ def _merge_level(
         else:
             if not isinstance(level.get(key), dict):
                 level[key] = {}
-                origins[dotted] = where
+            origins[dotted] = where
             _merge_level(level[key], value, origins, (where, f"{dotted}."))
 
 
@@ -263,16 +254,16 @@ def _absolute(
     values: dict[str, Any], paths: set[str], folder: Path, prefix: str = ""
 ) -> dict[str, Any]:
     """Make the path settings absolute; an empty path stays empty."""
-    made: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, dict):
-            made[key] = _absolute(value, paths, folder, dotted + ".")
+            resolved[key] = _absolute(value, paths, folder, dotted + ".")
         elif dotted in paths and isinstance(value, str) and value:
-            made[key] = str((folder / value).resolve())
+            resolved[key] = str((folder / value).resolve())
         else:
-            made[key] = value
-    return made
+            resolved[key] = value
+    return resolved
 
 
 def build(settings: Settings, cls: type[T]) -> T:
@@ -284,20 +275,14 @@ def build(settings: Settings, cls: type[T]) -> T:
         One line per fault: file, dotted key, what must hold, what was found; legal keys for an
         unknown one.
     """
-    return _build(settings.values, cls, settings.origin, settings.blame)
+    return build_plain(settings.values, cls, origin=settings.origin)
 
 
-def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Any) -> T:
+def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Callable[[str], Any]) -> T:
     """Do what ``build`` does for a plain dictionary.
 
     ``origin(key)`` names the source of a dotted key.
     """
-    return _build(values, cls, origin, lambda key, _: str(origin(key)))
-
-
-def _build(
-    values: Mapping[str, Any], cls: type[T], origin: Any, blame: Callable[[str, str], str]
-) -> T:
     try:
         text = json.dumps(values, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -311,18 +296,18 @@ def _build(
     except ValidationError as error:
         faults = error.errors(include_url=False)
         raise ConfigError(
-            "\n".join(dict.fromkeys(_fault(e, cls, origin, blame) for e in faults))
+            "\n".join(dict.fromkeys(_fault(e, cls, origin) for e in faults))
         ) from None
 
 
-def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str]) -> str:
+def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
     """Write one pydantic error as *where: what must hold, got what*."""
     location = [
         part for part in error["loc"] if not str(part).startswith(("function-", "dataclass"))
     ]
     key = ".".join(str(part) for part in location)
     where = origin(key)
-    kind, found = error["type"], error["input"]
+    kind, value = error["type"], error["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         legal = _legal_keys(cls, location[:-1])
         return f"{where}: {key} must be a known key, got an unknown one; legal: {', '.join(legal)}"
@@ -330,17 +315,19 @@ def _fault(error: Any, cls: type, origin: Any, blame: Callable[[str, str], str])
         return f"{where}: {key} must be given, got nothing"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        where = blame(key, message)
-        return f"{where}: {message}" if message.startswith(key) else f"{where}: {key}: {message}"
+        if not message.startswith(key):
+            return f"{where}: {key}: {message}"
+        key_of_message = message.partition(" ")[0].rstrip(":")
+        return f"{origin(key_of_message)}: {message}"
     message = re.sub(r"^Input should be", "must be", message)
-    return f"{where}: {key} {message}, got {found!r}"
+    return f"{where}: {key} {message}, got {value!r}"
 
 
 def _legal_keys(cls: Any, location: list[Any]) -> list[str]:
     """List the keys that are legal at ``location`` of a dataclass."""
-    for part in location:
+    for key in location:
         hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-        cls = hints.get(str(part), cls)
+        cls = hints.get(str(key), cls)
         if get_origin(cls) is dict:
             cls = get_args(cls)[1]
     if dataclasses.is_dataclass(cls):

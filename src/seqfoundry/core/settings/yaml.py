@@ -96,14 +96,14 @@ def _size(content: Any, known: dict[int, int]) -> int:
     if isinstance(content, str | bytes):
         return 1 + len(content) // _LONG
     if isinstance(content, dict):
-        parts = [*content, *content.values()]
+        children = [*content, *content.values()]
     else:
-        parts = list(content) if isinstance(content, list | tuple | set) else []
+        children = list(content) if isinstance(content, list | tuple | set) else []
     if known.get(id(content)) == 0:
         raise ValueError("Circular reference")
     if id(content) not in known:
         known[id(content)] = 0
-        known[id(content)] = 1 + sum(_size(one, known) for one in parts)
+        known[id(content)] = 1 + sum(_size(child, known) for child in children)
     return known[id(content)]
 
 

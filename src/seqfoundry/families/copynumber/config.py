@@ -95,6 +95,10 @@ class Config:
     medians differ by less than ``segment_merge`` are one. ``validation_share`` of the sequence
     types select the epoch.
 
+    ``bin_table_path`` is a table of the reference's bins with their GC share and the depth of the
+    reference's own reads. With ``gc_correction`` each sample's depth is fitted to GC; bins whose
+    own depth is below ``mask_below`` (0: none) cannot be measured.
+
     Tables of counts are of the chromosome ``reference``, ``reference_length`` bases in bins of
     ``bin_size``, which ``contig_aliases`` names otherwise; ``mapq`` is the mapping quality from
     which reads were counted (recorded in stores, not tested), and ``read_length`` turns mean
@@ -150,6 +154,9 @@ class Config:
     spikes: Count
     recurrent_log2: Weight
     harmonics: Count
+    bin_table_path: File
+    gc_correction: bool
+    mask_below: Rate
     hmm_min_expected: Weight
     segment_min_bins: Positive
     segment_min_evidence: Weight
@@ -174,6 +181,12 @@ class Config:
             raise ValueError(
                 f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
             )
+        for key in ("gc_correction", "mask_below"):
+            if getattr(self, key) and not self.bin_table_path:
+                raise ValueError(
+                    f"bin_table_path must name a table of the reference's bins, since {key} is "
+                    f"{getattr(self, key)}, got nothing"
+                )
         if self.pcn_absent_threshold >= self.pcn_amp_threshold:
             raise ValueError(
                 "pcn_amp_threshold must be above pcn_absent_threshold = "

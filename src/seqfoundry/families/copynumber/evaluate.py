@@ -277,6 +277,6 @@ def _plot(
     place = (loaded.layout.bins.start - 1) / 1e6
     group_plots.tracks(folder / "depth_tracks.png", place, dict(zip(names, pairs, strict=True)))
     if own.events is not None:
-        rows = own.events.callable[own.events.changed.sample]
-        confidence = own.events.changed.confidence[rows].clip(0, 1)
-        plots.calibration(folder / "confidence.png", confidence, own.events.changed.right[rows])
+        rows = own.events.callable[own.events.altered.sample]
+        confidence = own.events.altered.confidence[rows].clip(0, 1)
+        plots.calibration(folder / "confidence.png", confidence, own.events.altered.right[rows])

@@ -1,7 +1,7 @@
 """Variational autoencoders of depth along the chromosome, and the depth they expect.
 
 A network sees log2(count / median) of every bin, the median being that of the bins that the sample
-has (1 at least), and returns what it should be. Its few latent numbers have family for what
+has (1 at least), and returns what it should be. Its few latent numbers have room for what
 samples have in common (replication's gradient, GC, a lineage's missing regions) and none for
 events, so that counts over the expected depth show these.
 """

@@ -51,6 +51,7 @@ from seqfoundry.families.copynumber.depth.bins import (
     read_layout,
     write_layout,
 )
+from seqfoundry.families.copynumber.depth.gc import correct_for_gc
 from seqfoundry.families.copynumber.model import (
     DepthNetwork,
     build,
@@ -72,6 +73,13 @@ _PATHS = (
     "kpsc_meta_path",
     "eval_holdout_ids_path",
 )
+# settings that models before 2026-12-01 lack: what they did then
+_ADDED_SETTINGS = {
+    "prepare": {"test_share": 0.0},
+    "bin_table_path": "",
+    "gc_correction": False,
+    "mask_below": 0.0,
+}
 _NAMED = (
     "architecture",
     "hmm",
@@ -80,6 +88,7 @@ _NAMED = (
     "evaluation",
 )  # settings that may name code of a user's own
 _TABLES = {
+    "bin_table_path": "bin_table.tsv",
     "plasmid_gene_coords_path": "plasmid_genes.tsv",
     "plasmid_family_map_path": "plasmid_families.tsv",
     "chrom_gene_coords_path": "chromosome_genes.tsv",
@@ -144,9 +153,14 @@ class CopyNumberModel:
         """Return the reads expected at one copy, ``(n, B)``, by the model's way or a named one."""
         name = name or self.config.baseline
         if name != "vae":
-            return self.baselines[name].expected(counts)
-        assert self.network is not None
-        return reconstruct(self.network, counts, self.config)
+            expected = self.baselines[name].expected(counts)
+        else:
+            assert self.network is not None
+            expected = reconstruct(self.network, counts, self.config)
+        if not self.config.gc_correction or self.layout.bins.gc is None:
+            return expected
+        gc = self.layout.bins.gc
+        return correct_for_gc(counts, expected, gc, self.config.present_ratio)
 
 
 class CopynumberCalls(NamedTuple):
@@ -205,6 +219,8 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
             "Plasmid copy numbers are depth relative to the chromosome; a bin that a gene shares "
             "with a backbone "
             "counts for both.",
+            *[f"Bins that cannot be measured: {model.layout.mask_origin}"]
+            * bool(model.layout.mask_origin),
             *["Trained and measured on simulated data only."] * simulated,
         ),
         input_columns=("sample_id", "counts", "genes", "replicons"),
@@ -257,9 +273,7 @@ def load(folder: Path) -> CopyNumberModel:
         nowhere = dict.fromkeys(
             (*_PATHS, *_TABLES), ""
         )  # paths of a model's settings are its maker's, if not planted
-        settings = {"prepare": {"test_share": 0.0}} | content[
-            "settings"
-        ]  # which models before 2026-11-21 lack
+        settings = _ADDED_SETTINGS | content["settings"]
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(GeneInterval(**one) for one in content["genes"])
         rules = _rules(content["rules"])
@@ -277,7 +291,6 @@ def load(folder: Path) -> CopyNumberModel:
         network = None
         if "network.pt" in content["md5"]:
             weights = read_weights(folder / "network.pt")
-            _refuse_inflated(config, (content["n_bins"], len(layout.bins)), weights, where)
             network = build(config, len(layout.bins))
             load_weights(network, weights, str(folder / "network.pt"))
         if network is None and config.baseline not in fitted:
@@ -320,22 +333,6 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
             "replicons": [[replicon], None],
         }
     )
-
-
-def _refuse_inflated(
-    config: Config, n_bins: tuple[int, int], weights: Mapping[str, Any], where: str
-) -> None:
-    """Refuse a network of other bins or more latents than its file has weights for.
-
-    This is checked before the network is built.
-    """
-    widest = max((max(tensor.shape, default=0) for tensor in weights.values()), default=0)
-    if n_bins[0] != n_bins[1] or config.latent_dim > widest:
-        wanted = f"{n_bins[1]} bins and at most {widest} latents"
-        raise ModelError(
-            f"{where}: must describe the network in network.pt, {wanted}, got {n_bins[0]} and "
-            f"{config.latent_dim}"
-        )
 
 
 def _refuse_code(settings: Mapping[str, Any], where: str) -> None:

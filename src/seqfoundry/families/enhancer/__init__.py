@@ -20,5 +20,7 @@ FAMILY = Family(
         Example("score", "score-t3", "predictions_t3.jsonl", ("--task", "t3")),
     ),
     has_worker_processes=True,
+    reference_suffix="oracle.pt",
+    reference_file_suffix=".pt",
     champion="enhancer-deepstarr",
 )

@@ -58,6 +58,8 @@ class EnhancerServing(Serving):
         Statistics of its predictions.
     best_epoch
         Epoch of the weights, from 0; -1 if unknown.
+    source_sha256
+        Digest of the file that was imported; empty for a model that was trained here.
     """
 
     cell_types: tuple[str, ...]
@@ -66,6 +68,7 @@ class EnhancerServing(Serving):
     panel: PredictionStatistics
     truncate: str = "right"
     best_epoch: int = -1
+    source_sha256: str = ""
 
 
 SERVING = EnhancerServing  # by this name the registry finds it

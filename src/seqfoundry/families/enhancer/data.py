@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.dna import COMPLEMENT, IUPAC_LETTERS, N, encode_ascii
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
@@ -31,20 +32,9 @@ _LOG = logging.getLogger(__name__)
 Codes = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
-NOTHING = 4
+NOTHING = N
 CHUNK = 4096  # rows encoded at a time
-_OTHER = re.compile(r"[^ACGTURYSWKMBDHVN.\-]", re.IGNORECASE | re.ASCII)
-_COMPLEMENT = np.array([3, 2, 1, 0, NOTHING], dtype=np.uint8)
-
-
-def _code_table() -> Codes:
-    table = np.full(256, NOTHING, dtype=np.uint8)
-    for letters, code in (("Aa", 0), ("Cc", 1), ("Gg", 2), ("TtUu", 3)):
-        table[[ord(letter) for letter in letters]] = code
-    return table
-
-
-_CODE = _code_table()
+_OTHER = re.compile(rf"[^{IUPAC_LETTERS}.\-]", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +121,7 @@ def _encode(sequences: Sequence[str], config: Config) -> Codes:
         inset = inset_of(sequence, config)
         windows.append(("-" * inset + sequence[max(-inset, 0) :][:size]).ljust(size, "-"))
     raw = np.frombuffer("".join(windows).encode("ascii"), dtype=np.uint8)
-    return _CODE[raw].reshape(len(windows), size)
+    return encode_ascii(raw).reshape(len(windows), size)
 
 
 def lengths_of(sequences: Sequence[str], config: Config) -> Indices:
@@ -165,7 +155,7 @@ def reverse_complement(codes: Codes, lengths: Indices, pad: str = "right") -> Co
     place = np.arange(size)
     source = (2 * start + lengths - 1)[:, None] - place
     inside = (place >= start[:, None]) & (place < (start + lengths)[:, None])
-    turned = _COMPLEMENT[np.take_along_axis(codes, np.where(inside, source, 0), axis=1)]
+    turned = COMPLEMENT[np.take_along_axis(codes, np.where(inside, source, 0), axis=1)]
     return np.where(inside, turned, np.uint8(NOTHING))
 
 

@@ -6,11 +6,19 @@ Correlations by cell, beside the ceiling of simulated data.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.reporting.html import Report
 from seqfoundry.families.enhancer import serve
-from seqfoundry.families.enhancer.data import find_rows, read_rows, reverse_complement
+from seqfoundry.families.enhancer.data import (
+    ActivityRows,
+    find_rows,
+    read_rows,
+    reverse_complement,
+)
 from seqfoundry.families.enhancer.model import correlation
 from seqfoundry.families.enhancer.scores.assessment import OracleAssessment, read_ceilings
 from seqfoundry.families.enhancer.scores.predictions import raw_columns
@@ -42,37 +50,49 @@ def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         raise InputError(f"{path}: must have rows, got none")
     predicted = oracle.predict_codes(rows.codes, rows.ids).activities
     ceilings = read_ceilings(data, "test", config.cell_types)
-    found = OracleAssessment(
+    assessment = OracleAssessment(
         config.cell_types, predicted, rows.activities, ceilings, config.nan_policy, rows.groups
     )
-    some = slice(0, _STRANDS)
-    turned = reverse_complement(rows.codes[some], rows.lengths[some], config.pad)
-    other = oracle.predict_codes(turned, rows.ids[some]).activities
-    same = [correlation(predicted[some, i], other[:, i]) for i in raw_columns(config.cell_types)]
-    known = [value for value in same if value is not None]
-    metrics: dict[str, Any] = found.metrics("test") | {
-        "test.strands": sum(known) / len(known) if known else None
-    }
+    metrics: dict[str, Any] = assessment.metrics("test")
+    metrics["test.strands"] = _strand_agreement(oracle, rows, predicted)
+    n_both = min(len(rows), _STRANDS)
     text = [
         f"{len(rows)} rows of {path.name}.",
         "Predictions for a sequence and its reverse complement correlate "
-        f"{_shown(metrics['test.strands'])} (mean over raw columns, {len(other)} rows).",
+        f"{_shown(metrics['test.strands'])} (mean over raw columns, {n_both} rows).",
         _headline(metrics, "groups" if len(set(rows.groups)) > 1 else "rows"),
-        *([_of_ceiling(metrics)] if ceilings else []),
     ]
+    if ceilings:
+        text.append(_of_ceiling(metrics))
     with files.atomic_folder(out, replace=True) as folder:
         title = f"enhancer: oracle {config.oracle} on test rows"
-        files.write_text(folder / "evaluation.txt", found.text(title, text))
-        found.plot(folder / "plots" / "predicted.png")
+        files.write_text(folder / "evaluation.txt", assessment.text(title, text))
+        assessment.plot(folder / "plots" / "predicted.png")
         report = Report(title, ", ".join(config.cell_types))
         for paragraph in text:
             report.paragraph(paragraph)
-        found.add_to(report)
+        assessment.add_to(report)
         report.section("Pictures")
         report.figure("Predicted against measured activity", folder / "plots" / "predicted.png")
         report.write(folder / "report.html")
         files.write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _strand_agreement(
+    oracle: serve.Oracle, rows: ActivityRows, predicted: NDArray[np.float32]
+) -> float | None:
+    """Correlate predictions for both strands of the first rows: mean over raw columns."""
+    first = slice(0, _STRANDS)
+    config = oracle.config
+    reverse = reverse_complement(rows.codes[first], rows.lengths[first], config.pad)
+    predicted_reverse = oracle.predict_codes(reverse, rows.ids[first]).activities
+    correlations = [
+        correlation(predicted[first, column], predicted_reverse[:, column])
+        for column in raw_columns(config.cell_types)
+    ]
+    defined = [value for value in correlations if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
 def _shown(value: float | None) -> str:

@@ -149,10 +149,11 @@ def _normed(conv: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
         weight, bias = fold(conv, norm, None)
         return nn.functional.conv2d(x, weight[:, :, None], bias, padding=padding)
     if isinstance(norm, GlobalBatchNorm):
-        bias = cast("Tensor", conv.bias).detach()
-        return cast(
-            "Tensor", norm(nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding))
-        )
+        trained_bias = cast("Tensor", conv.bias)
+        # data-parallel training wants a gradient of every weight: that of the bias is 0
+        bias = trained_bias.detach() + 0 * trained_bias
+        y = nn.functional.conv2d(x, conv.weight[:, :, None], bias, padding=padding)
+        return cast("Tensor", norm(y))
     y = nn.functional.conv2d(x, conv.weight[:, :, None], padding=padding)
     bias, running = cast("Tensor", conv.bias), cast("Tensor", norm.running_mean)
     shift, mean, momentum = (

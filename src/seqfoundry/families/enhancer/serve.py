@@ -6,6 +6,8 @@ plain values only), ``served.json`` (what the registry and ``apply`` must know),
 that runs code is read.
 """
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 import seqfoundry
 from seqfoundry.core.errors import ConfigError, InputError, MissingError, ModelError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.provenance import pinned, read_model_record
 from seqfoundry.core.settings.config import build_plain, to_dict
+from seqfoundry.families.enhancer import FAMILY
 from seqfoundry.families.enhancer.backbones.checkpoints import read_plain, save_trunk
 from seqfoundry.families.enhancer.backbones.frozen import Backbone, load_trunk, locus_of
 from seqfoundry.families.enhancer.backbones.probe import Probe
@@ -33,6 +37,10 @@ from seqfoundry.families.enhancer.config import (
 )
 from seqfoundry.families.enhancer.data import NOTHING, Codes, encode, inset_of
 from seqfoundry.families.enhancer.effects import explain
+from seqfoundry.families.enhancer.mission_file import (
+    has_settings_of_ours,
+    read_mission_oracle,
+)
 from seqfoundry.families.enhancer.model import (
     DeepStarr,
     Ensemble,
@@ -46,9 +54,20 @@ from seqfoundry.training.torch import choose_device
 
 __all__ = ["CELL_TYPES", "Oracle", "load", "load_oracle", "predict", "save"]
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 REQUIREMENTS = pinned(
-    "dnaio", "numba", "numpy", "pandas", "pydantic", "pyyaml", "tangermeme", "torch"
+    "dnaio",
+    "numba",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "pyfaidx",
+    "pyyaml",
+    "safetensors",
+    "tangermeme",
+    "torch",
 )
 _WORDS = ("embedding", "mutagenesis", "attribution")
 _PATHS = ("simulate.motifs", "backbone.checkpoint", "backbone.cache", "train.valid_file")
@@ -66,13 +85,16 @@ class Oracle:
     The scorers' interface.
 
     ``panel`` has the correlation of every cell on rows not trained on, and the spread of
-    predictions and activities.
+    predictions and activities. Of an imported file, ``unknown`` names the settings that it does
+    not have (those of ``full.yaml`` are used), and ``source_sha256`` is the file's digest.
     """
 
     network: OracleNetwork
     config: Config
     panel: OracleStatistics
     best_epoch: int = 0
+    unknown: tuple[str, ...] = ()
+    source_sha256: str = ""
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -80,12 +102,21 @@ class Oracle:
         return self.config.cell_types
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the network: auto, cpu, gpu, or a name that PyTorch knows.
+        """Move the network: auto, cpu, gpu, or a name that PyTorch knows, such as ``cuda:0``.
 
-        ConfigError if there is no GPU.
+        ConfigError if there is no such device.
         """
-        known = isinstance(device, str) and device in ("auto", "cpu", "gpu")
-        self.network.to(choose_device(cast("str", device)) if known else device)
+        if isinstance(device, str) and device in ("auto", "cpu", "gpu"):
+            self.network.to(choose_device(device))
+            return self
+        try:
+            self.network.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"device {device}: must be one that PyTorch can use here, got: {reason}; 'auto' "
+                "takes a GPU if there is one"
+            ) from None
         return self
 
     def eval(self) -> Self:
@@ -150,7 +181,10 @@ class Oracle:
 
 
 def load_oracle(path: str | Path) -> Oracle:
-    """Rebuild an oracle from ``oracle.pt``, or the model folder that holds it.
+    """Rebuild an oracle from ``oracle.pt``, or the folder that holds it.
+
+    The file may be of the mission's own form (state, its knobs as ``config``, cell types): see
+    `mission_file`. One warning then says what the file does not tell, and its SHA-256.
 
     Raises
     ------
@@ -161,8 +195,10 @@ def load_oracle(path: str | Path) -> Oracle:
     path = Path(path)
     path = path / "oracle.pt" if path.is_dir() else path
     content = read_weights(path)
-    given = content.get("config")
-    if not isinstance(given, Mapping) or not isinstance(content.get("state"), Mapping):
+    if not has_settings_of_ours(content):
+        return _import_mission_oracle(content, path)
+    given = content["config"]
+    if not isinstance(content.get("state"), Mapping):
         raise ModelError(
             f"{path}: must hold state and config, got {', '.join(map(str, content)) or 'nothing'}"
         )
@@ -180,7 +216,14 @@ def load_oracle(path: str | Path) -> Oracle:
         load_weights(
             network.head if isinstance(network, Probe) else network, content["state"], str(path)
         )
-        return Oracle(network.eval(), config, panel, int(given["best_epoch"]))
+        return Oracle(
+            network.eval(),
+            config,
+            panel,
+            int(given["best_epoch"]),
+            tuple(given.get("unknown", ())),
+            str(given.get("source_sha256", "")),
+        )
     except (
         ConfigError,
         InputError,
@@ -215,6 +258,42 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
+def _import_mission_oracle(content: Mapping[str, Any], path: Path) -> Oracle:
+    """Rebuild an oracle whose file has the mission's knobs only."""
+    found = read_mission_oracle(content, str(path))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        network = DeepStarr(found.config)
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from None
+    load_weights(network, found.state, str(path))
+    log.warning(
+        "%s (SHA-256 %s): correlations and spreads of its predictions are unknown; not in the "
+        "file and taken from full.yaml: %s",
+        path,
+        sha256,
+        ", ".join(found.unknown),
+    )
+    statistics = OracleStatistics(cell_types=found.config.cell_types)
+    return Oracle(network.eval(), found.config, statistics, -1, found.unknown, sha256)
+
+
+def import_reference_model(path: Path, out: Path) -> None:
+    """Write a model folder from an ``oracle.pt``, of the mission's own form or of ours.
+
+    ``path`` is the file, or the folder that holds it.
+
+    Raises
+    ------
+    ModelError
+        As `load_oracle`.
+    """
+    if path.is_dir():
+        path = min(path.glob(f"*{FAMILY.reference_suffix}"))
+    oracle = load_oracle(path)
+    save(oracle, oracle.config, out)
+
+
 def _network(config: Config, folder: Path) -> OracleNetwork:
     """Make what the weights are for."""
     if config.oracle != "deepstarr_7cell":
@@ -232,7 +311,13 @@ def save(model: Oracle, config: Config, folder: Path, *, simulated: bool = False
     content = {
         "state": {name: tensor.detach().cpu().clone() for name, tensor in state.items()},
         "config": _flat(config)
-        | {"settings": _settings(config), "panel": panel, "best_epoch": model.best_epoch},
+        | {
+            "settings": _settings(config),
+            "panel": panel,
+            "best_epoch": model.best_epoch,
+            "unknown": model.unknown,
+            "source_sha256": model.source_sha256,
+        },
         "cell_types": config.cell_types,
     }
     with files.atomic_bytes(folder / "oracle.pt") as file:
@@ -302,7 +387,7 @@ def _serving(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> Enhan
         "Columns differ in scale and offset: compare sequences within one cell type, or changes "
         "of one sequence.",
         "Cell types that it hardly knows (Pearson below 0.1 on held-out rows): "
-        f"{', '.join(weak) or 'none'}.",
+        f"{', '.join(weak) or ('none' if oracle.panel.pearson else 'unknown')}.",
     ]
     if simulated:
         limits.append("Trained and measured on simulated data only.")
@@ -314,6 +399,11 @@ def _serving(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> Enhan
         limits.append(
             "The backbone is a tiny one with random weights, for demonstration: it is no "
             "published model."
+        )
+    if oracle.source_sha256:
+        limits.append(
+            f"Imported from a file with SHA-256 {oracle.source_sha256}, which does not tell how "
+            f"it was trained; taken from full.yaml: {', '.join(oracle.unknown)}."
         )
     return EnhancerServing(
         format_version=FORMAT_VERSION,
@@ -330,8 +420,9 @@ def _serving(oracle: Oracle, panel: dict[str, Any], *, simulated: bool) -> Enhan
         seq_len=config.seq_len,
         truncate=config.truncate,
         oracle=config.oracle,
-        panel=PredictionStatistics(**panel),
+        panel=TypeAdapter(PredictionStatistics).validate_python(panel),
         best_epoch=oracle.best_epoch,
+        source_sha256=oracle.source_sha256,
     )
 
 

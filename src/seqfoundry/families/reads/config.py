@@ -61,6 +61,10 @@ class SimulateConfig:
     training and validation molecules is broken off anywhere. ``transcriptome`` is a FASTA file
     (empty: random transcripts). Ranges include both ends, except ``max_cdna``, which is excluded
     as in the reference.
+
+    With ``max_error_rate`` above 0 every read has an error rate of its own, drawn so that its
+    logarithm is uniform from ``min_error_rate`` to ``max_error_rate``: all rates above are scaled
+    until those outside tails add up to it.
     """
 
     train_reads: Positive
@@ -73,6 +77,8 @@ class SimulateConfig:
     insertion_rate: Rate
     deletion_rate: Rate
     polyt_error_rate: Rate
+    min_error_rate: Rate
+    max_error_rate: Rate
     max_insertions: Count
     cdna_errors: bool
     min_cdna: Positive
@@ -96,6 +102,13 @@ class SimulateConfig:
                 raise ValueError(
                     f"simulate.max_{name} must be at least simulate.min_{name} = {low}, got {high}"
                 )
+        total = self.mismatch_rate + self.insertion_rate + self.deletion_rate
+        if self.max_error_rate and not (total and 0 < self.min_error_rate <= self.max_error_rate):
+            raise ValueError(
+                "simulate.min_error_rate must be above 0 and at most simulate.max_error_rate = "
+                f"{self.max_error_rate}, and the rates that it scales above 0, got "
+                f"{self.min_error_rate} and {total}"
+            )
         if self.min_cdna >= self.max_cdna:
             raise ValueError(
                 f"simulate.max_cdna must be above simulate.min_cdna = {self.min_cdna}, got "

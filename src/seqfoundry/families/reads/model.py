@@ -12,7 +12,6 @@ labels by ``set_transitions_from_counts``.
 
 import contextlib
 import functools
-import itertools
 import os
 import random
 import tempfile
@@ -445,37 +444,6 @@ def _own_shape(name: str, item: h5py.Dataset) -> tuple[int, ...]:
     return tuple(item.shape)
 
 
-def refuse_inflated(network: ConvNetwork | ResidualNetwork, path: Path) -> None:
-    """Refuse a network with more weights than its file can hold, before it is built.
-
-    Some layers alone are counted.
-
-    Raises
-    ------
-    ModelError
-        If so.
-    """
-    if isinstance(network, ResidualNetwork):
-        needed = len(network.dilation_rates) * network.kernel * network.channels**2
-        needed += network.stem_kernel * network.channels
-    else:
-        widths = [network.embedding_dim, *network.conv_filters, *network.lstm_units]
-        needed = sum(a * b for a, b in itertools.pairwise(widths)) + sum(
-            unit**2 for unit in network.lstm_units
-        )
-        needed += sum(
-            a * b for a, b in zip(network.conv_filters, network.conv_kernel_sizes, strict=True)
-        )
-    held = (
-        path.stat().st_size // 4 if path.is_file() else needed
-    )  # no file is told by who reads it
-    if needed > held:
-        raise ModelError(
-            f"{path}: must be Keras weights of this network, {needed:,} or more, got at most "
-            f"{held:,}"
-        )
-
-
 def write_mission(
     model: Annotator, network: ConvNetwork | ResidualNetwork, protocol: Protocol, folder: Path
 ) -> None:
@@ -514,7 +482,6 @@ def read_mission(
     """
     name, network = read_mission_params(folder)
     protocol, path = read_protocol(seq_orders, name), folder / f"{name}.h5"
-    refuse_inflated(network, path)
     model = build(network, len(protocol.labels), seed=0)
     with (
         contextlib.suppress(OSError, KeyError),

@@ -225,7 +225,6 @@ def load(folder: Path) -> ReadModel:
     except ConfigError as error:  # nobody's settings here, but a file of ours that is damaged
         raise ModelError(str(error)) from None
     weights = folder / "weights.h5"
-    networks.refuse_inflated(config, weights)
     network = networks.build(config, len(protocol.labels), seed=0)
     networks.load_weights(
         network, weights

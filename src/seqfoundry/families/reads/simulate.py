@@ -157,8 +157,23 @@ def sequence(
         first = np.concatenate([[0], np.cumsum(np.repeat(np.diff(first), 2))])
         reverse = np.tile([False, True], structures.size)
         structures = np.repeat(structures, 2)
-    bases, offsets = add_errors(bases, offsets, rates, config, generator)
+    scales = _draw_scales(structures.size, config, generator)
+    if scales is not None:
+        scales = np.repeat(scales, np.diff(first))
+    bases, offsets = add_errors(bases, offsets, rates, config, generator, scales)
     return Reads(bases, np.repeat(labels, np.diff(offsets)), offsets[first], structures, reverse)
+
+
+def _draw_scales(
+    n_reads: int, config: SimulateConfig, generator: np.random.Generator
+) -> NDArray[np.float64] | None:
+    """Draw by how much the error rates of each read are scaled; None if all have the same."""
+    if not config.max_error_rate:
+        return None
+    low, high = np.log([config.min_error_rate, config.max_error_rate])
+    rates = np.exp(generator.uniform(low, high, n_reads))
+    scales: NDArray[np.float64] = rates / _rates(config)[_ADAPTER].sum()
+    return scales
 
 
 def _rate_classes(layout: MoleculeLayout, config: SimulateConfig) -> NDArray[np.uint8]:
@@ -177,6 +192,7 @@ def add_errors(
     classes: NDArray[np.uint8],
     config: SimulateConfig,
     generator: np.random.Generator,
+    scales: NDArray[np.float64] | None = None,
 ) -> tuple[Codes, Offsets]:
     """Add substitutions, insertions and deletions.
 
@@ -191,13 +207,15 @@ def add_errors(
         Flat elements.
     classes
         Per element: 0 free of errors, 1 the global rates, 2 the rate of tails three times.
+    scales
+        Per element, by how much its rates are multiplied; None: by one.
 
     Returns
     -------
     New bases, and the new offsets of the same elements: what is inserted belongs to the element of
     its base.
     """
-    events = _draw_events(offsets, classes, config, generator)
+    events = _draw_events(offsets, classes, config, generator, scales)
     of_insertion, is_deletion = (
         np.flatnonzero(events.kinds == _INSERTION),
         events.kinds == _DELETION,
@@ -246,6 +264,7 @@ def _draw_events(
     classes: NDArray[np.uint8],
     config: SimulateConfig,
     generator: np.random.Generator,
+    scales: NDArray[np.float64] | None,
 ) -> _Events:
     """Draw the errors.
 
@@ -261,12 +280,15 @@ def _draw_events(
         "<u8", copy=False
     )
     leading = words.view("<u2")[:n_bases]
-    places = np.flatnonzero(leading <= np.uint16(limits.max() * 65536))
+    largest = limits.max() * (1.0 if scales is None else float(scales.max(initial=0.0)))
+    places = np.flatnonzero(leading <= np.uint16(min(largest * 65536, 65535)))
     r = generator.random(places.size)
     r += leading[places]
     r /= 65536
     elements = np.repeat(noisy, np.diff(np.searchsorted(places, ends), prepend=0))
     rate_classes = classes[elements]
+    if scales is not None:
+        r /= scales[elements]
     if noisy.size < classes.size:
         shift = np.zeros(classes.size, dtype=np.int64)
         shift[noisy] = offsets[noisy] - ends + lengths
@@ -472,6 +494,8 @@ def _write_manifest(
     config: Config, protocol: Protocol, counts: dict[str, dict[str, int]], path: Path
 ) -> None:
     settings = asdict(config.simulate)
+    if not config.simulate.max_error_rate:  # as data sets were described before there was a range
+        del settings["min_error_rate"], settings["max_error_rate"]
     settings["transcriptome"] = Path(settings["transcriptome"]).name  # a folder is of one machine
     training = [structure.name for structure in protocol.training_structures]
     assessment = [structure.name for structure in protocol.assessment_structures]

@@ -1,11 +1,10 @@
 """Tables of rearrangements in; prepared folders, and rows as a model takes them, out."""
 
 import codecs
-import gzip
 import io
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError
 from seqfoundry.core.files import atomic as files
+from seqfoundry.core.files.compression import DAMAGED_GZIP, open_plain
 from seqfoundry.core.files.tables import n_repeated, write_tsv
 from seqfoundry.core.settings.config import build_plain
 from seqfoundry.families.vdj.config import DONOR_IS_FILE, Config, Specification
@@ -142,19 +142,17 @@ def _raw_chunks(
         except InputError:
             raise
         # the parser's errors and Unicode's are ValueErrors
-        except (OSError, EOFError, zlib.error, ValueError) as error:
+        except (OSError, *DAMAGED_GZIP, ValueError) as error:
             raise InputError(
                 f"{path}: must be a whole table with tabs or commas, got: {str(error).strip()}"
             ) from None
 
 
-def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
+def _open(path: Path) -> BufferedIOBase:
     try:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if not start:
+        if path.is_file() and not path.stat().st_size:
             raise InputError(f"{path}: must be a table with a header, got an empty file")
-        return gzip.open(path, "rb") if start == b"\x1f\x8b" else path.open("rb")
+        return open_plain(path)
     except OSError as error:
         raise InputError(f"{path}: must be a readable file, got: {error.strerror}") from None
 

@@ -55,6 +55,7 @@ REASONS = (
     "no evidence at the gene",
     "no confident state",
     "a member is unknown",
+    "not measurable",
 )
 _ABSENT_RATIO = (COPY_NUMBERS[0] + COPY_NUMBERS[1]) / 2
 _LEAST_FLANK = 20  # bins
@@ -208,8 +209,9 @@ def call_genes(
             f"counts: shape must be {(n, len(bins))} as segments and bins have, got {counts.shape}"
         )
     places = [_Place.of(bins, gene, settings) for gene in genes]
+    measurable = np.ones(len(bins), np.bool_) if bins.measurable is None else bins.measurable
     parts = [
-        _measure_block(counts, expected, segments, first, places, settings)
+        _measure_block(counts, expected, segments, first, places, measurable, settings)
         for first in range(0, n, _ROWS)
     ]
     found = [_decide(place, segments, parts, i, settings) for i, place in enumerate(places)]
@@ -227,6 +229,7 @@ class _Place(NamedTuple):
     flank: NDArray[np.int64]  # bins near it
     outside: NDArray[np.int64]  # and all others of the contig
     covered: NDArray[np.int64]  # (B + 1,) bases of the gene before each bin
+    measurable: bool  # whether enough of its bases lie in bins that depth is evidence of
 
     @classmethod
     def of(cls, bins: Bins, gene: GeneInterval, settings: Config) -> "_Place":
@@ -235,12 +238,17 @@ class _Place(NamedTuple):
         near = bins.weights(gene.chrom, gene.start - pad, gene.end + pad)
         outside = np.flatnonzero((bins.chrom == gene.chrom) & (weights == 0))
         covered = np.append(0, np.cumsum(weights))
+        measured = weights.sum()
+        if bins.measurable is not None:
+            measured = weights[bins.measurable].sum()
+        enough = measured >= settings.cnv_min_gene_coverage_fraction * weights.sum()
         return cls(
             used,
             weights[used].astype(np.float64),
             np.flatnonzero((near > 0) & (weights == 0)),
             outside,
             covered,
+            bool(enough),
         )
 
 
@@ -269,6 +277,7 @@ def _measure_block(
     segments: Segments,
     first: int,
     places: Sequence[_Place],
+    measurable: Mask,
     settings: Config,
 ) -> _Measured:
     rows = slice(first, min(first + _ROWS, len(counts)))
@@ -280,6 +289,7 @@ def _measure_block(
         )
     reads = depth.astype(np.float32) * segments.scale[rows, None].astype(np.float32)
     evidence = (reads >= settings.hmm_min_expected) & (reads > 0) & (reads < np.inf)
+    evidence &= measurable
     ratio = np.divide(block, reads, out=np.zeros_like(reads), where=evidence)
     single = evidence & _single_copy(segments, rows, block.shape[1], settings.cnv_min_confidence)
     inverse = np.divide(1, reads, out=np.zeros_like(reads), where=single)
@@ -374,14 +384,16 @@ def _decide(
     else:
         cn = np.where(amplified & ~(crr >= settings.cnv_crr_gate_threshold), 1.0, cn)
     sane = np.concatenate([none, *(part.sane for part in parts)]) > 0
-    failed = (
-        np.full(n, not len(place.used)),
-        ~segments.callable,
-        ~sane,
-        known == 0,
-        cn == UNCALLABLE,
-    )
-    reason = np.select(failed, range(1, 6), 0).astype(np.uint8)
+    failed = {
+        "not in the reference": np.full(n, not len(place.used)),
+        "too few reads": ~segments.callable,
+        "not measurable": np.full(n, not place.measurable),
+        "too few bins of one copy": ~sane,
+        "no evidence at the gene": known == 0,
+        "no confident state": cn == UNCALLABLE,
+    }
+    numbers = [REASONS.index(name) for name in failed]
+    reason = np.select(list(failed.values()), numbers, 0).astype(np.uint8)
     return np.where(reason > 0, UNCALLABLE, cn), crr, low, high, reason
 
 

@@ -418,7 +418,7 @@ def _backward(density: Array, hmm: _Parameters, alpha: Array, posterior: Array) 
 
     Return the likelihoods (6,) of the chain given its first state, up to a factor.
 
-    Without family for posteriors, alpha is not looked at.
+    Without room for posteriors, alpha is not looked at.
     """
     stay, leave = hmm.stay - hmm.leave, hmm.leave
     a = b = c = d = e = f = 1.0
@@ -459,7 +459,7 @@ def _backward(density: Array, hmm: _Parameters, alpha: Array, posterior: Array) 
 
 @compiled
 def _decode_samples(ratio: Array, hmm: _Parameters, iterations: int, out: Decoded) -> None:
-    """Fill out; without family for posteriors, only the paths.
+    """Fill out; without room for posteriors, only the paths.
 
     Fitted start vectors replace those of hmm.
     """

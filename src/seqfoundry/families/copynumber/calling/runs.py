@@ -84,7 +84,7 @@ def runs_of(runs: StateRuns, path: NDArray[np.uint8]) -> int:
 
 
 @compiled
-def absorb(runs: StateRuns, n: int, least: int) -> int:
+def merge_short_runs(runs: StateRuns, n: int, least: int) -> int:
     """Give runs of fewer than ``least`` bins to the longer neighbour, the left of equals.
 
     Return how many are left.
@@ -110,7 +110,9 @@ def absorb(runs: StateRuns, n: int, least: int) -> int:
 
 
 @compiled
-def weigh(runs: StateRuns, n: int, ratio: Array, means: Array, sds: Array, least: float) -> int:
+def drop_weak_runs(
+    runs: StateRuns, n: int, ratio: Array, means: Array, sds: Array, least: float
+) -> int:
     """Turn runs with less evidence against CN 1 than ``least`` into CN 1.
 
     Not so an amplified run between amplified ones with evidence: the bins that it lacks lie within
@@ -148,7 +150,7 @@ def _middle(runs: StateRuns, i: int, ratio: Array) -> float:
 
 
 @compiled
-def recall(runs: StateRuns, n: int, ratio: Array, means: Array, merge: float) -> int:
+def call_states(runs: StateRuns, n: int, ratio: Array, means: Array, merge: float) -> int:
     """Join amplified neighbours, then give every run the state nearest to its median.
 
     Runs of one copy stay as they are.
@@ -185,7 +187,7 @@ def recall(runs: StateRuns, n: int, ratio: Array, means: Array, merge: float) ->
 
 
 @compiled
-def describe(runs: StateRuns, n: int, ratio: Array, posterior: Array) -> tuple[Array, Array]:
+def describe_runs(runs: StateRuns, n: int, ratio: Array, posterior: Array) -> tuple[Array, Array]:
     """Median ratio and mean posterior of the state of each run."""
     middles, confidence = np.empty(n), np.empty(n)
     for i in range(n):

@@ -44,12 +44,12 @@ from seqfoundry.families.copynumber.calling.runs import (
     CN1,
     SILENT,
     StateRuns,
-    absorb,
-    describe,
+    call_states,
+    describe_runs,
+    drop_weak_runs,
     median,
-    recall,
+    merge_short_runs,
     runs_of,
-    weigh,
 )
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
 from seqfoundry.families.copynumber.depth.bins import Bins
@@ -229,6 +229,7 @@ class _Chain(NamedTuple):
     means: Array
     ends: NDArray[np.int64]
     begins: NDArray[np.bool_]  # (B,) whether a chain begins
+    measurable: NDArray[np.bool_]  # (B,) whether depth is evidence
     decoder: Decoder
     settings: Config
 
@@ -243,10 +244,12 @@ class _Chain(NamedTuple):
         apart = np.diff(bins.start) > 1.5 * bins.bin_size
         begins[1:] = (bins.chrom[1:] != bins.chrom[:-1]) | apart
         ends = np.append(np.flatnonzero(begins), len(bins)).astype(np.int64)
+        measurable = np.ones(len(bins), np.bool_) if bins.measurable is None else bins.measurable
         return cls(
             np.array(COPY_NUMBERS[: settings.hmm_n_states]),
             ends,
             begins,
+            measurable,
             decoder_named(settings.hmm),
             settings,
         )
@@ -318,6 +321,7 @@ def _hmm(ratio: Array, spread: Array, chain: _Chain) -> tuple[Array, Hmm]:
 def _decode(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain) -> _Decoded:
     ratio = np.empty(counts.shape)
     scale, spread = np.empty(len(counts)), np.empty(len(counts))
+    expected = np.where(chain.measurable, expected, np.float32(0))
     least = chain.settings.hmm_min_expected, chain.settings.present_ratio
     _normalise(counts, expected, least, ratio, scale, spread)
     evidence = np.mean(~np.isnan(ratio), axis=1)
@@ -351,12 +355,12 @@ def _call(
         _silence(decoded.ratio[i], chain.ends, path)
         family = np.empty(len(path), np.int32)
         runs = StateRuns(np.empty_like(family), np.empty_like(family), family, chain.begins)
-        n = absorb(runs, runs_of(runs, path), rules.segment_min_bins)
-        n = weigh(
+        n = merge_short_runs(runs, runs_of(runs, path), rules.segment_min_bins)
+        n = drop_weak_runs(
             runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence
         )
-        n = recall(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
-        ratio, confidence = describe(runs, n, decoded.ratio[i], decoded.posterior[i])
+        n = call_states(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
+        ratio, confidence = describe_runs(runs, n, decoded.ratio[i], decoded.posterior[i])
         first, last, state = runs.first[:n].copy(), runs.last[:n].copy(), runs.state[:n]
         found.append(_Part(first, last, chain.means[state], ratio, confidence, about))
     return found

@@ -14,9 +14,7 @@ Three forms are read, gzipped or not, with either line end:
 """
 
 import contextlib
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +25,12 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from seqfoundry.core.errors import InputError, MissingError
+from seqfoundry.core.files.compression import DAMAGED_GZIP, open_plain, read_plain
 from seqfoundry.core.files.tables import refuse_wide
 from seqfoundry.families.copynumber.depth.bins import BinLayout, Bins, Counts, Positions
 from seqfoundry.families.copynumber.depth.store import check_names, preview
 
 FORMS = ("gatk", "mosdepth", "tsv")
-_GZIP = b"\x1f\x8b"
 _ENDINGS = (".gz", ".tsv", ".txt", ".bed", ".counts", ".regions")
 _TABLE = re.compile(r"(?<!\.per-base)\.(tsv|bed|counts)(\.gz)?$")
 _NAMES = {
@@ -248,11 +246,9 @@ def _matching(table: _Table, rows: Positions, bins: Bins) -> Positions:
 
 def _sample_of(path: Path) -> str:
     """Sample that a table's header names, or else its file name without endings."""
-    with _damage_named(path), path.open("rb") as raw:
-        start = raw.read(2)
-        raw.seek(0)
-        named: set[str] = set()
-        for line in gzip.GzipFile(fileobj=raw) if start == _GZIP else raw:
+    named: set[str] = set()
+    with _damage_named(path), open_plain(path) as file:
+        for line in file:
             if not line.startswith(b"@"):
                 break
             named |= _sample_names(line)
@@ -277,7 +273,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn what damaged files cause into a message that names the file."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except DAMAGED_GZIP:
         raise InputError(
             f"{path}: must be a whole gzip file, got one that is damaged or cut off"
         ) from None
@@ -290,9 +286,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 def _read(path: Path, form: str | None, read_length: int) -> _Table:
     """Read one table."""
     with _damage_named(path):
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content.startswith(_GZIP) else content
-        content = content.removeprefix(b"\xef\xbb\xbf").rstrip()
+        content = read_plain(path).removeprefix(b"\xef\xbb\xbf").rstrip()
         header = _header(content, path, form)
     first = header.n_lines + 1
     if header.offset >= len(content):

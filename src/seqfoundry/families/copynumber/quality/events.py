@@ -38,7 +38,7 @@ _EDGES = np.array([-np.inf, *(np.array(COPY_NUMBERS[1:]) + COPY_NUMBERS[:-1]) / 
 _DRAWS = 500
 
 
-class Found(NamedTuple):
+class EventMatches(NamedTuple):
     """Events (E) of a cohort."""
 
     sample: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     error: Array
 
 
-class Changed(NamedTuple):
+class AlteredSegments(NamedTuple):
     """Segments of other than one copy (C)."""
 
     sample: NDArray[np.int64]
@@ -64,13 +64,13 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Events:
-    """Events and changed segments of a cohort of ``n`` samples.
+    """Events and altered segments of a cohort of ``n`` samples.
 
     ``callable`` samples have segments, shape ``(n,)``.
     """
 
-    events: Found
-    changed: Changed
+    events: EventMatches
+    altered: AlteredSegments
     callable: Mask
 
     def recall(self, chosen: Mask) -> Figure:
@@ -82,8 +82,8 @@ class Events:
 
         Segments in a lineage's region do not count.
         """
-        chosen = chosen & ~self.changed.lineage
-        return rate(int(self.changed.matched[chosen].sum()), int(chosen.sum()), "no such segment")
+        chosen = chosen & ~self.altered.lineage
+        return rate(int(self.altered.matched[chosen].sum()), int(chosen.sum()), "no such segment")
 
     def summary(self, rows: Mask | None = None, *, seed: int = 0) -> dict[str, Figure]:
         """Summarise callable samples, or those of ``rows`` among them.
@@ -97,13 +97,13 @@ class Events:
         and that of no false segment ends at -ln(0.025) per number of samples (Poisson, exact).
         """
         rows = self.callable if rows is None else rows & self.callable
-        events, changed = self.events, self.changed
-        mine, own = rows[events.sample], rows[changed.sample]
-        long_events, long_segments = (
-            mine & (events.size >= LONG),
-            own & (changed.size >= LONG) & ~changed.lineage,
-        )
-        known = mine[:, None] & ~np.isnan(events.error)
+        events = self.events
+        altered = self.altered
+        event_rows = rows[events.sample]
+        segment_rows = rows[altered.sample]
+        long_events = event_rows & (events.size >= LONG)
+        long_segments = segment_rows & (altered.size >= LONG) & ~altered.lineage
+        known = event_rows[:, None] & ~np.isnan(events.error)
         error = np.where(known, events.error, 0)
 
         def count(sample: NDArray[np.int64], weights: Array | Mask) -> Array:
@@ -114,23 +114,23 @@ class Events:
         counts = (
             count(events.sample, long_events & events.found),
             count(events.sample, long_events),
-            count(changed.sample, long_segments & changed.matched),
-            count(changed.sample, long_segments),
-            count(changed.sample, own & ~changed.right),
+            count(altered.sample, long_segments & altered.matched),
+            count(altered.sample, long_segments),
+            count(altered.sample, segment_rows & ~altered.right),
             count(events.sample, error.sum(axis=1)),
             count(events.sample, known.sum(axis=1)),
             np.ones(int(rows.sum())),
         )
-        f1, false, off = _bootstrapped(np.array(counts), seed)
+        f1, false_segments, error_mean = _bootstrapped(np.array(counts), seed)
         return {
             "segment_recall": self.recall(long_events),
             "segment_precision": self.precision(long_segments),
             "segment_f1": f1,
-            "false_segments": false,
+            "false_segments": false_segments,
             "breakpoints_1": rate(
                 int((error[known] <= 1).sum()), int(known.sum()), "no found event"
             ),
-            "breakpoint_error": off,
+            "breakpoint_error": error_mean,
         }
 
     def classes(self, rows: Mask | None = None) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ class Events:
                     & (part.cn != 1)
                     & (least <= part.size)
                     & (part.size < most)
-                    for part in (self.events, self.changed)
+                    for part in (self.events, self.altered)
                 ]
                 size = f"{least}-{most - 1:.0f}" if np.isfinite(most) else f"{least}+"
                 about = {"copies": name, "bins": size}
@@ -160,10 +160,11 @@ class Events:
         return made
 
     def calibration(self, rows: Mask | None = None) -> Reliability:
-        """Compare confidences of changed segments with the share that is right about the depth."""
+        """Compare confidences of altered segments with the share that is right about the depth."""
         rows = self.callable if rows is None else rows & self.callable
-        own = rows[self.changed.sample]
-        return reliability(self.changed.confidence[own].clip(0, 1), self.changed.right[own])
+        chosen = rows[self.altered.sample]
+        confidence = self.altered.confidence[chosen].clip(0, 1)
+        return reliability(confidence, self.altered.right[chosen])
 
 
 def _kinds() -> list[tuple[str, float, float]]:
@@ -264,22 +265,27 @@ def match(segments: Segments, bins: Bins, truth: Any, samples: Sequence[str]) ->
     x0, x1, cn, ratio = (
         truth[name].to_numpy(dtype=np.float64) for name in ("x0", "x1", "cn", "ratio")
     )
-    contigs = list(dict.fromkeys(bins.chrom.tolist()))
-    contig = pd.Index(contigs).get_indexer(truth["chrom"])
-    spans = _Spans(rows, contig, x0, x1, cn, ratio, truth["kind"].to_numpy() == "event")
-    frame = _Frame(pd.Index(contigs).get_indexer(bins.chrom), bins)
+    contigs = pd.Index(list(dict.fromkeys(bins.chrom.tolist())))
+    contig = contigs.get_indexer(truth["chrom"])
+    spans = _TrueSpans(rows, contig, x0, x1, cn, ratio, truth["kind"].to_numpy() == "event")
+    positions = _BinPositions(contigs.get_indexer(bins.chrom), bins)
     order = np.argsort(rows, kind="stable")
     ends = np.searchsorted(rows[order], np.arange(len(samples) + 1))
-    found, changed = [], []
+    event_matches = []
+    altered_segments = []
     for i in range(len(samples)):
-        mine = spans.take(order[ends[i] : ends[i + 1]])
-        one, other = _match_sample(i, segments, frame, mine)
-        found.append(one)
-        changed.append(other)
-    return Events(_stacked(Found, found), _stacked(Changed, changed), segments.callable)
+        spans_of_sample = spans.take(order[ends[i] : ends[i + 1]])
+        matches, altered = _match_sample(i, segments, positions, spans_of_sample)
+        event_matches.append(matches)
+        altered_segments.append(altered)
+    return Events(
+        _concatenate(EventMatches, event_matches),
+        _concatenate(AlteredSegments, altered_segments),
+        segments.callable,
+    )
 
 
-class _Spans(NamedTuple):
+class _TrueSpans(NamedTuple):
     """What is known of a sample: stretches of bases with other copies, or none."""
 
     sample: NDArray[Any]
@@ -290,97 +296,127 @@ class _Spans(NamedTuple):
     ratio: Array
     is_event: Mask
 
-    def take(self, rows: NDArray[Any]) -> "_Spans":
-        return _Spans(*(field[rows] for field in self))
+    def take(self, rows: NDArray[Any]) -> "_TrueSpans":
+        return _TrueSpans(*(field[rows] for field in self))
 
 
-class _Frame(NamedTuple):
+class _BinPositions(NamedTuple):
+    """Bins, and the number of the contig of each."""
+
     contig: NDArray[Any]  # (B,)
     bins: Bins
 
-    def shares(self, spans: _Spans, i: int) -> tuple[slice, Array]:
+    def covered_shares(self, spans: _TrueSpans, i: int) -> tuple[slice, Array]:
         """Bins of a span, and the share of each that lies in it."""
-        bins, on = self.bins, np.flatnonzero(self.contig == spans.contig[i])
-        if not on.size:
+        bins = self.bins
+        on_contig = np.flatnonzero(self.contig == spans.contig[i])
+        if not on_contig.size:
             return slice(0, 0), np.empty(0)
-        first = on[0] + np.searchsorted(bins.end[on], spans.x0[i], side="right")
-        last = on[0] + np.searchsorted(bins.start[on] - 1, spans.x1[i], side="left")
-        own = slice(int(first), int(max(first, last)))
-        shared = np.minimum(bins.end[own], spans.x1[i]) - np.maximum(
-            bins.start[own] - 1, spans.x0[i]
-        )
-        return own, shared / bins.lengths[own]
+        first = on_contig[0] + np.searchsorted(bins.end[on_contig], spans.x0[i], side="right")
+        last = on_contig[0] + np.searchsorted(bins.start[on_contig] - 1, spans.x1[i], side="left")
+        covered = slice(int(first), int(max(first, last)))
+        right_edge = np.minimum(bins.end[covered], spans.x1[i])
+        left_edge = np.maximum(bins.start[covered] - 1, spans.x0[i])
+        return covered, (right_edge - left_edge) / bins.lengths[covered]
+
+    def true_depth(self, spans: _TrueSpans) -> tuple[Array, Array]:
+        """Depth of each bin over that of one copy, and the share that the lineage lacks."""
+        depth = np.ones(len(self.bins))
+        missing = np.zeros(len(self.bins))
+        for i in range(len(spans.x0)):
+            covered, share = self.covered_shares(spans, i)
+            depth[covered] += (spans.ratio[i] - 1) * share
+            if not spans.is_event[i]:
+                missing[covered] += share
+        return depth, missing
 
 
 def _match_sample(
-    sample: int, segments: Segments, frame: _Frame, spans: _Spans
-) -> tuple[Found, Changed]:
+    sample: int, segments: Segments, positions: _BinPositions, spans: _TrueSpans
+) -> tuple[EventMatches, AlteredSegments]:
     """Match the segments of a sample with its events."""
-    bins = frame.bins
-    own = np.arange(segments.offsets[sample], segments.offsets[sample + 1])
-    own = own[segments.cn[own] != 1]
-    first, last, cn = segments.first[own], segments.last[own], segments.cn[own]
-    depth, missing = np.ones(len(bins)), np.zeros(len(bins))
-    for i in range(len(spans.x0)):
-        used, share = frame.shares(spans, i)
-        depth[used] += (spans.ratio[i] - 1) * share
-        missing[used] += 0.0 if spans.is_event[i] else share
+    bins = positions.bins
+    altered = np.arange(segments.offsets[sample], segments.offsets[sample + 1])
+    altered = altered[segments.cn[altered] != 1]
+    first = segments.first[altered]
+    last = segments.last[altered]
+    cn = segments.cn[altered]
+    depth, missing = positions.true_depth(spans)
     middle = np.array([np.median(depth[a:b]) for a, b in zip(first, last, strict=True)])
     state = np.searchsorted(COPY_NUMBERS, cn)
     right = (middle >= _EDGES[state] - _SLACK) & (middle <= _EDGES[state + 1] + _SLACK)
-    absent = np.array(
-        [missing[a:b].mean() >= _HALF for a, b in zip(first, last, strict=True)], dtype=bool
-    )
-    start, end = bins.start[first] - 1.0, bins.end[last - 1].astype(np.float64)
+    missing_share = [missing[a:b].mean() for a, b in zip(first, last, strict=True)]
+    absent = np.array(missing_share) >= _HALF
+    start = bins.start[first] - 1.0
+    end = bins.end[last - 1].astype(np.float64)
     events = np.flatnonzero(spans.is_event)
-    matched, hit = np.zeros(len(own), dtype=bool), np.zeros(len(events), dtype=bool)
+    matched = np.zeros(len(altered), dtype=bool)
+    found = np.zeros(len(events), dtype=bool)
     error = np.full((len(events), 2), np.nan)
     for k, i in enumerate(events.tolist()):
-        x0, x1 = spans.x0[i], spans.x1[i]
-        wanted = (frame.contig[first] == spans.contig[i]) & (cn == _state(spans.cn[i]))
-        shared = np.where(wanted, np.maximum(np.minimum(end, x1) - np.maximum(start, x0), 0), 0)
-        good = (shared >= _HALF * (x1 - x0)) & (shared >= _HALF * (end - start))
-        if good.any():
-            best = int(np.argmax(np.where(good, shared, -1)))
-            ends = np.abs(np.array([start[best] - x0, end[best] - x1])) / bins.bin_size
-            error[k] = np.where(_touches(spans, i, bins.bin_size), np.nan, ends)
-        elif spans.cn[i] == 0 and shared.sum() >= _MERGED * (x1 - x0):
-            good = right & (shared > 0)
-        hit[k] = good.any()
-        matched |= good
+        x0 = spans.x0[i]
+        x1 = spans.x1[i]
+        same_state = positions.contig[first] == spans.contig[i]
+        same_state &= cn == _nearest_state(spans.cn[i])
+        overlap = np.maximum(np.minimum(end, x1) - np.maximum(start, x0), 0)
+        overlap = np.where(same_state, overlap, 0)
+        matching = (overlap >= _HALF * (x1 - x0)) & (overlap >= _HALF * (end - start))
+        if matching.any():
+            best = int(np.argmax(np.where(matching, overlap, -1)))
+            distances = np.abs(np.array([start[best] - x0, end[best] - x1])) / bins.bin_size
+            error[k] = np.where(_touches_span(spans, i, bins.bin_size), np.nan, distances)
+        elif spans.cn[i] == 0 and overlap.sum() >= _MERGED * (x1 - x0):
+            matching = right & (overlap > 0)
+        found[k] = matching.any()
+        matched |= matching
     size = (spans.x1[events] - spans.x0[events]) / bins.bin_size
-    found = Found(np.full(len(events), sample), spans.cn[events], size, hit, error)
-    lengths = (last - first).astype(np.float64)
-    lineage = absent & right & ~matched
-    which = np.full(len(own), sample)
-    return found, Changed(which, cn, lengths, right, matched, lineage, segments.confidence[own])
+    event_matches = EventMatches(
+        sample=np.full(len(events), sample),
+        cn=spans.cn[events],
+        size=size,
+        found=found,
+        error=error,
+    )
+    altered_segments = AlteredSegments(
+        sample=np.full(len(altered), sample),
+        cn=cn,
+        size=(last - first).astype(np.float64),
+        right=right,
+        matched=matched,
+        lineage=absent & right & ~matched,
+        confidence=segments.confidence[altered],
+    )
+    return event_matches, altered_segments
 
 
-def _state(cn: float) -> float:
+def _nearest_state(cn: float) -> float:
     """Copy number of the state that stands for some copies."""
     return COPY_NUMBERS[int(np.argmin(np.abs(np.array(COPY_NUMBERS) - min(cn, _TOP))))]
 
 
-def _touches(spans: _Spans, i: int, near: int) -> Mask:
-    """Whether start and end of an event lie at another span, so that they are none of its own."""
+def _touches_span(spans: _TrueSpans, i: int, near: int) -> Mask:
+    """Tell of start and end of an event whether another span lies there.
+
+    Such an end is none of the event's own.
+    """
     others = (spans.contig == spans.contig[i]) & (np.arange(len(spans.x0)) != i)
     at_start = (spans.x0[others] <= spans.x0[i]) & (spans.x1[others] >= spans.x0[i] - near)
     at_end = (spans.x1[others] >= spans.x1[i]) & (spans.x0[others] <= spans.x1[i] + near)
     return np.array([at_start.any(), at_end.any()])
 
 
-def _stacked(kind: Any, parts: Sequence[Any]) -> Any:
+def _concatenate(kind: Any, parts: Sequence[Any]) -> Any:
     """Join named tuples of arrays."""
-    if not parts:
-        empty: Mapping[str, Any] = {
-            "found": bool,
-            "right": bool,
-            "matched": bool,
-            "lineage": bool,
-            "sample": np.int64,
-        }
-        made = {name: np.empty(0, empty.get(name, np.float64)) for name in kind._fields}
-        if "error" in made:
-            made["error"] = np.empty((0, 2))
-        return kind(**made)
-    return kind(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    if parts:
+        return kind(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    dtypes: Mapping[str, Any] = {
+        "found": bool,
+        "right": bool,
+        "matched": bool,
+        "lineage": bool,
+        "sample": np.int64,
+    }
+    empty = {name: np.empty(0, dtypes.get(name, np.float64)) for name in kind._fields}
+    if "error" in empty:
+        empty["error"] = np.empty((0, 2))
+    return kind(**empty)

@@ -1,12 +1,9 @@
 """Weights on disk: the published layouts of Enformer and Sei, and safetensors files.
 
 Nothing in them is executed.
-
-A safetensors file is eight bytes with the length of a JSON header, the header, and the numbers.
 """
 
 import hashlib
-import json
 import pickle
 import warnings
 import zipfile
@@ -15,9 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from seqfoundry.core.errors import InputError, MissingError, ModelError
@@ -35,24 +30,6 @@ from seqfoundry.families.enhancer.backbones.trunks import (
 Kind = Literal["enformer", "sei"]
 AnyTrunk = TypeVar("AnyTrunk", bound=Trunk)
 
-_LONGEST_HEADER = 100_000_000
-_TYPES = {
-    **{
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "BOOL": torch.bool,
-    },
-    **{
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-    },
-}
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _DAMAGE = (  # what readers of JSON, pickles and archives raise for damaged files
     *(
         OSError,
@@ -318,63 +295,25 @@ def read_safetensors(
     """
     if not path.is_file():
         raise MissingError(f"{path}: must be a safetensors file, got nothing of that name")
+    from safetensors import SafetensorError, safe_open  # models without a backbone do not need it
+
     try:
-        raw = np.memmap(path, dtype=np.uint8, mode="c")
-        size = int.from_bytes(raw[:8].tobytes(), "little")
-        if len(raw) < 8 or size > min(len(raw) - 8, _LONGEST_HEADER):
-            raise ValueError(f"a header of {size} bytes in a file of {len(raw)}")
-        header = json.loads(raw[8 : 8 + size].tobytes())
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-        body = raw[8 + size :]
-        return {
-            name: _tensor(body, name, entry) for name, entry in header.items() if keep(name)
-        }, metadata
-    except _DAMAGE as error:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if keep(name)]
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: must be a whole safetensors file, got: {error}") from None
-
-
-def _tensor(body: NDArray[np.uint8], name: str, entry: Mapping[str, Any]) -> Tensor:
-    dtype, shape, (first, last) = (
-        _TYPES[entry["dtype"]],
-        [int(size) for size in entry["shape"]],
-        entry["data_offsets"],
-    )
-    wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if min(shape, default=0) < 0 or not 0 <= first <= last <= len(body) or last - first != wanted:
-        raise ValueError(f"{name} of shape {shape} at bytes {first} to {last} of {len(body)}")
-    part = body[first:last]
-    if part.ctypes.data % dtype.itemsize:
-        part = part.copy()
-    return (
-        torch.from_numpy(part).view(dtype).reshape(shape)
-        if wanted
-        else torch.empty(shape, dtype=dtype)
-    )
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors whole or not at all.
+    """Write tensors whole or not at all."""
+    from safetensors.torch import save_file
 
-    The largest numbers first, so that all lie as processors want them.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, tensor in ordered:
-        first, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [first, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(_bytes(tensor))
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(own, temporary, dict(metadata) if metadata else None)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqfoundry.core.dna import encode
+from seqfoundry.core.dna import COMPLEMENT, encode
 from seqfoundry.core.errors import ConfigError, InputError, MissingError
 from seqfoundry.families.enhancer.backbones.cache import FeatureCache, Features, Values, collect
 from seqfoundry.families.enhancer.backbones.checkpoints import (
@@ -38,7 +38,8 @@ from seqfoundry.families.enhancer.first_block import one_hot
 CODE_VERSION = 2  # of what is computed; features of another version are computed again
 
 _LOCUS = re.compile(r"(?:^|:)([^:\s]+)[:_](\d+)[-_](\d+)(?=:|$)")
-_COMPLEMENT = torch.tensor([3, 2, 1, 0, NOTHING], dtype=torch.uint8)
+_COMPLEMENT = torch.tensor(COMPLEMENT)
+_COMPRESSED = (".gz", ".bgz", ".bz2", ".zip")
 _BASES_AT_ONCE = 1 << 16  # of windows that pass the network together
 
 
@@ -75,7 +76,9 @@ def locus_of(text: str) -> Locus:
 class Genome:
     """Plain FASTA from which stretches are read.
 
-    Where each record lies is found in one pass when it is opened.
+    Where each record lies stands in the index of ``samtools faidx`` beside the file, ``.fai``, if
+    that is not older; else it is found in one pass. Nothing is written there: the folder may be
+    read-only, and several processes may open the file at once.
 
     Raises
     ------
@@ -89,29 +92,9 @@ class Genome:
         self.path = path
         if not path.is_file():
             raise MissingError(f"{path}: must be a FASTA file, got nothing of that name")
-        self._records: dict[str, list[int]] = {}  # bases, offset, bases per line, bytes per line
-        record, offset, short = [0, 0, 0, 0], 0, False
-        with path.open("rb") as file:
-            for line in file:
-                offset += len(line)
-                if line.startswith(b">"):
-                    name = (line[1:].split() or [b""])[0].decode("utf-8", "replace")
-                    record, short = [0, offset, 0, 0], False
-                    if self._records.setdefault(name, record) is not record:
-                        raise InputError(
-                            f"{path}: names of records must differ, got {name!r} twice"
-                        )
-                    continue
-                bases = len(line.rstrip())
-                record[2], record[3] = record[2] or bases, record[3] or len(line)
-                if bases and (not self._records or short or bases > record[2]):
-                    raise InputError(
-                        f"{path}: must be FASTA with lines of equal length, got others at byte "
-                        f"{offset}"
-                    )
-                record[0], short = record[0] + bases, bases < record[2]
-        if not self._records:
-            raise InputError(f"{path}: must be FASTA, got no record")
+        if path.suffix.lower() in _COMPRESSED:
+            raise InputError(f"{path}: must be plain FASTA, got a compressed file")
+        self._records = _read_index(path)
 
     @cached_property
     def digest(self) -> str:
@@ -134,16 +117,36 @@ class Genome:
                 f"{self.path}: must have a record {chromosome}, got "
                 f"{', '.join(list(self._records)[:5])}"
             )
-        size, offset, bases, width = self._records[chromosome]
+        record = self._records[chromosome]
         made = np.full(end - start, NOTHING, dtype=np.uint8)
-        first, last = max(start, 0), min(end, size)
+        first, last = max(start, 0), min(end, record.rlen)
         if first < last:
+            first_line, last_line = first // record.lenc, last // record.lenc
             with self.path.open("rb") as file:
-                file.seek(offset + first // bases * width + first % bases)
-                raw = file.read((last // bases - first // bases + 1) * width)
+                file.seek(record.offset + first_line * record.lenb + first % record.lenc)
+                raw = file.read((last_line - first_line + 1) * record.lenb)
             text = b"".join(raw.split())[: last - first].decode("ascii", "replace")
             made[first - start : last - start] = encode([text])[0]
         return made
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """Return pyfaidx's ``IndexRecord`` of every record by name."""
+    from pyfaidx import Faidx, FastaIndexingError  # backbones without a genome do not need it
+
+    beside = Path(f"{path}.fai")
+    has_index = beside.is_file() and beside.stat().st_mtime >= path.stat().st_mtime
+    with tempfile.TemporaryDirectory() as folder:
+        index = beside if has_index else Path(folder) / "genome.fai"
+        try:
+            with Faidx(path, indexname=index) as genome:
+                return dict(genome.index)
+        except (FastaIndexingError, ValueError) as error:
+            if has_index:
+                fault = f"{beside}: must be an index of samtools faidx"
+            else:
+                fault = f"{path}: must be FASTA with lines of equal length and names that differ"
+            raise InputError(f"{fault}, got: {error}") from None
 
 
 # ---- features

@@ -62,7 +62,7 @@ class _Growing:
         self._file = path.open("wb")
         self._write_header()
 
-    def _write_header(self) -> None:  # NumPy leaves family for any number of rows
+    def _write_header(self) -> None:  # NumPy leaves room for any number of rows
         shape = (self._count, *self._width)
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),

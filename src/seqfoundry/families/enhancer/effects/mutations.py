@@ -39,10 +39,12 @@ def with_variant(sequence: str, position: int, ref: str, alt: str) -> str:
     >>> with_variant("ACGT", 1, "C", "T"), with_variant("ACGT", 2, "", "AA")
     ('ATGT', 'ACAAGT')
     """
-    found = sequence[position : position + len(ref)] if 0 <= position <= len(sequence) else None
-    if found is None or found.upper() != ref.upper() or not ref + alt:
+    inside = 0 <= position <= len(sequence)
+    present = sequence[position : position + len(ref)] if inside else None
+    if present is None or present.upper() != ref.upper() or not ref + alt:
         raise InputError(
-            f"variant {position} {ref}>{alt}: the sequence must have {ref!r} there, got {found!r}"
+            f"variant {position} {ref}>{alt}: the sequence must have {ref!r} there, "
+            f"got {present!r}"
         )
     return sequence[:position] + alt + sequence[position + len(ref) :]
 
@@ -55,48 +57,55 @@ def variant_effects(
     *,
     activity_sd: ArrayLike | None = None,
 ) -> dict[str, list[Any]]:
-    """Tabulate effects from activities of both strands, ``(2, n, C)``.
+    """Tabulate effects from activities of both strands, ``(2, n, C)``: forward, then reverse.
 
-    The sequence, then its reverse complement.
-
-    One row per variant and column, as columns: ``id cell ref alt`` (means of the strands),
-    ``effect`` = alt - ref, ``z`` = effect over ``activity_sd`` of the column, ``log2_fold`` =
-    log2(alt / ref) where both are positive, and ``strand_gap`` = effect read forward less that
-    read in reverse, which an oracle that knows strands do not matter would have at 0. Undefined is
-    None.
+    Returns
+    -------
+    A row per variant and output, as columns: ``id cell ref alt`` (means of the strands),
+    ``effect`` = alt - ref, ``z`` = effect over ``activity_sd`` of the output, ``log2_fold`` =
+    log2(alt / ref) where both are positive, and ``strand_gap`` = effect on the forward strand less
+    that on the reverse one, 0 for an oracle that treats strands alike. Undefined is None.
 
     Raises
     ------
     InputError
         If shapes do not fit, or values are not finite.
     """
-    x, y = (np.asarray(values, dtype=np.float64) for values in (ref, alt))
+    ref_by_strand = np.asarray(ref, dtype=np.float64)
+    alt_by_strand = np.asarray(alt, dtype=np.float64)
     shape = (2, len(ids), len(cell_types))
-    if x.shape != shape or y.shape != shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise InputError(
-            f"variants: activities must be finite, of shape {shape}, got {x.shape} and {y.shape}"
-        )
-    before, after, each = x.mean(axis=0), y.mean(axis=0), y - x
-    sd = (
-        np.full(shape[2], np.nan)
-        if activity_sd is None
-        else np.asarray(activity_sd, dtype=np.float64)
-    )
-    z = np.divide(after - before, sd, out=np.full(before.shape, np.nan), where=sd > 0)
-    positive = (before > 0) & (after > 0)
-    fold = np.log2(np.divide(after, before, out=np.ones_like(before), where=positive))
+    for values in (ref_by_strand, alt_by_strand):
+        if values.shape != shape or not np.isfinite(values).all():
+            raise InputError(
+                f"variants: activities must be finite, of shape {shape}, got {values.shape}"
+            )
+    ref_mean = ref_by_strand.mean(axis=0)
+    alt_mean = alt_by_strand.mean(axis=0)
+    effect = alt_mean - ref_mean
+    effect_by_strand = alt_by_strand - ref_by_strand
+    if activity_sd is None:
+        sd = np.full(len(cell_types), np.nan)
+    else:
+        sd = np.asarray(activity_sd, dtype=np.float64)
+    z = np.divide(effect, sd, out=np.full(effect.shape, np.nan), where=sd > 0)
+    positive = (ref_mean > 0) & (alt_mean > 0)
+    ratio = np.divide(alt_mean, ref_mean, out=np.ones_like(ref_mean), where=positive)
     columns = {
-        **{"ref": before, "alt": after, "effect": after - before, "z": z},
-        **{"log2_fold": np.where(positive, fold, np.nan), "strand_gap": each[0] - each[1]},
+        "ref": ref_mean,
+        "alt": alt_mean,
+        "effect": effect,
+        "z": z,
+        "log2_fold": np.where(positive, np.log2(ratio), np.nan),
+        "strand_gap": effect_by_strand[0] - effect_by_strand[1],
     }
-    return {
+    table: dict[str, list[Any]] = {
         "id": [name for name in ids for _ in cell_types],
         "cell": list(cell_types) * len(ids),
-        **{
-            name: [None if np.isnan(v) else v for v in values.ravel().tolist()]
-            for name, values in columns.items()
-        },
     }
+    for name, values in columns.items():
+        flat = values.ravel().tolist()
+        table[name] = [None if np.isnan(value) else value for value in flat]
+    return table
 
 
 # ---- in-silico mutagenesis

@@ -8,12 +8,11 @@ long segments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from re import compile as pattern_of
 from typing import Any
 
 import numpy as np
 
-from seqfoundry.core.dna import decode, reverse_complement_text
+from seqfoundry.core.dna import decode, has_motif
 from seqfoundry.families.enhancer.config import RAW_CELLS
 from seqfoundry.families.enhancer.grammar.motifs import (
     Codes,
@@ -41,13 +40,6 @@ SYSTEMS = ("planted", "random", "noop")
 _CANDIDATES = 8  # planned answers, of which the best is taken
 _SEGMENTS = 3
 _NEUTRAL = 4  # bases of a segment that must change nothing
-_MATCHES = dict(
-    zip(
-        "ACGTMRWSYKN",
-        ("A", "C", "G", "T", "[AC]", "[AG]", "[AT]", "[CG]", "[CT]", "[GT]", "."),
-        strict=True,
-    )
-)
 
 
 @dataclass(slots=True)
@@ -65,18 +57,6 @@ class _Task:
     words: list[Codes] | None
     starts: list[int] | None
     target_motif: str | None
-
-
-def has_motif(sequence: str, motif: str) -> bool:
-    """Tell whether a motif in IUPAC letters occurs on either strand.
-
-    Examples
-    --------
-    >>> has_motif("AACATTGT", "ACAAY"), has_motif("AAAAAAAA", "CN")
-    (True, False)
-    """
-    found = pattern_of("".join(_MATCHES[letter] for letter in motif))
-    return bool(found.search(sequence) or found.search(reverse_complement_text(sequence)))
 
 
 def edit_tasks(source: Source) -> Iterator[dict[str, Any]]:

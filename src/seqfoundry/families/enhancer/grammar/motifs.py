@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.dna import AMBIGUITY, decode
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.atomic import read_json
 from seqfoundry.core.settings.config import build_plain
@@ -32,7 +33,7 @@ _TAIL = 5  # temperatures below the threshold from which on a site counts nothin
 _WIDEST = 8  # letters looked up at once
 _ROWS = 256  # scanned at once: what is looked up stays in the cache
 _BLOCK = 8192  # rows whose sites are held at once
-_IUPAC = dict(zip(("AC", "AG", "AT", "CG", "CT", "GT"), "MRWSYK", strict=True))
+_LETTER_OF_BASES = {bases: letter for letter, bases in AMBIGUITY.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +279,7 @@ def consensus(motif: Motif) -> str:
         if column[order[0]] >= 0.6:
             text += "ACGT"[order[0]]
         elif column[order[:2]].sum() >= 0.8:
-            text += _IUPAC["".join("ACGT"[i] for i in sorted(order[:2]))]
+            text += _LETTER_OF_BASES[decode(np.sort(order[:2]))]
         else:
             text += "N"
     return text

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seqfoundry.core.dna import has_motif
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.enhancer.scores import distances
 from seqfoundry.families.enhancer.scores.distances import mean, plain
@@ -26,7 +27,6 @@ from seqfoundry.families.enhancer.scores.predictions import (
     OracleStatistics,
     Prediction,
     Predictions,
-    has_motif,
     target_scores,
 )
 from seqfoundry.families.enhancer.scores.predictions import (

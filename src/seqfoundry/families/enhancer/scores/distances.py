@@ -16,6 +16,7 @@ import edlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqfoundry.core.dna import N, encode_ascii
 from seqfoundry.core.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -27,17 +28,6 @@ _SPECTRUM = (3, 4, 5, 6)  # k of the distances between k-mer spectra
 _PAIRS = 2000  # of sequences that are compared
 _GC_BINS = 50
 _CHUNK = 4096  # sequences whose k-mers are counted at a time
-_OTHER = 4
-
-
-def _code_table() -> NDArray[np.uint8]:
-    table = np.full(256, _OTHER, dtype=np.uint8)
-    for letters, code in (("Aa", 0), ("Cc", 1), ("Gg", 2), ("TtUu", 3)):
-        table[[ord(letter) for letter in letters]] = code
-    return table
-
-
-_CODE = _code_table()
 
 
 def plain(content: Any) -> Any:
@@ -244,28 +234,18 @@ def cosine(x: ArrayLike, y: ArrayLike) -> float:
     return float(a @ b) / size if size else math.nan
 
 
-def _steps(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats] | None:
-    """Return all values in order and the gap of the distribution functions at each.
-
-    None if a side is empty.
-    """
-    x, y = (np.sort(np.asarray(values, dtype=np.float64)) for values in (a, b))
-    if not x.size or not y.size:
-        return None
-    places = np.sort(np.concatenate([x, y]))
-    gaps = (
-        np.searchsorted(x, places, "right") / x.size - np.searchsorted(y, places, "right") / y.size
-    )
-    return places, np.abs(gaps)
-
-
 def ks_statistic(a: ArrayLike, b: ArrayLike) -> float:
     """Largest gap between two empirical distribution functions (Kolmogorov-Smirnov).
 
-    NaN if a side is empty.
+    NaN if a side is empty. (SciPy's computes a p-value too, and warns of few values.)
     """
-    steps = _steps(a, b)
-    return float(steps[1].max()) if steps else math.nan
+    x, y = (np.sort(np.asarray(values, dtype=np.float64)) for values in (a, b))
+    if not x.size or not y.size:
+        return math.nan
+    places = np.concatenate([x, y])
+    below_x = np.searchsorted(x, places, "right") / x.size
+    below_y = np.searchsorted(y, places, "right") / y.size
+    return float(np.abs(below_x - below_y).max())
 
 
 def wasserstein(a: ArrayLike, b: ArrayLike) -> float:
@@ -273,8 +253,11 @@ def wasserstein(a: ArrayLike, b: ArrayLike) -> float:
 
     NaN if a side is empty.
     """
-    steps = _steps(a, b)
-    return float((np.diff(steps[0]) * steps[1][:-1]).sum()) if steps else math.nan
+    if not np.size(a) or not np.size(b):
+        return math.nan
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(a, b))
 
 
 # ---- letters
@@ -360,7 +343,7 @@ def kmer_counts(sequences: Sequence[str], k: int) -> Counts:
     total = np.zeros(4**k, dtype=np.int64)
     for first in range(0, len(sequences), _CHUNK):
         text = "-".join(sequences[first : first + _CHUNK]).encode("ascii", "replace")
-        codes = _CODE[np.frombuffer(text, dtype=np.uint8)]
+        codes = encode_ascii(np.frombuffer(text, dtype=np.uint8))
         n = len(codes) - k + 1
         if n < 1:
             continue
@@ -368,25 +351,24 @@ def kmer_counts(sequences: Sequence[str], k: int) -> Counts:
         for shift in range(k):
             window = codes[shift : shift + n]
             words = 4 * words + window
-            legal &= window != _OTHER
+            legal &= window != N
         total += np.bincount(words[legal], minlength=4**k)
     return total
 
 
 def entropy(counts: ArrayLike) -> float:
     """Shannon entropy in nats; NaN without counts."""
-    kept = np.asarray(counts, dtype=np.float64)
-    kept = kept[kept > 0]
-    if not kept.size:
+    if not np.sum(counts):
         return math.nan
-    shares = kept / kept.sum()
-    return float(-(shares * np.log(shares)).sum()) + 0.0
+    from scipy import stats
+
+    return float(stats.entropy(counts))
 
 
 def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
     """Root of the Jensen-Shannon divergence (nats) of two sets of counts, 0 to sqrt(ln 2).
 
-    NaN without counts.
+    NaN without counts. (SciPy's has no lower bound: rounding can make its root NaN.)
     """
     a, b = (np.asarray(counts, dtype=np.float64) for counts in (p, q))
     if not a.sum() or not b.sum():
@@ -403,9 +385,9 @@ def kullback_leibler(p: ArrayLike, q: ArrayLike) -> float:
     a, b = (np.asarray(counts, dtype=np.float64) for counts in (p, q))
     if not a.sum() or not b.sum():
         return math.nan
-    a, b = a / a.sum() + 1e-9, b / b.sum() + 1e-9
-    a, b = a / a.sum(), b / b.sum()
-    return float((a * np.log(a / b)).sum())
+    from scipy import stats
+
+    return float(stats.entropy(a / a.sum() + 1e-9, b / b.sum() + 1e-9))
 
 
 def gc_shift(a: Floats, b: Floats) -> tuple[float, float]:
@@ -427,11 +409,17 @@ def positional_entropy(sequences: Sequence[str]) -> float:
     Positions without any are left out.
     """
     lengths = [0, *np.cumsum([len(sequence) for sequence in sequences]).tolist()]
-    codes = _CODE[np.frombuffer("".join(sequences).encode("ascii", "replace"), dtype=np.uint8)]
+    text = "".join(sequences).encode("ascii", "replace")
+    codes = encode_ascii(np.frombuffer(text, dtype=np.uint8))
     counts = np.zeros((max(map(len, sequences), default=0), 5), dtype=np.int64)
     for start, stop in pairwise(lengths):
         counts[np.arange(stop - start), codes[start:stop]] += 1
-    return mean([entropy(row[:_OTHER]) for row in counts]) / math.log(2)
+    counts = counts[counts[:, :N].any(axis=1), :N]
+    if not len(counts):
+        return math.nan
+    from scipy import stats
+
+    return float(stats.entropy(counts, base=2, axis=1).mean())
 
 
 def variety(sequences: Sequence[str], generator: np.random.Generator) -> dict[str, float]:

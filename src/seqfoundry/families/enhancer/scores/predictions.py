@@ -6,12 +6,12 @@ Rows are designed (T1) or edited (T3) enhancers.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqfoundry.core.dna import IUPAC_LETTERS
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import row_readers
 
@@ -30,12 +30,6 @@ OUR_EDITS = (
     "motif_remove",
     "multi_target",
 )
-_IUPAC = {  # letter of a motif to the letters that it matches
-    **{base: base for base in "ACGT"},
-    **{"R": "[AG]", "Y": "[CT]", "S": "[CG]", "W": "[AT]", "K": "[GT]", "M": "[AC]"},
-    **{"B": "[CGT]", "D": "[AGT]", "H": "[ACT]", "V": "[ACG]", "N": "."},
-}
-_COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
 _SHOWN = 20  # faults of rows that are kept as text
 _NEEDS = {  # what a row must have to be judged
     "activity_boost": ("source",),
@@ -60,7 +54,7 @@ _ALIASES = {
     "target": ("target_cell_type", "target_cell", "cell_type"),
     "source": ("source_cell_type", "source_cell", "cell_type"),
 }
-_OTHER = re.compile(r"[^ACGTRYSWKMBDHVN.\-]", re.ASCII)
+_OTHER = re.compile(rf"[^{IUPAC_LETTERS}.\-]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,28 +265,9 @@ def _budget(value: Any) -> float | None:
 def _motif(value: Any) -> str | None:
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or not set(value.upper()) <= {*_IUPAC, "U"}:
+    if not isinstance(value, str) or not set(value.upper()) <= set(IUPAC_LETTERS):
         raise InputError(f"target_motif: must be IUPAC nucleotides, got {value!r}")
     return value.upper().replace("U", "T")
-
-
-@lru_cache(maxsize=4096)
-def _pattern(motif: str) -> re.Pattern[str]:
-    strands = (motif, motif[::-1].translate(_COMPLEMENT))
-    return re.compile("|".join("".join(_IUPAC[letter] for letter in strand) for strand in strands))
-
-
-def has_motif(sequence: str, motif: str) -> bool:
-    """Tell whether a motif in IUPAC letters stands in a sequence (upper case) on either strand.
-
-    Only A, C, G and T of the sequence match, except that N of the motif matches every letter.
-
-    Examples
-    --------
-    >>> has_motif("TTTGACAA", "TGACR"), has_motif("TTCGTCATT", "TGACR"), has_motif("AANN", "AAC")
-    (True, True, False)
-    """
-    return _pattern(motif).search(sequence) is not None
 
 
 # ---- the oracle

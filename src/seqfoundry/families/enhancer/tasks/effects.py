@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from seqfoundry.core.dna import reverse_complement_text
+from seqfoundry.core.dna import IUPAC_LETTERS, reverse_complement_text
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.files import row_readers
@@ -35,7 +35,7 @@ CHUNK = 1024  # variants of a chunk
 EXPLAINED = 8  # sequences of a chunk, each of which takes a second or so
 _SHOWN = 4  # sequences that are drawn
 _TRIED = 256  # sequences that an exported network is compared on
-_PLAIN = re.compile(r"[ACGTRYSWKMBDHVN]*", re.ASCII)  # upper case, U written as T
+_PLAIN = re.compile(f"[{IUPAC_LETTERS}]*", re.ASCII)
 _NONE = ("-", ".")  # what tables have where an allele is empty
 _FASTA = (".fasta", ".fa", ".fna")
 

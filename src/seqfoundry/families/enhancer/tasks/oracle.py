@@ -179,8 +179,8 @@ def oracle_of(model: Portable) -> LoadedOracle:
 
 def _describe(model: models.Loaded | Portable, folder: Path) -> LoadedOracle:
     """Tell what is known of an oracle, whose own files are in ``folder``."""
-    digest = _sha256(folder / "oracle.pt")
     serving = cast("EnhancerServing", model.serving)
+    digest = serving.source_sha256 or _sha256(folder / "oracle.pt")
     try:
         panel = OracleStatistics(**asdict(serving.panel))
     except InputError as error:

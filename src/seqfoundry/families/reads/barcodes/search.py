@@ -75,16 +75,25 @@ def build_index(codes: Codes, max_distance: int) -> Index:
         )
         members[row] = np.argsort(keys, kind="stable")
         np.cumsum(np.bincount(keys, minlength=n_keys), out=offsets[row, 1:])
-    masks = np.zeros((n, 4), dtype=np.uint64)
-    for code in range(4):
-        for place in range(length):
-            masks[:, code] |= (codes[:, place] == code).astype(np.uint64) << np.uint64(place)
+    masks = base_masks(codes)
     places = np.array([[bounds[left], bounds[right]] for left, right in pairs], dtype=np.int64)
     is_block = [right == left + 1 and left % 2 == 0 for left, right in pairs]
     blocks = np.array(
         [left // 2 if block else -1 for (left, _), block in zip(pairs, is_block, strict=True)]
     )
     return Index(length, width, places, blocks, sum(is_block), offsets, members, masks)
+
+
+def base_masks(codes: Codes) -> NDArray[np.uint64]:
+    """Write where each base stands: bit j of ``[i, c]`` is set if base j of barcode i has code c.
+
+    Shape ``(n, 4)``.
+    """
+    masks = np.zeros((len(codes), 4), dtype=np.uint64)
+    for code in range(4):
+        for place in range(codes.shape[1]):
+            masks[:, code] |= (codes[:, place] == code).astype(np.uint64) << np.uint64(place)
+    return masks
 
 
 @compiled
@@ -169,7 +178,7 @@ def _step(
 
 
 @compiled
-def _infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> int:
+def infix_distance(masks: NDArray[np.uint64], length: int, window: Codes) -> int:
     """Smallest edit distance between a barcode and any infix of the window."""
     last, nothing = np.uint64(length - 1), np.uint64(0)
     up, down = ~nothing, nothing
@@ -250,7 +259,7 @@ def search(codes: Codes, offsets: Offsets, index: Index, max_distance: int) -> F
         first, best = total, max_distance + 1
         for edits in range(max_distance + 1):
             for barcode in candidates[: _collect(words, index, edits, read, seen, candidates)]:
-                score = _infix_distance(index.masks[barcode], index.length, window)
+                score = infix_distance(index.masks[barcode], index.length, window)
                 if score < best:
                     best, total = score, first
                 if score == best and best <= max_distance:

@@ -1,28 +1,33 @@
-"""Read the list of cells of a protocol or an experiment and match barcode segments to it.
+"""Match barcode segments to the list of cells of a protocol or an experiment.
 
 A window is the predicted segment plus a few bases on both sides, since predicted boundaries are
 soft by a base or two; a listed barcode may lie anywhere in it (infix alignment, Levenshtein
 distance).
 """
 
-import gzip
-import zlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqfoundry.core.dna import Codes, Offsets, encode
-from seqfoundry.core.errors import InputError, MissingError
-from seqfoundry.core.files.tables import refuse_wide
-from seqfoundry.families.reads.barcodes.search import LONGEST, Index, build_index, search
+from seqfoundry.core.dna import Codes, Offsets, decode_ascii, encode, encode_ascii
+from seqfoundry.core.errors import InputError
+from seqfoundry.families.reads.barcodes.joint import Parts, match_jointly
+from seqfoundry.families.reads.barcodes.search import (
+    Index,
+    base_masks,
+    build_index,
+    infix_distance,
+    search,
+)
 
 AMBIGUOUS = "Ambiguous match"
 NO_MATCH = "No match"
 
-_SHOWN = 70  # letters of a wrong barcode that a message repeats
 _DECOY_ROUNDS = 100  # shuffles before a list counts as too dense for decoys
 
 
@@ -68,28 +73,199 @@ class Column:
         return self._indexes[max_distance]
 
 
+@dataclass(frozen=True, slots=True)
+class MatchRule:
+    """How near a listed barcode must be.
+
+    Parameters
+    ----------
+    max_distance, slack
+        Edits of the one barcode of a protocol, and bases around its segment in which it is looked
+        for.
+    joint_distance
+        Where a barcode has several parts: edits of all parts together, per base of all parts.
+    joint_margin
+        Edits by which the next cell must be farther.
+    joint_slack
+        Bases around each part.
+    """
+
+    max_distance: int
+    slack: int
+    joint_distance: float
+    joint_margin: int
+    joint_slack: int
+
+    def __post_init__(self) -> None:
+        if min(self.max_distance, self.slack, self.joint_slack) < 0:
+            raise InputError(
+                "matching: max_distance, slack and joint_slack must be at least 0, got "
+                f"{self.max_distance}, {self.slack}, {self.joint_slack}"
+            )
+        if not 0 <= self.joint_distance < 1 or self.joint_margin < 1:
+            raise InputError(
+                "matching: joint_distance must be 0 to 1 and joint_margin at least 1, got "
+                f"{self.joint_distance}, {self.joint_margin}"
+            )
+
+
+class Nearest(NamedTuple):
+    """Listed sequences nearest to one barcode segment, and their distance; none and None."""
+
+    sequences: tuple[str, ...]
+    distance: int | None
+
+
+class CellMatch(NamedTuple):
+    """What a molecule's barcodes match.
+
+    Parameters
+    ----------
+    cell
+        Id of its cell, from 1; 0 if there is none.
+    match_type
+        ``Exact match (CBC)`` (barcode names joined by `` + ``), ``Ambiguous match`` or ``No
+        match``, names of the reference.
+    nearest
+        By barcode name.
+    """
+
+    cell: int
+    match_type: str
+    nearest: dict[str, Nearest]
+
+
 @dataclass(frozen=True)
 class Whitelist:
     """Allowed cells.
 
-    One column of different sequences per barcode, and for every cell its sequence in each.
-
-    Columns keep the order of the barcodes that were asked for; a cell's id is its row + 1.
+    One column of different sequences per barcode, in the order of the barcodes that were asked
+    for, and for every cell its sequence in each; or all combinations of the columns. A cell's id
+    is its row + 1; combinations are numbered with the last column fastest.
     """
 
     columns: dict[str, Column]
-    rows: NDArray[np.int64]  # (n_cells, n_barcodes) numbers in the columns
+    rows: NDArray[np.int64] | None  # (n_cells, n_barcodes) numbers in the columns; None: all
 
     def __len__(self) -> int:
+        if self.rows is None:
+            return math.prod(len(column.sequences) for column in self.columns.values())
         return len(self.rows)
 
     def cell(self, cell_id: int) -> dict[str, str]:
         """Sequence by barcode of a cell (ids count from 1)."""
-        numbers = self.rows[cell_id - 1]
+        sizes = [len(column.sequences) for column in self.columns.values()]
+        numbers = (
+            np.unravel_index(cell_id - 1, sizes) if self.rows is None else self.rows[cell_id - 1]
+        )
         return {
             name: column.sequences[number].decode("ascii")
             for (name, column), number in zip(self.columns.items(), numbers, strict=True)
         }
+
+    def assign(self, windows: Mapping[str, Sequence[str]], rule: MatchRule) -> list[CellMatch]:
+        """Tell which cell each molecule belongs to.
+
+        One barcode alone must be the only nearest one. Parts of a barcode are matched together
+        (`joint`): the sum of their distances counts.
+
+        Parameters
+        ----------
+        windows
+            Stretches of reads around each barcode segment, by barcode name; empty where a molecule
+            lacks it.
+        """
+        if len(self.columns) == 1:
+            return self._assign_one(windows, rule)
+        return self._assign_jointly(windows, rule)
+
+    def _assign_one(
+        self, windows: Mapping[str, Sequence[str]], rule: MatchRule
+    ) -> list[CellMatch]:
+        [(name, column)] = self.columns.items()
+        matches = self.match(windows[name], barcode=name, max_distance=rule.max_distance)
+        cell_of = np.arange(1, len(column.sequences) + 1)
+        if self.rows is not None:
+            cell_of[self.rows[:, 0]] = np.arange(1, len(self.rows) + 1)
+        found = []
+        for number, count in enumerate(matches.count.tolist()):
+            tied = matches.tied[matches.offsets[number] : matches.offsets[number + 1]]
+            sequences = tuple(column.sequences[index].decode("ascii") for index in tied)
+            distance = int(matches.distance[number]) if count else None
+            match_type = NO_MATCH if not count else AMBIGUOUS
+            cell = 0
+            if count == 1:
+                match_type = self._assigned
+                cell = int(cell_of[tied[0]])
+            found.append(CellMatch(cell, match_type, {name: Nearest(sequences, distance)}))
+        return found
+
+    def _assign_jointly(
+        self, windows: Mapping[str, Sequence[str]], rule: MatchRule
+    ) -> list[CellMatch]:
+        names = list(self.columns)
+        in_order = [
+            window
+            for molecule in zip(*(windows[name] for name in names), strict=True)
+            for window in molecule
+        ]
+        codes, offsets = encode(in_order)
+        no_rows = np.zeros((0, len(names)), dtype=np.int64)
+        parts = self._parts
+        matches = match_jointly(codes, offsets, parts, no_rows if self.rows is None else self.rows)
+        furthest = int(rule.joint_distance * parts.lengths.sum())
+        cell_by_numbers = self._cell_by_numbers
+        answers = []
+        for molecule, total in enumerate(matches.totals.tolist()):
+            numbers = tuple(matches.numbers[molecule].tolist())
+            if total > furthest:
+                nothing = dict.fromkeys(names, Nearest((), None))
+                answers.append(CellMatch(0, NO_MATCH, nothing))
+                continue
+            is_clear = matches.runners_up[molecule] >= total + rule.joint_margin
+            nearest = {}
+            for place, name in enumerate(names):
+                sequence = self.columns[name].sequences[numbers[place]].decode("ascii")
+                nearest[name] = Nearest((sequence,), int(matches.distances[molecule, place]))
+                if not is_clear:
+                    window = in_order[molecule * len(names) + place]
+                    nearest[name] = self._nearest(name, place, window)
+            cell = cell_by_numbers(numbers) if is_clear else 0
+            answers.append(CellMatch(cell, self._assigned if is_clear else AMBIGUOUS, nearest))
+        return answers
+
+    def _nearest(self, name: str, place: int, window: str) -> Nearest:
+        """Find the sequences of one part that are nearest to a window."""
+        parts = self._parts
+        masks = parts.masks[parts.offsets[place] : parts.offsets[place + 1]]
+        codes, _ = encode([window])
+        distances = [infix_distance(mask, parts.lengths[place], codes) for mask in masks]
+        least = min(distances)
+        sequences = self.columns[name].sequences
+        tied = [index for index, distance in enumerate(distances) if distance == least]
+        return Nearest(tuple(sequences[index].decode("ascii") for index in tied), int(least))
+
+    @property
+    def _assigned(self) -> str:
+        return f"Exact match ({' + '.join(self.columns)})"
+
+    @cached_property
+    def _parts(self) -> Parts:
+        columns = self.columns.values()
+        return Parts(
+            np.concatenate([base_masks(column.codes()) for column in columns]),
+            np.cumsum([0, *(len(column.sequences) for column in columns)]).astype(np.int64),
+            np.array([column.length for column in columns], dtype=np.int64),
+        )
+
+    @cached_property
+    def _cell_by_numbers(self) -> Callable[[tuple[int, ...]], int]:
+        """Look up the id of a cell by the numbers of its sequences."""
+        if self.rows is None:
+            sizes = [len(column.sequences) for column in self.columns.values()]
+            return lambda numbers: int(np.ravel_multi_index(numbers, sizes)) + 1
+        ids = {tuple(row): index + 1 for index, row in enumerate(self.rows.tolist())}
+        return ids.__getitem__
 
     def match(self, windows: Sequence[str], *, barcode: str, max_distance: int) -> Matches:
         """Find the listed barcodes nearest to windows; see `Matches`.
@@ -130,197 +306,6 @@ class Whitelist:
         index[count == 1] = candidates[bounds[:-1][count == 1]]
         return Matches(index, distance, count, start, end, candidates, bounds)
 
-    def assign(self, matches: Mapping[str, Matches]) -> tuple[NDArray[np.int64], list[str]]:
-        """Tell which cell each read belongs to.
-
-        The only row that agrees with a best hit of every barcode.
-
-        Parameters
-        ----------
-        matches
-            Answer of `match` for each of the columns.
-
-        Returns
-        -------
-        Cell ids from 1, 0 for unassigned reads, shape ``(n,)``; and per read the match type
-        ``Exact match (CBC)`` (barcode names joined by `` + ``), ``Ambiguous match`` or ``No
-        match``. The reference's fall-backs for three barcodes with fixed names (two of three, one
-        alone) do not exist: a barcode that was not found names no cell.
-        """
-        missing = [name for name in self.columns if name not in matches]
-        if missing:
-            raise InputError(
-                f"assign: matches must hold every barcode, got none for {', '.join(missing)}"
-            )
-        assigned = f"Exact match ({' + '.join(self.columns)})"
-        if len(self.columns) == 1:
-            match = matches[next(iter(self.columns))]
-            cell_of = np.zeros(len(self.rows) + 1, dtype=np.int64)  # the last one answers index -1
-            cell_of[self.rows[:, 0]] = np.arange(1, len(self.rows) + 1)
-            names = (NO_MATCH, assigned, AMBIGUOUS)
-            return cell_of[match.index], [names[min(count, 2)] for count in match.count.tolist()]
-        cells, n_rows = _common_rows(self.rows, [matches[name] for name in self.columns])
-        return cells, [assigned if n == 1 else AMBIGUOUS if n else NO_MATCH for n in n_rows]
-
-
-def _common_rows(
-    rows: NDArray[np.int64], matches: Sequence[Matches]
-) -> tuple[NDArray[np.int64], list[int]]:
-    """Per read.
-
-    Row (from 1) that agrees with a best hit of every column, 0 unless it is the only one; how many
-    do.
-    """
-    per_column = [_rows_by_number(rows[:, place]) for place in range(len(matches))]
-    cells = np.zeros(len(matches[0].index), dtype=np.int64)
-    n_rows = []
-    for read in range(len(cells)):
-        common: set[int] | None = None
-        for match, (order, bounds) in zip(matches, per_column, strict=True):
-            numbers = match.tied[match.offsets[read] : match.offsets[read + 1]].tolist()
-            here = {
-                row
-                for number in numbers
-                for row in order[bounds[number] : bounds[number + 1]].tolist()
-            }
-            common = here if common is None else common & here
-        found = common or set()
-        n_rows.append(len(found))
-        if len(found) == 1:
-            cells[read] = found.pop() + 1
-    return cells, n_rows
-
-
-def _rows_by_number(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    order = np.argsort(numbers, kind="stable")
-    return order, np.concatenate([[0], np.cumsum(np.bincount(numbers))])
-
-
-def read_whitelist(path: Path, barcodes: Sequence[str]) -> Whitelist:
-    """Read the list of cells.
-
-    Two forms, plain or gzip: a TSV whose header names the barcode columns (others are passed over;
-    one row is one cell), or, for a protocol of one barcode, one sequence per line without a
-    header. The suffix ``-1`` of lists written by cellranger is cut, lower case is accepted.
-
-    Parameters
-    ----------
-    path
-        The file.
-    barcodes
-        Names of the protocol's barcode segments, at least one.
-
-    Raises
-    ------
-    MissingError
-        If there is no such file.
-    InputError
-        Naming file and line: no cells, missing column, row of too few fields, letters outside
-        ACGT, barcodes of one column of different lengths or longer than 64, the same cell twice;
-        or a damaged gzip file.
-    """
-    lines = _read_lines(path)
-    if not lines:
-        raise InputError(f"{path}: must list at least one cell, got an empty file")
-    names = lines[0].split("\t")
-    refuse_wide(path, len(names))
-    has_header = any(name in names for name in barcodes)
-    if not has_header and (len(barcodes) > 1 or len(names) > 1):
-        raise InputError(
-            f"{path}: line 1: the header must name the columns {', '.join(barcodes)}, got "
-            f"{lines[0]!r}"
-        )
-    fields: list[list[str]] = [lines]
-    first = 1
-    if has_header:
-        fields, first = _split_columns(path, lines, barcodes), 2
-        if not fields[0]:
-            raise InputError(f"{path}: must list at least one cell, got only a header")
-    arrays = [
-        _barcode_array(path, name, column, first)
-        for name, column in zip(barcodes, fields, strict=True)
-    ]
-    columns, numbers = {}, []
-    for name, array in zip(barcodes, arrays, strict=True):
-        _, firsts, inverse = np.unique(_keys(array), return_index=True, return_inverse=True)
-        rank = np.empty(firsts.size, dtype=np.int64)  # from alphabetical order to that of the file
-        rank[np.argsort(firsts)] = np.arange(firsts.size)
-        columns[name] = Column(array[np.sort(firsts)])
-        numbers.append(rank[inverse])
-    rows = np.stack(numbers, axis=1)
-    _refuse_repeats(path, rows, arrays, first)
-    return Whitelist(columns, rows)
-
-
-def _read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise MissingError(f"{path}: a list of barcodes must be a file, got none of that name")
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode("ascii")
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: must be ASCII text, plain or whole gzip, got {error}") from None
-    return text.rstrip().replace("\r\n", "\n").split("\n") if text.strip() else []
-
-
-def _split_columns(path: Path, lines: list[str], barcodes: Sequence[str]) -> list[list[str]]:
-    names = lines[0].split("\t")
-    missing = [name for name in barcodes if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: line 1: the header must name {', '.join(missing)}, got {', '.join(names)}"
-        )
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(names):
-            raise InputError(
-                f"{path}: line {number}: must have {len(names)} fields as the header, got "
-                f"{len(row)}"
-            )
-    return [[row[names.index(name)] for row in rows] for name in barcodes]
-
-
-def _barcode_array(path: Path, name: str, values: list[str], first: int) -> NDArray[np.bytes_]:
-    """Check one column, whose first value stands in line `first`, and pack it."""
-    values = [value.strip().removesuffix("-1").upper() for value in values]
-    length = len(values[0])
-    if set("".join(values)) - set(
-        "ACGT"
-    ):  # before lengths: a header is no barcode of another length
-        number, value = next(
-            (n, one) for n, one in enumerate(values, start=first) if set(one) - set("ACGT")
-        )
-        raise InputError(
-            f"{path}: line {number}: {name} must be letters of ACGT, got {value[:_SHOWN]!r}"
-        )
-    if not 2 <= length <= LONGEST:
-        raise InputError(
-            f"{path}: line {first}: {name} must have 2 to {LONGEST} bases, got "
-            f"{values[0][:_SHOWN]!r}"
-        )
-    for number, value in enumerate(values, start=first):
-        if len(value) != length:
-            got = f"got {value[:_SHOWN]!r}"
-            raise InputError(
-                f"{path}: line {number}: {name} must have {length} bases as the first, {got}"
-            )
-    return np.array(values, dtype=f"S{length}")
-
-
-def _refuse_repeats(
-    path: Path, rows: NDArray[np.int64], arrays: list[NDArray[np.bytes_]], first: int
-) -> None:
-    order = np.lexsort(rows.T)  # stable: the first of equal rows comes first
-    repeats = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
-    if repeats.size:
-        place = repeats[np.argmin(order[repeats + 1])]
-        again, before = int(order[place + 1]), int(order[place])
-        cell = "-".join(array[again].decode("ascii") for array in arrays)
-        raise InputError(
-            f"{path}: line {again + first}: cells must differ, got {cell} again, as in line "
-            f"{before + first}"
-        )
-
 
 def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
     """Shuffle the letters of every barcode: cells that cannot be there, as control of false hits.
@@ -343,15 +328,14 @@ def decoys(whitelist: Whitelist, seed: int) -> Whitelist:
 
 def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Column:
     listed = column.codes()
-    letters = np.frombuffer(b"ACGT", dtype=np.uint8)
-    taken = np.sort(_keys(column.sequences))
+    taken = np.sort(pack_sequences(column.sequences))
     result = column.sequences.copy()
     open_rows = np.arange(len(listed))
     sources = open_rows
     for _ in range(_DECOY_ROUNDS):
         mixed = generator.permuted(listed[sources], axis=1)
-        result[open_rows] = letters[mixed].reshape(-1).view(result.dtype)
-        keys = _keys(result)
+        result[open_rows] = decode_ascii(mixed).reshape(-1).view(result.dtype)
+        keys = pack_sequences(result)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         is_bad = np.zeros(len(result), dtype=np.bool_)
@@ -363,18 +347,16 @@ def _shuffled(name: str, column: Column, generator: np.random.Generator) -> Colu
             return Column(result)
         sources = generator.integers(len(listed), size=open_rows.size)
     raise InputError(
-        f"decoys: {name} must leave family for as many other sequences, got {len(listed)} barcodes"
+        f"decoys: {name} must leave room for as many other sequences, got {len(listed)} barcodes"
     )
 
 
 def _codes(sequences: NDArray[np.bytes_]) -> Codes:
     raw = np.ascontiguousarray(sequences).view(np.uint8)
-    table = np.full(256, 4, dtype=np.uint8)
-    table[np.frombuffer(b"ACGT", dtype=np.uint8)] = np.arange(4)
-    return table[raw].reshape(len(sequences), sequences.dtype.itemsize)
+    return encode_ascii(raw).reshape(len(sequences), sequences.dtype.itemsize)
 
 
-def _keys(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
+def pack_sequences(sequences: NDArray[np.bytes_]) -> NDArray[np.uint64] | NDArray[np.bytes_]:
     """Pack sequences as numbers of the same order, which sort far faster.
 
     Those that do not fit are left.

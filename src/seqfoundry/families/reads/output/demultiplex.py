@@ -2,56 +2,60 @@
 
 Pure functions from one read's annotation to what is written.
 
-A header ends in ``_{cell}_{umi}`` before its first blank, the form that deduplication reads back
-from alignments.
+A name ends in ``_{cell}_{umi}``, the form that deduplication reads back from alignments; what
+follows it are SAM tags, which ``minimap2 -y`` carries into alignments.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 
+from seqfoundry.core.dna import reverse_complement_iupac
 from seqfoundry.core.errors import InputError
 
 ORIENTATIONS = ("+", "-")
 STRANDS = ("fwd", "rev")
+LONGEST_NAME = 254  # letters that SAM and BAM allow
 
-_COMPLEMENT = str.maketrans("ACGTURYSWKMBDHVN", "TGCAAYRSWMKVHDBN")
+_DIGEST = 16  # letters that keep shortened names apart
 
 
-def header(
-    name: str, barcodes: Mapping[str, str], *, umi: str, cell_id: int, orientation: str
-) -> str:
-    """Name a demultiplexed read.
+def shorten_name(name: str, longest: int) -> str:
+    """Cut a name that is too long, and end it in a digest of all of it.
+
+    Examples
+    --------
+    >>> shorten_name("read1", 20)
+    'read1'
+    >>> len(shorten_name("x" * 300, 254))
+    254
+    """
+    if len(name) <= longest:
+        return name
+    digest = hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[:_DIGEST]
+    return f"{name[: longest - _DIGEST - 1]}~{digest}"
+
+
+def header(name: str, *, cell: str, umi: str, tags: Iterable[str] = ()) -> str:
+    r"""Write the header of a demultiplexed read; its name has at most 254 letters.
 
     Parameters
     ----------
     name
-        The read's own name, without white space.
-    barcodes
-        Corrected sequence by barcode name, in the order of the list of cells; joined by ``-`` they
-        are the cell, and in the comment by ``;``.
+        The molecule's own name, without white space.
+    cell
+        Barcodes of the cell, joined by ``-``.
     umi
-        Sequence of the UMI in cDNA orientation; empty where the protocol has none.
-    cell_id
-        Row of the cell in the list, from 1.
-    orientation
-        ``+`` or ``-``.
-
-    Raises
-    ------
-    InputError
-        If the orientation is another.
+        Sequence of the UMI; empty where the protocol has none.
+    tags
+        SAM tags, such as ``CB:Z:ACGT``.
 
     Examples
     --------
-    >>> header("r1", {"CBC": "ACGT"}, umi="GG", cell_id=7, orientation="+")
-    'r1_ACGT_GG cell_id:7|Barcodes:CBC:ACGT|UMI:GG|orientation:+'
+    >>> header("r1", cell="ACGT", umi="GG", tags=["CB:Z:ACGT"])
+    'r1_ACGT_GG\tCB:Z:ACGT'
     """
-    _check_choice("orientation", orientation, ORIENTATIONS)
-    cell = "-".join(barcodes.values())
-    listed = ";".join(f"{barcode}:{sequence}" for barcode, sequence in barcodes.items())
-    return (
-        f"{name}_{cell}_{umi} "
-        f"cell_id:{cell_id}|Barcodes:{listed}|UMI:{umi}|orientation:{orientation}"
-    )
+    ending = f"_{cell}_{umi}"
+    return "\t".join([shorten_name(name, LONGEST_NAME - len(ending)) + ending, *tags])
 
 
 def oriented(
@@ -94,25 +98,30 @@ def oriented(
     sequence = sequence.upper()
     if (orientation == "+") == (strand == "fwd"):
         return sequence, qualities
-    return sequence.translate(_COMPLEMENT)[::-1], None if qualities is None else qualities[::-1]
+    return reverse_complement_iupac(sequence), None if qualities is None else qualities[::-1]
 
 
-def match_type_table(counts: Mapping[str, int]) -> str:
-    """Write reads per match type as TSV text (Match_Type, Read_Count).
+def match_type_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Write molecules per match type as TSV text (Match_Type, Read_Count, Sample).
 
-    Most reads come first, ties by name.
+    ``counts`` are by sample and match type. Most come first within a sample, ties by name.
     """
-    rows = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
-    return "Match_Type\tRead_Count\n" + "".join(
-        f"{match_type}\t{reads}\n" for match_type, reads in rows
-    )
+    lines = ["Match_Type\tRead_Count\tSample\n"]
+    for sample, by_type in counts.items():
+        rows = sorted(by_type.items(), key=lambda row: (-row[1], row[0]))
+        lines += [f"{match_type}\t{count}\t{sample}\n" for match_type, count in rows]
+    return "".join(lines)
 
 
-def cell_table(counts: Mapping[int, int]) -> str:
-    """Write reads per cell as TSV text (Cell_ID, Read_Count) in the order of the list of cells."""
-    return "Cell_ID\tRead_Count\n" + "".join(
-        f"{cell}\t{counts[cell]}\n" for cell in sorted(counts)
-    )
+def cell_table(counts: Mapping[str, Mapping[int, int]]) -> str:
+    """Write molecules per cell as TSV text (Cell_ID, Read_Count, Sample).
+
+    ``counts`` are by sample and cell. Cells have the order of their list within a sample.
+    """
+    lines = ["Cell_ID\tRead_Count\tSample\n"]
+    for sample, by_cell in counts.items():
+        lines += [f"{cell}\t{by_cell[cell]}\t{sample}\n" for cell in sorted(by_cell)]
+    return "".join(lines)
 
 
 def _check_choice(what: str, got: str, legal: tuple[str, ...]) -> None:

@@ -17,9 +17,6 @@ import pyarrow as pa
 from seqfoundry.families.reads.output.demultiplex import oriented
 from seqfoundry.families.reads.protocol.serving import Serving
 
-# bases around the barcode segment in which a barcode is looked for: its ends are soft by a base or
-# two
-WINDOW = 3
 TAIL_LENGTHS = "polyA_lengths"  # the reference's name, whether the tail is read as polyA or polyT
 
 Segment: TypeAlias = Mapping[str, Any]  # label, start, end and confidence, as the model answers
@@ -28,31 +25,64 @@ Bases: TypeAlias = tuple[str, str | None]  # letters and qualities
 
 @dataclass(frozen=True, slots=True)
 class Molecule:
-    """One molecule: its row of the table, and what demultiplexing needs of it.
+    """One molecule: its row of the table, and what stands in it in the protocol's order.
+
+    Sequence, qualities and segments have the sense of Read 1 of the library, which is that of a
+    list of cells: those of a ``-`` molecule are turned.
 
     Parameters
     ----------
     row
         Values of the table's columns, by name.
-    barcodes, windows
-        Barcode segments and what stands around them, in the sense of a list of cells.
-    cdna, umi
-        In the sense of the transcript.
     parent
         Number of its read in the chunk.
+    sequence, qualities
+        Of the part of the read that holds it.
+    segments
+        Called segments of the molecule itself; positions are within ``sequence``.
     """
 
     row: dict[str, Any]
-    barcodes: dict[str, str]
-    windows: dict[str, str]
-    cdna: Bases
-    umi: str
     parent: int
+    sequence: str
+    qualities: str | None
+    segments: Sequence[Segment]
+
+    def window(self, name: str, length: int, slack: int) -> str:
+        """Cut a barcode segment and ``slack`` bases around it; empty if it is missing.
+
+        A segment that was called short of ``length`` has a wider window.
+        """
+        for segment in self.segments:
+            if segment["label"] == name:
+                start, end = segment["start"], segment["end"]
+                margin = slack + max(0, length - (end - start))
+                return self.sequence[max(0, start - margin) : end + margin]
+        return ""
+
+    def tail_lengths(self, serving: Serving) -> list[int]:
+        """Bases of its poly-A or poly-T tails."""
+        return [
+            segment["end"] - segment["start"]
+            for segment in self.segments
+            if segment["label"] in serving.tails
+        ]
+
+    def cdna(self, serving: Serving) -> Bases:
+        """Cut the cDNA, in the sense of the transcript."""
+        inserts = [segment for segment in self.segments if segment["label"] == serving.insert]
+        insert = slice(inserts[0]["start"], inserts[-1]["end"]) if inserts else slice(0, 0)
+        return oriented(
+            self.sequence[insert],
+            None if self.qualities is None else self.qualities[insert],
+            orientation="+",
+            strand=serving.strand,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part of a read that holds one molecule.
+    """The part of a read that holds one molecule, as it stands in the read.
 
     Parameters
     ----------
@@ -84,10 +114,7 @@ class Cut:
 
 
 def split(read: Any, answer: Mapping[str, Any], serving: Serving, parent: int) -> list[Molecule]:
-    """Cut a read (``name``, ``sequence``, ``qualities``) into its molecules, if it has any.
-
-    Whole ones come first, then incomplete ones.
-    """
+    """Cut a read into its molecules, if it has any: whole ones first, then incomplete ones."""
     molecules = []
     for is_whole in (True, False):
         fragments = [
@@ -151,48 +178,30 @@ def _describe_molecule(
         "architecture": "valid" if is_whole else "incomplete",
         "reason": reason,
         "orientation": cut.orientation,
+        "sample": read.sample,
         "parent": read.name,
         "parent_start": 0 if is_valid_read else fragment["start"],
     }
 
 
 def _to_molecule(row: dict[str, Any], cut: Cut, serving: Serving, parent: int) -> Molecule:
-    """Cut barcode windows, cDNA and UMI out of a molecule, oriented as they are used."""
+    """Turn a cut part of a read into the sense of Read 1."""
     segments = cut.molecule_segments
-    barcodes = {}
-    windows = {}
-    for name in serving.barcodes:
-        called = next((segment for segment in segments if segment["label"] == name), None)
-        if called is None:
-            barcodes[name] = windows[name] = ""
-            continue
-        start, end = called["start"], called["end"]
-        barcode = cut.sequence[start:end]
-        window = cut.sequence[max(0, start - WINDOW) : end + WINDOW]
-        row[f"{name}_Sequences"] = barcode  # as it stands in the read
-        barcodes[name] = oriented(barcode, None, orientation=cut.orientation, strand="fwd")[0]
-        windows[name] = oriented(window, None, orientation=cut.orientation, strand="fwd")[0]
-    inserts = [segment for segment in segments if segment["label"] == serving.insert]
-    insert = slice(inserts[0]["start"], inserts[-1]["end"]) if inserts else slice(0, 0)
-    cdna = oriented(
-        cut.sequence[insert],
-        None if cut.qualities is None else cut.qualities[insert],
-        orientation=cut.orientation,
-        strand=serving.strand,
+    sequence, qualities = oriented(
+        cut.sequence, cut.qualities, orientation=cut.orientation, strand="fwd"
     )
-    umis = [
-        cut.sequence[segment["start"] : segment["end"]]
-        for segment in segments
-        if segment["label"] in serving.umis
-    ]
-    # joined before they are turned, since that changes their order
-    umi, _ = oriented("".join(umis), None, orientation=cut.orientation, strand=serving.strand)
-    row[TAIL_LENGTHS] = ", ".join(
-        str(segment["end"] - segment["start"])
-        for segment in segments
-        if segment["label"] in serving.tails
-    )
-    return Molecule(row, barcodes, windows, cdna, umi, parent)
+    if cut.orientation == "-":
+        length = len(sequence)
+        segments = [
+            {**segment, "start": length - segment["end"], "end": length - segment["start"]}
+            for segment in reversed(segments)
+        ]
+    molecule = Molecule(row, parent, sequence, qualities, segments)
+    lengths = molecule.tail_lengths(serving)
+    if cut.orientation == "-":
+        lengths = lengths[::-1]
+    row[TAIL_LENGTHS] = ", ".join(map(str, lengths))
+    return molecule
 
 
 def segment_columns(
@@ -240,6 +249,7 @@ def invalid_row(read: Any, answer: Mapping[str, Any], serving: Serving) -> dict[
         "architecture": "invalid",
         "reason": answer["reason"],
         "orientation": "",
+        "sample": read.sample,
     }
 
 
@@ -280,6 +290,7 @@ def schema(serving: Serving, kind: str, *, has_whitelist: bool) -> Any:
         ("reason", text),
         ("orientation", text),
         ("model_name", text),
+        ("sample", text),
     ]
     if kind != "invalid":
         columns += [(f"{name}_Sequences", text) for name in serving.barcodes]

@@ -8,12 +8,10 @@ a table with the columns ``gene`` and ``sequence``. None of them ships with this
 """
 
 import csv
-import gzip
 import hashlib
 import json
 import logging
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +21,7 @@ from typing import Any
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.errors import InputError, MissingError
 from seqfoundry.core.files.atomic import read_json, write_json, write_text
+from seqfoundry.core.files.compression import DAMAGED_GZIP, read_plain
 from seqfoundry.families.vdj.genes.germline import END, Germline, GermlineGene, Segment
 from seqfoundry.families.vdj.genes.igor import find_parameters, gene_name
 
@@ -217,11 +216,8 @@ def _fasta_files(folder: Path) -> list[Path]:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        text = read_plain(path).decode("utf-8-sig")
+    except DAMAGED_GZIP as error:
         raise InputError(
             f"{path}: must be a whole gzip file, got a damaged one ({error})"
         ) from None

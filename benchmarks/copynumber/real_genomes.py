@@ -1,0 +1,328 @@
+"""Calls on depth of real genomes, with planted events, library bias and known copies.
+
+Reads are cut from complete genomes (150 bases, both ends of fragments of 300 to 500 bases, .5 %
+errors), one fragment every few bases, and mapped to HS11286 with its plasmids by minimap2 (mappy,
+the extra ``align``); reads of mapping quality 20 and more are counted by bin. This gives each
+strain's depth per bin almost without noise ("pool"). Samples are drawn from it: events multiply
+it, so do a replication gradient of random origin and a bias of GC, and counts are negative
+binomial (dispersion .003).
+
+    python benchmarks/copynumber/real_genomes.py pools GENOMES POOLS
+    python benchmarks/copynumber/real_genomes.py gc|events|copies POOLS MODEL [SAMPLES] [SETTINGS]
+
+GENOMES has HS11286.fna.gz, GCF_000016305.1.fna.gz (MGH 78578) and GCF_000009885.1.fna.gz
+(NTUH-K2044). SETTINGS are settings of the chain, as ``--set`` of ``annotate`` takes them. Prints
+JSON lines: shares with Wilson intervals, false segments per sample with Poisson intervals.
+
+An event is in the right state if one segment of its state shares half of both with it. A segment
+of other than one copy is false if the median of the true depth in its bins contradicts its state.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from seqfoundry.core.reporting.metrics import proportion
+from seqfoundry.families.copynumber import serve
+from seqfoundry.families.copynumber.calling.segments import Segments
+from seqfoundry.families.copynumber.config import COPY_NUMBERS
+
+STRAINS = {
+    "HS11286": "HS11286.fna.gz",
+    "MGH78578": "GCF_000016305.1.fna.gz",
+    "NTUH-K2044": "GCF_000009885.1.fna.gz",
+}
+STRIDE = 5
+BIN = 1000
+READ = 150
+DISPERSION = 0.003
+EDGES = np.array([-np.inf, *(np.array(COPY_NUMBERS[1:]) + COPY_NUMBERS[:-1]) / 2, np.inf])
+SLACK = 0.1
+_COMPLEMENT = str.maketrans("ACGT", "TGCA")
+
+
+class Event(NamedTuple):
+    """Bins [first, last) with other copies than one."""
+
+    first: int
+    last: int
+    copies: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Counts of one sample, and what is true of it."""
+
+    strain: str
+    depth: float
+    events: list[Event]
+    truth: NDArray[np.float64]  # depth of each bin over that of one copy
+    counts: NDArray[np.int64]
+
+
+# ---- pools
+
+
+def read_fasta(path: Path) -> dict[str, str]:
+    """Read the sequences of a gzipped FASTA file."""
+    sequences: dict[str, list[str]] = {}
+    name = ""
+    with gzip.open(path, "rt") as file:
+        for line in file:
+            if line.startswith(">"):
+                name = line[1:].split()[0]
+                sequences[name] = []
+            else:
+                sequences[name].append(line.strip().upper())
+    return {name: "".join(parts) for name, parts in sequences.items()}
+
+
+def fragments(
+    sequence: str, stride: int, generator: np.random.Generator
+) -> Iterator[tuple[str, str]]:
+    """Yield both reads of fragments that begin every ``stride`` bases of a circle."""
+    circle = sequence + sequence[:BIN]
+    for place in range(0, len(sequence), stride):
+        first = place + int(generator.integers(0, stride))
+        last = first + int(generator.integers(300, 500))
+        pair = [circle[first : first + READ], circle[last - READ : last]]
+        pair[1] = pair[1].translate(_COMPLEMENT)[::-1]
+        for i in range(2):
+            bases = list(pair[i])
+            for error in generator.integers(0, len(bases), generator.poisson(0.005 * READ)):
+                bases[error] = "ACGT"[generator.integers(0, 4)]
+            pair[i] = "".join(bases)
+        yield pair[0], pair[1]
+
+
+def make_pools(genomes: Path, pools: Path) -> None:
+    """Write the depth of each strain per bin of the chromosome of HS11286."""
+    import mappy
+
+    pools.mkdir(parents=True, exist_ok=True)
+    reference = read_fasta(genomes / STRAINS["HS11286"])
+    chromosome = max(reference, key=lambda name: len(reference[name]))
+    fasta = pools / "reference.fa"
+    fasta.write_text("".join(f">{name}\n{bases}\n" for name, bases in reference.items()))
+    aligner = mappy.Aligner(str(fasta), preset="sr", n_threads=1)
+    generator = np.random.default_rng(4051)
+    for strain, file in STRAINS.items():
+        genome = read_fasta(genomes / file)
+        own = max(genome, key=lambda name: len(genome[name]))
+        counts = np.zeros(-(-len(reference[chromosome]) // BIN), dtype=np.int64)
+        for first, second in fragments(genome[own], STRIDE, generator):
+            hits = {}
+            for hit in aligner.map(first, second):
+                if hit.is_primary:
+                    hits.setdefault(hit.read_num, hit)
+            for hit in hits.values():
+                if hit.mapq >= 20 and hit.ctg == chromosome:
+                    counts[hit.r_st // BIN] += 1
+        np.save(pools / f"{strain}.npy", counts / (2 * BIN / STRIDE), allow_pickle=False)
+
+
+def read_pools(folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Read what `make_pools` wrote: depth over that of one copy, ``(n_bins,)`` per strain."""
+    return {strain: np.load(folder / f"{strain}.npy", allow_pickle=False) for strain in STRAINS}
+
+
+# ---- samples
+
+
+def smooth_bias(z: NDArray[Any], slope: float, generator: np.random.Generator) -> NDArray[Any]:
+    """Bias of a parabola in standardised GC, log2; either sign."""
+    sign = generator.choice([-1, 1])
+    return np.asarray(sign * slope * z - 0.3 * slope * (z * z - 1))
+
+
+def stepped_bias(z: NDArray[Any], slope: float, generator: np.random.Generator) -> NDArray[Any]:
+    """Bias that is constant in each of eight classes of GC, log2, of about the same strength."""
+    edges = np.quantile(z, np.linspace(0, 1, 9)[1:-1] + generator.uniform(-0.04, 0.04, 7))
+    level = np.digitize(z, np.sort(edges))
+    centres = np.array([np.median(z[level == i]) for i in range(8)])
+    sign = generator.choice([-1, 1])
+    heights = sign * slope * centres + 0.25 * slope * generator.standard_normal(8)
+    return np.asarray(heights[level])
+
+
+def place_events(
+    pool: NDArray[Any],
+    wanted: Sequence[tuple[int, float]],
+    measurable: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> list[Event]:
+    """Place events of (bins, copies) where nine tenths of the bins have one copy."""
+    good = (pool > 0.6) & (pool < 1.5) & measurable
+    before = np.append(0, np.cumsum(good))
+    events: list[Event] = []
+    for size, copies in wanted:
+        for _ in range(2000):
+            first = int(generator.integers(20, len(pool) - 20 - size))
+            clear = all(abs(first - event.first) > 150 for event in events)
+            if clear and before[first + size] - before[first] >= 0.9 * size:
+                events.append(Event(first, first + size, copies))
+                break
+    return events
+
+
+def draw_sample(
+    strain: str,
+    pool: NDArray[Any],
+    wanted: Sequence[tuple[int, float]],
+    depth: float,
+    bias: NDArray[Any],
+    measurable: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> Sample:
+    """Draw one sample of a strain."""
+    events = place_events(pool, wanted, measurable, generator)
+    truth = pool.copy()
+    for event in events:
+        truth[event.first : event.last] *= event.copies
+    n = len(pool)
+    away = np.abs(np.arange(n) - generator.integers(0, n))
+    away = np.minimum(away, n - away)
+    gradient = generator.uniform(0, 0.8)
+    log2 = gradient * (0.5 - 2 * away / n) + bias
+    mean = truth * 2.0**log2 * depth * BIN / READ
+    mean = mean * generator.gamma(1 / DISPERSION, DISPERSION, n)
+    return Sample(strain, depth, events, truth, generator.poisson(mean))
+
+
+# ---- scores
+
+
+def event_results(
+    segments: Segments, samples: Sequence[Sample]
+) -> list[tuple[Sample, Event, bool]]:
+    """Tell of every event whether one segment of its state covers it."""
+    results = []
+    for i, sample in enumerate(samples):
+        part = slice(segments.offsets[i], segments.offsets[i + 1])
+        first, last, cn = segments.first[part], segments.last[part], segments.cn[part]
+        for event in sample.events:
+            state = COPY_NUMBERS[
+                int(np.argmin(np.abs(np.array(COPY_NUMBERS) - min(event.copies, 3))))
+            ]
+            overlap = np.minimum(last, event.last) - np.maximum(first, event.first)
+            half = (2 * overlap >= event.last - event.first) & (2 * overlap >= last - first)
+            results.append((sample, event, bool((half & (cn == state)).any())))
+    return results
+
+
+def false_segments(segments: Segments, samples: Sequence[Sample], measurable: NDArray[Any]) -> int:
+    """Count segments that contradict the true depth of their measurable bins."""
+    false = 0
+    for i, sample in enumerate(samples):
+        for k in range(segments.offsets[i], segments.offsets[i + 1]):
+            cn = segments.cn[k]
+            if cn == 1:
+                continue
+            bins = np.arange(segments.first[k], segments.last[k])
+            middle = float(np.median(sample.truth[bins[measurable[bins]]]))
+            state = int(np.searchsorted(COPY_NUMBERS, cn))
+            false += not EDGES[state] - SLACK <= middle <= EDGES[state + 1] + SLACK
+    return false
+
+
+def share(right: Sequence[bool]) -> dict[str, float]:
+    """Share with its Wilson interval."""
+    found = proportion(sum(right), len(right))
+    return {
+        "share": round(found.value, 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
+        "n": found.n,
+    }
+
+
+def per_sample(count: int, n: int) -> dict[str, float]:
+    """Rate per sample, and the upper bound of its 95 % interval (Poisson, exact)."""
+    return {
+        "rate": round(count / n, 4),
+        "high": round(float(chi2.ppf(0.975, 2 * count + 2)) / 2 / n, 4),
+        "n": n,
+    }
+
+
+def models(model: serve.CopyNumberModel) -> Iterator[tuple[str, str, serve.CopyNumberModel]]:
+    """Yield the ways to expect depth, each without and with the fit of GC."""
+    for way in ("median", "bin_median", "bin_median_ori", "pca", "vae"):
+        for gc in (False, True):
+            config = replace(model.config, gc_correction=gc)
+            yield way, "gc" if gc else "plain", replace(model, config=config)
+
+
+def call(model: serve.CopyNumberModel, samples: Sequence[Sample], way: str) -> Segments:
+    """Call segments with one way to expect depth."""
+    counts = np.array([sample.counts for sample in samples])
+    expected = model.expected(counts, name=way)
+    return serve.call_samples(model, counts, None, expected).segments
+
+
+def measure_gc(pools: dict[str, Any], model: serve.CopyNumberModel, n: int, seed: int) -> None:
+    """Print a line per form of bias, slope and way."""
+    bins = model.layout.bins
+    measurable = np.ones(len(bins), bool) if bins.measurable is None else bins.measurable
+    z = (bins.gc - np.median(bins.gc)) / bins.gc.std()
+    z = z.clip(-4, 4)
+    for number, (slope, form) in enumerate(
+        (slope, form)
+        for slope in (0.0, 0.1, 0.2, 0.3)
+        for form in (smooth_bias, stepped_bias)
+        if slope or form is smooth_bias
+    ):
+        generator = np.random.default_rng([seed, number])
+        samples = []
+        for i in range(n):
+            strain = list(pools)[i % len(pools)]
+            wanted = [
+                (
+                    int(generator.choice([5, 8, 15, 30])),
+                    float(generator.choice([0, 0.5, 1.5, 2, 3])),
+                )
+                for _ in range(6)
+            ]
+            bias = form(z, slope, generator)
+            samples.append(
+                draw_sample(strain, pools[strain], wanted, 40, bias, measurable, generator)
+            )
+        for way, kind, variant in models(model):
+            if way in ("median", "bin_median") and kind == "plain" and slope:
+                continue
+            segments = call(variant, samples, way)
+            results = event_results(segments, samples)
+            line = {
+                "slope": slope,
+                "form": form.__name__,
+                "way": way,
+                "gc": kind,
+                "state": share([right for _, _, right in results]),
+                "false": per_sample(false_segments(segments, samples, measurable), n),
+                "noise": round(float(np.nanmedian(segments.spread)), 4),
+            }
+            print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    """Run one table."""
+    what = sys.argv[1]
+    if what == "pools":
+        make_pools(Path(sys.argv[2]), Path(sys.argv[3]))
+        return
+    pools = read_pools(Path(sys.argv[2]))
+    model = serve.load(Path(sys.argv[3]))
+    n = int(sys.argv[4]) if len(sys.argv) > 4 else 200
+    measure_gc(pools, model, n, seed=90_210)
+
+
+if __name__ == "__main__":
+    main()
