@@ -38,6 +38,7 @@ CONFIG = FitConfig(
     folds=3,
     bootstrap=100,
     against="",
+    errors="auto",
 )
 EM = dataclasses.replace(CONFIG, method="em")
 LBFGS = dataclasses.replace(CONFIG, optimizer="lbfgs")
@@ -360,11 +361,13 @@ def test_the_penalty_touches_microhomology_alone(latent, counts, fitted):
 
 
 def test_bootstrap_agrees_with_the_information(latent, counts, fitted):
-    thetas, converged = bootstrap(latent.problem, counts, fitted, CONFIG, np.random.default_rng(1))
-    again, _ = bootstrap(latent.problem, counts, fitted, CONFIG, np.random.default_rng(1))
+    thetas, converged, *_ = bootstrap(
+        latent.problem, counts, fitted, CONFIG, np.random.default_rng(1)
+    )
+    again = bootstrap(latent.problem, counts, fitted, CONFIG, np.random.default_rng(1))
     assert thetas.shape == (100, 6)
     assert converged.all()
-    np.testing.assert_array_equal(thetas, again)
+    np.testing.assert_array_equal(thetas, again.thetas)
     table = bootstrap_table(fitted, thetas, converged)
     assert table.columns.tolist() == [
         "coefficient",
@@ -373,6 +376,8 @@ def test_bootstrap_agrees_with_the_information(latent, counts, fitted):
         "zscore",
         "pvalue",
         "adjusted_pvalue",
+        "converged",
+        "replicates",
     ]
     ratio = table["bootstrap_sd"] / wald(fitted)["error"]
     assert ratio.between(0.75, 1.3).all()

@@ -55,7 +55,9 @@ for name, latent in CASES:
             fit = fitting.fit(split, observed.counts, names, replace(config, **method), 40.0)
             # coefficients of toys are not identified
             found[f"{name} fit {method}"] = fit.observed_nll
-        draws, _ = fitting.bootstrap(split, observed.counts, fit, config, np.random.default_rng(1))
+        draws = fitting.bootstrap(
+            split, observed.counts, fit, config, np.random.default_rng(1)
+        ).thetas
         found[f"{name} replicates"] = [
             model.observed_nll(drawn, split, weights) for drawn in draws
         ]

@@ -6,6 +6,7 @@ What a run leaves, and that one that was stopped ends where one that never was e
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,12 @@ def test_a_fit_at_the_cap_says_so(
             "fit.against must have some, not all",
         ),
         ("fit.against=none_such", LookupError, "none_such"),
+        (
+            "trainer=fit_model",
+            ConfigError,
+            "model_type must not be two-step for fit_model, got .*; param_group must not model "
+            "ligation for fit_model, got ",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_run(
@@ -351,3 +358,92 @@ def test_killed_on_the_command_line_and_resumed(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == run_id
     assert (out / "model" / "served.json").is_file()
+
+
+# --- clones, donors, small data
+
+
+def clonal_table(folder: Path, n: int, seed: int = 1) -> Path:
+    """A prepared folder with reads of rearrangements of two donors, drawn from the smoke data."""
+    generator = np.random.default_rng(seed)
+    out = folder / "clonal"
+    shutil.copytree(folder / "data", out)
+    frame = pd.read_csv(folder / "data" / "train.tsv", sep="\t")
+    rows = frame.loc[generator.choice(frame.index, n)].drop(columns="count")
+    reads = generator.geometric(0.2, n)
+    rows = rows.assign(
+        donor=[f"donor {i % 3}" for i in range(n)],
+        count=reads,
+        rearrangements=1,
+        squared_count=reads**2,
+    )
+    rows.to_csv(out / "train.tsv", sep="\t", index=False)
+    return out
+
+
+def test_reads_of_rearrangements_are_called_reads(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    folder = clonal_table(tmp_path, 3000)
+    training.train(settings("fit.errors=rearrangements"), folder, tmp_path / "out", UNTRACKED)
+    text = (tmp_path / "out" / "evaluation.txt").read_text()
+    metrics = metrics_of(tmp_path / "out")
+    n = metrics["train.rearrangements"]
+    assert metrics["train.n"] > 4 * n > 4 * metrics["train.effective_rearrangements"]
+    assert f"{metrics['train.n']:,.0f} reads of {n:,.0f} rearrangements; converged" in text
+    assert "clustered by rearrangement: its reads are one event" in text
+    assert "train.aic" not in metrics
+    served = json.loads((tmp_path / "out" / "model" / "served.json").read_text())
+    assert f"{n:,.0f} simulated rearrangements" in served["about"]
+
+
+def test_donors_are_told_apart(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    folder = clonal_table(tmp_path, 3000)
+    training.train(settings(), folder, tmp_path / "out", UNTRACKED)
+    (path,) = (tmp_path / "out").glob("donor_coefs*.tsv")
+    donors = table(path)
+    assert donors["donors"].unique().tolist() == [3]
+    assert {"heterogeneity_sd", "method", "lower", "upper"} <= set(donors)
+    text = (tmp_path / "out" / "evaluation.txt").read_text()
+    assert "errors are of statements about donors in general" in text
+    assert "Coefficients over 3 donors" in text
+
+
+def test_errors_over_donors_need_donors(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fit\.errors=donors: the data must tell two or more"):
+        training.train(settings("fit.errors=donors"), data, tmp_path / "out", UNTRACKED)
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_rearrangements_are_warned_of(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(data, tmp_path / "few")
+    frame = pd.read_csv(data / "train.tsv", sep="\t")
+    frame = frame[(frame["vj_insert"] == 0) & ~frame["productive"]]
+    frame.sample(12, random_state=1).assign(count=1).to_csv(
+        tmp_path / "few" / "train.tsv", sep="\t", index=False
+    )
+    training.train(settings("fit.bootstrap=5"), tmp_path / "few", tmp_path / "out", UNTRACKED)
+    assert "few rearrangements: 12 for 8 coefficients (fewer than 10 each)" in caplog.text
+    assert "few rearrangements: 12" in (tmp_path / "out" / "evaluation.txt").read_text()
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["bootstrap.replicates"] == 5
+    (path,) = (tmp_path / "out" / "bootstraps").glob("bootstrap_coef_significance*")
+    found = table(path)
+    assert (found["replicates"] == 5).all()
+    assert (found["converged"] == round(5 * metrics["bootstrap.converged"])).all()
+    coefficients = table(next((tmp_path / "out").glob("trained_coefs*")))
+    assert found["bootstrap_sd"].isna()[coefficients["error"].isna()].all()
+
+
+def test_distinct_sequences_are_suspected(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(data, tmp_path / "distinct")
+    frame = pd.read_csv(data / "train.tsv", sep="\t")
+    frame = frame.drop_duplicates(["v_gene", "j_gene", "v_trim", "j_trim", "vj_insert"])
+    frame.assign(count=1).to_csv(tmp_path / "distinct" / "train.tsv", sep="\t", index=False)
+    trainer = "trainer=fit_twostep_model fit.bootstrap=0"
+    training.train(settings(trainer), tmp_path / "distinct", tmp_path / "out", UNTRACKED)
+    assert "no sequence is seen twice" in caplog.text

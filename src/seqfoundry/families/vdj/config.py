@@ -121,7 +121,9 @@ class FitConfig:
     candidates of the L2 penalty for the trimming and known-configuration models, ``em_penalties``
     for the latent one, chosen by cross-validation over ``folds`` of gene pairs. ``bootstrap``
     replicates (0: none) reweight the counts. ``against`` names a nested model type for the
-    likelihood-ratio test.
+    likelihood-ratio test. ``errors`` are of statements about these genes and donors (clustered by
+    rearrangement), about donors in general, or about genes in general; ``auto``: about donors
+    where the data tell several apart.
     """
 
     method: Literal["direct", "em"]
@@ -135,6 +137,7 @@ class FitConfig:
     folds: Annotated[int, Field(ge=2)]
     bootstrap: Count
     against: str
+    errors: Literal["auto", "rearrangements", "donors", "genes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +268,7 @@ def read_specification(config: Config, model_type: str | None = None) -> Specifi
         If a file has no entry of a name; the message lists those that exist.
     ConfigError
         If the combination makes no sense, such as a ligation model of a parameter group without
-        ligation.
+        ligation; the message names all that does not fit.
     """
     name = model_type or config.model_type
     standardized = name.startswith("standardized_")
@@ -279,10 +282,14 @@ def read_specification(config: Config, model_type: str | None = None) -> Specifi
         if model_type and "motif" not in model.choice1
         else (config.left_motif, config.right_motif)
     )
-    made = Specification(config.trainer, annotation, group, model, *motif, standardized)
-    for where, must, got in _conflicts(config, made, name):
-        raise ConfigError(f"{where} must {must}, got {got}")
-    return made
+    specification = Specification(config.trainer, annotation, group, model, *motif, standardized)
+    conflicts = [
+        f"{where} must {must}, got {got}"
+        for where, must, got in _conflicts(config, specification, name)
+    ]
+    if conflicts:
+        raise ConfigError("; ".join(conflicts))
+    return specification
 
 
 def _entry(path: Path, name: str, cls: type[Any]) -> Any:
@@ -294,10 +301,14 @@ def _entry(path: Path, name: str, cls: type[Any]) -> Any:
     return build_plain(entries[name], cls, origin=lambda _: f"{path}: {name}")
 
 
-def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str, str, str]]:
+def _conflicts(
+    config: Config, specification: Specification, name: str
+) -> list[tuple[str, str, str]]:
     """List what does not fit together as (key, what it must be, what it is)."""
-    group, model, twostep = made.group, made.model, config.trainer != "fit_model"
-    motifs = made.left_motif > 0 and made.right_motif > 0
+    group = specification.group
+    model = specification.model
+    twostep = config.trainer != "fit_model"
+    motifs = specification.left_motif > 0 and specification.right_motif > 0
     pairs_only = {*OPTION_VARIABLES, "interior_mh_count", "average_interior_mh", "mh"} & set(
         model.choice1
     )
@@ -316,7 +327,8 @@ def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str
             config.param_group,
         ),
         (
-            config.trainer == "fit_twostep_model" and not made.annotation.configuration_known,
+            config.trainer == "fit_twostep_model"
+            and not specification.annotation.configuration_known,
             "annotation",
             "know the configurations for fit_twostep_model (simulated data); use "
             "fit_twostep_model_EM",
@@ -326,13 +338,14 @@ def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str
             "motif" in model.choice1 and not motifs,
             "left_motif and right_motif",
             "be 1 or more for a motif model",
-            f"{made.left_motif} and {made.right_motif}",
+            f"{specification.left_motif} and {specification.right_motif}",
         ),
         (
-            "motif" not in model.choice1 and (made.left_motif or made.right_motif) != 0,
+            "motif" not in model.choice1
+            and (specification.left_motif or specification.right_motif) != 0,
             "left_motif and right_motif",
             f"be 0 for a model without motif ({name})",
-            f"{made.left_motif} and {made.right_motif}",
+            f"{specification.left_motif} and {specification.right_motif}",
         ),
         (
             bool(pairs_only) and len(group.sides) == 1,
@@ -347,9 +360,10 @@ def _conflicts(config: Config, made: Specification, name: str) -> list[tuple[str
             name,
         ),
         (
-            len(group.sides) == 2 and made.junction != made.annotation.sub_junction,
+            len(group.sides) == 2
+            and specification.junction != specification.annotation.sub_junction,
             "param_group",
-            f"be of the junction {made.annotation.sub_junction} of {config.annotation}",
+            f"be of the junction {specification.annotation.sub_junction} of {config.annotation}",
             config.param_group,
         ),
     ]

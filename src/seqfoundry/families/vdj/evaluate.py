@@ -84,7 +84,11 @@ class Domain:
 
 @dataclass(frozen=True)
 class GeneFit:
-    """Trims of one gene: reads, shares as observed and as predicted (T,)."""
+    """Trims of one gene: rearrangements, shares as observed and as predicted (T,).
+
+    Where reads of rearrangements are counted, ``n`` is the number of rearrangements of equal size
+    that would tell as much.
+    """
 
     side: str
     gene: str
@@ -128,6 +132,7 @@ class Measured:
     domains: dict[str, dict[str, float]]
     genes: list[GeneFit]
     coefficients: pd.DataFrame
+    size: str
 
 
 def evaluate(model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -229,7 +234,7 @@ def _measure(
         metrics["test.truth.rms_z"] = float(np.sqrt((z**2).mean())) if len(z) else math.nan
         metrics["test.truth.largest_z"] = float(np.abs(z).max()) if len(z) else math.nan
         metrics["test.truth.within_95"] = float((np.abs(z) < 1.96).mean()) if len(z) else math.nan
-    return Measured(metrics, figures, genes, coefficients)
+    return Measured(metrics, figures, genes, coefficients, own.observed.size_text)
 
 
 def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
@@ -240,10 +245,14 @@ def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
         np.asarray(likelihood.log_probabilities(one, domain.problem)[1])
         for one in (theta, np.zeros_like(theta))
     ]
-    variance = float(weights @ (logs[0] - logs[1] - (null - observed)) ** 2)
-    margin = (
-        NORMAL_95 * math.sqrt(variance / (n - 1)) if n > 1 else math.nan
-    )  # of a mean over independent reads
+    # of a mean over independent rearrangements
+    n_effective = domain.observed.n_effective
+    shares = domain.observed.squares / domain.observed.squares.sum()
+    variance = float(shares @ (logs[0] - logs[1] - (null - observed)) ** 2)
+    margin = NORMAL_95 * math.sqrt(variance / (n_effective - 1)) if n_effective > 1 else math.nan
+    aic: dict[str, float] = {}
+    if not domain.observed.is_clustered:  # Akaike's criterion is of independent observations
+        aic["aic"] = 2 * len(theta) + 2 * n * observed
     return {
         "n": n,
         "observed_nll": observed,
@@ -254,7 +263,7 @@ def _likelihoods(theta: Floats, domain: Domain) -> dict[str, float]:
         "below_null": null - observed,
         "below_null.low": null - observed - margin,
         "below_null.high": null - observed + margin,
-        "aic": 2 * len(theta) + 2 * n * observed,
+        **aic,
     }
 
 
@@ -308,10 +317,16 @@ def _gene_fits(theta: Floats, choices: Choices, domain: Domain) -> list[GeneFit]
         np.minimum.at(fewest, observed.sequence, (observed.t, observed.u)[axis])
         at = np.ravel_multi_index((of_pair[observed.sequence_pair], fewest), shape)
         counts = np.bincount(at, observed.counts, math.prod(shape)).reshape(shape)
-        for gene, found, predicted in zip(genes, counts, expected, strict=True):
+        of_gene = of_pair[observed.sequence_pair]
+        squares = np.bincount(of_gene, observed.squares, len(genes))
+        for gene, found, square, predicted in zip(genes, counts, squares, expected, strict=True):
             n = float(found.sum())
             if n > 0:
-                fits.append(GeneFit(side, gene.name, n, found / n, predicted / predicted.sum()))
+                shares = found / n
+                n_effective = n**2 / float(square)
+                fits.append(
+                    GeneFit(side, gene.name, n_effective, shares, predicted / predicted.sum())
+                )
     return fits
 
 
@@ -380,8 +395,7 @@ def _write(folder: Path, model: serve.VdjModel, measured: Measured, annotation: 
     parts = [f"{title}\n{'=' * len(title)}\n"]
     report = Report(
         title,
-        f"{model.germline.locus}, {measured.metrics['test.n']:,.0f} rearrangements of "
-        f"{annotation}",
+        f"{model.germline.locus}, {measured.size} of {annotation}",
     )
     report.section("Results")
     for head, (names, body, digits) in tables.items():

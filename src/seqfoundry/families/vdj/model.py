@@ -307,6 +307,24 @@ def log_probabilities(theta: Array, problem: Problem) -> tuple[Array, Array]:
 
 
 @jax.jit
+def scores(theta: Array, problem: Problem) -> Array:
+    """Return (S, K) derivatives of every sequence's log probability by the coefficients.
+
+    For latent configurations: their mean feature under the responsibilities, less the pair's.
+    """
+
+    def logs(theta: Array) -> Array:
+        passed = _forward(theta, problem)
+        return passed.sequences - _finite(passed.log_total)[problem.sequence_pair]
+
+    def derivative(direction: Array) -> Array:
+        return jax.jvp(logs, (theta,), (direction,))[1]
+
+    columns: Array = jax.lax.map(derivative, jnp.eye(len(theta)))
+    return columns.T
+
+
+@jax.jit
 def responsibilities(theta: Array, problem: Problem) -> Array:
     """Return (C,) probabilities of the configurations given their sequence."""
     passed = _forward(theta, problem)

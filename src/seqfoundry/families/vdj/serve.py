@@ -131,8 +131,8 @@ def save(model: VdjModel, config: Config, folder: Path) -> None:
         registered_name=REGISTERED[config.trainer],
         about=f"How V(D)J recombination trims {artificial}genes of {model.germline.locus} "
         f"({'-'.join(group.sides)})"
-        f"{joined}: the model {model.settings['model_type']}, fitted to {fit.total:,.0f} "
-        f"{simulated}rearrangements.",
+        f"{joined}: the model {model.settings['model_type']}, fitted to "
+        f"{fit.size_text(simulated)}.",
         limits=(
             *["Trained and measured on simulated data only."] * bool(simulated),
             *group.limits,

@@ -34,7 +34,7 @@ from seqfoundry.families.vdj.features import Design, coefficient_names, design
 from seqfoundry.families.vdj.genes.choices import Choices, build
 from seqfoundry.families.vdj.genes.germline import Germline
 from seqfoundry.families.vdj.genes.references import read_germline
-from seqfoundry.families.vdj.inference import fitting, sharding, uncertainty
+from seqfoundry.families.vdj.inference import clusters, fitting, sharding, uncertainty
 from seqfoundry.families.vdj.inference.probabilities import predicted_distribution
 from seqfoundry.families.vdj.inference.uncertainty import (
     FIGURES,
@@ -54,6 +54,8 @@ _BOOTSTRAP = 1  # stream of the seed
 _CACHED_PAIRS = (
     500  # pairs of genes from which on finding their options takes longer than reading them
 )
+_FEWEST_EACH = 10  # rearrangements for each coefficient
+_REPEATS = 10  # expected pairs of equal sequences from which on none at all is suspicious
 _HEADLINES = ("train.observed_nll", "train.below_null", "train.converged", "train.seconds")
 
 
@@ -69,6 +71,19 @@ class FitTask:
     design: Design
     problem: likelihood.Problem
     simulated: bool  # the data
+
+    @property
+    def errors(self) -> str:
+        """What errors are clustered by: donors, genes or rearrangements."""
+        has_donors = len(self.observed.donors) > 1
+        if self.config.fit.errors == "auto":
+            return "donors" if has_donors else "rearrangements"
+        if self.config.fit.errors == "donors" and not has_donors:
+            raise ConfigError(
+                "fit.errors=donors: the data must tell two or more donors apart (prepare.donor), "
+                f"got {len(self.observed.donors)}"
+            )
+        return self.config.fit.errors
 
     @property
     def suffix(self) -> str:
@@ -130,6 +145,8 @@ class Results:
     test: dict[str, float]
     replicates: NDArray[np.float64]  # (n, K)
     are_converged: NDArray[np.bool_]
+    donors: clusters.DonorFits | None
+    notes: tuple[str, ...]
 
 
 def train(config: Config, data: Path, out: Path | None, options: TrainOptions) -> dict[str, Any]:
@@ -200,9 +217,11 @@ def _task(config: Config, specification: Specification, data: Path) -> FitTask:
     variables = design(choices, observed.pairs, specification)
     problem = sharding.sharded(likelihood.problem(choices, variables, observed, specification))
     simulated = "simulate" in files.read_json(data / "manifest.json")
-    return FitTask(
+    task = FitTask(
         config, specification, germline, choices, observed, variables, problem, simulated
     )
+    log.info("errors and tests are over %s", task.errors)
+    return task
 
 
 def _fit_and_test(session: TrainingSession, task: FitTask) -> dict[str, float]:
@@ -302,26 +321,81 @@ def _record(
 
 
 def _results(task: FitTask, fit: Fit, check: Callable[[], None]) -> Results:
-    """Test the fit against the null model and a nested one, and draw replicates."""
-    counts, config = task.observed.counts, task.config.fit
-    weights = sharding.weights_of(counts / counts.sum(), task.problem)
+    """Find the errors, test the fit against others, and draw replicates."""
+    observed = task.observed
+    config = task.config.fit
+    weights = sharding.weights_of(observed.counts / observed.counts.sum(), task.problem)
     null = likelihood.observed_nll(np.zeros(len(fit.names)), task.problem, weights)
+    fit = clusters.by_rearrangement(fit, task.problem, observed)
+    if task.errors == "genes":
+        fit = clusters.by_gene(fit, task.problem, observed, config)
+    elif task.errors == "donors":
+        fit = clusters.by_donor(fit, task.problem, observed, config)
+    check()
+    donors = clusters.fit_donors(fit, task.problem, observed, config)
+    check()
     test: dict[str, float] = {}
     if config.against:
         nested = read_specification(task.config, config.against)
-        variables = design(task.choices, task.observed.pairs, nested)
-        problem = sharding.sharded(
-            likelihood.problem(task.choices, variables, task.observed, nested)
-        )
-        sub = fitting.fit(problem, counts, variables.names, config, fit.penalty)
+        variables = design(task.choices, observed.pairs, nested)
+        problem = sharding.sharded(likelihood.problem(task.choices, variables, observed, nested))
+        sub = fitting.fit(problem, observed.counts, variables.names, config, fit.penalty)
         test = likelihood_ratio(fit, sub)
         check()
-    replicates, are_converged = np.zeros((0, len(fit.names))), np.zeros(0, dtype=np.bool_)
+    replicates = np.zeros((0, len(fit.names)))
+    are_converged = np.zeros(0, dtype=np.bool_)
     if config.bootstrap and fit.names:
         generator = np.random.default_rng([task.config.seed, _BOOTSTRAP])
-        replicates, are_converged = fitting.bootstrap(task.problem, counts, fit, config, generator)
+        drawn = fitting.bootstrap(
+            task.problem, observed.counts, fit, config, generator, observed.squares
+        )
+        replicates = drawn.thetas
+        are_converged = drawn.converged
         check()
-    return Results(fit, wald(fit), float(null), test, replicates, are_converged)
+    notes = _notes(task, fit, donors, are_converged)
+    return Results(fit, wald(fit), float(null), test, replicates, are_converged, donors, notes)
+
+
+def _notes(
+    task: FitTask,
+    fit: Fit,
+    donors: clusters.DonorFits | None,
+    are_converged: NDArray[np.bool_],
+) -> tuple[str, ...]:
+    """Say what a reader of the coefficients must know; what makes them doubtful is a warning."""
+    notes = [f"dropped: {name}: {why}" for name, why in task.design.dropped.items()]
+    notes += [f"runs away (separation): {name}" for name in fit.runaway]
+    notes += [f"not identified by these data: {name}" for name in uncertainty.unidentified(fit)]
+    if fit.errors in uncertainty.ERRORS:
+        notes.append(uncertainty.ERRORS[fit.errors])
+    doubts = []
+    if task.observed.n_effective < _FEWEST_EACH * len(fit.names):
+        doubts.append(
+            f"few rearrangements: {task.observed.n_effective:,.0f} "
+            f"{'of equal size ' * task.observed.is_clustered}for {len(fit.names)} coefficients "
+            f"(fewer than {_FEWEST_EACH} each); errors and tests are rough"
+        )
+    if task.specification.group.ligation and len(task.observed.counts) > 1:
+        repeats = clusters.expected_repeats(fit, task.problem, task.observed)
+        if task.observed.n_rearrangements == len(task.observed.counts) and repeats > _REPEATS:
+            doubts.append(
+                "no sequence is seen twice, where "
+                f"{repeats:,.0f} pairs of equal ones are expected: a table of distinct sequences "
+                "biases models of rearrangements without insertions"
+            )
+    if donors is not None and donors.unfitted:
+        doubts.append(
+            "donors that cannot be fitted by themselves (the jackknife is used): "
+            f"{', '.join(donors.unfitted)}"
+        )
+    if not are_converged.all():
+        doubts.append(
+            f"bootstrap: {int((~are_converged).sum())} of {len(are_converged)} replicates have "
+            "not converged and are left out"
+        )
+    for doubt in doubts:
+        log.warning("%s", doubt)
+    return (*notes, *doubts)
 
 
 def _metrics(task: FitTask, results: Results, progress: FitProgress) -> dict[str, float]:
@@ -331,7 +405,6 @@ def _metrics(task: FitTask, results: Results, progress: FitProgress) -> dict[str
         "train.expected_complete_nll": fit.expected_complete_nll,
         "train.null_nll": results.null_nll,
         "train.below_null": results.null_nll - fit.observed_nll,
-        "train.aic": 2 * len(fit.names) + 2 * n * fit.observed_nll,
         "train.n": n,
         "train.sequences": float(len(task.observed.counts)),
         "train.gene_pairs": float(len(task.observed.pairs)),
@@ -342,13 +415,22 @@ def _metrics(task: FitTask, results: Results, progress: FitProgress) -> dict[str
         "train.penalty": fit.penalty,
         "train.seconds": progress.seconds,
     }
+    if task.observed.is_clustered:
+        metrics["train.rearrangements"] = task.observed.n_rearrangements
+        metrics["train.effective_rearrangements"] = task.observed.n_effective
+    else:  # Akaike's criterion is of independent observations
+        metrics["train.aic"] = 2 * len(fit.names) + 2 * n * fit.observed_nll
     if results.test:
         names = {
             "LRT_test_statistic": "statistic",
             "LRT_pval": "pvalue",
             "DF": "degrees_of_freedom",
         }
-        metrics |= {f"lrt.{ours}": float(results.test[name]) for name, ours in names.items()}
+        names |= {"LRT_scale": "scale", "Wald_statistic": "wald_statistic"}
+        names |= {"Wald_pval": "wald_pvalue"}
+        for name, ours in names.items():
+            if name in results.test:
+                metrics[f"lrt.{ours}"] = float(results.test[name])
     if len(results.replicates):
         metrics["bootstrap.replicates"] = float(len(results.replicates))
         metrics["bootstrap.converged"] = float(results.are_converged.mean())
@@ -425,6 +507,9 @@ def _write_tables(out: Path, task: FitTask, results: Results, progress: FitProgr
         models = {"full_model": task.config.model_type, "sub_model": task.config.fit.against}
         row = {"annotation_type": task.config.annotation, **models, **results.test}
         write_tsv(out / f"model_lrt_results{end}.tsv", list(row), [row])
+    if results.donors is not None:
+        pooled = split_names(clusters.pool_donors(results.fit, results.donors))
+        write_tsv(out / f"donor_coefs{end}.tsv", list(pooled), pooled.to_dict("records"))
     if len(results.replicates):
         found = split_names(bootstrap_table(fit, results.replicates, results.are_converged))
         folder = out / "bootstraps"
@@ -445,9 +530,6 @@ def _text(task: FitTask, results: Results, metrics: Mapping[str, float]) -> str:
     """Write the results for a person."""
     fit, config = results.fit, task.config
     ended = "converged" if fit.converged else f"NOT CONVERGED ({fit.reason})"
-    notes = [f"dropped: {name}: {why}" for name, why in task.design.dropped.items()]
-    notes += [f"runs away (separation): {name}" for name in fit.runaway]
-    notes += [f"not identified by these data: {name}" for name in uncertainty.unidentified(fit)]
     table_ = results.wald.rename(
         columns={"zscore": "z", "pvalue": "p", "lower": "low", "upper": "high"}
     )
@@ -457,10 +539,11 @@ def _text(task: FitTask, results: Results, metrics: Mapping[str, float]) -> str:
     ended += f" after {fit.iterations} iterations of the {config.fit.method} fit"
     sections = {
         f"{config.trainer}: {config.model_type} of {config.param_group}, {config.annotation} "
-        f"({task.germline.locus})": (f"{fit.total:,.0f} rearrangements; {ended}"),
+        f"({task.germline.locus})": (f"{fit.size_text()}; {ended}"),
         "Figures": _figures(metrics),
-        "Notes": "\n".join(notes or ["none"]),
+        "Notes": "\n".join(results.notes or ["none"]),
         "Coefficients (log odds per unit)": text_table(list(table_), cells, digits=4),
+        **_donor_section(results),
         **(
             {f"Likelihood-ratio test against {config.fit.against}": _figures(results.test)}
             if results.test
@@ -469,6 +552,21 @@ def _text(task: FitTask, results: Results, metrics: Mapping[str, float]) -> str:
         "Definitions": "\n".join(f"{name}: {meaning}" for name, meaning in FIGURES.items()),
     }
     return "\n".join(f"{head}\n{'-' * len(head)}\n{body}\n" for head, body in sections.items())
+
+
+def _donor_section(results: Results) -> dict[str, str]:
+    """Write the coefficients pooled over donors, if there are several."""
+    if results.donors is None:
+        return {}
+    pooled = clusters.pool_donors(results.fit, results.donors)
+    columns = ["coefficient", "value", "error", "pvalue", "lower", "upper", "heterogeneity_sd"]
+    shown = pooled[columns].rename(columns={"pvalue": "p", "lower": "low", "upper": "high"})
+    cells = [
+        [uncertainty.shown(*item) for item in row.items()] for row in shown.to_dict("records")
+    ]
+    n = len(results.donors.names)
+    head = f"Coefficients over {n} donors ({pooled['method'].iloc[0]}; t, {n - 1} degrees)"
+    return {head: text_table(list(shown), cells, digits=4)}
 
 
 def _figures(values: Mapping[str, float]) -> str:

@@ -41,6 +41,7 @@ Floats = NDArray[np.float64]
 State = Mapping[str, NDArray[Any]]
 START = 0.1  # of every coefficient, as in the reference
 _FLOOR = 1e-10  # least eigenvalue that a step divides by, of the largest
+_FAR = 20.0  # log odds from the fit of all counts, beyond which a coefficient has run away
 _ARMIJO, _NOISE, _LEAST_STEP = 1e-4, 1e-14, 1e-8
 
 
@@ -346,13 +347,45 @@ def _solve(
 @jax.jit
 def _solve_counts(
     theta: Array, problem: Problem, counts: Array, penalty: Array, limits: Array
-) -> tuple[Array, Array]:
-    def one(each: Array) -> tuple[Array, Array]:
-        found = _solve(theta, problem, each / each.sum(), penalty, limits)
-        return found.theta, jnp.max(jnp.abs(found.gradient), initial=0.0) <= limits[0]
+) -> _Newton:
+    def solve(each: Array) -> _Newton:
+        return _solve(theta, problem, each / each.sum(), penalty, limits)
 
-    solved: tuple[Array, Array] = jax.lax.map(one, counts)
+    solved: _Newton = jax.lax.map(solve, counts)
     return solved
+
+
+class SolvedCounts(NamedTuple):
+    """Fits of several counts of one problem.
+
+    Coefficients (n, K), which have converged (n,) (one whose coefficients run away has not), the
+    losses (n,) and their Hessians (n, K, K), both with the L2 term.
+    """
+
+    thetas: Floats
+    converged: NDArray[np.bool_]
+    losses: Floats
+    hessians: Floats
+
+
+def solve_counts(
+    problem: Problem, counts: NDArray[Any], fitted: Fit, config: FitConfig
+) -> SolvedCounts:
+    """Fit each of the counts (n, S), from the coefficients of ``fitted``, in one compiled call."""
+    limits = jnp.array([config.tolerance, config.max_iterations])
+    start = jnp.asarray(fitted.theta)
+    solved = _solve_counts(start, problem, weights_of(counts, problem), fitted.penalty, limits)
+    thetas, gradients, hessians = (
+        np.asarray(array) for array in (solved.theta, solved.gradient, solved.hessian)
+    )
+    converged = np.abs(gradients).max(axis=1, initial=0.0) <= config.tolerance
+    is_finite = [name not in fitted.runaway for name in fitted.names]
+    away = np.abs(thetas - fitted.theta)[:, is_finite]
+    converged &= away.max(axis=1, initial=0.0) <= _FAR
+    for n, (theta, gradient, hessian) in enumerate(zip(thetas, gradients, hessians, strict=True)):
+        new = set(runaways(theta, gradient, hessian, fitted.names)) - set(fitted.runaway)
+        converged[n] &= not new
+    return SolvedCounts(thetas, converged, np.asarray(solved.value), hessians)
 
 
 def bootstrap(
@@ -361,24 +394,21 @@ def bootstrap(
     fitted: Fit,
     config: FitConfig,
     generator: np.random.Generator,
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Fit ``config.bootstrap`` replicates of the reads, drawn with replacement.
+    squares: Floats | None = None,
+) -> SolvedCounts:
+    """Fit ``config.bootstrap`` replicates, drawn with replacement.
 
-    Each begins at the fitted coefficients.
-
-    Returns
-    -------
-    Coefficients (n, K), and which replicates have converged (n,).
+    Each begins at the fitted coefficients. Where ``squares`` (S,), the sums of the squared reads
+    of rearrangements, exceed the counts, rearrangements are drawn with all their reads: the reads
+    of a sequence are gamma distributed with the mean ``counts`` and the variance ``squares``.
     """
     total = _total(counts)
-    drawn = generator.multinomial(round(total), counts / total, size=config.bootstrap).astype(
-        np.int32
-    )
-    limits, each = jnp.array([config.tolerance, config.max_iterations]), weights_of(drawn, problem)
-    thetas, converged = _solve_counts(
-        jnp.asarray(fitted.theta), problem, each, fitted.penalty, limits
-    )
-    return np.asarray(thetas), np.asarray(converged)
+    shape = (config.bootstrap, len(counts))
+    if squares is None or not (squares > counts).any():
+        drawn = generator.multinomial(round(total), counts / total, size=config.bootstrap)
+        return solve_counts(problem, drawn.astype(np.int32), fitted, config)
+    reads = generator.gamma(counts**2 / squares, squares / counts, size=shape)
+    return solve_counts(problem, reads, fitted, config)
 
 
 @jax.jit

@@ -2,9 +2,9 @@
 
 Standard errors, intervals, bootstrap and likelihood-ratio tests.
 
-Standard errors come from the inverse of the observed information of all reads (the reference does
-not divide by their number, and inverts an inverse after EM); tests use the observed-data
-likelihood (the reference: Q).
+Standard errors come from the inverse of the observed information of all rearrangements (the
+reference does not divide by their number, and inverts an inverse after EM), or from what
+``clusters`` makes of it; tests use the observed-data likelihood (the reference: Q).
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 from seqfoundry.core.errors import InputError
 from seqfoundry.core.files.arrays import check_archive
@@ -45,8 +46,13 @@ FIGURES = {
     "ligations, equally likely",
     "below_null": "null_nll - observed_nll",
     "aic": "Akaike's criterion: 2 x coefficients + 2 x n x observed_nll",
-    "error": "standard error, from the inverse of the observed information; low, high: 95 % "
-    "interval",
+    "error": "standard error, from the inverse of the observed information, or clustered as the "
+    "notes say; low, high: 95 % interval",
+}
+ERRORS = {  # what errors are clustered by, and of what they speak
+    "rearrangements": "errors and tests are clustered by rearrangement: its reads are one event",
+    "donors": "errors are of statements about donors in general (each left out in turn)",
+    "genes": "errors are of statements about genes in general (each left out in turn)",
 }
 
 
@@ -74,12 +80,14 @@ def shown(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Fit:
-    """The end of a fit of ``total`` reads.
+    """The end of a fit of ``total`` observations: rearrangements, or reads of them.
 
     ``reason``: gradient (no component above the tolerance), expected loss (EM: its change is below
     the tolerance), cap (too many iterations), stopped (on request), stalled (no lower loss found)
     or separation: the coefficients ``runaway`` have no finite best value. Only the first two are
-    ``converged``. Losses are without the L2 term.
+    ``converged``. Losses are without the L2 term. ``covariance`` of the coefficients is that of
+    the inverse information, if None, else what ``errors`` says (a key of ``ERRORS``), with
+    ``degrees_of_freedom`` of Student's t where there are few clusters.
     """
 
     names: tuple[str, ...]
@@ -93,11 +101,21 @@ class Fit:
     hessian: Floats  # of the mean loss with the L2 term
     total: float
     penalty: float
+    rearrangements: float | None = None  # that the observations are of; None: each is one
+    covariance: Floats | None = None
+    errors: str = "information"
+    degrees_of_freedom: float | None = None
 
     @property
     def converged(self) -> bool:
         """Whether the coefficients are a minimum of the loss."""
         return self.reason in ("gradient", "expected loss")
+
+    def size_text(self, kind: str = "") -> str:
+        """Say what was fitted: rearrangements (of a kind), or reads of them."""
+        number = self.total if self.rearrangements is None else self.rearrangements
+        text = f"{number:,.0f} {kind}rearrangements"
+        return text if number == self.total else f"{self.total:,.0f} reads of {text}"
 
 
 def _loaded(vectors: Floats, names: Sequence[str]) -> tuple[str, ...]:
@@ -175,6 +193,22 @@ def unidentified(fit: Fit) -> tuple[str, ...]:
     return tuple(name for name in fit.names if name in flat or name in fit.runaway)
 
 
+def lost_contrasts(fit: Fit, weights: Floats) -> NDArray[np.bool_]:
+    """Tell which combinations (rows, K) of coefficients the data do not identify."""
+    _, flat = covariance(fit.hessian, fit.total)
+    lost = np.abs(weights @ flat).sum(axis=1) > 1e-4
+    is_runaway = [name in fit.runaway for name in fit.names]
+    lost |= np.abs(weights[:, is_runaway]).sum(axis=1) > 0
+    return np.asarray(lost)
+
+
+def spread_of(fit: Fit) -> Floats:
+    """Return the covariance of the coefficients: the fit's own, or the inverse information."""
+    if fit.covariance is not None:
+        return fit.covariance
+    return covariance(fit.hessian, fit.total)[0]
+
+
 def wald(fit: Fit) -> pd.DataFrame:
     """Return coefficient, value, error, zscore, pvalue and 95 % interval of all contrasts.
 
@@ -183,15 +217,18 @@ def wald(fit: Fit) -> pd.DataFrame:
     Values that the data do not identify have NaN in all but the first two.
     """
     names, weights = contrasts(fit.names)
-    spread, flat = covariance(fit.hessian, fit.total)
     values = weights @ fit.theta
-    lost = np.abs(weights @ flat).sum(axis=1) > 1e-4
-    lost |= np.abs(weights[:, [name in fit.runaway for name in fit.names]]).sum(axis=1) > 0
-    error = np.where(lost, np.nan, np.sqrt(np.einsum("rk,kl,rl->r", weights, spread, weights)))
+    variances = np.einsum("rk,kl,rl->r", weights, spread_of(fit), weights)
+    error = np.where(lost_contrasts(fit, weights), np.nan, np.sqrt(variances))
     frame = pd.DataFrame({"coefficient": names, "value": values, "error": error})
     frame["zscore"] = values / error
-    frame["pvalue"] = _two_sided(values / error)
-    return frame.assign(lower=values - NORMAL_95 * error, upper=values + NORMAL_95 * error)
+    if fit.degrees_of_freedom is None:
+        frame["pvalue"] = _two_sided(values / error)
+        quantile = NORMAL_95
+    else:
+        frame["pvalue"] = 2 * stdtr(fit.degrees_of_freedom, -np.abs(values / error))
+        quantile = float(stdtrit(fit.degrees_of_freedom, 0.975))
+    return frame.assign(lower=values - quantile * error, upper=values + quantile * error)
 
 
 def _two_sided(z: Floats) -> Floats:
@@ -201,7 +238,8 @@ def _two_sided(z: Floats) -> Floats:
 def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> pd.DataFrame:
     """Return the coefficients with the standard deviation of their replicates, and tests.
 
-    All ``contrasts``; only converged replicates count.
+    All ``contrasts``; only converged replicates count, ``converged`` of ``replicates``. Values
+    that the data do not identify have no error, as in ``wald``.
 
     ``adjusted_pvalue`` is the p-value times the number of rows, at most 1. With fewer than two
     replicates: NaN.
@@ -209,11 +247,13 @@ def bootstrap_table(fit: Fit, thetas: Floats, converged: NDArray[np.bool_]) -> p
     names, weights = contrasts(fit.names)
     values, replicates = weights @ fit.theta, thetas[converged] @ weights.T
     spread = replicates.std(axis=0, ddof=1) if len(replicates) > 1 else np.full(len(names), np.nan)
+    spread = np.where(lost_contrasts(fit, weights), np.nan, spread)
     frame = pd.DataFrame(
         {"coefficient": names, "value": values, "bootstrap_sd": spread, "zscore": values / spread}
     )
     frame["pvalue"] = _two_sided(values / spread)
-    return frame.assign(adjusted_pvalue=np.minimum(frame["pvalue"] * len(frame), 1.0))
+    frame["adjusted_pvalue"] = np.minimum(frame["pvalue"] * len(frame), 1.0)
+    return frame.assign(converged=int(converged.sum()), replicates=len(converged))
 
 
 def chi2_tail(statistic: float, degrees: int) -> float:
@@ -232,10 +272,15 @@ def chi2_tail(statistic: float, degrees: int) -> float:
 def likelihood_ratio(full: Fit, sub: Fit, *, nested: bool = False) -> dict[str, float]:
     """Test the coefficients that only ``full`` has, on the observed-data likelihood.
 
+    Where errors are clustered, the statistic is divided by the mean of what clustering multiplies
+    the tested coefficients' variances by, tr(V_qq (H^-1)_qq^-1) / q (``LRT_scale``; Rao and Scott
+    1981), and a Wald test with the clustered covariance stands beside it, if there are more
+    clusters than coefficients to test.
+
     Returns
     -------
-    Log-likelihoods of all reads, the statistic, its p-value and degrees of freedom under the
-    reference's names. With an L2 term in the fits the p-value is too large.
+    Log-likelihoods of all observations, the statistic, its p-value and degrees of freedom under
+    the reference's names. With an L2 term in the fits the p-value is too large.
 
     Raises
     ------
@@ -256,12 +301,26 @@ def likelihood_ratio(full: Fit, sub: Fit, *, nested: bool = False) -> dict[str, 
             f"{sub.total:g}"
         )
     statistic = max(2 * full.total * (sub.observed_nll - full.observed_nll), 0.0)
+    clustered: dict[str, float] = {}
+    if full.covariance is not None and not others:
+        tested = [i for i, name in enumerate(full.names) if name not in sub.names]
+        plain = covariance(full.hessian, full.total)[0][np.ix_(tested, tested)]
+        spread = full.covariance[np.ix_(tested, tested)]
+        scale = float(np.trace(spread @ np.linalg.pinv(plain))) / degrees
+        statistic /= scale
+        clustered["LRT_scale"] = scale
+        if full.degrees_of_freedom is None or full.degrees_of_freedom >= degrees:
+            theta = full.theta[tested]
+            wald_statistic = float(theta @ np.linalg.pinv(spread) @ theta)
+            clustered["Wald_statistic"] = wald_statistic
+            clustered["Wald_pval"] = chi2_tail(wald_statistic, degrees)
     return {
         "full_model_logLik": -full.total * full.observed_nll,
         "sub_model_logLik": -sub.total * sub.observed_nll,
         "LRT_test_statistic": statistic,
         "LRT_pval": chi2_tail(statistic, degrees),
         "DF": degrees,
+        **clustered,
     }
 
 
@@ -283,11 +342,13 @@ def split_names(frame: pd.DataFrame) -> pd.DataFrame:
 
 def write_fit(path: Path, fit: Fit, scale: Floats) -> dict[str, Any]:
     """Write the arrays of a fit, its covariance and divisors, and return all else of it."""
-    arrays: dict[str, Any] = {"theta": fit.theta, "hessian": fit.hessian}
+    arrays: dict[str, Any] = {
+        "theta": fit.theta,
+        "hessian": fit.hessian,
+        "covariance": spread_of(fit),
+    }
     with atomic_write(path) as temporary:
-        np.savez(
-            temporary, **arrays, scale=scale, covariance=covariance(fit.hessian, fit.total)[0]
-        )
+        np.savez(temporary, **arrays, scale=scale)
     return {key: value for key, value in asdict(fit).items() if key not in arrays}
 
 
@@ -305,11 +366,16 @@ def read_fit(path: Path, others: Mapping[str, Any]) -> tuple[Fit, Floats]:
             theta, hessian, scale = (
                 np.asarray(file[name], dtype=np.float64) for name in ("theta", "hessian", "scale")
             )
+            spread = None
+            if others.get("errors", "information") != "information":
+                spread = np.asarray(file["covariance"], dtype=np.float64)
         tuples = {name: tuple(map(str, others[name])) for name in ("names", "runaway")}
-        fit = Fit(**{**others, **tuples}, theta=theta, hessian=hessian)
+        fit = Fit(**{**others, **tuples}, theta=theta, hessian=hessian, covariance=spread)
     except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: must hold coefficients, got: {error}") from None
     k = len(fit.names)
+    if spread is not None and spread.shape != (k, k):
+        raise InputError(f"{path}: covariance must be of {k} coefficients, got {spread.shape}")
     if (theta.shape, hessian.shape, scale.shape) != ((k,), (k, k), (k,)):
         raise InputError(
             f"{path}: must hold {k} coefficients, got arrays of {theta.shape} and {hessian.shape}"

@@ -26,8 +26,11 @@ from seqfoundry.families.vdj.rearrangements.chunks import (
 )
 
 _LOG = logging.getLogger(__name__)
+_DONOR = "count of donor "
+_DONOR_SQUARES = "squared count of donor "
 
 Indices = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,20 @@ class Observed:
         ``(G, 2)`` indices into ``choices.left`` and ``choices.right`` of the observed pairs,
         sorted; the second is 0 where one gene is trimmed. No pair has total 0.
     counts
-        ``(S,)`` reads of each sequence, float64, above 0.
+        ``(S,)`` observations of each sequence, float64, above 0: rearrangements, or reads of them.
     sequence_pair
         ``(S,)`` index into ``pairs``, rising.
     sequence, pair, t, u, m
         ``(C,)`` configurations: index of the sequence (rising) and of its pair, indices into
         ``choices.trims`` of the left and right trim (right: 0 where one gene is trimmed), and the
         number of microhomologous nucleotides.
+    rearrangements, squared_counts
+        ``(S,)`` rearrangements of each sequence, and the sum of their squared reads; None where
+        every observation is a rearrangement of its own.
+    donors
+        Names of the donors; empty where they are not told apart.
+    donor_counts, donor_squared_counts
+        ``(D, S)``: the counts, and their squares, of each donor.
     """
 
     pairs: Indices
@@ -57,6 +67,38 @@ class Observed:
     t: Indices
     u: Indices
     m: Indices
+    rearrangements: Floats | None = None
+    squared_counts: Floats | None = None
+    donors: tuple[str, ...] = ()
+    donor_counts: Floats | None = None
+    donor_squared_counts: Floats | None = None
+
+    @property
+    def squares(self) -> Floats:
+        """Sum of the squared reads of each sequence's rearrangements; the counts if one each."""
+        return self.counts if self.squared_counts is None else self.squared_counts
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether some rearrangement has more than one read."""
+        return self.squared_counts is not None and bool((self.squares > self.counts).any())
+
+    @property
+    def n_rearrangements(self) -> float:
+        """Number of rearrangements."""
+        counts = self.counts if self.rearrangements is None else self.rearrangements
+        return float(counts.sum())
+
+    @property
+    def n_effective(self) -> float:
+        """Number of rearrangements of equal size that would tell as much."""
+        return float(self.counts.sum() ** 2 / self.squares.sum())
+
+    @property
+    def size_text(self) -> str:
+        """Say what was observed: rearrangements, or reads of them."""
+        number = f"{self.n_rearrangements:,.0f} rearrangements"
+        return f"{self.counts.sum():,.0f} reads of {number}" if self.is_clustered else number
 
 
 def observe(frame: pd.DataFrame, choices: Choices, specification: Specification) -> Observed:
@@ -91,10 +133,9 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
         t=rows[f"{sides[0]}_trim"], u=rows[f"{sides[-1]}_trim"] if len(sides) == 2 else 0
     )
     ligation = specification.group.ligation
-    cuts = cuts.assign(
-        m=rows[ligation_column(specification.junction)] if ligation else 0, count=rows["count"]
-    )
-    cuts = cuts.groupby(["left", "right", "t", "u", "m"], as_index=False)["count"].sum()
+    cuts = cuts.assign(m=rows[ligation_column(specification.junction)] if ligation else 0)
+    cuts = cuts.assign(**_counts(rows))
+    cuts = _sum_counts(cuts, ["left", "right", "t", "u", "m"])
     made = _latent if specification.latent else _known
     observed = made(cuts[cuts["count"] > 0], choices, specification, rejected)
     if rejected.counts:
@@ -105,6 +146,30 @@ def observe(frame: pd.DataFrame, choices: Choices, specification: Specification)
             f"got none: {most_common_reasons(rejected)}"
         )
     return observed
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return all counts of the rows, and those of each donor in columns of its own."""
+    counts = {"count": rows["count"]}
+    for name in ("rearrangements", "squared_count"):
+        counts[name] = rows.get(name, rows["count"])
+    donors = sorted(rows["donor"].unique()) if "donor" in rows else []
+    for donor in donors:
+        is_donor = rows["donor"] == donor
+        counts[f"{_DONOR}{donor}"] = rows["count"].where(is_donor, 0)
+        counts[f"{_DONOR_SQUARES}{donor}"] = counts["squared_count"].where(is_donor, 0)
+    return counts
+
+
+def _sum_counts(cuts: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Sum all counts of rows with equal keys."""
+    counts = [
+        name
+        for name in cuts.columns
+        if name in ("count", "rearrangements", "squared_count")
+        or str(name).startswith((_DONOR, _DONOR_SQUARES))
+    ]
+    return cuts.groupby(keys, as_index=False)[counts].sum()
 
 
 def _latent(
@@ -121,7 +186,7 @@ def _latent(
     cuts = leave_out(
         cuts.assign(t=t, k=k), ~same, "microhomology that the genes do not have", rejected
     )
-    cuts = cuts.groupby(["left", "right", "t", "k"], as_index=False)["count"].sum()
+    cuts = _sum_counts(cuts, ["left", "right", "t", "k"])
     in_frame, stop = trim_options.frames(
         choices, *(cuts[name] for name in ("left", "right", "t", "k"))
     )
@@ -186,6 +251,29 @@ def _observed(
         if len(choices.sides) == 2
         else np.zeros(len(sequence), dtype=np.int64)
     )
-    trims = (np.asarray(values, dtype=np.int64) for values in (np.asarray(t) - lower, right, m))
-    counts = cuts["count"].to_numpy(dtype=np.float64)
-    return Observed(pairs, counts, sequence_pair, sequence, sequence_pair[sequence], *trims)
+    donors = [
+        str(name).removeprefix(_DONOR) for name in cuts.columns if str(name).startswith(_DONOR)
+    ]
+
+    def column(name: str) -> Floats:
+        values: Floats = cuts[name].to_numpy(dtype=np.float64)
+        return values
+
+    def of_donors(beginning: str) -> Floats | None:
+        return np.stack([column(f"{beginning}{name}") for name in donors]) if donors else None
+
+    return Observed(
+        pairs,
+        column("count"),
+        sequence_pair,
+        sequence,
+        sequence_pair[sequence],
+        np.asarray(np.asarray(t) - lower, dtype=np.int64),
+        np.asarray(right, dtype=np.int64),
+        np.asarray(m, dtype=np.int64),
+        rearrangements=column("rearrangements"),
+        squared_counts=column("squared_count"),
+        donors=tuple(donors),
+        donor_counts=of_donors(_DONOR),
+        donor_squared_counts=of_donors(_DONOR_SQUARES),
+    )
