@@ -2,7 +2,8 @@
 
 One JSON line for each error rate (errors per base: substitutions, insertions and deletions as
 5 : 5 : 6, in tails a fifth less). Reads of one molecule, half of them reverse, with barcodes of a
-list of 200 cells. ``umi_ceiling`` is the share of UMIs that are read without an error, (1 - e)^n
+list of 200 cells; ``near_a_decoy`` is the share that gets one of as many shuffled barcodes
+instead. ``umi_ceiling`` is the share of UMIs that are read without an error, (1 - e)^n
 for n bases. Shares have 95 % intervals (Wilson). Arguments: a model (default
 zoo:reads-10x3p_sc_ont_016), then error rates."""
 
@@ -18,6 +19,8 @@ from seqfoundry import engine
 from seqfoundry.core.dna import reverse_complement_text
 from seqfoundry.core.reporting.metrics import proportion
 from seqfoundry.families.reads.annotate import AnnotateReads
+from seqfoundry.families.reads.barcodes.lists import read_whitelist
+from seqfoundry.families.reads.barcodes.whitelist import decoys
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "families" / "reads"))
 from simulated_reads import error_rates, simulated, write_fastq
@@ -25,6 +28,19 @@ from simulated_reads import error_rates, simulated, write_fastq
 N_MOLECULES = 5_000  # each as a read and as its reverse complement
 RATES = (0.001, 0.01, 0.05, 0.10, 0.16)
 SEED = 11
+
+
+def annotate(source: Path, model: str, cells: Path, out: Path) -> pd.DataFrame:
+    """Molecules with a cell, one for each read."""
+    engine.run(AnnotateReads(cells), engine.Request(source, model, out))
+    columns = ["parent", "corrected_CBC", "cell_id", "UMI"]
+    molecules = pd.concat(
+        [
+            pd.read_parquet(out / f"annotations_{kind}.parquet", columns=columns)
+            for kind in ("valid", "incomplete")
+        ]
+    )
+    return molecules[molecules["cell_id"].notna()].drop_duplicates("parent")
 
 
 def measure(model: str, rate: float, folder: Path) -> dict[str, Any]:
@@ -35,16 +51,10 @@ def measure(model: str, rate: float, folder: Path) -> dict[str, Any]:
     cells = folder / "cells.txt"
     write_fastq(reads, source, seed=SEED)
     cells.write_text("\n".join(listed) + "\n")
-    out = folder / f"out_{rate}"
-    engine.run(AnnotateReads(cells), engine.Request(source, model, out))
-    columns = ["parent", "corrected_CBC", "cell_id", "UMI"]
-    molecules = pd.concat(
-        [
-            pd.read_parquet(out / f"annotations_{kind}.parquet", columns=columns)
-            for kind in ("valid", "incomplete")
-        ]
-    )
-    assigned = molecules[molecules["cell_id"].notna()].drop_duplicates("parent")
+    assigned = annotate(source, model, cells, folder / f"out_{rate}")
+    shuffled = decoys(read_whitelist(cells, ["CBC"]), SEED).columns["CBC"].sequences
+    cells.write_text("".join(sequence.decode() + "\n" for sequence in shuffled))
+    near_a_decoy = annotate(source, model, cells, folder / f"decoys_{rate}")
     number = assigned["parent"].str.removeprefix("read_").astype(int) // 2
     true_barcodes = [truths[n].barcodes[0] for n in number]
     true_umis = [reverse_complement_text(truths[n].umis[0]) for n in number]
@@ -53,6 +63,7 @@ def measure(model: str, rate: float, folder: Path) -> dict[str, Any]:
     n_right = int(is_right.sum())
     shares = {
         "assigned": proportion(len(assigned), len(reads)),
+        "near_a_decoy": proportion(len(near_a_decoy), len(reads)),
         "wrong": proportion(len(assigned) - n_right, len(reads)),
         "umi_exact_of_right": proportion(int(is_umi_right.sum()), n_right),
     }

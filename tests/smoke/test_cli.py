@@ -133,6 +133,7 @@ def test_a_parameter_of_mlproject_that_is_empty_counts_as_absent(
         "model": "m",
         "kit": None,
         "out": Path("o"),
+        "device": "auto",
         "whitelist": (),
         "samples": None,
         "engine": "local",

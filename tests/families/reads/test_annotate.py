@@ -533,6 +533,17 @@ def test_what_does_not_fit_stands_in_the_summary(
     assert "notices" not in case.annotate(overwrite=True)
 
 
+def test_a_gpu_that_is_not_there_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _kind: [])
+    module._choose_device.cache_clear()
+    job = AnnotateReads(case.whitelist, device="gpu")
+    with pytest.raises(InputError, match=r"--device gpu: must have a GPU .* got none"):
+        engine.run(job, engine.Request(case.source, str(case.model), case.out))
+    assert not case.out.exists()
+
+
 def test_empty_files_are_counted_in_the_summary(case: Case, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()

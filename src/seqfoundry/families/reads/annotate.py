@@ -85,12 +85,16 @@ class AnnotateReads(Job):
         `samples.assign_samples`.
     rule
         How near a listed barcode must be.
+    device
+        Where TensorFlow computes: ``auto`` takes a GPU where there is one, ``gpu`` insists on it,
+        ``cpu`` leaves it alone.
     """
 
     whitelist: Path | None = None
     samples: str | None = None
     part_lists: tuple[tuple[str, Path], ...] = ()
     rule: MatchRule = field(default_factory=read_match_rule)
+    device: str = "auto"
 
     family = "reads"
     marker = FATES_FILE
@@ -116,6 +120,7 @@ class AnnotateReads(Job):
 
     def check(self, model: Portable) -> None:
         self.cells(model)
+        _choose_device(self.device)
 
     def cells(self, model: Portable) -> Whitelist | None:
         """Read the list of cells, in each process once; None if there is none.
@@ -161,6 +166,7 @@ class AnnotateReads(Job):
             yield _to_rows([Read(*record, sample) for record in records])
 
     def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
+        _choose_device(self.device)  # of another process too
         answers = [
             model.predict(pd.DataFrame({"sequence": sequences}))
             for sequences in split_by_bases(chunk.rows["sequence"].tolist())
@@ -201,6 +207,25 @@ class AnnotateReads(Job):
             files.write_text(out / "cellId_readCount.tsv", demultiplex.cell_table(totals.cells))
         _plot(out / "plots", totals, _read_serving_once(model).insert)
         return _write_summary(out, totals, model, parts.left_out)
+
+
+@lru_cache(maxsize=1)
+def _choose_device(device: str) -> None:
+    """Let TensorFlow compute where it is asked to, in each process once.
+
+    Raises
+    ------
+    InputError
+        If a GPU is asked for, and there is none.
+    """
+    if device == "auto":
+        return
+    import tensorflow as tf
+
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    elif not tf.config.list_physical_devices("GPU"):
+        raise InputError("--device gpu: must have a GPU that TensorFlow sees, got none")
 
 
 # ---- the model of a kit

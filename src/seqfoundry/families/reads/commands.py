@@ -52,6 +52,7 @@ def simulate(params: Path, overrides: str, transcriptome: Path | None, out: Path
     help="Kit of the library (params/reads/kits.yaml); auto tells it from the first reads.",
 )
 @command_line.out
+@command_line.device
 @command_line.resume
 @command_line.overwrite
 @command_line.engine
@@ -74,6 +75,7 @@ def annotate(
     model: str | None,
     kit: str | None,
     out: Path,
+    device: str,
     resume: bool,
     overwrite: bool,
     engine: str,
@@ -88,7 +90,8 @@ def annotate(
     table, part_lists = _parse_lists(whitelist)
     reference = choose_model(source, model, kit)
     request = Request(source, reference, out, resume, overwrite, engine, master)
-    return run(AnnotateReads(table, samples, part_lists), request)
+    job = AnnotateReads(table, samples, part_lists, device=device)
+    return run(job, request)
 
 
 def _parse_lists(words: Sequence[str]) -> tuple[Path | None, tuple[tuple[str, Path], ...]]:
