@@ -17,7 +17,7 @@ from seqfoundry import cli
 from seqfoundry.registry import models
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("copynumber", "vdj", "activity")  # the others are run by hand
+QUICK = ("vdj", "activity")  # the others are run by hand
 CALLS = 2  # of the model, before the process dies
 
 KILLED = """

@@ -350,8 +350,8 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
     wanted = ".".join(map(str, sys.version_info[:3]))
     assert [line for line in lines if line.startswith("FROM")] == [f"FROM python:{wanted}-slim"]
     assert [line for line in lines if line.startswith("ENTRYPOINT")] == [
-        """ENTRYPOINT ["python", "-c", "from mlflow.models import container as C;
-        C._serve('local')"]"""
+        'ENTRYPOINT ["python", "-c", "from mlflow.models import container as C; '
+        "C._serve('local')\"]"
     ]
     assert [line for line in lines if line.startswith("COPY")] == [
         "COPY model_dir/exported /opt/ml/model"

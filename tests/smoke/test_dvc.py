@@ -160,6 +160,7 @@ def test_real_data_train_their_family_again(project: Project) -> None:
     assert "data/a: must hold the data that dvc add pinned, got none" in output
 
 
+@pytest.mark.slow
 def test_results_come_back_from_the_cache(project: Project) -> None:
     record = project.run_record("a")
     shutil.rmtree(project.folder / "build")
@@ -239,6 +240,7 @@ def test_an_orphaned_trainer_keeps_others_out(project: Project) -> None:
     assert ".train.lock: must be free, got a lock that another process holds" in output
 
 
+@pytest.mark.slow
 def test_experiments(project: Project) -> None:
     project.dvc("exp", "run", "-q", "-S", "params/a/demo.yaml:+steps=4", "evaluate@a")
 

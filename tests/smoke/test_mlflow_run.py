@@ -42,6 +42,7 @@ def _mlflow_run(
     )
 
 
+@pytest.mark.slow
 def test_training_and_registering_by_mlflow_run(
     registry_store: Any, smoke_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,5 +183,5 @@ def test_values_with_signs_of_the_shell_arrive_unchanged(tmp_path: Path) -> None
     given = parse(shlex.split(command)[4:]).params
     assert given["input"] == source
     assert given["out"] == Path(values["out"])
-    assert given["whitelist"] is None
+    assert given["whitelist"] == ()
     assert given["resume"] is False

@@ -21,7 +21,7 @@ def session_in(
     out: Path, options: TrainOptions = UNTRACKED, rate: float = 0.1
 ) -> AbstractContextManager[TrainingSession]:
     return open_session(
-        "toy",
+        "vdj",
         {"rate": rate},
         data=None,
         out=out,
@@ -115,7 +115,7 @@ def test_finish_writes_metrics_and_the_run_into_the_model(tmp_path: Path) -> Non
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[TrainingSession]:
     with open_session(
-        "toy",
+        "vdj",
         {},
         data=None,
         out=tmp_path / "out",

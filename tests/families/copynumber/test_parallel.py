@@ -333,7 +333,7 @@ GONE = (
 )
 
 
-@pytest.mark.parametrize("fault", ["store", "out", "disk"])
+@pytest.mark.parametrize("fault", ["store", pytest.param("out", marks=pytest.mark.slow), "disk"])
 def test_a_first_process_that_fails_ends_the_other(fault: str, data: Path, tmp_path: Path) -> None:
     """Nobody ends them from outside: what one says, the other notices by itself."""
     out, store = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"

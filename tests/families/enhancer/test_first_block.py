@@ -281,7 +281,7 @@ def batch_of(seed: int) -> tuple[Any, Any]:
 
 
 def losses(config: Config, steps: int) -> list[float]:
-    training = NetworkTraining.start(config, batch_of(0)[1], device="cpu")
+    training = NetworkTraining.start(config, batch_of(0)[1])
     training.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -300,11 +300,9 @@ def test_losses_of_the_first_steps_are_equal() -> None:
 
 
 def test_every_step_from_equal_weights_has_the_same_loss() -> None:
-    plainly = NetworkTraining.start(
-        config_of(engine="eager", dropout=0.0), batch_of(0)[1], device="cpu"
-    )
+    plainly = NetworkTraining.start(config_of(engine="eager", dropout=0.0), batch_of(0)[1])
     others = [
-        NetworkTraining.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1], device="cpu")
+        NetworkTraining.start(config_of(engine=engine, dropout=0.0), batch_of(0)[1])
         for engine in FAST
     ]
     for training in (plainly, *others):
@@ -320,7 +318,7 @@ def test_every_step_from_equal_weights_has_the_same_loss() -> None:
 def test_a_process_that_has_predicted_can_train() -> None:
     stem._words.cache_clear()
     predict(build(config_of(engine="compiled")), letters(30, 4, 512).numpy())
-    training = NetworkTraining.start(config_of(engine="compiled"), batch_of(0)[1], device="cpu")
+    training = NetworkTraining.start(config_of(engine="compiled"), batch_of(0)[1])
 
     assert np.isfinite(training.step(*batch_of(0))[0])
 

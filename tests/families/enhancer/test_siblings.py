@@ -73,7 +73,7 @@ def test_the_settings_are_the_demonstration_s_with_a_random_trunk(oracle: str) -
     assert 0 < config.gates[config.headline].min < demo.gates[demo.headline].min
 
 
-@pytest.mark.parametrize("oracle", ["enformer", "sei"])
+@pytest.mark.parametrize("oracle", ["enformer", pytest.param("sei", marks=pytest.mark.slow)])
 def test_the_whole_way(oracle: str, data: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     params, out, name = PARAMS / f"demo_{oracle}.yaml", tmp_path / "train", REGISTERED[oracle]
     few = f"train.epochs=2 {ANYTHING}"

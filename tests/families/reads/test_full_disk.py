@@ -35,7 +35,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return pd.DataFrame(rows, index=frame.index)
 
     def load(family: str, folder: str) -> models.Loaded:
-        return models.Loaded(Fake(), models.read_served(Path(folder)), folder)
+        return models.Loaded(Fake(), models.read_serving(Path(folder)), folder)
 
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(module, "CHUNK", 10)

@@ -239,7 +239,13 @@ def store(tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow, id="SIGKILL"),
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+    ],
+)
 def test_killed_and_resumed_ends_with_the_same_metrics(
     whole: Path, data: Path, tmp_path: Path, store: dict[str, str], number: signal.Signals
 ) -> None:

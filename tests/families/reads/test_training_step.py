@@ -162,6 +162,7 @@ for network in (tests.RESIDUAL, tests.CONV):
 """
 
 
+@pytest.mark.slow
 def test_two_devices_share_a_batch_as_one_takes_it(tmp_path: Path) -> None:
     """Loss, gradients, batch statistics and optimizer; batches with odd numbers of reads too."""
     here = Path(__file__)
