@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,7 +358,12 @@ def test_a_container_is_described(served: Served, tmp_path: Path) -> None:
         "COPY model_dir/exported /opt/ml/model"
     ]
     assert "RUN pip install mlflow==3.17.2" in lines
-    from mlflow.models.container import DEFAULT_INFERENCE_SERVER_PORT, DEFAULT_NGINX_SERVER_PORT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, of its type hints
+        from mlflow.models.container import (
+            DEFAULT_INFERENCE_SERVER_PORT,
+            DEFAULT_NGINX_SERVER_PORT,
+        )
 
     assert (DEFAULT_INFERENCE_SERVER_PORT, DEFAULT_NGINX_SERVER_PORT) == (8000, 8080)
     copied = tmp_path / "image" / "model_dir" / "exported"
