@@ -46,12 +46,17 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def fail_after(calls: int, function: Any) -> Any:
-    """Make a function fail as on a full disk, once it has worked so many times."""
+    """Make a function fail as on a full disk, once it has worked so many times.
+
+    A file that cannot be finished is closed all the same.
+    """
     done = [0]
 
     def failing(*arguments: Any, **settings: Any) -> Any:
         done[0] += 1
         if done[0] > calls:
+            if function.__name__ == "close":
+                function(*arguments)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return function(*arguments, **settings)
 
