@@ -125,7 +125,8 @@ def test_noisy_samples_do_not_fill_with_segments() -> None:
 
 def test_confidence_is_the_share_of_right_segments(cohort: Cohort) -> None:
     noisy = planted(150, seed=2, dispersion=0.05)
-    found = call(noisy.counts, noisy.expected, BINS, SETTINGS)
+    settings = dataclasses.replace(SETTINGS, segment_confidence=())  # of mean posteriors
+    found = call(noisy.counts, noisy.expected, BINS, settings)
     right = [
         np.mean(np.minimum(noisy.cn[sample, first:last], 3) == cn) >= 0.5
         for sample, first, last, cn in zip(
@@ -181,7 +182,10 @@ def test_expected_depth_may_have_any_scale(cohort: Cohort, found: Segments) -> N
 def test_the_frame_has_bases_from_zero_half_open(found: Segments) -> None:
     samples = tuple(f"s{i}" for i in range(60))
     frame = found.frame(BINS, samples)
-    assert list(frame.columns) == ["sample_id", "chrom", "x0", "x1", "cn", "confidence", "ratio"]
+    assert list(frame.columns) == [
+        *("sample_id", "chrom", "x0", "x1", "cn", "confidence", "ratio"),
+        *("copies", "copies_low", "copies_high", "label"),
+    ]
     own = frame[frame.sample_id == "s3"]
     assert own.x0.iloc[0] == 0
     assert own.x1.iloc[-1] == 1_199_500

@@ -185,7 +185,7 @@ def test_answers_do_not_depend_on_the_batch(
     whole = serve.predict(model, frame)
     one, other = whole.iloc[3], serve.predict(model, frame.iloc[3:5]).iloc[0]
     for column, exact, near in (
-        ("segments", ("chrom", "x0", "x1", "cn"), ("confidence", "ratio")),
+        ("segments", ("chrom", "x0", "x1", "label"), ("cn", "confidence", "ratio", "copies")),
         ("gene_calls", ("gene", "cn", "label"), ("crr", "low", "high")),
     ):
         for mine, same in zip(one[column], other[column], strict=True):

@@ -92,8 +92,11 @@ class Config:
     A count is evidence where at least ``hmm_min_expected`` reads are expected. Segments shorter
     than ``segment_min_bins`` go to their neighbour, those with less evidence than
     ``segment_min_evidence`` (nats against CN 1) become CN 1, and amplified neighbours whose
-    medians differ by less than ``segment_merge`` are one. ``validation_share`` of the sequence
-    types select the epoch.
+    medians differ by less than ``segment_merge`` are one. Amplified stretches that are too short
+    are called all the same from ``segment_array_evidence`` nats on (0: none); of those that lack
+    evidence, segments with ``segment_weak_evidence`` nats say that it is too little (0: they
+    become CN 1). ``segment_confidence`` are the five coefficients of calibrated confidence (none:
+    the mean posterior). ``validation_share`` of the sequence types select the epoch.
 
     ``bin_table_path`` is a table of the reference's bins with their GC share and the depth of the
     reference's own reads. With ``gc_correction`` each sample's depth is fitted to GC; bins whose
@@ -161,6 +164,9 @@ class Config:
     segment_min_bins: Positive
     segment_min_evidence: Weight
     segment_merge: Weight
+    segment_array_evidence: Weight
+    segment_weak_evidence: Weight
+    segment_confidence: tuple[float, ...]
     validation_share: Rate
     mixed_precision: bool
     threads: Count
@@ -180,6 +186,11 @@ class Config:
         if self.headline not in self.gates:
             raise ValueError(
                 f"headline must be one of the gates {sorted(self.gates)}, got {self.headline!r}"
+            )
+        if len(self.segment_confidence) not in (0, 5):
+            raise ValueError(
+                "segment_confidence must be five coefficients, or none, got "
+                f"{len(self.segment_confidence)}"
             )
         for key in ("gc_correction", "mask_below"):
             if getattr(self, key) and not self.bin_table_path:

@@ -11,7 +11,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import seqfoundry
 from seqfoundry.core.errors import ConfigError, InputError, ModelError
 from seqfoundry.core.files import atomic as files
 from seqfoundry.core.runs.provenance import pinned, read_model_record
-from seqfoundry.core.settings.config import build_plain, to_dict
+from seqfoundry.core.settings.config import build_plain, parse_overrides, to_dict
 from seqfoundry.families.copynumber.calling.genes import Calls
 from seqfoundry.families.copynumber.calling.plasmids import (
     Chromosome,
@@ -79,6 +79,9 @@ _ADDED_SETTINGS = {
     "bin_table_path": "",
     "gc_correction": False,
     "mask_below": 0.0,
+    "segment_array_evidence": 0.0,
+    "segment_weak_evidence": 0.0,
+    "segment_confidence": [],
 }
 _NAMED = (
     "architecture",
@@ -93,6 +96,22 @@ _TABLES = {
     "plasmid_family_map_path": "plasmid_families.tsv",
     "chrom_gene_coords_path": "chromosome_genes.tsv",
 }
+# settings that can be given when samples are called, since training does not depend on them
+CHAIN_SETTINGS = (
+    "hmm_self_transition",
+    "hmm_min_expected",
+    "segment_min_bins",
+    "segment_min_evidence",
+    "segment_merge",
+    "segment_array_evidence",
+    "segment_weak_evidence",
+    "segment_confidence",
+    "cnv_min_cn1_proportion",
+    "cnv_min_confidence",
+    "cnv_crr_amp_threshold",
+    "cnv_crr_gate_threshold",
+    "cnv_min_gene_coverage_fraction",
+)
 _SEGMENT = {
     "chrom": "NC_016845.1",
     "x0": 0,
@@ -100,6 +119,10 @@ _SEGMENT = {
     "cn": 1.0,
     "confidence": 0.9,
     "ratio": 1.0,
+    "copies": 1.0,
+    "copies_low": 0.9,
+    "copies_high": 1.1,
+    "label": "called",
 }
 _CALL = {"gene": "blaSHV", "cn": 1.0, "crr": 1.0, "low": 0.9, "high": 1.1, "label": "normal"}
 _PLASMID = {
@@ -213,7 +236,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
         limits=(
             f"States are {', '.join(f'{one:g}' for one in COPY_NUMBERS[: config.hmm_n_states])}; "
             "the last means that "
-            "and more, the segment's ratio tells how many.",
+            "and more, the copies of the segment tell how many.",
             "Regions that a strain shares with a plasmid, or has twice, are called as what they "
             "are: more copies.",
             "Plasmid copy numbers are depth relative to the chromosome; a bin that a gene shares "
@@ -306,6 +329,30 @@ def load(folder: Path) -> CopyNumberModel:
     return CopyNumberModel(config, layout, rules, genes, network, fitted)
 
 
+def with_settings(model: CopyNumberModel, overrides: str) -> CopyNumberModel:
+    """Return the model with other settings of the chain that follows the expected depth.
+
+    ``overrides`` is ``"key=value key=value"``, as ``--set`` takes it. Only `CHAIN_SETTINGS` can be
+    given: all others were fixed by training.
+
+    Raises
+    ------
+    ConfigError
+        If a key is none of these, or its value is out of range.
+    """
+    changes = parse_overrides(overrides)
+    known = to_dict(model.config)
+    for key in changes:
+        if key not in CHAIN_SETTINGS:
+            why = "training fixed it" if key in known else "there is no such setting"
+            raise ConfigError(
+                f"--set: {key} must be one of {', '.join(CHAIN_SETTINGS)}, got a key that cannot "
+                f"be set here: {why}"
+            )
+    config = build_plain(known | changes, Config, origin=lambda _: "--set")
+    return replace(model, config=config)
+
+
 def _rules(values: dict[str, Any]) -> PlasmidRules:
     values = dict(values)
     values["panel"] = tuple(GeneInterval(**one) for one in values["panel"])
@@ -364,7 +411,8 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     -------
     ``median_depth`` (reads per bin) and ``noise`` (spread of the ratio at one copy); ``callable``:
     whether enough bins have evidence; ``segments`` (``chrom``, ``x0``, ``x1`` in bases, half open
-    from 0, ``cn``, ``confidence``, ``ratio``); ``gene_calls`` (``gene``, ``cn``, ``crr`` with its
+    from 0, ``cn``, ``confidence``, ``ratio``, ``copies`` with its 95 % interval, ``label``);
+    ``gene_calls`` (``gene``, ``cn``, ``crr`` with its
     95 % interval, ``label``; -1: no call); and ``plasmid_calls`` (``name``, ``kind``: gene, family
     or replicon, ``cn``, ``pcn`` with its interval, ``breadth``, ``label``).
 

@@ -13,15 +13,22 @@ On the best path, (1) runs that are too short go to the longer neighbour, the sh
 runs whose bins hold too little evidence against CN 1 (log odds, each bin between -8 and 8, so that
 no bin decides alone) become CN 1; (3) amplified neighbours with like medians are joined, the
 likest first, since extra copies need not follow the gradient of depth along the chromosome; (4) a
-segment's state is the one nearest to its median. The confidence of a segment is the mean over its
-bins of the posterior probability of the state it is given: the share of its bins expected to be in
-that state. So a segment that joins two states, or covers bins without evidence, has less.
+segment's state is the one nearest to its median; (5) short stretches whose bins hold overwhelming
+evidence are arrays, whatever their length (``segment_array_evidence``), and runs that step 2
+dropped although they held some evidence (``segment_weak_evidence``) are segments of their own that
+say so.
+
+The confidence of a segment is the mean over its bins of the posterior probability of the state it
+is given: the share of its bins expected to be in that state. So a segment that joins two states,
+or covers bins without evidence, has less. With the coefficients ``segment_confidence`` that of a
+segment of other than one copy is the probability, calibrated on simulated cohorts, that the depth
+of its bins is that of its state (`altered_confidence`).
 """
 
 import importlib
 import itertools
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -41,14 +48,22 @@ from seqfoundry.families.copynumber.calling.hmm import (
     viterbi,
 )
 from seqfoundry.families.copynumber.calling.runs import (
+    ARRAY,
     CN1,
     SILENT,
+    WEAK,
+    Z95,
     StateRuns,
     call_states,
     describe_runs,
     drop_weak_runs,
+    estimate_copies,
+    find_arrays,
+    find_weak_runs,
+    insert_marked,
     median,
     merge_short_runs,
+    regional_sd,
     runs_of,
 )
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
@@ -60,6 +75,10 @@ LEAST_EVIDENCE = 0.5  # share of bins, below which a sample is uncallable
 _NEAR = 0.5  # ratios this near to 1 give the first spread
 _TIGHTEST, _TIGHTEST_CN0 = 0.02, 0.1  # spreads
 _TASK = 16  # samples
+LABELS = ("called", "array", "too little evidence", "not measurable")  # of segments
+_NEIGHBOURS = 0.5, 1.5  # copies of the states beside one copy
+_LEAST_ERROR, _FARTHEST = 1e-3, 12.0  # of margins
+_SLACK = 0.1  # copies by which depth may miss the bounds of a state
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +94,12 @@ class Segments:
     ratio
         Median of the ratio over bins with evidence; NaN if there are none. ``(S,)``.
     confidence
-        Mean posterior probability of ``cn``, see the module. ``(S,)``.
+        Probability of ``cn``, see the module. ``(S,)``.
+    copies, low, high
+        Estimate of the copies, of any size, with its 95 % interval (`runs.estimate_copies`); NaN
+        without evidence. ``(S,)``.
+    label
+        Number of the label in `LABELS`, ``(S,)``.
     offsets
         Segments of sample i are ``offsets[i]`` to ``offsets[i + 1]``, ``(N + 1,)``.
     evidence
@@ -91,6 +115,10 @@ class Segments:
     cn: Array
     ratio: Array
     confidence: Array
+    copies: Array
+    low: Array
+    high: Array
+    label: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     evidence: Array
     scale: Array
@@ -117,16 +145,22 @@ class Segments:
     def frame(self, bins: Bins, samples: tuple[str, ...]) -> Any:
         """Return a data frame.
 
-        Sample_id, chrom, x0, x1 (bases, half open, from 0), cn, confidence, ratio.
+        Sample_id, chrom, x0, x1 (bases, half open, from 0), cn (NaN with too little evidence),
+        confidence, ratio, copies, copies_low, copies_high and label.
         """
+        called = self.label <= LABELS.index("array")
         columns = {
             "sample_id": np.array(samples, dtype=object)[self.sample],
             "chrom": bins.chrom[self.first].astype(object),
             "x0": bins.start[self.first] - 1,
             "x1": bins.end[self.last - 1],
-            "cn": self.cn,
+            "cn": np.where(called, self.cn, np.nan),
             "confidence": self.confidence,
             "ratio": self.ratio,
+            "copies": self.copies,
+            "copies_low": self.low,
+            "copies_high": self.high,
+            "label": np.array(LABELS, dtype=object)[self.label],
         }
         return pd.DataFrame(columns)
 
@@ -275,6 +309,10 @@ class _Part(NamedTuple):
     cn: Array
     ratio: Array
     confidence: Array
+    copies: Array
+    low: Array
+    high: Array
+    label: NDArray[np.uint8]
     about: tuple[float, float, float]
 
 
@@ -344,7 +382,8 @@ def _decode(counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _
 def _call(
     counts: NDArray[np.float32], expected: NDArray[np.float32], chain: _Chain
 ) -> list[_Part]:
-    decoded, rules, found = _decode(counts, expected, chain), chain.settings, []
+    decoded = _decode(counts, expected, chain)
+    found = []
     for i in range(len(counts)):
         about = float(decoded.evidence[i]), float(decoded.scale[i]), float(decoded.spread[i])
         path = (
@@ -353,17 +392,120 @@ def _call(
             else np.full(len(chain.begins), SILENT, np.uint8)
         )
         _silence(decoded.ratio[i], chain.ends, path)
-        family = np.empty(len(path), np.int32)
-        runs = StateRuns(np.empty_like(family), np.empty_like(family), family, chain.begins)
-        n = merge_short_runs(runs, runs_of(runs, path), rules.segment_min_bins)
-        n = drop_weak_runs(
-            runs, n, decoded.ratio[i], chain.means, decoded.sds[i], rules.segment_min_evidence
-        )
-        n = call_states(runs, n, decoded.ratio[i], chain.means, rules.segment_merge)
-        ratio, confidence = describe_runs(runs, n, decoded.ratio[i], decoded.posterior[i])
-        first, last, state = runs.first[:n].copy(), runs.last[:n].copy(), runs.state[:n]
-        found.append(_Part(first, last, chain.means[state], ratio, confidence, about))
+        found.append(_segment_sample(path, expected[i], decoded, i, chain, about))
     return found
+
+
+def _segment_sample(
+    path: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    decoded: _Decoded,
+    sample: int,
+    chain: _Chain,
+    about: tuple[float, float, float],
+) -> _Part:
+    """Turn the best path of one sample into segments."""
+    rules = chain.settings
+    ratio, sds, means = decoded.ratio[sample], decoded.sds[sample], chain.means
+    states = np.empty(len(path), np.int32)
+    runs = StateRuns(np.empty_like(states), np.empty_like(states), states, chain.begins)
+    marks = np.zeros(len(path), np.uint8)
+    kind = np.zeros(len(path), np.uint8)
+    n = merge_short_runs(runs, runs_of(runs, path), rules.segment_min_bins)
+    if rules.segment_weak_evidence:
+        limits = float(rules.segment_weak_evidence), float(rules.segment_min_evidence)
+        find_weak_runs(runs, n, ratio, means, sds, limits, marks)
+    n = drop_weak_runs(runs, n, ratio, means, sds, rules.segment_min_evidence)
+    n = call_states(runs, n, ratio, means, rules.segment_merge)
+    if rules.segment_array_evidence:
+        array_limits = rules.segment_min_bins, float(rules.segment_array_evidence)
+        find_arrays(runs, path, ratio, means, sds, array_limits, marks)
+    if marks.any():
+        n = insert_marked(runs, n, ratio, means, marks, kind)
+    middle, confidence = describe_runs(runs, n, ratio, decoded.posterior[sample])
+    reads = expected.astype(np.float64) * about[1]
+    single = (path == CN1) & (ratio == ratio)
+    inverse = float(np.mean(1 / reads[single])) if single.any() else 0.0
+    dispersion = max(about[2] ** 2 - inverse, 0.0) if n else 0.0
+    regional = regional_sd(ratio, single, about[2])
+    copies, low, high = estimate_copies(runs, n, ratio, reads, dispersion, regional)
+    state = runs.state[:n]
+    size = runs.last[:n] - runs.first[:n]
+    if rules.segment_confidence:
+        altered = state != CN1
+        margin = state_margin(copies, low, high, means[state])
+        calibrated = altered_confidence(
+            margin, confidence, size, about[2], rules.segment_confidence
+        )
+        confidence = np.where(altered, calibrated, confidence)
+    undecided = (low <= _NEIGHBOURS[0]) | (high >= _NEIGHBOURS[1])
+    doubtful = (state == CN1) & ((kind[:n] == WEAK) | undecided)
+    label = np.select(
+        [np.isnan(middle), doubtful, kind[:n] == ARRAY],
+        [LABELS.index("not measurable"), LABELS.index("too little evidence"), 1],
+        0,
+    )
+    return _Part(
+        first=runs.first[:n].copy(),
+        last=runs.last[:n].copy(),
+        cn=means[state],
+        ratio=middle,
+        confidence=confidence,
+        copies=copies,
+        low=low,
+        high=high,
+        label=label.astype(np.uint8),
+        about=about,
+    )
+
+
+def state_margin(copies: Array, low: Array, high: Array, cn: Array) -> Array:
+    """Return the distance of copies to the nearest bound of their state, in standard errors.
+
+    Bounds are half way to the next state, and a tenth of a copy further. Negative where the
+    estimate lies outside; at most `_FARTHEST`.
+    """
+    states = np.array(COPY_NUMBERS)
+    edges = np.concatenate([[-np.inf], (states[1:] + states[:-1]) / 2, [np.inf]])
+    number = np.searchsorted(states, cn)
+    below = (copies - edges[number] + _SLACK) / np.maximum(copies - low, _LEAST_ERROR)
+    above = (edges[number + 1] + _SLACK - copies) / np.maximum(high - copies, _LEAST_ERROR)
+    margin = np.minimum(below, above) * Z95
+    return np.asarray(np.nan_to_num(margin, nan=0.0).clip(-_FARTHEST, _FARTHEST))
+
+
+def altered_confidence(
+    margin: Array,
+    posterior: Array,
+    size: NDArray[Any],
+    spread: Array | float,
+    coefficients: Sequence[float],
+) -> Array:
+    """Return the probability that a segment of other than one copy has the depth of its state.
+
+    ``coefficients`` are those of a logistic regression on `confidence_terms`.
+    """
+    terms = confidence_terms(margin, posterior, size, spread)
+    return np.asarray(1 / (1 + np.exp(-terms @ coefficients)))
+
+
+def confidence_terms(
+    margin: Array, posterior: Array, size: NDArray[Any], spread: Array | float
+) -> Array:
+    """Return the terms of `altered_confidence`, ``(S, 5)``.
+
+    An intercept; the margin (`state_margin`) from one to four standard errors; the logit of the
+    mean posterior probability; the logarithms of the bins and of the sample's spread at one copy.
+    """
+    share = posterior.clip(1e-4, 1 - 1e-4)
+    terms = [
+        np.ones(len(margin)),
+        (margin - 1).clip(0, 3),
+        np.log(share / (1 - share)),
+        np.log(np.maximum(size, 1)),
+        np.log(np.broadcast_to(spread, margin.shape)),
+    ]
+    return np.stack(terms, axis=1)
 
 
 def _joined(parts: list[_Part]) -> Segments:
@@ -379,6 +521,10 @@ def _joined(parts: list[_Part]) -> Segments:
         cn=flat((part.cn for part in parts), np.float64),
         ratio=flat((part.ratio for part in parts), np.float64),
         confidence=flat((part.confidence for part in parts), np.float64),
+        copies=flat((part.copies for part in parts), np.float64),
+        low=flat((part.low for part in parts), np.float64),
+        high=flat((part.high for part in parts), np.float64),
+        label=flat((part.label for part in parts), np.uint8),
         offsets=np.append(0, np.cumsum(sizes)),
         evidence=about[0],
         scale=about[1],
