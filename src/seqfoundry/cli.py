@@ -239,8 +239,8 @@ def _explain_surroundings(error: Exception) -> str:
 
     Empty for a fault of ours.
     """
-    if store_errors.of_a_store(error):  # a traceback would show a login in the URI
-        return f"tracking store: must do what was asked, got: {store_errors.reason(error)}"
+    if store_errors.is_store_error(error):  # a traceback would show a login in the URI
+        return f"tracking store: must do what was asked, got: {store_errors.explain(error)}"
     if isinstance(error, UnicodeEncodeError):
         must = f"must be text of the locale ({sys.getfilesystemencoding()})"
         return f"{error.object[:300]!a}: {must}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"

@@ -35,7 +35,7 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def store(checkout):
-    return tracking.client()
+    return tracking.connect()
 
 
 class Runs:
@@ -78,7 +78,7 @@ class Runs:
     def stored(self, run_id, folder=""):
         """Paths of the files that the store has of a run."""
         found = []
-        for entry in tracking.client().list_artifacts(run_id, folder):
+        for entry in tracking.connect().list_artifacts(run_id, folder):
             found += self.stored(run_id, entry.path) if entry.is_dir else [entry.path]
         return sorted(found)
 

@@ -275,14 +275,14 @@ def test_names_of_artefacts_do_not_lead_out(
     inside = tmp_path / "store"
     inside.mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{inside / 'mlflow.db'}")
-    opened = tracking.client()
-    run = opened.create_run(opened.get_experiment_by_name(tracking.EXPERIMENT).experiment_id).info
+    client = tracking.connect()
+    run = client.create_run(client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id).info
     artefacts = Path(run.artifact_uri.removeprefix("file://"))
     (tmp_path / "x.txt").write_text("outside")
     with contextlib.suppress(MlflowException):  # refused, or a plain name within the run
-        opened.log_text(run.run_id, "planted", name)
+        client.log_text(run.run_id, "planted", name)
     with pytest.raises(MlflowException):
-        opened.download_artifacts(run.run_id, f"{name}.absent", str(inside))
+        client.download_artifacts(run.run_id, f"{name}.absent", str(inside))
     with (
         pytest.raises(MissingError, match="must be a model of"),
         models.fetch(f"models:/m/1/{name}"),

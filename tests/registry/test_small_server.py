@@ -195,7 +195,7 @@ def test_a_reader_sees_and_changes_nothing(
     uri = servers.log_in(monkeypatch, "closed", "reader")
     refused = (
         f"tracking store {uri}: must do what was asked, got: no permission (403) for the "
-        "user reader; ask who"
+        "user reader"
     )
     assert [row["aliases"] for row in listing.models()] == ["champion"]
     with pytest.raises(TrackingError) as caught:
@@ -214,14 +214,14 @@ def test_a_server_that_fails_does_not_pass_for_one_without_a_champion(
 
     servers.log_in(monkeypatch, "open")
     opened = models.connect()
-    assert promotion._alias(opened, "nope", "champion") is None
+    assert promotion._find_alias(opened, "nope", "champion") is None
 
     def fail(*_: str) -> None:
         raise MlflowException("out of order")
 
     monkeypatch.setattr(opened, "get_model_version_by_alias", fail)
     with pytest.raises(TrackingError, match="must do what was asked, got: out of order"):
-        promotion._alias(opened, "nope", "champion")
+        promotion._find_alias(opened, "nope", "champion")
 
 
 def test_anothers_broken_off_run_is_theirs_to_end(
@@ -230,11 +230,11 @@ def test_anothers_broken_off_run_is_theirs_to_end(
     from seqfoundry.core.runs import provenance
 
     servers.log_in(monkeypatch, "closed", "trainer")
-    opened = tracking.client()
+    opened = tracking.connect()
     beyond_the_last_process = str(1 << 30)
     tags = {**provenance.process_tags(), "pid": beyond_the_last_process}
     stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
-    assert tracking.close_stale_runs(tracking.client()) == []
+    assert tracking.close_stale_runs(tracking.connect()) == []
     servers.log_in(monkeypatch, "closed", "trainer")
-    assert tracking.close_stale_runs(tracking.client()) == [stale]
+    assert tracking.close_stale_runs(tracking.connect()) == [stale]

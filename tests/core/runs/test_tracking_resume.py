@@ -249,8 +249,8 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
     assert tracking.record(
         first, metrics={"test.f1": 0.5}, tags=old, evaluation=tmp_path / "evaluate"
     )
-    opened = tracking.client()
-    genuine = getattr(opened, broken)
+    client = tracking.connect()
+    genuine = getattr(client, broken)
 
     def fail(*words, **named):
         if broken == "log_artifacts" or "metrics" in named:  # after the metrics, before the tags
@@ -259,8 +259,8 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
             raise ConnectionResetError("gone")
         genuine(*words, **named)
 
-    monkeypatch.setattr(opened, broken, fail)
-    monkeypatch.setattr(tracking, "client", lambda: opened)
+    monkeypatch.setattr(client, broken, fail)
+    monkeypatch.setattr(tracking, "connect", lambda: client)
     with pytest.raises(TrackingError, match="gone"):
         tracking.record(
             first, metrics={"test.f1": 0.75}, tags={"test.data.md5": "2.dir"}, evaluation=tmp_path

@@ -1,7 +1,4 @@
-"""YAML 1.2 as people write it by hand, from files that need not be trusted.
-
-Bounded, and without surprises.
-"""
+"""YAML 1.2 from files that need not be trusted: no objects, no merge keys, a bounded size."""
 
 import re
 from typing import Any
@@ -12,9 +9,7 @@ import yaml
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 core schema: ``1e-4`` is a number, ``yes`` and ``off`` are text.
 
-    A repeated key is an error.
-
-    So is the merge key of YAML 1.1: other readers would find keys there that we did not see.
+    A repeated key is an error. So is the merge key of YAML 1.1, which other readers would expand.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
@@ -26,9 +21,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key that is not a word", key_node.start_mark
                 )
-            if (
-                key_node.value == "<<" and not key_node.style
-            ) or key_node.tag == "tag:yaml.org,2002:merge":
+            is_plain_merge = key_node.value == "<<" and not key_node.style
+            if is_plain_merge or key_node.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, "a merge key", key_node.start_mark
                 )
