@@ -153,7 +153,7 @@ def test_what_was_not_measured_is_not_promoted(
     add_version({} if value is None else {HEADLINE: value})
     with pytest.raises(
         GateError,
-        match="must be at least 0, got (nothing; run: seqfoundry evaluate|an undefined value)",
+        match=r"must be at least 0, got (nothing; run: seqfoundry evaluate|an undefined value)",
     ):
         promotion.promote(NAME)
 

@@ -38,17 +38,7 @@ class Option(_EmptyIsAbsent, click.Option):
 
 
 class Argument(_EmptyIsAbsent, click.Argument):
-    """An argument for which an empty text means that it was not given.
-
-    Parameters
-    ----------
-    help
-        What it is; shown above the options.
-    """
-
-    def __init__(self, *words: Any, help: str = "", **settings: Any) -> None:
-        super().__init__(*words, **settings)
-        self.help = help
+    """An argument for which an empty text means that it was not given."""
 
 
 class YesNo(click.ParamType[bool]):
@@ -80,21 +70,9 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-class Command(click.Command):
-    """A command whose help lists its arguments too."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        arguments = [param for param in self.get_params(ctx) if isinstance(param, Argument)]
-        rows = [(param.make_metavar(ctx), param.help) for param in arguments if param.help]
-        if rows:
-            with formatter.section("Arguments"):
-                formatter.write_dl(rows)
-        super().format_options(ctx, formatter)
-
-
-def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command; its docstring is the help."""
-    return click.command(name, cls=Command, **settings)
+    return click.command(name, **settings)
 
 
 def argument(name: str, **settings: Any) -> Callable[[Function], Function]:
