@@ -173,9 +173,9 @@ def test_the_champion_is_measured_on_the_new_data(
     registry_store: Any, add_version: AddVersion, trained: Any, tmp_path: Path
 ) -> None:
     promotion.promote(NAME)
-    other = Path(shutil.copytree(trained.data, tmp_path / "other"))
-    (other / "notes.txt").write_text("another digest")
-    tags = {"test__data__md5": files.digest(other), "test__data__path": str(other)}
+    other_data = Path(shutil.copytree(trained.data, tmp_path / "other"))
+    (other_data / "notes.txt").write_text("another digest")
+    tags = {"test__data__md5": files.digest(other_data), "test__data__path": str(other_data)}
     assert (
         registry_store.get_run(trained.run_id).data.tags["test.data.md5"]
         != tags["test__data__md5"]
@@ -185,7 +185,7 @@ def test_the_champion_is_measured_on_the_new_data(
         promotion.promote(NAME)
     measured = registry_store.get_run(trained.run_id).data.tags
     assert measured["test.data.md5"] == tags["test__data__md5"]
-    assert measured["test.data.path"] == str(other)
+    assert measured["test.data.path"] == str(other_data)
 
 
 def test_data_that_are_gone_are_no_ground_for_a_comparison(
@@ -288,8 +288,8 @@ def test_the_name_of_the_output_folder_does_no_harm_to_the_run(
     promotion.evaluate(
         "reads", str(trained.out), trained.data, tmp_path / "model"
     )  # a name that the run has, too
-    kept = {entry.path for entry in registry_store.list_artifacts(trained.run_id, "model")}
-    assert kept == {f"model/{path.name}" for path in trained.model.iterdir()}
+    model_paths = {entry.path for entry in registry_store.list_artifacts(trained.run_id, "model")}
+    assert model_paths == {f"model/{path.name}" for path in trained.model.iterdir()}
 
 
 def test_what_dvc_leaves_of_an_evaluation_may_be_replaced(tmp_path: Path) -> None:

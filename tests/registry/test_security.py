@@ -390,12 +390,12 @@ WIDE = 1_000_000
 def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tables of a million columns, with tabs and with commas."""
     folder = tmp_path_factory.mktemp("wide")
-    made = {}
+    mapping = {}
     for separator, ending in (("\t", "tsv"), (",", "csv")):
         names = separator.join(["sequence", *(f"c{i}" for i in range(1, WIDE))])
-        made[ending] = folder / f"table.{ending}"
-        made[ending].write_text(f"{names}\n{separator.join(['A'] * WIDE)}\n")
-    return made
+        mapping[ending] = folder / f"table.{ending}"
+        mapping[ending].write_text(f"{names}\n{separator.join(['A'] * WIDE)}\n")
+    return mapping
 
 
 MESSAGE = "must have at most 10,000 columns, got 1,000,000"
@@ -450,14 +450,14 @@ def test_no_requirement_is_under_the_gpl() -> None:
         if "extra ==" not in text
     ]
     assert len(names) > 15
-    found = {name: licence(name) for name in names}
-    assert not [name for name, text in found.items() if not text]
+    licences = {name: licence(name) for name in names}
+    assert not [name for name, text in licences.items() if not text]
     strict = re.compile(
         r"(?<!L)(?<!Lesser )\bA?GPL|(?<!Lesser )General Public License", re.IGNORECASE
     )
     assert not {
         name: text
-        for name, text in found.items()
+        for name, text in licences.items()
         if strict.search(text) and "exception" not in text.lower()
     }
 

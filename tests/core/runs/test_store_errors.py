@@ -151,11 +151,11 @@ def test_only_the_user_is_left_out_of_what_is_asked(monkeypatch):
 
 
 def test_only_refusals_are_passed_over():
-    done = []
+    steps = []
     with store_errors.skipping_refusals():
-        done.append(1)
+        steps.append(1)
         raise error("Permission denied", "PERMISSION_DENIED")
-    assert done == [1]
+    assert steps == [1]
     with pytest.raises(ConnectionError, match="gone"), store_errors.skipping_refusals():
         raise error("gone")
 

@@ -124,10 +124,10 @@ def message_of(call, *args, error=ConfigError, **kwargs):
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(read_text, text, value):
-    found = read_text(f"key: {text}")["key"]
+    parsed = read_text(f"key: {text}")["key"]
 
-    assert found == value
-    assert type(found) is type(value)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_an_empty_file_has_no_settings(read_text):

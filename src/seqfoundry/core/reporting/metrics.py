@@ -266,9 +266,9 @@ def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
     return counts.astype(np.int64)
 
 
-def _rate(part: Counts, whole: Counts) -> NDArray[np.float64]:
+def _rate(part: Counts, total: Counts) -> NDArray[np.float64]:
     rate: NDArray[np.float64] = np.divide(
-        part, whole, out=np.full(whole.shape, np.nan), where=whole > 0
+        part, total, out=np.full(total.shape, np.nan), where=total > 0
     )
     return rate
 

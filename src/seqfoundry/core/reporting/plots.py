@@ -346,24 +346,24 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
             pdf.savefig(figure)
 
 
-def _label_colours(views: Sequence[ReadView], given: Mapping[str, str]) -> dict[str, str]:
+def _label_colours(views: Sequence[ReadView], chosen_colours: Mapping[str, str]) -> dict[str, str]:
     """Choose a colour for each label of the reads: the given one, else a tint of the palette."""
     labels: set[str] = set()
     for view in views:
         labels.update(map(str, view.predicted))
         if view.true is not None:
             labels.update(map(str, view.true))
-    colours = {label: colour for label, colour in given.items() if label in labels}
-    for index, label in enumerate(sorted(labels - set(given))):
+    colours = {label: colour for label, colour in chosen_colours.items() if label in labels}
+    for index, label in enumerate(sorted(labels - set(chosen_colours))):
         tint = 0.35 if index < len(PALETTE) else 0.7
         channels = to_rgb(PALETTE[index % len(PALETTE)])
         colours[label] = to_hex([tint + (1 - tint) * channel for channel in channels])
     return colours
 
 
-def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator[Figure]:
+def _read_pages(views: Sequence[ReadView], colours: Mapping[str, str]) -> Iterator[Figure]:
     """Draw the pages of the reads, one figure at a time."""
-    page = _Page(_label_colours(views, given))
+    page = _Page(_label_colours(views, colours))
     if not views:
         no_data(page.axes)
     for view in views:

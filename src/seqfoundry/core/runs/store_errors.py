@@ -26,9 +26,9 @@ def shown(uri: str) -> str:
     ``render_as_string(hide_password=True)`` shows passwords among the options, and what follows
     the first ``@`` in a password.
     """
-    scheme, slashes, rest = uri.partition("//")
-    location, _, options = rest.partition("?")
-    is_path = rest.startswith("/")  # sqlite:////home/ada@work
+    scheme, slashes, location_and_options = uri.partition("//")
+    location, _, options = location_and_options.partition("?")
+    is_path = location_and_options.startswith("/")  # sqlite:////home/ada@work
     if not is_path:
         location = location.rpartition("@")[2]
         if "@" in options:
@@ -50,8 +50,8 @@ def hide_passwords(text: str) -> str:
 def _hide_store_uri(text: str) -> str:
     """Replace the store's URI in a text by its shown form, its login and password by ``***``."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    rest = uri.partition("//")[2]
-    login = "" if rest.startswith("/") else rest.rpartition("@")[0]
+    location = uri.partition("//")[2]
+    login = "" if location.startswith("/") else location.rpartition("@")[0]
     password = login.partition(":")[2]
     replacements = {uri: shown(uri), login: "***", password: "***"}
     for secret, replacement in replacements.items():

@@ -191,17 +191,17 @@ def parse_overrides(text: str) -> dict[str, Any]:
     return nested
 
 
-def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _rejoin(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Join keys that were split at dots where ``known`` has such a key: ``test.macro_f1``."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
             nested[key] = value
-        elif key not in known and any(str(name).startswith(f"{key}.") for name in known):
+        elif key not in settings and any(str(name).startswith(f"{key}.") for name in settings):
             joined = {f"{key}.{name}": inner for name, inner in value.items()}
-            nested |= _rejoin(joined, known)
+            nested |= _rejoin(joined, settings)
         else:
-            known_below = known.get(key)
+            known_below = settings.get(key)
             if not isinstance(known_below, Mapping):
                 known_below = {}
             nested[key] = _rejoin(value, known_below)
