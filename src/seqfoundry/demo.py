@@ -92,8 +92,8 @@ def run_all(profile: str, *, again: bool = False) -> str:
     if failed:
         log.info("%s", table)
         raise SeqfoundryError(
-            f"demo: every family must finish, got a fault in {', '.join(failed)} (its message is "
-            "above)"
+            f"demo: every family must finish, got a fault in {', '.join(failed)}, whose message "
+            "stands above; when that is mended, the same command goes on"
         )
     return table
 
@@ -114,7 +114,7 @@ def _check_profile(root: Path, families: Sequence[str], profile: str) -> None:
             profiles = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise MissingError(
                 f"--profile {profile}: must name settings of the family {family}, got none; "
-                f"files: {profiles}"
+                f"there are: {profiles}"
             )
 
 

@@ -54,6 +54,10 @@ def kill_after(watched: Path, pattern: str, words: Sequence[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def is_time(name: str) -> bool:
+    return "second" in name or name.endswith("_per_s")
+
+
 def model_files(out: Path) -> dict[str, bytes]:
     """Read all files of the model but the record of its run."""
     folder = out / "model"
@@ -65,12 +69,12 @@ def history(out: Path) -> list[dict[str, str]]:
     """Read the history without its times."""
     with (out / "history.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    return [{key: row[key] for key in row if "seconds" not in key} for row in rows]
+    return [{key: row[key] for key in row if not is_time(key)} for row in rows]
 
 
 def metrics(out: Path) -> dict[str, float]:
     content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if "seconds" not in key}
+    return {key: value for key, value in content.items() if not is_time(key)}
 
 
 @pytest.mark.slow

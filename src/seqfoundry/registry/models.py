@@ -90,7 +90,10 @@ def _find_model_folder(folder: Path, reference: str) -> Path:
                 model_safety.refuse_links(package)
                 model_safety.check_sums(package)
             return candidate
-    raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
+    raise ModelError(
+        f"{reference}: must be a model folder with {SERVED}, got one without; name the folder "
+        "model/ of a run, or an exported model"
+    )
 
 
 def _find_package(folder: Path) -> Path | None:
@@ -181,7 +184,8 @@ def read_serving(folder: Path, *, family: str = "", reference: str = "") -> Serv
             raise ValueError(f"family must be one of {', '.join(all_families())}, got {name!r}")
         if family and name != family:
             raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {name}"
+                f"{reference}: must be a model of the family {family}, got one of {name}; use the "
+                f"commands of {name}"
             )
         return find_family(name).serving_class.from_record(record, str(path))
 
@@ -206,7 +210,7 @@ def register(family: str, run_id: str) -> str:
     if recorded_family(run.data.tags) != family:
         raise InputError(
             f"run {run_id}: must be a run of the family {family}, got "
-            f"{recorded_family(run.data.tags)}"
+            f"{recorded_family(run.data.tags)}; name that family"
         )
     if run.info.status != "FINISHED":
         raise InputError(
@@ -252,7 +256,8 @@ def _check_owner(client: "MlflowClient", name: str, family: str) -> None:
             return
     if owner != family:
         raise ModelError(
-            f"registered model {name}: must be of the family {family}, got one of {owner}"
+            f"registered model {name}: must be of the family {family}, got one of {owner}; set "
+            "another registered_name"
         )
 
 
@@ -421,8 +426,9 @@ class Loaded:
 
         ``params`` are the family's own.
         """
-        answer: pd.DataFrame = self.predictor.predict(frame, params)
-        return answer
+        if not params:
+            return self.predictor.predict(frame)
+        return self.predictor.predict(frame, params)
 
 
 class _Predictor:
@@ -432,8 +438,10 @@ class _Predictor:
         self._serve = find_family(family).module("serve")
         self._model = self._serve.load(folder)
 
-    def predict(self, frame: pd.DataFrame, params: Mapping[str, Any]) -> pd.DataFrame:
-        answer: pd.DataFrame = self._serve.predict(self._model, frame, **params)
+    def predict(
+        self, frame: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        answer: pd.DataFrame = self._serve.predict(self._model, frame, **(params or {}))
         return answer
 
 
@@ -472,7 +480,10 @@ def export(reference: str, folder: Path) -> None:
     import shutil
 
     if not reference.startswith("models:/"):
-        raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise MissingError(
+            f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION, got another form; "
+            "seqfoundry models lists them"
+        )
     with files.atomic_folder(folder) as target, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
         no_bytecode = shutil.ignore_patterns("__pycache__")

@@ -96,7 +96,10 @@ def _check_out(out: Path) -> None:
         entry.name == "plots" or entry.suffix == ".pdf" for entry in entries
     )
     if entries and not is_leftover and not (out / "evaluation.txt").is_file():
-        raise OutputError(f"{out}: must be new, empty or an earlier evaluation, got other files")
+        raise OutputError(
+            f"{out}: must be new, empty or an earlier evaluation, got other files; choose another "
+            "--out"
+        )
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: must be writable, got {nearest}, which is not")
@@ -158,7 +161,8 @@ def _take_over(
     if champion is not None and not faults:
         faults = _champion_faults(client, run, champion, force=force)
     if faults and not force:
-        raise GateError(f"{name} version {number}: " + "; ".join(faults))
+        advice = "train a better one, or promote it all the same with --force"
+        raise GateError(f"{name} version {number}: {'; '.join(faults)}; {advice}")
     with tracking.as_tracking_error():
         if faults:
             client.set_model_version_tag(name, number, FORCED, "; ".join(faults)[:_LONGEST_TAG])
@@ -194,7 +198,8 @@ def _find_version(client: "MlflowClient", name: str, version: str | None) -> "Mo
         candidate = _find_alias(client, name, models.CANDIDATE)
         if candidate is None:
             raise MissingError(
-                f"{name}: must have a version with the alias {models.CANDIDATE}, got none"
+                f"{name}: must have a version with the alias {models.CANDIDATE}, got none; name "
+                "one with --version"
             )
         return candidate
     try:
@@ -300,7 +305,10 @@ def _measure_champion(
     data_digest = files.digest(path)
     if data_digest != digest:
         wanted = digest or "(unknown)"
-        raise InputError(f"{path}: must have the digest {wanted}, got {data_digest}")
+        raise InputError(
+            f"{path}: must have the digest {wanted}, got {data_digest}; restore these data, or "
+            "evaluate both versions on others"
+        )
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as out:
         reference = f"models:/{champion.name}/{champion.version}"
         family = str(recorded_family(tags))

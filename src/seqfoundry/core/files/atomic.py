@@ -179,7 +179,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
             held = file_lock.acquire()
         except Timeout:
             raise OutputError(
-                f"{path}: must be free, got a lock that another process holds"
+                f"{path}: must be free, got a lock that another process holds; wait for it"
             ) from None
     with held:
         yield
@@ -245,7 +245,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if path.is_file():
             raise OutputError(f"{path}: must be a new or empty folder, got a file")
         if path.is_dir() and any(path.iterdir()) and not replace:
-            raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+            raise OutputError(
+                f"{path}: must be a new or empty folder, got one with content; choose another"
+            )
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -272,7 +274,9 @@ def partial_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{path}: must be a new or empty folder, got a file")
     has_content = path.is_dir() and any(path.iterdir())
     if has_content and not (overwrite and run_in(path)):
-        raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+        raise OutputError(
+            f"{path}: must be a new or empty folder, got one with content; choose another"
+        )
     with lock(path.with_name(f".{path.name}.lock"), wait=False):
         yield path.with_name(f".{path.name}.partial")
 
@@ -320,7 +324,9 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
             _remove_temporary(folder)
         return
     if owner is None:
-        raise OutputError(f"{folder}: must be a new or empty folder, got one with other files")
+        raise OutputError(
+            f"{folder}: must be a new or empty folder, got one with other files; choose another"
+        )
     if not overwrite:
         wanted = f"be empty or hold run {run_id}" if run_id else "be empty"
         raise OutputError(

@@ -71,7 +71,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: must be a readable settings file, got: {error.strerror}"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: must be UTF-8 text, got other bytes") from None
+        raise ConfigError(
+            f"{path}: must be UTF-8 text, got other bytes; save it as UTF-8"
+        ) from None
     try:
         content = yaml12.load(text)
     except yaml.MarkedYAMLError as error:
@@ -299,7 +301,7 @@ def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
         legal = _legal_keys(cls, location[:-1])
         return f"{where}: {key} must be a known key, got an unknown one; legal: {', '.join(legal)}"
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{where}: {key} must be given, got nothing"
+        return f"{where}: {key} must be given, got nothing; add it to the file"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         if not message.startswith(key):
