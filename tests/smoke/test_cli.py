@@ -224,7 +224,7 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("data", "check", "--update"), "data check: must stand alone, got --update"),
         (
             ("main", "--profile", "nope"),
-            "--profile nope: must name settings of the family reads, got none; files: demo",
+            "--profile nope: must name settings of the family reads, got none; there are: demo",
         ),
         (("export", "folder", "x"), "folder: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         (
