@@ -127,20 +127,20 @@ class Steps:
         assert tracking.record(self.run_id(family), metrics=metrics, tags=tags, evaluation=out)
 
     def register(self, family: str, options: dict[str, str]) -> None:
-        opened = models.connect()
+        client = models.connect()
         name = self.name(family)
-        if not opened.search_registered_models(f"name = '{name}'"):
-            opened.create_registered_model(name)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
         run_id = options["--run"]
         assert run_id == self.run_id(family)
-        version = opened.create_model_version(
+        version = client.create_model_version(
             name, f"runs:/{run_id}/model", run_id=run_id, tags={"gates": "passed"}
         )
-        opened.set_registered_model_alias(name, "candidate", version.version)
+        client.set_registered_model_alias(name, "candidate", version.version)
 
     def promote(self, family: str, options: dict[str, str]) -> None:
-        opened = models.connect()
-        opened.set_registered_model_alias(options["promote"], "champion", options["--version"])
+        client = models.connect()
+        client.set_registered_model_alias(options["promote"], "champion", options["--version"])
 
     def answer(self, family: str, options: dict[str, str]) -> None:
         files.write_json(
@@ -181,7 +181,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("templates")
     _write_project(folder / "before" / "project")
     with _inside(folder / "before"):
-        tracking.client()
+        tracking.connect()
     shutil.copytree(folder / "before", folder / "after")
     with _inside(folder / "after"):
         demo.run_all("demo")
@@ -204,9 +204,9 @@ def done(templates: Path, tmp_path: Path) -> Iterator[Steps]:
 
 
 def _runs() -> set[str]:
-    opened = tracking.client()
-    experiments = [tracking.experiment_id(opened)]
-    return {run.info.run_id for run in opened.search_runs(experiments, max_results=5000)}
+    client = tracking.connect()
+    experiments = [tracking.experiment_id(client)]
+    return {run.info.run_id for run in client.search_runs(experiments, max_results=5000)}
 
 
 def test_everything_is_done_in_order_and_shown(steps: Steps) -> None:
@@ -402,13 +402,13 @@ def test_a_first_version_that_is_not_promoted_is_a_fault(steps: Steps) -> None:
 
 
 def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Steps) -> None:
-    opened = models.connect()
+    client = models.connect()
     name = done.name("vdj")
-    opened.delete_registered_model_alias(name, "champion")
-    other = opened.create_model_version(
+    client.delete_registered_model_alias(name, "champion")
+    other = client.create_model_version(
         name, "runs:/x/model", run_id="0" * 32, tags={"gates": "passed"}
     )
-    opened.set_registered_model_alias(name, "candidate", other.version)
+    client.set_registered_model_alias(name, "candidate", other.version)
 
     demo.run_all("demo")
 
@@ -416,15 +416,15 @@ def test_the_version_of_this_run_is_promoted_and_not_another_candidate(done: Ste
 
 
 def test_a_registration_that_broke_off_is_done_again(done: Steps) -> None:
-    opened = models.connect()
+    client = models.connect()
     name = done.name("vdj")
-    opened.delete_registered_model_alias(name, "champion")
-    opened.delete_model_version_tag(name, "1", "gates")  # register writes it after the alias
+    client.delete_registered_model_alias(name, "champion")
+    client.delete_model_version_tag(name, "1", "gates")  # register writes it after the alias
 
     demo.run_all("demo")
 
     assert done.published == [("vdj", verb) for verb in PUBLISHED["vdj"]]
-    assert str(opened.get_model_version_by_alias(name, "champion").version) == "2"
+    assert str(client.get_model_version_by_alias(name, "champion").version) == "2"
 
 
 def test_a_store_that_fails_is_no_reason_to_train(
@@ -448,12 +448,12 @@ def test_training_runs_are_children_of_one_run(
     before = _runs()
     demo.run_all("demo")
 
-    opened = tracking.client()
+    client = tracking.connect()
     trained = {steps.run_id(family) for family in FAMILIES}
     (parent_id,) = _runs() - before - trained
-    parent = opened.get_run(parent_id)
+    parent = client.get_run(parent_id)
     assert (parent.info.run_name, parent.info.status) == ("demo-demo", "FINISHED")
-    assert {opened.get_run(run).data.tags["mlflow.parentRunId"] for run in trained} == {parent_id}
+    assert {client.get_run(run).data.tags["mlflow.parentRunId"] for run in trained} == {parent_id}
     assert parent.data.tags["run.vdj"] == steps.run_id("vdj")
     assert "trained here" in parent.data.tags["mlflow.note.content"]
 
@@ -463,21 +463,21 @@ def test_a_skipped_stage_is_linked_to_the_run_that_made_it(done: Steps) -> None:
     demo.run_all("demo")
 
     (parent_id,) = _runs() - before
-    tags = tracking.client().get_run(parent_id).data.tags
+    tags = tracking.connect().get_run(parent_id).data.tags
     assert tags["run.vdj"] == done.run_id("vdj")
     assert f"runs/{done.run_id('vdj')}), trained earlier" in tags["mlflow.note.content"]
 
 
 def test_the_run_of_mlflow_run_is_the_parent(done: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = tracking.client()
-    run_id = opened.create_run(tracking.experiment_id(opened), run_name="other").info.run_id
+    client = tracking.connect()
+    run_id = client.create_run(tracking.experiment_id(client), run_name="other").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     before = _runs()
 
     demo.run_all("demo")
 
     assert _runs() == before
-    parent = opened.get_run(run_id)
+    parent = client.get_run(run_id)
     assert (parent.info.run_name, parent.info.status) == ("demo-demo", "FINISHED")
 
 
@@ -490,7 +490,7 @@ def test_a_failed_pipeline_is_a_failed_run(steps: Steps) -> None:
         demo.run_all("demo")
 
     (parent_id,) = _runs() - before
-    assert tracking.client().get_run(parent_id).info.status == "FAILED"
+    assert tracking.connect().get_run(parent_id).info.status == "FAILED"
 
 
 def test_a_request_to_stop_ends_everything(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

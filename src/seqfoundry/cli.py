@@ -102,7 +102,7 @@ def program() -> None:
     """
 
 
-@program.command("data", cls=command_line.Command)
+@program.command("data")
 @command_line.argument(
     "action", type=command_line.Choice(("build", "check")), help="Build data/, or compare it."
 )
@@ -125,7 +125,7 @@ for _verb, _help in FAMILY_VERBS.items():
     program.add_command(_Verb(_verb, help=_help, short_help=_help))
 
 
-@program.command("register", cls=command_line.Command)
+@program.command("register")
 @command_line.argument("family", required=False, help="A family; not needed with --zoo.")
 @command_line.option("--run", metavar="RUN", help="A run id, or a folder with run.json.")
 @command_line.option("--zoo", "zoo_name", metavar="NAME", help="A model of the zoo.")
@@ -145,7 +145,7 @@ def register(family: str | None, run: str | None, zoo_name: str | None) -> Any:
     return models.register(find_family(family).name, models.run_id_of(str(run)))
 
 
-@program.command("zoo", cls=command_line.Command)
+@program.command("zoo")
 @command_line.argument("names", nargs=-1, required=False, help="Models of the zoo.")
 @command_line.flag("--build", help="Train, evaluate and record them anew (make zoo).")
 def zoo(names: tuple[str, ...], build: bool) -> Any:
@@ -176,7 +176,7 @@ def _headline_of(entry: Any) -> str:
     return f"{text} ({entry.metrics[f'{name}.low']:.4g} to {entry.metrics[f'{name}.high']:.4g})"
 
 
-@program.command("promote", cls=command_line.Command)
+@program.command("promote")
 @command_line.argument("name", help="A registered model.")
 @command_line.option("--version", metavar="N", help="Another version than the candidate.")
 @command_line.flag("--force", help="Promote whatever the gates say; recorded as a tag.")
@@ -187,7 +187,7 @@ def promote(name: str, version: str | None, force: bool) -> Any:
     return promotion.promote(name, version=version, force=force)
 
 
-@program.command("models", cls=command_line.Command)
+@program.command("models")
 @command_line.argument("uri", required=False, help="models:/NAME@ALIAS or models:/NAME/VERSION.")
 def models(uri: str | None) -> Any:
     """List registered models, or the columns of one."""
@@ -204,7 +204,7 @@ def models(uri: str | None) -> Any:
     return text_table(list(listed[0]), [list(row.values()) for row in listed])
 
 
-@program.command("export", cls=command_line.Command)
+@program.command("export")
 @command_line.argument("uri", help="models:/NAME@ALIAS or models:/NAME/VERSION.")
 @command_line.argument("folder", type=command_line.PATH, metavar="DIR", help="Folder to write.")
 def export(uri: str, folder: Path) -> Any:
@@ -239,8 +239,8 @@ def _explain_surroundings(error: Exception) -> str:
 
     Empty for a fault of ours.
     """
-    if store_errors.of_a_store(error):  # a traceback would show a login in the URI
-        return f"tracking store: must do what was asked, got: {store_errors.reason(error)}"
+    if store_errors.is_store_error(error):  # a traceback would show a login in the URI
+        return f"tracking store: must do what was asked, got: {store_errors.explain(error)}"
     if isinstance(error, UnicodeEncodeError):
         must = f"must be text of the locale ({sys.getfilesystemencoding()})"
         return f"{error.object[:300]!a}: {must}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"

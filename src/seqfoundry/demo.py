@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,14 @@ def run_all(profile: str, *, again: bool = False) -> str:
     with files.lock(root / "build" / "demo.lock"):
         _work_without_git(root)
         project = root if profile == PROFILE else _nested_project(root, profile)
-        opened = tracking.client()
-        parent_id = tracking.open_parent(opened, f"demo-{profile}")
+        client = tracking.connect()
+        parent_id = tracking.open_parent(client, f"demo-{profile}")
         os.environ.pop("MLFLOW_RUN_ID", None)  # of `mlflow run`: no step must write into it
         has_failed = True
         try:
             pipeline = Pipeline(project, families, parent_id)
             faults = pipeline.reproduce(again=again)
-            tracking.describe_parent(opened, parent_id, _trained_runs(project, faults))
+            tracking.describe_parent(client, parent_id, _trained_runs(project, faults))
             rows: list[Sequence[str]] = []
             for family in families:
                 results = Results(root, project, family)
@@ -87,13 +87,13 @@ def run_all(profile: str, *, again: bool = False) -> str:
             failed = [family for family, fault in faults.items() if fault]
             has_failed = bool(failed)
         finally:
-            tracking.close_parent(opened, parent_id, failed=has_failed)
+            tracking.close_parent(client, parent_id, failed=has_failed)
     table = text_table(_COLUMNS, rows)
     if failed:
         log.info("%s", table)
         raise SeqfoundryError(
-            f"demo: every family must finish, got a fault in {', '.join(failed)} (its message is "
-            "above)"
+            f"demo: every family must finish, got a fault in {', '.join(failed)}, whose message "
+            "stands above; when that is mended, the same command goes on"
         )
     return table
 
@@ -114,7 +114,7 @@ def _check_profile(root: Path, families: Sequence[str], profile: str) -> None:
             profiles = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise MissingError(
                 f"--profile {profile}: must name settings of the family {family}, got none; "
-                f"files: {profiles}"
+                f"there are: {profiles}"
             )
 
 
@@ -243,13 +243,14 @@ class Pipeline:
             "SEQFOUNDRY_PARENT_RUN_ID": self.parent_id,
         }
 
-    def _follow(self, lines: Any) -> None:
+    def _follow(self, lines: Iterable[str]) -> None:
         """Pass DVC's lines on, and add up the time of each family's stages."""
         family = ""
         start = time.monotonic()
         for line in lines:
             sys.stderr.write(line)
-            if match := _RUNNING.match(line):
+            match = _RUNNING.match(line)
+            if match:
                 self.seconds[family] += time.monotonic() - start
                 family = match["family"]
                 start = time.monotonic()
@@ -282,12 +283,12 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _run_id(project: Path, family: str) -> str:
-    """Id of the run whose results lie in a family's folder; empty where there is none."""
+    """Return the id of the run whose results lie in a family's folder; empty for none."""
     return str(files.run_in(project / "build" / family / "train").get("run_id", ""))
 
 
 def _trained_runs(project: Path, faults: dict[str, str]) -> dict[str, str]:
-    """Run id of each family that was trained and evaluated, now or earlier."""
+    """Return the run id of each family that was trained and evaluated, now or earlier."""
     return {family: _run_id(project, family) for family, fault in faults.items() if not fault}
 
 
@@ -352,18 +353,20 @@ def _publish(results: Results, *, again: bool) -> str:
     family = results.family
     step = "register"
     try:
-        if not listing.version_of(results.run_id) and (
-            status := results.run("register", family, "--run", results.run_id)
-        ):
-            return f"register failed with status {status}"
+        if not listing.version_of(results.run_id):
+            status = results.run("register", family, "--run", results.run_id)
+            if status:
+                return f"register failed with status {status}"
         step = "promote"
-        if fault := _promote(results):
+        fault = _promote(results)
+        if fault:
             return fault
         for example in find_family(family).examples:
             step = example.out
             if not again and _is_answered(results, example):
                 continue
-            if status := _answer(results, example):
+            status = _answer(results, example)
+            if status:
                 return f"{example.out} failed with status {status}"
     except InterruptedRunError:
         raise
@@ -413,10 +416,7 @@ def _is_answered(results: Results, example: Example) -> bool:
 
 
 def _table_rows(results: Results, fault: str, seconds: float) -> Iterator[Sequence[str]]:
-    """Lines of the table for a family: a metric of its champion each.
-
-    What failed, or was refused, comes first.
-    """
+    """Yield the table's lines of a family: what failed or was refused, then a metric each."""
     name = ""
     version = ""
     metrics: list[str] = []

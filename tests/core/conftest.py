@@ -19,11 +19,11 @@ SETTINGS = {
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder that looks like the project, as working directory."""
-    made = tmp_path / "project"
-    (made / "params").mkdir(parents=True)
-    (made / "MLproject").write_text("name: x\n", encoding="utf-8")
-    monkeypatch.chdir(made)
-    return made
+    project = tmp_path / "project"
+    (project / "params").mkdir(parents=True)
+    (project / "MLproject").write_text("name: x\n", encoding="utf-8")
+    monkeypatch.chdir(project)
+    return project
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def store(checkout):
-    return tracking.client()
+    return tracking.connect()
 
 
 class Runs:
@@ -58,16 +58,16 @@ class Runs:
 
     def broken(self, kind, work, out=None):
         """Run, and message of the error, of a run whose ``work(run)`` does not end well."""
-        seen = []
+        runs = []
 
         def train():
             with self.start(out) as run:
-                seen.append(run)
+                runs.append(run)
                 work(run)
 
         with pytest.raises(kind) as caught:
             train()
-        return seen[0], str(caught.value)
+        return runs[0], str(caught.value)
 
     def refused(self, kind, out=None, **options):
         """Message with which a run is refused before it begins."""
@@ -77,10 +77,10 @@ class Runs:
 
     def stored(self, run_id, folder=""):
         """Paths of the files that the store has of a run."""
-        found = []
-        for entry in tracking.client().list_artifacts(run_id, folder):
-            found += self.stored(run_id, entry.path) if entry.is_dir else [entry.path]
-        return sorted(found)
+        paths = []
+        for entry in tracking.connect().list_artifacts(run_id, folder):
+            paths += self.stored(run_id, entry.path) if entry.is_dir else [entry.path]
+        return sorted(paths)
 
 
 @pytest.fixture

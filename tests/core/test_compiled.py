@@ -31,7 +31,7 @@ def test_without_a_home_and_from_a_read_only_folder_kernels_compile(tmp_path: Pa
         "    @classmethod\n    def from_function(cls, function, path): return None\n"
         "CacheImpl._locator_classes = [_Nowhere]\n" + CODE
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "42\n", done.stderr
+    assert process.stdout == "42\n", process.stderr

@@ -7,7 +7,7 @@ import pytest
 import seqfoundry.core
 
 MODULES = [
-    f"seqfoundry.core.{found.name}" for found in pkgutil.iter_modules(seqfoundry.core.__path__)
+    f"seqfoundry.core.{module.name}" for module in pkgutil.iter_modules(seqfoundry.core.__path__)
 ]
 WITH_EXAMPLES = [
     name

@@ -12,7 +12,7 @@ from seqfoundry.engine.local import Progress, overlap
 
 
 def test_answers_arrive_in_order_and_steps_overlap() -> None:
-    seen: list[int] = []
+    answers: list[int] = []
     names: set[str] = set()
 
     def source() -> Iterator[int]:
@@ -22,12 +22,12 @@ def test_answers_arrive_in_order_and_steps_overlap() -> None:
     def sink(item: int) -> None:
         names.add(threading.current_thread().name)
         time.sleep(0.001 * (item % 3))
-        seen.append(item)
+        answers.append(item)
 
     overlap(source(), lambda item: item * item, sink)
-    assert seen == [item * item for item in range(50)]
+    assert answers == [item * item for item in range(50)]
     assert names == {"job-read", "job-write"}
-    overlap([], str, seen.append)
+    overlap([], str, answers.append)
 
 
 @pytest.mark.parametrize("step", ["source", "work", "sink"])
@@ -38,17 +38,17 @@ def test_a_fault_of_any_step_ends_all(step: str, fault: type[BaseException]) -> 
             raise fault("seven")
         return item
 
-    done: list[int] = []
+    answers: list[int] = []
     start = time.monotonic()
     with pytest.raises(fault, match="seven"):
         overlap(
             (fail("source", item) for item in range(10_000)),
             lambda item: fail("work", item),
-            lambda item: done.append(fail("sink", item)),
+            lambda item: answers.append(fail("sink", item)),
         )
     assert time.monotonic() - start < 3
-    assert done == list(range(len(done)))
-    assert len(done) <= 7
+    assert answers == list(range(len(answers)))
+    assert len(answers) <= 7
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("job-")]
 
 

@@ -53,10 +53,10 @@ def kill(work: Work, out: Path) -> list[str]:
     words = [json.dumps(CHUNK_SIZES), str(CALLS), *work.command(out)]
     threads = os.environ.get("OMP_NUM_THREADS", "1")  # last digits depend on it
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": threads}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", KILLED, *words], env=environment, capture_output=True, check=False
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert not out.exists()
     return finished_parts(out)
 

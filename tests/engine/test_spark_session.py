@@ -32,11 +32,11 @@ def test_without_pyspark_or_java_a_line_says_what_to_do(
         spark_session.session("local[2]").__enter__()
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()
-    for said, wanted in (
+    for version_text, wanted in (
         ('openjdk version "1.8.0_402"', r"java: openjdk version \"1\.8"),
         ("no JVM", "java: no JVM"),
     ):
-        java.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+        java.write_text(f"#!/bin/sh\necho '{version_text}' >&2\n")
         java.chmod(0o755)
         with pytest.raises(MissingError, match=f"needs Java 17 or newer, got .*{wanted}"):
             spark_session.check_master("local[2]")

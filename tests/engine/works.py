@@ -24,9 +24,9 @@ class Work:
     model: str
     options: tuple[str, ...] = ()
 
-    def command(self, out: Path, *more: str) -> list[str]:
-        given = [str(self.source), "--model", self.model, "--out", str(out)]
-        return [*self.words, *given, *self.options, *more]
+    def command(self, out: Path, *options: str) -> list[str]:
+        words = [str(self.source), "--model", self.model, "--out", str(out)]
+        return [*self.words, *words, *self.options, *options]
 
 
 WORKS = ("reads", "copynumber", "vdj", "activity", "variants", "mutagenesis", "attribution")

@@ -51,7 +51,7 @@ class Trained:
 def environment(database: Path) -> dict[str, str]:
     """Variables of a process of ours with its own tracking store."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "PATH": path}
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": "src", "PATH": path}
     quiet = {
         "CUDA_VISIBLE_DEVICES": "",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -62,7 +62,7 @@ def environment(database: Path) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
     }
-    return inherited | own | quiet
+    return inherited | variables | quiet
 
 
 def run_cli(*words: str, database: Path) -> subprocess.CompletedProcess[str]:
@@ -112,9 +112,9 @@ def smoke_run(shared: Path, smoke_data: Path) -> Path:
             "--out",
             str(out),
         )
-        done = run_cli(*words, database=shared / "template.db")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["out"] == str(out)
+        process = run_cli(*words, database=shared / "template.db")
+        assert process.returncode == 0, process.stderr
+        assert json.loads(process.stdout)["out"] == str(out)
     return out
 
 

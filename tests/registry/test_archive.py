@@ -68,7 +68,7 @@ def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "CUDA_VISIBLE_DEVICES": ""}
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", ASK_BY_MLFLOW_ALONE, str(model)],
         cwd=tmp_path,
         env=environment,
@@ -77,15 +77,15 @@ def test_plain_mlflow_gives_the_recorded_answer(archive: Path, tmp_path: Path) -
         check=False,
     )
 
-    assert done.returncode == 0, done.stderr
-    assert same(json.loads(done.stdout), recorded)
+    assert process.returncode == 0, process.stderr
+    assert same(json.loads(process.stdout), recorded)
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_installed_source_gives_the_recorded_answer(archive: Path, tmp_path: Path) -> None:
     model, recorded = unpack(archive, tmp_path)
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", ASK_INSTALLED, archive.stem.partition("-")[0], str(model)],
         cwd=tmp_path,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SOURCE)},
@@ -94,8 +94,8 @@ def test_the_installed_source_gives_the_recorded_answer(archive: Path, tmp_path:
         check=False,
     )
 
-    assert done.returncode == 0, done.stderr
-    assert same(json.loads(done.stdout), recorded)
+    assert process.returncode == 0, process.stderr
+    assert same(json.loads(process.stdout), recorded)
 
 
 def test_there_is_an_archive_of_every_family() -> None:

@@ -158,9 +158,9 @@ def test_the_page_of_a_model() -> None:
 
 def test_what_is_published(registry_store: Any, trained: Any) -> None:
     name = "reads-10x3p_sc_ont_016"
-    found = registry_store.get_run(trained.run_id)
-    card.publish(registry_store, found, SERVING, name, "1")
-    card.annotate_run(registry_store, found)
+    run = registry_store.get_run(trained.run_id)
+    card.publish(registry_store, run, SERVING, name, "1")
+    card.annotate_run(registry_store, run)
     version, model = (
         registry_store.get_model_version(name, "1"),
         registry_store.get_registered_model(name),

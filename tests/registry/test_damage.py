@@ -90,7 +90,7 @@ def test_a_damaged_package_is_told_or_read(
     content = yaml.safe_load((exported / "MLmodel").read_text()) | changes
     (exported / "MLmodel").write_text(yaml.safe_dump(content))
     (tmp_path / "reads.fa").write_text(">a\nACGT\n")
-    told = []
+    messages = []
     words = [
         "annotate",
         "reads",
@@ -106,10 +106,10 @@ def test_a_damaged_package_is_told_or_read(
             for line in capsys.readouterr().err.splitlines()
             if line.startswith("seqfoundry: ")
         ]
-        told.append((status, len(lines)))
+        messages.append((status, len(lines)))
         assert all(str(exported) in line and len(line) < 1000 for line in lines)
-    assert set(told) <= {(0, 0), (2, 1)}
-    assert (2, 1) in told or "signature" not in changes
+    assert set(messages) <= {(0, 0), (2, 1)}
+    assert (2, 1) in messages or "signature" not in changes
 
 
 @pytest.fixture

@@ -75,9 +75,9 @@ def test_the_folder_answers_without_this_project(exported: Path, tmp_path: Path)
         sysconfig.get_paths()["purelib"],
         str(exported),
     ]
-    kept = ("PATH", "HOME", "XDG_CACHE_HOME")
-    bare = {key: os.environ[key] for key in kept if key in os.environ}
-    done = subprocess.run(
+    inherited = ("PATH", "HOME", "XDG_CACHE_HOME")
+    bare = {key: os.environ[key] for key in inherited if key in os.environ}
+    process = subprocess.run(
         [*command, json.dumps(READS)],
         cwd=tmp_path,
         env={**bare, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -85,14 +85,14 @@ def test_the_folder_answers_without_this_project(exported: Path, tmp_path: Path)
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    there = json.loads(done.stdout.splitlines()[-1])
-    here = models.load("reads", str(exported)).predict(pd.DataFrame({"sequence": READS}))
-    expected = json.loads(here.to_json(orient="split", double_precision=15))
+    assert process.returncode == 0, process.stderr[-2000:]
+    answer_of_folder = json.loads(process.stdout.splitlines()[-1])
+    answer = models.load("reads", str(exported)).predict(pd.DataFrame({"sequence": READS}))
+    expected = json.loads(answer.to_json(orient="split", double_precision=15))
     pd.testing.assert_frame_equal(
-        pd.DataFrame(**there), pd.DataFrame(**expected), rtol=1e-5, atol=1e-5
+        pd.DataFrame(**answer_of_folder), pd.DataFrame(**expected), rtol=1e-5, atol=1e-5
     )
-    assert there["data"][0][0] == len(READS[0])
+    assert answer_of_folder["data"][0][0] == len(READS[0])
 
 
 def test_a_folder_with_content_is_not_touched(registry_store: Any, tmp_path: Path) -> None:

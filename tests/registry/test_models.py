@@ -298,14 +298,14 @@ def test_a_model_of_another_version_of_the_package_is_loaded_with_a_warning(
 
 
 def test_damaged_exports_are_refused_by_name(registry_store: Any, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    store.export(CANDIDATE, whole)
+    exported = tmp_path / "whole"
+    store.export(CANDIDATE, exported)
     for name, content, message in (
         ("MLmodel", "{", "MLmodel: must have the SHA-256"),
         ("artifacts/model/weights.h5", None, "got no such file"),
         ("pyfunc_adapter.py", None, "got no such file"),
     ):
-        broken = Path(shutil.copytree(whole, tmp_path / name.replace("/", "-")))
+        broken = Path(shutil.copytree(exported, tmp_path / name.replace("/", "-")))
         (broken / name).unlink()
         if content is not None:
             (broken / name).write_text(content)

@@ -23,8 +23,8 @@ HEADLINE = "test.macro_f1"
 AddVersion = Callable[..., str]
 
 
-def _alias(opened: Any, alias: str) -> str:
-    return str(opened.get_model_version_by_alias(NAME, alias).version)
+def _alias(client: Any, alias: str) -> str:
+    return str(client.get_model_version_by_alias(NAME, alias).version)
 
 
 def test_the_first_candidate_that_passes_becomes_champion(registry_store: Any) -> None:
@@ -100,10 +100,10 @@ def test_of_two_promotions_at_the_same_moment_the_better_stays(
     middle, best = add_version({HEADLINE: 0.8}), add_version({HEADLINE: 0.9})
     set_alias = type(registry_store).set_registered_model_alias
 
-    def while_another_promotes(opened: Any, name: str, alias: str, version: str) -> None:
-        set_alias(opened, name, alias, version)
+    def while_another_promotes(client: Any, name: str, alias: str, version: str) -> None:
+        set_alias(client, name, alias, version)
         if alias == "champion":
-            set_alias(opened, name, alias, best)
+            set_alias(client, name, alias, best)
 
     monkeypatch.setattr(type(registry_store), "set_registered_model_alias", while_another_promotes)
     with pytest.raises(GateError, match=rf"the champion \(version {best}, 0\.9\), got 0\.8"):
@@ -125,7 +125,7 @@ def test_a_store_that_fails_gives_no_verdict(
     def fail(*_: Any) -> None:
         raise TrackingError("tracking store x: must do what was asked, got: out of order")
 
-    monkeypatch.setattr(promotion, "_champion_value", fail)
+    monkeypatch.setattr(promotion, "_measure_champion", fail)
     assert main(["promote", NAME]) == 2
     assert capsys.readouterr().err.startswith("seqfoundry: tracking store x: ")
     assert promotion.promote(NAME, force=True) == f"models:/{NAME}/{worse}"
@@ -153,8 +153,7 @@ def test_what_was_not_measured_is_not_promoted(
     add_version({} if value is None else {HEADLINE: value})
     with pytest.raises(
         GateError,
-        match=r"must be at least 0, got nothing \((run: seqfoundry evaluate|undefined on its test "
-        r"data)\)",
+        match=r"must be at least 0, got (nothing; run: seqfoundry evaluate|an undefined value)",
     ):
         promotion.promote(NAME)
 
@@ -174,9 +173,9 @@ def test_the_champion_is_measured_on_the_new_data(
     registry_store: Any, add_version: AddVersion, trained: Any, tmp_path: Path
 ) -> None:
     promotion.promote(NAME)
-    other = Path(shutil.copytree(trained.data, tmp_path / "other"))
-    (other / "notes.txt").write_text("another digest")
-    tags = {"test__data__md5": files.digest(other), "test__data__path": str(other)}
+    other_data = Path(shutil.copytree(trained.data, tmp_path / "other"))
+    (other_data / "notes.txt").write_text("another digest")
+    tags = {"test__data__md5": files.digest(other_data), "test__data__path": str(other_data)}
     assert (
         registry_store.get_run(trained.run_id).data.tags["test.data.md5"]
         != tags["test__data__md5"]
@@ -186,7 +185,7 @@ def test_the_champion_is_measured_on_the_new_data(
         promotion.promote(NAME)
     measured = registry_store.get_run(trained.run_id).data.tags
     assert measured["test.data.md5"] == tags["test__data__md5"]
-    assert measured["test.data.path"] == str(other)
+    assert measured["test.data.path"] == str(other_data)
 
 
 def test_data_that_are_gone_are_no_ground_for_a_comparison(
@@ -289,8 +288,8 @@ def test_the_name_of_the_output_folder_does_no_harm_to_the_run(
     promotion.evaluate(
         "reads", str(trained.out), trained.data, tmp_path / "model"
     )  # a name that the run has, too
-    kept = {entry.path for entry in registry_store.list_artifacts(trained.run_id, "model")}
-    assert kept == {f"model/{path.name}" for path in trained.model.iterdir()}
+    model_paths = {entry.path for entry in registry_store.list_artifacts(trained.run_id, "model")}
+    assert model_paths == {f"model/{path.name}" for path in trained.model.iterdir()}
 
 
 def test_what_dvc_leaves_of_an_evaluation_may_be_replaced(tmp_path: Path) -> None:

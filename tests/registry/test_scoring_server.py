@@ -68,15 +68,15 @@ def ask(scoring_server: Any) -> Callable[..., Any]:
 
 
 def test_answers_are_as_before_but_strict_json(ask: Callable[..., Any]) -> None:
-    found = ask({"dataframe_records": [{"sequence": "ACGT"}, {"sequence": ""}]})
-    assert found.status == 200
+    answer = ask({"dataframe_records": [{"sequence": "ACGT"}, {"sequence": ""}]})
+    assert answer.status == 200
     wanted = {
         "predictions": [
             {"n": 4, "odd": None, "list": [None]},
             {"n": 0, "odd": None, "list": [None]},
         ]
     }
-    assert json.loads(found.response, parse_constant=lambda _: pytest.fail("no JSON")) == wanted
+    assert json.loads(answer.response, parse_constant=lambda _: pytest.fail("no JSON")) == wanted
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_refusals_are_one_line(
     with pytest.raises(MlflowException) as caught:
         ask(payload, kind)
     assert caught.value.get_http_status_code() == 400
-    said = json.loads(caught.value.serialize_as_json())
-    assert said["message"].startswith(message)
-    assert "\n" not in said["message"]
-    assert "stack_trace" not in said
-    assert "IMPORTANT" not in said["message"]
+    response = json.loads(caught.value.serialize_as_json())
+    assert response["message"].startswith(message)
+    assert "\n" not in response["message"]
+    assert "stack_trace" not in response
+    assert "IMPORTANT" not in response["message"]
 
 
 def test_nesting_too_deep_is_refused(scoring_server: Any) -> None:

@@ -275,14 +275,14 @@ def test_names_of_artefacts_do_not_lead_out(
     inside = tmp_path / "store"
     inside.mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{inside / 'mlflow.db'}")
-    opened = tracking.client()
-    run = opened.create_run(opened.get_experiment_by_name(tracking.EXPERIMENT).experiment_id).info
+    client = tracking.connect()
+    run = client.create_run(client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id).info
     artefacts = Path(run.artifact_uri.removeprefix("file://"))
     (tmp_path / "x.txt").write_text("outside")
     with contextlib.suppress(MlflowException):  # refused, or a plain name within the run
-        opened.log_text(run.run_id, "planted", name)
+        client.log_text(run.run_id, "planted", name)
     with pytest.raises(MlflowException):
-        opened.download_artifacts(run.run_id, f"{name}.absent", str(inside))
+        client.download_artifacts(run.run_id, f"{name}.absent", str(inside))
     with (
         pytest.raises(MissingError, match="must be a model of"),
         models.fetch(f"models:/m/1/{name}"),
@@ -390,12 +390,12 @@ WIDE = 1_000_000
 def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tables of a million columns, with tabs and with commas."""
     folder = tmp_path_factory.mktemp("wide")
-    made = {}
+    mapping = {}
     for separator, ending in (("\t", "tsv"), (",", "csv")):
         names = separator.join(["sequence", *(f"c{i}" for i in range(1, WIDE))])
-        made[ending] = folder / f"table.{ending}"
-        made[ending].write_text(f"{names}\n{separator.join(['A'] * WIDE)}\n")
-    return made
+        mapping[ending] = folder / f"table.{ending}"
+        mapping[ending].write_text(f"{names}\n{separator.join(['A'] * WIDE)}\n")
+    return mapping
 
 
 MESSAGE = "must have at most 10,000 columns, got 1,000,000"
@@ -450,14 +450,14 @@ def test_no_requirement_is_under_the_gpl() -> None:
         if "extra ==" not in text
     ]
     assert len(names) > 15
-    found = {name: licence(name) for name in names}
-    assert not [name for name, text in found.items() if not text]
+    licences = {name: licence(name) for name in names}
+    assert not [name for name, text in licences.items() if not text]
     strict = re.compile(
         r"(?<!L)(?<!Lesser )\bA?GPL|(?<!Lesser )General Public License", re.IGNORECASE
     )
     assert not {
         name: text
-        for name, text in found.items()
+        for name, text in licences.items()
         if strict.search(text) and "exception" not in text.lower()
     }
 

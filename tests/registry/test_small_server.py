@@ -37,7 +37,10 @@ class Servers:
     def _server(self, name: str) -> tuple[str, stack.Process]:
         folder, port = self.folder / name, stack.free_port()
         folder.mkdir()
-        own = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         command = [
             sys.executable,
             "-m",
@@ -52,13 +55,13 @@ class Servers:
         command += ["--artifacts-destination", str(folder / "files")]
         if name == "closed":
             command += ["--app-name", "basic-auth"]
-            own |= {
+            environment |= {
                 "MLFLOW_AUTH_ADMIN_PASSWORD": self.words["admin"],
                 "MLFLOW_FLASK_SERVER_SECRET_KEY": "x" * 32,
             }
-            own |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}
+            environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}
             (folder / "users.ini").write_text(stack.user_settings(f"sqlite:///{folder}/users.db"))
-        process = stack.Process(name, command, stack.bare() | own, folder / "log")
+        process = stack.Process(name, command, stack.bare() | environment, folder / "log")
         process.start()  # both first, then wait for both
         return f"http://{stack.HERE}:{port}", process
 
@@ -93,12 +96,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     pytest.importorskip(
         "flask_wtf", reason="basic auth needs Flask-WTF (pip install 'seqfoundry[test]')"
     )
-    made = Servers(tmp_path_factory.mktemp("servers"))
+    running = Servers(tmp_path_factory.mktemp("servers"))
     try:
-        made.wait()
-        yield made
+        running.wait()
+        yield running
     finally:
-        for _, process in made.running.values():
+        for _, process in running.running.values():
             process.stop(signal.SIGKILL)  # what they hold is thrown away
 
 
@@ -119,11 +122,11 @@ def test_a_run_and_its_files_lie_on_the_server(
 ) -> None:
     servers.log_in(monkeypatch, server, user)
     run_id = _train(tmp_path / "out")
-    found = tracking.get_run(run_id)
-    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 0.5})
-    assert found.info.artifact_uri.startswith("mlflow-artifacts:/")
-    (there,) = (servers.folder / server / "files").rglob("model.txt")
-    assert there.read_text() == "weights"
+    stored_run = tracking.get_run(run_id)
+    assert (stored_run.info.status, stored_run.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert stored_run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    (uploaded,) = (servers.folder / server / "files").rglob("model.txt")
+    assert uploaded.read_text() == "weights"
 
 
 def test_a_login_in_the_uri_is_not_printed(
@@ -140,9 +143,9 @@ def test_a_login_in_the_uri_is_not_printed(
     command = find_family("vdj").module("commands").train
     monkeypatch.setattr(command, "callback", lambda out, **options: {"run": _train(out)})
     assert main(["train", "vdj", "--params", "x", "--out", str(tmp_path / "out")]) == 0
-    said, told = capfd.readouterr()
-    assert tracking.get_run(json.loads(said)["run"]).info.status == "FINISHED"
-    assert servers.words["trainer"] not in said + told
+    stdout, stderr = capfd.readouterr()
+    assert tracking.get_run(json.loads(stdout)["run"]).info.status == "FINISHED"
+    assert servers.words["trainer"] not in stdout + stderr
 
 
 def test_an_undefined_figure_reaches_the_server(
@@ -152,8 +155,8 @@ def test_an_undefined_figure_reaches_the_server(
     run_id = _train(tmp_path / "out")
     for metrics in ({"test.x": 1.0, "test.y": 2.0}, {"test.y": 3.0}):
         assert tracking.record(run_id, metrics=metrics, tags={}, evaluation=tmp_path / "out")
-    found = tracking.get_run(run_id).data.metrics
-    assert (str(found["test.x"]), found["test.y"], found["loss"]) == ("nan", 3.0, 0.5)
+    metrics = tracking.get_run(run_id).data.metrics
+    assert (str(metrics["test.x"]), metrics["test.y"], metrics["loss"]) == ("nan", 3.0, 0.5)
 
 
 @pytest.mark.parametrize(("user", "password"), [("", None), ("reader", "wrong")])
@@ -177,8 +180,8 @@ def test_strangers_are_refused(
     ):
         capfd.readouterr()
         assert main(words) == 2
-        said, message = capfd.readouterr()
-        assert (said, message.count("\n")) == ("", 1)
+        stdout, message = capfd.readouterr()
+        assert (stdout, message.count("\n")) == ("", 1)
         assert message.startswith("seqfoundry: ")
         assert message.endswith(f"got: {LOGIN}\n")
 
@@ -195,7 +198,7 @@ def test_a_reader_sees_and_changes_nothing(
     uri = servers.log_in(monkeypatch, "closed", "reader")
     refused = (
         f"tracking store {uri}: must do what was asked, got: no permission (403) for the "
-        "user reader; ask who"
+        "user reader"
     )
     assert [row["aliases"] for row in listing.models()] == ["champion"]
     with pytest.raises(TrackingError) as caught:
@@ -214,14 +217,14 @@ def test_a_server_that_fails_does_not_pass_for_one_without_a_champion(
 
     servers.log_in(monkeypatch, "open")
     opened = models.connect()
-    assert promotion._alias(opened, "nope", "champion") is None
+    assert promotion._find_alias(opened, "nope", "champion") is None
 
     def fail(*_: str) -> None:
         raise MlflowException("out of order")
 
     monkeypatch.setattr(opened, "get_model_version_by_alias", fail)
     with pytest.raises(TrackingError, match="must do what was asked, got: out of order"):
-        promotion._alias(opened, "nope", "champion")
+        promotion._find_alias(opened, "nope", "champion")
 
 
 def test_anothers_broken_off_run_is_theirs_to_end(
@@ -230,11 +233,11 @@ def test_anothers_broken_off_run_is_theirs_to_end(
     from seqfoundry.core.runs import provenance
 
     servers.log_in(monkeypatch, "closed", "trainer")
-    opened = tracking.client()
+    opened = tracking.connect()
     beyond_the_last_process = str(1 << 30)
     tags = {**provenance.process_tags(), "pid": beyond_the_last_process}
     stale = opened.create_run(tracking.experiment_id(opened), tags=tags).info.run_id
     servers.log_in(monkeypatch, "closed", "reader")
-    assert tracking.close_stale_runs(tracking.client()) == []
+    assert tracking.close_stale_runs(tracking.connect()) == []
     servers.log_in(monkeypatch, "closed", "trainer")
-    assert tracking.close_stale_runs(tracking.client()) == [stale]
+    assert tracking.close_stale_runs(tracking.connect()) == [stale]

@@ -92,15 +92,15 @@ def write_version(folder: Path, family: str, version: str) -> tuple[list[str], d
     (package / "late.py").write_text(f'"""Late."""\nVERSION = "{version}"\n')
     copies = altered / "copies"
     copies.mkdir()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", WRITE_COPY, family, str(copies)],
         env=os.environ | {"PYTHONPATH": str(altered)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    folders, config = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    folders, config = json.loads(process.stdout)
     return folders, config
 
 
@@ -222,7 +222,7 @@ def ask(environment: dict[str, str], tmp_path: Path) -> Callable[..., list[dict[
     """Ask models in one process of plain MLflow."""
 
     def ask_models(*words: str, **variables: str) -> list[dict[str, Any]]:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", ASK, *words],
             cwd=tmp_path,
             env=environment | variables,
@@ -230,8 +230,8 @@ def ask(environment: dict[str, str], tmp_path: Path) -> Callable[..., list[dict[
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        assert process.returncode == 0, process.stderr[-3000:]
+        return [json.loads(line) for line in process.stdout.splitlines()]
 
     return ask_models
 

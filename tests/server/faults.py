@@ -104,12 +104,12 @@ def _in_store(made: product.Product, out: Path) -> list[str]:
     code = """
 import json, sys
 from seqfoundry.core.runs import tracking
-opened, run_id = tracking.client(), sys.argv[1]
-run = opened.get_run(run_id)
+client, run_id = tracking.connect(), sys.argv[1]
+run = client.get_run(run_id)
 def files(path=None):
-    listed = opened.list_artifacts(run_id, path)
+    listed = client.list_artifacts(run_id, path)
     return [name for one in listed for name in (files(one.path) if one.is_dir else [one.path])]
-steps = sorted({one.step for one in opened.get_metric_history(run_id, "train.loss")})
+steps = sorted({one.step for one in client.get_metric_history(run_id, "train.loss")})
 answer = {"status": run.info.status, "metrics": run.data.metrics, "steps": steps, "files": files()}
 print(json.dumps(answer))
 """
@@ -306,16 +306,16 @@ def main() -> int:
     parser.add_argument("--keep", default="", metavar="DIR", help="work here and leave everything")
     asked = parser.parse_args()
     rows = []
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as client:
         root = Path(
             asked.keep
-            or opened.enter_context(tempfile.TemporaryDirectory(prefix="seqfoundry-faults-"))
+            or client.enter_context(tempfile.TemporaryDirectory(prefix="seqfoundry-faults-"))
         ).resolve()
         root.mkdir(parents=True, exist_ok=True)
         embedded = product.Product(
             root, {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
         )
-        bench = product.Bench(embedded, asked.trials, np.random.default_rng(asked.seed), opened)
+        bench = product.Bench(embedded, asked.trials, np.random.default_rng(asked.seed), client)
         for name, trials, must, fault in plan(asked.families.split(","), asked.trials):
             if asked.only in name:
                 rows.append(run(bench, name, trials, must, fault))

@@ -145,13 +145,13 @@ def promoted_at_once(bench: product.Bench, _: int, on_server: bool) -> list[str]
     It must be the champion, whoever was first.
     """
     made, name = bench.on_server() if on_server else bench.made, VDJ
-    opened = _client(made)
+    client = _client(made)
     if len(_versions(made, name)) < 3 or not (made.root / "promotable").exists():
-        _three_versions(made, opened)
+        _three_versions(made, client)
     first = json.loads((made.root / "promotable").read_text())
-    opened.set_registered_model_alias(name, "champion", first[0])
-    if "previous" in opened.get_registered_model(name).aliases:
-        opened.delete_registered_model_alias(name, "previous")
+    client.set_registered_model_alias(name, "champion", first[0])
+    if "previous" in client.get_registered_model(name).aliases:
+        client.delete_registered_model_alias(name, "previous")
     children = [made.start("promote", name, "--version", version) for version in first[1:]]
     found = children[0].expect(0, _REFUSED) + children[1].expect(0)
     if (
@@ -161,7 +161,7 @@ def promoted_at_once(bench: product.Bench, _: int, on_server: bool) -> list[str]
         found.append(
             f"version {first[1]} was refused for another reason: {children[0].said[-200:]}"
         )
-    aliases = {key: str(value) for key, value in opened.get_registered_model(name).aliases.items()}
+    aliases = {key: str(value) for key, value in client.get_registered_model(name).aliases.items()}
     if aliases.get("champion") != first[2]:
         found.append(f"champion is version {aliases.get('champion')}, the best is {first[2]}")
     previous = first[1] if children[0].wait() == 0 else first[0]
@@ -170,7 +170,7 @@ def promoted_at_once(bench: product.Bench, _: int, on_server: bool) -> list[str]
     return found
 
 
-def _three_versions(made: product.Product, opened: Any) -> None:
+def _three_versions(made: product.Product, client: Any) -> None:
     """Register three runs of vdj whose headline metric rises."""
     versions = []
     for value in (0.1, 0.2, 0.3):
@@ -178,7 +178,7 @@ def _three_versions(made: product.Product, opened: Any) -> None:
         if faults := made.train("vdj", out, "--set", "fit.bootstrap=0").expect(0):
             raise RuntimeError("; ".join(faults))
         run_id = product.read(out / "run.json")["run_id"]
-        opened.log_metric(run_id, HEADLINE, value)
-        opened.set_tag(run_id, "test.data.md5", "the same")
+        client.log_metric(run_id, HEADLINE, value)
+        client.set_tag(run_id, "test.data.md5", "the same")
         versions.append(made.must("register", "vdj", "--run", run_id).said.split("/")[-1].strip())
     (made.root / "promotable").write_text(json.dumps(versions))

@@ -295,7 +295,7 @@ def test_a_reader_changes_nothing(team: Team) -> None:
             f"tracking store {team.server.uri}: must do what was asked, got: no permission "
             "(403) for the user"
         )
-        assert message == f"seqfoundry: {expected} reader; ask who runs the server for it"
+        assert message == f"seqfoundry: {expected} reader; ask the server's administrator for it"
     assert not [path for path in (folder / "refused").rglob("*") if path.is_file()]
     assert (team.get("registered-models/get", name=name), len(team.runs())) == before
     aliases = {

@@ -86,7 +86,7 @@ def test_the_help_of_a_verb_lists_the_families_that_have_it(
 
 
 @pytest.mark.parametrize(
-    ("words", "own", "of_others"),
+    ("words", "own_options", "of_others"),
     [
         ("annotate reads", ["--whitelist"], ["--task", "--germline"]),
         ("annotate copynumber", [], ["--whitelist", "--task"]),
@@ -99,11 +99,11 @@ def test_the_help_of_a_verb_lists_the_families_that_have_it(
     ],
 )
 def test_help_shows_the_options_of_the_family_alone(
-    words: str, own: list[str], of_others: list[str], capsys: pytest.CaptureFixture[str]
+    words: str, own_options: list[str], of_others: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert [option for option in own if option not in text] == []
+    assert [option for option in own_options if option not in text] == []
     assert [option for option in of_others if option in text] == []
 
 
@@ -122,13 +122,13 @@ def test_shell_completion(
 def test_a_parameter_of_mlproject_that_is_empty_counts_as_absent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     command = find_family("reads").module("commands").annotate
-    monkeypatch.setattr(command, "callback", lambda **values: given.update(values))
+    monkeypatch.setattr(command, "callback", lambda **values: received.update(values))
     options = "--whitelist= --engine= --master= --overwrite= --resume=yes".split()
     empty = [word for option in options for word in option.split("=")]
     assert main(["annotate", "reads", "reads.fastq", "--model", "m", "--out", "o", *empty]) == 0
-    assert given == {
+    assert received == {
         "input": Path("reads.fastq"),
         "model": "m",
         "kit": None,
@@ -150,26 +150,26 @@ def test_help_imports_no_framework() -> None:
         "main(['--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert (process.returncode, process.stdout.strip()) == (0, "[]"), process.stderr
 
 
 def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
     words = ["train", "reads", "--params", "nope.yaml", "--out", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "seqfoundry", *words]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    assert done.stdout == ""
+    assert process.returncode == 2
+    assert process.stdout == ""
     assert (
-        done.stderr
+        process.stderr
         == "seqfoundry: nope.yaml: must be a readable settings file, got: No such file or "
         "directory\n"
     )
@@ -224,7 +224,7 @@ def test_as_a_process_a_fault_has_no_traceback(tmp_path: Path) -> None:
         (("data", "check", "--update"), "data check: must stand alone, got --update"),
         (
             ("main", "--profile", "nope"),
-            "--profile nope: must name settings of the family reads, got none; files: demo",
+            "--profile nope: must name settings of the family reads, got none; there are: demo",
         ),
         (("export", "folder", "x"), "folder: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         (
@@ -371,26 +371,26 @@ def test_the_results_of_another_run_are_not_touched(
 def test_a_corrupted_model_and_one_of_another_family(
     trained: Any, model_copy: Path, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rest = ("--model", model_copy, "--data", trained.data, "--out", tmp_path / "out")
+    options = ("--model", model_copy, "--data", trained.data, "--out", tmp_path / "out")
     (model_copy / "weights.h5").write_bytes((trained.model / "weights.h5").read_bytes()[:1000])
-    assert "weights.h5: must be " in fails("evaluate", "reads", *rest)
+    assert "weights.h5: must be " in fails("evaluate", "reads", *options)
     text = (model_copy / "served.json").read_text()
     (model_copy / "served.json").write_text(text.replace('"family": "reads"', '"family": "vdj"'))
     assert "must be a model of the family reads, got one of vdj" in fails(
-        "evaluate", "reads", *rest
+        "evaluate", "reads", *options
     )
     (model_copy / "served.json").unlink()
     assert "must be a model folder with served.json, got one without" in fails(
-        "evaluate", "reads", *rest
+        "evaluate", "reads", *options
     )
     assert not (tmp_path / "out").exists()
 
 
 def test_empty_data(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for name, found in (("empty", "an empty one"), ("nope", "none")):
+    for name, got in (("empty", "an empty one"), ("nope", "none")):
         words = ("--params", SMOKE, "--data", tmp_path / name, "--out", tmp_path / "out")
-        assert f"must be a folder with data, got {found}" in fails("train", "reads", *words)
+        assert f"must be a folder with data, got {got}" in fails("train", "reads", *words)
     assert not (tmp_path / "out").exists()
 
 

@@ -336,8 +336,8 @@ def _watched_files(stage: str, family: str) -> set[str]:
             path = ROOT / dependency.replace("${item}", family)
             if not dependency.startswith("src/"):
                 continue
-            found = [str(path)] if path.is_file() else repo.dvcignore.find(repo.fs, str(path))
-            paths |= {Path(name).relative_to(ROOT).as_posix() for name in found}
+            file_names = [str(path)] if path.is_file() else repo.dvcignore.find(repo.fs, str(path))
+            paths |= {Path(name).relative_to(ROOT).as_posix() for name in file_names}
     return {path for path in paths if path.endswith(".py")}
 
 
@@ -361,8 +361,8 @@ def test_stages_depend_on_what_they_import(family: str, imports: grimp.ImportGra
     assert imported["build"] <= watched["build"]
     assert imported["train"] - watched["train"] == drawing
     assert imported["evaluate"] <= watched["evaluate"]
-    own = {path for path in watched["train"] if f"/families/{family}/" in path}
-    assert own <= imported["train"] | imported["build"]
+    family_paths = {path for path in watched["train"] if f"/families/{family}/" in path}
+    assert family_paths <= imported["train"] | imported["build"]
 
 
 def test_the_pipeline_has_every_family() -> None:

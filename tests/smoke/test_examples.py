@@ -50,10 +50,10 @@ def _cli(*words: str, database: Path) -> None:
     }
     command = [sys.executable, "-m", "seqfoundry", *words]
     environment = {**os.environ, **variables}
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +74,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _required(requirements: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
     """Find the installed distributions that requirements ask for, and what these need in turn."""
-    found: dict[str, importlib.metadata.Distribution] = {}
-    left, seen = [Requirement(line) for line in requirements], set()
-    while left:
-        one = left.pop()
-        if str(one) in seen:
+    distributions: dict[str, importlib.metadata.Distribution] = {}
+    waiting, names = [Requirement(line) for line in requirements], set()
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) in names:
             continue
-        seen.add(str(one))
-        found[one.name.lower()] = distribution = importlib.metadata.distribution(one.name)
-        assert one.specifier.contains(distribution.version, prereleases=True), one
+        names.add(str(requirement))
+        distributions[requirement.name.lower()] = distribution = importlib.metadata.distribution(
+            requirement.name
+        )
+        assert requirement.specifier.contains(distribution.version, prereleases=True), requirement
         needed = [Requirement(text) for text in distribution.requires or []]
-        extras = [{"extra": extra} for extra in ("", *one.extras)]
-        left += [
+        extras = [{"extra": extra} for extra in ("", *requirement.extras)]
+        waiting += [
             new for new in needed if new.marker is None or any(map(new.marker.evaluate, extras))
         ]
-    return found
+    return distributions
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +117,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         python = folder / "bin" / "python"
         names = ("mlflow", "pandas", "seqfoundry", "dvc")
         code = f"import importlib.util as i; print([n for n in {names} if i.find_spec(n)])"
-        told = subprocess.run(
+        process = subprocess.run(
             [python, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True
         )
-        assert told.stdout == "['mlflow', 'pandas']\n"
+        assert process.stdout == "['mlflow', 'pandas']\n"
         return python
 
     return make
@@ -141,10 +143,10 @@ def test_what_a_model_requires_is_enough_to_load_its_family(
         "PATH": os.environ["PATH"],
         "CUDA_VISIBLE_DEVICES": "",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-c", code], env=bare, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-1000:]
+    assert process.returncode == 0, process.stderr[-1000:]
 
 
 def _run(python: Path, script: str, *words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -159,14 +161,14 @@ def _run(python: Path, script: str, *words: str, cwd: Path) -> "subprocess.Compl
 def test_they_know_mlflow_and_pandas_alone() -> None:
     for script in ("score_fasta.py", "annotate_airr.py"):
         tree = ast.walk(ast.parse((EXAMPLES / script).read_text()))
-        found = {
+        imported = {
             name.name.partition(".")[0]
             for node in tree
             if isinstance(node, ast.Import)
             for name in node.names
         }
-        assert {"mlflow", "pandas"} <= found
-        assert not found - set(sys.stdlib_module_names) - {"mlflow", "pandas"}
+        assert {"mlflow", "pandas"} <= imported
+        assert not imported - set(sys.stdlib_module_names) - {"mlflow", "pandas"}
 
 
 @pytest.fixture
@@ -217,13 +219,13 @@ def test_three_rearrangements_are_annotated(
     )
     table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
     words = ("airr.tsv", "--model", str(tiny), "--out", "annotated.tsv")
-    done = _run(stranger(tiny), "annotate_airr.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("no answer")]
+    process = _run(stranger(tiny), "annotate_airr.py", *words, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-2000:]
+    (complaint,) = [line for line in process.stderr.splitlines() if line.startswith("no answer")]
     wrong = "TRA V genes: a name must be one of the germline, got 'TRAV99*01'; near: TRAV1*01"
-    assert said == f"no answer for TRAV99*01: {wrong}"
-    made = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
-    pd.testing.assert_frame_equal(made[list(table)], table)
+    assert complaint == f"no answer for TRAV99*01: {wrong}"
+    annotated = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(annotated[list(table)], table)
     frame = pd.DataFrame(
         {"v_gene": "TRAV1*01", "j_gene": "TRAJ1*01", "v_trim": [3, None], "j_trim": [1, None]}
     )
@@ -231,21 +233,23 @@ def test_three_rearrangements_are_annotated(
         columns="configurations"
     )
     assert 0 < wanted["probability"][0] < 1
-    assert list(made)[5:] == list(wanted)
-    found = made[list(wanted)].apply(pd.to_numeric)
-    pd.testing.assert_frame_equal(found[:2], wanted, atol=1e-6)
-    assert found.iloc[2].isna().all()
+    assert list(annotated)[5:] == list(wanted)
+    numbers = annotated[list(wanted)].apply(pd.to_numeric)
+    pd.testing.assert_frame_equal(numbers[:2], wanted, atol=1e-6)
+    assert numbers.iloc[2].isna().all()
 
 
 def test_a_table_that_lacks_no_number_is_annotated(
     tiny: Path, stranger: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    whole = {"v_cigar": "19=3N", "j_germline_start": "2", "p3v_length": "0", "p5j_length": "0"}
-    table = pd.DataFrame({"v_call": ["TRAV1*01"] * 2, "j_call": "TRAJ1*01", **whole})
+    complete = {"v_cigar": "19=3N", "j_germline_start": "2", "p3v_length": "0", "p5j_length": "0"}
+    table = pd.DataFrame({"v_call": ["TRAV1*01"] * 2, "j_call": "TRAJ1*01", **complete})
     table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
-    done = _run(stranger(tiny), "annotate_airr.py", "airr.tsv", "--model", str(tiny), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (first, second) = pd.read_csv(io.StringIO(done.stdout), sep="\t")["probability"]
+    process = _run(
+        stranger(tiny), "annotate_airr.py", "airr.tsv", "--model", str(tiny), cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    (first, second) = pd.read_csv(io.StringIO(process.stdout), sep="\t")["probability"]
     assert 0 < first == second < 1
 
 
@@ -268,17 +272,17 @@ def test_a_fasta_is_scored(
 ) -> None:
     python = stranger(exported["enhancer"])
     (tmp_path / "some.fa").write_text(FASTA)
-    done = _run(
+    process = _run(
         python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    there = pd.read_csv(io.StringIO(done.stdout), sep="\t")
+    assert process.returncode == 0, process.stderr[-2000:]
+    scored = pd.read_csv(io.StringIO(process.stdout), sep="\t")
     frame = pd.DataFrame({"sequence": ["ACGTTGCAACGTacgtn", "TTAGCTCAGGTCATGAGTCATCC"]})
     serve = find_family("enhancer").module("serve")
-    here = serve.predict(serve.load(exported["enhancer"] / "artifacts" / "model"), frame)
-    assert there["name"].tolist() == ["first", "second"]
-    assert list(there)[1:] == list(here)
-    pd.testing.assert_frame_equal(there.iloc[:, 1:], here.astype(float), rtol=1e-4, atol=1e-5)
+    expected = serve.predict(serve.load(exported["enhancer"] / "artifacts" / "model"), frame)
+    assert scored["name"].tolist() == ["first", "second"]
+    assert list(scored)[1:] == list(expected)
+    pd.testing.assert_frame_equal(scored.iloc[:, 1:], expected.astype(float), rtol=1e-4, atol=1e-5)
 
     for text, message in (
         (">one\nAC!GT\n", "some.fa: sequence 0: letters must be IUPAC nucleotides"),
@@ -286,11 +290,11 @@ def test_a_fasta_is_scored(
         ("", "some.fa: must have at least one sequence, got none"),
     ):
         (tmp_path / "some.fa").write_text(text)
-        done = _run(
+        process = _run(
             python, "score_fasta.py", "some.fa", "--model", str(exported["enhancer"]), cwd=tmp_path
         )
-        assert (done.returncode, done.stdout) == (1, "")
-        assert message in done.stderr.splitlines()[-1]
+        assert (process.returncode, process.stdout) == (1, "")
+        assert message in process.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -304,38 +308,38 @@ def test_an_airr_table_is_annotated(
     table.loc[1, "j_germline_start"] = ""
     table.to_csv(tmp_path / "airr.tsv", sep="\t", index=False)
     words = ("airr.tsv", "--model", str(exported["vdj"]), "--out", "annotated.tsv")
-    done = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = [line for line in done.stderr.splitlines() if line.startswith("no answer")]
-    assert len(said) == 1
-    assert "TRAV99*01" in said[0]
-    assert "near: ARTV" in said[0]
-    made = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
-    pd.testing.assert_frame_equal(made[list(table)], table)
-    numbers = made[["probability", "expected_v_trim", "expected_j_trim", "likely_v_trim"]].apply(
-        pd.to_numeric
-    )
+    process = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-2000:]
+    complaints = [line for line in process.stderr.splitlines() if line.startswith("no answer")]
+    assert len(complaints) == 1
+    assert "TRAV99*01" in complaints[0]
+    assert "near: ARTV" in complaints[0]
+    annotated = pd.read_csv(tmp_path / "annotated.tsv", sep="\t", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(annotated[list(table)], table)
+    numbers = annotated[
+        ["probability", "expected_v_trim", "expected_j_trim", "likely_v_trim"]
+    ].apply(pd.to_numeric)
     assert numbers.iloc[0].isna().all()
     assert numbers.iloc[1].isna().tolist() == [True, False, False, False]  # genes alone
     assert numbers["probability"].notna().sum() > 15
 
     # what the package itself makes of the same rows
     folder = exported["vdj"] / "artifacts" / "model"
-    known = table.iloc[1:].to_csv(sep="\t", index=False)
-    (tmp_path / "known.tsv").write_text(known)
+    rows_with_genes = table.iloc[1:].to_csv(sep="\t", index=False)
+    (tmp_path / "known.tsv").write_text(rows_with_genes)
     ours = pd.concat(
         find_family("vdj").module("data").frames(tmp_path / "known.tsv", folder)
     ).set_index("sequence_id")
     trims = ours[["v_trim", "j_trim"]].dropna().astype(int)
-    told = made.set_index("sequence_id").loc[trims.index]
-    with_trims = told["probability"] != ""
+    answered = annotated.set_index("sequence_id").loc[trims.index]
+    with_trims = answered["probability"] != ""
     assert with_trims.sum() > 5  # the package takes rows without insertions only
-    frame = trims[with_trims].assign(v_gene=told["v_call"], j_gene=told["j_call"])
+    frame = trims[with_trims].assign(v_gene=answered["v_call"], j_gene=answered["j_call"])
     serve = find_family("vdj").module("serve")
     expected = serve.predict(serve.load(folder), frame)
     wanted = expected["probability"].round(6).astype(float)
     pd.testing.assert_series_equal(
-        told["probability"][with_trims].astype(float), wanted, atol=1e-6
+        answered["probability"][with_trims].astype(float), wanted, atol=1e-6
     )
 
 
@@ -355,6 +359,6 @@ def test_a_table_of_strangers_is_refused(
     ):
         (tmp_path / "airr.tsv").write_text(text)
         words = ("airr.tsv", "--model", str(exported["vdj"]))
-        done = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert message in done.stderr.splitlines()[-1]
+        process = _run(stranger(exported["vdj"]), "annotate_airr.py", *words, cwd=tmp_path)
+        assert (process.returncode, process.stdout) == (1, "")
+        assert message in process.stderr.splitlines()[-1]

@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken_contracts(project: Path) -> list[str]:
     """Names of the contracts that the source breaks."""
     environment = {**os.environ, "PYTHONPATH": str(project / "src")}
-    done = subprocess.run(
+    process = subprocess.run(
         [str(LINT_IMPORTS), "--no-cache"],
         cwd=project,
         env=environment,
@@ -50,7 +50,7 @@ def broken_contracts(project: Path) -> list[str]:
         text=True,
         check=False,
     )
-    lines = done.stdout.splitlines()
+    lines = process.stdout.splitlines()
     return [line.removesuffix(" BROKEN") for line in lines if line.endswith(" BROKEN")]
 
 

@@ -24,7 +24,7 @@ def _mlflow_run(
         for key, value in os.environ.items()
         if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
     }
-    own = {
+    environment = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -35,7 +35,7 @@ def _mlflow_run(
     return subprocess.run(
         [*command, "--experiment-name", "seqfoundry", *chosen],
         cwd=ROOT,
-        env={**inherited, **own},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -48,8 +48,8 @@ def test_training_and_registering_by_mlflow_run(
 ) -> None:
     database, out = tmp_path / "own.db", tmp_path / "out"
     settings = {"params": "params/reads/smoke.yaml", "set": "seed=7 train.patience=4"}
-    done = _mlflow_run("train-reads", database, data=smoke_data, out=out, **settings)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = _mlflow_run("train-reads", database, data=smoke_data, out=out, **settings)
+    assert process.returncode == 0, process.stderr[-3000:]
     record = json.loads((out / "run.json").read_text())
     run = registry_store.get_run(record["run_id"])
     assert run.info.status == "FINISHED"
@@ -71,8 +71,8 @@ def test_training_and_registering_by_mlflow_run(
     assert run.inputs.dataset_inputs[0].dataset.digest == record["data.md5"]
 
     monkeypatch.chdir(tmp_path)
-    done = _mlflow_run("register", database, family="reads", run=run.info.run_id)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = _mlflow_run("register", database, family="reads", run=run.info.run_id)
+    assert process.returncode == 0, process.stderr[-3000:]
     version = registry_store.get_model_version_by_alias("reads-10x3p_sc_ont_016", "candidate")
     assert version.run_id == run.info.run_id  # and not the run of the entry point register
     packaged = mlflow.get_logged_model(version.source.removeprefix("models:/"))
@@ -83,9 +83,9 @@ def test_training_and_registering_by_mlflow_run(
 
 
 def test_a_fault_is_a_failed_run(tmp_path: Path) -> None:
-    done = _mlflow_run(
+    process = _mlflow_run(
         "train-reads", tmp_path / "own.db", params="params/reads/nope.yaml", out=tmp_path / "out"
     )
-    assert done.returncode == 1
-    assert "seqfoundry: params/reads/nope.yaml: must be a readable settings file" in done.stderr
+    assert process.returncode == 1
+    assert "seqfoundry: params/reads/nope.yaml: must be a readable settings file" in process.stderr
     assert not (tmp_path / "out").exists()

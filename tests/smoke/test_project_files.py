@@ -54,10 +54,10 @@ def parse(words: list[str]) -> click.Context:
     """Parse a command line without running the command, and return the context of the command."""
     context = program.make_context("seqfoundry", words)
     while isinstance(context.command, click.Group):
-        rest = [*context._protected_args, *context.args]
-        name, command, rest = context.command.resolve_command(context, rest)
+        words_left = [*context._protected_args, *context.args]
+        name, command, words_left = context.command.resolve_command(context, words_left)
         assert command is not None
-        context = command.make_context(name, rest, parent=context)
+        context = command.make_context(name, words_left, parent=context)
     return context
 
 
@@ -65,9 +65,9 @@ def parse(words: list[str]) -> click.Context:
 def test_every_command_is_one_of_ours(name: str) -> None:
     words = _filled(ENTRY_POINTS[name])
     assert words[:4] == PREFIX
-    given = parse(words[4:]).params
-    given.pop("overrides", None)  # a text, to which several may be joined
-    assert [name for name, value in given.items() if value in ("", "''", Path(""))] == []
+    parsed = parse(words[4:]).params
+    parsed.pop("overrides", None)  # a text, to which several may be joined
+    assert [name for name, value in parsed.items() if value in ("", "''", Path(""))] == []
 
 
 def test_every_verb_of_every_family_has_its_entry_point() -> None:
@@ -112,9 +112,9 @@ def test_the_environment_of_mlflow_is_that_of_the_package() -> None:
 def test_mlflow_makes_a_virtual_environment_of_it(caplog: pytest.LogCaptureFixture) -> None:
     from mlflow.utils.environment import _PythonEnv
 
-    made = _PythonEnv.from_conda_yaml(str(ROOT / "conda.yaml"))
-    assert made.python == "3.11"
-    assert made.dependencies[-len(PYPROJECT["dependencies"]) :] == PYPROJECT["dependencies"]
+    environment = _PythonEnv.from_conda_yaml(str(ROOT / "conda.yaml"))
+    assert environment.python == "3.11"
+    assert environment.dependencies[-len(PYPROJECT["dependencies"]) :] == PYPROJECT["dependencies"]
     assert "will not be installed" not in caplog.text
 
 
@@ -180,8 +180,8 @@ def test_values_with_signs_of_the_shell_arrive_unchanged(tmp_path: Path) -> None
 
     command = entry.compute_command(values, storage_dir=None)
 
-    given = parse(shlex.split(command)[4:]).params
-    assert given["input"] == source
-    assert given["out"] == Path(values["out"])
-    assert given["whitelist"] == ()
-    assert given["resume"] is False
+    parsed = parse(shlex.split(command)[4:]).params
+    assert parsed["input"] == source
+    assert parsed["out"] == Path(values["out"])
+    assert parsed["whitelist"] == ()
+    assert parsed["resume"] is False

@@ -69,8 +69,10 @@ def _start(
     }
     job_of = {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": str(job), "DEVICE": "cpu"}
     command = ["bash", str(project / "spool" / script), *(words or ("config.yaml",))]
-    with (project / "said.txt").open("a") as said:
-        return subprocess.Popen(command, env={**inherited, **job_of, **own}, cwd="/", stderr=said)
+    with (project / "said.txt").open("a") as messages:
+        return subprocess.Popen(
+            command, env={**inherited, **job_of, **own}, cwd="/", stderr=messages
+        )
 
 
 def _sbatch(
@@ -231,12 +233,15 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
     }
     (project / "config.yaml").write_text(json.dumps(config))
     _stopped_requeued_resumed(project, "build/reads/grid-99", "grid_array.sh", "config.yaml", n=1)
-    whole = (
+    points = (
         find_family("reads")
         .module("config")
         .read_grid(find_family("reads").settings(project / "config.yaml"))
     )
-    assert [(one.values["channels"], one.values["learning_rate"]) for one in whole[1:3]] == [
+    assert [
+        (point_config.values["channels"], point_config.values["learning_rate"])
+        for point_config in points[1:3]
+    ] == [
         (8, 0.03),
         (16, 0.01),
     ]
@@ -247,9 +252,11 @@ def test_an_array_over_points_of_a_grid(project: Path) -> None:
         )
         settings = call.partition(" --set ")[2]
         assert settings == f"training_params='build/reads/grid-99/{n}.training_params.yaml'"
-        own = find_family("reads").settings(project / "config.yaml", f"training_params='{point}'")
-        (alone,) = find_family("reads").module("config").read_grid(own)
-        assert (alone.values, alone.network) == ({}, whole[n].network)
+        config = find_family("reads").settings(
+            project / "config.yaml", f"training_params='{point}'"
+        )
+        (alone,) = find_family("reads").module("config").read_grid(config)
+        assert (alone.values, alone.network) == ({}, points[n].network)
     (beyond,) = _sbatch(project, range(4, 5), "grid_array.sh", "config.yaml")
     assert beyond.wait(timeout=20) == 1
     message = (project / "said.txt").read_text().splitlines()[-1]
@@ -269,8 +276,8 @@ def test_an_array_over_bootstrap_replicates(project: Path) -> None:
 def test_the_bootstrap_settings_are_settings() -> None:
     from seqfoundry.core.family import find_family
 
-    found = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
-    assert (found.seed, found.fit.bootstrap) == (3, 25)
+    config = find_family("vdj").settings(ROOT / "params/vdj/smoke.yaml", "seed=3 fit.bootstrap=25")
+    assert (config.seed, config.fit.bootstrap) == (3, 25)
 
 
 @pytest.mark.parametrize(
@@ -305,21 +312,21 @@ def test_without_settings_they_say_how(
 ) -> None:
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "SLURM_SUBMIT_DIR": str(project)}
     command = ["bash", str(ROOT / "slurm" / script), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert message in done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert message in process.stderr
     assert not (project / "calls.txt").exists()
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run(
+    process = subprocess.run(
         ["shellcheck", "-x", *map(str, SCRIPTS)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")
     assert len(SCRIPTS) == 4

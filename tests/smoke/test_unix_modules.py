@@ -49,12 +49,12 @@ IMPORT_ALL = textwrap.dedent(
 
 
 def test_modules_of_unix_are_not_needed() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 40
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 40

@@ -46,10 +46,10 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoints: Checkpoints) -> None:
 
 
 def test_a_checkpoint_of_other_settings_is_refused(checkpoints: Checkpoints) -> None:
-    other = Checkpoints(checkpoints.folder, "settings B", checkpoints.file_format)
+    other_checkpoints = Checkpoints(checkpoints.folder, "settings B", checkpoints.file_format)
 
     with pytest.raises(ModelError, match=r"last\.\w+: must be of these settings, got others"):
-        other.load("last")
+        other_checkpoints.load("last")
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoints: Checkpoints) -> None:

@@ -45,20 +45,20 @@ def _environment(folder: Path) -> dict[str, str]:
         if not key.startswith(("MLFLOW_", "SEQFOUNDRY_"))
     }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {
+    variables = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "PYTHONPATH": str(ROOT / "src"),
         "PATH": path,
     }
-    return inherited | own | {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return inherited | variables | {"MLFLOW_DISABLE_TELEMETRY": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _seqfoundry(folder: Path, *words: str) -> None:
     command = [sys.executable, "-m", "seqfoundry", *words]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=_environment(folder), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 def _champion(folder: Path, family: str) -> None:
@@ -150,10 +150,10 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def _chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
         pytest.skip("needs Chromium: apt-get install chromium")
-    return found
+    return path
 
 
 class Browser:

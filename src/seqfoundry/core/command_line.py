@@ -1,6 +1,4 @@
-"""What the commands of all families share.
-
-Their form, and the options that mean the same everywhere.
+"""The form of commands, and the options that mean the same in all families.
 
 MLproject has no absent parameters: an option or argument whose value is an empty text counts as
 not given.
@@ -28,10 +26,8 @@ class _EmptyIsAbsent(click.Parameter):
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
         value, source = super().consume_value(ctx, opts)
         if _is_empty(value):
-            rest = {
-                name: option_values for name, option_values in opts.items() if name != self.name
-            }
-            return super().consume_value(ctx, rest)
+            other_options = {name: given for name, given in opts.items() if name != self.name}
+            return super().consume_value(ctx, other_options)
         if isinstance(value, tuple | list):
             value = tuple(part for part in value if part != "")
         return value, source
@@ -42,17 +38,7 @@ class Option(_EmptyIsAbsent, click.Option):
 
 
 class Argument(_EmptyIsAbsent, click.Argument):
-    """An argument for which an empty text means that it was not given.
-
-    Parameters
-    ----------
-    help
-        What it is; shown above the options.
-    """
-
-    def __init__(self, *words: Any, help: str = "", **settings: Any) -> None:
-        super().__init__(*words, **settings)
-        self.help = help
+    """An argument for which an empty text means that it was not given."""
 
 
 class YesNo(click.ParamType[bool]):
@@ -74,10 +60,8 @@ class Choice(click.Choice[str]):
     """One of several words; a typo is answered with the nearest."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        return (
-            f"must be one of {', '.join(self.choices)}, got "
-            f"{value!r}{did_you_mean(str(value), self.choices)}"
-        )
+        hint = did_you_mean(str(value), self.choices)
+        return f"must be one of {', '.join(self.choices)}, got {value!r}{hint}"
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:
@@ -86,24 +70,9 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-class Command(click.Command):
-    """A command whose help lists its arguments too."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [
-            (param.make_metavar(ctx), param.help)
-            for param in self.get_params(ctx)
-            if isinstance(param, Argument) and param.help
-        ]
-        if rows:
-            with formatter.section("Arguments"):
-                formatter.write_dl(rows)
-        super().format_options(ctx, formatter)
-
-
-def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command; its docstring is the help."""
-    return click.command(name, cls=Command, **settings)
+    return click.command(name, **settings)
 
 
 def argument(name: str, **settings: Any) -> Callable[[Function], Function]:

@@ -108,14 +108,12 @@ class Family:
         try:
             return importlib.import_module(f"{self.package}.{name}")
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] in (
-                _PRODUCT,
-                self.package.partition(".")[0],
-            ):
-                raise
+            missing = (error.name or "").partition(".")[0]
+            if missing in ("", _PRODUCT, self.package.partition(".")[0]):
+                raise  # a fault of ours
             raise MissingError(
-                f"family {self.name}: needs the package {error.name}, got none; install "
-                f"{_DISTRIBUTION} whole"
+                f"family {self.name}: needs the package {error.name}, got none; install it with: "
+                f"pip install {_DISTRIBUTION}"
             ) from None
 
     @property
@@ -145,11 +143,9 @@ class Family:
         """Folder with the family's settings files."""
         from seqfoundry.core.runs import provenance
 
-        return (
-            Path(self.parameters)
-            if self.parameters
-            else provenance.project_root() / "params" / self.name
-        )
+        if self.parameters:
+            return Path(self.parameters)
+        return provenance.project_root() / "params" / self.name
 
     @property
     def source_folder(self) -> Path:
@@ -175,10 +171,7 @@ class Family:
 
 
 def recorded_family(record: Mapping[str, Any]) -> str | None:
-    """Name of the family in the tags of a run or in ``served.json``.
-
-    The first edition wrote it as ``room``.
-    """
+    """Return the family in a run's tags or ``served.json``; the first edition wrote ``room``."""
     name = record.get("family", record.get("room"))
     return None if name is None else str(name)
 
@@ -281,11 +274,9 @@ def family_of_reference_model(folder: Path) -> Family | None:
                 return family
         return None
     # Path.is_file would raise where the user may not look
-    if any(
-        os.path.isfile(folder / inside / "served.json")
-        for inside in ("", "model", "artifacts/model")
-    ):
-        return None
+    for inside in ("", "model", "artifacts/model"):
+        if os.path.isfile(folder / inside / "served.json"):
+            return None
     for family in all_families().values():
         if family.reference_suffix and any(folder.glob(f"*{family.reference_suffix}")):
             return family

@@ -7,6 +7,7 @@ on.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -262,10 +263,7 @@ def resumable(out: Path, record: Mapping[str, Any], *, resume: bool) -> Iterator
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a chunk's rows of the table ``path``, for `join_tables`.
-
-    In Arrow's own format, which costs least.
-    """
+    """Write a chunk's rows of a table, for `join_tables`, in Arrow's format: it costs least."""
     feather.write_feather(table, path.with_suffix(_TABLE_SUFFIX), chunksize=max(len(table), 1))
 
 
@@ -286,9 +284,9 @@ def join_tables(
     *,
     repeated: Sequence[str] = (),
 ) -> None:
-    """Write what `write_table` left in some folders as one Parquet file, a row group of each.
+    """Join the tables of parts as one Parquet file with a row group of each.
 
-    Some may lack it.
+    Parts without the table are skipped.
 
     Parameters
     ----------
@@ -310,10 +308,7 @@ def join_tables(
 
 
 def join_files(folders: Sequence[Path], target: Path, *, header: str = "") -> None:
-    """Write the files of one name in some folders one after the other (gzip allows it too).
-
-    Some may lack it.
-    """
+    """Join the files of one name of all parts, plain or gzip; parts without it are skipped."""
     with target.open("wb") as joined:
         joined.write(header.encode())
         for folder in folders:
@@ -323,21 +318,21 @@ def join_files(folders: Sequence[Path], target: Path, *, header: str = "") -> No
 
 
 def explode(nested_column: pd.Series) -> pd.DataFrame:
-    """Make one row of every element of the lists, and a column ``row`` with the index of its list.
+    """Make one row of every element of the lists; the column ``row`` has the index of its list.
 
-    All elements have the keys of the first. Arrow's lists of structs are taken as they are.
+    All elements have the keys of the first. Arrow's lists of structs are not copied.
     """
     if isinstance(nested_column.dtype, pd.ArrowDtype):
         flat = nested_column.list.flatten()
         columns = {name: flat.struct.field(name).to_numpy() for name in flat.struct.dtypes.index}
         return pd.DataFrame(columns).assign(row=flat.index.to_numpy())
     rows = np.repeat(nested_column.index.to_numpy(), list(map(len, nested_column)))
-    elements = [element for elements in nested_column for element in elements]
+    elements = list(itertools.chain.from_iterable(nested_column))
     names = list(elements[0]) if elements else []
-    table = pd.DataFrame(
-        {name: _to_array([element[name] for element in elements]) for name in names}
-    )
-    return table.assign(row=rows)
+    columns = {}
+    for name in names:
+        columns[name] = _to_array([element[name] for element in elements])
+    return pd.DataFrame(columns).assign(row=rows)
 
 
 def _to_array(values: list[Any]) -> Any:

@@ -236,7 +236,7 @@ def _check_visible(task: Task, ranges: Sequence[RowRange]) -> None:
         if not path.exists():
             raise OutputError(
                 f"{path}: must be seen by every machine, got nothing there on "
-                f"{socket.gethostname()}"
+                f"{socket.gethostname()}; put it on a disk that all of them share"
             )
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
+
 from seqfoundry.core import command_line
-from seqfoundry.core.command_line import Command
 from seqfoundry.core.family import Family
 from seqfoundry.engine import Request
 
 
-def simulate_command(family: Family) -> Command:
+def simulate_command(family: Family) -> click.Command:
     """Make the command ``simulate <family>``."""
 
     @command_line.command("simulate")
@@ -36,7 +37,7 @@ def simulate_data(family: Family, params: Path, overrides: str, out: Path) -> An
 
 def train_command(
     family: Family, *, names_its_data: Callable[[Any], bool] | None = None
-) -> Command:
+) -> click.Command:
     """Make the command ``train <family>``.
 
     Parameters
@@ -89,7 +90,7 @@ def train_command(
     return train
 
 
-def evaluate_command(family: Family) -> Command:
+def evaluate_command(family: Family) -> click.Command:
     """Make the command ``evaluate <family>``."""
 
     @command_line.command("evaluate")

@@ -1,23 +1,23 @@
-"""Model cards.
-
-The description that every version carries, the tag that sums up its gates, and the page of a
-model.
-"""
+"""Model cards: the description of a version, its tag with the gates, and the page of a model."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from seqfoundry.core.reporting.html import text_table
 from seqfoundry.core.serving import Serving
 from seqfoundry.core.settings.config import Gate
+
+if TYPE_CHECKING:  # MLflow takes a second to import
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 GATES = "gates"  # tag of a version
 _NOTE = "mlflow.note.content"  # tag of a run that its page shows as its description
 _MOST_OTHERS = 12  # metrics of a card beside the headline and those with gates
 
 
-def gates(run: Any) -> dict[str, Gate]:
+def gates(run: "Run") -> dict[str, Gate]:
     """Read the gates from the settings that the run logged: metric -> gate."""
     gate_of = {}
     for key, value in run.data.params.items():
@@ -27,36 +27,30 @@ def gates(run: Any) -> dict[str, Gate]:
     return gate_of
 
 
-def measured(run: Any, name: str) -> float | None:
-    """Value of a metric of a run.
-
-    None where it was not measured, or is undefined on the data measured last.
-    """
+def measured(run: "Run", name: str) -> float | None:
+    """Return a metric of a run; None if it was not measured, or is undefined on the last data."""
     value: float | None = run.data.metrics.get(name)
     return None if value is None or math.isnan(value) else value
 
 
-def publish(opened: Any, run: Any, serving: Serving, name: str, version: str) -> None:
-    """Write the card of a version and its tag ``gates``.
-
-    The model's page tells what it is and how to load it.
-    """
-    opened.update_model_version(name, version, description=describe(run, serving, name, version))
-    opened.set_model_version_tag(name, version, GATES, verdict(run))
-    opened.update_registered_model(name, description=introduce(serving, name))
-    opened.set_registered_model_tag(name, "family", serving.family)
+def publish(client: "MlflowClient", run: "Run", serving: Serving, name: str, version: str) -> None:
+    """Write the card of a version, its tag ``gates``, and the description of the model."""
+    client.update_model_version(name, version, description=describe(run, serving, name, version))
+    client.set_model_version_tag(name, version, GATES, verdict(run))
+    client.update_registered_model(name, description=introduce(serving, name))
+    client.set_registered_model_tag(name, "family", serving.family)
 
 
-def annotate_run(opened: Any, run: Any) -> None:
+def annotate_run(client: "MlflowClient", run: "Run") -> None:
     """Write the headline and the gates of a run as its description."""
     text = (
         f"{headline(run)}\n\nGates {verdict(run)}.\n\nThe report is `evaluate/report.html` "
         "among the artifacts.\n"
     )
-    opened.set_tag(run.info.run_id, _NOTE, text)
+    client.set_tag(run.info.run_id, _NOTE, text)
 
 
-def headline(run: Any) -> str:
+def headline(run: "Run") -> str:
     """Write the headline metric of a run in one sentence."""
     name = run.data.params.get("cfg.headline", "")
     if name not in run.data.metrics:
@@ -66,11 +60,8 @@ def headline(run: Any) -> str:
     return f"{value} (95 % interval {interval})." if interval else f"{value}."
 
 
-def verdict(run: Any) -> str:
-    """Sum up the gates of a run in one line: passed, missed, or not measured.
-
-    None where its settings have none.
-    """
+def verdict(run: "Run") -> str:
+    """Sum up the gates of a run in one line: passed, missed, not measured, or none."""
     statements = []
     passes = []
     for name, gate in sorted(gates(run).items()):
@@ -79,8 +70,12 @@ def verdict(run: Any) -> str:
         passes.append(value is not None and gate.passes(value))
     if not statements:
         return "none"
-    evaluated = any(name in run.data.metrics for name in gates(run))
-    word = "passed" if all(passes) else "missed" if evaluated else "not measured"
+    if all(passes):
+        word = "passed"
+    elif any(name in run.data.metrics for name in gates(run)):
+        word = "missed"
+    else:
+        word = "not measured"
     return f"{word}: {'; '.join(statements)}"
 
 
@@ -93,17 +88,15 @@ def introduce(serving: Serving, name: str) -> str:
         "champion before. "
         "Every version has a card with its data, figures and limits.",
         "",
-        *_loading(f"{name}@champion", serving),
+        *_loading_example(f"{name}@champion", serving),
     ]
     return "\n".join(lines)
 
 
-def describe(run: Any, serving: Serving, name: str, version: str) -> str:
-    """Write the card of a version in Markdown.
+def describe(run: "Run", serving: Serving, name: str, version: str) -> str:
+    """Write the card of a version in Markdown: figures, origin, limits, how to load it.
 
-    How good, what it is, where it is from, its limits, how to load it.
-
-    The headline comes first: lists of versions show the beginning only.
+    The headline metric comes first, since lists of versions show the beginning only.
     """
     tags = run.data.tags
     commit = tags.get("git.commit", "")[:12] or "unknown"
@@ -131,18 +124,18 @@ def describe(run: Any, serving: Serving, name: str, version: str) -> str:
         "",
         "## How to load it",
         "",
-        *_loading(f"{name}/{version}", serving),
+        *_loading_example(f"{name}/{version}", serving),
     ]
     return "\n".join(lines)
 
 
-def _data(run: Any) -> str:
-    """Name the data of a run, if it was told."""
+def _data(run: "Run") -> str:
+    """Name the data that a run was trained on, if they are recorded."""
     inputs = run.inputs.dataset_inputs if run.inputs else []
     return f"`{inputs[0].dataset.name}`" if inputs else "data"
 
 
-def _loading(reference: str, serving: Serving) -> list[str]:
+def _loading_example(reference: str, serving: Serving) -> list[str]:
     *leading, last = serving.input_columns
     columns = f"columns {', '.join(leading)} and {last}" if leading else f"column {last}"
     return [
@@ -160,7 +153,7 @@ def _loading(reference: str, serving: Serving) -> list[str]:
     ]
 
 
-def _metric_lines(run: Any) -> list[str]:
+def _metric_lines(run: "Run") -> list[str]:
     """Write the test metrics as a table: the headline, those with gates, then overall ones.
 
     Others are counted. A block of text, not a Markdown table: the browser would draw that one
@@ -178,7 +171,8 @@ def _metric_lines(run: Any) -> list[str]:
     overall = [name for name in measured_names if name.count(".") == 1 and name not in first]
     names = [*first, *overall[:_MOST_OTHERS]]
     lines = []
-    if digest := run.data.tags.get("test.data.md5"):
+    digest = run.data.tags.get("test.data.md5")
+    if digest:
         lines += [f"Measured on the test data `{digest}`.", ""]
     lines += ["```text", _metric_table(names, metrics, run_gates), "```"]
     n_more = len(measured_names) - len(names)
@@ -204,7 +198,9 @@ def _metric_table(
 def _gate(name: str, metrics: dict[str, float], gate_of: dict[str, Gate]) -> str:
     if name not in gate_of:
         return ""
-    return f"{gate_of[name]}: {'passed' if gate_of[name].passes(metrics[name]) else 'missed'}"
+    gate = gate_of[name]
+    word = "passed" if gate.passes(metrics[name]) else "missed"
+    return f"{gate}: {word}"
 
 
 def _interval(metrics: dict[str, float], name: str) -> str:
@@ -217,7 +213,7 @@ def _interval(metrics: dict[str, float], name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Write counts whole and shares with four digits."""
+    """Write a count without digits, any other value with four."""
     if value is None or math.isnan(value):
         return "not measured"
     return f"{value:,.0f}" if value > 1 and value.is_integer() else f"{value:.4f}"

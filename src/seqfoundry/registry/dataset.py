@@ -150,7 +150,8 @@ def check() -> dict[str, str]:
         if digests[family] != pin["families"].get(family):
             raise InputError(
                 f"{data_folder(family)}: must have the digest {pin['families'].get(family)} "
-                f"(data.dvc), got {digests[family]}"
+                f"(data.dvc), got {digests[family]}; what to do says: seqfoundry data build "
+                f"{family}"
             )
     raise InputError(
         f"{root / 'data'}: must have the digest {pin['md5']} (data.dvc), got {digests['data']}"
@@ -176,7 +177,7 @@ def ensure(family: str, folder: Path | None) -> Path:
     if not there or not any(folder.iterdir()):
         raise MissingError(
             f"--data {folder}: must be a folder with data, got "
-            f"{'an empty one' if there else 'none'}"
+            f"{'an empty one' if there else 'none'}; make one with: seqfoundry simulate {family}"
         )
     return folder
 

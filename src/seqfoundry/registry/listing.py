@@ -1,10 +1,7 @@
-"""What the registry holds.
-
-Versions with their aliases and figures, and the columns of one model.
-"""
+"""Lists of the registry: versions with aliases and figures, and the columns of one model."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqfoundry.core.errors import MissingError, ModelError
 from seqfoundry.core.runs import store_errors, tracking
@@ -12,33 +9,32 @@ from seqfoundry.core.settings import yaml
 from seqfoundry.registry import card, model_safety
 from seqfoundry.registry import models as store
 
+if TYPE_CHECKING:  # MLflow takes a second to import
+    from mlflow import MlflowClient
+
 _MLMODEL = "MLmodel"
 
 
 def models() -> list[dict[str, str]]:
-    """List every version of every registered model with aliases, run and headline metric.
+    """List all versions of all registered models with aliases, run and headline metric.
 
-    The newest come first.
-
-    A model that others registered, without a run of ours, is listed without a headline.
+    The newest version of a model comes first. A version without a run of ours has no headline.
     """
-    opened = store.connect()
+    client = store.connect()
     rows = []
     with tracking.as_tracking_error():
-        aliases = {
-            (model.name, str(version)): alias_list
-            for model in _pages(opened.search_registered_models)
-            for version, alias_list in _aliases_by_version(model).items()
-        }
-        for version in _pages(opened.search_model_versions):
-            key = (version.name, str(version.version))
-            headline = _headline(opened, version.run_id)
+        aliases = {}
+        for model in _pages(client.search_registered_models):
+            aliases[model.name] = _aliases_by_version(model)
+        for version in _pages(client.search_model_versions):
+            number = str(version.version)
+            version_aliases = aliases.get(version.name, {}).get(number, [])
             rows.append(
                 {
                     "model": version.name,
-                    "version": key[1],
-                    "aliases": ", ".join(sorted(aliases.get(key, []))),
-                    "headline": headline,
+                    "version": number,
+                    "aliases": ", ".join(sorted(version_aliases)),
+                    "headline": _headline(client, version.run_id),
                     "run": version.run_id or "",
                 }
             )
@@ -46,16 +42,13 @@ def models() -> list[dict[str, str]]:
 
 
 def champion(name: str) -> Any:
-    """Version that is the champion of a registered model.
-
-    None where there is none, or no such model.
-    """
+    """Return the champion of a registered model; None if there is no champion or no such model."""
     from mlflow.exceptions import MlflowException
 
-    opened = store.connect()
+    client = store.connect()
     with tracking.as_tracking_error():
         try:
-            return opened.get_model_version_by_alias(name, "champion")
+            return client.get_model_version_by_alias(name, "champion")
         except MlflowException as error:
             if error.error_code not in store_errors.ABSENT:
                 raise
@@ -63,21 +56,20 @@ def champion(name: str) -> Any:
 
 
 def version_of(run_id: str) -> str:
-    """Newest version that a run has become, without those whose registration was broken off.
+    """Return the newest version made from a run; empty if there is none.
 
-    Empty for none.
+    A version whose registration was broken off does not count.
     """
-    opened = store.connect()
+    client = store.connect()
     with tracking.as_tracking_error():
-        versions = opened.search_model_versions(f"run_id = '{run_id}'")
-    finished = [
-        int(version.version) for version in versions if card.GATES in version.tags
-    ]  # written when the alias is
+        versions = client.search_model_versions(f"run_id = '{run_id}'")
+    # the tag is written at the end of a registration
+    finished = [int(version.version) for version in versions if card.GATES in version.tags]
     return str(max(finished)) if finished else ""
 
 
 def _pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Give everything that a search finds; one call gives a hundred at most."""
+    """Yield all results of a search, of which one call returns a hundred at most."""
     token = None
     while True:
         page = search(page_token=token)
@@ -94,24 +86,25 @@ def _aliases_by_version(model: Any) -> dict[str, list[str]]:
     return aliases_by_version
 
 
-def _headline(opened: Any, run_id: str | None) -> str:
-    """Headline metric of a run and its value.
-
-    Empty where there is no run, or it was not evaluated.
-    """
+def _headline(client: "MlflowClient", run_id: str | None) -> str:
+    """Write a run's headline metric and its value; empty without a run or an evaluation."""
+    if not run_id:
+        return ""
     try:
-        run = tracking.get_run(run_id, opened) if run_id else None
+        run = tracking.get_run(run_id, client)
     except MissingError:
-        run = None
-    name = run.data.params.get("cfg.headline", "") if run is not None else ""
-    if run is None or name not in run.data.metrics:
+        return ""
+    name = run.data.params.get("cfg.headline", "")
+    if name not in run.data.metrics:
         return ""
     value = card.measured(run, name)
-    return f"{name} {'not measured' if value is None else f'{value:.4f}'}"
+    if value is None:
+        return f"{name} not measured"
+    return f"{name} {value:.4f}"
 
 
 def columns(reference: str) -> dict[str, list[tuple[str, str]]]:
-    """Input and output columns of a registered or exported model: name and type.
+    """Return input and output columns of a registered or exported model: name and type.
 
     Raises
     ------

@@ -46,21 +46,22 @@ def damaged(where: str) -> Iterator[None]:
 
 
 def warn_of_requirements(path: Path, reference: str) -> None:
-    """Say which installed packages are not those that a model's ``requirements.txt`` names.
+    """Warn of installed packages whose versions differ from a model's ``requirements.txt``.
 
-    MLflow does that too, but takes a second for a map of all modules that are installed.
+    MLflow does that too, but takes a second to list all installed modules.
     """
     if not files.is_there(path):
         return
     with damaged(f"{path}: must be a readable list"), path.open("rb") as file:
         text = file.read(_LONGEST_LIST).decode("utf-8", errors="replace")
     for requirement in _PINNED.finditer(text):
-        if (here := provenance.installed(requirement["name"])) != requirement["version"]:
+        installed = provenance.installed(requirement["name"])
+        if installed != requirement["version"]:
             _LOG.warning(
                 "%s: made with %s, got %s here: answers may differ",
                 reference,
                 requirement[0],
-                here or "none",
+                installed or "none",
             )
 
 
@@ -87,14 +88,12 @@ def _sha256(path: Path) -> str:
 
 
 def check_sums(folder: Path) -> None:
-    """Refuse an exported model of which a file is not the one that was exported.
-
-    A model without ``SHA256SUMS`` passes.
+    """Compare the files of an exported model with its ``SHA256SUMS``; without that file, pass.
 
     Raises
     ------
     ModelError
-        Naming the first file that is absent or differs.
+        If a file is absent or differs; it names the first.
     """
     if not (folder / SUMS).is_file():
         return
@@ -111,9 +110,7 @@ def check_sums(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a model folder with links or with what is no file.
-
-    Links could bring in files from anywhere.
+    """Refuse a model folder with links, which could bring in files from anywhere, or pipes.
 
     Raises
     ------

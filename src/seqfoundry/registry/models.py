@@ -13,10 +13,10 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -36,6 +36,10 @@ from seqfoundry.core.settings.config import flatten, to_dict
 from seqfoundry.registry import card, model_safety, zoo
 from seqfoundry.registry.source_copy import copy_source
 
+if TYPE_CHECKING:  # MLflow takes a second to import
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 CANDIDATE = "candidate"
 _VERSION_TAGS = ("git.commit", "git.dirty", "data.md5", "package.version", "family")
 _FORMS = "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION, zoo:NAME or a run id"
@@ -44,21 +48,21 @@ _IS_VERSION = re.compile(r"models:/[^/@]+(/\d+|@[^/]+)")
 _ADAPTER = Path(__file__).with_name("pyfunc_adapter.py")
 
 
-def connect() -> Any:
+def connect() -> "MlflowClient":
     """Open the store for reading and writing models; unpickling is off from here on."""
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    opened = tracking.client()
+    client = tracking.connect()
     import mlflow
 
     mlflow.set_tracking_uri(tracking.store_uri())
-    return opened
+    return client
 
 
 @contextlib.contextmanager
 def model_folder(reference: str) -> Iterator[Path]:
-    """Give the family's ``model/`` folder behind a folder, URI or run id, for the block.
+    """Give the family's ``model/`` folder behind a folder, ``models:/`` URI or run id.
 
-    The URI begins with ``models:/``.
+    A downloaded copy goes when the block ends.
 
     Raises
     ------
@@ -67,51 +71,57 @@ def model_folder(reference: str) -> Iterator[Path]:
     ModelError
         If what is found holds no model of ours, or an exported model was changed.
     """
-    # the source that a packaged model carries too would cost hundreds of requests to a server
-    with fetch(reference, "artifacts/model" if _IS_VERSION.fullmatch(reference) else "") as folder:
-        yield _inside(folder, reference)
+    inside = ""
+    if _IS_VERSION.fullmatch(reference):
+        # the packaged source would cost hundreds of requests to a server
+        inside = "artifacts/model"
+    with fetch(reference, inside) as folder:
+        yield _find_model_folder(folder, reference)
 
 
-def _inside(folder: Path, reference: str) -> Path:
-    """Find the family's ``model/`` folder in a registered or exported model, or in a run.
-
-    It may be the folder itself.
-    """
-    for inside in (folder, folder / "artifacts" / "model", folder / "model"):
-        if files.is_there(inside / SERVED) and (inside / SERVED).is_file():
-            model_safety.refuse_special(inside)
-            package = _package_around(inside)
+def _find_model_folder(folder: Path, reference: str) -> Path:
+    """Find the family's ``model/`` folder in a package or a run; it may be ``folder`` itself."""
+    for candidate in (folder, folder / "artifacts" / "model", folder / "model"):
+        record = candidate / SERVED
+        if files.is_there(record) and record.is_file():
+            model_safety.refuse_special(candidate)
+            package = _find_package(candidate)
             if package is not None:
                 model_safety.refuse_links(package)
                 model_safety.check_sums(package)
-            return inside
-    raise ModelError(f"{reference}: must be a model folder with served.json, got one without")
+            return candidate
+    raise ModelError(
+        f"{reference}: must be a model folder with {SERVED}, got one without; name the folder "
+        "model/ of a run, or an exported model"
+    )
 
 
-def _package_around(folder: Path) -> Path | None:
-    """Find the packaged model, with ``MLmodel``, to which a family's ``model/`` folder belongs."""
+def _find_package(folder: Path) -> Path | None:
+    """Find the packaged model, with ``MLmodel``, that a ``model/`` folder belongs to."""
     package = folder.resolve().parents[1]
     is_package = folder.parent.name == "artifacts" and files.is_there(package / "MLmodel")
     return package if is_package else None
 
 
 def warn_of_requirements(reference: str, folder: Path) -> None:
-    """Say which installed packages differ from those that a packaged model was made with.
+    """Warn of installed packages that differ from those that a packaged model was made with.
 
     ``folder`` is what `model_folder` gave for ``reference``.
     """
     if _IS_VERSION.fullmatch(reference):
         with contextlib.suppress(MissingError), fetch(reference, _REQUIREMENTS) as path:
             model_safety.warn_of_requirements(path, reference)
-    elif (package := _package_around(folder)) is not None:
+        return
+    package = _find_package(folder)
+    if package is not None:
         model_safety.warn_of_requirements(package / _REQUIREMENTS, reference)
 
 
 @contextlib.contextmanager
 def fetch(reference: str, inside: str = "") -> Iterator[Path]:
-    """Bring what a reference names, or of a version the folder ``inside`` it, here.
+    """Give a local path for a reference; of a version, only its folder ``inside``.
 
-    A copy goes when the block ends.
+    A model of another tool is converted to a model folder. Copies go when the block ends.
     """
     path = zoo.find_folder(reference) if reference.startswith(zoo.PREFIX) else Path(reference)
     if reference and files.is_there(path):
@@ -130,22 +140,25 @@ def fetch(reference: str, inside: str = "") -> Iterator[Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    target = {"artifact_uri": f"{reference}/{inside}" if inside else reference}
     if not reference.startswith("models:/"):
         tracking.get_run(reference)
         target = {"run_id": reference, "artifact_path": "model"}
+    elif inside:
+        target = {"artifact_uri": f"{reference}/{inside}"}
+    else:
+        target = {"artifact_uri": reference}
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as temporary:
         try:
             fetched = mlflow.artifacts.download_artifacts(**target, dst_path=temporary)
         except (MlflowException, OSError) as error:
-            kind = TrackingError if store_errors.refused(error) else MissingError
+            kind = TrackingError if store_errors.is_refusal(error) else MissingError
             raise kind(
                 f"{reference}: must be a model of {tracking.shown_uri()}, got: "
-                f"{store_errors.reason(error)}"
+                f"{store_errors.explain(error)}"
             ) from None
         try:
             yield Path(fetched)
-        except ModelError as error:  # the temporary name says nothing to anybody
+        except ModelError as error:  # name the model, not the temporary folder
             raise ModelError(str(error).replace(str(Path(fetched)), reference)) from None
 
 
@@ -171,18 +184,16 @@ def read_serving(folder: Path, *, family: str = "", reference: str = "") -> Serv
             raise ValueError(f"family must be one of {', '.join(all_families())}, got {name!r}")
         if family and name != family:
             raise ModelError(
-                f"{reference}: must be a model of the family {family}, got one of {name}"
+                f"{reference}: must be a model of the family {family}, got one of {name}; use the "
+                f"commands of {name}"
             )
         return find_family(name).serving_class.from_record(record, str(path))
 
 
 def register(family: str, run_id: str) -> str:
-    """Package a finished run's model, make it a version, and return its URI.
+    """Package a finished run's model, register it as ``candidate``, and return its URI.
 
-    The version has the alias ``candidate``.
-
-    The example is predicted before and, through the packaged model, after; the two answers must be
-    equal.
+    The packaged model must answer the family's example as the model of the run does.
 
     Raises
     ------
@@ -194,12 +205,12 @@ def register(family: str, run_id: str) -> str:
         If the store fails, or does not let this user register.
     """
     find_family(family)
-    opened = connect()
-    run = tracking.get_run(run_id, opened)
+    client = connect()
+    run = tracking.get_run(run_id, client)
     if recorded_family(run.data.tags) != family:
         raise InputError(
             f"run {run_id}: must be a run of the family {family}, got "
-            f"{recorded_family(run.data.tags)}"
+            f"{recorded_family(run.data.tags)}; name that family"
         )
     if run.info.status != "FINISHED":
         raise InputError(
@@ -210,43 +221,43 @@ def register(family: str, run_id: str) -> str:
         model_safety.refuse_links(folder)
         serving = read_serving(folder, family=family, reference=f"run {run_id}")
         name = serving.registered_name
-        _refuse_anothers(opened, name, family)
-        card.describe(
-            run, serving, name, "1"
-        )  # as the next two, fails before anything is packaged
+        _check_owner(client, name, family)
+        # what may fail is tried before anything is packaged
+        card.describe(run, serving, name, "1")
         serve = find_family(family).module("serve")
         model = serve.load(folder)
         example = serve.example(model) if hasattr(serve, "example") else serve.EXAMPLE
         answer = serve.predict(model, example)
-        version = _package(run, folder, serving, (example, answer))
+        version = _package(run, folder, serving, example, answer)
     with tracking.as_tracking_error():
         # read, set, read again: another registration may come at the same time, the newest stays
-        while int(opened.get_registered_model(name).aliases.get(CANDIDATE, 0)) < int(version):
-            opened.set_registered_model_alias(name, CANDIDATE, version)
-        card.publish(opened, run, serving, name, version)
+        while int(client.get_registered_model(name).aliases.get(CANDIDATE, 0)) < int(version):
+            client.set_registered_model_alias(name, CANDIDATE, version)
+        card.publish(client, run, serving, name, version)
     return f"models:/{name}/{version}"
 
 
-def _refuse_anothers(opened: Any, name: str, family: str) -> None:
-    """Refuse a registered model of another family: the names of its versions promise its answers.
+def _check_owner(client: "MlflowClient", name: str, family: str) -> None:
+    """Check that no registered model of another family has this name.
 
     Raises
     ------
     ModelError
-        If there is one of this name.
+        If one has.
     """
     from mlflow.exceptions import MlflowException
 
     with tracking.as_tracking_error():
         try:
-            owner = recorded_family(opened.get_registered_model(name).tags) or family
+            owner = recorded_family(client.get_registered_model(name).tags) or family
         except MlflowException as error:
             if error.error_code not in store_errors.ABSENT:
                 raise
             return
     if owner != family:
         raise ModelError(
-            f"registered model {name}: must be of the family {family}, got one of {owner}"
+            f"registered model {name}: must be of the family {family}, got one of {owner}; set "
+            "another registered_name"
         )
 
 
@@ -285,10 +296,11 @@ def run_id_of(text: str) -> str:
 def _record_reference_model(family: Family, path: Path) -> str:
     """Record a model of another tool as a finished run with the gates of ``full.yaml``."""
     config = family.settings(family.parameters_folder / "full.yaml")
-    client = tracking.client()
+    client = tracking.connect()
     with fetch(str(path)) as folder, tracking.as_tracking_error():
         experiment = tracking.experiment_id(client)
-        run_id = str(client.create_run(experiment, run_name=path.stem).info.run_id)
+        created = client.create_run(experiment, run_name=path.stem)
+        run_id = str(created.info.run_id)
         tags = {
             "family": family.name,
             "imported.md5": files.md5(path),
@@ -305,50 +317,47 @@ def _record_reference_model(family: Family, path: Path) -> str:
 
 
 def _package(
-    found: Any, folder: Path, serving: Serving, known: tuple[pd.DataFrame, pd.DataFrame]
+    run: "Run", folder: Path, serving: Serving, example: pd.DataFrame, answer: pd.DataFrame
 ) -> str:
-    """Log the model beside its run, compare its answer, and only then create a version.
+    """Log the model beside its run, load it back, and create a version if it answers as before.
 
-    The logged model is loaded back for that.
-
-    The run itself is not opened again: its status and end stay what they were, whatever happens
-    here.
+    The run itself is not opened again, so its status and end stay what they were.
     """
     import mlflow
 
     client = mlflow.MlflowClient()
     name = serving.registered_name
-    run = found.info
+    run_id = run.info.run_id
     with tracking.as_tracking_error():
         logged = client.create_logged_model(
-            run.experiment_id, name=name, source_run_id=run.run_id, params=dict(found.data.params)
+            run.info.experiment_id,
+            name=name,
+            source_run_id=run_id,
+            params=dict(run.data.params),
         )
     try:
-        with _loading():
+        with _quiet_loading():
             with tracking.as_tracking_error():
-                _log((logged.model_id, run.run_id), folder, serving, known[0])
+                _log_model(logged.model_id, run_id, folder, serving, example)
                 packaged = mlflow.pyfunc.load_model(logged.model_uri)
-            again = packaged.predict(known[0])
-        _compare(known[1], again, run.run_id)
+            packaged_answer = packaged.predict(example)
+        _compare_answers(answer, packaged_answer, run_id)
     except BaseException:
-        with (
-            contextlib.suppress(TrackingError),
-            tracking.as_tracking_error(),
-        ):  # the first error is the one to tell
+        # the first error is the one to raise
+        with contextlib.suppress(TrackingError), tracking.as_tracking_error():
             client.delete_logged_model(logged.model_id)
         raise
-    tags = {key: found.data.tags.get(key, "") for key in _VERSION_TAGS}
-    with (
-        tracking.as_tracking_error(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # "Successfully registered ..."
-        return str(
-            mlflow.register_model(logged.model_uri, name, tags=tags).version
-        )  # at once: none is without them
+    # MLflow prints that it registered the model; with its tags, so that no version is without
+    tags = {key: run.data.tags.get(key, "") for key in _VERSION_TAGS}
+    with tracking.as_tracking_error(), contextlib.redirect_stderr(io.StringIO()):
+        version = mlflow.register_model(logged.model_uri, name, tags=tags)
+    return str(version.version)
 
 
-def _log(ids: tuple[str, str], folder: Path, serving: Serving, example: pd.DataFrame) -> None:
-    """Write the packaged model into the store, under the ids of model and run."""
+def _log_model(
+    model_id: str, run_id: str, folder: Path, serving: Serving, example: pd.DataFrame
+) -> None:
+    """Write the packaged model of a run into the store."""
     import mlflow
     from mlflow.models import Model, infer_signature
 
@@ -360,8 +369,8 @@ def _log(ids: tuple[str, str], folder: Path, serving: Serving, example: pd.DataF
             artifact_path=None,
             name=serving.registered_name,
             flavor=mlflow.pyfunc,
-            run_id=ids[1],
-            model_id=ids[0],
+            run_id=run_id,
+            model_id=model_id,
             python_model=str(_ADAPTER),
             model_config=source.model_config,
             artifacts={"model": str(folder)},
@@ -372,10 +381,10 @@ def _log(ids: tuple[str, str], folder: Path, serving: Serving, example: pd.DataF
         )
 
 
-def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
-    """Refuse a packaged model that does not answer as the run's own does."""
+def _compare_answers(expected: pd.DataFrame, answer: pd.DataFrame, run_id: str) -> None:
+    """Refuse a packaged model that does not answer as the model of its run does."""
     try:
-        pd.testing.assert_frame_equal(answer, again, rtol=1e-5, atol=1e-5)
+        pd.testing.assert_frame_equal(expected, answer, rtol=1e-5, atol=1e-5)
     except AssertionError as error:
         raise ModelError(
             f"run {run_id}: the packaged model must answer as before, got another answer: "
@@ -384,11 +393,8 @@ def _compare(answer: pd.DataFrame, again: pd.DataFrame, run_id: str) -> None:
 
 
 @contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    """Keep MLflow's advice off the terminal, and its folders off the path.
-
-    Its adapter leaves no bytecode in the model.
-    """
+def _quiet_loading() -> Iterator[None]:
+    """Load a model without MLflow's advice, its entries in ``sys.path``, and bytecode."""
     # MLflow tries to log the model's config as parameters of the run, which has them from an
     # earlier registration, perhaps of another source
     advice = logging.getLogger("mlflow.models.model")
@@ -409,9 +415,9 @@ def _loading() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to answer, and what is known of it."""
+    """A loaded model, what it says of itself, and what the user called it."""
 
-    predictor: Any
+    predictor: "_Predictor"
     serving: Serving
     reference: str
 
@@ -420,10 +426,9 @@ class Loaded:
 
         ``params`` are the family's own.
         """
-        answer: pd.DataFrame = (
-            self.predictor.predict(frame, params) if params else self.predictor.predict(frame)
-        )
-        return answer
+        if not params:
+            return self.predictor.predict(frame)
+        return self.predictor.predict(frame, params)
 
 
 class _Predictor:
@@ -433,7 +438,9 @@ class _Predictor:
         self._serve = find_family(family).module("serve")
         self._model = self._serve.load(folder)
 
-    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, frame: pd.DataFrame, params: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
         answer: pd.DataFrame = self._serve.predict(self._model, frame, **(params or {}))
         return answer
 
@@ -473,7 +480,10 @@ def export(reference: str, folder: Path) -> None:
     import shutil
 
     if not reference.startswith("models:/"):
-        raise MissingError(f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise MissingError(
+            f"{reference}: must be models:/NAME@ALIAS or models:/NAME/VERSION, got another form; "
+            "seqfoundry models lists them"
+        )
     with files.atomic_folder(folder) as target, fetch(reference) as fetched:
         model_safety.refuse_links(fetched)
         no_bytecode = shutil.ignore_patterns("__pycache__")

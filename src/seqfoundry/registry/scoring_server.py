@@ -1,10 +1,8 @@
-"""What MLflow's scoring server (``mlflow models serve``) says to a payload that it cannot answer.
+"""Answers of MLflow's scoring server (``mlflow models serve``) to bad requests: 400, one line.
 
-Status 400, one line.
-
-By itself the server hides the reason (a wrong letter, say) in a traceback, answers a missing
-column or content type with 500, and writes undefined numbers as ``NaN``, which is no JSON; and it
-has no limits. It has no hook for that, but looks ``invocations`` up at every request.
+Without this, the server hides the reason (such as a wrong letter) in a traceback, answers a
+missing column or content type with 500, writes undefined numbers as ``NaN``, which is no JSON, and
+has no limits. It has no hook for such things, but it looks up ``invocations`` at every request.
 """
 
 import json
@@ -22,10 +20,8 @@ _APP = "mlflow.pyfunc.scoring_server.app"  # imported by the server's processes,
 _LIMITS = {"SEQFOUNDRY_MAX_ROWS": 1000, "SEQFOUNDRY_MAX_MEGABYTES": 16}  # of a request
 _MEGABYTE = 10**6
 _LONGEST = 500  # characters of a message
-_ECHOES = (
-    "\nInput:",
-    "IMPORTANT:",
-)  # after which MLflow repeats what it was sent, or tells of its own versions
+# after these words MLflow repeats the request, or names its own versions
+_ECHOES = ("\nInput:", "IMPORTANT:")
 
 
 def limits(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -47,10 +43,7 @@ def limits(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def guard() -> None:
-    """Where a scoring server is being started, make it refuse payloads as we do.
-
-    Elsewhere do nothing.
-    """
+    """Make the scoring server of this process, if there is one, answer bad requests in a line."""
     if _APP not in sys.modules:
         return
     from mlflow.pyfunc import scoring_server
@@ -96,7 +89,7 @@ def guarded(genuine: Callable[..., Any], most_rows: int, most_bytes: int) -> Cal
 
 
 class _Limited:
-    """A model that answers no more rows at a time than it may."""
+    """A model that refuses requests of too many rows."""
 
     def __init__(self, model: Any, most_rows: int) -> None:
         self._model = model
@@ -105,28 +98,31 @@ class _Limited:
 
     def predict(self, data: Any, params: Any = None) -> Any:
         columns = data.values() if isinstance(data, dict) else [data]
-        rows = max(map(len, columns), default=0)
-        if rows > self._most_rows:
+        n_rows = max(map(len, columns), default=0)
+        if n_rows > self._most_rows:
             raise InputError(
-                f"request: must have at most {self._most_rows} rows, got {rows}; send it in parts"
+                f"request: must have at most {self._most_rows} rows, got {n_rows}; "
+                "send it in parts"
             )
         return self._model.predict(data, params=params)
 
 
 def _reason(error: Exception) -> str:
-    """Find what was said first, without the payload that MLflow puts around it."""
-    first = error if isinstance(error, SeqfoundryError) else error.__context__
-    if isinstance(first, SeqfoundryError):
-        return str(first)
+    """Write the reason of an error, without the request that MLflow repeats in it."""
+    for cause in (error, error.__context__):
+        if isinstance(cause, SeqfoundryError):
+            return str(cause)
     message = str(getattr(error, "message", error))
-    if not message.startswith(("Failed to predict data", "Encountered an unexpected error")):
-        for echo in _ECHOES:
-            message = message.partition(echo)[0]
-        return f"request: {message.removeprefix('Invalid input. ')}"
-    if message.startswith("Failed"):
-        return f"request: {message.rpartition('Error: ')[2]}"
-    _LOG.error("a request could not be answered", exc_info=first)
-    return f"request: must be legal input of the model, got {type(first).__name__}: {first}"
+    if message.startswith("Failed to predict data"):
+        reason = message.rpartition("Error: ")[2]
+        return f"request: {reason}"
+    if message.startswith("Encountered an unexpected error"):
+        cause = error.__context__
+        _LOG.error("a request could not be answered", exc_info=cause)
+        return f"request: must be legal input of the model, got {type(cause).__name__}: {cause}"
+    for echo in _ECHOES:
+        message = message.partition(echo)[0]
+    return f"request: {message.removeprefix('Invalid input. ')}"
 
 
 def _one_line(text: str) -> str:

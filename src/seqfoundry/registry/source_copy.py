@@ -69,9 +69,8 @@ def copy_source(family: Family, folder: Path) -> SourceCopy:
     if plugin == _PRODUCT:
         return SourceCopy((product,), product.name, f"{product.name}.{rest}")
     plugin_copy = _copy_package(plugin, {_PRODUCT: product.name}, folder)
-    return SourceCopy(
-        (product, plugin_copy), product.name, ".".join(filter(None, (plugin_copy.name, rest)))
-    )
+    family_package = f"{plugin_copy.name}.{rest}" if rest else plugin_copy.name
+    return SourceCopy((product, plugin_copy), product.name, family_package)
 
 
 def copy_name(package: str) -> str:
@@ -79,13 +78,13 @@ def copy_name(package: str) -> str:
 
     A copy under such a name has the same digest, and so the same name.
     """
-    return _named(package, _read_package(package, {}))
+    return _name_with_digest(package, _read_package(package, {}))
 
 
 def _copy_package(package: str, renamed: Mapping[str, str], folder: Path) -> Path:
     """Write a package under its copy's name; ``renamed`` are packages that it imports."""
     contents = _read_package(package, renamed)
-    name = _named(package, contents)
+    name = _name_with_digest(package, contents)
     for path, content in contents.items():
         target = folder / name / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +94,7 @@ def _copy_package(package: str, renamed: Mapping[str, str], folder: Path) -> Pat
     return folder / name
 
 
-def _named(package: str, contents: Mapping[str, bytes]) -> str:
+def _name_with_digest(package: str, contents: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for path, content in contents.items():
         digest.update(f"{path}\n{len(content)}\n".encode())

@@ -144,16 +144,14 @@ def find_folder(reference: str) -> Path:
 
 
 def create_run(entry: Entry) -> str:
-    """Record a model of the zoo as a finished run, and return the run's id.
-
-    So it can be registered.
+    """Record a model of the zoo as a finished run, ready to be registered; return the run's id.
 
     Raises
     ------
     TrackingError
         If the store fails.
     """
-    client = tracking.client()
+    client = tracking.connect()
     with tracking.as_tracking_error():
         experiment = tracking.experiment_id(client)
         run_id = str(client.create_run(experiment, run_name=f"zoo-{entry.name}").info.run_id)
@@ -222,25 +220,14 @@ def _build_entry(recipe: _Recipe) -> None:
     if not data.is_dir():
         _run("simulate", recipe.family, *settings, "--out", str(data))
     if not (train / "model").is_dir():
-        run_id = files.run_in(train).get("run_id", "")
+        run_id = str(files.run_in(train).get("run_id", ""))
         if not run_id:  # broken off before there was anything to go on from
             shutil.rmtree(train, ignore_errors=True)
-        _run(
-            *("train", recipe.family, *settings, "--data", str(data), "--out", str(train)),
-            *("--no-track", "--resume", str(run_id)),
-        )
-    _run(
-        *(
-            "evaluate",
-            recipe.family,
-            "--model",
-            str(train),
-            "--data",
-            str(data),
-            "--out",
-            str(work / "evaluate"),
-        )
-    )
+        data_and_out = ("--data", str(data), "--out", str(train))
+        _run("train", recipe.family, *settings, *data_and_out, "--no-track", "--resume", run_id)
+    report = work / "evaluate"
+    data_and_out = ("--data", str(data), "--out", str(report))
+    _run("evaluate", recipe.family, "--model", str(train), *data_and_out)
     model = folder() / recipe.name
     with files.atomic_folder(model, replace=True) as temporary:
         shutil.copytree(train / "model", temporary, dirs_exist_ok=True)
@@ -300,20 +287,20 @@ def _without_name(entry: Entry) -> dict[str, Any]:
 
 
 def _registry_settings(config: Any) -> dict[str, str]:
-    """Take the headline and gates, as a training run logs them.
-
-    `promote` looks at these.
-    """
+    """Take the settings that `promote` reads: headline and gates, as a training run logs them."""
     flat = config_module.flatten(config_module.to_dict(config))
-    return {
-        key: str(value)
-        for key, value in flat.items()
-        if key == "headline" or key.startswith("gates.")
-    }
+    settings = {}
+    for key, value in flat.items():
+        if key == "headline" or key.startswith("gates."):
+            settings[key] = str(value)
+    return settings
 
 
 def _headline_metrics(config: Any, metrics: Mapping[str, Any]) -> dict[str, float]:
     """Take the headline and the metrics that have gates, with their intervals."""
-    names = [config.headline, *config.gates]
-    wanted = [f"{name}{end}" for name in names for end in ("", ".low", ".high")]
-    return {key: float(metrics[key]) for key in wanted if metrics.get(key) is not None}
+    selected = {}
+    for name in (config.headline, *config.gates):
+        for key in (name, f"{name}.low", f"{name}.high"):
+            if metrics.get(key) is not None:
+                selected[key] = float(metrics[key])
+    return selected

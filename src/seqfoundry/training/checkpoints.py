@@ -56,7 +56,9 @@ class ArrayFormat:
                 arrays = {name: stored[name] for name in stored.files}
             progress = json.loads(arrays.pop("progress").tobytes())
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path}: must be a whole checkpoint, got: {error}") from None
+            raise ModelError(
+                f"{path}: must be a whole checkpoint, got: {error}; train anew, without --resume"
+            ) from None
         return Checkpoint(arrays, progress)
 
 
@@ -89,5 +91,8 @@ class Checkpoints:
         checkpoint = self.file_format.read(path)
         progress = dict(checkpoint.progress)
         if progress.pop("settings", None) != self.settings:
-            raise ModelError(f"{path}: must be of these settings, got others")
+            raise ModelError(
+                f"{path}: must be of these settings, got others; resume with the settings of "
+                "that run"
+            )
         return Checkpoint(checkpoint.state, progress)

@@ -75,7 +75,8 @@ class TorchProcess(Process):
             n_gpus = torch.cuda.device_count()
             if process.local_rank >= n_gpus:
                 raise ConfigError(
-                    f"--nproc-per-node: must be at most the GPUs, {n_gpus}, got more"
+                    f"torchrun --nproc-per-node: must be at most {n_gpus}, the number of GPUs, "
+                    "got more"
                 )
             device = torch.device("cuda", process.local_rank)
         process.silence_workers()

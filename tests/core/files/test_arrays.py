@@ -169,10 +169,10 @@ def test_damage_is_an_error_of_ours(
     content = path.read_bytes()
     path.write_bytes(content[:place] + noise + content[place + len(noise) :])
     try:
-        found = read_objects(path)
+        rows = read_objects(path)
     except InputError:
         return
-    assert len(found) == 2
+    assert len(rows) == 2
 
 
 def test_damaged_and_absent_files(tmp_path: Path) -> None:

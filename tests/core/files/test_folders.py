@@ -19,8 +19,8 @@ def refused(kind, function, *words, **options):
 
 def write(path, text="new", **options):
     """Write a folder with one file."""
-    with atomic.atomic_folder(path, **options) as made:
-        (made / "file").write_text(text, encoding="utf-8")
+    with atomic.atomic_folder(path, **options) as folder:
+        (folder / "file").write_text(text, encoding="utf-8")
 
 
 def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):

@@ -84,8 +84,8 @@ def test_report_needs_nothing_from_outside(tmp_path, picture):
     page = Page(text)
     (image,) = page.attributes("img", "src")
     assert base64.b64decode(image.removeprefix("data:image/png;base64,")) == PNG
-    rest = text.replace(image, "")
-    assert not re.search(r"http|url\(|@import|//", rest)
+    text_without_image = text.replace(image, "")
+    assert not re.search(r"http|url\(|@import|//", text_without_image)
 
 
 def test_contents_lead_to_their_parts(tmp_path, picture):

@@ -59,15 +59,15 @@ def test_wilson_interval_refuses_wrong_confidence(confidence):
 
 
 def test_proportion():
-    made = proportion(8, 10)
-    assert made == Proportion(8, 10, 0.8, *wilson_interval(8, 10, confidence=0.95))
-    assert str(made) == "0.800 [0.490, 0.943] (8 of 10)"
+    rate = proportion(8, 10)
+    assert rate == Proportion(8, 10, 0.8, *wilson_interval(8, 10, confidence=0.95))
+    assert str(rate) == "0.800 [0.490, 0.943] (8 of 10)"
 
 
 def test_proportion_of_nothing_is_undefined():
-    made = proportion(0, 0)
-    assert all(math.isnan(x) for x in (made.value, made.low, made.high))
-    assert str(made) == "undefined (0 of 0)"
+    rate = proportion(0, 0)
+    assert all(math.isnan(x) for x in (rate.value, rate.low, rate.high))
+    assert str(rate) == "undefined (0 of 0)"
 
 
 def test_confusion_matrix_by_hand():
@@ -128,10 +128,15 @@ def test_classification_report_agrees_with_scikit_learn():
     rows = classification_report(confusion_matrix(true, predicted, 5), names)
     assert [row.label for row in rows] == [*names, "macro avg", "weighted avg"]
     for row in rows:
-        want = expected[row.label]
+        expected_row = expected[row.label]
         np.testing.assert_allclose(
             (row.precision, row.recall, row.f1, row.support),
-            (want["precision"], want["recall"], want["f1-score"], want["support"]),
+            (
+                expected_row["precision"],
+                expected_row["recall"],
+                expected_row["f1-score"],
+                expected_row["support"],
+            ),
             err_msg=row.label,
         )
 
@@ -180,19 +185,21 @@ def test_classification_report_refuses(confusion, message):
 
 
 def test_reliability_by_hand():
-    found = reliability([0.15, 0.25, 0.85, 0.95, 1.0], [False, True, True, True, False], bins=5)
-    assert found.counts.tolist() == [1, 1, 0, 0, 3]
-    np.testing.assert_allclose(found.edges, [0, 0.2, 0.4, 0.6, 0.8, 1])
-    np.testing.assert_allclose(found.confidence, [0.15, 0.25, 2.8 / 3])
-    assert [(rate.successes, rate.n) for rate in found.rates] == [(0, 1), (1, 1), (2, 3)]
-    assert found.error == pytest.approx((0.15 + 0.75 + 3 * (2.8 / 3 - 2 / 3)) / 5)
+    bins_of_five = reliability(
+        [0.15, 0.25, 0.85, 0.95, 1.0], [False, True, True, True, False], bins=5
+    )
+    assert bins_of_five.counts.tolist() == [1, 1, 0, 0, 3]
+    np.testing.assert_allclose(bins_of_five.edges, [0, 0.2, 0.4, 0.6, 0.8, 1])
+    np.testing.assert_allclose(bins_of_five.confidence, [0.15, 0.25, 2.8 / 3])
+    assert [(rate.successes, rate.n) for rate in bins_of_five.rates] == [(0, 1), (1, 1), (2, 3)]
+    assert bins_of_five.error == pytest.approx((0.15 + 0.75 + 3 * (2.8 / 3 - 2 / 3)) / 5)
 
 
 def test_reliability_of_nothing_is_undefined():
-    found = reliability([], [])
-    assert found.counts.tolist() == [0] * 10
-    assert found.rates == []
-    assert math.isnan(found.error)
+    empty = reliability([], [])
+    assert empty.counts.tolist() == [0] * 10
+    assert empty.rates == []
+    assert math.isnan(empty.error)
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,10 @@ def test_module_needs_no_display_and_no_pyplot():
         "print(json.dumps('matplotlib.pyplot' in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )
-    assert json.loads(found.stdout) is False
+    assert json.loads(process.stdout) is False
 
 
 @pytest.mark.parametrize("name", TOY)

@@ -30,23 +30,23 @@ with data.atomic_write(path), data.atomic_folder(path.with_name("model")) as fol
         Path(f"{plot.with_name('.w.h5.ab_12xyz.h5')}.weights.h5").write_text("")
         os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
-    assert done.returncode == -9
+    process = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert process.returncode == -9
     assert len(list(path.parent.glob(".*"))) == 4
 
 
 def test_what_a_killed_process_was_writing_goes_when_its_run_goes_on(tmp_path):
-    own = folder_of_run_1(tmp_path / "own")
+    folder = folder_of_run_1(tmp_path / "own")
     for name in ("last.npz", "best.npz.md"):
-        kill_while_writing(own / "checkpoints" / name)
+        kill_while_writing(folder / "checkpoints" / name)
         with pytest.raises(
             OutputError, match="got the results of run 1"
         ):  # another's: nothing is touched
-            atomic.claim_folder(own, "2", overwrite=False)
-        assert len(list((own / "checkpoints").glob(".*"))) == 4
-        (own / ".notes").write_text("the user's", encoding="utf-8")
-        atomic.claim_folder(own, "1", overwrite=False)
-        assert sorted(path.name for path in own.rglob("*")) == [
+            atomic.claim_folder(folder, "2", overwrite=False)
+        assert len(list((folder / "checkpoints").glob(".*"))) == 4
+        (folder / ".notes").write_text("the user's", encoding="utf-8")
+        atomic.claim_folder(folder, "1", overwrite=False)
+        assert sorted(path.name for path in folder.rglob("*")) == [
             ".notes",
             "checkpoints",
             "last.npz",

@@ -53,34 +53,34 @@ sys.exit(cli.main(["export", "models:/x/1", sys.argv[1]]))
 
 def ascii_only(verb, error="None"):
     """Run a verb with a name that the locale cannot write, where Python does not help itself."""
-    own = {
+    environment = {
         "LC_ALL": "C",
         "PYTHONCOERCECLOCALE": "0",
         "PYTHONUTF8": "0",
         "PYTHONIOENCODING": "ascii:strict",
     }
     command = [sys.executable, "-c", CODE.format(verb=verb, error=error), "f\u00fcnf".encode()]
-    environment = {key: value for key, value in os.environ.items() if key != "LANG"} | own
+    environment = {key: value for key, value in os.environ.items() if key != "LANG"} | environment
     return subprocess.run(
         command, cwd=ROOT / "src", env=environment, capture_output=True, check=False
     )
 
 
 def test_a_result_that_the_locale_cannot_write_is_told():
-    done = ascii_only("tell")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == b"k\\xf6ln f\\udcc3\\udcbcnf\n"
+    process = ascii_only("tell")
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert process.stdout == b"k\\xf6ln f\\udcc3\\udcbcnf\n"
 
 
 def test_a_library_that_cannot_use_a_name_is_told_in_one_line():
-    done = ascii_only(
+    process = ascii_only(
         "fail", "UnicodeEncodeError('utf-8', sys.argv[1], 1, 3, 'surrogates not allowed')"
     )
-    told = (
+    message = (
         rb"seqfoundry: 'f\udcc3\udcbcnf': must be text of the locale (ascii); set "
         rb"LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, b"", told + b"\n")
+    assert (process.returncode, process.stdout, process.stderr) == (2, b"", message + b"\n")
 
 
 def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeypatch):
@@ -93,11 +93,11 @@ def test_what_a_store_raises_past_us_is_one_line_without_a_login(capsys, monkeyp
 
     monkeypatch.setattr(program.commands["models"], "callback", fail)
     assert main(["models"]) == 2
-    told = (
+    message = (
         "must do what was asked, got: API request to http://host/api failed with Connection "
         "refused"
     )
-    assert capsys.readouterr() == ("", f"seqfoundry: tracking store: {told}\n")
+    assert capsys.readouterr() == ("", f"seqfoundry: tracking store: {message}\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

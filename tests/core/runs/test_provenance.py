@@ -75,10 +75,10 @@ def test_which_process_lives():
 
 
 def test_pinned_requirements():
-    (one,) = provenance.pinned("numpy")
+    (requirement,) = provenance.pinned("numpy")
 
-    assert one.startswith("numpy==")
-    assert "+" not in one
+    assert requirement.startswith("numpy==")
+    assert "+" not in requirement
 
 
 def test_versions_that_differ_are_told(tmp_path):

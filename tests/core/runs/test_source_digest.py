@@ -9,16 +9,16 @@ from seqfoundry.core.runs import provenance
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package with two families and a core, in place of ours."""
-    made = tmp_path / "package"
+    folder = tmp_path / "package"
     for name in ("core", "reads", "vdj"):
-        (made / name).mkdir(parents=True)
-        (made / name / "model.py").write_text(f"# {name}\n", encoding="utf-8")
-    (made / "__init__.py").touch()
-    monkeypatch.setattr(provenance.seqfoundry, "__file__", str(made / "__init__.py"))
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.py").write_text(f"# {name}\n", encoding="utf-8")
+    (folder / "__init__.py").touch()
+    monkeypatch.setattr(provenance.seqfoundry, "__file__", str(folder / "__init__.py"))
     monkeypatch.setattr(
-        provenance, "find_family", lambda name: SimpleNamespace(source_folder=made / name)
+        provenance, "find_family", lambda name: SimpleNamespace(source_folder=folder / name)
     )
-    return made
+    return folder
 
 
 def test_the_source_of_the_family_and_of_core_counts_and_nothing_else(package):

@@ -1,4 +1,4 @@
-"""What is told of a server's refusal."""
+"""Messages about a store that fails or refuses."""
 
 import urllib.error
 
@@ -8,7 +8,7 @@ from seqfoundry.core.errors import TrackingError
 from seqfoundry.core.runs import store_errors, tracking
 
 LOGIN = "no login that it knows (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-RIGHT = "no permission (403) for the user ada; ask who runs the server for it"
+PERMISSION = "no permission (403) for the user ada; ask the server's administrator for it"
 
 
 class Answer:
@@ -19,12 +19,12 @@ class Answer:
 def error(text, code="", status=0):
     """An error as MLflow raises it for a call (with its code) or requests for a file (with the
     answer)."""
-    made = ConnectionError(text)
+    failure = ConnectionError(text)
     if code:
-        made.error_code = code
+        failure.error_code = code
     if status:
-        made.response = Answer(status)
-    return made
+        failure.response = Answer(status)
+    return failure
 
 
 @pytest.mark.parametrize(
@@ -32,20 +32,20 @@ def error(text, code="", status=0):
     [
         (error("failed with error code 401 != 200", "UNAUTHENTICATED"), LOGIN),
         (error("401 Client Error: UNAUTHORIZED for url: http://x", status=401), LOGIN),
-        (error("failed: 'Permission denied'", "PERMISSION_DENIED"), RIGHT),
-        (error("403. Response text: Permission denied", status=403), RIGHT),
+        (error("failed: 'Permission denied'", "PERMISSION_DENIED"), PERMISSION),
+        (error("403. Response text: Permission denied", status=403), PERMISSION),
     ],
 )
 def test_a_refusal_says_what_to_do(given, told, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-    assert store_errors.refused(given)
-    assert store_errors.reason(given) == told
+    assert store_errors.is_refusal(given)
+    assert store_errors.explain(given) == told
 
 
 def test_a_login_that_is_not_in_the_environment(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
-    told = store_errors.reason(error("Permission denied", "PERMISSION_DENIED"))
-    assert told == "no permission (403) for this user; ask who runs the server for it"
+    advice = store_errors.explain(error("Permission denied", "PERMISSION_DENIED"))
+    assert advice.startswith("no permission (403) for this user")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_login_that_is_not_in_the_environment(monkeypatch):
     ],
 )
 def test_other_errors_are_told_as_they_are(given):
-    assert not store_errors.refused(given)
-    assert store_errors.reason(given) == str(given)
+    assert not store_errors.is_refusal(given)
+    assert store_errors.explain(given) == str(given)
 
 
 def test_a_message_is_one_line_without_passwords():
@@ -71,7 +71,7 @@ def test_a_message_is_one_line_without_passwords():
         "first\nfor url: http://ada:secret@host/a and\n http://bob:word@host/b, mail a@b.c"
     )
     assert (
-        store_errors.reason(given) == "first for url: http://host/a and http://host/b, mail a@b.c"
+        store_errors.explain(given) == "first for url: http://host/a and http://host/b, mail a@b.c"
     )
     with pytest.raises(TrackingError) as caught, tracking.as_tracking_error():
         raise given
@@ -96,7 +96,7 @@ def test_a_message_is_one_line_without_passwords():
     ],
 )
 def test_passwords_with_signs_of_uris(given, told):
-    assert store_errors.without_password(given) == told
+    assert store_errors.hide_passwords(given) == told
 
 
 @pytest.mark.parametrize(
@@ -114,17 +114,17 @@ def test_passwords_with_signs_of_uris(given, told):
 def test_the_store_is_shown_without_what_may_be_secret(uri, told, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert tracking.shown_uri() == told
-    assert store_errors.reason(error(f"cannot reach {uri}\nnow")) == f"cannot reach {told} now"
+    assert store_errors.explain(error(f"cannot reach {uri}\nnow")) == f"cannot reach {told} now"
 
 
 def test_a_password_alone_is_not_told_either(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:se%20cr%40et@host/x")
     assert (
-        store_errors.reason(error("no host se%20cr%40et, login ada:se cr@et"))
+        store_errors.explain(error("no host se%20cr%40et, login ada:se cr@et"))
         == "no host ***, login ***"
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://a:b@host/x")
-    assert store_errors.reason(error("bad table")) == "bad table"
+    assert store_errors.explain(error("bad table")) == "bad table"
 
 
 @pytest.mark.parametrize("uri", ["http://ada:se/cret@host", "http://ada:secret/@host"])
@@ -151,19 +151,19 @@ def test_only_the_user_is_left_out_of_what_is_asked(monkeypatch):
 
 
 def test_only_refusals_are_passed_over():
-    done = []
-    with store_errors.passed_over():
-        done.append(1)
+    steps = []
+    with store_errors.skipping_refusals():
+        steps.append(1)
         raise error("Permission denied", "PERMISSION_DENIED")
-    assert done == [1]
-    with pytest.raises(ConnectionError, match="gone"), store_errors.passed_over():
+    assert steps == [1]
+    with pytest.raises(ConnectionError, match="gone"), store_errors.skipping_refusals():
         raise error("gone")
 
 
 def test_a_login_in_the_uri_is_used_and_not_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:9")
     with pytest.raises(TrackingError) as caught:
-        tracking.client()
+        tracking.connect()
     message = str(caught.value)
     assert message.startswith("tracking server http://127.0.0.1:9: must answer, got: ")
     assert "secret" not in message

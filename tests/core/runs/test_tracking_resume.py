@@ -36,8 +36,8 @@ def alive():
 
 
 def running(store, tags, experiment=None):
-    made = store.create_run(experiment or tracking.experiment_id(store), tags=tags)
-    return made.info.run_id
+    created = store.create_run(experiment or tracking.experiment_id(store), tags=tags)
+    return created.info.run_id
 
 
 def test_the_same_settings_go_on_in_the_same_folder(runs, store):
@@ -82,8 +82,11 @@ def test_figures_that_the_store_never_got_are_sent_when_the_run_goes_on(runs, st
     histories = {
         key: store.get_metric_history(first, key) for key in ("train.loss", "valid.f1", "note")
     }
-    found = {key: [(one.step, one.value) for one in values] for key, values in histories.items()}
-    assert found == {"train.loss": [(1, 3.0), (2, 2.0)], "valid.f1": [(2, 0.5)], "note": []}
+    sent = {
+        key: [(metric.step, metric.value) for metric in values]
+        for key, values in histories.items()
+    }
+    assert sent == {"train.loss": [(1, 3.0), (2, 2.0)], "valid.f1": [(2, 0.5)], "note": []}
 
 
 def test_newer_checkpoints_of_the_folder_are_kept(runs):
@@ -99,10 +102,10 @@ def test_newer_checkpoints_of_the_folder_are_kept(runs):
 def test_another_experiment_is_refused(runs, store, tmp_path):
     first = runs.finished()
     digest, where = atomic.digest(runs.inputs), f"--resume {first}: must have the"
-    other = config.digest({"seed": 2})
+    other_settings = config.digest({"seed": 2})
     assert runs.refused(ConfigError, resume=first, settings={"seed": 2}) == (
         f"{where} settings of that run (settings.sha256 {config.digest(runs.settings)}), got "
-        f"{other}"
+        f"{other_settings}"
     )
     assert (
         runs.refused(ConfigError, resume=first, family="vdj")
@@ -217,9 +220,12 @@ def test_numbers_come_to_a_run_that_has_ended(runs, store, tmp_path):
     assert tracking.record(
         first, metrics=numbers, tags={"test.data.md5": "1.dir"}, evaluation=tmp_path / "evaluate"
     )
-    found = store.get_run(first)
-    assert (found.data.metrics, found.data.tags["test.data.md5"]) == ({"test.f1": 0.5}, "1.dir")
-    assert found.info.status == "FINISHED"
+    stored_run = store.get_run(first)
+    assert (stored_run.data.metrics, stored_run.data.tags["test.data.md5"]) == (
+        {"test.f1": 0.5},
+        "1.dir",
+    )
+    assert stored_run.info.status == "FINISHED"
     assert "evaluate/report.txt" in runs.stored(first)
     assert tracking.record("0" * 32, metrics=numbers, tags={}, evaluation=tmp_path) is False
 
@@ -233,12 +239,12 @@ def test_what_is_undefined_now_does_not_keep_its_old_figure(runs, store, tmp_pat
     ):
         tags = {"test.data.md5": f"{number}.dir"}
         assert tracking.record(first, metrics=values, tags=tags, evaluation=tmp_path / "evaluate")
-        found = store.get_run(first).data
+        run_data = store.get_run(first).data
         wanted = {"test.f1": math.nan, "test.rate": math.nan, "train.loss": 0.1} | values
-        assert found.metrics == pytest.approx(wanted, nan_ok=True)
-        assert found.tags["test.data.md5"] == f"{number}.dir"
-        assert config.Gate(min=0.1).passes(found.metrics["test.rate"]) is (number == 0)
-        assert config.Gate(max=0.9).passes(found.metrics["test.rate"]) is (number == 0)
+        assert run_data.metrics == pytest.approx(wanted, nan_ok=True)
+        assert run_data.tags["test.data.md5"] == f"{number}.dir"
+        assert config.Gate(min=0.1).passes(run_data.metrics["test.rate"]) is (number == 0)
+        assert config.Gate(max=0.9).passes(run_data.metrics["test.rate"]) is (number == 0)
 
 
 @pytest.mark.parametrize("broken", ["log_artifacts", "log_batch"])
@@ -249,8 +255,8 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
     assert tracking.record(
         first, metrics={"test.f1": 0.5}, tags=old, evaluation=tmp_path / "evaluate"
     )
-    opened = tracking.client()
-    genuine = getattr(opened, broken)
+    client = tracking.connect()
+    genuine = getattr(client, broken)
 
     def fail(*words, **named):
         if broken == "log_artifacts" or "metrics" in named:  # after the metrics, before the tags
@@ -259,26 +265,26 @@ def test_a_record_that_breaks_off_vouches_for_nothing(runs, store, tmp_path, mon
             raise ConnectionResetError("gone")
         genuine(*words, **named)
 
-    monkeypatch.setattr(opened, broken, fail)
-    monkeypatch.setattr(tracking, "client", lambda: opened)
+    monkeypatch.setattr(client, broken, fail)
+    monkeypatch.setattr(tracking, "connect", lambda: client)
     with pytest.raises(TrackingError, match="gone"):
         tracking.record(
             first, metrics={"test.f1": 0.75}, tags={"test.data.md5": "2.dir"}, evaluation=tmp_path
         )
 
-    found = store.get_run(first).data
+    run_data = store.get_run(first).data
     wanted = (0.5, "1.dir") if broken == "log_artifacts" else (0.75, "")
-    assert (found.metrics["test.f1"], found.tags["test.data.md5"]) == wanted
+    assert (run_data.metrics["test.f1"], run_data.tags["test.data.md5"]) == wanted
 
 
 @pytest.mark.parametrize("track", [True, False])
 def test_a_run_that_goes_on_with_another_source_names_none(runs, tmp_path, track, monkeypatch):
     out = tmp_path / "out"
     first = runs.finished(out, track=track)
-    known = atomic.run_in(out)
-    assert known["source.sha256"]
+    record = atomic.run_in(out)
+    assert record["source.sha256"]
     with runs.start(out, track=track, resume=first):
-        assert atomic.run_in(out)["source.sha256"] == known["source.sha256"]
+        assert atomic.run_in(out)["source.sha256"] == record["source.sha256"]
 
     monkeypatch.setattr(
         provenance, "git_state", lambda: {"git.commit": "another", "git.dirty": "false"}
@@ -288,7 +294,7 @@ def test_a_run_that_goes_on_with_another_source_names_none(runs, tmp_path, track
         changed = atomic.run_in(out)
     assert changed["source.sha256"] == ""
     assert [changed[key] for key in ("git.commit", "git.dirty")] == [
-        known[key] for key in ("git.commit", "git.dirty")
+        record[key] for key in ("git.commit", "git.dirty")
     ]
     if track:
         assert tracking.get_run(first).data.tags["source.sha256"] == ""
@@ -328,8 +334,8 @@ def test_an_unfinished_run_is_found_in_the_partial_folder_and_goes_on(runs, tmp_
     assert atomic.run_in(out)["run_id"] == first
     assert not (tmp_path / ".out.partial").exists()
     if track:
-        known = tracking.get_run(first)
-        assert (known.info.status, known.data.tags["out"]) == ("FINISHED", str(out))
+        stored_run = tracking.get_run(first)
+        assert (stored_run.info.status, stored_run.data.tags["out"]) == ("FINISHED", str(out))
 
 
 @pytest.mark.parametrize("change", ["settings", "source", "track", "store"])

@@ -1,9 +1,4 @@
-"""Files on disk.
-
-Digests as DVC computes them, the pin ``data.dvc``, locks, writing whole or not at all.
-
-Knows no family: a family's data is a folder.
-"""
+"""Files on disk: DVC's digests, the pin ``data.dvc``, locks, writing whole or not at all."""
 
 import contextlib
 import hashlib
@@ -28,9 +23,8 @@ from seqfoundry.core.settings import yaml as yaml12
 _BLOCK = 1 << 20
 # names that mkstemp and mkdtemp make below, and those with an ending more
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+){0,3}")
-_BEGUN = re.compile(
-    r"\.run\.json\.[a-z0-9_]{8}\.json"
-)  # all there is of a run that was killed at its begin
+# the only file of a run that was killed at its begin
+_BEGUN = re.compile(r"\.run\.json\.[a-z0-9_]{8}\.json")
 
 
 def md5(path: Path) -> str:
@@ -44,7 +38,7 @@ def md5(path: Path) -> str:
     total = hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
+            for block in iter(lambda: file.read(_BLOCK), b""):
                 total.update(block)
     except OSError as error:
         raise InputError(f"{path}: must be a readable file, got: {error.strerror}") from None
@@ -52,33 +46,26 @@ def md5(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[dict[str, str]]:
-    """List every file below ``folder`` as ``{"md5", "relpath"}``, sorted by path.
-
-    The content of a DVC ``.dir``.
-    """
+    """List all files below a folder as ``{"md5", "relpath"}``, sorted: DVC's ``.dir``."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     listed = [{"md5": md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
     return sorted(listed, key=lambda entry: entry["relpath"])
 
 
 def digest_of(listed: list[dict[str, str]]) -> str:
-    """Digest of a listing, equal to what ``dvc add`` writes for the folder.
-
-    32 hex digits and ``.dir``.
-    """
-    return (
-        hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-        + ".dir"
-    )
+    """Return the digest of a listing as ``dvc add`` writes it: 32 hex digits and ``.dir``."""
+    text = json.dumps(listed, sort_keys=True)
+    total = hashlib.md5(text.encode(), usedforsecurity=False)
+    return f"{total.hexdigest()}.dir"
 
 
 def digest(folder: Path) -> str:
-    """Digest of a folder, equal to what ``dvc add`` writes for it.
+    """Return the digest of a folder, as ``dvc add`` writes it.
 
     Raises
     ------
     MissingError
-        If there is no such folder, or it is empty: nothing can be learned from no data.
+        If there is no such folder, or it is empty.
     """
     listed = list_files(folder) if folder.is_dir() else []
     if not listed:
@@ -90,11 +77,10 @@ def digest(folder: Path) -> str:
 
 
 def read_pin(root: Path) -> dict[str, Any]:
-    """Read ``data.dvc``.
+    """Read ``data.dvc``: the digests of ``data/``.
 
-    The digest of ``data/`` as ``md5`` and that of each family's part under ``families``; these
-    are of simulated data, all of which had the digest ``simulated``. ``dvc add`` renews ``md5``
-    alone.
+    ``md5`` is that of all data. ``families`` has those of each family's simulated data, and
+    ``simulated`` that of all simulated data; ``dvc add`` renews ``md5`` alone.
 
     Raises
     ------
@@ -193,7 +179,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
             held = file_lock.acquire()
         except Timeout:
             raise OutputError(
-                f"{path}: must be free, got a lock that another process holds"
+                f"{path}: must be free, got a lock that another process holds; wait for it"
             ) from None
     with held:
         yield
@@ -201,9 +187,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``.
-
-    It takes the place of ``path`` if the block ends well, else it is removed.
+    """Give a temporary file that becomes ``path`` if the block ends well, else is removed.
 
     Raises
     ------
@@ -217,9 +201,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         )
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(
-            0o666 & ~_umask()
-        )  # mkstemp makes private files; results are for everyone the user allows
+        # mkstemp makes private files; results are for everyone the user allows
+        temporary.chmod(0o666 & ~_umask())
         try:
             yield temporary
             temporary.replace(path)
@@ -231,8 +214,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_bytes(path: Path) -> Iterator[io.BytesIO]:
     """Give a file in memory whose content is at ``path`` if the block ends well.
 
-    For ``torch.save``, which tells of an unexpected position where the disk is full, and writes
-    the name of the file into the file.
+    For ``torch.save``: it does not say that a disk is full, and it writes the name of the file
+    into the file.
 
     Raises
     ------
@@ -247,11 +230,9 @@ def atomic_bytes(path: Path) -> Iterator[io.BytesIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``.
+    """Give a temporary folder that becomes ``path`` if the block ends well, else is removed.
 
-    It takes the place of ``path`` if the block ends well, else it is removed.
-
-    Where ``path`` is a link, the folder behind it is meant.
+    If ``path`` is a link, the folder that it points to is replaced.
 
     Raises
     ------
@@ -264,14 +245,16 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if path.is_file():
             raise OutputError(f"{path}: must be a new or empty folder, got a file")
         if path.is_dir() and any(path.iterdir()) and not replace:
-            raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+            raise OutputError(
+                f"{path}: must be a new or empty folder, got one with content; choose another"
+            )
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         temporary.chmod(0o777 & ~_umask())
         try:
             yield temporary
-            _put(temporary, target)
+            _move_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -291,7 +274,9 @@ def partial_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{path}: must be a new or empty folder, got a file")
     has_content = path.is_dir() and any(path.iterdir())
     if has_content and not (overwrite and run_in(path)):
-        raise OutputError(f"{path}: must be a new or empty folder, got one with content")
+        raise OutputError(
+            f"{path}: must be a new or empty folder, got one with content; choose another"
+        )
     with lock(path.with_name(f".{path.name}.lock"), wait=False):
         yield path.with_name(f".{path.name}.partial")
 
@@ -299,22 +284,19 @@ def partial_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def replace_folder(source: Path, path: Path) -> None:
     """Move the folder ``source`` to ``path`` on the same disk, in place of what is there."""
     with as_output_error(path):
-        _put(source, Path(os.path.realpath(path)))
+        _move_folder(source, Path(os.path.realpath(path)))
 
 
-def _put(made: Path, place: Path) -> None:
-    """Put a folder in the place of another, or where there is none.
-
-    If that fails, the other one is put back.
-    """
-    old = made.with_name(f"{made.name}.old")
-    if place.is_dir():
-        place.replace(old)
+def _move_folder(source: Path, target: Path) -> None:
+    """Move a folder to ``target``; if that fails, what was there before is back in its place."""
+    old = source.with_name(f"{source.name}.old")
+    if target.is_dir():
+        target.replace(old)
     try:
-        made.replace(place)
+        source.replace(target)
     except OSError:
         if old.is_dir():
-            old.replace(place)
+            old.replace(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -322,7 +304,7 @@ def _put(made: Path, place: Path) -> None:
 def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
     """Make the output folder of a run, or take it over if it holds this very run.
 
-    Temporary files that a killed process left there go: while it lives, a run is not resumed.
+    Temporary files of a killed process are removed.
 
     Raises
     ------
@@ -342,7 +324,9 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
             _remove_temporary(folder)
         return
     if owner is None:
-        raise OutputError(f"{folder}: must be a new or empty folder, got one with other files")
+        raise OutputError(
+            f"{folder}: must be a new or empty folder, got one with other files; choose another"
+        )
     if not overwrite:
         wanted = f"be empty or hold run {run_id}" if run_id else "be empty"
         raise OutputError(
@@ -359,7 +343,8 @@ def claim_folder(folder: Path, run_id: str, *, overwrite: bool) -> None:
 
 def _remove_temporary(folder: Path) -> None:
     """Remove what a process that was killed was writing, at any depth."""
-    for path in [path for path in folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]:
+    leftovers = [path for path in folder.rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -383,10 +368,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def run_in(folder: Path) -> dict[str, Any]:
-    """Record of the run whose results a folder holds (``run.json``).
-
-    Empty where there is none, or a damaged one.
-    """
+    """Read the record ``run.json`` of the run in a folder; empty if there is none, or damage."""
     try:
         return read_json(folder / "run.json")
     except (InputError, MissingError):
@@ -395,20 +377,19 @@ def run_in(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
-    """Turn a refusal of the operating system into a message that names ``path``.
-
-    Such as a lack of permission or a full disk.
-    """
+    """Turn an error of the operating system, such as a full disk, into one that names ``path``."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
-        named, own = (Path(os.path.realpath(str(name))) for name in (error.filename or path, path))
-        ours = named == own or own.parent in named.parents or named in own.parents
-        if (
-            error.errno is None or not ours
-        ):  # a library's own exception, or about something else, such as an input
+        culprit = Path(os.path.realpath(error.filename or path))
+        target = Path(os.path.realpath(path))
+        is_above = culprit in target.parents
+        is_beside = target.parent in culprit.parents
+        is_about_output = culprit == target or is_above or is_beside
+        # others are a library's own exception, or about an input
+        if error.errno is None or not is_about_output:
             raise
         raise OutputError(
             f"{path}: must be writable, got: {error.strerror} ({error.filename or path})"

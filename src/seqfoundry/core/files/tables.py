@@ -35,7 +35,9 @@ def write_tsv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, An
     None and NaN are empty fields.
     """
     lines = ["\t".join(columns)]
-    lines += ["\t".join(_field(row.get(column)) for column in columns) for row in rows]
+    for row in rows:
+        fields = [_field(row.get(column)) for column in columns]
+        lines.append("\t".join(fields))
     atomic.write_text(path, "\n".join(lines) + "\n")
 
 
@@ -52,26 +54,33 @@ def _field(value: Any) -> str:
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]], step: str = "epoch") -> None:
-    """Write one row per epoch (or other ``step``).
-
-    Its number comes first, the other columns as the rows name them.
-    """
-    columns = [step, *dict.fromkeys(key for row in rows for key in row if key != step)]
-    write_tsv(path, columns, rows)
+    """Write one row per epoch (or other ``step``): its number, then the columns of the rows."""
+    columns = {step: None}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    write_tsv(path, list(columns), rows)
 
 
 def unsent(path: Path, sent: Callable[[str], set[int]]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield epoch and value of every metric of a history that ``sent`` does not know.
+    """Yield epoch and value of every metric of a history that was not sent.
 
-    ``sent`` gives the epochs (the first column) that are known of a metric. No such file: nothing.
+    ``sent`` returns the epochs of a metric that were sent. The first column holds the epoch.
+    Without a file nothing is yielded.
     """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    for name in (key for key in (rows[0] if rows else ()) if key.startswith(("train.", "valid."))):
+    if not rows:
+        return
+    step, *names = rows[0]
+    for name in names:
+        if not name.startswith(("train.", "valid.")):
+            continue
         sent_epochs = sent(name)
-        for epoch, text in ((int(float(next(iter(row.values())))), row[name]) for row in rows):
+        for row in rows:
+            epoch = int(float(row[step]))
+            text = row[name]
             if text and epoch not in sent_epochs:
                 yield epoch, {name: float(text)}
 
@@ -85,22 +94,21 @@ def refuse_rows(wrong: NDArray[np.bool_], message: str) -> None:
 def whole_numbers(
     name: str, values: Sequence[Any] | NDArray[Any], low: int, high: int
 ) -> NDArray[np.float64]:
-    """Check that a column holds whole numbers from ``low`` to ``high``.
-
-    NaN (also for None) where there is none.
+    """Return a column of whole numbers from ``low`` to ``high``; NaN and None become NaN.
 
     Raises
     ------
     InputError
-        If it does not; the message names the column and the first wrong row, counted from 0.
+        If it holds anything else; the message names the column and the first wrong row, from 0.
     """
     try:
         numbers = np.array(values, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise InputError(f"{name}: must hold numbers, got: {error}") from None
-    for row in np.flatnonzero(
-        ~np.isnan(numbers) & ~((numbers >= low) & (numbers <= high) & (numbers % 1 == 0))
-    )[:1]:
+    is_legal = (numbers >= low) & (numbers <= high) & (numbers % 1 == 0)
+    is_wrong = ~np.isnan(numbers) & ~is_legal
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
         raise InputError(
             f"row {row}: {name} must be a whole number from {low} to {high}, got {numbers[row]:g}"
         )
@@ -109,7 +117,10 @@ def whole_numbers(
 
 def n_repeated(parts: Sequence[NDArray[np.uint64]]) -> int:
     """Count values, given in parts, that equal an earlier one."""
-    return sum(map(len, parts)) - len(np.unique(np.concatenate(parts))) if parts else 0
+    if not parts:
+        return 0
+    values = np.concatenate(parts)
+    return len(values) - len(np.unique(values))
 
 
 def distinct(columns: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

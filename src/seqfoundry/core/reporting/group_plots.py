@@ -153,16 +153,16 @@ def profiles(path: Path, groups: Sequence[Profile], *, columns: int, label: str)
     _grid(path, drawing, columns=columns, label=label, side="share of reads")
 
 
-def _profile(axes: Axes, one: Profile) -> None:
+def _profile(axes: Axes, profile: Profile) -> None:
     observed, predicted = (
-        np.asarray(values, dtype=np.float64) for values in (one.observed, one.predicted)
+        np.asarray(values, dtype=np.float64) for values in (profile.observed, profile.predicted)
     )
     if not np.isfinite([observed, predicted]).any():
         plots.no_data(axes)
         return
-    axes.bar(one.places, observed, width=0.85, color=plots.PALETTE[4], label="observed")
+    axes.bar(profile.places, observed, width=0.85, color=plots.PALETTE[4], label="observed")
     axes.plot(
-        one.places,
+        profile.places,
         predicted,
         "o-",
         color=plots.PALETTE[1],
@@ -194,8 +194,8 @@ def distributions(
     _grid(path, drawing, columns=columns, label=label, side="count")
 
 
-def _distribution(axes: Axes, given: ArrayLike, estimate: float) -> None:
-    values = np.asarray(given, dtype=np.float64).ravel()
+def _distribution(axes: Axes, values: ArrayLike, estimate: float) -> None:
+    values = np.asarray(values, dtype=np.float64).ravel()
     values = values[np.isfinite(values)]
     if values.size == 0:
         plots.no_data(axes)

@@ -144,12 +144,10 @@ _MACROS = """\
 
 
 def number(value: float | int | None, digits: int) -> str:
-    """Print a number for a person.
+    """Write a number for a person: integers in full, others with ``digits`` decimals.
 
-    ``digits`` decimals, whole numbers in full, "undefined" for None and NaN.
-
-    Thousands are separated by commas. What would round to 0 without being 0 is printed in
-    scientific notation.
+    None and NaN are "undefined". Commas separate thousands. What would round to 0 without being 0
+    is written in scientific notation.
 
     Examples
     --------
@@ -173,9 +171,7 @@ def number(value: float | int | None, digits: int) -> str:
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, digits: int = 3) -> str:
-    """Aligned monospaced table, numbers to the right, without a line end at the end.
-
-    "no data" below when empty.
+    """Return an aligned monospaced table with numbers to the right; "no data" when empty.
 
     Raises
     ------
@@ -190,18 +186,20 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, digits
     cDNA       0.500
     polyA  undefined
     """
-    cells, right = _format(columns, rows, digits, where="text_table")
+    _check_width(columns, rows, where="text_table")
+    cells = _to_text(rows, digits)
+    numeric = _numeric_columns(len(columns), rows)
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
 
     def line(texts: Sequence[str]) -> str:
-        padded = (
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(texts, widths, right, strict=True)
-        )
+        padded = []
+        for text, width, is_numeric in zip(texts, widths, numeric, strict=True):
+            padded.append(text.rjust(width) if is_numeric else text.ljust(width))
         return "  ".join(padded).rstrip()
 
+    rule = "  ".join("-" * width for width in widths)
     body = [line(row) for row in cells] or ["no data"]
-    return "\n".join([line(columns), "  ".join("-" * width for width in widths), *body])
+    return "\n".join([line(columns), rule, *body])
 
 
 @dataclass(frozen=True)
@@ -226,10 +224,7 @@ class _Entry:
 
 
 class Report:
-    """A page built from top to bottom.
-
-    Sections, paragraphs, tables and figures in the order they were added.
-    """
+    """A page of sections, paragraphs, tables and figures, in the order they were added."""
 
     def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
@@ -252,21 +247,25 @@ class Report:
         *,
         digits: int = 3,
     ) -> None:
-        """Add a table.
+        """Add a table: fractions with ``digits`` decimals, numbers to the right.
 
-        Fractions with ``digits`` decimals, columns of numbers to the right, "no data" when empty.
+        An empty table says "no data".
 
         Raises
         ------
         InputError
             If a row has not one cell per column.
         """
-        cells, right = _format(columns, rows, digits, where=f"table {caption!r}")
-        self._add(
-            _Part(
-                "table", caption, self._anchor(), columns=tuple(columns), rows=cells, right=right
-            )
+        _check_width(columns, rows, where=f"table {caption!r}")
+        part = _Part(
+            "table",
+            caption,
+            self._anchor(),
+            columns=tuple(columns),
+            rows=_to_text(rows, digits),
+            right=_numeric_columns(len(columns), rows),
         )
+        self._add(part)
 
     def figure(self, caption: str, png: Path) -> None:
         """Add a picture; its bytes are read now and become part of the report.
@@ -313,31 +312,40 @@ class Report:
 
     def _contents(self) -> list[_Entry]:
         entries: list[_Entry] = []
-        for block in self._parts:
-            if block.kind == "paragraph":
-                continue
-            under_section = (
-                block.kind != "section" and entries and entries[-1].part.kind == "section"
-            )
-            (entries[-1].inside if under_section else entries).append(_Entry(block))
+        current = entries
+        for part in self._parts:
+            entry = _Entry(part)
+            if part.kind == "section":
+                entries.append(entry)
+                current = entry.inside
+            elif part.kind != "paragraph":
+                current.append(entry)
         return entries
 
 
-def _format(
-    columns: Sequence[str], rows: Sequence[Sequence[Cell]], digits: int, *, where: str
-) -> tuple[list[list[str]], list[bool]]:
-    """Cells as text, and for each column whether it stands to the right.
-
-    It has numbers and no text.
-    """
+def _check_width(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, where: str) -> None:
     for index, row in enumerate(rows):
         if len(row) != len(columns):
             raise InputError(
                 f"{where}, row {index}: must have {len(columns)} cells, got {len(row)}"
             )
-    cells = [[_text(cell, digits) for cell in row] for row in rows]
-    right = [bool(rows) and not any(_is_word(row[k]) for row in rows) for k in range(len(columns))]
-    return cells, right
+
+
+def _to_text(rows: Sequence[Sequence[Cell]], digits: int) -> list[list[str]]:
+    def row_texts(row: Sequence[Cell]) -> list[str]:
+        return [_text(cell, digits) for cell in row]
+
+    return [row_texts(row) for row in rows]
+
+
+def _numeric_columns(n_columns: int, rows: Sequence[Sequence[Cell]]) -> list[bool]:
+    """Tell for each column whether it holds numbers only; without rows none does."""
+    is_numeric = [bool(rows)] * n_columns
+    for row in rows:
+        for column, cell in enumerate(row):
+            if _is_word(cell):
+                is_numeric[column] = False
+    return is_numeric
 
 
 def _is_word(cell: Cell) -> bool:

@@ -1,16 +1,14 @@
-"""Counts and rates that more than one family reports.
+"""Metrics of more than one family: proportions with intervals, confusion, precision, recall.
 
-Proportions with intervals, confusion, precision and recall.
-
-Undefined is NaN, never 0: a rate over nothing must not look like a failure. All functions are pure
-NumPy; confusion matrices of parts of a data set add up, so a cohort can be counted piece by piece.
+An undefined metric is NaN, never 0: a rate over nothing must not look like a failure. Confusion
+matrices of parts of a data set add up, so a cohort can be counted piece by piece.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,9 +22,7 @@ WEIGHTED = "weighted avg"
 
 
 def wilson_interval(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
-    """Score interval of a binomial proportion, as ``(low, high)`` within 0 and 1.
-
-    NaN twice when ``n`` is 0.
+    """Return the score interval ``(low, high)`` of a binomial proportion; NaN when n = 0.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal quantile at (1 +
     confidence) / 2.
@@ -52,7 +48,8 @@ def wilson_interval(successes: int, n: int, *, confidence: float) -> tuple[float
         raise InputError(f"wilson_interval: confidence must lie between 0 and 1, got {confidence}")
     if n == 0:
         return math.nan, math.nan
-    successes, n = int(successes), int(n)  # NumPy integers overflow in n * n
+    successes = int(successes)  # NumPy integers overflow in n * n
+    n = int(n)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     rate = successes / n
     centre = rate + z * z / (2 * n)
@@ -86,7 +83,7 @@ class Proportion:
 
 
 def proportion(successes: int, n: int) -> Proportion:
-    """Rate ``successes / n`` with its 95 % Wilson interval; NaN when ``n`` is 0.
+    """Return the rate ``successes / n`` with its 95 % Wilson interval; NaN when ``n`` is 0.
 
     Raises
     ------
@@ -94,7 +91,8 @@ def proportion(successes: int, n: int) -> Proportion:
         Unless 0 <= successes <= n.
     """
     low, high = wilson_interval(successes, n, confidence=0.95)
-    return Proportion(int(successes), int(n), successes / n if n else math.nan, low, high)
+    rate = successes / n if n else math.nan
+    return Proportion(int(successes), int(n), rate, low, high)
 
 
 def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n_classes: int) -> Counts:
@@ -134,9 +132,9 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n_classes: int) -> C
                 f"confusion_matrix: {name} must be from 0 to {n_classes - 1}, got {values.min()} "
                 f"to {values.max()}"
             )
-    cells = flat_true.ravel().astype(np.int64) * n_classes + flat_predicted.ravel().astype(
-        np.int64
-    )
+    row = flat_true.ravel().astype(np.int64)
+    column = flat_predicted.ravel().astype(np.int64)
+    cells = row * n_classes + column
     counts = np.bincount(cells, minlength=n_classes * n_classes)
     return counts.astype(np.int64, copy=False).reshape(n_classes, n_classes)
 
@@ -183,10 +181,8 @@ def classification_report(confusion: ArrayLike, names: Sequence[str]) -> list[Re
         ReportRow(name, float(precision[k]), float(recall[k]), float(f1[k]), int(support[k]))
         for k, name in enumerate(names)
     ]
-    for label, weight in (
-        (MACRO, (support > 0).astype(np.float64)),
-        (WEIGHTED, support.astype(np.float64)),
-    ):
+    weights = {MACRO: support > 0, WEIGHTED: support}
+    for label, weight in weights.items():
         means = _mean(precision, weight), _mean(recall, weight), _mean(f1, weight)
         rows.append(ReportRow(label, *means, int(support.sum())))
     return rows
@@ -227,22 +223,23 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) ->
             "reliability: confidence and correct must have one shape,"
             f" got {np.shape(confidence)} and {np.shape(correct)}"
         )
-    sure = np.asarray(confidence, dtype=np.float64).ravel()
-    right = np.asarray(correct, dtype=np.float64).ravel()
-    if not ((sure >= 0) & (sure <= 1)).all():
+    probabilities = np.asarray(confidence, dtype=np.float64).ravel()
+    is_right = np.asarray(correct, dtype=np.float64).ravel()
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise InputError("reliability: confidence must be from 0 to 1 everywhere")
-    if not ((right == 0) | (right == 1)).all():
+    if not ((is_right == 0) | (is_right == 1)).all():
         raise InputError("reliability: correct must be true or false (0 or 1) everywhere")
-    which = np.minimum((sure * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(which, minlength=bins).astype(np.int64, copy=False)
-    hits = np.bincount(which, weights=right, minlength=bins)
-    sums = np.bincount(which, weights=sure, minlength=bins)
+    bin_numbers = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(bin_numbers, minlength=bins).astype(np.int64, copy=False)
+    hits = np.bincount(bin_numbers, weights=is_right, minlength=bins)
+    sums = np.bincount(bin_numbers, weights=probabilities, minlength=bins)
     filled = np.flatnonzero(counts)
     rates = [proportion(round(hits[k]), int(counts[k])) for k in filled]
-    error = float(np.abs(hits - sums).sum()) / sure.size if sure.size else math.nan
-    return Reliability(
-        np.linspace(0, 1, bins + 1), counts, sums[filled] / counts[filled], rates, error
-    )
+    error = math.nan
+    if probabilities.size:
+        error = float(np.abs(hits - sums).sum()) / probabilities.size
+    edges = np.linspace(0, 1, bins + 1)
+    return Reliability(edges, counts, sums[filled] / counts[filled], rates, error)
 
 
 def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
@@ -260,9 +257,8 @@ def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
             f"confusion matrix: must be {len(names)} by {len(names)}, one row per name, got "
             f"{counts.shape}"
         )
-    if counts.size and not (
-        np.isfinite(counts).all() and (counts >= 0).all() and (counts % 1 == 0).all()
-    ):
+    is_count = np.isfinite(counts) & (counts >= 0) & (counts % 1 == 0)
+    if not is_count.all():
         raise InputError(
             f"confusion matrix: counts must be whole numbers of at least 0, got {counts.min()} as "
             "the least"
@@ -270,15 +266,17 @@ def check_confusion(confusion: ArrayLike, names: Sequence[str]) -> Counts:
     return counts.astype(np.int64)
 
 
-def _rate(part: Counts, whole: Counts) -> NDArray[np.float64]:
+def _rate(part: Counts, total: Counts) -> NDArray[np.float64]:
     rate: NDArray[np.float64] = np.divide(
-        part, whole, out=np.full(whole.shape, np.nan), where=whole > 0
+        part, total, out=np.full(total.shape, np.nan), where=total > 0
     )
     return rate
 
 
-def _mean(values: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    """Weighted mean over the defined values; NaN when no weight is left."""
+def _mean(values: NDArray[np.float64], weight: NDArray[Any]) -> float:
+    """Return the weighted mean of the defined values; NaN when no weight is left."""
     weight = np.where(np.isnan(values), 0.0, weight)
     total = float(weight.sum())
-    return float((np.nan_to_num(values) * weight).sum()) / total if total else math.nan
+    if total == 0:
+        return math.nan
+    return float((np.nan_to_num(values) * weight).sum()) / total

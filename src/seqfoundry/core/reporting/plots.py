@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -62,25 +62,21 @@ _MOST_COUNTED_CLASSES = 20
 _PAGE_WIDTH = 595
 _PAGE_HEIGHT = 842
 _MARGIN = 36
-_BASES_PER_LINE, _KEPT_TOGETHER = 100, 10  # reads of at most 10 lines are not broken over pages
+_BASES_PER_LINE = 100
+_KEPT_TOGETHER = 10  # reads of at most so many lines are not broken over pages
 _FONT = 8.0
 _SMALL = 5.5
 _ADVANCE = 1233 / 2048  # width of a letter of DejaVu Sans Mono, in units of the font size
 _BASE = _FONT * _ADVANCE
 _BASE_X = 75.0  # where the first base of a line stands
-_STRIP, _LETTERS, _SLOT = (
-    8.0,
-    11.0,
-    26.0,
-)  # heights: true labels, letters, line with the space below it
+_STRIP = 8.0  # height of the true labels
+_LETTERS = 11.0  # height of the letters
+_SLOT = 26.0  # height of a line with the space below it
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw with the style of this project on matplotlib's defaults.
-
-    What was set before returns afterwards.
-    """
+    """Draw with the style of this project, whatever matplotlib's settings are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -90,20 +86,21 @@ def style() -> Iterator[None]:
 def learning_curves(
     path: Path, rows: History, series: Mapping[str, Sequence[str]], step: str = "epoch"
 ) -> None:
-    """Draw columns of a training history against its column ``step``.
+    """Draw columns of a training history against its column ``step``; skip None and NaN.
 
-    None and NaN are passed over.
-
-    ``series``: label of each panel's vertical axis (with unit), and columns drawn there.
-    InputError if a row lacks one.
+    ``series`` has the columns of each panel by the label of its vertical axis (with unit).
+    InputError if a row lacks a column.
     """
+    columns = [step]
+    for names in series.values():
+        columns += names
     for index, row in enumerate(rows):
-        for column in [step, *(name for names in series.values() for name in names)]:
-            if column not in row:
-                raise InputError(
-                    f"learning_curves, row {index}: must have the column {column!r}, got "
-                    f"{sorted(row)}"
-                )
+        missing = [column for column in columns if column not in row]
+        if missing:
+            raise InputError(
+                f"learning_curves, row {index}: must have the column {missing[0]!r}, got "
+                f"{sorted(row)}"
+            )
     with style():
         n_columns = 2 if len(series) == 4 else min(max(len(series), 1), 3)
         n_lines = max(math.ceil(len(series) / n_columns), 1)
@@ -111,9 +108,10 @@ def learning_curves(
         figure = new_figure(max(3.8 * n_columns, 4.6) + beside, 3.0 * n_lines)
         if not series:
             no_data(figure.subplots())
-        for place, (label, names) in enumerate(series.items()):
-            axes = figure.add_subplot(n_lines, n_columns, place + 1, xlabel=step, ylabel=label)
-            _curves(axes, np.array([row[step] for row in rows], dtype=np.float64), rows, names)
+        steps = np.array([row[step] for row in rows], dtype=np.float64)
+        for index, (label, names) in enumerate(series.items(), start=1):
+            axes = figure.add_subplot(n_lines, n_columns, index, xlabel=step, ylabel=label)
+            _curves(axes, steps, rows, names)
         save(figure, path)
 
 
@@ -136,19 +134,16 @@ def _curves(axes: Axes, steps: NDArray[np.float64], rows: History, names: Sequen
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     axes.grid(axis="y")
-    beside: dict[str, Any] = (
-        {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(values) > _MOST_INSIDE else {}
-    )
-    axes.legend(fontsize=8, **beside)
+    if len(values) > _MOST_INSIDE:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        axes.legend(fontsize=8)
 
 
 def bars_with_intervals(
     path: Path, rows: Sequence[tuple[str, Proportion]], title: str, axis_label: str
 ) -> None:
-    """Draw rates as bars from 0 to 1 with their intervals and counts.
-
-    A rate over nothing has no bar and says so.
-    """
+    """Draw rates as bars from 0 to 1 with intervals and counts; a rate over nothing has no bar."""
     with style():
         figure = new_figure(7.0, 1.2 + 0.32 * max(len(rows), 3))
         axes = figure.subplots()
@@ -174,9 +169,7 @@ def bars_with_intervals(
 
 
 def confusion(path: Path, matrix: ArrayLike, names: Sequence[str]) -> None:
-    """Draw a confusion matrix.
-
-    Colour is the share of the row (true label), text the share in percent and the count.
+    """Draw a confusion matrix: colour is the share of the true label, text share and count.
 
     Beyond 20 classes the cells stay without text. A row without cases is grey. InputError if
     ``matrix`` is not of shape ``(len(names), len(names))`` or holds what is no count.
@@ -215,9 +208,7 @@ def _cells(figure: Figure, axes: Axes, counts: NDArray[np.int64], names: Sequenc
 
 
 def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool) -> None:
-    """Draw how often values occur.
-
-    ``label`` names their axis (with unit), ``log`` makes that axis logarithmic.
+    """Draw a histogram; ``label`` names the axis of the values, ``log`` makes it logarithmic.
 
     Values that cannot be drawn (not finite, or with ``log`` not above 0) are left out and counted
     in the title. Bins are equally wide on the axis that is drawn. InputError if ``bins`` is below
@@ -226,7 +217,10 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
     if bins < 1:
         raise InputError(f"histogram: bins must be at least 1, got {bins}")
     data = np.asarray(values, dtype=np.float64).ravel()
-    drawn = data[np.isfinite(data) & (data > 0)] if log else data[np.isfinite(data)]
+    is_drawn = np.isfinite(data)
+    if log:
+        is_drawn &= data > 0
+    drawn = data[is_drawn]
     with style():
         figure = new_figure(5.6, 3.4)
         axes = figure.subplots()
@@ -234,10 +228,13 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
         if drawn.size == 0:
             no_data(axes)
         else:
-            counts, edges = np.histogram(np.log10(drawn) if log else drawn, bins=bins)
-            axes.stairs(counts, 10.0**edges if log else edges, fill=True, color=PALETTE[0])
             if log:
-                _log_axis(axes, decades=float(edges[-1] - edges[0]))
+                counts, exponents = np.histogram(np.log10(drawn), bins=bins)
+                edges = 10.0**exponents
+                _log_axis(axes, decades=float(exponents[-1] - exponents[0]))
+            else:
+                counts, edges = np.histogram(drawn, bins=bins)
+            axes.stairs(counts, edges, fill=True, color=PALETTE[0])
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_formatter(_with_commas)
             axes.grid(axis="y")
@@ -248,7 +245,8 @@ def histogram(path: Path, values: ArrayLike, *, bins: int, label: str, log: bool
 
 def _log_axis(axes: Axes, *, decades: float) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 4 else (1,)))
+    ticks_per_decade = (1, 2, 5) if decades < 4 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=ticks_per_decade))
     axes.xaxis.set_major_formatter(_with_commas)
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -259,13 +257,11 @@ def calibration(
     correct: ArrayLike,
     label: str = "confidence (probability of that prediction)",
 ) -> None:
-    """Draw a reliability diagram.
+    """Draw a reliability diagram: the share of right predictions against their confidence.
 
-    How often predictions are right against how sure they were, in ten equal bins.
-
-    Each bin with cases is a point at its mean confidence, with a 95 % interval; bars below count
-    the cases; the title gives the expected calibration error. What goes in, and its errors:
-    :func:`seqfoundry.core.reporting.metrics.reliability`.
+    Each of ten equal bins with cases is a point at its mean confidence, with a 95 % interval. Bars
+    below count the cases. The title gives the expected calibration error. Arguments and errors are
+    those of :func:`seqfoundry.core.reporting.metrics.reliability`.
     """
     bins = reliability(confidence, correct)
     with style():
@@ -280,14 +276,14 @@ def calibration(
         save(figure, path)
 
 
-def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
-    values = np.array([rate.value for rate in found.rates])
-    spread = np.array(
-        [[rate.value - rate.low, rate.high - rate.value] for rate in found.rates]
-    ).T.clip(0)
+def _reliability(upper: Axes, lower: Axes, bins: Reliability) -> None:
+    values = np.array([rate.value for rate in bins.rates])
+    below = np.array([rate.value - rate.low for rate in bins.rates])
+    above = np.array([rate.high - rate.value for rate in bins.rates])
+    spread = np.array([below, above]).clip(0)
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
     upper.errorbar(
-        found.confidence,
+        bins.confidence,
         values,
         yerr=spread,
         fmt="o-",
@@ -298,12 +294,12 @@ def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
     )
     upper.set(ylim=(0, 1.02))
     upper.set_title(
-        f"n = {found.counts.sum():,}\nexpected calibration error {found.error:.4f}", loc="left"
+        f"n = {bins.counts.sum():,}\nexpected calibration error {bins.error:.4f}", loc="left"
     )
     upper.grid()
     upper.legend(loc="best")
-    lower.stairs(found.counts, found.edges, fill=True, color=PALETTE[4])
-    lower.set(yscale="log", ylim=(0.5, 2 * found.counts.max()))
+    lower.stairs(bins.counts, bins.edges, fill=True, color=PALETTE[4])
+    lower.set(yscale="log", ylim=(0.5, 2 * bins.counts.max()))
     lower.yaxis.set_major_formatter(_with_commas)
     lower.yaxis.set_minor_formatter(NullFormatter())
     lower.grid(axis="y")
@@ -311,9 +307,9 @@ def _reliability(upper: Axes, lower: Axes, found: Reliability) -> None:
 
 @dataclass(frozen=True)
 class ReadView:
-    """One read.
+    """One read: its letters, the predicted label of each and, where known, the true labels.
 
-    Its letters, the predicted label of each and, where known, the true ones (else InputError).
+    InputError if there is not one label per letter.
     """
 
     title: str
@@ -333,12 +329,11 @@ class ReadView:
 def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, str]) -> None:
     """Draw reads as text, 100 bases to a line, on the colours of their predicted labels.
 
-    The true labels stand above.
-
-    Stretches where the two differ are underlined. Several reads go on an A4 page; only reads
-    beyond 1,000 bases are broken over pages. ``colours`` should be light enough for black letters;
-    labels it lacks get tints of the palette in the order of their names. Without reads there is
-    one page, "no data". InputError unless the file's name ends in ``.pdf``.
+    The true labels stand above; stretches where the two differ are underlined. Several reads go on
+    an A4 page; only reads beyond 1,000 bases are broken over pages. ``colours`` should be light
+    enough for black letters; labels it lacks get tints of the palette in the order of their
+    names. Without reads there is one page, "no data". InputError unless the file's name ends in
+    ``.pdf``.
     """
     if path_pdf.suffix != ".pdf":
         raise InputError(f"{path_pdf}: must end in .pdf, got {path_pdf.suffix!r}")
@@ -351,43 +346,44 @@ def read_views(path_pdf: Path, views: Sequence[ReadView], colours: Mapping[str, 
             pdf.savefig(figure)
 
 
-def _read_pages(views: Sequence[ReadView], given: Mapping[str, str]) -> Iterator[Figure]:
-    """Pages of the reads, one figure at a time."""
-    used = {
-        str(label)
-        for view in views
-        for label in {*view.predicted, *(() if view.true is None else view.true)}
-    }
-    colours = {label: colour for label, colour in given.items() if label in used}
-    for index, label in enumerate(sorted(used - set(given))):
+def _label_colours(views: Sequence[ReadView], chosen_colours: Mapping[str, str]) -> dict[str, str]:
+    """Choose a colour for each label of the reads: the given one, else a tint of the palette."""
+    labels: set[str] = set()
+    for view in views:
+        labels.update(map(str, view.predicted))
+        if view.true is not None:
+            labels.update(map(str, view.true))
+    colours = {label: colour for label, colour in chosen_colours.items() if label in labels}
+    for index, label in enumerate(sorted(labels - set(chosen_colours))):
         tint = 0.35 if index < len(PALETTE) else 0.7
-        colours[label] = to_hex(
-            [tint + (1 - tint) * channel for channel in to_rgb(PALETTE[index % len(PALETTE)])]
-        )
-    page = _Page(colours)
+        channels = to_rgb(PALETTE[index % len(PALETTE)])
+        colours[label] = to_hex([tint + (1 - tint) * channel for channel in channels])
+    return colours
+
+
+def _read_pages(views: Sequence[ReadView], colours: Mapping[str, str]) -> Iterator[Figure]:
+    """Draw the pages of the reads, one figure at a time."""
+    page = _Page(_label_colours(views, colours))
     if not views:
         no_data(page.axes)
     for view in views:
         starts = range(0, max(len(view.sequence), 1), _BASES_PER_LINE)
         together = len(starts) if len(starts) <= _KEPT_TOGETHER else 1
-        if not page.has_family(_SLOT * (1 + together)):
+        if not page.has_space(_SLOT * (1 + together)):
             yield page.figure
-            page = _Page(colours)
+            page = page.next_page()
         page.header(view, "")
         for start in starts:
-            if not page.has_family(_SLOT):
+            if not page.has_space(_SLOT):
                 yield page.figure
-                page = _Page(colours)
+                page = page.next_page()
                 page.header(view, ", continued")
             page.line(view, start)
     yield page.figure
 
 
 class _Page:
-    """An A4 page that is filled from the top.
-
-    What the colours mean, then headers and lines of reads.
-    """
+    """An A4 page that is filled from the top: a legend, then headers and lines of reads."""
 
     def __init__(self, colours: Mapping[str, str]) -> None:
         self.figure = Figure(figsize=(_PAGE_WIDTH / 72, _PAGE_HEIGHT / 72), dpi=DPI)
@@ -409,32 +405,25 @@ class _Page:
             x += width
         self._y += 20
 
-    def has_family(self, height: float) -> bool:
+    def next_page(self) -> "_Page":
+        return _Page(self._colours)
+
+    def has_space(self, height: float) -> bool:
         return self._y + height <= _PAGE_HEIGHT - _MARGIN
 
     def header(self, view: ReadView, remark: str) -> None:
-        """Name of the read, its length, and how many bases are labelled as in truth."""
-        n = len(view.sequence)
-        score = (
-            ""
-            if view.true is None
-            else f", {int((np.asarray(view.true) == np.asarray(view.predicted)).sum()):,} right"
-        )
+        """Write the read's name, its length, and how many bases have their true label."""
         title = view.title if len(view.title) <= 80 else view.title[:79] + "…"
-        self._write(
-            _MARGIN,
-            self._y + _SLOT - 10,
-            f"{title}  ({n:,} bases{score}{remark})",
-            size=_FONT,
-            weight="bold",
-        )
+        details = f"{len(view.sequence):,} bases"
+        if view.true is not None:
+            n_right = int((np.asarray(view.true) == np.asarray(view.predicted)).sum())
+            details += f", {n_right:,} right"
+        text = f"{title}  ({details}{remark})"
+        self._write(_MARGIN, self._y + _SLOT - 10, text, size=_FONT, weight="bold")
         self._y += _SLOT
 
     def line(self, view: ReadView, start: int) -> None:
-        """Draw one line of bases on their predicted labels, the true labels above.
-
-        The number of the last base stands behind.
-        """
+        """Draw a line of bases on their predicted labels, and the number of its last base."""
         stop = min(start + _BASES_PER_LINE, len(view.sequence))
         predicted = np.asarray(view.predicted[start:stop])
         middle = self._y + _STRIP + _LETTERS / 2
@@ -442,17 +431,13 @@ class _Page:
         if view.true is not None:
             true = np.asarray(view.true[start:stop])
             self._track("true", true, self._y, _STRIP)
-            for label, begin, end in _runs(true):
-                if len(label) * _SMALL * _ADVANCE <= (end - begin) * _BASE:
-                    x = _BASE_X + _BASE * (begin + end) / 2
-                    self._write(
-                        x, self._y + _STRIP / 2, label, size=_SMALL, horizontalalignment="center"
-                    )
-            wrong = [
-                (begin, end)
-                for differs, begin, end in _runs(true != predicted)
-                if differs == "True"
-            ]
+            for run in _runs(true):
+                if len(run.label) * _SMALL * _ADVANCE <= (run.end - run.begin) * _BASE:
+                    x = _BASE_X + _BASE * (run.begin + run.end) / 2
+                    y = self._y + _STRIP / 2
+                    self._write(x, y, run.label, size=_SMALL, horizontalalignment="center")
+            differences = _runs(true != predicted)
+            wrong = [run for run in differences if run.label == "True"]
             self._bars(wrong, self._y + _STRIP + _LETTERS + 0.5, 1.6, ["black"] * len(wrong))
         self._write(_BASE_X, middle, view.sequence[start:stop], size=_FONT)
         self._write(_BASE_X + _BASE * (stop - start) + 4, middle, f"{stop:,}", size=_SMALL)
@@ -461,18 +446,13 @@ class _Page:
     def _track(self, name: str, labels: NDArray[np.str_], y: float, height: float) -> None:
         runs = _runs(labels)
         self._write(_BASE_X - 5, y + height / 2, name, size=_SMALL, horizontalalignment="right")
-        self._bars(
-            [(begin, end) for _, begin, end in runs],
-            y,
-            height,
-            [self._colours[label] for label, _, _ in runs],
-        )
+        self._bars(runs, y, height, [self._colours[run.label] for run in runs])
 
     def _bars(
-        self, runs: Sequence[tuple[int, int]], y: float, height: float, colours: Sequence[str]
+        self, runs: Sequence["_Run"], y: float, height: float, colours: Sequence[str]
     ) -> None:
-        places = [(_BASE_X + _BASE * begin, _BASE * (end - begin)) for begin, end in runs]
-        self.axes.broken_barh(places, (y, height), facecolors=colours, linewidth=0)
+        spans = [(_BASE_X + _BASE * run.begin, _BASE * (run.end - run.begin)) for run in runs]
+        self.axes.broken_barh(spans, (y, height), facecolors=colours, linewidth=0)
 
     def _write(self, x: float, y: float, text: str, **look: Any) -> None:
         self.axes.text(
@@ -480,21 +460,32 @@ class _Page:
         )
 
 
-def _runs(labels: NDArray[np.generic]) -> list[tuple[str, int, int]]:
-    """Stretches of one label, as (label, first place, place after the last)."""
-    edges = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist(), len(labels)]
-    return [(str(labels[begin]), begin, end) for begin, end in pairwise(edges) if begin < end]
+class _Run(NamedTuple):
+    """A stretch of one label, half-open."""
+
+    label: str
+    begin: int
+    end: int
+
+
+def _runs(labels: NDArray[np.generic]) -> list[_Run]:
+    """Divide labels into stretches of one label; none without labels."""
+    if not len(labels):
+        return []
+    changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
+    edges = [0, *changes.tolist(), len(labels)]
+    return [_Run(str(labels[begin]), begin, end) for begin, end in pairwise(edges)]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Figure of this size in inches that keeps its labels within the page."""
+    """Make a figure of this size in inches that keeps its labels within the page."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def no_data(*panels: Axes) -> None:
-    """Say so where a plot would be."""
+    """Write "no data" where a plot would be."""
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.text(

@@ -1,7 +1,4 @@
-"""Plots of what a model says of sequences.
-
-Letters as high as they matter, and curves that calibrate predictions.
-"""
+"""Plots of models of sequences: importance of each letter, calibration curves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,10 +29,7 @@ _FONT = FontProperties(family="DejaVu Sans", weight="bold")
 
 
 class Importance(NamedTuple):
-    """Of a sequence: letters and a number for each, positive where it makes for the answer.
-
-    NaN where unknown.
-    """
+    """A sequence and the importance of each letter: positive raises the answer, NaN is unknown."""
 
     title: str
     letters: str
@@ -58,7 +52,8 @@ def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> No
                     f"{sequence.title}: must have one value per letter, got {values.shape} for "
                     f"{len(sequence.letters)}"
                 )
-            upper, lower = (figure.add_subplot(2 * len(sequences), 1, 2 * row + i) for i in (1, 2))
+            upper = figure.add_subplot(2 * len(sequences), 1, 2 * row + 1)
+            lower = figure.add_subplot(2 * len(sequences), 1, 2 * row + 2)
             upper.set_title(sequence.title, loc="left", fontsize=8)
             if not values.any():
                 plots.no_data(upper, lower)
@@ -80,7 +75,7 @@ def importance(path: Path, sequences: Sequence[Importance], *, label: str) -> No
 
 
 def _window(values: NDArray[np.float64]) -> int:
-    """Find where the positions begin that hold most of the absolute values."""
+    """Return the first position of the window with the largest sum of absolute values."""
     if len(values) <= LETTERS_SHOWN:
         return 0
     sums = np.concatenate([[0.0], np.cumsum(np.abs(values))])
@@ -106,19 +101,16 @@ def _letters(axes: Axes, letters: str, values: NDArray[np.float64], first: int) 
 
 
 def _outline(letter: str, place: int, height: float) -> Outline:
-    """Outline of a letter, as wide as a position and as high as its value; upside down below 0."""
-    drawn = TextPath((0, 0), letter, size=1, prop=_FONT)
-    box = drawn.get_extents()
+    """Return a letter as wide as a position and as high as its value; upside down below 0."""
+    text = TextPath((0, 0), letter, size=1, prop=_FONT)
+    box = text.get_extents()
     fit = Affine2D().translate(-box.x0, -box.y0).scale(0.92 / box.width, height / box.height)
-    outline: Outline = drawn.transformed(fit.translate(place - 0.46, 0))
+    outline: Outline = text.transformed(fit.translate(place - 0.46, 0))
     return outline
 
 
 class Calibrated(NamedTuple):
-    """Predictions and measurements of rows, and the curve (x, y) between them.
-
-    No curve if it has no points.
-    """
+    """Predictions and measurements of rows, and the points (x, y) of the curve between them."""
 
     predicted: ArrayLike
     measured: ArrayLike
@@ -127,10 +119,7 @@ class Calibrated(NamedTuple):
 
 
 def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns: int) -> None:
-    """Draw measured against predicted values of each group as dots, and its curve as a line.
-
-    A dashed line is equality.
-    """
+    """Draw measured against predicted values of each group, its curve, and equality (dashed)."""
     with plots.style():
         n_lines = max(math.ceil(len(groups) / columns), 1)
         figure = plots.new_figure(2.6 * columns, 0.6 + 2.0 * n_lines)
@@ -146,8 +135,9 @@ def calibration_curves(path: Path, groups: Mapping[str, Calibrated], *, columns:
         plots.save(figure, path)
 
 
-def _calibrated(axes: Axes, one: Calibrated) -> None:
-    x, y = (np.asarray(values, dtype=np.float64) for values in (one.predicted, one.measured))
+def _calibrated(axes: Axes, group: Calibrated) -> None:
+    x = np.asarray(group.predicted, dtype=np.float64)
+    y = np.asarray(group.measured, dtype=np.float64)
     is_finite = np.isfinite(x) & np.isfinite(y)
     if not is_finite.any():
         plots.no_data(axes)
@@ -157,10 +147,11 @@ def _calibrated(axes: Axes, one: Calibrated) -> None:
     axes.plot(x, y, ".", color=plots.PALETTE[4], markersize=2.5, alpha=0.5, markeredgewidth=0)
     ends = [float(x.min()), float(x.max())]
     axes.plot(ends, ends, "--", color=plots.GREY, linewidth=1)
-    if one.x:
-        inner = [value for value in one.x if ends[0] < value < ends[1]]
-        places = np.array([ends[0], *inner, ends[1]])
-        axes.plot(places, np.interp(places, one.x, one.y), color=plots.PALETTE[1], linewidth=1.4)
+    if group.x:
+        inner = [value for value in group.x if ends[0] < value < ends[1]]
+        x_curve = np.array([ends[0], *inner, ends[1]])
+        y_curve = np.interp(x_curve, group.x, group.y)
+        axes.plot(x_curve, y_curve, color=plots.PALETTE[1], linewidth=1.4)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4))
     axes.tick_params(labelsize=7)

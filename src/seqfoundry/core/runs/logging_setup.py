@@ -17,26 +17,30 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def set_up() -> None:
     """Send progress lines of this package and warnings of all others to standard error.
 
-    No sign is too much for it.
+    Characters that an ASCII locale lacks, and bytes of file names, are written as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # signs that an ASCII locale lacks, bytes of file names
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger(_PACKAGE).setLevel(logging.INFO)
-    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "3"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 def message(error: Exception) -> str:
     """Write an error in one line, and an error of settings in one line for each fault.
 
-    Signs that steer the terminal are removed.
+    Control characters, which could steer the terminal, are written as escapes.
     """
-    lines = str(error).split("\n") if isinstance(error, ConfigError) else [str(error)]
-    return "\n".join(_CONTROL.sub(lambda sign: repr(sign[0])[1:-1], line) for line in lines)
+    lines = [str(error)]
+    if isinstance(error, ConfigError):
+        lines = str(error).split("\n")
+    return "\n".join(_CONTROL.sub(_escape, line) for line in lines)
+
+
+def _escape(character: re.Match[str]) -> str:
+    return repr(character[0])[1:-1]
 
 
 @contextlib.contextmanager

@@ -17,15 +17,14 @@ import seqfoundry
 from seqfoundry.core.errors import MissingError, ModelError
 from seqfoundry.core.family import find_family, recorded_family
 
-_PROJECT = (
-    Path(seqfoundry.__file__).resolve().parents[2]
-)  # src/seqfoundry/__init__.py -> the checkout, if it is one
+# the checkout, if src/seqfoundry lies in one
+_PROJECT = Path(seqfoundry.__file__).resolve().parents[2]
 
 
 def project_root() -> Path:
-    """Folder of the project.
+    """Return the project: the nearest folder above the working directory with an MLproject.
 
-    The nearest one above the working directory, or else above this file, with an MLproject.
+    If there is none, it is the checkout that this file lies in.
 
     Raises
     ------
@@ -44,10 +43,7 @@ def project_root() -> Path:
 
 
 def within_project(path: Path) -> str:
-    """Write a path relative to the project where it lies inside.
-
-    So records do not depend on the machine.
-    """
+    """Write a path within the project relative to it, so that records fit any machine."""
     try:
         return path.resolve().relative_to(project_root().resolve()).as_posix()
     except (ValueError, MissingError):
@@ -56,10 +52,7 @@ def within_project(path: Path) -> str:
 
 @cache
 def git_state() -> dict[str, str]:
-    """Commit and cleanliness of the checkout.
-
-    ``git.commit`` (empty without git) and ``git.dirty`` (true or false).
-    """
+    """Return ``git.commit`` (empty without git) and ``git.dirty`` (true or false)."""
     try:
         root = project_root()
         commit = _git(root, "rev-parse", "HEAD")
@@ -83,12 +76,13 @@ def source_digest(family: str) -> str:
     for folder in (find_family(family).source_folder, package / "core", package / "training"):
         for path in sorted(folder.rglob("*.py")):
             name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
-            total.update(b"\0".join((name.encode(), path.read_bytes(), b"")))
+            total.update(name.encode() + b"\0")
+            total.update(path.read_bytes() + b"\0")
     return total.hexdigest()
 
 
 def input_tags(family: str, settings: str, data: str) -> dict[str, str]:
-    """Tags for what a run is made from; ``settings`` and ``data`` are digests."""
+    """Return tags for the inputs of a run; ``settings`` and ``data`` are digests."""
     return {
         "family": family,
         "data.md5": data,
@@ -98,7 +92,7 @@ def input_tags(family: str, settings: str, data: str) -> dict[str, str]:
 
 
 def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run that goes on: the commit that it began with.
+    """Return the tags of a resumed run: those of now, with the commit that it began with.
 
     ``source.sha256`` is empty where two versions of the source made the run.
     """
@@ -112,7 +106,7 @@ def resumed_tags(now: Mapping[str, str], first: Mapping[str, str]) -> dict[str, 
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that name this process, so that a later one can tell whether it still lives."""
+    """Return tags that name this process, for `is_alive`."""
     return {
         "host": platform.node(),
         "pid": str(os.getpid()),
@@ -121,7 +115,7 @@ def process_tags() -> dict[str, str]:
 
 
 def _pid_namespace() -> str:
-    """Tell the process numbers of one container from those of another of the same host name."""
+    """Return what tells process numbers of one container from those of another."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -149,7 +143,7 @@ def is_alive(tags: Mapping[str, str]) -> bool | None:
 
 
 def version_tags() -> dict[str, str]:
-    """Tags for versions: package, Python, git."""
+    """Return tags for the versions of package, Python and source."""
     return {
         "package.version": seqfoundry.__version__,
         "python.version": platform.python_version(),
@@ -163,17 +157,15 @@ def pinned(*names: str) -> list[str]:
     Local parts such as ``+cpu`` are left out.
     """
     versions = {name: installed(name) for name in names}
-    if missing := [name for name, version in versions.items() if version is None]:
+    missing = [name for name, version in versions.items() if version is None]
+    if missing:
         raise importlib.metadata.PackageNotFoundError(missing[0])
     return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def installed(name: str) -> str | None:
-    """Version of a package without local part, if installed.
-
-    TensorFlow for CPUs alone has another name.
-    """
-    for distribution in (name, f"{name}-cpu"):
+    """Return the version of a package without local part; None if it is not installed."""
+    for distribution in (name, f"{name}-cpu"):  # TensorFlow for CPUs has a name of its own
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(distribution).partition("+")[0]
     return None

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqfoundry.core.errors import (
     ConfigError,
@@ -36,16 +36,22 @@ from seqfoundry.core.runs import provenance, store_errors
 from seqfoundry.core.runs.options import UNFINISHED, TrainOptions, stopping_on_signals
 from seqfoundry.core.settings import config as settings_module
 
+if TYPE_CHECKING:  # MLflow takes a second to import
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.entities import Run as StoredRun
+
 log = logging.getLogger(__name__)
 EXPERIMENT = "seqfoundry"
 _NOTE = (
     "One run per training, of all families. Those of one family: group by the tag `family`, "
     'or search `tags.family = "vdj"`.'
 )
-_KIND = {
+# the experiment's page shows training runs
+_EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": _NOTE,
-}  # the view of training runs
+}
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -64,11 +70,12 @@ _LONGEST_VALUE = 6000  # characters of a parameter that the store keeps
 
 
 def store_uri() -> str:
-    """URI of the tracking store: ``MLFLOW_TRACKING_URI``, else SQLite in the project root."""
-    return (
-        os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{provenance.project_root() / 'mlflow.db'}"
-    )
+    """Return ``MLFLOW_TRACKING_URI``, else the URI of SQLite in the project root."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    database = provenance.project_root() / "mlflow.db"
+    return f"sqlite:///{database}"
 
 
 def shown_uri() -> str:
@@ -76,16 +83,16 @@ def shown_uri() -> str:
     return store_errors.shown(store_uri())
 
 
-def client() -> Any:
+def connect() -> "MlflowClient":
     """Open the tracking store, making it where it is embedded and absent.
 
-    Of four processes that migrate an empty database at once three fail, so it is opened under a
-    lock.
+    Of four processes that migrate an empty database at once three fail, so it is opened
+    under a lock.
 
     Raises
     ------
     TrackingError
-        If a server does not answer, or a database cannot be opened.
+        If a server does not answer, or a database cannot be client.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -100,9 +107,9 @@ def client() -> Any:
             return mlflow.MlflowClient(tracking_uri=uri)
         database = Path(uri.removeprefix("sqlite:///")).resolve()
         with files.lock(database.with_name(database.name + ".lock")):
-            opened = mlflow.MlflowClient(tracking_uri=uri)
-            experiment_id(opened, artifacts=str(database.parent / "mlruns"))
-        return opened
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            experiment_id(client, artifacts=str(database.parent / "mlruns"))
+        return client
 
 
 @contextlib.contextmanager
@@ -114,29 +121,33 @@ def as_tracking_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # artifact stores raise what their client libraries raise
-        ours = isinstance(error, SeqfoundryError)
-        if store_errors.of_a_store(error) or (
-            isinstance(error, OSError | ImportError) and not ours
-        ):
-            reason = f"must do what was asked, got: {store_errors.reason(error)}"
-            raise TrackingError(f"tracking store {shown_uri()}: {reason}") from error
-        raise
+        if isinstance(error, SeqfoundryError):
+            raise
+        is_of_system = isinstance(error, OSError | ImportError)
+        if not is_of_system and not store_errors.is_store_error(error):
+            raise
+        reason = store_errors.explain(error)
+        raise TrackingError(
+            f"tracking store {shown_uri()}: must do what was asked, got: {reason}"
+        ) from error
 
 
-def experiment_id(opened: Any, *, artifacts: str | None = None) -> str:
-    """Id of the project's experiment, made on a server that has none.
+def experiment_id(client: "MlflowClient", *, artifacts: str | None = None) -> str:
+    """Return the id of the project's experiment; make it where there is none.
 
-    Another process may make it first.
+    ``artifacts`` is the folder of a new experiment's files; by default the store chooses it.
     """
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
-        if experiment := opened.get_experiment_by_name(EXPERIMENT):
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
             return str(experiment.experiment_id)
-        with contextlib.suppress(MlflowException):
-            return str(
-                opened.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=_KIND)
+        with contextlib.suppress(MlflowException):  # another process has just made it
+            new_id = client.create_experiment(
+                EXPERIMENT, artifact_location=artifacts, tags=_EXPERIMENT_TAGS
             )
+            return str(new_id)
     raise TrackingError(
         f"tracking store {shown_uri()}: must hold the experiment {EXPERIMENT}, got none"
     )
@@ -152,9 +163,9 @@ class Run:
     id: str
     out: Path
     resumed: bool
-    client: Any = None
+    client: "MlflowClient | None" = None  # None with --no-track
     stop_requested: bool = False
-    _metrics: list[Any] = field(default_factory=list)
+    _unsent: list["Metric"] = field(default_factory=list)
     _flush_at: float = field(default_factory=lambda: time.monotonic() + _FLUSH_SECONDS)
     _uploaded: float = field(default_factory=time.monotonic)
 
@@ -165,7 +176,7 @@ class Run:
         """
         if self.client is None:
             return
-        self._metrics += _entities(values, step)
+        self._unsent += _to_mlflow_metrics(values, step)
         start = time.monotonic()
         try:
             if start >= self._flush_at:
@@ -177,10 +188,10 @@ class Run:
     def flush(self) -> None:
         """Send the metrics that wait."""
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
-        while self.client is not None and self._metrics:
+        while self.client is not None and self._unsent:
             with as_tracking_error():
-                self.client.log_batch(self.id, metrics=self._metrics[:_BATCH])
-            del self._metrics[:_BATCH]
+                self.client.log_batch(self.id, metrics=self._unsent[:_BATCH])
+            del self._unsent[:_BATCH]
 
     def checkpoint(self, folder: Path) -> None:
         """Copy a checkpoint folder to the store, if the last copy is old enough to be worth it."""
@@ -197,7 +208,7 @@ class Run:
         """Ask the trainer to stop at the next safe point."""
         self.stop_requested = True
 
-    def moved_to(self, out: Path) -> None:
+    def record_move(self, out: Path) -> None:
         """Record where the files of the finished run lie now."""
         self.out = out
         if self.client is None:
@@ -209,58 +220,60 @@ class Run:
             log.warning("the new folder of run %s is not recorded: %s", self.id, error)
 
     def end_after(self, error: BaseException) -> None:
-        """End a run that ``error`` broke off: KILLED if asked for, else FAILED.
+        """End a run that ``error`` broke off: as KILLED if a user stopped it, else as FAILED.
 
-        A fault in doing so is only told.
+        If that fails too, log a warning: ``error`` is the one to raise.
         """
-        status = (
-            "KILLED" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "FAILED"
-        )
+        was_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+        status = "KILLED" if was_stopped else "FAILED"
         try:
             self.finish(status)
         except SeqfoundryError as fault:
             log.warning("run not ended as %s: %s", status, fault)
 
     def finish(self, status: str) -> None:
-        """Send everything that waits and all files of the run, and end it.
+        """Send what waits and all files of the run, and end it with ``status``.
 
-        The error after three tries says how to send them later.
+        Raises
+        ------
+        TrackingError
+            If three tries fail; the message says how to send the files later.
         """
         if self.client is None:
             return
         for attempt in range(1, _UPLOAD_TRIES + 1):
             try:
-                self._send_all(status)
+                self._send_all(self.client, status)
                 return
             except TrackingError as error:
                 if attempt == _UPLOAD_TRIES:
                     raise TrackingError(
-                        f"run {self.id}: its files in {self.out} are complete, but could not be "
-                        f"sent: {error}; send them with the same train command and --resume "
-                        f"{self.id} --out {self.out}"
+                        f"run {self.id}: must send its files, got: {error}; the files in "
+                        f"{self.out} are complete; to send them, repeat the train command with "
+                        f"--resume {self.id} --out {self.out}"
                     ) from error
                 time.sleep(2.0**attempt)
 
-    def _send_all(self, status: str) -> None:
+    def _send_all(self, client: "MlflowClient", status: str) -> None:
         self.flush()
         # a run that ended before it had claimed its folder has no files there
         owns_folder = files.run_in(self.out).get("run_id") == self.id
         with as_tracking_error():
             if owns_folder:
-                self.client.log_artifacts(self.id, str(self.out))
-            self.client.set_terminated(self.id, status=status)
+                client.log_artifacts(self.id, str(self.out))
+            client.set_terminated(self.id, status=status)
 
 
-def _entities(values: Mapping[str, float | None], step: int) -> list[Any]:
-    """Write metrics as MLflow wants them, without those that are undefined or infinite."""
+def _to_mlflow_metrics(values: Mapping[str, float | None], step: int) -> "list[Metric]":
+    """Turn metrics into MLflow's; leave out those that are undefined or infinite."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    return [
-        Metric(k, float(v), now, step)
-        for k, v in values.items()
-        if v is not None and math.isfinite(v)
-    ]
+    milliseconds = int(time.time() * 1000)
+    metrics = []
+    for name, value in values.items():
+        if value is not None and math.isfinite(value):
+            metrics.append(Metric(name, float(value), milliseconds, step))
+    return metrics
 
 
 @contextlib.contextmanager
@@ -291,25 +304,27 @@ def run(
     """
     data_digest = files.digest(data) if data else ""
     tags = provenance.input_tags(family, settings_module.digest(settings), data_digest)
-    opened = client() if options.track else None
-    if opened is not None:
-        close_stale_runs(opened)
+    client = connect() if options.track else None
+    if client is not None:
+        close_stale_runs(client)
     if options.resume != UNFINISHED:
-        with _open_run(family, settings, tags, data, out, options, opened) as handle:
+        with _open_run(family, settings, tags, data, out, options, client) as handle:
             yield handle
         return
     if out is None:
         raise ConfigError(f"--resume {UNFINISHED}: must come with --out, got none")
     with files.partial_folder(out, overwrite=options.overwrite) as partial:
-        run_id = _unfinished_run(partial, tags, opened)
+        run_id = _unfinished_run(partial, tags, client)
         options = replace(options, resume=run_id, overwrite=True)
-        with _open_run(family, settings, tags, data, partial, options, opened) as handle:
+        with _open_run(family, settings, tags, data, partial, options, client) as handle:
             yield handle
         files.replace_folder(partial, out)
-        handle.moved_to(out)
+        handle.record_move(out)
 
 
-def _unfinished_run(folder: Path, tags: Mapping[str, str], opened: Any) -> str | None:
+def _unfinished_run(
+    folder: Path, tags: Mapping[str, str], client: "MlflowClient | None"
+) -> str | None:
     """Id of the run in a partial folder, if it can go on; else None.
 
     Its settings, data and source must be these, and the store must know it.
@@ -317,12 +332,12 @@ def _unfinished_run(folder: Path, tags: Mapping[str, str], opened: Any) -> str |
     record = files.run_in(folder)
     if any(record.get(name) != value for name, value in tags.items()):
         return None
-    if record.get("tracked") != (opened is not None):
+    if record.get("tracked") != (client is not None):
         return None
     run_id = str(record["run_id"])
-    if opened is not None:
+    if client is not None:
         try:
-            get_run(run_id, opened)
+            get_run(run_id, client)
         except MissingError:
             return None
     log.info("run %s is unfinished and goes on", run_id)
@@ -337,25 +352,25 @@ def _open_run(
     data: Path | None,
     out: Path | None,
     options: TrainOptions,
-    opened: Any,
+    client: "MlflowClient | None",
 ) -> Iterator[Run]:
     """Open, yield and end the run that ``options`` and ``out`` name."""
     inherited_id = ""
-    if opened is not None:
+    if client is not None:
         # taken out of the environment: a child process must not write into this run
         inherited_id = os.environ.pop("MLFLOW_RUN_ID", "")
     resumed_id = ""
     if options.resume is not None:
-        recorded = _read_resumed_run(opened, options.resume, out)
+        recorded = _read_resumed_run(client, options.resume, out)
         _check_resumed_run(options.resume, recorded, tags)
         resumed_id = options.resume
         out = out or _folder_of(resumed_id, recorded)
     known_id = resumed_id or inherited_id
     if out is not None:  # refused before a run is made
         files.claim_folder(out, known_id, overwrite=options.overwrite)
-    run_id = known_id or _new_id(opened, family)
+    run_id = known_id or _create_run(client, family)
     folder = out or provenance.project_root() / "build" / family / "runs" / run_id
-    handle = Run(run_id, folder, resumed=bool(resumed_id), client=opened)
+    handle = Run(run_id, folder, resumed=bool(resumed_id), client=client)
     with stopping_on_signals(handle.request_stop):
         try:
             files.claim_folder(folder, run_id, overwrite=options.overwrite)
@@ -379,26 +394,28 @@ def _begin(
     record = {"run_id": handle.id, "tracked": is_tracked, **tags}
     files.write_json(handle.out / "run.json", record)
     files.write_text(handle.out / "params.yaml", settings_module.dump_yaml(settings))
-    if not is_tracked:
+    if handle.client is None:
         return
     with as_tracking_error():
-        _describe(handle, settings, tags, data)
+        _describe(handle, handle.client, settings, tags, data)
         if handle.resumed:
-            _fetch_checkpoints(handle)
-            _queue_unsent_metrics(handle)
+            _fetch_checkpoints(handle, handle.client)
+            _queue_unsent_metrics(handle, handle.client)
 
 
-def _queue_unsent_metrics(handle: Run) -> None:
+def _queue_unsent_metrics(handle: Run, client: "MlflowClient") -> None:
     """Queue the metrics of the history that the store lacks, since it was down."""
 
     def sent_epochs(metric: str) -> set[int]:
-        return {entry.step for entry in handle.client.get_metric_history(handle.id, metric)}
+        return {entry.step for entry in client.get_metric_history(handle.id, metric)}
 
     for epoch, values in tables.unsent(handle.out / "history.tsv", sent_epochs):
-        handle._metrics += _entities(values, epoch)
+        handle._unsent += _to_mlflow_metrics(values, epoch)
 
 
-def _read_resumed_run(opened: Any, run_id: str, out: Path | None) -> dict[str, str]:
+def _read_resumed_run(
+    client: "MlflowClient | None", run_id: str, out: Path | None
+) -> dict[str, str]:
     """Read the tags of the run to be resumed, from the store or, untracked, from its folder.
 
     Raises
@@ -408,14 +425,14 @@ def _read_resumed_run(opened: Any, run_id: str, out: Path | None) -> dict[str, s
     """
     where = f"--resume {run_id}"
     recorded = files.run_in(out) if out is not None else {}
-    if opened is None:
+    if client is None:
         if recorded.get("run_id") != run_id:
             raise MissingError(
                 f"{where}: with --no-track, --out must be the folder of this run, got "
                 f"{out or 'none'}"
             )
         return recorded
-    run = get_run(run_id, opened)
+    run = get_run(run_id, client)
     # a run that was killed at its begin may lack tags in the store
     recorded = {**recorded, **run.data.tags}
     is_running = run.info.status == "RUNNING" and provenance.is_alive(recorded)
@@ -449,7 +466,7 @@ def _folder_of(run_id: str, recorded: Mapping[str, str]) -> Path | None:
     return folder if files.run_in(folder).get("run_id") == run_id else None
 
 
-def get_run(run_id: str, opened: Any = None) -> Any:
+def get_run(run_id: str, client: "MlflowClient | None" = None) -> "StoredRun":
     """Return a run of the store.
 
     Raises
@@ -459,10 +476,11 @@ def get_run(run_id: str, opened: Any = None) -> Any:
     """
     from mlflow.exceptions import MlflowException
 
-    opened = opened or client()
+    if client is None:
+        client = connect()
     with as_tracking_error():
         try:
-            return opened.get_run(run_id)
+            return client.get_run(run_id)
         except MlflowException as error:
             if error.error_code not in store_errors.ABSENT:
                 raise
@@ -471,9 +489,9 @@ def get_run(run_id: str, opened: Any = None) -> Any:
             ) from None
 
 
-def _new_id(opened: Any, family: str) -> str:
-    """Make a run, marked as this process's from the start; untracked: a random id."""
-    if opened is None:
+def _create_run(client: "MlflowClient | None", family: str) -> str:
+    """Make a run of this process and return its id; without a store, return a random one."""
+    if client is None:
         return uuid.uuid4().hex
     with as_tracking_error():
         tags = {
@@ -481,49 +499,50 @@ def _new_id(opened: Any, family: str) -> str:
             "mlflow.source.type": "LOCAL",
             **provenance.process_tags(),
         }
-        if parent := os.environ.get("SEQFOUNDRY_PARENT_RUN_ID"):
-            tags["mlflow.parentRunId"] = parent
-        return str(
-            opened.create_run(
-                experiment_id(opened), run_name=f"train-{family}", tags=tags
-            ).info.run_id
-        )
+        parent_id = os.environ.get("SEQFOUNDRY_PARENT_RUN_ID")
+        if parent_id:
+            tags["mlflow.parentRunId"] = parent_id
+        created = client.create_run(experiment_id(client), run_name=f"train-{family}", tags=tags)
+        return str(created.info.run_id)
 
 
-def _fetch_checkpoints(handle: Run) -> None:
-    """Bring the checkpoints of a resumed run from the store, unless the folder still has them."""
+def _fetch_checkpoints(handle: Run, client: "MlflowClient") -> None:
+    """Download the checkpoints of a resumed run, unless its folder still has them."""
     if any((handle.out / "checkpoints").glob("*")):
         return
-    if any(entry.path == "checkpoints" for entry in handle.client.list_artifacts(handle.id)):
-        handle.client.download_artifacts(handle.id, "checkpoints", str(handle.out))
+    if any(entry.path == "checkpoints" for entry in client.list_artifacts(handle.id)):
+        client.download_artifacts(handle.id, "checkpoints", str(handle.out))
 
 
 def _describe(
-    handle: Run, settings: Mapping[str, Any], tags: Mapping[str, str], data: Path | None
+    handle: Run,
+    client: "MlflowClient",
+    settings: Mapping[str, Any],
+    tags: Mapping[str, str],
+    data: Path | None,
 ) -> None:
     """Log settings under ``cfg.``, tags, and the data as the run's input.
 
-    What stands there already is left alone.
+    Settings that the run has already are not logged again: MLflow refuses that.
     """
     from mlflow.entities import Param, RunTag
 
-    opened = handle.client
-    opened.update_run(handle.id, status="RUNNING")
-    logged_params = opened.get_run(handle.id).data.params
+    client.update_run(handle.id, status="RUNNING")
+    logged_params = client.get_run(handle.id).data.params
     values = {
         f"cfg.{key}": str(value)[:_LONGEST_VALUE]
         for key, value in settings_module.flatten(settings).items()
     }
     params = [Param(key, value) for key, value in values.items() if key not in logged_params]
     for start in range(0, len(params), 100):
-        opened.log_batch(handle.id, params=params[start : start + 100])
-    everything = {**tags, **provenance.process_tags(), "out": str(handle.out.resolve())}
-    opened.log_batch(handle.id, tags=[RunTag(key, value) for key, value in everything.items()])
+        client.log_batch(handle.id, params=params[start : start + 100])
+    run_tags = {**tags, **provenance.process_tags(), "out": str(handle.out.resolve())}
+    client.log_batch(handle.id, tags=[RunTag(key, value) for key, value in run_tags.items()])
     if data is not None and not handle.resumed:
-        _log_input(opened, handle.id, data, tags["data.md5"])
+        _log_input(client, handle.id, data, tags["data.md5"])
 
 
-def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
+def _log_input(client: "MlflowClient", run_id: str, data: Path, digest: str) -> None:
     """Name the data as the run's training input, with DVC's digest as the digest."""
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.meta_dataset import MetaDataset
@@ -534,20 +553,21 @@ def _log_input(opened: Any, run_id: str, data: Path, digest: str) -> None:
         source = resolve_dataset_source(str(data))
     dataset = MetaDataset(source, name=provenance.within_project(data), digest=digest)
     context = [InputTag("mlflow.data.context", "training"), InputTag("dvc.md5", digest)]
-    opened.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
+    client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
 
 
-def close_stale_runs(opened: Any) -> list[str]:
+def close_stale_runs(client: "MlflowClient") -> list[str]:
     """End runs that say RUNNING although their process on this machine is gone."""
-    here = f"tags.host = '{provenance.process_tags()['host']}'"
+    host = provenance.process_tags()["host"]
+    running_here = f"attributes.status = 'RUNNING' and tags.host = '{host}'"
+    closed = []
     with as_tracking_error():
-        everywhere = [entry.experiment_id for entry in opened.search_experiments()]
-        closed = []
-        for run in opened.search_runs(everywhere, f"attributes.status = 'RUNNING' and {here}"):
+        experiment_ids = [entry.experiment_id for entry in client.search_experiments()]
+        for run in client.search_runs(experiment_ids, running_here):
             if provenance.is_alive(run.data.tags) is False:
-                with store_errors.passed_over():  # another user's run is theirs to end
-                    opened.set_tag(run.info.run_id, "stale", "its process was gone")
-                    opened.set_terminated(run.info.run_id, status="KILLED")
+                with store_errors.skipping_refusals():  # only its user may end a run
+                    client.set_tag(run.info.run_id, "stale", "its process was gone")
+                    client.set_terminated(run.info.run_id, status="KILLED")
                     closed.append(str(run.info.run_id))
     if closed:
         log.warning("closed %d run(s) whose process is gone: %s", len(closed), ", ".join(closed))
@@ -557,50 +577,47 @@ def close_stale_runs(opened: Any) -> list[str]:
 def record(
     run_id: str, *, metrics: Mapping[str, float | None], tags: Mapping[str, str], evaluation: Path
 ) -> bool:
-    """Add an evaluation (files, metrics, tags) to a run that has ended.
+    """Add an evaluation (files, metrics, tags) to a run; return whether the store has the run.
 
-    False where the store does not know the run.
-
-    The tags come last and those of an earlier evaluation are emptied first, so that they never
-    vouch for other figures; of those figures, the ones that are undefined now become NaN.
+    Tags of an earlier evaluation are emptied first and the new ones written last, so that tags
+    never stand beside figures of other data. A figure of the earlier evaluation that is undefined
+    now becomes NaN.
     """
     from mlflow.entities import Metric, RunTag
 
-    opened = client()
+    client = connect()
     try:
-        run_data = get_run(run_id, opened).data
+        run_data = get_run(run_id, client).data
     except MissingError:
         return False
     with as_tracking_error():
-        opened.log_artifacts(run_id, str(evaluation), "evaluate")
-        opened.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in run_data.tags])
-        sent = _entities(metrics, 0)
-        old = {key for key in run_data.metrics if key.startswith("test.")} - {
-            metric.key for metric in sent
-        }
-        sent += [Metric(key, math.nan, int(time.time() * 1000), 0) for key in sorted(old)]
-        Run(run_id, Path(), resumed=True, client=opened, _metrics=sent).flush()
-        opened.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client.log_artifacts(run_id, str(evaluation), "evaluate")
+        client.log_batch(run_id, tags=[RunTag(key, "") for key in tags if key in run_data.tags])
+        new_metrics = _to_mlflow_metrics(metrics, 0)
+        new_names = {metric.key for metric in new_metrics}
+        milliseconds = int(time.time() * 1000)
+        for name in sorted(run_data.metrics):
+            if name.startswith("test.") and name not in new_names:
+                new_metrics.append(Metric(name, math.nan, milliseconds, 0))
+        Run(run_id, Path(), resumed=True, client=client, _unsent=new_metrics).flush()
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return True
 
 
-def open_parent(opened: Any, name: str) -> str:
-    """Start the run whose children the steps of ``main`` are.
-
-    The one of ``mlflow run``, or a new one.
-    """
+def open_parent(client: "MlflowClient", name: str) -> str:
+    """Start the parent run of a demo, that of ``mlflow run`` or a new one, and return its id."""
     with as_tracking_error():
-        run_id = os.environ.get("MLFLOW_RUN_ID") or str(
-            opened.create_run(experiment_id(opened)).info.run_id
-        )
-        opened.update_run(run_id, name=name)
+        run_id = os.environ.get("MLFLOW_RUN_ID", "")
+        if not run_id:
+            run_id = str(client.create_run(experiment_id(client)).info.run_id)
+        client.update_run(run_id, name=name)
         for key, value in (provenance.version_tags() | provenance.process_tags()).items():
-            opened.set_tag(run_id, key, value)
+            client.set_tag(run_id, key, value)
     return run_id
 
 
-def describe_parent(opened: Any, run_id: str, trained: Mapping[str, str]) -> None:
-    """Link a parent run to the run of each family, by whichever pipeline it was trained.
+def describe_parent(client: "MlflowClient", run_id: str, trained: Mapping[str, str]) -> None:
+    """Link a parent run to the training run of each family.
 
     Parameters
     ----------
@@ -610,27 +627,27 @@ def describe_parent(opened: Any, run_id: str, trained: Mapping[str, str]) -> Non
     lines = []
     with as_tracking_error():
         for family, child_id in sorted(trained.items()):
-            child = get_run(child_id, opened)
+            child = get_run(child_id, client)
             link = f"[{child_id}](#/experiments/{child.info.experiment_id}/runs/{child_id})"
             is_own = child.data.tags.get("mlflow.parentRunId") == run_id
             lines.append(f"- {family}: {link}, trained {'here' if is_own else 'earlier'}")
-            opened.set_tag(run_id, f"run.{family}", child_id)
-        opened.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
+            client.set_tag(run_id, f"run.{family}", child_id)
+        client.set_tag(run_id, "mlflow.note.content", "\n".join(lines))
 
 
-def close_parent(opened: Any, run_id: str, *, failed: bool) -> None:
+def close_parent(client: "MlflowClient", run_id: str, *, failed: bool) -> None:
     """End the parent run."""
     with as_tracking_error():
-        opened.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
+        client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
 
 
 def ping(uri: str) -> None:
-    """Ask a server whether it lives; any HTTP answer, a refusal too, says yes.
+    """Check that a server answers; any HTTP status will do, also a refusal.
 
     Raises
     ------
     TrackingError
-        If nothing answers, or ``uri`` is none.
+        If nothing answers, or ``uri`` is no URI.
     """
     try:
         parts = urllib.parse.urlsplit(uri)  # a path may hold an @ too
@@ -638,19 +655,15 @@ def ping(uri: str) -> None:
         urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=10).close()
     except urllib.error.HTTPError:
         return
-    except (
-        ValueError,
-        http.client.InvalidURL,
-    ):  # their messages repeat what may be a part of the password
-        reason = "one that cannot be read; write : / @ of a password as %3A %2F %40"
+    # messages of these errors may repeat a part of the password
+    except (ValueError, http.client.InvalidURL):
         raise TrackingError(
-            f"tracking server {store_errors.shown(uri)}: must be a URI, got {reason}"
+            f"tracking server {store_errors.shown(uri)}: must be a URI, got one that cannot be "
+            "read; write : / @ of a password as %3A %2F %40"
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        reason = (
-            f"{getattr(error, 'reason', error)}; start it, change MLFLOW_TRACKING_URI, or "
-            "use --no-track"
-        )
+        reason = getattr(error, "reason", error)
         raise TrackingError(
-            f"tracking server {store_errors.shown(uri)}: must answer, got: {reason}"
+            f"tracking server {store_errors.shown(uri)}: must answer, got: {reason}; start it, "
+            "change MLFLOW_TRACKING_URI, or use --no-track"
         ) from None

@@ -29,23 +29,22 @@ PATH = "a path, relative to the file that names it"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a metric must reach before a model may become champion.
-
-    At least ``min``, at most ``max``.
-    """
+    """What a metric must reach before a model may become champion: a ``min`` or a ``max``."""
 
     min: float | None = None
     max: float | None = None
 
     def __post_init__(self) -> None:
         if (self.min is None) == (self.max is None):
-            raise ValueError(
-                "must have either min or max, got " + ("neither" if self.min is None else "both")
-            )
+            count = "neither" if self.min is None else "both"
+            raise ValueError(f"must have either min or max, got {count}")
 
     def passes(self, value: float) -> bool:
         """Tell whether ``value`` is good enough."""
-        return value >= self.min if self.min is not None else value <= (self.max or 0.0)
+        if self.min is not None:
+            return value >= self.min
+        assert self.max is not None
+        return value <= self.max
 
     def no_worse(self, value: float, other: float) -> bool:
         """Tell whether ``value`` is at least as good as ``other``."""
@@ -72,7 +71,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: must be a readable settings file, got: {error.strerror}"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: must be UTF-8 text, got other bytes") from None
+        raise ConfigError(
+            f"{path}: must be UTF-8 text, got other bytes; save it as UTF-8"
+        ) from None
     try:
         content = yaml12.load(text)
     except yaml.MarkedYAMLError as error:
@@ -192,53 +193,45 @@ def parse_overrides(text: str) -> dict[str, Any]:
     return nested
 
 
-def _rejoin(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Join keys that were split at their dots where ``known`` has such a key.
-
-    Such as ``test.macro_f1``.
-    """
+def _rejoin(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Join keys that were split at dots where ``known`` has such a key: ``test.macro_f1``."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(value, dict):
             nested[key] = value
-        elif key not in known and any(str(name).startswith(f"{key}.") for name in known):
-            nested.update(
-                _rejoin({f"{key}.{name}": inner for name, inner in value.items()}, known)
-            )
+        elif key not in settings and any(str(name).startswith(f"{key}.") for name in settings):
+            joined = {f"{key}.{name}": inner for name, inner in value.items()}
+            nested |= _rejoin(joined, settings)
         else:
-            below = known.get(key)
-            nested[key] = _rejoin(value, below if isinstance(below, Mapping) else {})
+            known_below = settings.get(key)
+            if not isinstance(known_below, Mapping):
+                known_below = {}
+            nested[key] = _rejoin(value, known_below)
     return nested
 
 
 def _merge(settings: Settings, values: Mapping[str, Any], where: str) -> None:
-    """Lay ``values`` over ``settings`` key by key, in place.
+    """Merge ``values`` from ``where`` into settings, key by key, in place.
 
-    Lists and scalars replace, null removes a mapping.
+    Lists and scalars replace what is there; null removes a mapping, such as a gate.
     """
-    _merge_level(settings.values, values, settings.origins, (where, ""))
 
-
-def _merge_level(
-    level: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], at: tuple[str, str]
-) -> None:
-    """Do one level of ``_merge``.
-
-    ``at`` is the source and the dotted key so far (a key may itself have dots).
-    """
-    where, prefix = at
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if value is None and isinstance(level.get(key), dict):
-            del level[key]  # such as a gate that full.yaml has
-        elif not isinstance(value, Mapping):
-            level[key] = value
-            origins[dotted] = where
-        else:
-            if not isinstance(level.get(key), dict):
+    def merge_level(level: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            dotted = f"{prefix}{key}"
+            has_mapping = isinstance(level.get(key), dict)
+            if value is None and has_mapping:
+                del level[key]
+                continue
+            settings.origins[dotted] = where
+            if not isinstance(value, Mapping):
+                level[key] = value
+                continue
+            if not has_mapping:
                 level[key] = {}
-            origins[dotted] = where
-            _merge_level(level[key], value, origins, (where, f"{dotted}."))
+            merge_level(level[key], value, f"{dotted}.")
+
+    merge_level(settings.values, values, "")
 
 
 def path_keys(cls: type, prefix: str = "") -> Iterator[str]:
@@ -279,10 +272,7 @@ def build(settings: Settings, cls: type[T]) -> T:
 
 
 def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Callable[[str], Any]) -> T:
-    """Do what ``build`` does for a plain dictionary.
-
-    ``origin(key)`` names the source of a dotted key.
-    """
+    """Build as `build` does, from a plain dictionary; ``origin`` names the source of a key."""
     try:
         text = json.dumps(values, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -294,10 +284,8 @@ def build_plain(values: Mapping[str, Any], cls: type[T], *, origin: Callable[[st
         # still refuses "1" for 1
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        raise ConfigError(
-            "\n".join(dict.fromkeys(_fault(e, cls, origin) for e in faults))
-        ) from None
+        faults = [_fault(fault, cls, origin) for fault in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(faults))) from None
 
 
 def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
@@ -313,7 +301,7 @@ def _fault(error: Any, cls: type, origin: Callable[[str], Any]) -> str:
         legal = _legal_keys(cls, location[:-1])
         return f"{where}: {key} must be a known key, got an unknown one; legal: {', '.join(legal)}"
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{where}: {key} must be given, got nothing"
+        return f"{where}: {key} must be given, got nothing; add it to the file"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         if not message.startswith(key):
@@ -360,10 +348,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """Hash settings (SHA-256 of their sorted JSON).
-
-    Equal settings have equal hashes in any order of keys.
-    """
+    """Return the SHA-256 of settings; the order of their keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,4 @@
-"""YAML 1.2 as people write it by hand, from files that need not be trusted.
-
-Bounded, and without surprises.
-"""
+"""YAML 1.2 from files that need not be trusted: no objects, no merge keys, a bounded size."""
 
 import re
 from typing import Any
@@ -12,31 +9,28 @@ import yaml
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 core schema: ``1e-4`` is a number, ``yes`` and ``off`` are text.
 
-    A repeated key is an error.
-
-    So is the merge key of YAML 1.1: other readers would find keys there that we did not see.
+    A repeated key is an error. So is the merge key of YAML 1.1, which other readers would expand.
     """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a key that is not a word", key_node.start_mark
                 )
-            if (
-                key_node.value == "<<" and not key_node.style
-            ) or key_node.tag == "tag:yaml.org,2002:merge":
+            is_plain_merge = key_node.value == "<<" and not key_node.style
+            if is_plain_merge or key_node.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, "a merge key", key_node.start_mark
                 )
-            if key_node.value in seen:
+            if key_node.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
                 )
-            seen.add(key_node.value)
+            keys.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -91,7 +85,7 @@ def load(text: str) -> Any:
     return content
 
 
-def _size(content: Any, known: dict[int, int]) -> int:
+def _size(content: Any, sizes: dict[int, int]) -> int:
     """Count values, those behind an alias each time; ValueError for one that holds itself."""
     if isinstance(content, str | bytes):
         return 1 + len(content) // _LONG
@@ -99,12 +93,12 @@ def _size(content: Any, known: dict[int, int]) -> int:
         children = [*content, *content.values()]
     else:
         children = list(content) if isinstance(content, list | tuple | set) else []
-    if known.get(id(content)) == 0:
+    if sizes.get(id(content)) == 0:
         raise ValueError("Circular reference")
-    if id(content) not in known:
-        known[id(content)] = 0
-        known[id(content)] = 1 + sum(_size(child, known) for child in children)
-    return known[id(content)]
+    if id(content) not in sizes:
+        sizes[id(content)] = 0
+        sizes[id(content)] = 1 + sum(_size(child, sizes) for child in children)
+    return sizes[id(content)]
 
 
 def dump(values: dict[str, Any]) -> str:

@@ -229,7 +229,7 @@ def _train_grid(
             write_tsv(folder / "grid.tsv", list(rows[0]), rows)
         if options.track:
             with tracking.as_tracking_error():
-                tracking.client().log_artifact(parent_id, str(folder / "grid.tsv"))
+                tracking.connect().log_artifact(parent_id, str(folder / "grid.tsv"))
     best = best_point(config, results)
     return {
         "point": best,
@@ -265,7 +265,7 @@ def _parent_run(options: TrainOptions, run_id: str | None) -> Iterator[str]:
         return
     if run_id is not None:
         os.environ["MLFLOW_RUN_ID"] = run_id
-    opened, outer, failed = tracking.client(), os.environ.get(_PARENT), True
+    opened, outer, failed = tracking.connect(), os.environ.get(_PARENT), True
     parent = tracking.open_parent(opened, "grid-reads")
     os.environ.pop("MLFLOW_RUN_ID", None)  # the points must not write into it
     if outer:
