@@ -98,6 +98,9 @@ class Config:
     become CN 1). ``segment_confidence`` are the five coefficients of calibrated confidence (none:
     the mean posterior). ``validation_share`` of the sequence types select the epoch.
 
+    With ``pcn_backbone`` the replicon's share of a gene's bins is taken off, with
+    ``pcn_local_backbone`` that of the bins beside the gene, where their depth is known.
+
     ``bin_table_path`` is a table of the reference's bins with their GC share and the depth of the
     reference's own reads. With ``gc_correction`` each sample's depth is fitted to GC; bins whose
     own depth is below ``mask_below`` (0: none) cannot be measured.
@@ -154,6 +157,7 @@ class Config:
     huber: Above
     present_ratio: Rate
     pcn_backbone: bool
+    pcn_local_backbone: bool
     spikes: Count
     recurrent_log2: Weight
     harmonics: Count

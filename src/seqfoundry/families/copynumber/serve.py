@@ -82,6 +82,7 @@ _ADDED_SETTINGS = {
     "segment_array_evidence": 0.0,
     "segment_weak_evidence": 0.0,
     "segment_confidence": [],
+    "pcn_local_backbone": False,
 }
 _NAMED = (
     "architecture",
@@ -246,7 +247,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
             * bool(model.layout.mask_origin),
             *["Trained and measured on simulated data only."] * simulated,
         ),
-        input_columns=("sample_id", "counts", "genes", "replicons"),
+        input_columns=("sample_id", "counts", "genes", "replicons", "flanks"),
         genes=tuple(gene.name for gene in model.genes),
         plasmid_genes=tuple(gene.name for gene in model.rules.panel),
     )
@@ -378,6 +379,7 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
             "counts": [counts.tolist(), [0] * n],
             "genes": [[60.0] * len(model.rules.panel), None],
             "replicons": [[replicon], None],
+            "flanks": [[0.0] * (2 * len(model.rules.panel)), None],
         }
     )
 
@@ -404,7 +406,8 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Call the samples of a table; new columns only, same index, same order.
 
     A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each
-    gene of the panel in reads per bin (NaN: unknown), and ``replicons``: a list of ``replicon``,
+    gene of the panel in reads per bin (NaN: unknown), ``flanks``: depth on the left of each, then
+    on the right of each, and ``replicons``: a list of ``replicon``,
     ``depth`` and ``breadth``.
 
     Returns
@@ -495,7 +498,23 @@ def _plasmids(model: CopyNumberModel, frame: pd.DataFrame) -> Depth | None:
         for one in some:
             place = names.index(str(one["replicon"]))
             depth[row, place], breadth[row, place] = one["depth"], one["breadth"]
-    return Depth(genes, panel, depth, breadth, names)
+    return Depth(genes, panel, depth, breadth, names, _flanks(frame, len(panel)))
+
+
+def _flanks(frame: pd.DataFrame, n_genes: int) -> NDArray[np.float32]:
+    """Depth beside each gene, left flanks first, ``(n, 2 n_genes)``; NaN: unknown."""
+    flanks = np.full((len(frame), 2 * n_genes), np.nan, dtype=np.float32)
+    if "flanks" not in frame:
+        return flanks
+    for row, values in enumerate(frame["flanks"].tolist()):
+        if values is not None and len(values):
+            if len(values) != 2 * n_genes:
+                raise InputError(
+                    f"row {row}: flanks must be {2 * n_genes} depths, left and right of each gene "
+                    f"of the panel, got {len(values)}"
+                )
+            flanks[row] = values
+    return flanks
 
 
 def _listed(calls: Calls, key: str, value: str) -> list[list[dict[str, Any]]]:

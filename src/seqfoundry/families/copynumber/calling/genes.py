@@ -56,6 +56,7 @@ REASONS = (
     "no confident state",
     "a member is unknown",
     "not measurable",
+    "its backbone ends here",
 )
 _ABSENT_RATIO = (COPY_NUMBERS[0] + COPY_NUMBERS[1]) / 2
 _LEAST_FLANK = 20  # bins
