@@ -26,7 +26,9 @@ from seqfoundry.families.copynumber.config import Config
 from seqfoundry.families.copynumber.depth.baselines import Baseline, harmonic_tracks
 from seqfoundry.families.copynumber.depth.bins import (
     BinLayout,
+    Bins,
     GeneInterval,
+    gene_flanks,
     read_gene_list,
     replicon_names,
     summarise_plasmids,
@@ -231,3 +233,57 @@ def test_real_genomes_have_the_copies_that_were_put_in() -> None:
         column = names.index("NC_016846.1")
         assert made.replicons.low[row, column] < truth < made.replicons.high[row, column]
         assert made.genes.low[row, 0] < truth < made.genes.high[row, 0], "blaKPC-2 lies on it"
+
+
+def beside(
+    depth: list[float], left: list[float], right: list[float], gene: GeneInterval = NDM
+) -> Any:
+    """Call one gene of 800 bases in one bin whose flanks have these depths, all per copy."""
+    n = len(depth)
+    unknown = np.full((n, 1), np.nan)
+    flanks = 300 * np.array([left, right]).T
+    depths = 300 * np.array(depth)[:, None]
+    plasmids = Depth(depths, (gene,), unknown, unknown, ("p",), flanks)
+    rules = dataclasses.replace(RULES, panel=(gene,), absent=(0.2,), families={}, local=True)
+    return call_plasmids(plasmids, Chromosome(np.full(n, 300.0), np.full(n, 0.005)), rules).genes
+
+
+def test_copies_of_a_gene_are_told_from_the_bins_beside_it() -> None:
+    # the gene fills 800 of 1,000 bases of its bin
+    made = beside([3.0, 0.6, 1.6, 2.4], [3.0, 3.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0])
+    assert made.value[:, 0] == pytest.approx([3.0, 0.0, 2.0, 3.0], abs=1e-5)
+    assert made.cn[:, 0].tolist() == [2, 0, 2, 2]
+
+
+def test_a_gene_must_stand_out_from_a_high_backbone() -> None:
+    short = GeneInterval("short", "p", 5101, 5200)
+    made = beside([27.3, 30.0, 33.0], [30.0] * 3, [30.0] * 3, short)  # 100 of 1,000 bases
+    assert made.cn[:, 0].tolist() == [0, 0, 2]
+    assert made.high[1, 0] - made.low[1, 0] > 20, "a tenth of a bin says little"
+
+
+def test_no_call_where_the_backbone_ends_at_the_gene_and_decides() -> None:
+    gene = GeneInterval("half", "p", 5101, 5500)
+    made = beside([1.2, 2.0, 0.05], [2.0, 2.0, 0.0], [0.0, 0.0, 2.0], gene)
+    assert made.labels[0, 0] == "uncallable: its backbone ends here"
+    assert made.cn[1:, 0].tolist() == [2, 0]
+
+
+def test_flanks_that_are_not_known_leave_the_replicon() -> None:
+    nothing = [np.nan] * 2
+    made = beside([1.0, 0.1], nothing, nothing)
+    assert made.value[:, 0] == pytest.approx([1.0, 0.1])
+    one_side = beside([1.0, 0.2], [1.0, 1.0], nothing)
+    assert one_side.cn[:, 0].tolist() == [1, 0]
+
+
+def test_flanks_are_medians_of_three_bins_of_the_same_sequence() -> None:
+    bins = Bins.tiling("p", 9_500, 1000)
+    counts = np.array([[1, 2, 3, 40, 50, 6, 70, 8, 9, 5]], np.uint32)
+    panel = (GeneInterval("a", "p", 3101, 4500), GeneInterval("b", "p", 200, 900))
+    flanks = gene_flanks(counts, bins, panel)
+    assert flanks[0].tolist()[:1] + flanks[0].tolist()[2:] == [2, 8, 3]
+    assert np.isnan(flanks[0, 1]), "the gene begins with the sequence"
+    last = gene_flanks(counts, bins, (GeneInterval("c", "p", 8101, 8200),))
+    assert last[0, 1] == 10, "reads per whole bin: the last has 500 bases"
+    assert np.isnan(gene_flanks(counts, bins, (GeneInterval("d", "q", 1, 2),))).all()

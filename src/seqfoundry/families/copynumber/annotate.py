@@ -22,6 +22,7 @@ SEGMENTS = "segments.parquet"
 CALLS = ("gene_calls", "plasmid_calls")
 _NESTED = ("segments", *CALLS)
 _SAMPLES = "samples"
+_FLANKS = "flanks"  # a column that tables need not have
 
 
 @dataclass
@@ -52,7 +53,8 @@ class CallCopyNumbers(Job):
         return data.CHUNK
 
     def table_columns(self, model: Portable) -> TableColumns:
-        return TableColumns("sample_id", required=model.serving.input_columns[1:])
+        columns = [name for name in model.serving.input_columns[1:] if name != _FLANKS]
+        return TableColumns("sample_id", required=columns, optional=(_FLANKS,))
 
     def read_chunks(
         self, model: Portable, source: Path, left_out: Counter[str]
@@ -60,7 +62,8 @@ class CallCopyNumbers(Job):
         return data.frames(source, model.model_folder)
 
     def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
-        answer = model.predict(chunk.rows[list(model.serving.input_columns)])
+        columns = [name for name in model.serving.input_columns if name in chunk.rows]
+        answer = model.predict(chunk.rows[columns])
         return answer.set_axis(chunk.rows["sample_id"])
 
     def write_part(

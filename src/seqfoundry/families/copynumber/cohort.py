@@ -117,13 +117,7 @@ class Cohort:
         )
         plasmid = self.plasmid
         if plasmid is not None:
-            genes, copies, breadth = (
-                np.asarray(one)[rows]
-                for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
-            )
-            plasmid = replace(
-                plasmid, samples=names, genes=genes, replicons=copies, breadth=breadth
-            )
+            plasmid = plasmid.take(rows, names)
         known = self.ground_truth
         return replace(
             self,

@@ -96,7 +96,12 @@ class Config:
     are called all the same from ``segment_array_evidence`` nats on (0: none); of those that lack
     evidence, segments with ``segment_weak_evidence`` nats say that it is too little (0: they
     become CN 1). ``segment_confidence`` are the five coefficients of calibrated confidence (none:
-    the mean posterior). ``validation_share`` of the sequence types select the epoch.
+    the mean posterior). From a dispersion of depth above
+    ``species_dispersion`` on a sample counts as of a related species (0: never), whose genes are
+    divergent homologues. ``validation_share`` of the sequence types select the epoch.
+
+    With ``pcn_backbone`` the replicon's share of a gene's bins is taken off, with
+    ``pcn_local_backbone`` that of the bins beside the gene, where their depth is known.
 
     ``bin_table_path`` is a table of the reference's bins with their GC share and the depth of the
     reference's own reads. With ``gc_correction`` each sample's depth is fitted to GC; bins whose
@@ -154,6 +159,7 @@ class Config:
     huber: Above
     present_ratio: Rate
     pcn_backbone: bool
+    pcn_local_backbone: bool
     spikes: Count
     recurrent_log2: Weight
     harmonics: Count
@@ -167,6 +173,7 @@ class Config:
     segment_array_evidence: Weight
     segment_weak_evidence: Weight
     segment_confidence: tuple[float, ...]
+    species_dispersion: Weight
     validation_share: Rate
     mixed_precision: bool
     threads: Count

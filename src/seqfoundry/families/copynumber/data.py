@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from seqfoundry.families.copynumber.depth.bins import (
     Positions,
     Reference,
     Values,
+    gene_flanks,
     read_layout,
     replicon_names,
     summarise_plasmids,
@@ -52,8 +53,9 @@ from seqfoundry.families.copynumber.lineage_split import divide
 _LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+PlasmidDepth: TypeAlias = tuple[Values, Values, Values, Values]  # of `ARRAYS`
 CHUNK = 64  # samples of a block of rows for a model
-ARRAYS = ("genes", "replicons", "breadth")
+ARRAYS = ("genes", "replicons", "breadth", "flanks")
 
 
 def prepare(
@@ -153,7 +155,8 @@ def _write_tables(
     blocks = read_blocks(listed, layout, form)
     first = next(blocks)
     names = replicon_names(first.plasmid_bins)
-    widths = (len(layout.panel), len(names), len(names)) if names else ()
+    n_genes = len(layout.panel)
+    widths = (n_genes, len(names), len(names), 2 * n_genes) if names else ()
     for kind in ("chromosome", "plasmid") if names else ("chromosome",):
         (folder / kind).mkdir()
     with ExitStack() as stack:
@@ -189,9 +192,12 @@ def _of_one_reference(first: CountBlock, others: Iterator[CountBlock]) -> Iterat
         yield block
 
 
-def _plasmids_of(block: CountBlock, layout: BinLayout) -> tuple[Values, Values, Values]:
+def _plasmids_of(block: CountBlock, layout: BinLayout) -> PlasmidDepth:
+    """Return the depths of `ARRAYS`."""
     medians = np.median(block.counts, axis=1)
-    return summarise_plasmids(block.plasmid_counts, block.plasmid_bins, layout.panel, medians)
+    counts, bins = block.plasmid_counts, block.plasmid_bins
+    summary = summarise_plasmids(counts, bins, layout.panel, medians)
+    return *summary, gene_flanks(counts, bins, layout.panel)
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -261,10 +267,19 @@ def merged_plasmids(stores: Sequence[PlasmidStore]) -> PlasmidStore:
             )
     samples = tuple(name for store in stores for name in store.samples)
     check_names(samples, " + ".join(str(store.folder) for store in stores))
+    known = [store.flanks for store in stores if store.flanks is not None]
+    flanks = np.concatenate(known) if len(known) == len(stores) else None
     genes, replicons, breadth = (
-        np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS
+        np.concatenate([getattr(store, name) for store in stores]) for name in ARRAYS[:3]
     )
-    return replace(first, genes=genes, replicons=replicons, breadth=breadth, samples=samples)
+    return replace(
+        first,
+        genes=genes,
+        replicons=replicons,
+        breadth=breadth,
+        flanks=flanks,
+        samples=samples,
+    )
 
 
 def _check_mergeable(one: Path, found: Reference, other: Path, wanted: Reference) -> None:
@@ -349,8 +364,8 @@ def frames(path: Path, model_folder: Path) -> Iterator[pd.DataFrame]:
     """Read samples as chunks of rows that a model takes.
 
     Columns: ``sample_id``, ``counts`` (reads in the model's bins), ``genes`` (depth of each gene
-    of its panel, in reads per bin; NaN: unknown) and ``replicons`` (dictionaries of ``replicon``,
-    ``depth`` and ``breadth``).
+    of its panel, in reads per bin; NaN: unknown), ``flanks`` (depth on the left of each, then on
+    the right of each) and ``replicons`` (dictionaries of ``replicon``, ``depth`` and ``breadth``).
 
     Parameters
     ----------
@@ -387,14 +402,17 @@ def _store_frames(folders: Sequence[Path], layout: BinLayout) -> Iterator[pd.Dat
         )
     columns = _columns_of(chromosome, layout.bins)
     unknown = np.full((CHUNK, len(layout.panel)), np.nan, dtype=np.float32)
+    no_flanks = np.full((CHUNK, 2 * len(layout.panel)), np.nan, dtype=np.float32)
     none = np.zeros((CHUNK, 0), dtype=np.float32)
     for window, counts in chromosome.blocks(CHUNK):
-        values = (unknown[: len(counts)], none[: len(counts)], none[: len(counts)])
+        n = len(counts)
+        values: PlasmidDepth = (unknown[:n], none[:n], none[:n], no_flanks[:n])
         if plasmid is not None:
             values = (
                 _genes_of(plasmid, window, layout.panel),
                 plasmid.replicons[window],
                 plasmid.breadth[window],
+                _flanks_of(plasmid, window, layout.panel),
             )
         yield _frame(
             chromosome.samples[window],
@@ -458,13 +476,27 @@ def _genes_of(plasmid: PlasmidStore, window: slice, panel: Sequence[GeneInterval
     return made
 
 
+def _flanks_of(plasmid: PlasmidStore, window: slice, panel: Sequence[GeneInterval]) -> Values:
+    """Depth beside a panel's genes, left flanks first; NaN where the store does not know it."""
+    n, n_stored = len(plasmid.samples[window]), len(plasmid.panel)
+    made = np.full((n, 2 * len(panel)), np.nan, dtype=np.float32)
+    if plasmid.flanks is None:
+        return made
+    columns = {gene: i for i, gene in enumerate(plasmid.panel)}
+    for i, gene in enumerate(panel):
+        if gene in columns:
+            made[:, i] = plasmid.flanks[window, columns[gene]]
+            made[:, len(panel) + i] = plasmid.flanks[window, n_stored + columns[gene]]
+    return made
+
+
 def _frame(
     samples: Sequence[str],
     counts: NDArray[Any],
-    values: tuple[Values, Values, Values],
+    values: PlasmidDepth,
     names: Sequence[str],
 ) -> pd.DataFrame:
-    genes, depth, breadth = (array.tolist() for array in values)
+    genes, depth, breadth, flanks = (array.tolist() for array in values)
     replicons = [
         [
             {"replicon": name, "depth": one, "breadth": share}
@@ -477,5 +509,6 @@ def _frame(
         "counts": counts.tolist(),
         "genes": genes,
         "replicons": replicons,
+        "flanks": flanks,
     }
     return pd.DataFrame(columns)

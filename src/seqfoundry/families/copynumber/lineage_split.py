@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,11 +207,7 @@ def _write_part(whole: Path, part: Path, rows: NDArray[np.int64]) -> None:
     if not (whole / "plasmid").is_dir():
         return
     plasmid = open_plasmid_store(whole / "plasmid", verify=False)
-    genes, replicons, breadth = (
-        np.asarray(one)[rows] for one in (plasmid.genes, plasmid.replicons, plasmid.breadth)
-    )
-    own = replace(plasmid, samples=tuple(names), genes=genes, replicons=replicons, breadth=breadth)
-    write_plasmid_store(part / "plasmid", own)
+    write_plasmid_store(part / "plasmid", plasmid.take(rows, names))
 
 
 def _write_known(part: Path, tables: Mapping[str, pd.DataFrame], rows: NDArray[np.int64]) -> None:

@@ -35,6 +35,12 @@ from seqfoundry.families.copynumber.calling.plasmids import (
     caller_named,
     chromosome_depth,
 )
+from seqfoundry.families.copynumber.calling.sample_quality import (
+    SampleQuality,
+    assess_samples,
+    callable_samples,
+    mark_homologues,
+)
 from seqfoundry.families.copynumber.calling.segments import Segments, call
 from seqfoundry.families.copynumber.config import (
     BASELINES,
@@ -82,6 +88,8 @@ _ADDED_SETTINGS = {
     "segment_array_evidence": 0.0,
     "segment_weak_evidence": 0.0,
     "segment_confidence": [],
+    "species_dispersion": 0.0,
+    "pcn_local_backbone": False,
 }
 _NAMED = (
     "architecture",
@@ -106,6 +114,7 @@ CHAIN_SETTINGS = (
     "segment_array_evidence",
     "segment_weak_evidence",
     "segment_confidence",
+    "species_dispersion",
     "cnv_min_cn1_proportion",
     "cnv_min_confidence",
     "cnv_crr_amp_threshold",
@@ -141,6 +150,13 @@ ANSWER = pd.DataFrame(
         "median_depth": [60.0],
         "noise": [0.1],
         "callable": [True],
+        "one_copy_share": [0.98],
+        "absent_share": [0.01],
+        "gc_slope": [0.02],
+        "dispersion": [0.004],
+        "mixture": [0.0],
+        "verdict": ["fine"],
+        "reason": [""],
         "segments": [[_SEGMENT]],
         "gene_calls": [[_CALL]],
         "plasmid_calls": [[_PLASMID]],
@@ -193,6 +209,7 @@ class CopynumberCalls(NamedTuple):
     genes: Calls
     plasmids: PlasmidCalls | None
     chromosome: Chromosome
+    quality: SampleQuality
 
 
 def call_samples(
@@ -214,8 +231,10 @@ def call_samples(
     callers = [caller_named(key, getattr(model.config, key)) for key in ("cnv", "plasmid_cnv")]
     genes = callers[0](counts, expected, model.layout.bins, segments, model.genes, model.config)
     chromosome = chromosome_depth(counts, model.config.present_ratio)
+    quality = assess_samples(counts, segments, chromosome, model.layout.bins, model.config)
+    genes = mark_homologues(genes, quality)
     found = callers[1](plasmids, chromosome, model.rules) if plasmids is not None else None
-    return CopynumberCalls(segments, genes, found, chromosome)
+    return CopynumberCalls(segments, genes, found, chromosome, quality)
 
 
 def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: bool = False) -> None:
@@ -246,7 +265,7 @@ def save(model: CopyNumberModel, config: Config, folder: Path, *, simulated: boo
             * bool(model.layout.mask_origin),
             *["Trained and measured on simulated data only."] * simulated,
         ),
-        input_columns=("sample_id", "counts", "genes", "replicons"),
+        input_columns=("sample_id", "counts", "genes", "replicons", "flanks"),
         genes=tuple(gene.name for gene in model.genes),
         plasmid_genes=tuple(gene.name for gene in model.rules.panel),
     )
@@ -378,6 +397,7 @@ def example(model: CopyNumberModel) -> pd.DataFrame:
             "counts": [counts.tolist(), [0] * n],
             "genes": [[60.0] * len(model.rules.panel), None],
             "replicons": [[replicon], None],
+            "flanks": [[0.0] * (2 * len(model.rules.panel)), None],
         }
     )
 
@@ -404,13 +424,15 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Call the samples of a table; new columns only, same index, same order.
 
     A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each
-    gene of the panel in reads per bin (NaN: unknown), and ``replicons``: a list of ``replicon``,
+    gene of the panel in reads per bin (NaN: unknown), ``flanks``: depth on the left of each, then
+    on the right of each, and ``replicons``: a list of ``replicon``,
     ``depth`` and ``breadth``.
 
     Returns
     -------
     ``median_depth`` (reads per bin) and ``noise`` (spread of the ratio at one copy); ``callable``:
-    whether enough bins have evidence; ``segments`` (``chrom``, ``x0``, ``x1`` in bases, half open
+    whether enough bins have evidence and the reference is the right one; the fields of
+    `SampleQuality`; ``segments`` (``chrom``, ``x0``, ``x1`` in bases, half open
     from 0, ``cn``, ``confidence``, ``ratio``, ``copies`` with its 95 % interval, ``label``);
     ``gene_calls`` (``gene``, ``cn``, ``crr`` with its
     95 % interval, ``label``; -1: no call); and ``plasmid_calls`` (``name``, ``kind``: gene, family
@@ -434,7 +456,8 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
         {
             "median_depth": found.chromosome.median.astype(np.float64),
             "noise": segments.spread.astype(np.float64),
-            "callable": segments.callable,
+            "callable": callable_samples(segments, found.quality),
+            **found.quality._asdict(),
         }
     )
     ends = segments.offsets.tolist()
@@ -495,7 +518,23 @@ def _plasmids(model: CopyNumberModel, frame: pd.DataFrame) -> Depth | None:
         for one in some:
             place = names.index(str(one["replicon"]))
             depth[row, place], breadth[row, place] = one["depth"], one["breadth"]
-    return Depth(genes, panel, depth, breadth, names)
+    return Depth(genes, panel, depth, breadth, names, _flanks(frame, len(panel)))
+
+
+def _flanks(frame: pd.DataFrame, n_genes: int) -> NDArray[np.float32]:
+    """Depth beside each gene, left flanks first, ``(n, 2 n_genes)``; NaN: unknown."""
+    flanks = np.full((len(frame), 2 * n_genes), np.nan, dtype=np.float32)
+    if "flanks" not in frame:
+        return flanks
+    for row, values in enumerate(frame["flanks"].tolist()):
+        if values is not None and len(values):
+            if len(values) != 2 * n_genes:
+                raise InputError(
+                    f"row {row}: flanks must be {2 * n_genes} depths, left and right of each gene "
+                    f"of the panel, got {len(values)}"
+                )
+            flanks[row] = values
+    return flanks
 
 
 def _listed(calls: Calls, key: str, value: str) -> list[list[dict[str, Any]]]:

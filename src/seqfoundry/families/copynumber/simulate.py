@@ -27,6 +27,7 @@ from seqfoundry.families.copynumber.depth.bins import (
     Bins,
     Counts,
     GeneInterval,
+    gene_flanks,
     replicon_names,
     summarise_plasmids,
 )
@@ -350,6 +351,7 @@ def _write_cohort(
     n_examples = world.settings.example_samples if seed[1] == "test" else 0
     replicons = replicon_names(world.plasmids)
     widths = {"genes": len(world.panel), "replicons": len(replicons), "breadth": len(replicons)}
+    widths["flanks"] = 2 * len(world.panel)
     for kind in ("chromosome", "plasmid"):
         (folder / kind).mkdir(parents=True)
     with ExitStack() as stack:
@@ -383,7 +385,8 @@ def _write_cohort(
             summary = summarise_plasmids(
                 others, world.plasmids, world.panel, np.median(counts, axis=1)
             )
-            for rows, values in zip(plasmid, summary, strict=True):
+            flanks = gene_flanks(others, world.plasmids, world.panel)
+            for rows, values in zip(plasmid, (*summary, flanks), strict=True):
                 rows.add(values)
             _tell(tables, world, own, members, drawn, spans, carried)
             for i in range(max(0, min(n_examples - first, len(own)))):

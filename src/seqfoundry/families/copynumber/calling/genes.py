@@ -47,6 +47,7 @@ Mask = NDArray[np.bool_]
 
 AMPLIFIED = 2.0  # copies from which on a gene is amplified
 UNCALLABLE = -1.0
+HOMOLOGUE = "divergent homologue"  # a label as it stands
 REASONS = (
     "",
     "not in the reference",
@@ -56,6 +57,8 @@ REASONS = (
     "no confident state",
     "a member is unknown",
     "not measurable",
+    "its backbone ends here",
+    HOMOLOGUE,
 )
 _ABSENT_RATIO = (COPY_NUMBERS[0] + COPY_NUMBERS[1]) / 2
 _LEAST_FLANK = 20  # bins
@@ -105,6 +108,7 @@ class Calls:
         words = np.array(["absent", "reduced", "normal", "raised", "amplified"], dtype=object)
         made = words[np.searchsorted([0.25, 0.75, 1.25, 1.75], self.cn)]
         why = np.array([f"uncallable: {reason}" for reason in REASONS], dtype=object)
+        why[REASONS.index(HOMOLOGUE)] = HOMOLOGUE
         return np.where(self.cn == UNCALLABLE, why[self.reason], made)
 
     def columns(self, prefix: str, word: str = "") -> dict[str, NDArray[Any]]:

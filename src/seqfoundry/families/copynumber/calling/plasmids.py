@@ -6,8 +6,13 @@ lies in two. A gene on another plasmid than the reference's fills only its own p
 and a plasmid without the gene the rest, so that either is a PCN of about half the copies. With
 ``backbone`` the share of the replicon is taken off, which is known where the sample has all of it
 or none: with s the share of a gene's bins that is its own, (depth - (1 - s) replicon) / s, 0 at
-least. A family is present if a member is; its PCN is the sum of theirs, and unknown while one of
-them is.
+least. With ``local`` it is the depth of the bins beside the gene that is taken off, where it is
+known: a mosaic plasmid has some of the replicon's parts, in other copies or none. A gene is then
+present only if its copies stand out from what they were told from (two standard errors of the
+backbone, and of the reads). Where the backbone ends at the gene, and presence depends on which
+side of it the gene's bin belongs to, there is no call.
+
+A family is present if a member is; its PCN is the sum of theirs, and unknown while one of them is.
 
 Intervals are those of `genes`, of a family's sum by Zou and Donner's rule (2008, Stat Med
 27:1693): squares of the members' distances to their bounds add up. The dispersion of a sample is
@@ -33,6 +38,7 @@ from seqfoundry.core.files.arrays import rows_of
 from seqfoundry.families.copynumber.calling.genes import (
     AMPLIFIED,
     MEDIAN_VARIANCE,
+    REASONS,
     UNCALLABLE,
     Calls,
     call_genes,
@@ -48,6 +54,10 @@ _WHOLE, _RELATED = (
     0.2,
 )  # breadth: bins that replicons share are empty at high mapping qualities, up to a tenth
 _MAD = 1.4826
+_BACKBONE_SD = 0.09  # of the bins of one backbone, as a share: their biases differ
+_GATE = 2.0  # standard errors from which copies of a gene stand out
+_LEAST_DEPTH = 0.02  # PCN whose reads are expected at least
+_Z95 = 1.96
 _ROWS = 128
 
 
@@ -120,6 +130,10 @@ class Plasmids(Protocol):
     def names(self) -> Sequence[str]:
         """The R replicons."""
 
+    @property
+    def flanks(self) -> NDArray[Any] | None:
+        """Reads per whole bin left and right of each gene, ``(N, 2 G)``; None, NaN: unknown."""
+
 
 class Depth(NamedTuple):
     """Depth of plasmids in memory; see `Plasmids`."""
@@ -129,6 +143,7 @@ class Depth(NamedTuple):
     replicons: NDArray[Any]
     breadth: NDArray[Any]
     names: tuple[str, ...]
+    flanks: NDArray[Any] | None = None
 
 
 class Chromosome(NamedTuple):
@@ -152,6 +167,7 @@ class PlasmidRules:
     least_reads: int
     bin_size: int
     backbone: bool  # whether the replicon's part of a gene's bins is taken off
+    local: bool = False  # whether that of the bins beside the gene is, where it is known
 
     @classmethod
     def of(cls, config: Config) -> "PlasmidRules":
@@ -175,6 +191,7 @@ class PlasmidRules:
             least_reads=config.hmm_low_cov_threshold,
             bin_size=config.bin_size,
             backbone=config.pcn_backbone,
+            local=config.pcn_local_backbone,
         )
 
 
@@ -246,15 +263,28 @@ def call_plasmids(plasmids: Plasmids, chromosome: Chromosome, rules: PlasmidRule
     value = depth / scale
     low, high = interval(value, squares / scale, squares * chromosome.dispersion[:, None])
     replicons = _replicons(plasmids, chromosome, rules)
+    own = squares * np.array([part.sum() for part in shares])
+    whole = value, low, high
     if rules.backbone:
-        own = squares * np.array([part.sum() for part in shares])
         value, low, high = (
-            _without(one, _backbone(replicons, rules.panel, n), own) for one in (value, low, high)
+            _without(one, _backbone(replicons, rules.panel, n), own) for one in whole
         )
-    cn = np.where(
-        value < np.array(rules.absent), 0.0, np.where(value >= rules.amplified, AMPLIFIED, 1.0)
-    )
+    absent = np.array(rules.absent)
+    present = value >= absent
     reason = np.where(np.isnan(depth), 1, np.where(enough, 0, 2)).astype(np.uint8)
+    if rules.local and plasmids.flanks is not None:
+        sides = _flank_depths(plasmids, rules.panel) / scale
+        variance = squares * (np.maximum(whole[0], _LEAST_DEPTH) / scale)
+        beside = _without_flanks(whole, sides, own, variance, absent)
+        known = ~np.isnan(beside.value)
+        value = np.where(known, beside.value, value)
+        low = np.where(known, beside.low, low)
+        high = np.where(known, beside.high, high)
+        present = np.where(known, beside.present, present)
+        unclear = known & beside.unclear & (reason == 0)
+        reason = np.where(unclear, REASONS.index("its backbone ends here"), reason)
+    amplified = value >= rules.amplified
+    cn = np.where(present, np.where(amplified, AMPLIFIED, 1.0), 0.0)
     cn = np.where(reason > 0, UNCALLABLE, cn)
     genes = Calls(tuple(gene.name for gene in rules.panel), cn, value, low, high, reason)
     return PlasmidCalls(genes, _families(genes, rules), replicons)
@@ -288,6 +318,67 @@ def _without(depth: Array, backbone: Array, own: Array) -> Array:
     As it is where the latter is unknown.
     """
     return np.where(np.isnan(backbone), depth, np.maximum((depth - (1 - own) * backbone) / own, 0))
+
+
+class _Beside(NamedTuple):
+    """Genes whose flanks are taken off, ``(N, G)``; NaN where no flank is known."""
+
+    value: Array
+    low: Array
+    high: Array
+    present: NDArray[np.bool_]
+    unclear: NDArray[np.bool_]  # present by one flank, absent by the other
+
+
+def _flank_depths(plasmids: Plasmids, panel: Sequence[GeneInterval]) -> Array:
+    """Return the depth left and right of each gene of a panel, ``(2, N, G)``."""
+    assert plasmids.flanks is not None
+    columns = {gene: i for i, gene in enumerate(plasmids.panel)}
+    depths = np.full((2, len(plasmids.genes), len(panel)), np.nan)
+    for i, gene in enumerate(panel):
+        if gene in columns:
+            for side in range(2):
+                column = side * len(plasmids.panel) + columns[gene]
+                depths[side, :, i] = plasmids.flanks[:, column]
+    return depths
+
+
+def _without_flanks(
+    whole: tuple[Array, Array, Array], sides: Array, own: Array, variance: Array, absent: Array
+) -> _Beside:
+    """Take the depth of the bins beside genes off that of their bins.
+
+    Parameters
+    ----------
+    whole
+        PCN of each gene's bins, and its interval.
+    sides
+        PCN on the left and on the right, ``(2, N, G)``.
+    own
+        Share of a gene's bins that is its own, ``(G,)``.
+    variance
+        Variance of the PCN of its bins by reads, ``(N, G)``.
+    absent
+        Copies below which it is absent, ``(G,)``.
+    """
+    fewest, most = np.fmin(*sides), np.fmax(*sides)
+    middle = (fewest + most) / 2
+    copies = [_without(whole[0], backbone, own) for backbone in (fewest, most, middle)]
+    present = []
+    for estimate, backbone in zip(copies, (fewest, most, middle), strict=True):
+        error = np.sqrt(variance + (_BACKBONE_SD * (1 - own) * backbone) ** 2) / own
+        present.append((estimate >= absent) & (estimate >= _GATE * error))
+    shift = _Z95 * _BACKBONE_SD * (1 - own) * middle / own
+    below = np.hypot((whole[0] - whole[1]) / own, shift)
+    above = np.hypot((whole[2] - whole[0]) / own, shift)
+    value = np.where(np.isnan(middle), np.nan, copies[2])
+    return _Beside(
+        value=value,
+        low=np.maximum(value - below, 0),
+        high=value + above,
+        present=present[2],
+        unclear=present[0] & ~present[1],
+    )
 
 
 def _families(genes: Calls, rules: PlasmidRules) -> Calls:

@@ -26,6 +26,7 @@ Values = NDArray[np.float32]
 MEDIAN_FROM = 20
 _LEAST_MEASURABLE = 0.5  # share of the bins that a mask must leave
 BREADTH_DEPTH = 0.1  # of the chromosome's median: bases this deep count as covered
+_FLANK = 3  # bins on each side of a gene
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -298,6 +299,27 @@ def summarise_plasmids(
         replicons[:, column] = np.median(depth, axis=1) if used.size >= MEDIAN_FROM else sums
         breadth[:, column] = np.where(depth >= enough, lengths[used], 0).sum(axis=1) / bases
     return genes, replicons, breadth
+
+
+def gene_flanks(counts: Counts, bins: Bins, panel: Sequence[GeneInterval]) -> Values:
+    """Return the depth on the left and on the right of each gene, ``(n, 2 n_genes)``.
+
+    It is the median of the three bins of the gene's sequence nearest to those that the gene
+    touches, in reads per whole bin: first the left flanks of all genes, then the right ones. NaN
+    where the sequence has no bin there.
+    """
+    flanks = np.full((len(counts), 2 * len(panel)), np.nan, dtype=np.float32)
+    for column, gene in enumerate(panel):
+        touched = np.flatnonzero(bins.weights(gene.chrom, gene.start, gene.end))
+        if not touched.size:
+            continue
+        own = np.flatnonzero(bins.chrom == gene.chrom)
+        sides = own[own < touched[0]][-_FLANK:], own[own > touched[-1]][:_FLANK]
+        for side, used in enumerate(sides):
+            if used.size:
+                depth = counts[:, used] * (bins.bin_size / bins.lengths[used])
+                flanks[:, side * len(panel) + column] = np.median(depth, axis=1)
+    return flanks
 
 
 def replicon_names(bins: Bins) -> tuple[str, ...]:

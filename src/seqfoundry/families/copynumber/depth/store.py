@@ -48,6 +48,7 @@ _FILES = {
         "samples.tsv",
     ),
 }
+_OPTIONAL = {"chromosome": (), "plasmid": ("flanks.npy",)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +100,9 @@ class PlasmidStore:
         shape.
     names
         The replicons, in the order of the columns.
+    flanks
+        Depth on the left and on the right of each gene (`bins.gene_flanks`), shape ``(n_samples,
+        2 n_genes)``; None: unknown.
     """
 
     folder: Path
@@ -109,9 +113,22 @@ class PlasmidStore:
     names: tuple[str, ...]
     samples: tuple[str, ...]
     manifest: Mapping[str, Any]
+    flanks: Values | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def take(self, rows: NDArray[np.int64], samples: Sequence[str]) -> "PlasmidStore":
+        """Return some samples, whose depths are then in memory, under these names."""
+        flanks = None if self.flanks is None else np.asarray(self.flanks)[rows]
+        return replace(
+            self,
+            genes=np.asarray(self.genes)[rows],
+            replicons=np.asarray(self.replicons)[rows],
+            breadth=np.asarray(self.breadth)[rows],
+            flanks=flanks,
+            samples=tuple(samples),
+        )
 
     @property
     def reference(self) -> Reference:
@@ -184,7 +201,7 @@ def seal_plasmid_store(
 ) -> None:
     """Write tables and manifest beside the arrays that are there.
 
-    These are ``genes.npy``, ``replicons.npy`` and ``breadth.npy``.
+    These are ``genes.npy``, ``replicons.npy`` and ``breadth.npy``, and maybe ``flanks.npy``.
     """
     genes = [
         {"gene": gene.name, "contig": gene.chrom, "start": gene.start, "end": gene.end}
@@ -208,7 +225,9 @@ def write_plasmid_store(folder: Path, store: PlasmidStore) -> None:
     Of its manifest only bin size and reference are taken.
     """
     with files.atomic_folder(folder) as made:
-        for name in ("genes", "replicons", "breadth"):
+        for name in ("genes", "replicons", "breadth", "flanks"):
+            if getattr(store, name) is None:
+                continue
             np.save(
                 made / f"{name}.npy",
                 np.ascontiguousarray(getattr(store, name), dtype=np.float32),
@@ -224,6 +243,8 @@ def _seal(
 ) -> None:
     check_names(samples, str(folder))
     write_tsv(folder / "samples.tsv", ("sample_id",), [{"sample_id": name} for name in samples])
+    optional = [name for name in _OPTIONAL[kind] if (folder / name).is_file()]
+    present = [*_FILES[kind], *optional]
     manifest = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -232,7 +253,7 @@ def _seal(
         "mapq": reference.mapq,
         "n_samples": len(samples),
         **about,
-        "files": {name: files.md5(folder / name) for name in _FILES[kind]},
+        "files": {name: files.md5(folder / name) for name in present},
     }
     files.write_json(folder / "manifest.json", manifest)
 
@@ -268,6 +289,8 @@ def open_plasmid_store(folder: Path, *, verify: bool = True) -> PlasmidStore:
     panel = read_gene_list(folder / "genes.tsv")[0]
     names = tuple(row[0] for row in _table(folder / "replicons.tsv", ("replicon",)))
     widths = {"genes": len(panel), "replicons": len(names), "breadth": len(names)}
+    if "flanks.npy" in manifest["files"]:
+        widths["flanks"] = 2 * len(panel)
     arrays = {
         name: _open_columns(folder / f"{name}.npy", (len(samples), width), np.float32)
         for name, width in widths.items()
@@ -310,7 +333,8 @@ def _manifest(folder: Path, kind: str, *, verify: bool) -> dict[str, Any]:
             raise InputError(
                 f"{path}: {key} must be {kind_of.__name__}, got {manifest.get(key)!r}"
             )
-    for name in _FILES[kind]:
+    listed = [name for name in _OPTIONAL[kind] if name in manifest["files"]]
+    for name in (*_FILES[kind], *listed):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: must be there as in {path}, got none")
         if verify and (found := files.md5(folder / name)) != manifest["files"].get(name):
@@ -401,5 +425,10 @@ def aligned(plasmid: PlasmidStore, samples: Sequence[str]) -> PlasmidStore:
         spread(array) for array in (plasmid.genes, plasmid.replicons, plasmid.breadth)
     )
     return replace(
-        plasmid, samples=tuple(samples), genes=genes, replicons=replicons, breadth=breadth
+        plasmid,
+        samples=tuple(samples),
+        genes=genes,
+        replicons=replicons,
+        breadth=breadth,
+        flanks=None if plasmid.flanks is None else spread(plasmid.flanks),
     )
