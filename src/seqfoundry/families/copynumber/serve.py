@@ -104,6 +104,7 @@ _TABLES = {
     "plasmid_family_map_path": "plasmid_families.tsv",
     "chrom_gene_coords_path": "chromosome_genes.tsv",
 }
+PARAMS = {"settings": ""}  # of ``predict``
 # settings that can be given when samples are called, since training does not depend on them
 CHAIN_SETTINGS = (
     "hmm_self_transition",
@@ -420,13 +421,15 @@ def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
             )
 
 
-def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
+def predict(model: CopyNumberModel, frame: pd.DataFrame, *, settings: str = "") -> pd.DataFrame:
     """Call the samples of a table; new columns only, same index, same order.
 
     A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each
     gene of the panel in reads per bin (NaN: unknown), ``flanks``: depth on the left of each, then
     on the right of each, and ``replicons``: a list of ``replicon``,
     ``depth`` and ``breadth``.
+
+    ``settings`` are settings of the chain that win over the model's (`with_settings`).
 
     Returns
     -------
@@ -443,7 +446,11 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     InputError
         If a column is missing, or counts are not whole numbers from 0 on, one for each bin; rows
         are counted from 0.
+    ConfigError
+        If a setting cannot be given here, see `with_settings`.
     """
+    if settings:
+        model = with_settings(model, settings)
     counts = _counts(model, frame)
     plasmids = _plasmids(model, frame)
     found = call_samples(model, counts, plasmids)
