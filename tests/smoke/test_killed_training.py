@@ -55,7 +55,7 @@ def kill_after(watched: Path, pattern: str, words: Sequence[str]) -> None:
 
 
 def is_time(name: str) -> bool:
-    return "second" in name or name.endswith("_per_s")
+    return "second" in name or name.endswith("_s")
 
 
 def model_files(out: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from seqfoundry.core.family import find_family
 from seqfoundry.families.vdj.inference import sharding
 
 HERE = Path(__file__).resolve().parent
-PARAMS = HERE.parents[1] / "params" / "vdj"
+PARAMS = HERE.parents[2] / "params" / "vdj"
 LIKELIHOOD = """
 import sys
 import jax, numpy as np

@@ -25,6 +25,7 @@ import numpy as np
 from jax.ops import segment_max, segment_sum
 from numpy.typing import NDArray
 
+from seqfoundry.core.caches import cache_folder
 from seqfoundry.core.errors import InputError
 from seqfoundry.families.vdj.config import Specification
 from seqfoundry.families.vdj.features import Design
@@ -32,6 +33,11 @@ from seqfoundry.families.vdj.genes.choices import Choices
 from seqfoundry.families.vdj.rearrangements.observations import Observed
 
 jax.config.update("jax_enable_x64", True)
+_COMPILED = cache_folder("jax")
+if _COMPILED is not None:
+    # compiling takes longer than a fit of some hundred gene pairs
+    jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 Array = Any  # of JAX or NumPy
 N_LIGATIONS = 16

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from seqfoundry.core.files import tables
 from seqfoundry.families.vdj import model as likelihood
 from seqfoundry.families.vdj.config import Specification
 from seqfoundry.families.vdj.features import design
@@ -130,9 +131,8 @@ def predicted_distribution(
         cuts = sequence_of(
             choices, made["left"], made["right"], made["left_trim"], made["right_trim"] + m
         )
-        columns["index"] = np.unique(np.stack([made["pair"], *cuts]), axis=1, return_inverse=True)[
-            1
-        ]
+        sequences = [made["pair"], *(cut - cut.min(initial=0) for cut in cuts)]
+        _, columns["index"] = tables.distinct(sequences)
     columns |= {"count": count, "weighted_observation": count / fit.total, "total_tcr": fit.total}
     columns["predicted_prob"] = trims * ligation
     if specification.latent:
