@@ -9,7 +9,7 @@ it, so do a replication gradient of random origin and a bias of GC, and counts a
 binomial (dispersion .003).
 
     python benchmarks/copynumber/real_genomes.py pools GENOMES POOLS
-    python benchmarks/copynumber/real_genomes.py gc|events|copies POOLS MODEL [SAMPLES] [SETTINGS]
+    python benchmarks/copynumber/real_genomes.py gc|events POOLS MODEL [SAMPLES] [SETTINGS]
 
 GENOMES has HS11286.fna.gz, GCF_000016305.1.fna.gz (MGH 78578) and GCF_000009885.1.fna.gz
 (NTUH-K2044). SETTINGS are settings of the chain, as ``--set`` of ``annotate`` takes them. Prints
@@ -49,6 +49,16 @@ PROBE = 17  # bases between words of a read
 LEAST_WORDS = 2
 ERRORS = 0.005
 DISPERSION = 0.003
+DEPTHS = (10.0, 20.0, 40.0, 100.0)
+SIZES = (3, 5, 8, 15, 30, 60)
+EVENTS = (0.0, 0.5, 1.5, 2.0, 3.0, 5.0)
+VERDICTS = (
+    "fine",
+    "too shallow",
+    "wrong species or reference",
+    "related species",
+    "mixed",
+)
 EDGES = np.array([-np.inf, *(np.array(COPY_NUMBERS[1:]) + COPY_NUMBERS[:-1]) / 2, np.inf])
 SLACK = 0.1
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
@@ -360,6 +370,42 @@ def measure_gc(pools: dict[str, Any], model: serve.CopyNumberModel, n: int, seed
             print(json.dumps(line), flush=True)
 
 
+def measure_events(pools: dict[str, Any], model: serve.CopyNumberModel, n: int, seed: int) -> None:
+    """Print shares of events in the right state, by size, depth and copies, and false segments.
+
+    Samples have a smooth bias of GC of up to .15 log2 per standard deviation.
+    """
+    bins = model.layout.bins
+    measurable = np.ones(len(bins), bool) if bins.measurable is None else bins.measurable
+    z = ((bins.gc - np.median(bins.gc)) / bins.gc.std()).clip(-4, 4)
+    generator = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        strain = list(pools)[i % len(pools)]
+        depth = DEPTHS[i // len(pools) % len(DEPTHS)]
+        kinds = [(int(generator.choice(SIZES)), float(generator.choice(EVENTS))) for _ in range(6)]
+        bias = smooth_bias(z, float(generator.uniform(0, 0.15)), generator)
+        pool = pools[strain]
+        samples.append(draw_sample(strain, pool, kinds, depth, bias, measurable, generator))
+    counts = np.array([sample.counts for sample in samples])
+    called = serve.call_samples(model, counts, None)
+    results = event_results(called.segments, samples)
+    groups: dict[str, list[bool]] = {"all": [], "8 kb and more": []}
+    for sample, event, right in results:
+        size = event.last - event.first
+        names = [f"{size} kb", f"{sample.depth:g}x", f"{event.copies:g} copies", "all"]
+        if size >= 8:
+            names.append("8 kb and more")
+        for name in names:
+            groups.setdefault(name, []).append(right)
+    for name, right in groups.items():
+        print(json.dumps({"events": name, **share(right)}), flush=True)
+    false = false_segments(called.segments, samples, measurable)
+    print(json.dumps({"false": per_sample(false, n)}))
+    verdicts = {str(word): int((called.quality.verdict == word).sum()) for word in VERDICTS}
+    print(json.dumps({"verdicts": verdicts}))
+
+
 def main() -> None:
     """Run one table."""
     what = sys.argv[1]
@@ -369,7 +415,14 @@ def main() -> None:
     pools = read_pools(Path(sys.argv[2]))
     model = serve.load(Path(sys.argv[3]))
     n = int(sys.argv[4]) if len(sys.argv) > 4 else 200
-    measure_gc(pools, model, n, seed=90_210)
+    if len(sys.argv) > 5:
+        model = serve.with_settings(model, sys.argv[5])
+    if what == "events":
+        measure_events(pools, model, n, seed=60_503)
+    elif what == "gc":
+        measure_gc(pools, model, n, seed=90_210)
+    else:
+        sys.exit(f"real_genomes.py: must be pools, gc or events, got {what}")
 
 
 if __name__ == "__main__":

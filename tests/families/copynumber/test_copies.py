@@ -92,6 +92,17 @@ def test_copies_of_long_segments_are_those_of_their_bins() -> None:
         assert found.high[k] - found.low[k] <= 0.25 * max(truth, 0.2)
 
 
+def test_an_array_beside_a_deletion_leaves_no_stump_of_it() -> None:
+    copies = np.ones((1, len(BINS)))
+    copies[0, 600:606] = [0, 0, 0, 0, 4, 4]
+    copies[0, 606] = 0.1
+    found = call_flat(draw(copies))
+    assert found.label[at(found, 604)] == segments_module.LABELS.index("array")
+    assert found.cn[at(found, 601)] == 0
+    short = (found.last - found.first < 3) & (found.cn < 1)
+    assert not short.any()
+
+
 def test_noise_alone_gives_no_array() -> None:
     found = call_flat(draw(np.ones((60, len(BINS))), dispersion=0.02))
     assert (found.cn != 1).sum() <= 1

@@ -196,14 +196,15 @@ def insert_marked(
     n: int,
     ratio: Array,
     means: Array,
+    least: int,
     marks: NDArray[np.uint8],
     kind: NDArray[np.uint8],
 ) -> int:
     """Cut marked stretches of bins out of runs of one copy or fewer; return how many runs result.
 
     An array becomes a run of the state nearest to its mean ratio, whatever run of at most one copy
-    held it; a weak run stays one copy, and is cut out of one copy only. ``kind`` (B,) receives the
-    mark of each run.
+    held it; of that run, a rest of fewer than ``least`` bins is one copy. A weak run stays one
+    copy, and is cut out of one copy only. ``kind`` (B,) receives the mark of each run.
     """
     state = np.full(ratio.size, SILENT, np.uint8)
     for i in range(n):
@@ -221,6 +222,8 @@ def insert_marked(
         if marks[first] == ARRAY and highest <= CN1:
             values = ratio[first:t]
             mean = values[values == values].mean()
+            _clear_rest(state, runs.begins, first, -1, least)
+            _clear_rest(state, runs.begins, t - 1, 1, least)
             state[first:t] = max(CN1 + 1, int(np.argmin(np.abs(means - mean))))
         elif marks[first] != WEAK or highest != CN1 or lowest != CN1:
             marks[first:t] = 0
@@ -236,6 +239,26 @@ def insert_marked(
             kind[n] = marks[t]
             n += 1
     return n
+
+
+@compiled
+def _clear_rest(
+    state: NDArray[np.uint8], begins: NDArray[np.bool_], place: int, step: int, least: int
+) -> None:
+    """Make bins beside ``place`` one copy if fewer than ``least`` of its state lie there."""
+    length = 0
+    t = place
+    while length < least:
+        following = t + step
+        if not 0 <= following < state.size or begins[max(t, following)]:
+            break
+        if state[following] != state[place]:
+            break
+        t = following
+        length += 1
+    if length < least:
+        for i in range(1, length + 1):
+            state[place + i * step] = CN1
 
 
 @compiled

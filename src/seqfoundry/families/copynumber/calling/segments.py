@@ -421,7 +421,7 @@ def _segment_sample(
         array_limits = rules.segment_min_bins, float(rules.segment_array_evidence)
         find_arrays(runs, path, ratio, means, sds, array_limits, marks)
     if marks.any():
-        n = insert_marked(runs, n, ratio, means, marks, kind)
+        n = insert_marked(runs, n, ratio, means, rules.segment_min_bins, marks, kind)
     middle, confidence = describe_runs(runs, n, ratio, decoded.posterior[sample])
     reads = expected.astype(np.float64) * about[1]
     single = (path == CN1) & (ratio == ratio)
