@@ -91,6 +91,13 @@ _ADDED_SETTINGS = {
     "species_dispersion": 0.0,
     "pcn_local_backbone": False,
 }
+_ADDED_SIMULATE = {
+    "preparations": 0,
+    "preparation_gc": 0.0,
+    "preparation_bias": 0.0,
+    "unseen_preparation": False,
+    "max_arrays": 0,
+}
 _NAMED = (
     "architecture",
     "hmm",
@@ -317,6 +324,7 @@ def load(folder: Path) -> CopyNumberModel:
             (*_PATHS, *_TABLES), ""
         )  # paths of a model's settings are its maker's, if not planted
         settings = _ADDED_SETTINGS | content["settings"]
+        settings["simulate"] = _ADDED_SIMULATE | settings["simulate"]
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(GeneInterval(**one) for one in content["genes"])
         rules = _rules(content["rules"])
