@@ -131,6 +131,8 @@ def test_bins_without_evidence_are_not_one_copy() -> None:
     counts[0, :3] = [140, 150, 400]
     found = call(counts, expected, split, SETTINGS)
     assert segments_module.LABELS[found.label[0]] == "too little evidence"
+    of_the_mission = call(counts, expected, split, MISSION)
+    assert (of_the_mission.label == 0).all(), "its settings know no such answer"
 
 
 def test_calibrated_confidence_rises_with_the_margin() -> None:

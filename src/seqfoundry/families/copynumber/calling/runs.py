@@ -262,6 +262,27 @@ def _clear_rest(
 
 
 @compiled
+def single_copy_bins(ratio: Array, path: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mark the bins with evidence that the best path calls one copy."""
+    single = np.empty(ratio.size, np.bool_)
+    for t in range(ratio.size):
+        single[t] = path[t] == CN1 and ratio[t] == ratio[t]
+    return single
+
+
+@compiled
+def extra_dispersion(reads: Array, single: NDArray[np.bool_], spread: float) -> float:
+    """Return the variance of the ratio at one copy that reads do not explain, at least 0."""
+    inverse = 0.0
+    n = 0
+    for t in range(reads.size):
+        if single[t]:
+            inverse += 1.0 / reads[t]
+            n += 1
+    return max(spread * spread - inverse / max(n, 1), 0.0)
+
+
+@compiled
 def regional_sd(ratio: Array, single: NDArray[np.bool_], spread: float) -> float:
     """Return the standard deviation of what is left of depth over windows of bins at one copy.
 
