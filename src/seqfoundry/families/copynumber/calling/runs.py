@@ -21,6 +21,7 @@ _MEDIAN_VARIANCE = math.pi / 2  # of a median over that of a mean
 Z95 = 1.96
 _WINDOW = 20  # bins over which the expected depth of a place is off by the same factor
 _LEAST_WINDOWS = 20
+_LONG = 64  # bins of a run whose ends do not matter to its median
 _USUAL_REGIONAL_SD, _LEAST_REGIONAL_SD = 0.02, 0.015
 
 
@@ -304,7 +305,13 @@ def regional_sd(ratio: Array, single: NDArray[np.bool_], spread: float) -> float
 
 @compiled
 def estimate_copies(
-    runs: StateRuns, n: int, ratio: Array, reads: Array, dispersion: float, regional: float
+    runs: StateRuns,
+    n: int,
+    ratio: Array,
+    middle: Array,
+    reads: Array,
+    dispersion: float,
+    regional: float,
 ) -> tuple[Array, Array, Array]:
     """Estimate the copies of each run with a 95 % interval.
 
@@ -317,6 +324,8 @@ def estimate_copies(
     ----------
     ratio
         Depth over that of one copy, ``(B,)``; NaN without evidence.
+    middle
+        Median ratio of each run, ``(n,)``; the copies of long runs, where an end changes nothing.
     reads
         Reads expected of one copy, ``(B,)``.
     dispersion
@@ -331,6 +340,20 @@ def estimate_copies(
     copies, low, high = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
     for i in range(n):
         first, last = runs.first[i], runs.last[i]
+        if last - first >= _LONG:
+            long_size = 0
+            total = 0.0
+            for t in range(first, last):
+                if ratio[t] == ratio[t]:
+                    long_size += 1
+                    total += reads[t]
+            if long_size:
+                copies[i] = middle[i]
+                factor = _MEDIAN_VARIANCE / long_size
+                sd = _copies_sd(middle[i], total / long_size, dispersion, regional, factor)
+                low[i] = max(middle[i] - Z95 * sd, 0.0)
+                high[i] = middle[i] + Z95 * sd
+            continue
         inner_first, inner_last = first, last
         if last - first >= 3:
             inner_first, inner_last = first + 1, last - 1

@@ -429,7 +429,7 @@ def _segment_sample(
     single = single_copy_bins(ratio, path)
     dispersion = extra_dispersion(reads, single, about[2]) if n else 0.0
     regional = regional_sd(ratio, single, about[2])
-    copies, low, high = estimate_copies(runs, n, ratio, reads, dispersion, regional)
+    copies, low, high = estimate_copies(runs, n, ratio, middle, reads, dispersion, regional)
     state = runs.state[:n]
     size = runs.last[:n] - runs.first[:n]
     if rules.segment_confidence:
