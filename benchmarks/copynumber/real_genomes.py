@@ -1,14 +1,15 @@
 """Calls on depth of real genomes, with planted events, library bias and known copies.
 
 Reads are cut from complete genomes (150 bases, both ends of fragments of 300 to 500 bases, .5 %
-errors), one fragment every few bases, and mapped to HS11286 with its plasmids by minimap2 (mappy,
-the extra ``align``); reads of mapping quality 20 and more are counted by bin. This gives each
+errors), one fragment every few bases, and placed on HS11286 with its plasmids: a pair counts in
+the bins of its reads if their 31-mers that are unique in the reference agree on a place. It is no
+aligner, but tells unique from repeated sequence, and diverged from absent. This gives each
 strain's depth per bin almost without noise ("pool"). Samples are drawn from it: events multiply
 it, so do a replication gradient of random origin and a bias of GC, and counts are negative
 binomial (dispersion .003).
 
     python benchmarks/copynumber/real_genomes.py pools GENOMES POOLS
-    python benchmarks/copynumber/real_genomes.py gc|events|copies POOLS MODEL [SAMPLES] [SETTINGS]
+    python benchmarks/copynumber/real_genomes.py gc|events POOLS MODEL [SAMPLES] [SETTINGS]
 
 GENOMES has HS11286.fna.gz, GCF_000016305.1.fna.gz (MGH 78578) and GCF_000009885.1.fna.gz
 (NTUH-K2044). SETTINGS are settings of the chain, as ``--set`` of ``annotate`` takes them. Prints
@@ -43,7 +44,21 @@ STRAINS = {
 STRIDE = 5
 BIN = 1000
 READ = 150
+K = 31  # bases of a word by which reads are placed
+PROBE = 17  # bases between words of a read
+LEAST_WORDS = 2
+ERRORS = 0.005
 DISPERSION = 0.003
+DEPTHS = (10.0, 20.0, 40.0, 100.0)
+SIZES = (3, 5, 8, 15, 30, 60)
+EVENTS = (0.0, 0.5, 1.5, 2.0, 3.0, 5.0)
+VERDICTS = (
+    "fine",
+    "too shallow",
+    "wrong species or reference",
+    "related species",
+    "mixed",
+)
 EDGES = np.array([-np.inf, *(np.array(COPY_NUMBERS[1:]) + COPY_NUMBERS[:-1]) / 2, np.inf])
 SLACK = 0.1
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
@@ -85,48 +100,91 @@ def read_fasta(path: Path) -> dict[str, str]:
     return {name: "".join(parts) for name, parts in sequences.items()}
 
 
-def fragments(
-    sequence: str, stride: int, generator: np.random.Generator
-) -> Iterator[tuple[str, str]]:
-    """Yield both reads of fragments that begin every ``stride`` bases of a circle."""
-    circle = sequence + sequence[:BIN]
-    for place in range(0, len(sequence), stride):
-        first = place + int(generator.integers(0, stride))
-        last = first + int(generator.integers(300, 500))
-        pair = [circle[first : first + READ], circle[last - READ : last]]
-        pair[1] = pair[1].translate(_COMPLEMENT)[::-1]
-        for i in range(2):
-            bases = list(pair[i])
-            for error in generator.integers(0, len(bases), generator.poisson(0.005 * READ)):
-                bases[error] = "ACGT"[generator.integers(0, 4)]
-            pair[i] = "".join(bases)
-        yield pair[0], pair[1]
+def encode(sequence: str) -> NDArray[np.uint64]:
+    """Return the 31-mer that begins at each base, two bits a base; the largest number with N."""
+    codes = np.full(256, 4, np.uint8)
+    for number, base in enumerate(b"ACGT"):
+        codes[base] = number
+    digits = codes[np.frombuffer(sequence.encode(), np.uint8)]
+    n = len(digits) - K + 1
+    words = np.zeros(n, np.uint64)
+    unknown = np.zeros(n, bool)
+    for offset in range(K):
+        part = digits[offset : offset + n]
+        words = (words << np.uint64(2)) | (part & 3).astype(np.uint64)
+        unknown |= part == 4
+    words[unknown] = np.iinfo(np.uint64).max
+    return words
+
+
+class Index:
+    """Places of 31-mers that occur once in a reference, on either strand."""
+
+    def __init__(self, sequences: dict[str, str], chromosome: str) -> None:
+        words, places = [], []
+        for name, sequence in sequences.items():
+            for strand in (sequence, sequence.translate(_COMPLEMENT)[::-1]):
+                own = encode(strand)
+                place = np.arange(len(own), dtype=np.int64)
+                if strand is not sequence:
+                    place = len(sequence) - K - place
+                words.append(own)
+                places.append(place if name == chromosome else np.full(len(own), -1))
+        all_words = np.concatenate(words)
+        order = np.argsort(all_words, kind="stable")
+        all_words = all_words[order]
+        single = np.ones(len(all_words), bool)
+        same = all_words[1:] == all_words[:-1]
+        single[1:] &= ~same
+        single[:-1] &= ~same
+        self.words = all_words[single]
+        self.places = np.concatenate(places)[order][single]
+
+    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return the place of each word on the chromosome; -1 if none, or not one."""
+        at = np.searchsorted(self.words, words).clip(max=len(self.words) - 1)
+        return np.where(self.words[at] == words, self.places[at], -1)
 
 
 def make_pools(genomes: Path, pools: Path) -> None:
     """Write the depth of each strain per bin of the chromosome of HS11286."""
-    import mappy
-
     pools.mkdir(parents=True, exist_ok=True)
     reference = read_fasta(genomes / STRAINS["HS11286"])
     chromosome = max(reference, key=lambda name: len(reference[name]))
-    fasta = pools / "reference.fa"
-    fasta.write_text("".join(f">{name}\n{bases}\n" for name, bases in reference.items()))
-    aligner = mappy.Aligner(str(fasta), preset="sr", n_threads=1)
+    index = Index(reference, chromosome)
+    n_bins = -(-len(reference[chromosome]) // BIN)
     generator = np.random.default_rng(4051)
     for strain, file in STRAINS.items():
         genome = read_fasta(genomes / file)
         own = max(genome, key=lambda name: len(genome[name]))
-        counts = np.zeros(-(-len(reference[chromosome]) // BIN), dtype=np.int64)
-        for first, second in fragments(genome[own], STRIDE, generator):
-            hits = {}
-            for hit in aligner.map(first, second):
-                if hit.is_primary:
-                    hits.setdefault(hit.read_num, hit)
-            for hit in hits.values():
-                if hit.mapq >= 20 and hit.ctg == chromosome:
-                    counts[hit.r_st // BIN] += 1
-        np.save(pools / f"{strain}.npy", counts / (2 * BIN / STRIDE), allow_pickle=False)
+        circle = genome[own] + genome[own][:BIN]
+        depth = count_reads(index, circle, len(genome[own]), n_bins, generator)
+        np.save(pools / f"{strain}.npy", depth, allow_pickle=False)
+
+
+def count_reads(
+    index: Index, circle: str, length: int, n_bins: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return depth over that of one copy, ``(n_bins,)``, of reads cut from a circular genome."""
+    found = index.find(encode(circle))
+    starts = np.arange(0, length, STRIDE)
+    starts = starts + generator.integers(0, STRIDE, len(starts))
+    insert = generator.integers(300, 500, len(starts))
+    counts = np.zeros(n_bins)
+    probes = np.arange(0, READ - K + 1, PROBE)
+    for read in (starts, starts + insert - READ):
+        inside = read[(read >= 0) & (read + READ <= len(circle))]
+        places = found[inside[:, None] + probes]
+        # an error in any of its bases spoils a word
+        places[generator.random(places.shape) < 1 - (1 - ERRORS) ** K] = -1
+        known = places >= 0
+        usable = known.sum(axis=1) >= LEAST_WORDS
+        middle = np.ma.median(np.ma.array(places, mask=~known), axis=1).filled(-1)
+        near = np.abs(places - middle[:, None]) < READ
+        agree = (known & near).sum(axis=1) >= LEAST_WORDS
+        good = usable & agree
+        counts += np.bincount((middle[good] // BIN).astype(int), minlength=n_bins)[:n_bins]
+    return np.asarray(counts / (2 * BIN / STRIDE))
 
 
 def read_pools(folder: Path) -> dict[str, NDArray[np.float64]]:
@@ -312,6 +370,42 @@ def measure_gc(pools: dict[str, Any], model: serve.CopyNumberModel, n: int, seed
             print(json.dumps(line), flush=True)
 
 
+def measure_events(pools: dict[str, Any], model: serve.CopyNumberModel, n: int, seed: int) -> None:
+    """Print shares of events in the right state, by size, depth and copies, and false segments.
+
+    Samples have a smooth bias of GC of up to .15 log2 per standard deviation.
+    """
+    bins = model.layout.bins
+    measurable = np.ones(len(bins), bool) if bins.measurable is None else bins.measurable
+    z = ((bins.gc - np.median(bins.gc)) / bins.gc.std()).clip(-4, 4)
+    generator = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        strain = list(pools)[i % len(pools)]
+        depth = DEPTHS[i // len(pools) % len(DEPTHS)]
+        kinds = [(int(generator.choice(SIZES)), float(generator.choice(EVENTS))) for _ in range(6)]
+        bias = smooth_bias(z, float(generator.uniform(0, 0.15)), generator)
+        pool = pools[strain]
+        samples.append(draw_sample(strain, pool, kinds, depth, bias, measurable, generator))
+    counts = np.array([sample.counts for sample in samples])
+    called = serve.call_samples(model, counts, None)
+    results = event_results(called.segments, samples)
+    groups: dict[str, list[bool]] = {"all": [], "8 kb and more": []}
+    for sample, event, right in results:
+        size = event.last - event.first
+        names = [f"{size} kb", f"{sample.depth:g}x", f"{event.copies:g} copies", "all"]
+        if size >= 8:
+            names.append("8 kb and more")
+        for name in names:
+            groups.setdefault(name, []).append(right)
+    for name, right in groups.items():
+        print(json.dumps({"events": name, **share(right)}), flush=True)
+    false = false_segments(called.segments, samples, measurable)
+    print(json.dumps({"false": per_sample(false, n)}))
+    verdicts = {str(word): int((called.quality.verdict == word).sum()) for word in VERDICTS}
+    print(json.dumps({"verdicts": verdicts}))
+
+
 def main() -> None:
     """Run one table."""
     what = sys.argv[1]
@@ -321,7 +415,14 @@ def main() -> None:
     pools = read_pools(Path(sys.argv[2]))
     model = serve.load(Path(sys.argv[3]))
     n = int(sys.argv[4]) if len(sys.argv) > 4 else 200
-    measure_gc(pools, model, n, seed=90_210)
+    if len(sys.argv) > 5:
+        model = serve.with_settings(model, sys.argv[5])
+    if what == "events":
+        measure_events(pools, model, n, seed=60_503)
+    elif what == "gc":
+        measure_gc(pools, model, n, seed=90_210)
+    else:
+        sys.exit(f"real_genomes.py: must be pools, gc or events, got {what}")
 
 
 if __name__ == "__main__":

@@ -412,3 +412,65 @@ def test_a_folder_with_content_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="must be a new or empty folder"):
         simulate(config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_without_preparations_counts_are_those_of_before(made: Path, tmp_path: Path) -> None:
+    settings = config(
+        train_samples=150,
+        test_samples=90,
+        bias_block=40,
+        low_coverage=0.05,
+        preparation_gc=0.9,
+        preparation_bias=0.9,
+        unseen_preparation=True,
+    )
+    simulate(settings, tmp_path / "data")
+    for file in ("train/chromosome/counts.npy", "test/plasmid/genes.npy"):
+        assert (made / file).read_bytes() == (tmp_path / "data" / file).read_bytes()
+
+
+def test_preparations_share_biases_and_an_unseen_one_does_not(tmp_path: Path) -> None:
+    settings = {
+        "train_samples": 60,
+        "test_samples": 60,
+        "absent_share": 0.0,
+        "max_events": 0,
+        "low_coverage": 0.0,
+        "gradient": (0.0, 0.0),
+        "preparations": 1,
+        "preparation_gc": 0.2,
+        "preparation_bias": 0.3,
+    }
+    correlations = []
+    for unseen in (False, True):
+        out = tmp_path / str(unseen)
+        simulate(config(**settings, unseen_preparation=unseen), out)
+        tracks = []
+        for cohort in ("train", "test"):
+            counts = np.load(out / cohort / "chromosome" / "counts.npy").astype(float)
+            tracks.append(np.log2((counts / np.median(counts, axis=1)[:, None]).mean(axis=0)))
+        correlations.append(np.corrcoef(*tracks)[0, 1])
+    assert correlations[0] > 0.95
+    assert correlations[1] < 0.5
+
+
+def test_preparations_need_the_gc_share_of_bins(tmp_path: Path) -> None:
+    settings = config(preparations=2, bin_table_path="", gc_correction=False, mask_below=0.0)
+    with pytest.raises(ConfigError, match=r"simulate\.preparations: must have a table"):
+        simulate(settings, tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_are_events_of_many_copies(tmp_path: Path) -> None:
+    simulate(config(max_arrays=3, max_events=0), tmp_path / "data")
+    counts = np.load(tmp_path / "data" / "train" / "chromosome" / "counts.npy")
+    names = [row["sample_id"] for row in rows(tmp_path / "data" / "train" / "metadata.tsv")]
+    spans = spans_of(tmp_path / "data" / "train")
+    arrays = [(name, span) for name in spans for span in spans[name] if span.kind == "event"]
+    assert {span.cn for _, span in arrays} == {5.0, 20.0, 85.0}
+    for name, span in arrays:
+        row = counts[names.index(name)]
+        inner = row[span.start // BIN + 1 : span.end // BIN]
+        if inner.size >= 3:
+            assert np.median(inner) / np.median(row[row > 0]) > 0.4 * span.cn
+        assert 1 <= (span.end - span.start) / BIN <= 10

@@ -92,6 +92,17 @@ def test_copies_of_long_segments_are_those_of_their_bins() -> None:
         assert found.high[k] - found.low[k] <= 0.25 * max(truth, 0.2)
 
 
+def test_an_array_beside_a_deletion_leaves_no_stump_of_it() -> None:
+    copies = np.ones((1, len(BINS)))
+    copies[0, 600:606] = [0, 0, 0, 0, 4, 4]
+    copies[0, 606] = 0.1
+    found = call_flat(draw(copies))
+    assert found.label[at(found, 604)] == segments_module.LABELS.index("array")
+    assert found.cn[at(found, 601)] == 0
+    short = (found.last - found.first < 3) & (found.cn < 1)
+    assert not short.any()
+
+
 def test_noise_alone_gives_no_array() -> None:
     found = call_flat(draw(np.ones((60, len(BINS))), dispersion=0.02))
     assert (found.cn != 1).sum() <= 1
@@ -120,6 +131,8 @@ def test_bins_without_evidence_are_not_one_copy() -> None:
     counts[0, :3] = [140, 150, 400]
     found = call(counts, expected, split, SETTINGS)
     assert segments_module.LABELS[found.label[0]] == "too little evidence"
+    of_the_mission = call(counts, expected, split, MISSION)
+    assert (of_the_mission.label == 0).all(), "its settings know no such answer"
 
 
 def test_calibrated_confidence_rises_with_the_margin() -> None:

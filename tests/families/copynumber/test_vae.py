@@ -462,3 +462,21 @@ def test_recurrent_events_are_not_absorbed(tmp_path: Path) -> None:
         moved[limit] = np.log2(expected[1] / expected[0])[:, 200:230].mean()
     assert abs(moved[0.35]) < 0.15
     assert moved[0.0] > 0.5
+
+
+def test_bins_that_follow_gc_enter_the_loss(tmp_path: Path) -> None:
+    config = settings()
+    generator = np.random.default_rng(12)
+    gc = 0.57 + 0.05 * np.repeat(generator.standard_normal(BINS // 8 + 1), 8)[:BINS]
+    z = (gc - np.median(gc)) / gc.std()
+    mean = np.broadcast_to(250 * np.exp2(0.45 * z), (6, BINS))
+    counts = generator.poisson(mean).astype(np.uint32)
+    training = NetworkTraining.start(config, BINS)
+    used = {}
+    for name, known in (("plain", None), ("gc", gc)):
+        folder = tmp_path / name
+        folder.mkdir()
+        made = losses.prepare(counts, training.model, config, folder, known)
+        used[name] = np.unpackbits(made.used, axis=1, count=BINS).astype(bool)
+    assert used["gc"].mean() > 0.9
+    assert used["plain"].mean() < used["gc"].mean() - 0.1

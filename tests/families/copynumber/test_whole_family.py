@@ -364,3 +364,36 @@ def test_annotate_writes_calls_of_every_sample(run: Path, data: Path, tmp_path: 
     with pytest.raises((InputError, MissingError)):
         annotate(tmp_path / "empty", run, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_settings_of_segmentation_can_be_given_to_annotate(
+    run: Path, data: Path, tmp_path: Path
+) -> None:
+    request = engine.Request(data / "example", str(run), tmp_path / "out")
+    overrides = "segment_min_evidence=1e6 segment_weak_evidence=0 segment_array_evidence=0"
+    summary = engine.run(CallCopyNumbers(overrides), request)
+    assert summary["settings"]["segment_min_evidence"] == 1e6
+    segments = pd.read_parquet(tmp_path / "out" / "segments.parquet")
+    assert set(segments["cn"]) <= {1.0}
+    plain = annotate(data / "example", run, tmp_path / "plain")
+    assert plain["segments"] > summary["segments"]
+    assert "settings" not in plain
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("lr=0.1", r"--set: lr must be one of .* training fixed it"),
+        ("baseline=median", "training fixed it"),
+        ("segment_minbins=3", "there is no such setting"),
+        ("hmm_self_transition=1.5", "hmm_self_transition"),
+        ("hmm_self_transition=often", "hmm_self_transition"),
+    ],
+)
+def test_settings_that_cannot_be_given_to_annotate_are_refused(
+    run: Path, data: Path, tmp_path: Path, overrides: str, message: str
+) -> None:
+    request = engine.Request(data / "example", str(run), tmp_path / "out")
+    with pytest.raises(ConfigError, match=message):
+        engine.run(CallCopyNumbers(overrides), request)
+    assert not list(tmp_path.iterdir())

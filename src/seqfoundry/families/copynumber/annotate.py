@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from seqfoundry.core.files import atomic as files
+from seqfoundry.core.settings.config import parse_overrides
 from seqfoundry.engine.job import Chunk, Job, Parts, Summary, TableColumns
 from seqfoundry.engine.parts import explode, join_files, join_tables, write_table
 from seqfoundry.families.copynumber import data, serve
@@ -42,7 +43,15 @@ class CallCopyNumbers(Job):
     model's input columns. Writes ``samples.tsv`` (a row per sample), ``segments.parquet``
     (``sample_id, chrom, x0, x1, cn, confidence`` and more), ``gene_calls.tsv`` and
     ``plasmid_calls.tsv`` (a row per sample and gene) and ``summary.json``.
+
+    Parameters
+    ----------
+    settings
+        Settings of the chain that win over the model's, ``"key=value key=value"``: those of
+        `serve.CHAIN_SETTINGS`.
     """
+
+    settings: str = ""
 
     family = "copynumber"
     marker = SEGMENTS
@@ -51,6 +60,10 @@ class CallCopyNumbers(Job):
     @property
     def chunk_rows(self) -> int:
         return data.CHUNK
+
+    def check(self, model: Portable) -> None:
+        if self.settings:
+            serve.with_settings(serve.load(model.model_folder), self.settings)
 
     def table_columns(self, model: Portable) -> TableColumns:
         columns = [name for name in model.serving.input_columns[1:] if name != _FLANKS]
@@ -63,7 +76,8 @@ class CallCopyNumbers(Job):
 
     def predict(self, model: Portable, chunk: Chunk) -> pd.DataFrame:
         columns = [name for name in model.serving.input_columns if name in chunk.rows]
-        answer = model.predict(chunk.rows[columns])
+        params = {"settings": self.settings} if self.settings else {}
+        answer = model.predict(chunk.rows[columns], **params)
         return answer.set_axis(chunk.rows["sample_id"])
 
     def write_part(
@@ -93,13 +107,15 @@ class CallCopyNumbers(Job):
         totals: Counter[str] = Counter()
         for counts in parts.read_counts(SampleCounts):
             totals.update(vars(counts))
-        summary = {
+        summary: Summary = {
             "model": model.reference,
             "registered_name": model.serving.registered_name,
             "samples": totals["samples"],
             "callable": totals["callable"],
             "segments": totals["segments"],
         }
+        if self.settings:
+            summary["settings"] = parse_overrides(self.settings)
         files.write_json(out / "summary.json", summary)
         return summary
 

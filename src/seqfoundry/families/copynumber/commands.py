@@ -52,9 +52,10 @@ def prepare(
 @command_line.argument(
     "input", type=command_line.PATH, help="Read counts of a sample, a folder of them, or a store."
 )
+@command_line.overrides
 @standard_commands.job_options
-def annotate(request: engine.Request) -> Any:
+def annotate(request: engine.Request, overrides: str) -> Any:
     """Call copy numbers of bins, genes and plasmid genes."""
     from seqfoundry.families.copynumber.annotate import CallCopyNumbers
 
-    return engine.run(CallCopyNumbers(), request)
+    return engine.run(CallCopyNumbers(overrides), request)

@@ -44,6 +44,13 @@ class SimulateConfig:
     learns to expect smooth tracks and not one genome. Each sample has up to ``max_events`` events
     of ``event_bins``; a share ``low_coverage`` has too few reads. ``example_samples`` of the test
     cohort are also written as tables of read counts.
+
+    With ``preparations`` the bins have the GC share of ``bin_table_path``, in place of a made
+    track, and biases of their own that training and test samples share. Samples are of so many
+    library preparations, each with a slope of log2 depth per standard deviation of GC (of standard
+    deviation ``preparation_gc``) and biases of its bins (``preparation_bias``). With
+    ``unseen_preparation`` all test samples are of one that no training sample has. Each sample has
+    up to ``max_arrays`` tandem arrays of 1 to 10 kb with 5, 20 or 85 copies.
     """
 
     train_samples: Positive
@@ -59,6 +66,11 @@ class SimulateConfig:
     max_events: Count
     event_bins: tuple[int, int]
     low_coverage: Rate
+    preparations: Count
+    preparation_gc: Weight
+    preparation_bias: Weight
+    unseen_preparation: bool
+    max_arrays: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,13 @@ _ADDED_SETTINGS = {
     "species_dispersion": 0.0,
     "pcn_local_backbone": False,
 }
+_ADDED_SIMULATE = {
+    "preparations": 0,
+    "preparation_gc": 0.0,
+    "preparation_bias": 0.0,
+    "unseen_preparation": False,
+    "max_arrays": 0,
+}
 _NAMED = (
     "architecture",
     "hmm",
@@ -104,6 +111,7 @@ _TABLES = {
     "plasmid_family_map_path": "plasmid_families.tsv",
     "chrom_gene_coords_path": "chromosome_genes.tsv",
 }
+PARAMS = {"settings": ""}  # of ``predict``
 # settings that can be given when samples are called, since training does not depend on them
 CHAIN_SETTINGS = (
     "hmm_self_transition",
@@ -316,6 +324,7 @@ def load(folder: Path) -> CopyNumberModel:
             (*_PATHS, *_TABLES), ""
         )  # paths of a model's settings are its maker's, if not planted
         settings = _ADDED_SETTINGS | content["settings"]
+        settings["simulate"] = _ADDED_SIMULATE | settings["simulate"]
         config = build_plain(settings | nowhere | own, Config, origin=lambda _: where)
         genes = tuple(GeneInterval(**one) for one in content["genes"])
         rules = _rules(content["rules"])
@@ -420,13 +429,15 @@ def _refuse_code(settings: Mapping[str, Any], where: str) -> None:
             )
 
 
-def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
+def predict(model: CopyNumberModel, frame: pd.DataFrame, *, settings: str = "") -> pd.DataFrame:
     """Call the samples of a table; new columns only, same index, same order.
 
     A row has ``counts``: reads in each of the model's bins, and may have ``genes``: depth of each
     gene of the panel in reads per bin (NaN: unknown), ``flanks``: depth on the left of each, then
     on the right of each, and ``replicons``: a list of ``replicon``,
     ``depth`` and ``breadth``.
+
+    ``settings`` are settings of the chain that win over the model's (`with_settings`).
 
     Returns
     -------
@@ -443,7 +454,11 @@ def predict(model: CopyNumberModel, frame: pd.DataFrame) -> pd.DataFrame:
     InputError
         If a column is missing, or counts are not whole numbers from 0 on, one for each bin; rows
         are counted from 0.
+    ConfigError
+        If a setting cannot be given here, see `with_settings`.
     """
+    if settings:
+        model = with_settings(model, settings)
     counts = _counts(model, frame)
     plasmids = _plasmids(model, frame)
     found = call_samples(model, counts, plasmids)

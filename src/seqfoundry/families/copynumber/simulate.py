@@ -25,6 +25,7 @@ from seqfoundry.core.files.tables import write_tsv
 from seqfoundry.families.copynumber.config import Config, SimulateConfig
 from seqfoundry.families.copynumber.depth.bins import (
     Bins,
+    BinTable,
     Counts,
     GeneInterval,
     gene_flanks,
@@ -88,7 +89,7 @@ _LENGTHS = {
 }
 _TAIL = 5000
 # the second number of a stream's seed; never renumber, or the same seed gives other data
-_STREAMS = {"reference": 0, "lineages": 1, "train": 2, "test": 3}
+_STREAMS = {"reference": 0, "lineages": 1, "train": 2, "test": 3, "preparations": 4}
 _READ = 150  # bases of a read: depth in reads per base times this is coverage
 _TOO_FEW = (0.3, 3.0)  # coverage of low-coverage samples
 _BIAS, _GC, _GC_SPREAD = (
@@ -96,6 +97,11 @@ _BIAS, _GC, _GC_SPREAD = (
     0.025,
     0.03,
 )  # log2: sd of a bin, of GC's wave, of its strength between samples
+# of library preparations: how much the slope of GC differs between samples, curvature as a share
+# of the slope, how much the strength of a kit's biases differs
+_PREPARATION_SPREAD, _CURVATURE, _STRENGTH = 0.3, 0.25, 0.3
+_ARRAY_COPIES = (5.0, 20.0, 85.0)
+_ARRAY_KILOBASES = (1, 11)
 # samples whose bins are worked out at once, so that memory stays flat; part of the stream, as
 # _STREAMS
 _ROWS = 64
@@ -114,6 +120,16 @@ class World:
     plasmids: Bins
     panel: tuple[GeneInterval, ...]
     families: dict[str, list[str]]
+    preparations: "Preparations | None" = None
+
+
+class Preparations(NamedTuple):
+    """Library preparations P, whose biases all samples share; log2."""
+
+    gc: Array  # (n_bins,) standardised GC share
+    bins: Array  # (n_bins,) bias of each bin in all preparations
+    slope: Array  # (P,) per standard deviation of GC
+    kit: Array  # (P, n_bins) bias of each bin
 
 
 @dataclass(slots=True)
@@ -233,13 +249,35 @@ def _world(config: Config) -> World:
         row["family"]: row["members"].split(",")
         for row in _rows(config.plasmid_family_map_path, ("family", "members"))
     }
+    layout = Bins.tiling(CHROMOSOME.name, CHROMOSOME.length, BIN)
     return World(
+        preparations=_draw_preparations(config, layout) if settings.preparations else None,
         settings=settings,
         bins=Bins.tiling(CHROMOSOME.name, CHROMOSOME.length, BIN),
         genes=tuple(gene for gene in genes if gene.chrom == CHROMOSOME.name),
         plasmids=Bins(parts[0], parts[1], parts[2], BIN),
         panel=tuple(panel),
         families=families,
+    )
+
+
+def _draw_preparations(config: Config, bins: Bins) -> Preparations:
+    """Draw the biases of library preparations; the last is the one that may be unseen."""
+    if not config.bin_table_path:
+        raise ConfigError(
+            "simulate.preparations: must have a table of the bins' GC share (bin_table_path), got "
+            "none"
+        )
+    gc = BinTable.read(Path(config.bin_table_path), bins).gc
+    standard = np.rint(((gc - np.median(gc)) / gc.std()).clip(-3.5, 3.5) * 1000) / 1000
+    settings = config.simulate
+    stream = _stream(config.seed, "preparations")
+    n = settings.preparations + 1
+    return Preparations(
+        gc=standard,
+        bins=_BIAS * normal(stream, len(bins)),
+        slope=settings.preparation_gc * normal(stream, n),
+        kit=settings.preparation_bias * normal(stream, n, len(bins)),
     )
 
 
@@ -306,10 +344,22 @@ def _draw_scalars(world: World, n_lineages: int, n: int, stream: Stream) -> Scal
 
 
 def _chromosome(
-    world: World, drawn: Scalars, spans: Sequence[Sequence[Span]], stream: Stream
+    world: World,
+    drawn: Scalars,
+    spans: Sequence[Sequence[Span]],
+    stream: Stream,
+    *,
+    is_test: bool = False,
 ) -> Counts:
-    """Draw counts of a block of samples, whose bins share one bias and one GC wave."""
+    """Draw counts of a block of samples, whose bins share one bias and one GC wave.
+
+    Or the biases of their library preparations, where there are any.
+    """
     n_bins = len(world.bins)
+    preparations = world.preparations
+    shared = (
+        None if preparations is None else _prepare_libraries(world, len(spans), is_test, stream)
+    )
     wave = gc_wave(stream, n_bins)
     bias = _BIAS * normal(stream, n_bins) + _GC * wave
     counts = np.empty((len(spans), n_bins), dtype=np.uint32)
@@ -317,17 +367,51 @@ def _chromosome(
         rows = slice(first, first + _ROWS)
         away = np.abs(np.arange(n_bins) - drawn.origin[rows, None])
         away = np.minimum(away, n_bins - away)
-        log2 = (
-            drawn.gradient[rows, None] * (0.5 - 2 * away / n_bins)
-            + bias
-            + drawn.gc[rows, None] * wave
-        )
+        log2 = drawn.gradient[rows, None] * (0.5 - 2 * away / n_bins)
+        if shared is None:
+            log2 = log2 + bias + drawn.gc[rows, None] * wave
+        else:
+            log2 = log2 + shared[rows]
         ratio = np.ones(log2.shape)
         for row, own in zip(ratio, spans[rows], strict=True):
             paint(row, own)
         mean = exp2(log2) * ratio * (world.bins.lengths / BIN) * drawn.rate[rows, None]
         counts[rows] = draw_counts(mean, drawn.dispersion[rows], stream)
     return counts
+
+
+def _prepare_libraries(world: World, n: int, is_test: bool, stream: Stream) -> Array:
+    """Draw the preparation of each sample; return its biases, log2, ``(n, n_bins)``."""
+    preparations = world.preparations
+    assert preparations is not None
+    settings = world.settings
+    unseen = is_test and settings.unseen_preparation
+    number = stream.integers(0, settings.preparations, n)
+    number = np.full(n, settings.preparations) if unseen else number
+    slope = preparations.slope[number]
+    slope = slope + _PREPARATION_SPREAD * settings.preparation_gc * normal(stream, n)
+    strength = 1 + _STRENGTH * normal(stream, n)
+    gc = preparations.gc
+    curved = gc - _CURVATURE * (gc * gc - 1)
+    kit = strength[:, None] * preparations.kit[number]
+    return np.asarray(preparations.bins + slope[:, None] * curved + kit)
+
+
+def _draw_arrays(settings: SimulateConfig, taken: Sequence[Span], stream: Stream) -> list[Span]:
+    """Draw tandem arrays away from events and absent regions."""
+    arrays: list[Span] = []
+    for _ in range(int(stream.integers(0, settings.max_arrays + 1))):
+        length = int(stream.integers(*_ARRAY_KILOBASES)) * BIN
+        start = int(stream.integers(0, CHROMOSOME.length - length))
+        copies = _ARRAY_COPIES[int(stream.integers(0, len(_ARRAY_COPIES)))]
+        array = Span(start, start + length, copies, copies, "event")
+        meets = any(
+            array.start < span.end + 5 * BIN and span.start < array.end + 5 * BIN
+            for span in (*taken, *arrays)
+        )
+        if not meets:
+            arrays.append(array)
+    return arrays
 
 
 def _plasmids(world: World, drawn: Scalars, carried: PlasmidContent, stream: Stream) -> Counts:
@@ -377,7 +461,10 @@ def _write_cohort(
             spans = [
                 [*member.absent, *found] for member, found in zip(members, events, strict=True)
             ]
-            counts = _chromosome(world, drawn, spans, stream)
+            if world.settings.max_arrays:
+                for own_spans in spans:
+                    own_spans += _draw_arrays(world.settings, own_spans, stream)
+            counts = _chromosome(world, drawn, spans, stream, is_test=seed[1] == "test")
             chromosome.add(counts)
             carries = np.array([member.carries for member in members])
             carried = draw_plasmids(world.plasmids, world.panel, carries, stream)

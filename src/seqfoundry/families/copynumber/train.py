@@ -282,10 +282,10 @@ def _prepared(
     task: CopynumberTask, training: losses.NetworkTraining
 ) -> Iterator[losses.TrainingArrays]:
     """Give what training reads of the cohort, in a folder that goes afterwards."""
+    gc = task.layout.bins.gc if task.config.gc_correction else None
+    counts = task.cohort.chromosome.counts
     with tempfile.TemporaryDirectory(prefix="seqfoundry-") as folder:
-        yield losses.prepare(
-            task.cohort.chromosome.counts, training.model, task.config, Path(folder)
-        )
+        yield losses.prepare(counts, training.model, task.config, Path(folder), gc)
 
 
 def _eligible(progress: CopynumberProgress, config: Config) -> list[float]:

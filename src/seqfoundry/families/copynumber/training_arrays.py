@@ -15,8 +15,9 @@ from torch import Tensor
 
 from seqfoundry.core.files.arrays import Rows, open_array
 from seqfoundry.families.copynumber.config import Config
-from seqfoundry.families.copynumber.depth.baselines import harmonics, strays
+from seqfoundry.families.copynumber.depth.baselines import harmonics, robust_fit, strays
 from seqfoundry.families.copynumber.depth.bins import Values
+from seqfoundry.families.copynumber.depth.gc import gc_tracks
 from seqfoundry.families.copynumber.model import ROWS, DepthNetwork, normalise, on_scale
 
 Integers = NDArray[np.int64]
@@ -99,7 +100,11 @@ class TrainingArrays:
 
 
 def prepare(
-    counts: NDArray[Any], model: DepthNetwork, config: Config, folder: Path
+    counts: NDArray[Any],
+    model: DepthNetwork,
+    config: Config,
+    folder: Path,
+    gc: Values | None = None,
 ) -> TrainingArrays:
     """Write what training needs of all samples into a folder that is there, and open it.
 
@@ -114,7 +119,11 @@ def prepare(
         stray are used).
     folder
         12 kB per sample of 5,334 bins.
+    gc
+        GC share of each bin, ``(B,)``, where depth is fitted to it: what follows a sample's GC is
+        no event, and does not stray. None: not fitted.
     """
+    curves = None if gc is None else gc_tracks(gc)
     n, n_bins = counts.shape
     widths = {"x": (n_bins, np.float16), "used": (-(-n_bins // 8), np.uint8)}
     widths["pattern"] = -(-n_bins // PATTERN_BINS), np.float16
@@ -128,6 +137,9 @@ def prepare(
             rows = slice(first, first + ROWS)
             block = normalise(counts[rows], config)
             smooth = harmonics(block.log2, block.present, _WAVES)
+            if curves is not None:
+                rest = robust_fit(block.log2 - smooth, block.present, curves).astype(np.float32)
+                smooth = smooth + rest @ curves
             used = block.present
             if config.recurrent_log2:
                 used = used & ~strays(block.log2 - smooth, block.present, config.recurrent_log2)

@@ -21,6 +21,7 @@ _MEDIAN_VARIANCE = math.pi / 2  # of a median over that of a mean
 Z95 = 1.96
 _WINDOW = 20  # bins over which the expected depth of a place is off by the same factor
 _LEAST_WINDOWS = 20
+_LONG = 64  # bins of a run whose ends do not matter to its median
 _USUAL_REGIONAL_SD, _LEAST_REGIONAL_SD = 0.02, 0.015
 
 
@@ -196,14 +197,15 @@ def insert_marked(
     n: int,
     ratio: Array,
     means: Array,
+    least: int,
     marks: NDArray[np.uint8],
     kind: NDArray[np.uint8],
 ) -> int:
     """Cut marked stretches of bins out of runs of one copy or fewer; return how many runs result.
 
     An array becomes a run of the state nearest to its mean ratio, whatever run of at most one copy
-    held it; a weak run stays one copy, and is cut out of one copy only. ``kind`` (B,) receives the
-    mark of each run.
+    held it; of that run, a rest of fewer than ``least`` bins is one copy. A weak run stays one
+    copy, and is cut out of one copy only. ``kind`` (B,) receives the mark of each run.
     """
     state = np.full(ratio.size, SILENT, np.uint8)
     for i in range(n):
@@ -221,6 +223,8 @@ def insert_marked(
         if marks[first] == ARRAY and highest <= CN1:
             values = ratio[first:t]
             mean = values[values == values].mean()
+            _clear_rest(state, runs.begins, first, -1, least)
+            _clear_rest(state, runs.begins, t - 1, 1, least)
             state[first:t] = max(CN1 + 1, int(np.argmin(np.abs(means - mean))))
         elif marks[first] != WEAK or highest != CN1 or lowest != CN1:
             marks[first:t] = 0
@@ -236,6 +240,47 @@ def insert_marked(
             kind[n] = marks[t]
             n += 1
     return n
+
+
+@compiled
+def _clear_rest(
+    state: NDArray[np.uint8], begins: NDArray[np.bool_], place: int, step: int, least: int
+) -> None:
+    """Make bins beside ``place`` one copy if fewer than ``least`` of its state lie there."""
+    length = 0
+    t = place
+    while length < least:
+        following = t + step
+        if not 0 <= following < state.size or begins[max(t, following)]:
+            break
+        if state[following] != state[place]:
+            break
+        t = following
+        length += 1
+    if length < least:
+        for i in range(1, length + 1):
+            state[place + i * step] = CN1
+
+
+@compiled
+def single_copy_bins(ratio: Array, path: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mark the bins with evidence that the best path calls one copy."""
+    single = np.empty(ratio.size, np.bool_)
+    for t in range(ratio.size):
+        single[t] = path[t] == CN1 and ratio[t] == ratio[t]
+    return single
+
+
+@compiled
+def extra_dispersion(reads: Array, single: NDArray[np.bool_], spread: float) -> float:
+    """Return the variance of the ratio at one copy that reads do not explain, at least 0."""
+    inverse = 0.0
+    n = 0
+    for t in range(reads.size):
+        if single[t]:
+            inverse += 1.0 / reads[t]
+            n += 1
+    return max(spread * spread - inverse / max(n, 1), 0.0)
 
 
 @compiled
@@ -260,7 +305,13 @@ def regional_sd(ratio: Array, single: NDArray[np.bool_], spread: float) -> float
 
 @compiled
 def estimate_copies(
-    runs: StateRuns, n: int, ratio: Array, reads: Array, dispersion: float, regional: float
+    runs: StateRuns,
+    n: int,
+    ratio: Array,
+    middle: Array,
+    reads: Array,
+    dispersion: float,
+    regional: float,
 ) -> tuple[Array, Array, Array]:
     """Estimate the copies of each run with a 95 % interval.
 
@@ -273,6 +324,8 @@ def estimate_copies(
     ----------
     ratio
         Depth over that of one copy, ``(B,)``; NaN without evidence.
+    middle
+        Median ratio of each run, ``(n,)``; the copies of long runs, where an end changes nothing.
     reads
         Reads expected of one copy, ``(B,)``.
     dispersion
@@ -287,6 +340,20 @@ def estimate_copies(
     copies, low, high = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
     for i in range(n):
         first, last = runs.first[i], runs.last[i]
+        if last - first >= _LONG:
+            long_size = 0
+            total = 0.0
+            for t in range(first, last):
+                if ratio[t] == ratio[t]:
+                    long_size += 1
+                    total += reads[t]
+            if long_size:
+                copies[i] = middle[i]
+                factor = _MEDIAN_VARIANCE / long_size
+                sd = _copies_sd(middle[i], total / long_size, dispersion, regional, factor)
+                low[i] = max(middle[i] - Z95 * sd, 0.0)
+                high[i] = middle[i] + Z95 * sd
+            continue
         inner_first, inner_last = first, last
         if last - first >= 3:
             inner_first, inner_last = first + 1, last - 1

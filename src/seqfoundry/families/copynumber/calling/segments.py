@@ -58,6 +58,7 @@ from seqfoundry.families.copynumber.calling.runs import (
     describe_runs,
     drop_weak_runs,
     estimate_copies,
+    extra_dispersion,
     find_arrays,
     find_weak_runs,
     insert_marked,
@@ -65,6 +66,7 @@ from seqfoundry.families.copynumber.calling.runs import (
     merge_short_runs,
     regional_sd,
     runs_of,
+    single_copy_bins,
 )
 from seqfoundry.families.copynumber.config import COPY_NUMBERS, Config
 from seqfoundry.families.copynumber.depth.bins import Bins
@@ -421,14 +423,13 @@ def _segment_sample(
         array_limits = rules.segment_min_bins, float(rules.segment_array_evidence)
         find_arrays(runs, path, ratio, means, sds, array_limits, marks)
     if marks.any():
-        n = insert_marked(runs, n, ratio, means, marks, kind)
+        n = insert_marked(runs, n, ratio, means, rules.segment_min_bins, marks, kind)
     middle, confidence = describe_runs(runs, n, ratio, decoded.posterior[sample])
     reads = expected.astype(np.float64) * about[1]
-    single = (path == CN1) & (ratio == ratio)
-    inverse = float(np.mean(1 / reads[single])) if single.any() else 0.0
-    dispersion = max(about[2] ** 2 - inverse, 0.0) if n else 0.0
+    single = single_copy_bins(ratio, path)
+    dispersion = extra_dispersion(reads, single, about[2]) if n else 0.0
     regional = regional_sd(ratio, single, about[2])
-    copies, low, high = estimate_copies(runs, n, ratio, reads, dispersion, regional)
+    copies, low, high = estimate_copies(runs, n, ratio, middle, reads, dispersion, regional)
     state = runs.state[:n]
     size = runs.last[:n] - runs.first[:n]
     if rules.segment_confidence:
@@ -440,6 +441,7 @@ def _segment_sample(
         confidence = np.where(altered, calibrated, confidence)
     undecided = (low <= _NEIGHBOURS[0]) | (high >= _NEIGHBOURS[1])
     doubtful = (state == CN1) & ((kind[:n] == WEAK) | undecided)
+    doubtful &= rules.segment_weak_evidence > 0
     label = np.select(
         [np.isnan(middle), doubtful, kind[:n] == ARRAY],
         [LABELS.index("not measurable"), LABELS.index("too little evidence"), 1],
